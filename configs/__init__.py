@@ -1,0 +1,1 @@
+"""The run configuration: TOML files and the one schema that composes the packages' own settings."""

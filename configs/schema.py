@@ -1,0 +1,83 @@
+"""The one schema of a run: the packages' own settings, composed."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from learner_jax.config import LearnerSettings, Settings, WarmStartSettings
+from rewards.config import TaskSettings
+from serving_bridge.config import EvaluationSettings, RolloutSettings, ServingSettings, StoreSettings
+
+
+class RunSettings(Settings):
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    directory: str = Field("", description="run directory; runs/<name> if empty")
+    seed: int = Field(0, ge=0)
+
+
+class CreateModelSettings(Settings):
+    """Shape of a small Qwen3 model that a run makes for itself, with a tokenizer trained on its task."""
+
+    hidden_size: int = Field(128, gt=0)
+    intermediate_size: int = Field(384, gt=0)
+    num_layers: int = Field(4, gt=0)
+    num_heads: int = Field(4, gt=0)
+    num_kv_heads: int = Field(2, gt=0)
+    head_dim: int = Field(32, gt=0)
+    vocab_size: int = Field(128, gt=0, description="upper bound for the tokenizer that is trained")
+
+
+class ModelSettings(Settings):
+    path: str = Field("", description="Hugging Face model folder; empty if the run creates its model")
+    create: CreateModelSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.path) == (self.create is not None):
+            raise ValueError("give exactly one of model.path (a Hugging Face folder) and [model.create]")
+        return self
+
+
+class Config(Settings):
+    """Everything that a run is made of. Unknown keys, wrong types and values out of range are errors."""
+
+    run: RunSettings
+    model: ModelSettings
+    task: TaskSettings
+    warm_start: WarmStartSettings | None = None
+    learner: LearnerSettings
+    rollout: RolloutSettings
+    serving: ServingSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
+    store: StoreSettings = StoreSettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        answer = max(self.rollout.max_tokens, self.evaluation.max_tokens or 0)
+        needed = self.rollout.max_prompt_tokens + self.rollout.max_tokens
+        if needed > self.learner.sequence_length:
+            raise ValueError(
+                f"learner.sequence_length is {self.learner.sequence_length}, but rollout.max_prompt_tokens + "
+                f"rollout.max_tokens is {needed}: raise the first or lower the others"
+            )
+        if self.rollout.max_prompt_tokens + answer > self.serving.max_model_len:
+            raise ValueError(
+                f"serving.max_model_len is {self.serving.max_model_len}, but prompt and answer can take "
+                f"{self.rollout.max_prompt_tokens + answer} tokens: vLLM would cut answers silently; raise it"
+            )
+        rows = self.learner.groups_per_step * self.rollout.group_size
+        if rows % self.learner.microbatch_rows:
+            raise ValueError(
+                f"learner.microbatch_rows is {self.learner.microbatch_rows} and does not divide the {rows} rows of a "
+                f"batch (learner.groups_per_step x rollout.group_size)"
+            )
+        if self.warm_start and self.warm_start.batch_size % self.learner.microbatch_rows:
+            raise ValueError(
+                f"learner.microbatch_rows is {self.learner.microbatch_rows} and does not divide "
+                f"warm_start.batch_size {self.warm_start.batch_size}"
+            )
+        if self.model.create and not self.warm_start:
+            raise ValueError("a model that the run creates knows nothing: add a [warm_start] table")
+        return self

@@ -1,0 +1,1 @@
+"""The learner: model, losses, sharded train step and checkpoints, in JAX."""

@@ -1,0 +1,281 @@
+"""The records and protocols through which the learner meets the rest of Weir; free of JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import msgspec
+import numpy as np
+
+TRAJECTORY_SCHEMA = 1
+MANIFEST_SCHEMA = 1
+
+#: Value of `policy_version` on tokens that no policy sampled (prompt and environment tokens).
+NOT_SAMPLED = -1
+
+FinishReason = Literal["stop", "length"]
+Source = Literal["rollout", "online", "replay"]
+
+_ARRAY_DTYPES: dict[str, np.dtype] = {
+    "tokens": np.dtype("<i4"),
+    "loss_mask": np.dtype("?"),
+    "behavior_logprobs": np.dtype("<f4"),
+    "policy_version": np.dtype("<i4"),
+    "turn": np.dtype("<i4"),
+    "rewards": np.dtype("<f4"),
+}
+
+
+class ContractError(ValueError):
+    """A record breaks its contract: says the field, what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One sampled answer with everything needed to train on it.
+
+    Produced by the rollout worker, consumed by the learner. Arrays share one length T.
+
+    Attributes:
+      trajectory_id: `{group_id}/{sample}`; deterministic, hence the idempotency key.
+      group_id: the group of answers to one prompt; `{run}/{epoch}/{prompt_index}`.
+      tokens: int32[T], prompt followed by everything sampled, exactly as the sampler used them.
+      loss_mask: bool[T], True on tokens that the policy sampled.
+      behavior_logprobs: float32[T], nats, processed (after temperature) as the sampler used them;
+        entry t is log p(tokens[t] | tokens[:t]); 0 where `loss_mask` is False.
+      policy_version: int32[T], version that sampled each token, `NOT_SAMPLED` elsewhere.
+      turn: int32[T], index of the dialog turn each token belongs to.
+      rewards: float32[T], placed on the token at which each reward is earned.
+      reward_parts: named components of the reward, for people and for metrics.
+      prompt: where the prompt came from, e.g. {"task": ..., "index": ...}.
+      sampling: the sampling parameters sent, e.g. {"temperature": 1.0, "max_tokens": 8}.
+      reward_version: name and version of the verifier.
+    """
+
+    trajectory_id: str
+    group_id: str
+    group_size: int
+    prompt: Mapping[str, Any]
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    behavior_logprobs: np.ndarray
+    policy_version: np.ndarray
+    turn: np.ndarray
+    rewards: np.ndarray
+    reward_parts: Mapping[str, float]
+    finish_reason: FinishReason
+    sampling: Mapping[str, Any]
+    reward_version: str
+    source: Source = "rollout"
+    consent: bool = True
+
+    @property
+    def total_reward(self) -> float:
+        return float(self.rewards.sum())
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest policy version among the sampled tokens (the one staleness is counted from)."""
+        return int(self.policy_version[self.loss_mask].min())
+
+    def validate(self) -> None:
+        """Raises `ContractError` naming the first field that breaks the contract."""
+        length = len(self.tokens)
+        for name, dtype in _ARRAY_DTYPES.items():
+            array = getattr(self, name)
+            if array.shape != (length,):
+                raise ContractError(f"{self.trajectory_id}: {name} has shape {array.shape}, expected ({length},)")
+            if array.dtype != dtype:
+                raise ContractError(f"{self.trajectory_id}: {name} has dtype {array.dtype}, expected {dtype}")
+        mask = self.loss_mask
+        if not mask.any():
+            raise ContractError(f"{self.trajectory_id}: no token was sampled by the policy (loss_mask is all False)")
+        if mask[0]:
+            raise ContractError(f"{self.trajectory_id}: the first token has no context and can't have been sampled")
+        sampled = self.behavior_logprobs[mask]
+        if not np.isfinite(sampled).all() or (sampled > 1e-4).any():
+            raise ContractError(f"{self.trajectory_id}: behavior_logprobs must be finite and <= 0 on sampled tokens")
+        if not np.isfinite(self.rewards).all():
+            raise ContractError(f"{self.trajectory_id}: rewards must be finite")
+        if (self.policy_version[mask] < 0).any():
+            raise ContractError(f"{self.trajectory_id}: a sampled token has no policy version")
+        if (self.tokens < 0).any():
+            raise ContractError(f"{self.trajectory_id}: token ids must be >= 0")
+        if self.finish_reason not in ("stop", "length"):
+            raise ContractError(
+                f"{self.trajectory_id}: finish_reason {self.finish_reason!r} is not a sample; expected stop or length"
+            )
+        if self.group_size < 1:
+            raise ContractError(f"{self.trajectory_id}: group_size is {self.group_size}, expected at least 1")
+
+
+class _TrajectoryWire(msgspec.Struct, array_like=False, forbid_unknown_fields=True):
+    schema: int
+    trajectory_id: str
+    group_id: str
+    group_size: int
+    prompt: dict[str, Any]
+    tokens: bytes
+    loss_mask: bytes
+    behavior_logprobs: bytes
+    policy_version: bytes
+    turn: bytes
+    rewards: bytes
+    reward_parts: dict[str, float]
+    finish_reason: str
+    sampling: dict[str, Any]
+    reward_version: str
+    source: str
+    consent: bool
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[_TrajectoryWire])
+
+
+def encode_group(group: Sequence[Trajectory]) -> bytes:
+    """Encodes the trajectories of one group as msgpack with raw little-endian arrays (schema 1)."""
+    records = []
+    for trajectory in group:
+        trajectory.validate()
+        fields = {name: getattr(trajectory, name) for name in Trajectory.__dataclass_fields__}
+        for name, dtype in _ARRAY_DTYPES.items():
+            fields[name] = np.ascontiguousarray(fields[name], dtype).tobytes()
+        fields["prompt"], fields["sampling"] = dict(fields["prompt"]), dict(fields["sampling"])
+        fields["reward_parts"] = {key: float(value) for key, value in trajectory.reward_parts.items()}
+        records.append(_TrajectoryWire(schema=TRAJECTORY_SCHEMA, **fields))
+    return _encoder.encode(records)
+
+
+def decode_group(payload: bytes) -> list[Trajectory]:
+    """Inverse of `encode_group`.
+
+    Raises:
+      ContractError: the bytes are not a group of trajectories of a known schema, or break the contract.
+    """
+    try:
+        wires = _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ContractError(f"not a group of trajectories: {error}") from error
+    if not wires:
+        raise ContractError("a group must hold at least one trajectory")
+    group = []
+    for wire in wires:
+        if wire.schema != TRAJECTORY_SCHEMA:
+            raise ContractError(f"trajectory schema {wire.schema}, this build reads {TRAJECTORY_SCHEMA}")
+        fields = {name: getattr(wire, name) for name in Trajectory.__dataclass_fields__}
+        for name, dtype in _ARRAY_DTYPES.items():
+            if len(fields[name]) % dtype.itemsize:
+                raise ContractError(f"{wire.trajectory_id}: {name} has {len(fields[name])} bytes, not whole {dtype}")
+            fields[name] = np.frombuffer(fields[name], dtype)
+        trajectory = Trajectory(**fields)
+        trajectory.validate()
+        group.append(trajectory)
+    if any(t.group_id != group[0].group_id or t.group_size != len(group) for t in group):
+        raise ContractError(f"{group[0].group_id}: trajectories disagree on group id or size ({len(group)} came)")
+    return group
+
+
+class GoldenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Token ids and the learner's own log-probs for them, by which a replica proves that it computes the same.
+
+    Attributes:
+      tokens: T token ids.
+      logprobs: T-1 values, nats, unprocessed (temperature 1): entry t is log p(tokens[t+1] | tokens[:t+1]).
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+
+
+class WeightFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    shape: list[int]
+    dtype: str
+    file: str
+
+
+class WeightManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one policy version is made of. Written last: weights without a manifest do not exist.
+
+    Produced by the weight publisher, consumed by the fleet controller and the vLLM plugin.
+
+    Attributes:
+      version: the policy version; only goes up, never reused.
+      base_version: version that a sparse update applies to; None for a full one.
+      step: optimizer steps behind these weights.
+      parent: version published before this one, None for the first.
+      content_sha256: sha256 over the files' hashes in order.
+      golden: prompts with the learner's log-probs, computed with these very weights.
+    """
+
+    schema: int
+    version: int
+    base_version: int | None
+    format: Literal["full"]
+    step: int
+    parent: int | None
+    run: str
+    content_sha256: str
+    files: list[WeightFile]
+    tensors: list[TensorEntry]
+    golden: list[GoldenPrompt]
+
+
+def encode_manifest(manifest: WeightManifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+
+
+def decode_manifest(payload: bytes) -> WeightManifest:
+    """Inverse of `encode_manifest`. Raises `ContractError` on another schema or a damaged file."""
+    try:
+        manifest = msgspec.json.decode(payload, type=WeightManifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ContractError(f"not a weight manifest: {error}") from error
+    if manifest.schema != MANIFEST_SCHEMA:
+        raise ContractError(f"weight manifest schema {manifest.schema}, this build reads {MANIFEST_SCHEMA}")
+    return manifest
+
+
+@dataclass(frozen=True)
+class LeaseReport:
+    """Groups handed to the learner, and how many were dropped as too stale on the way."""
+
+    groups: list[list[Trajectory]]
+    num_dropped_stale: int
+
+
+class TrajectorySource(Protocol):
+    """Where the learner takes groups from; implemented by the bridge's queue."""
+
+    def lease_groups(self, count: int, *, trained_version: int, max_staleness: int) -> LeaseReport:
+        """Leases up to `count` complete groups, oldest first; drops groups beyond the staleness bound."""
+
+    def mark_trained(self, group_ids: Sequence[str], *, completed_steps: int, trained_version: int) -> None:
+        """Records, in one transaction, that an optimizer step consumed these groups and made this version."""
+
+    def acknowledge(self, group_ids: Sequence[str]) -> None:
+        """Forgets groups whose consumption is committed in a checkpoint."""
+
+    def recover(self, consumed_group_ids: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> None:
+        """After a (re)start: acknowledges groups that the checkpoint holds, returns every other leased one."""
+
+    def prompt_cursor(self) -> int:
+        """Index of the next prompt that was never dispatched."""
+
+
+class WeightPublisher(Protocol):
+    """Where the learner puts new weights; implemented by the bridge's weight store."""
+
+    def publish(
+        self, tensors: Iterable[tuple[str, np.ndarray]], *, step: int, golden: Sequence[GoldenPrompt]
+    ) -> WeightManifest:
+        """Stores a full set of tensors under HF names as a new policy version and returns its manifest."""

@@ -1,0 +1,183 @@
+"""The learner's compiled functions over one device mesh: train step, log-probs, golden prompts, mismatch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from learner_jax import sharding
+from learner_jax.batch import Batch
+from learner_jax.config import LearnerSettings
+from learner_jax.contracts import GoldenPrompt
+from learner_jax.hf_names import ModelConfig
+from learner_jax.model import TokenStats, abstract_parameters, merge, token_logprobs
+from learner_jax.optimizer import make_optimizer
+from learner_jax.train_step import Metrics, Objective, Params, TrainState, init_state, make_train_step
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Absolute differences between sampler and trainer log-probs of the same tokens under the same weights, nats."""
+
+    total: float
+    maximum: float
+    num_tokens: int
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.num_tokens if self.num_tokens else None
+
+    def __add__(self, other: Mismatch) -> Mismatch:
+        return Mismatch(self.total + other.total, max(self.maximum, other.maximum), self.num_tokens + other.num_tokens)
+
+
+class Engine:
+    """Compiles each function once for its fixed shape and keeps arrays where the sharding rules put them.
+
+    Args:
+      temperature: the sampler's; log-probs of the train step are taken at it.
+      objective: the token loss of the train step.
+    """
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        model_config: ModelConfig,
+        *,
+        objective: Objective,
+        temperature: float,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.settings = settings
+        self.model_config = model_config
+        self.mesh = sharding.make_mesh(settings.mesh, devices)
+        self.parameter_shardings = sharding.parameter_shardings(model_config, self.mesh)
+        self._batch_sharding = sharding.batch_sharding(self.mesh)
+        self._replicated = NamedSharding(self.mesh, PartitionSpec())
+        self._batch_pieces = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        if settings.microbatch_rows % self._batch_pieces:
+            raise sharding.ShardingError(
+                f"learner.microbatch_rows is {settings.microbatch_rows} and does not divide over mesh.data x mesh.fsdp "
+                f"= {self._batch_pieces}; make it a multiple of that"
+            )
+        self._optimizer = make_optimizer(settings.optimizer)
+        self._temperature = temperature
+        step = make_train_step(
+            lambda params, tokens: self._token_stats(params, tokens, temperature),
+            objective,
+            self._optimizer,
+            microbatch_rows=settings.microbatch_rows,
+        )
+        self._state_shardings = self._shard_state()
+        # Fixed output shardings: left to the compiler, they may differ from the inputs' and recompile the second step.
+        self._train_step = jax.jit(step, donate_argnums=0, out_shardings=(self._state_shardings, self._replicated))
+        self._stats = jax.jit(self._token_stats, static_argnums=2)
+        self._published = jax.jit(self._cast_for_publishing)
+
+    def _token_stats(self, params: Params, tokens: jax.Array, temperature: float) -> TokenStats:
+        model = merge(
+            self.model_config,
+            params,
+            compute_dtype=self.settings.compute_dtype,
+            remat=self.settings.remat,
+            activation_sharding=self._batch_sharding if tokens.shape[0] % self._batch_pieces == 0 else None,
+        )
+        return token_logprobs(model, tokens, temperature=temperature, chunk_tokens=self.settings.logits_chunk_tokens)
+
+    def _cast_for_publishing(self, params: Params) -> Params:
+        dtype = jnp.dtype(self.settings.publish_dtype)
+        return jax.tree.map(lambda x: x.astype(dtype), params)
+
+    def init_state(self, params: Params, *, seed: int) -> TrainState:
+        """A fresh state around host or device parameters, sharded by the rules. Copies: `params` stay usable."""
+        params = jax.device_put(params, self.parameter_shardings)
+        make = jax.jit(
+            lambda params: init_state(jax.tree.map(jnp.copy, params), self._optimizer, seed=seed),
+            out_shardings=self._state_shardings,
+        )
+        return make(params)
+
+    def _shard_state(self) -> TrainState:
+        abstract = jax.eval_shape(
+            lambda params: init_state(params, self._optimizer, seed=0), abstract_parameters(self.model_config)
+        )
+        opt_state = optax.tree_map_params(
+            self._optimizer,
+            lambda _, like: like,
+            abstract.opt_state,
+            self.parameter_shardings,
+            transform_non_params=lambda _: self._replicated,
+        )
+        return TrainState(self.parameter_shardings, opt_state, self._replicated, self._replicated)
+
+    def step(self, state: TrainState, batch: Batch, *, current_version: int) -> tuple[TrainState, Metrics]:
+        """One optimizer step; `state` is donated."""
+        batch = jax.device_put(batch, self._batch_sharding)
+        return self._train_step(state, batch, jnp.int32(current_version))
+
+    def logprobs(self, params: Params, tokens: np.ndarray) -> np.ndarray:
+        """Log-probs float32[B, T] of a batch's tokens at the sampler's temperature, in microbatches."""
+        return np.concatenate([np.asarray(part.logprobs) for part in self._microbatches(params, tokens)])[: len(tokens)]
+
+    def all_correct(self, params: Params, tokens: np.ndarray, loss_mask: np.ndarray) -> np.ndarray:
+        """bool[B]: greedy decoding would produce exactly the masked tokens of the row."""
+        correct = np.concatenate([np.asarray(part.argmax_correct) for part in self._microbatches(params, tokens)])
+        return (correct[: len(tokens)] | ~loss_mask).all(axis=1)
+
+    def _microbatches(self, params: Params, tokens: np.ndarray) -> list[TokenStats]:
+        """Statistics of all rows in pieces of one shape; the last piece is padded with empty rows."""
+        rows = self.settings.microbatch_rows
+        padded = np.pad(tokens, [(0, -len(tokens) % rows), (0, 0)])
+        return [
+            self._stats(params, jax.device_put(padded[start : start + rows], self._batch_sharding), self._temperature)
+            for start in range(0, len(padded), rows)
+        ]
+
+    def published(self, params: Params) -> Params:
+        """A copy of the parameters in the dtype that the fleet serves."""
+        return self._published(params)
+
+    def golden(self, published: Params, prompts: Sequence[Sequence[int]]) -> list[GoldenPrompt]:
+        """The learner's log-probs (temperature 1) of the golden prompts under published weights."""
+        width = max(len(prompt) for prompt in prompts)
+        tokens = np.zeros((len(prompts), width), np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = prompt
+        logprobs = np.asarray(self._stats(published, jnp.asarray(tokens), 1.0).logprobs)
+        return [
+            GoldenPrompt(tokens=list(prompt), logprobs=[float(x) for x in logprobs[row, 1 : len(prompt)]])
+            for row, prompt in enumerate(prompts)
+        ]
+
+    def lagging_mismatch(self, batch: Batch, published: Mapping[int, Params], *, current_version: int) -> Mismatch:
+        """Compares sampler and trainer on tokens of older versions whose weights are still in memory.
+
+        Tokens of `current_version` are left out: the train step measures all of those for free. At most
+        `mismatch_rows` rows per version are recomputed.
+        """
+        rows = self.settings.mismatch_rows
+        total = Mismatch(0.0, 0.0, 0)
+        versions = np.asarray(batch.policy_version)
+        for version, params in published.items():
+            if version == current_version or not rows:
+                continue
+            (chosen,) = np.nonzero((versions == version).any(axis=1))
+            if not len(chosen):
+                continue
+            chosen = np.resize(chosen[:rows], rows)  # repeats rows to keep the shape; counted once below
+            unique = len(np.unique(chosen))
+            logprobs = np.asarray(self._stats(params, jnp.asarray(batch.tokens[chosen]), self._temperature).logprobs)
+            sampled = (versions[chosen] == version) & (np.arange(rows) < unique)[:, None]
+            difference = np.abs(logprobs - batch.behavior_logprobs[chosen])[sampled]
+            total += Mismatch(float(difference.sum()), float(difference.max()), int(difference.size))
+        return total
+
+    def num_compilations(self) -> int:
+        """How many programs have been compiled for the train step; 1 after any number of steps."""
+        return self._train_step._cache_size()

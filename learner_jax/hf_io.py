@@ -1,0 +1,316 @@
+"""Hugging Face safetensors to our parameter tree and back, by numpy alone: one table row at a time, bytes kept."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+
+from learner_jax.hf_names import ModelConfig, Parameter, hf_shapes, hf_tensor_names, parameters
+from learner_jax.model import Params
+
+#: Files of a model folder, other than its weights, that a loader may need.
+COMPANION_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+_SINGLE_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_BUFFER_SUFFIX = ".rotary_emb.inv_freq"  # written by transformers before 4.32; follows from the config
+_FLOAT_TYPES = ("F32", "BF16", "F16")
+_EXPORT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class WeightFileError(ValueError):
+    """Weight files are missing, damaged, or not those of the model: says file, tensor, expected, got."""
+
+
+class _Checkpoint:
+    """Open safetensors files of one model folder, with every tensor's file known. Owns the file handles."""
+
+    def __init__(self, model_dir: Path, stack: contextlib.ExitStack) -> None:
+        self.file_of: dict[str, Path] = {}
+        self._handles: dict[Path, Any] = {}
+        for path, promised in _weight_files(model_dir).items():
+            handle = stack.enter_context(_open(path))
+            self._handles[path] = handle
+            held = set(handle.keys())
+            if promised is not None and promised != held:
+                raise WeightFileError(
+                    f"{path}: {_INDEX_FILE} and the file disagree on tensors {_some(promised ^ held)}; "
+                    f"fetch the folder again"
+                )
+            self.file_of.update(dict.fromkeys(held, path))
+
+    def view(self, name: str) -> Any:
+        return self._handles[self.file_of[name]].get_slice(name)
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """Part of one tensor as fp32. Raises `WeightFileError` on NaN or infinite values."""
+        view = self.view(name)
+        values = np.asarray(view[index or (slice(None),) * len(view.get_shape())]).astype(np.float32)
+        if not np.isfinite(values).all():
+            count = int(values.size - np.isfinite(values).sum())
+            raise WeightFileError(
+                f"{self.file_of[name]}: tensor {name} has {count} NaN or infinite values, expected none; "
+                f"fetch the file again or go back to an earlier checkpoint"
+            )
+        return values
+
+
+def load_parameters(model_dir: str | Path, config: ModelConfig, *, shardings: Params | None = None) -> Params:
+    """Reads a Hugging Face model folder into fp32 master parameters.
+
+    Args:
+      model_dir: folder with model.safetensors, or shards and model.safetensors.index.json; f32, bf16 or f16 on disk.
+      config: shape of the model, from `hf_names.read_model_config(model_dir)`.
+      shardings: nested dict as of `sharding.parameter_shardings`; each process then reads only what its devices hold.
+        None puts whole arrays on the default device.
+
+    Raises:
+      WeightFileError: files missing or damaged; tensors missing, unexpected, of a wrong shape, dtype or not finite.
+    """
+    wanted = flatten_dict(shardings, sep=".") if shardings is not None else {}
+    flat = {}
+    with contextlib.ExitStack() as stack:
+        checkpoint = _Checkpoint(Path(model_dir), stack)
+        _check_tensors(checkpoint, Path(model_dir), config)
+        for row in parameters(config):
+            names = list(hf_tensor_names(row, config))
+            shape = (config.num_layers, *row.shape) if row.stacked else row.shape
+            part = functools.partial(_read_part, checkpoint, row, names)
+            if shardings is None:
+                flat[row.path] = jax.numpy.asarray(part(None))
+            else:
+                flat[row.path] = jax.make_array_from_callback(shape, wanted[row.path], part)
+    tree: Params = unflatten_dict(flat, sep=".")
+    return tree
+
+
+def _read_part(
+    checkpoint: _Checkpoint, row: Parameter, names: Sequence[str], index: tuple[slice, ...] | None
+) -> np.ndarray:
+    """fp32 values of one table row at `index` of its (stacked) shape; reads no other layer."""
+    index = index or ()
+    if not row.stacked:
+        return checkpoint.read(names[0], index)
+    layers = names[index[0]] if index else names
+    return np.stack([checkpoint.read(name, index[1:]) for name in layers])
+
+
+def export_tensors(params: Params, config: ModelConfig, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Hugging Face name and value of every tensor, in table order, layers unstacked.
+
+    `dtype` is float32 or bfloat16. Casts on the host with ml_dtypes (round to nearest even), so that every producer of these bytes agrees bit by bit.
+    Takes jax or numpy leaves; one device-to-host transfer per table row, all processes taking part if the leaf
+    spans several. Each yielded array owns its memory.
+
+    Raises:
+      ValueError: unknown dtype.
+    """
+    if dtype not in _EXPORT_DTYPES:
+        raise ValueError(f"dtype {dtype!r} can't be exported; known: {', '.join(_EXPORT_DTYPES)} (publish_dtype)")
+    flat = flatten_dict(params, sep=".")
+    for row in parameters(config):
+        host = _to_host(flat[row.path])
+        layers = host if row.stacked else host[None]
+        for name, value in zip(hf_tensor_names(row, config), layers, strict=True):
+            yield name, value.astype(_EXPORT_DTYPES[dtype])
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes one safetensors file; it appears under its name only when whole and on disk."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    try:
+        # transformers refuses files without this entry.
+        safetensors.numpy.save_file(arrays, temporary, metadata={"format": "pt"})
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_model(
+    out_dir: str | Path,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    config_source_dir: str | Path,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a Hugging Face model folder: weights in shards, and the config and tokenizer of `config_source_dir`.
+
+    The folder appears under its name only when whole. Holds one shard in memory.
+
+    Raises:
+      WeightFileError: `out_dir` holds files already, or `config_source_dir` has no config.json.
+    """
+    out, source = Path(out_dir), Path(config_source_dir)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise WeightFileError(f"{out} exists and is not an empty folder; choose another output folder or remove it")
+    if not (source / "config.json").is_file():
+        raise WeightFileError(f"{source} holds no config.json; expected the model folder that the weights came from")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process whose id came round again
+    temporary.mkdir()
+    try:
+        for name in COMPANION_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, temporary / name)
+                _sync(temporary / name)
+        _write_shards(temporary, tensors, max_shard_bytes)
+        _sync(temporary)
+        os.replace(temporary, out)
+        _sync(out.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int) -> None:
+    shards: list[list[str]] = []
+    pending: dict[str, np.ndarray] = {}
+    total_bytes = 0
+
+    def flush() -> None:
+        write_safetensors(folder / f"shard-{len(shards)}", pending)
+        shards.append(list(pending))
+        pending.clear()
+
+    for name, value in tensors:
+        if pending and sum(held.nbytes for held in pending.values()) + value.nbytes > max_shard_bytes:
+            flush()
+        pending[name] = value
+        total_bytes += value.nbytes
+    flush()
+    if len(shards) == 1:
+        os.replace(folder / "shard-0", folder / _SINGLE_FILE)
+        return
+    weight_map = {}
+    for number, names in enumerate(shards):
+        file_name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        os.replace(folder / f"shard-{number}", folder / file_name)
+        weight_map.update(dict.fromkeys(names, file_name))
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    (folder / _INDEX_FILE).write_text(json.dumps(index, indent=1))
+    _sync(folder / _INDEX_FILE)
+
+
+def _weight_files(model_dir: Path) -> dict[Path, set[str] | None]:
+    """Safetensors files of a folder, each with the tensors that the index promises (None: there is no index)."""
+    if not model_dir.is_dir():
+        raise WeightFileError(f"model folder {model_dir} does not exist; set model.path to a Hugging Face folder")
+    index_path = model_dir / _INDEX_FILE
+    if not index_path.is_file():
+        single = model_dir / _SINGLE_FILE
+        if not single.is_file():
+            held = _some(path.name for path in model_dir.iterdir())
+            raise WeightFileError(
+                f"{model_dir} holds neither {_SINGLE_FILE} nor {_INDEX_FILE}, only {held}; "
+                f"expected safetensors weights (convert .bin or .pth files first)"
+            )
+        return {single: None}
+    try:
+        weight_map = json.loads(index_path.read_text())["weight_map"]
+        files: dict[Path, set[str] | None] = {}
+        for name, file_name in weight_map.items():
+            names = files.setdefault(model_dir / file_name, set())
+            assert names is not None
+            names.add(name)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightFileError(f"{index_path} is not an index with a weight_map: {error!r}; fetch it again") from error
+    for path in files:
+        if not path.is_file():
+            raise WeightFileError(f"{path} is missing, though {_INDEX_FILE} names it; fetch the folder again")
+    return files
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="np")
+    except (SafetensorError, OSError) as error:
+        raise WeightFileError(
+            f"{path} ({path.stat().st_size} bytes) is not a whole safetensors file: {error}; fetch or copy it again"
+        ) from error
+
+
+def _check_tensors(checkpoint: _Checkpoint, model_dir: Path, config: ModelConfig) -> None:
+    expected = hf_shapes(config)
+    held = {name for name in checkpoint.file_of if not name.endswith(_BUFFER_SUFFIX)}
+    if config.tie_word_embeddings and _HEAD in held:
+        if checkpoint.view(_HEAD).get_shape() != checkpoint.view(_EMBED).get_shape() or not np.array_equal(
+            checkpoint.read(_HEAD), checkpoint.read(_EMBED)
+        ):
+            raise WeightFileError(
+                f"{checkpoint.file_of[_HEAD]}: config.json ties the output head to the embedding, but {_HEAD} differs "
+                f"from {_EMBED}; set tie_word_embeddings to false to use it"
+            )
+        held.remove(_HEAD)
+    if missing := expected.keys() - held:
+        hint = "; set tie_word_embeddings to true if the head is the embedding" if missing == {_HEAD} else ""
+        raise WeightFileError(
+            f"{model_dir} lacks {len(missing)} of {len(expected)} tensors: {_some(missing)}; "
+            f"config.json and weights must be of the same model{hint}"
+        )
+    if unexpected := held - expected.keys():
+        raise WeightFileError(
+            f"{model_dir} holds {len(unexpected)} tensors that config.json does not account for: {_some(unexpected)}; "
+            f"config.json and weights must be of the same model"
+        )
+    for name, shape in expected.items():
+        view, path = checkpoint.view(name), checkpoint.file_of[name]
+        if tuple(view.get_shape()) != shape:
+            raise WeightFileError(
+                f"{path}: tensor {name} has shape {tuple(view.get_shape())}, expected {shape} by config.json; "
+                f"config.json and weights must be of the same model"
+            )
+        if view.get_dtype() not in _FLOAT_TYPES:
+            raise WeightFileError(
+                f"{path}: tensor {name} has dtype {view.get_dtype()}, expected one of {', '.join(_FLOAT_TYPES)}; "
+                f"quantised weights can't be trained"
+            )
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        from jax.experimental.multihost_utils import process_allgather
+
+        return np.asarray(process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
+
+
+def _some(names: Iterable[str], limit: int = 5) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:limit]) + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "") or "none"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

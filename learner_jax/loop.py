@@ -1,0 +1,284 @@
+"""The learner's loop: lease groups, train, publish, checkpoint, acknowledge; resumable at any point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from learner_jax.batch import Batch, BatchStats, rl_batch
+from learner_jax.checkpoint import Checkpoints, Position
+from learner_jax.contracts import Trajectory, TrajectorySource, WeightPublisher
+from learner_jax.engine import Engine, Mismatch
+from learner_jax.hf_io import export_tensors
+from learner_jax.train_step import Params, TrainState
+
+Log = Callable[..., None]
+
+
+class StarvedError(RuntimeError):
+    """No group came within the bound; the rollout side is down or far too slow."""
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on soundly."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of the loop ended: "finished", "stopped" (asked to) or "kl_budget"."""
+
+    reason: str
+    position: Position
+
+
+@dataclass
+class _Unconfirmed:
+    """Trajectory ids trained on, until the queue has confirmed that it forgot them."""
+
+    in_checkpoint: list[str] = field(default_factory=list)
+    since_checkpoint: list[str] = field(default_factory=list)
+
+    def all(self) -> tuple[str, ...]:
+        return (*self.in_checkpoint, *self.since_checkpoint)
+
+
+class Learner:
+    """Trains `engine.settings.steps` optimizer steps from a trajectory source.
+
+    Args:
+      initial_params: weights that a fresh run starts from, and the frozen reference.
+      golden_prompts: token ids of the prompts whose log-probs travel with each version.
+      max_staleness: versions a group may lag when it is trained on.
+      should_stop: asked between steps; True ends the loop after a checkpoint.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        initial_params: Params,
+        *,
+        seed: int,
+        source: TrajectorySource,
+        publisher: WeightPublisher,
+        checkpoints: Checkpoints,
+        golden_prompts: Sequence[Sequence[int]],
+        max_staleness: int,
+        log: Log,
+        should_stop: Callable[[], bool],
+    ):
+        self._engine = engine
+        self._settings = engine.settings
+        self._source = source
+        self._publisher = publisher
+        self._checkpoints = checkpoints
+        self._golden_prompts = golden_prompts
+        self._max_staleness = max_staleness
+        self._log = log
+        self._should_stop = should_stop
+        self._unconfirmed = _Unconfirmed()
+        self._published: dict[int, Params] = {}
+        self._saving = False
+        self._uses_reference = self._settings.loss.kl_coefficient > 0
+        self._state = engine.init_state(initial_params, seed=seed)
+        # The reference is a copy: the state's own buffers are donated to the train step.
+        self._reference = jax.tree.map(jnp.copy, self._state.params) if self._uses_reference else None
+        self._completed, self._version = 0, -1
+
+    def run(self) -> Outcome:
+        """Trains to the end, or until asked to stop; leaves a committed checkpoint behind in every case.
+
+        Raises:
+          StarvedError: no group came for `max_wait_s`.
+          TrainingError: several steps in a row were not finite.
+        """
+        self._resume()
+        self._publish()
+        self._source.mark_trained([], completed_steps=self._completed, trained_version=self._version)
+        reason = "finished"
+        skipped_in_a_row = 0
+        while self._completed < self._settings.steps:
+            if self._should_stop():
+                reason = "stopped"
+                break
+            record = self._one_step()
+            if record is None:
+                reason = "stopped"
+                break
+            skipped_in_a_row = skipped_in_a_row + 1 if record["skipped"] else 0
+            if skipped_in_a_row >= 3:
+                self._save()
+                raise TrainingError(
+                    "the loss or its gradient was not finite in 3 steps in a row; parameters are those before them: "
+                    "lower learner.optimizer.learning_rate or look at the rewards"
+                )
+            budget = self._settings.loss.kl_budget
+            if budget is not None and record["kl"] > budget:
+                reason = "kl_budget"
+                break
+        self._save()
+        self._confirm(wait=True)
+        if reason != "stopped":
+            self._source.finish()
+        return Outcome(reason, self._position())
+
+    def _resume(self) -> None:
+        consumed: Sequence[str] = ()
+        cursor = 0
+        if self._checkpoints.latest_step() is not None:
+            self._state, position = self._checkpoints.restore(self._state)
+            self._completed = position.completed_steps
+            self._unconfirmed.in_checkpoint = list(position.consumed_trajectory_ids)
+            consumed, cursor = position.consumed_group_ids, position.prompt_cursor
+            self._log("resumed", step=self._completed, consumed=len(position.consumed_trajectory_ids))
+        self._source.recover(consumed, completed_steps=self._completed, prompt_cursor=cursor)
+        self._unconfirmed.in_checkpoint = []
+
+    def _one_step(self) -> dict[str, Any] | None:
+        started = time.monotonic()
+        groups, dropped = self._wait_for_groups()
+        if groups is None:
+            return None
+        waited = time.monotonic()
+        batch, stats = rl_batch(
+            groups,
+            sequence_length=self._settings.sequence_length,
+            trained_version=self._version,
+            normalize_advantage=self._settings.loss.normalize_advantage,
+            reduction=self._settings.loss.reduction,
+        )
+        if self._uses_reference:
+            reference = self._engine.logprobs(self._reference, np.asarray(batch.tokens))
+            batch = _with_reference(batch, reference)
+        lagging = self._engine.lagging_mismatch(batch, self._published, current_version=self._version)
+        self._state, device_metrics = self._engine.step(self._state, batch, current_version=self._version)
+        metrics = {name: float(value) for name, value in device_metrics.items()}
+        trained = time.monotonic()
+
+        sampled_version = self._version
+        self._completed += 1
+        self._publish()
+        self._source.mark_trained(
+            [group[0].group_id for group in groups], completed_steps=self._completed, trained_version=self._version
+        )
+        self._unconfirmed.since_checkpoint += [t.trajectory_id for group in groups for t in group]
+        published = time.monotonic()
+        self._confirm(wait=False)
+        if self._completed % self._settings.checkpoint.every == 0:
+            self._save()
+        ended = time.monotonic()
+        return self._record(
+            stats,
+            metrics,
+            lagging,
+            version=sampled_version,
+            dropped_stale=dropped,
+            wait_s=waited - started,
+            train_s=trained - waited,
+            publish_s=published - trained,
+            save_s=ended - published,
+            step_s=ended - started,
+        )
+
+    def _wait_for_groups(self) -> tuple[list[list[Trajectory]] | None, int]:
+        wanted = self._settings.groups_per_step
+        groups: list[list[Trajectory]] = []
+        dropped = 0
+        last_arrival = time.monotonic()
+        while len(groups) < wanted:
+            report = self._source.lease_groups(
+                wanted - len(groups), trained_version=self._version, max_staleness=self._max_staleness
+            )
+            groups += report.groups
+            dropped += report.num_dropped_stale
+            if report.groups:
+                last_arrival = time.monotonic()
+                continue
+            if self._should_stop():
+                return None, dropped
+            waited = time.monotonic() - last_arrival
+            if waited > self._settings.max_wait_s:
+                raise StarvedError(
+                    f"step {self._completed + 1} has {len(groups)} of {wanted} groups and none came for {waited:.0f} s "
+                    f"(learner.max_wait_s): check the rollout worker's and the fleet's logs"
+                )
+            time.sleep(0.01)
+        return groups, dropped
+
+    def _publish(self) -> None:
+        started = time.monotonic()
+        weights = self._engine.published(self._state.params)
+        golden = self._engine.golden(weights, self._golden_prompts)
+        tensors = export_tensors(weights, self._engine.model_config, self._settings.publish_dtype)
+        manifest = self._publisher.publish(tensors, step=self._completed, golden=golden)
+        self._version = manifest.version
+        self._published[manifest.version] = weights
+        for version in sorted(self._published)[: -1 - self._settings.mismatch_versions]:
+            del self._published[version]
+        self._log("published", version=self._version, step=self._completed, seconds=time.monotonic() - started)
+
+    def _save(self) -> None:
+        if self._checkpoints.latest_step() == self._completed:
+            return
+        started = time.monotonic()
+        self._confirm(wait=True)
+        self._checkpoints.save(self._state, self._position())
+        self._unconfirmed = _Unconfirmed(in_checkpoint=list(self._unconfirmed.all()))
+        self._saving = True
+        self._log("checkpoint", step=self._completed, blocking_s=time.monotonic() - started)
+
+    def _confirm(self, *, wait: bool) -> None:
+        """Acknowledges what the last checkpoint holds, once that is committed."""
+        if not self._saving or (self._checkpoints.is_saving() and not wait):
+            return
+        self._checkpoints.wait()
+        self._saving = False
+        groups = Position(0, 0, 0, tuple(self._unconfirmed.in_checkpoint)).consumed_group_ids
+        self._source.acknowledge(groups)
+        self._unconfirmed.in_checkpoint = []
+
+    def _position(self) -> Position:
+        return Position(
+            completed_steps=self._completed,
+            trained_version=self._version,
+            prompt_cursor=self._source.prompt_cursor(),
+            consumed_trajectory_ids=self._unconfirmed.all(),
+        )
+
+    def _record(
+        self,
+        stats: BatchStats,
+        metrics: dict[str, float],
+        lagging: Mismatch,
+        *,
+        version: int,
+        dropped_stale: int,
+        **seconds: float,
+    ) -> dict[str, Any]:
+        current = Mismatch(
+            metrics.pop("mismatch_sum"), metrics.pop("mismatch_max"), round(metrics.pop("mismatch_tokens"))
+        )
+        mismatch = current + lagging
+        record = {
+            "step": self._completed,
+            "version": version,
+            **asdict(stats),
+            **metrics,
+            "mismatch_mean_abs_logprob": mismatch.mean,
+            "mismatch_max_abs_logprob": mismatch.maximum,
+            "mismatch_tokens": mismatch.num_tokens,
+            "dropped_stale": dropped_stale,
+            **seconds,
+        }
+        self._log("step", **record)
+        return record
+
+
+def _with_reference(batch: Batch, reference_logprobs: np.ndarray) -> Batch:
+    fields = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
+    return Batch(**fields | {"reference_logprobs": reference_logprobs})

@@ -1,0 +1,352 @@
+"""One dense decoder in Flax NNX for Llama 3, Qwen2.5 and Qwen3, wired from a nested dict of fp32 parameters.
+
+The parameter tree's paths are the `path` column of `hf_names.parameters`; weights keep the [out, in] layout and the
+repeated layers are stacked on a leading axis and run by one scan. Master weights are fp32 and are cast where they
+are used; norms, rope tables, softmax and log-softmax are fp32 whatever the compute dtype is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Bool, Float, Int
+
+from learner_jax.hf_names import ModelConfig, parameters
+
+ComputeDtype = Literal["float32", "bfloat16"]
+AttentionImplementation = Literal["xla", "cudnn"]
+
+#: Nested dict of arrays keyed by the parts of `Parameter.path`.
+Params = dict[str, Any]
+
+_INIT_STDDEV = 0.02
+_COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_ATTENTION: Mapping[str, Mapping[str, AttentionImplementation]] = {
+    "cpu": {"float32": "xla", "bfloat16": "xla"},
+    "gpu": {"float32": "xla", "bfloat16": "cudnn"},
+    "tpu": {"float32": "xla", "bfloat16": "xla"},
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenStats:
+    """What the model says of each token of a row, given the tokens before it. Entry 0 has no context.
+
+    Attributes:
+      logprobs: fp32[B, T], nats; entry t is log p(tokens[t] | tokens[:t]) at logits / temperature; entry 0 is 0.
+      entropy: fp32[B, T], nats, of the distribution that tokens[t] was scored by; no gradient; entry 0 is 0.
+      argmax_correct: bool[B, T], whether tokens[t] is that distribution's mode; entry 0 is False.
+    """
+
+    logprobs: Float[Array, "B T"]
+    entropy: Float[Array, "B T"]
+    argmax_correct: Bool[Array, "B T"]
+
+
+def attention_implementation(platform: str, compute_dtype: ComputeDtype) -> AttentionImplementation:
+    """Which kernel of `jax.nn.dot_product_attention` a platform runs; cuDNN's flash kernel takes no fp32.
+
+    Raises:
+      ValueError: unknown platform or compute dtype.
+    """
+    try:
+        return _ATTENTION[platform][compute_dtype]
+    except KeyError:
+        raise ValueError(
+            f"no attention for platform {platform!r} with compute dtype {compute_dtype!r}; known platforms: "
+            f"{', '.join(_ATTENTION)}; known dtypes: {', '.join(_COMPUTE_DTYPES)} (learner.compute_dtype)"
+        ) from None
+
+
+def abstract_parameters(config: ModelConfig) -> Params:
+    """Shapes and dtypes of the parameter tree, nothing allocated."""
+    flat = {}
+    for row in parameters(config):
+        shape = (config.num_layers, *row.shape) if row.stacked else row.shape
+        flat[row.path] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    tree: Params = unflatten_dict(flat, sep=".")
+    return tree
+
+
+def init_parameters(config: ModelConfig, key: Array) -> Params:
+    """Fresh fp32 parameters: matrices normal(0, 0.02), norms one, biases zero.
+
+    A pure function of `config` and `key`, so `jax.jit(..., static_argnums=0, out_shardings=...)` makes each device
+    draw its own part.
+    """
+    shapes = flatten_dict(abstract_parameters(config), sep=".")
+    flat: dict[str, Array] = {}
+    for index, row in enumerate(parameters(config)):
+        shape = shapes[row.path].shape
+        if row.path.endswith(".bias"):
+            flat[row.path] = jnp.zeros(shape, jnp.float32)
+        elif len(row.shape) == 1:
+            flat[row.path] = jnp.ones(shape, jnp.float32)
+        else:
+            flat[row.path] = _INIT_STDDEV * jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
+    tree: Params = unflatten_dict(flat, sep=".")
+    return tree
+
+
+def merge(
+    config: ModelConfig,
+    params: Params,
+    *,
+    compute_dtype: ComputeDtype = "float32",
+    remat: bool = False,
+    activation_sharding: jax.sharding.NamedSharding | None = None,
+) -> Decoder:
+    """Wires a parameter tree into a `Decoder`, after checking it against the table; moves no data, so cheap in `jit`.
+
+    Raises:
+      ValueError: a path is missing or unknown, or a shape differs from the table's.
+    """
+    expected = flatten_dict(abstract_parameters(config), sep=".")
+    given = flatten_dict(params, sep=".")
+    if expected.keys() != given.keys():
+        missing, unknown = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+        raise ValueError(f"parameter tree does not fit the model config: missing {missing}, unknown {unknown}")
+    for path, leaf in given.items():
+        if leaf.shape != expected[path].shape:
+            raise ValueError(f"parameter {path} has shape {leaf.shape}, expected {expected[path].shape}")
+    return Decoder(config, params, compute_dtype=compute_dtype, remat=remat, activation_sharding=activation_sharding)
+
+
+def rope_inverse_frequencies(config: ModelConfig) -> np.ndarray:
+    """fp32[H/2] radians per position (RoFormer, arXiv 2104.09864), with Llama 3's scaling where the config asks.
+
+    Wavelengths longer than the original context are stretched by `factor`, short ones are kept, and those between
+    are interpolated (arXiv 2407.21783, section 3.2; the formula is that of Meta's released code).
+    """
+    frequency = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is not None:
+        turns = scaling.original_max_position_embeddings * frequency / (2 * np.pi)
+        kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        kept = np.clip(kept, 0.0, 1.0)
+        frequency = kept * frequency + (1 - kept) * frequency / scaling.factor
+    return frequency.astype(np.float32)
+
+
+def _rotate(x: Float[Array, "B T N H"], cos: Float[Array, "b T 1 h"], sin: Float[Array, "b T 1 h"]) -> Array:
+    """Rotates the pairs (x[i], x[i + H/2]), Hugging Face's order of a head's dimensions, in fp32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """x @ weight.T + bias in the dtype of x."""
+
+    def __init__(self, params: Params) -> None:
+        self.weight = nnx.Param(params["weight"])
+        self.bias = nnx.Param(params["bias"]) if "bias" in params else None
+
+    def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
+        y = jnp.einsum("bti,oi->bto", x, self.weight[...].astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square normalization of the last dimension (arXiv 1910.07467), in fp32."""
+
+    def __init__(self, config: ModelConfig, params: Params) -> None:
+        self.eps = config.rms_norm_eps
+        self.weight = nnx.Param(params["weight"])
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        wide = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return (wide * scale * self.weight[...]).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Causal grouped-query attention with rope; on rows padded at the right the causal mask is the only one needed."""
+
+    def __init__(self, config: ModelConfig, params: Params, implementation: AttentionImplementation) -> None:
+        self.head_dim, self.implementation = config.head_dim, implementation
+        self.q_proj, self.k_proj = Linear(params["q_proj"]), Linear(params["k_proj"])
+        self.v_proj, self.o_proj = Linear(params["v_proj"]), Linear(params["o_proj"])
+        self.q_norm = RMSNorm(config, params["q_norm"]) if config.qk_norm else None
+        self.k_norm = RMSNorm(config, params["k_norm"]) if config.qk_norm else None
+
+    def __call__(self, x: Float[Array, "B T D"], cos: Array, sin: Array) -> Float[Array, "B T D"]:
+        batch, length, _ = x.shape
+        query = self.q_proj(x).reshape(batch, length, -1, self.head_dim)
+        key = self.k_proj(x).reshape(batch, length, -1, self.head_dim)
+        value = self.v_proj(x).reshape(batch, length, -1, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        mixed = jax.nn.dot_product_attention(
+            _rotate(query, cos, sin),
+            _rotate(key, cos, sin),
+            value,
+            is_causal=True,
+            implementation=self.implementation,
+        )
+        return self.o_proj(mixed.reshape(batch, length, -1))
+
+
+class MLP(nnx.Module):
+    """SwiGLU feed-forward (arXiv 2002.05202)."""
+
+    def __init__(self, params: Params) -> None:
+        self.gate_proj, self.up_proj = Linear(params["gate_proj"]), Linear(params["up_proj"])
+        self.down_proj = Linear(params["down_proj"])
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nnx.Module):
+    """One pre-norm residual layer."""
+
+    def __init__(self, config: ModelConfig, params: Params, implementation: AttentionImplementation) -> None:
+        self.input_norm = RMSNorm(config, params["input_norm"])
+        self.attention = Attention(config, params["attention"], implementation)
+        self.post_norm = RMSNorm(config, params["post_norm"])
+        self.mlp = MLP(params["mlp"])
+
+    def __call__(self, x: Float[Array, "B T D"], cos: Array, sin: Array) -> Float[Array, "B T D"]:
+        x = x + self.attention(self.input_norm(x), cos, sin)
+        return x + self.mlp(self.post_norm(x))
+
+
+class Table(nnx.Module):
+    """One [V, D] matrix: the embedding, or an output head of its own."""
+
+    def __init__(self, params: Params) -> None:
+        self.weight = nnx.Param(params["weight"])
+
+
+class Decoder(nnx.Module):
+    """The model; build it with `merge`, which checks the parameters first.
+
+    Args:
+      config: shape and options.
+      params: nested dict of fp32 arrays as of `abstract_parameters`, layers stacked.
+      compute_dtype: dtype of activations and of the weights where they are used.
+      remat: recompute each layer's activations in the backward pass instead of keeping them.
+      activation_sharding: how activations [B, T, D] lie on the mesh, `sharding.batch_sharding(mesh)`. Without it the
+        compiler may spread the embedding's output like the table instead of by batch.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        *,
+        compute_dtype: ComputeDtype = "float32",
+        remat: bool = False,
+        activation_sharding: jax.sharding.NamedSharding | None = None,
+    ) -> None:
+        implementation = attention_implementation(jax.default_backend(), compute_dtype)
+        self.config, self.compute_dtype, self.remat = config, compute_dtype, remat
+        self.activation_sharding = activation_sharding
+        self.embed = Table(params["embed"])
+        self.layers = Layer(config, params["layers"], implementation)
+        self.norm = RMSNorm(config, params["norm"])
+        self.lm_head = None if config.tie_word_embeddings else Table(params["lm_head"])
+
+    def hidden_states(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None = None
+    ) -> Float[Array, "B T D"]:
+        """Activations after the final norm, in the compute dtype.
+
+        `positions` default to 0..T-1 in every row. A token id outside the vocabulary makes its row NaN; it
+        never takes a neighbour's embedding.
+        """
+        if positions is None:
+            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        angle = positions[..., None, None].astype(jnp.float32) * rope_inverse_frequencies(self.config)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        graph, stacked = nnx.split(self.layers)
+
+        def step(x: Array, layer: Any) -> tuple[Array, None]:
+            return self._constrain(nnx.merge(graph, layer)(x, cos, sin)), None
+
+        with self._matmul_precision():
+            rows = jnp.take(self.embed.weight[...], tokens, axis=0, mode="fill")
+            x = self._constrain(rows.astype(_COMPUTE_DTYPES[self.compute_dtype]))
+            # The scan already keeps the backward pass apart from the forward one, so CSE can't undo the remat.
+            body = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+            x, _ = jax.lax.scan(body, x, stacked)
+        return self.norm(x)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """fp32 scores of the next token, from compute-dtype operands accumulated in fp32."""
+        weight = (self.embed if self.lm_head is None else self.lm_head).weight[...]
+        with self._matmul_precision():
+            return jnp.einsum("btd,vd->btv", hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def _matmul_precision(self) -> contextlib.AbstractContextManager[Any]:
+        """fp32 means fp32: accelerators would otherwise multiply in TF32 or bf16."""
+        precision = "highest" if self.compute_dtype == "float32" else "default"
+        manager: contextlib.AbstractContextManager[Any] = jax.default_matmul_precision(precision)
+        return manager
+
+    def _constrain(self, x: Array) -> Array:
+        if self.activation_sharding is None:
+            return x
+        constrained: Array = jax.lax.with_sharding_constraint(x, self.activation_sharding)
+        return constrained
+
+
+def token_logprobs(
+    model: Decoder, tokens: Int[Array, "B T"], *, temperature: float = 1.0, chunk_tokens: int = 0
+) -> TokenStats:
+    """Log-probs, entropies and argmax hits of every token of right-padded rows.
+
+    With `chunk_tokens` > 0 the output head runs on that many tokens at a time (whole time steps: at least B tokens)
+    and is recomputed in the backward pass, so that no [B, T, V] array exists; numbers and gradients are the same.
+    """
+    hidden = model.hidden_states(tokens)
+    batch, length = tokens.shape
+    steps = max(1, chunk_tokens // batch) if chunk_tokens else length
+    if steps >= length:
+        return _with_first(*_head_stats(model, hidden[:, :-1], tokens[:, 1:], temperature))
+    graph, state = nnx.split(model)
+    chunks = -(-(length - 1) // steps)
+    padding = chunks * steps - (length - 1)
+
+    # Chunks are cut along time, so that rows stay where the mesh put them.
+    def cut(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(batch, chunks, steps, *x.shape[2:]), 1, 0)
+
+    def join(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * steps)[:, : length - 1]
+
+    @jax.checkpoint
+    def head(chunk: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        return _head_stats(nnx.merge(graph, state), *chunk, temperature)
+
+    stats = jax.lax.map(head, (cut(hidden[:, :-1]), cut(tokens[:, 1:])))
+    return _with_first(*(join(x) for x in stats))
+
+
+def _head_stats(
+    model: Decoder, hidden: Float[Array, "B t D"], targets: Int[Array, "B t"], temperature: float
+) -> tuple[Float[Array, "B t"], Float[Array, "B t"], Bool[Array, "B t"]]:
+    logits = model.logits(hidden) / temperature
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
+    # A masked sum rather than a gather: it stays local when the vocabulary is sharded.
+    chosen = jnp.sum(jnp.where(vocabulary == targets[..., None], log_p, 0.0), axis=-1)
+    known = (targets >= 0) & (targets < logits.shape[-1])
+    fixed = jax.lax.stop_gradient(log_p)
+    entropy = -jnp.sum(jnp.exp(fixed) * fixed, axis=-1)
+    return jnp.where(known, chosen, jnp.nan), entropy, jnp.argmax(logits, axis=-1) == targets
+
+
+def _with_first(logprobs: Array, entropy: Array, correct: Array) -> TokenStats:
+    logprobs, entropy, correct = (jnp.pad(x, [(0, 0), (1, 0)]) for x in (logprobs, entropy, correct))
+    return TokenStats(logprobs=logprobs, entropy=entropy, argmax_correct=correct)

@@ -1,0 +1,117 @@
+"""Where every array lies on the device mesh: one table from logical axes to mesh axes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import jax
+from flax.traverse_util import unflatten_dict
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from learner_jax.config import MeshSettings
+from learner_jax.hf_names import ModelConfig, Parameter, parameters
+from learner_jax.model import Params
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+Rules = Mapping[str, tuple[str, ...]]
+
+#: Logical axis -> mesh axes that its dimension is cut over; an empty tuple replicates.
+RULES: Rules = MappingProxyType(
+    {
+        "vocab": ("tensor",),
+        "embed": ("fsdp",),
+        "heads": ("tensor",),
+        "kv_heads": ("tensor",),
+        "mlp": ("tensor",),
+        "norm": (),
+        "layers": (),
+        "batch": ("data", "fsdp"),
+        "time": (),
+    }
+)
+
+
+class ShardingError(ValueError):
+    """A model, batch or rule does not fit the device mesh."""
+
+
+def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh with axes (data, fsdp, tensor); one size of -1 takes whatever devices are left.
+
+    Raises:
+      ShardingError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = {axis: getattr(settings, axis) for axis in MESH_AXES}
+    given = ", ".join(f"mesh.{axis} = {size}" for axis, size in sizes.items())
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or 0 in sizes.values():
+        raise ShardingError(f"{given}: every size must be at least 1, and at most one may be -1")
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        raise ShardingError(
+            f"{given} makes {fixed}{' x n' if free else ''} devices, but there are {len(devices)}; choose sizes whose "
+            f"product is {len(devices)}, or set one of them to -1"
+        )
+    shape = tuple(sizes[axis] for axis in MESH_AXES)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def partition_spec(axes: Sequence[str], rules: Rules = RULES) -> PartitionSpec:
+    """Mesh axes of each dimension of a tensor with these logical axes.
+
+    Raises:
+      ShardingError: an axis has no rule, or two dimensions ask for the same mesh axis.
+    """
+    user: dict[str, str] = {}
+    for axis in axes:
+        if axis not in rules:
+            raise ShardingError(f"logical axis {axis!r} has no rule; known: {', '.join(rules)}")
+        for mesh_axis in rules[axis]:
+            if mesh_axis in user:
+                raise ShardingError(
+                    f"logical axes {user[mesh_axis]!r} and {axis!r} of one tensor both map to mesh axis {mesh_axis!r}; "
+                    f"give one of them another rule"
+                )
+            user[mesh_axis] = axis
+    return PartitionSpec(*(rules[axis] or None for axis in axes))
+
+
+def parameter_shardings(config: ModelConfig, mesh: Mesh, rules: Rules = RULES) -> Params:
+    """Nested dict of `NamedSharding`, one per parameter, in the shape of the parameter tree.
+
+    Raises:
+      ShardingError: a dimension does not divide by the mesh axes that it is cut over.
+    """
+    flat = {}
+    for row in parameters(config):
+        for axis, size in zip(row.axes, row.shape, strict=True):
+            _check_divides(row, axis, size, config, mesh, rules)
+        axes = ("layers", *row.axes) if row.stacked else row.axes
+        flat[row.path] = NamedSharding(mesh, partition_spec(axes, rules))
+    tree: Params = unflatten_dict(flat, sep=".")
+    return tree
+
+
+def _check_divides(row: Parameter, axis: str, size: int, config: ModelConfig, mesh: Mesh, rules: Rules) -> None:
+    """Attention projections are cut between heads, never inside one: rope and softmax need a head whole."""
+    pieces = math.prod(mesh.shape[name] for name in rules[axis])
+    heads = axis in ("heads", "kv_heads")
+    count = size // config.head_dim if heads else size
+    if count % pieces:
+        sizes = ", ".join(f"mesh.{name} = {mesh.shape[name]}" for name in rules[axis])
+        unit = f"{count} heads of {config.head_dim}" if heads else str(count)
+        raise ShardingError(
+            f"parameter {row.path}: dimension {axis!r} is {unit} and does not divide by {sizes}; "
+            f"set the mesh so that the cut divides {count}"
+        )
+
+
+def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
+    """Sharding of any array whose first dimension is the batch row (over data and fsdp, the rest whole)."""
+    return NamedSharding(mesh, partition_spec(("batch",), rules))

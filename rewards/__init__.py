@@ -1,0 +1,1 @@
+"""Tasks and the verifiers that score answers to them."""

@@ -1,0 +1,109 @@
+"""What a task is to the rest of Weir: a deterministic stream of problems and a verifier that never raises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Split = Literal["train", "validation", "heldout"]
+Verdict = Literal["pass", "fail", "error"]
+
+#: A score counts as a pass from here on; below 1 by less than float32 rounding.
+PASS_SCORE = 1.0 - 1e-6
+
+
+class TaskError(ValueError):
+    """A task's settings or data don't work: says the task, what was expected and the setting to change."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One problem of a task.
+
+    Attributes:
+      index: position in its split; together with the task's settings and seed it names the problem.
+      question: text put in place of `{question}` in the prompt template.
+      answer: reference answer; empty where the verifier works without one.
+      metadata: whatever the verifier needs besides.
+    """
+
+    index: int
+    question: str
+    answer: str
+    metadata: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RewardRequest:
+    """One answer to be scored.
+
+    Attributes:
+      response: decoded text of the sampled tokens, without special tokens.
+      finish_reason: `stop` if the model ended its answer, `length` if the token budget did.
+    """
+
+    problem: Problem
+    response: str
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """The verifier's word on one answer.
+
+    Attributes:
+      score: the reward; finite.
+      parts: named components, for people and metrics.
+      verdict: `pass` from `PASS_SCORE` on, `fail` below, `error` if the verifier itself failed (score 0).
+      reasons: why it is not a pass; for an error, what went wrong.
+    """
+
+    score: float
+    parts: Mapping[str, float]
+    verdict: Verdict
+    reasons: tuple[str, ...] = ()
+
+
+class Task(Protocol):
+    """A stream of problems with a verifier. Safe to call from several threads."""
+
+    @property
+    def version(self) -> str:
+        """Provider and library version, e.g. `reasoning_gym/basic_arithmetic@0.1.25`."""
+
+    def problem(self, split: Split, index: int) -> Problem:
+        """The problem at `index` >= 0 of a split: the same in every process with the same settings and seed.
+
+        `train` never ends (it repeats); `validation` and `heldout` hold distinct questions that are in no other split.
+
+        Raises:
+          TaskError: the split holds fewer distinct problems than `index` + 1.
+        """
+
+    def num_distinct(self, split: Split) -> int | None:
+        """Number of distinct questions in a split, None where only generating them all would tell."""
+
+    def target(self, problem: Problem) -> str:
+        """Text to imitate in the supervised warm start.
+
+        Raises:
+          TaskError: the task has no reference answers.
+        """
+
+    def score(self, request: RewardRequest) -> RewardResult:
+        """Scores an answer; whatever the answer is, it returns. May block up to the verifier's deadline."""
+
+    def close(self) -> None:
+        """Ends worker processes, if the task has any."""
+
+
+def scored(score: float, parts: Mapping[str, float], *, reasons: tuple[str, ...] = ()) -> RewardResult:
+    """The result of a verifier that worked."""
+    passed = score >= PASS_SCORE
+    return RewardResult(float(score), dict(parts), "pass" if passed else "fail", () if passed else reasons)
+
+
+def failed(reason: str) -> RewardResult:
+    """The result of a verifier that failed itself: score 0, verdict `error`."""
+    return RewardResult(0.0, {}, "error", (reason,))

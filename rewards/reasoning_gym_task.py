@@ -1,0 +1,136 @@
+"""Any dataset of the reasoning-gym library as a task: its generator makes the problems, its verifier scores them.
+
+The library's score is the reward as it is; several datasets give partial credit. Verifiers of the library's own kind
+(text comparison) run in place; datasets that bring their own, which may evaluate the answer with SymPy and so never
+return, run in killable processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.metadata
+import json
+import math
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+import reasoning_gym
+from reasoning_gym.dataset import ProceduralDataset
+from reasoning_gym.factory import DATASETS
+
+from rewards.config import TaskSettings
+from rewards.isolation import KillablePool, VerifierError
+from rewards.protocol import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
+from rewards.splits import GeneratedProblems, ListedProblems, ProblemStream, stable_hash
+
+#: Seeds of the library stay below 2**32 with any index added: some of its datasets hand them to NumPy.
+_MAX_SEED = 1 << 31
+
+
+class ReasoningGymTask:
+    """A reasoning-gym dataset; implements `rewards.protocol.Task`."""
+
+    def __init__(self, settings: TaskSettings, *, seed: int, deadline_s: float, num_workers: int) -> None:
+        self._name = settings.name
+        if "seed" in settings.options:
+            raise TaskError(f"task.options.seed of {self._name} is not a setting here: set run.seed")
+        options = {**settings.options, "seed": stable_hash("reasoning_gym", seed) % _MAX_SEED}
+        try:
+            self._options = json.dumps(options, sort_keys=True)
+        except TypeError as error:
+            raise TaskError(f"task.options of {self._name}: {error}; expected numbers, text, lists, tables") from None
+        self._dataset = make_dataset(self._name, self._options)
+        self._stream = self._make_stream(settings, seed)
+        self._pool: KillablePool | None = None
+        if type(self._dataset).score_answer is not ProceduralDataset.score_answer:
+            warm_up = partial(_worker_dataset, self._name, self._options)
+            self._pool = KillablePool(num_workers=num_workers, deadline_s=deadline_s, warm_up=warm_up)
+
+    @property
+    def version(self) -> str:
+        return f"reasoning_gym/{self._name}@{importlib.metadata.version('reasoning_gym')}"
+
+    def problem(self, split: Split, index: int) -> Problem:
+        return self._stream.problem(split, index)
+
+    def num_distinct(self, split: Split) -> int | None:
+        return self._stream.num_distinct(split)
+
+    def target(self, problem: Problem) -> str:
+        if not problem.answer:
+            raise TaskError(f"reasoning_gym {self._name} has no reference answers to imitate; drop [warm_start]")
+        return problem.answer
+
+    def score(self, request: RewardRequest) -> RewardResult:
+        problem, response = request.problem, request.response.strip()
+        entry = {"question": problem.question, "answer": problem.answer or None, "metadata": problem.metadata}
+        try:
+            if self._pool is None:
+                score = float(self._dataset.score_answer(response, entry))
+            else:
+                score = float(self._pool.call(_score_in_worker, self._name, self._options, response, entry))
+        except VerifierError as error:
+            return failed(f"{self.version}: {error}")
+        except Exception as error:  # isolation: a verifier's bug on one answer must not end the rollouts
+            return failed(f"{self.version}: {type(error).__name__}: {error}")
+        if not math.isfinite(score):
+            return failed(f"{self.version}: the verifier's score is {score}")
+        return scored(score, {"library_score": score}, reasons=(f"expected {problem.answer!r}",))
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    def _make_stream(self, settings: TaskSettings, seed: int) -> ProblemStream:
+        origin = f"reasoning_gym {self._name}"
+        size = len(self._dataset)
+        try:
+            self._generate(size + 7)
+        except (IndexError, KeyError):
+            # A few datasets draw up `size` problems beforehand: a list, not a generator.
+            listed = [self._generate(index) for index in range(size)]
+            return ListedProblems(listed, seed=seed, holdout_percent=settings.holdout_percent, origin=origin)
+        return GeneratedProblems(
+            self._generate,
+            num_problems=settings.num_problems,
+            holdout_percent=settings.holdout_percent,
+            origin=origin,
+        )
+
+    def _generate(self, index: int) -> Problem:
+        entry = self._dataset[index]
+        return Problem(index, entry["question"], entry["answer"] or "", entry["metadata"])
+
+
+def make_dataset(name: str, options: str) -> ProceduralDataset:
+    """The library's dataset of that name; `options` are its configuration as JSON.
+
+    Raises:
+      TaskError: no such dataset, or the library refuses the options.
+    """
+    if name not in DATASETS:
+        close = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise TaskError(f"task.name {name!r} is no reasoning_gym dataset; {hint}known: {', '.join(sorted(DATASETS))}")
+    given: Mapping[str, Any] = json.loads(options)
+    config = DATASETS[name][1]
+    known = [field.name for field in dataclasses.fields(config) if field.name != "seed"]
+    if unknown := sorted(set(given) - set(known) - {"seed"}):
+        raise TaskError(
+            f"reasoning_gym {name} has no option {', '.join(unknown)} (task.options); its options: {', '.join(known)}"
+        )
+    try:
+        return reasoning_gym.create_dataset(name, **given)
+    except Exception as error:  # the library checks its options with assert, ValueError, TypeError and others
+        raise TaskError(f"reasoning_gym {name} refuses task.options: {type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def _worker_dataset(name: str, options: str) -> ProceduralDataset:
+    return make_dataset(name, options)
+
+
+def _score_in_worker(name: str, options: str, response: str, entry: dict[str, Any]) -> float:
+    return float(_worker_dataset(name, options).score_answer(response, entry))

@@ -1,0 +1,1 @@
+"""Everything between the learner and the vLLM fleet: queue, rollouts, weight store, replicas, rounds."""

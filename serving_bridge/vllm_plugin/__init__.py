@@ -1,0 +1,58 @@
+"""vLLM general plugin: weights from Weir's store into a running server; imports no JAX.
+
+Loaded by entry point in vLLM's API server, engine core and every worker.
+"""
+
+from __future__ import annotations
+
+import time
+
+BACKEND = "weir"
+#: what `--worker-extension-cls` needs, so that staging can be asked for while the server serves
+WORKER_EXTENSION = "serving_bridge.vllm_plugin.engine.WorkerExtension"
+
+_NAP_S = 1e-4
+
+
+def register() -> None:
+    """Registers the weight-transfer backend; harmless when called again (vLLM loads plugins many times)."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.platforms import current_platform
+
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, "serving_bridge.vllm_plugin.engine", "WeirEngine")
+    if current_platform.is_cpu():
+        _compute_with_the_parameters()
+        _wait_without_spinning()
+
+
+def _compute_with_the_parameters() -> None:
+    """Keeps linear layers from computing with packed copies of their weights.
+
+    Loading in place would change the parameter and not the copy: a tied head silently goes on with the old weights.
+    """
+    import vllm._custom_ops as custom_ops
+    import vllm.model_executor.layers.utils as layer_utils
+
+    custom_ops._supports_onednn = False
+    layer_utils.check_cpu_sgl_kernel = _never
+
+
+def _never(*_: object) -> bool:
+    return False
+
+
+def _wait_without_spinning() -> None:
+    """Has engine core and worker sleep a little between looks while they wait for each other.
+
+    vLLM's default, `sched_yield` in a loop, suits GPUs; here both would take cores from the model and the learner.
+    Going to vLLM's own idle mode at once instead is no way out: its wake-ups are lost when they follow within about a
+    millisecond, and the reader then sleeps for seconds.
+    """
+    import vllm.distributed.device_communicators.shm_broadcast as shm_broadcast
+
+    shm_broadcast.sched_yield = _nap
+
+
+def _nap() -> None:
+    time.sleep(_NAP_S)

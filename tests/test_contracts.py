@@ -1,0 +1,113 @@
+"""Wire records survive a round trip bit by bit, and broken ones are refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+import numpy as np
+import pytest
+
+from learner_jax.contracts import (
+    ContractError,
+    GoldenPrompt,
+    Trajectory,
+    WeightManifest,
+    decode_group,
+    decode_manifest,
+    encode_group,
+    encode_manifest,
+)
+from tests.trajectories import make_group
+
+
+def test_group_round_trip_is_exact() -> None:
+    group = make_group(size=3)
+    decoded = decode_group(encode_group(group))
+    assert len(decoded) == 3
+    for before, after in zip(group, decoded, strict=True):
+        for field in dataclasses.fields(Trajectory):
+            expected, got = getattr(before, field.name), getattr(after, field.name)
+            if isinstance(expected, np.ndarray):
+                assert got.dtype == expected.dtype
+                np.testing.assert_array_equal(got, expected)
+            else:
+                assert got == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"behavior_logprobs": np.array([0, 0, 0, -1, np.nan], np.float32)}, "behavior_logprobs"),
+        ({"behavior_logprobs": np.array([0, 0, 0, -1, 0.5], np.float32)}, "behavior_logprobs"),
+        ({"rewards": np.array([0, 0, 0, 0, np.inf], np.float32)}, "rewards"),
+        ({"rewards": np.zeros(4, np.float32)}, r"rewards has shape \(4,\), expected \(5,\)"),
+        ({"tokens": np.zeros(5, np.int64)}, "tokens has dtype int64, expected int32"),
+        ({"tokens": np.array([1, 2, 3, 4, -1], np.int32)}, "token ids"),
+        ({"loss_mask": np.zeros(5, bool)}, "no token was sampled"),
+        ({"loss_mask": np.ones(5, bool)}, "first token"),
+        ({"policy_version": np.full(5, -1, np.int32)}, "policy version"),
+        ({"finish_reason": "abort"}, "'abort' is not a sample"),
+    ],
+)
+def test_broken_trajectory_is_refused_by_name(change: dict, message: str) -> None:
+    broken = dataclasses.replace(make_group()[0], **change)
+    with pytest.raises(ContractError, match=message):
+        broken.validate()
+
+
+def test_oldest_version_ignores_prompt_tokens() -> None:
+    trajectory = dataclasses.replace(make_group()[0], policy_version=np.array([-1, -1, -1, 4, 6], np.int32))
+    assert trajectory.oldest_version == 4
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x90", b"\xc1", b"not msgpack", encode_group(make_group())[:-7]])
+def test_damaged_payload_is_refused(payload: bytes) -> None:
+    with pytest.raises(ContractError):
+        decode_group(payload)
+
+
+def test_every_flipped_bit_is_survived_or_refused() -> None:
+    payload = bytearray(encode_group(make_group()))
+    refused = 0
+    for position in range(len(payload)):
+        damaged = bytearray(payload)
+        damaged[position] ^= 0x81
+        try:
+            decode_group(bytes(damaged))
+        except ContractError:
+            refused += 1
+    assert refused > len(payload) // 3
+
+
+def test_unknown_schema_is_refused() -> None:
+    records = msgspec.msgpack.decode(encode_group(make_group()))
+    records[0]["schema"] = 99
+    with pytest.raises(ContractError, match="schema 99, this build reads 1"):
+        decode_group(msgspec.msgpack.encode(records))
+
+
+def test_groups_that_disagree_are_refused() -> None:
+    with pytest.raises(ContractError, match="disagree"):
+        decode_group(encode_group(make_group(size=2)[:1]))
+
+
+def test_manifest_round_trip_and_schema() -> None:
+    manifest = WeightManifest(
+        schema=1,
+        version=3,
+        base_version=None,
+        format="full",
+        step=2,
+        parent=2,
+        run="demo",
+        content_sha256="0" * 64,
+        files=[],
+        tensors=[],
+        golden=[GoldenPrompt(tokens=[1, 2], logprobs=[-0.25])],
+    )
+    assert decode_manifest(encode_manifest(manifest)) == manifest
+    with pytest.raises(ContractError, match="schema 2"):
+        decode_manifest(encode_manifest(msgspec.structs.replace(manifest, schema=2)))
+    with pytest.raises(ContractError, match="not a weight manifest"):
+        decode_manifest(encode_manifest(manifest)[:-20])

@@ -1,0 +1,256 @@
+"""Weight files: round trips to the byte, rounding, sharded files, and a clear error for every kind of damage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from learner_jax import hf_io, hf_names, model
+from tests.test_model_parity import lively_parameters, tiny_config
+
+CONFIG = tiny_config()
+UP = "model.layers.1.mlp.up_proj.weight"
+HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, np.ndarray]:
+    return dict(hf_io.export_tensors(lively_parameters(CONFIG), CONFIG, "float32"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tensors: dict[str, np.ndarray]) -> Path:
+    """A whole model folder in three shards."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    (source / "tokenizer.json").write_text('{"version": "1.0"}')
+    (source / "notes.txt").write_text("not a model file")
+    hf_io.write_model(tmp_path / "model", tensors.items(), source, max_shard_bytes=30_000)
+    return tmp_path / "model"
+
+
+def same_bytes(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return {k: (v.dtype, v.shape, v.tobytes()) for k, v in a.items()} == {
+        k: (v.dtype, v.shape, v.tobytes()) for k, v in b.items()
+    }
+
+
+def test_real_weights_round_trip_to_the_byte(stories_model: Path, tmp_path: Path) -> None:
+    config = hf_names.read_model_config(stories_model)
+    params = hf_io.load_parameters(stories_model, config)
+    hf_io.write_model(tmp_path / "out", hf_io.export_tensors(params, config, "float32"), stories_model)
+    written, original = (load_file(path / "model.safetensors") for path in (tmp_path / "out", stories_model))
+    original.pop(HEAD, None)
+    assert same_bytes(written, original)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in stories_model.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_load_then_export_keeps_every_byte(dtype: str, tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+    kind = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
+    stored = {name: value.astype(kind) for name, value in tensors.items()}
+    hf_io.write_safetensors(tmp_path / "model.safetensors", stored)
+    params = hf_io.load_parameters(tmp_path, CONFIG)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+    exported = dict(hf_io.export_tensors(params, CONFIG, dtype))
+    assert list(exported) == list(hf_names.hf_shapes(CONFIG))
+    assert same_bytes(exported, stored)
+
+
+def test_half_precision_on_disk_is_read(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+    halves = {name: value.astype(np.float16) for name, value in tensors.items()}
+    hf_io.write_safetensors(tmp_path / "model.safetensors", halves)
+    params = hf_io.load_parameters(tmp_path, CONFIG)
+    np.testing.assert_array_equal(params["layers"]["mlp"]["up_proj"]["weight"][1], halves[UP].astype(np.float32))
+
+
+def test_bfloat16_export_rounds_to_nearest_even_whoever_holds_the_leaf() -> None:
+    config = tiny_config(num_layers=1)
+    params = lively_parameters(config)
+    spacing = 2.0**-7  # of bf16 in [1, 2)
+    values = np.resize([1 + spacing / 2, 1 + 1.5 * spacing, 1 + 0.51 * spacing, 1e-40], config.hidden_size)
+    params["norm"]["weight"] = jnp.asarray(values, jnp.float32)
+    tiny = float(np.float32(1e-40).astype(ml_dtypes.bfloat16))
+    expected = np.resize([1, 1 + 2 * spacing, 1 + spacing, tiny], config.hidden_size)
+    on_device = dict(hf_io.export_tensors(params, config, "bfloat16"))
+    on_host = dict(hf_io.export_tensors(jax.tree.map(np.asarray, params), config, "bfloat16"))
+    np.testing.assert_array_equal(on_device["model.norm.weight"].astype(np.float64), expected)
+    assert same_bytes(on_device, on_host)
+
+
+def test_exported_arrays_own_their_memory() -> None:
+    params = jax.tree.map(np.array, lively_parameters(CONFIG))
+    exported = dict(hf_io.export_tensors(params, CONFIG, "float32"))
+    before = exported[UP].copy()
+    params["layers"]["mlp"]["up_proj"]["weight"][:] = 0
+    np.testing.assert_array_equal(exported[UP], before)
+
+
+def test_export_moves_each_table_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    transfers = []
+    real = hf_io._to_host
+    monkeypatch.setattr(hf_io, "_to_host", lambda leaf: transfers.append(leaf.shape) or real(leaf))
+    list(hf_io.export_tensors(lively_parameters(CONFIG), CONFIG, "bfloat16"))
+    assert len(transfers) == len(hf_names.parameters(CONFIG))
+
+
+def test_unknown_export_dtype_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'float16' can't be exported; known: float32, bfloat16"):
+        next(hf_io.export_tensors(lively_parameters(CONFIG), CONFIG, "float16"))
+
+
+def test_shards_hold_the_same_tensors_and_the_index_is_true(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert [path.name for path in shards] == [
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)
+    ]
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in tensors.values())
+    assert {name: path.name for path in shards for name in load_file(path)} == index["weight_map"]
+    assert all(sum(v.nbytes for v in load_file(path).values()) <= 30_000 for path in shards)
+    assert {path.name for path in folder.iterdir()} == {
+        *(path.name for path in shards),
+        "model.safetensors.index.json",
+        "config.json",
+        "tokenizer.json",
+    }
+    loaded = hf_io.load_parameters(folder, CONFIG)
+    assert same_bytes(dict(hf_io.export_tensors(loaded, CONFIG, "float32")), tensors)
+
+
+def test_buffers_and_an_equal_tied_head_are_tolerated(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+    extra = {HEAD: tensors[EMBED], "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
+    hf_io.write_safetensors(tmp_path / "model.safetensors", tensors | extra)
+    loaded = hf_io.load_parameters(tmp_path, CONFIG)
+    assert same_bytes(dict(hf_io.export_tensors(loaded, CONFIG, "float32")), tensors)
+
+
+def without(name: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    return lambda tensors: {key: value for key, value in tensors.items() if key != name}
+
+
+def changed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda tensors: tensors | {name: change(tensors.get(name, tensors[EMBED]))}
+
+
+def with_nan(value: np.ndarray) -> np.ndarray:
+    value = value.copy()
+    value[3, 2] = np.nan
+    return value
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without(UP), rf"lacks 1 of \d+ tensors: {UP}"),
+        (changed("model.layers.2.extra", lambda v: v), "1 tensors that config.json does not account for: .*2.extra"),
+        (changed(UP, lambda v: v.T), rf"safetensors: tensor {UP} has shape \(32, 48\), expected \(48, 32\)"),
+        (changed(UP, lambda v: v.astype(np.int8)), rf"tensor {UP} has dtype I8, expected one of F32, BF16, F16"),
+        (changed(UP, with_nan), rf"tensor {UP} has 1 NaN or infinite values"),
+        (changed(HEAD, lambda v: v + 1), "lm_head.weight differs from model.embed_tokens.weight; set tie_word"),
+        (changed(HEAD, lambda v: v[:-1]), "lm_head.weight differs"),
+    ],
+)
+def test_wrong_tensors_are_named(damage: Any, message: str, tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
+    damaged = {name: np.ascontiguousarray(value) for name, value in damage(tensors).items()}
+    save_file(damaged, tmp_path / "model.safetensors")
+    with pytest.raises(hf_io.WeightFileError, match=message):
+        hf_io.load_parameters(tmp_path, CONFIG)
+
+
+def test_untied_config_without_a_head_says_what_to_set(folder: Path) -> None:
+    with pytest.raises(hf_io.WeightFileError, match="lm_head.weight;.*set tie_word_embeddings to true"):
+        hf_io.load_parameters(folder, replace(CONFIG, tie_word_embeddings=False))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-100],
+        lambda data: data[:50],
+        lambda data: b"",
+        lambda data: b"version https://git-lfs.github.com/spec/v1\n",
+        lambda data: data[:9] + b"#" + data[10:],
+    ],
+    ids=["truncated", "header cut", "empty", "git-lfs pointer", "header damaged"],
+)
+def test_damaged_file_is_named(damage: Callable[[bytes], bytes], folder: Path) -> None:
+    path = sorted(folder.glob("model-*.safetensors"))[1]
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(hf_io.WeightFileError, match=rf"{path.name} \(\d+ bytes\) is not a whole safetensors file"):
+        hf_io.load_parameters(folder, CONFIG)
+
+
+def test_missing_shard_and_damaged_index_are_named(folder: Path) -> None:
+    path = sorted(folder.glob("model-*.safetensors"))[0]
+    index = folder / "model.safetensors.index.json"
+    contents = path.read_bytes()
+    path.unlink()
+    with pytest.raises(hf_io.WeightFileError, match=f"{path.name} is missing, though model.safetensors.index.json"):
+        hf_io.load_parameters(folder, CONFIG)
+    path.write_bytes(contents)
+    whole = json.loads(index.read_text())
+    moved = {**whole["weight_map"], UP: path.name}
+    index.write_text(json.dumps({"weight_map": moved}))
+    with pytest.raises(hf_io.WeightFileError, match=f"disagree on tensors {UP}"):
+        hf_io.load_parameters(folder, CONFIG)
+    for text in ("{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'):
+        index.write_text(text)
+        with pytest.raises(hf_io.WeightFileError, match="is not an index with a weight_map"):
+            hf_io.load_parameters(folder, CONFIG)
+
+
+def test_missing_folder_or_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(hf_io.WeightFileError, match="nowhere does not exist; set model.path"):
+        hf_io.load_parameters(tmp_path / "nowhere", CONFIG)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(hf_io.WeightFileError, match="holds neither .* only pytorch_model.bin; expected safetensors"):
+        hf_io.load_parameters(tmp_path, CONFIG)
+
+
+def test_interrupted_write_leaves_nothing_behind(tmp_path: Path, folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    def interrupted() -> Any:
+        yield from list(tensors.items())[:5]
+        raise KeyboardInterrupt
+
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        hf_io.write_model(tmp_path / "partial", interrupted(), folder, max_shard_bytes=10_000)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    hf_io.write_safetensors(path, {"a": np.zeros(3, np.float32)})
+    old = path.read_bytes()
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(hf_io, "_sync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        hf_io.write_safetensors(path, {"a": np.ones(3, np.float32)})
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+
+
+def test_occupied_output_and_wrong_source_are_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(hf_io.WeightFileError, match="exists and is not an empty folder"):
+        hf_io.write_model(folder, [], folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(hf_io.WeightFileError, match="holds no config.json"):
+        hf_io.write_model(tmp_path / "out", [], tmp_path / "empty")
+    hf_io.write_model(tmp_path / "empty", [("a", np.zeros(2, np.float32))], folder)
+    assert "a" in load_file(tmp_path / "empty" / "model.safetensors")
+    assert model.abstract_parameters(CONFIG)["norm"]["weight"].shape == (CONFIG.hidden_size,)

@@ -1,0 +1,244 @@
+"""The learner's loop on a real queue, weight store and Orbax: resume, effect once, staleness, bounded waits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from learner_jax.checkpoint import CheckpointError, Checkpoints, Position, restore_parameters
+from learner_jax.config import CheckpointSettings, LearnerSettings, LossSettings, OptimizerSettings
+from learner_jax.engine import Engine
+from learner_jax.loop import Learner, StarvedError, TrainingError
+from learner_jax.model import init_parameters
+from learner_jax.train_step import grpo_objective
+from serving_bridge.queue import TrajectoryQueue
+from serving_bridge.weight_store import WeightStore
+from tests.test_train_step import TINY, TINY_JSON
+from tests.trajectories import make_group
+
+
+class Crash(Exception):
+    """Stands for kill -9 at a chosen point."""
+
+
+class Records(list[dict[str, Any]]):
+    """Collects what the loop logs; may crash at a chosen event."""
+
+    def __init__(self, crash_at: Callable[[dict[str, Any]], bool] = lambda _: False) -> None:
+        super().__init__()
+        self._crash_at = crash_at
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        self.append({"event": event, **fields})
+        if self._crash_at(self[-1]):
+            raise Crash
+
+    def steps(self) -> list[dict[str, Any]]:
+        return [record for record in self if record["event"] == "step"]
+
+
+SETTINGS = LearnerSettings(
+    steps=6,
+    groups_per_step=2,
+    sequence_length=8,
+    microbatch_rows=4,
+    max_wait_s=1.0,
+    optimizer=OptimizerSettings(learning_rate=1e-2),
+    loss=LossSettings(kl_coefficient=0.01),
+    checkpoint=CheckpointSettings(every=2, keep=2),
+)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(SETTINGS, TINY, objective=grpo_objective(SETTINGS.loss), temperature=1.0, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(3)))
+
+
+def run(
+    engine: Engine,
+    params: Any,
+    directory: Path,
+    *,
+    log: Records | None = None,
+    max_staleness: int = 100,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[Any, Records]:
+    log = Records() if log is None else log
+    checkpoints = Checkpoints(directory / "checkpoints", keep=2)
+    queue = TrajectoryQueue(directory / "state.db")
+    try:
+        outcome = Learner(
+            engine,
+            params,
+            seed=0,
+            source=queue,
+            publisher=WeightStore(directory / "weights", "test"),
+            checkpoints=checkpoints,
+            golden_prompts=[[1, 2, 3, 4]],
+            max_staleness=max_staleness,
+            log=log,
+            should_stop=should_stop,
+        ).run()
+    finally:
+        checkpoints.close()
+        queue.close()
+    return outcome, log
+
+
+def fill(directory: Path, count: int, *, version: int = 1) -> None:
+    queue = TrajectoryQueue(directory / "state.db")
+    queue.put([(i, make_group(f"run/{i}", seed=i, version=version, rewards=[0.0, 1.0])) for i in range(count)])
+    queue.close()
+
+
+def final_parameters(directory: Path) -> dict[Any, np.ndarray]:
+    return flatten_dict(restore_parameters(directory / "checkpoints"))
+
+
+def test_runs_to_the_end_and_every_group_has_its_effect_once(engine: Engine, params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 12)
+    outcome, log = run(engine, params, tmp_path)
+    assert outcome.reason == "finished"
+    assert [record["step"] for record in log.steps()] == [1, 2, 3, 4, 5, 6]
+    progress = TrajectoryQueue(tmp_path / "state.db").progress()
+    assert (progress.num_acknowledged, progress.num_ready, progress.finished) == (12, 0, True)
+    store = WeightStore(tmp_path / "weights", "test")
+    assert [store.manifest(v).step for v in store.versions()] == [0, 1, 2, 3, 4, 5, 6]
+
+
+CRASHES = {
+    "before the first checkpoint": lambda r: r["event"] == "published" and r["step"] == 1,
+    "between publishing and recording a step": lambda r: r["event"] == "published" and r["step"] == 4,
+    "after a step": lambda r: r["event"] == "step" and r["step"] == 3,
+    "right after a checkpoint began": lambda r: r["event"] == "checkpoint" and r["step"] == 4,
+}
+
+
+@pytest.mark.parametrize("point", CRASHES)
+def test_resume_equals_the_uninterrupted_run_bit_by_bit(
+    point: str, engine: Engine, params: Any, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    fill(whole, 12)
+    run(engine, params, whole)
+    fill(broken, 12)
+    with pytest.raises(Crash):
+        run(engine, params, broken, log=Records(CRASHES[point]))
+    _, log = run(engine, params, broken)
+    assert log.steps()[-1]["step"] == 6
+    expected, got = final_parameters(whole), final_parameters(broken)
+    for path, value in expected.items():
+        np.testing.assert_array_equal(got[path], value, err_msg=str(path))
+    assert TrajectoryQueue(broken / "state.db").progress().num_acknowledged == 12
+    versions = WeightStore(broken / "weights", "test").versions()
+    assert versions == sorted(set(versions))
+    assert len(versions) > 7
+
+
+def test_graceful_stop_leaves_a_checkpoint_and_goes_on(engine: Engine, params: Any, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    fill(whole, 12)
+    run(engine, params, whole)
+    fill(stopped, 12)
+    first = Records()
+    outcome, _ = run(engine, params, stopped, log=first, should_stop=lambda: len(first.steps()) >= 3)
+    assert outcome.reason == "stopped"
+    assert outcome.position.completed_steps == 3
+    assert not TrajectoryQueue(stopped / "state.db").progress().finished
+    _, second = run(engine, params, stopped)
+    assert [record["step"] for record in second.steps()] == [4, 5, 6]
+    for path, value in final_parameters(whole).items():
+        np.testing.assert_array_equal(final_parameters(stopped)[path], value)
+
+
+def test_stale_groups_are_dropped_and_never_trained_on(engine: Engine, params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 12)
+    with pytest.raises(StarvedError, match=r"step 4 has 0 of 2 groups"):
+        run(engine, params, tmp_path, max_staleness=2)
+    progress = TrajectoryQueue(tmp_path / "state.db").progress()
+    assert (progress.completed_steps, progress.num_dropped) == (3, 6)
+
+
+def test_starving_is_bounded_and_says_what_it_waited_for(engine: Engine, params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 1)
+    with pytest.raises(StarvedError, match=r"step 1 has 1 of 2 groups and none came for .* \(learner\.max_wait_s\)"):
+        run(engine, params, tmp_path)
+
+
+def test_kl_budget_stops_the_run(engine: Engine, params: Any, tmp_path: Path) -> None:
+    loss = LossSettings(kl_coefficient=0.01, kl_budget=1e-6)
+    budgeted = Engine(
+        SETTINGS.model_copy(update={"loss": loss}),
+        TINY,
+        objective=grpo_objective(loss),
+        temperature=1.0,
+        devices=jax.devices()[:1],
+    )
+    fill(tmp_path, 12)
+    outcome, log = run(budgeted, params, tmp_path)
+    assert outcome.reason == "kl_budget"
+    assert len(log.steps()) == 2
+    assert log.steps()[0]["kl"] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_three_steps_that_are_not_finite_end_the_run(params: Any, tmp_path: Path) -> None:
+    def poisoned(stats: Any, batch: Any) -> Any:
+        return stats.logprobs * np.nan, {"kl": stats.logprobs, "clip_fraction": stats.logprobs}
+
+    engine = Engine(SETTINGS, TINY, objective=poisoned, temperature=1.0, devices=jax.devices()[:1])
+    fill(tmp_path, 12)
+    with pytest.raises(TrainingError, match="3 steps in a row"):
+        run(engine, params, tmp_path)
+    for path, value in flatten_dict(params).items():
+        np.testing.assert_array_equal(final_parameters(tmp_path)[path], value)
+
+
+def test_published_weights_are_those_of_the_checkpoint(engine: Engine, params: Any, tmp_path: Path) -> None:
+    """The fast path (weight store) and the durable path (Orbax, convert) give the same bytes for the same step."""
+    from safetensors.numpy import load_file
+
+    from serving_bridge.convert import to_hf
+
+    fill(tmp_path, 12)
+    run(engine, params, tmp_path)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(TINY_JSON))
+    to_hf(tmp_path / "checkpoints", model_dir=source, out=tmp_path / "hf", dtype="float32")
+    store = WeightStore(tmp_path / "weights", "test")
+    published = load_file(store.folder(store.versions()[-1]) / "weights.safetensors")
+    converted = load_file(tmp_path / "hf" / "model.safetensors")
+    assert published.keys() == converted.keys()
+    for name, value in published.items():
+        np.testing.assert_array_equal(converted[name], value)
+
+
+def test_missing_and_damaged_checkpoints_are_named(engine: Engine, params: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        restore_parameters(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        restore_parameters(tmp_path)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    state = engine.init_state(params, seed=0)
+    for step in (1, 2):
+        checkpoints.save(state, Position(step, 1, 0, ()))
+    checkpoints.wait()
+    for file in (tmp_path / "2" / "state" / "d").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"2 can't be restored.*other checkpoints there: \[1\]"):
+        checkpoints.restore(state)
+    _, position = checkpoints.restore(state, step=1)
+    assert position.completed_steps == 1
+    checkpoints.close()

@@ -1,0 +1,195 @@
+"""What the events of a run add up to: the history by kind, and the figures that view, report and summary share."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from serving_bridge.telemetry import Record
+
+Bottleneck = Literal["rollout-bound", "train-bound", "balanced"]
+
+#: Idle shares nearer to each other than this name no bottleneck.
+_BALANCED = 0.05
+
+#: Steps over which the first and the last reward are averaged.
+_REWARD_STEPS = 5
+
+
+@dataclass
+class RunHistory:
+    """Events sorted by kind.
+
+    Attributes:
+      steps: by step number; a step that a restart trained again counts as it came last.
+      intervals: the rollout workers' counters; bounded when the caller needs recent ones only.
+      rounds: weight rounds of every replica.
+      problems: one line per event that carries an error or tells of a restart, newest last.
+    """
+
+    steps: dict[int, Record] = field(default_factory=dict)
+    intervals: deque[Record] = field(default_factory=deque)
+    rounds: list[Record] = field(default_factory=list)
+    heldout: list[Record] = field(default_factory=list)
+    warm_start: list[Record] = field(default_factory=list)
+    evaluations: dict[str, Record] = field(default_factory=dict)
+    phases: list[Record] = field(default_factory=list)
+    problems: deque[str] = field(default_factory=lambda: deque(maxlen=50))
+    mixed_version_answers: int = 0
+    first_t: float | None = None
+    last_t: float | None = None
+
+    def add(self, records: Iterable[Record]) -> None:
+        for record in records:
+            self._add(record)
+
+    def _add(self, record: Record) -> None:
+        when = record.get("t")
+        if isinstance(when, int | float):
+            self.first_t = when if self.first_t is None else self.first_t
+            self.last_t = when
+        match record["event"]:
+            case "step":
+                self._add_step(record)
+            case "interval":
+                self.intervals.append(record)
+                self.mixed_version_answers += record.get("mixed_version_answers") or 0
+            case "round":
+                self.rounds.append(record)
+            case "heldout":
+                self.heldout.append(record)
+            case "warm_start":
+                self.warm_start.append(record)
+            case "evaluation":
+                self.evaluations[record["which"]] = record
+            case "phase":
+                self.phases.append(record)
+        if record.get("error") or record["event"] == "restart":
+            what = record.get("error") or f"{record.get('name')} ended with status {record.get('status')}; restarted"
+            self.problems.append(f"{record.get('process')} {record['event']}: {what}")
+
+    def _add_step(self, record: Record) -> None:
+        # A resumed learner trains the steps after its checkpoint again; those of its former life are void.
+        while self.steps and next(reversed(self.steps)) >= record["step"]:
+            self.steps.popitem()
+        self.steps[record["step"]] = record
+
+
+@dataclass(frozen=True)
+class IdleShares:
+    """Who waits for whom, as shares of time.
+
+    Attributes:
+      learner: share of step time spent waiting for groups; None before the first step.
+      rollout: share of the workers' time in which the gate or the fleet kept them from sampling.
+      bottleneck: `rollout-bound` if the learner waits more than the workers do, `train-bound` if it is the reverse.
+    """
+
+    learner: float | None
+    rollout: float | None
+    bottleneck: Bottleneck | None
+
+
+def steps_in_order(history: RunHistory) -> list[Record]:
+    return list(history.steps.values())
+
+
+def series(records: Sequence[Record], key: str) -> tuple[list[float], list[float]]:
+    """(steps, values) of one field, leaving out records in which it was not measured."""
+    points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+    return [float(x) for x, _ in points], [float(y) for _, y in points]
+
+
+def values(records: Sequence[Record], key: str) -> list[float]:
+    return [float(record[key]) for record in records if record.get(key) is not None]
+
+
+def mean(numbers: Sequence[float]) -> float | None:
+    return math.fsum(numbers) / len(numbers) if numbers else None
+
+
+def training_intervals(history: RunHistory) -> list[Record]:
+    """The workers' intervals between the start of the first and the end of the last step."""
+    steps = steps_in_order(history)
+    if not steps:
+        return []
+    started = steps[0]["t"] - (steps[0].get("step_s") or 0)
+    return [r for r in history.intervals if started <= r["t"] <= steps[-1]["t"]]
+
+
+def idle_shares(steps: Sequence[Record], intervals: Sequence[Record]) -> IdleShares:
+    learner = _share(steps, "wait_s", "step_s")
+    rollout = _share(intervals, "idle_s", "seconds")
+    if learner is None or rollout is None:
+        return IdleShares(learner, rollout, None)
+    if abs(learner - rollout) < _BALANCED:
+        return IdleShares(learner, rollout, "balanced")
+    return IdleShares(learner, rollout, "rollout-bound" if learner > rollout else "train-bound")
+
+
+def tokens_per_s(intervals: Sequence[Record]) -> float | None:
+    """Sampled tokens per second of all workers together (each worker writes intervals of its own)."""
+    workers = {record.get("process") for record in intervals}
+    rates = []
+    for worker in workers:
+        own = [record for record in intervals if record.get("process") == worker]
+        rates.append(_share(own, "tokens", "seconds") or 0.0)
+    return math.fsum(rates) if rates else None
+
+
+def weight_updates(history: RunHistory) -> list[Record]:
+    """Rounds that gave a replica weights which training had changed."""
+    return [r for r in history.rounds if r.get("outcome") == "updated" and (r.get("step") or 0) > 0]
+
+
+def mismatch_mean(steps: Sequence[Record]) -> float | None:
+    """Mean |sampler - trainer| log-prob, every compared token weighing the same."""
+    measured = [r for r in steps if r.get("mismatch_mean_abs_logprob") is not None and r.get("mismatch_tokens")]
+    tokens = math.fsum(r["mismatch_tokens"] for r in measured)
+    total = math.fsum(r["mismatch_mean_abs_logprob"] * r["mismatch_tokens"] for r in measured)
+    return total / tokens if tokens else None
+
+
+def summarize(history: RunHistory, *, wall_s: float) -> dict[str, Any]:
+    """The figures of summary.json; None where the run has not measured one. `wall_s` leaves out the installation."""
+    steps = steps_in_order(history)
+    intervals = training_intervals(history)
+    shares = idle_shares(steps, intervals)
+    before, after = history.evaluations.get("before", {}), history.evaluations.get("after", {})
+    updates = weight_updates(history)
+    rewards = values(steps, "reward")
+    pauses = values(updates, "pause_s")
+    return {
+        "accuracy_before": before.get("accuracy"),
+        "accuracy_after": after.get("accuracy"),
+        "mean_score_before": before.get("mean_score"),
+        "mean_score_after": after.get("mean_score"),
+        "num_problems": after.get("num_problems") or before.get("num_problems"),
+        "reward_first": mean(rewards[:_REWARD_STEPS]),
+        "reward_last": mean(rewards[-_REWARD_STEPS:]),
+        "steps": steps[-1]["step"] if steps else 0,
+        "wall_s": wall_s,
+        "train_wall_s": steps[-1]["t"] - steps[0]["t"] + (steps[0].get("step_s") or 0) if steps else None,
+        "kl_last": steps[-1].get("kl") if steps else None,
+        "staleness_mean": mean(values(steps, "staleness_mean")),
+        "staleness_max": max(values(steps, "staleness_max"), default=None),
+        "mismatch_mean_abs_logprob": mismatch_mean(steps),
+        "mismatch_max_abs_logprob": max(values(steps, "mismatch_max_abs_logprob"), default=None),
+        "tokens_per_s": tokens_per_s(intervals),
+        "learner_idle_share": shares.learner,
+        "rollout_idle_share": shares.rollout,
+        "bottleneck": shares.bottleneck,
+        "weight_updates": len(updates),
+        "weight_pause_mean_s": mean(pauses),
+        "weight_pause_max_s": max(pauses, default=None),
+        "inflight_survived": history.mixed_version_answers,
+        "dropped_stale": sum(int(value) for value in values(steps, "dropped_stale")),
+    }
+
+
+def _share(records: Sequence[Record], part: str, whole: str) -> float | None:
+    total = math.fsum(values(records, whole))
+    return math.fsum(values(records, part)) / total if total > 0 else None

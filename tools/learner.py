@@ -1,0 +1,105 @@
+"""Runs the learner: supervised start, or reinforcement learning from the queue, on the devices of this host.
+
+python -m tools.learner --config runs/demo/config.toml [--warm-start]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+
+from configs.schema import Config
+from learner_jax.checkpoint import Checkpoints, Position
+from learner_jax.engine import Engine
+from learner_jax.hf_io import load_parameters
+from learner_jax.loop import Learner, Outcome
+from learner_jax.train_step import grpo_objective, supervised_objective
+from learner_jax.warm_start import Example, warm_start
+from serving_bridge.convert import to_hf
+from tools import wiring
+from tools.wiring import RunPaths
+
+
+def run_warm_start(config: Config, paths: RunPaths) -> float:
+    """Trains the supervised start, saves it and converts it; returns the validation accuracy reached."""
+    assert config.warm_start is not None
+    task = wiring.build_task(config)
+    base = wiring.base_model_dir(config, paths)
+    encoder, model_config = wiring.build_encoder(config, base)
+    optimizer = config.learner.optimizer.model_copy(update={"learning_rate": config.warm_start.learning_rate})
+    settings = config.learner.model_copy(update={"optimizer": optimizer})
+    engine = Engine(settings, model_config, objective=supervised_objective, temperature=1.0)
+    state = engine.init_state(load_parameters(base, model_config), seed=config.run.seed)
+
+    def example(split: str, index: int) -> Example:
+        problem = task.problem(split, index)  # type: ignore[arg-type]
+        return encoder.supervised(problem, task.target(problem))
+
+    state, accuracy = warm_start(
+        engine,
+        state,
+        config.warm_start,
+        train_example=lambda index: example("train", index),
+        validation_example=lambda index: example("validation", index),
+        log=wiring.metrics_writer(paths, "learner"),
+    )
+    checkpoints = Checkpoints(paths.warm_start, keep=1)
+    checkpoints.save(state, Position(0, -1, 0, ()))
+    checkpoints.close()
+    to_hf(paths.warm_start, model_dir=base, out=paths.start_model, dtype="float32")
+    return accuracy
+
+
+def run_reinforcement(config: Config, paths: RunPaths) -> Outcome:
+    """Runs the loop until it ends or the process is asked to stop."""
+    stop = wiring.StopRequest().install()
+    model_dir = wiring.start_model_dir(config, paths)
+    encoder, model_config = wiring.build_encoder(config, model_dir)
+    engine = Engine(
+        config.learner,
+        model_config,
+        objective=grpo_objective(config.learner.loss),
+        temperature=config.rollout.temperature,
+    )
+    task = wiring.build_task(config)
+    prompts = (encoder.encode(task.problem("validation", index)) for index in itertools.count())
+    golden = list(itertools.islice((p for p in prompts if p and len(p) > 1), config.learner.num_golden))
+    queue = wiring.build_queue(config, paths)
+    checkpoints = Checkpoints(paths.checkpoints, keep=config.learner.checkpoint.keep)
+    try:
+        learner = Learner(
+            engine,
+            load_parameters(model_dir, model_config, shardings=engine.parameter_shardings),
+            seed=config.run.seed,
+            source=queue,
+            publisher=wiring.build_store(config, paths),
+            checkpoints=checkpoints,
+            golden_prompts=golden,
+            max_staleness=config.rollout.max_staleness,
+            log=wiring.metrics_writer(paths, "learner"),
+            should_stop=stop,
+        )
+        return learner.run()
+    finally:
+        checkpoints.close()
+        queue.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    wiring.config_arguments(parser)
+    parser.add_argument("--warm-start", action="store_true", help="run only the supervised start")
+    arguments, config, paths = wiring.read_arguments(parser)
+    with wiring.clear_errors():
+        if arguments.warm_start:
+            accuracy = run_warm_start(config, paths)
+            print(
+                f"supervised start reached {accuracy:.1%} greedy accuracy on validation problems: {paths.start_model}"
+            )
+        else:
+            outcome = run_reinforcement(config, paths)
+            print(f"learner {outcome.reason} after {outcome.position.completed_steps} steps")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Builds the parts of a run from its configuration; what every command shares."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.load import load_config, save_config
+from configs.schema import Config
+from learner_jax.hf_names import ModelConfig, read_model_config
+from rewards.protocol import Task
+from rewards.tasks import make_task
+from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.queue import TrajectoryQueue
+from serving_bridge.registry import ReplicaRegistry
+from serving_bridge.staleness import Pace
+from serving_bridge.telemetry import MetricsLog
+from serving_bridge.tokenization import load_tokenizer
+from serving_bridge.weight_store import WeightStore
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where a run keeps what."""
+
+    directory: Path
+    database: Path
+    weights: Path
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.directory / "metrics.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.directory / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def created_model(self) -> Path:
+        """The model that the run makes for itself."""
+        return self.directory / "created_model"
+
+    @property
+    def warm_start(self) -> Path:
+        """Checkpoint of the supervised start."""
+        return self.directory / "warm_start"
+
+    @property
+    def start_model(self) -> Path:
+        """Hugging Face folder converted from the supervised start's checkpoint."""
+        return self.directory / "start_model"
+
+    @property
+    def final_model(self) -> Path:
+        """Hugging Face folder converted from the last checkpoint."""
+        return self.directory / "final_model"
+
+
+def run_paths(config: Config) -> RunPaths:
+    directory = Path(config.run.directory or f"runs/{config.run.name}").absolute()
+    return RunPaths(
+        directory=directory,
+        database=Path(config.store.database).absolute() if config.store.database else directory / "state.db",
+        weights=Path(config.store.weights).absolute() if config.store.weights else directory / "weights",
+    )
+
+
+def base_model_dir(config: Config, paths: RunPaths) -> Path:
+    """The model folder that the run begins from: given, or created by the run."""
+    return Path(config.model.path).expanduser().absolute() if config.model.path else paths.created_model
+
+
+def start_model_dir(config: Config, paths: RunPaths) -> Path:
+    """The model that reinforcement learning starts from, and the frozen reference."""
+    return paths.start_model if config.warm_start else base_model_dir(config, paths)
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --config and --set."""
+    parser.add_argument("--config", required=True, type=Path, help="TOML file; the ready-made ones are in configs/")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="SECTION.KEY=VALUE",
+        help="override one setting; may be given several times",
+    )
+
+
+def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config, RunPaths]:
+    """Parses the command line; makes the run directory and saves the resolved configuration in it."""
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, arguments.overrides)
+    paths = run_paths(config)
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    if arguments.config.absolute() != paths.config:
+        save_config(config, paths.config)
+    return arguments, config, paths
+
+
+def build_task(config: Config) -> Task:
+    return make_task(config.task, seed=config.run.seed)
+
+
+def build_encoder(config: Config, model_dir: Path) -> tuple[PromptEncoder, ModelConfig]:
+    """The prompt encoder of a model folder, checked against the model's vocabulary."""
+    model_config = read_model_config(model_dir)
+    tokenizer = load_tokenizer(model_dir)
+    tokenizer.check_vocabulary(model_config)
+    encoder = PromptEncoder(
+        tokenizer,
+        template=config.task.prompt_template,
+        chat=config.task.chat,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+    )
+    return encoder, model_config
+
+
+def build_queue(config: Config, paths: RunPaths) -> TrajectoryQueue:
+    return TrajectoryQueue(paths.database, lease_s=config.store.lease_s, max_tries=config.store.max_tries)
+
+
+def build_registry(paths: RunPaths) -> ReplicaRegistry:
+    return ReplicaRegistry(paths.database)
+
+
+def build_store(config: Config, paths: RunPaths) -> WeightStore:
+    return WeightStore(paths.weights, config.run.name)
+
+
+def build_pace(config: Config) -> Pace:
+    return Pace(
+        max_staleness=config.rollout.max_staleness,
+        groups_per_step=config.learner.groups_per_step,
+        total_steps=config.learner.steps,
+    )
+
+
+def metrics_writer(paths: RunPaths, process: str) -> Callable[..., None]:
+    return MetricsLog(paths.metrics, process).write
+
+
+class StopRequest:
+    """Becomes true on SIGTERM or Ctrl-C; a second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __call__(self) -> bool:
+        return self._asked
+
+    def ask(self, signum: int, frame: object) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def install(self) -> StopRequest:
+        signal.signal(signal.SIGTERM, self.ask)
+        signal.signal(signal.SIGINT, self.ask)
+        return self
+
+
+@contextmanager
+def clear_errors(*expected: type[BaseException]) -> Iterator[None]:
+    """Turns errors that a person can act on into one line on stderr and exit status 1."""
+    try:
+        yield
+    except expected as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
