@@ -124,9 +124,9 @@ def _read_part(
 def export_tensors(params: Params, config: ModelConfig, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
     """Hugging Face name and value of every tensor, in table order, layers unstacked.
 
-    `dtype` is float32 or bfloat16. Casts on the host with ml_dtypes (round to nearest even), so that every producer of these bytes agrees bit by bit.
-    Takes jax or numpy leaves; one device-to-host transfer per table row, all processes taking part if the leaf
-    spans several. Each yielded array owns its memory.
+    `dtype` is float32 or bfloat16. Casts on the host with ml_dtypes (round to nearest even), so that every producer of
+    these bytes agrees bit by bit. Takes jax or numpy leaves; one device-to-host transfer per table row, all processes
+    taking part if the leaf spans several. Each yielded array owns its memory.
 
     Raises:
       ValueError: unknown dtype.

@@ -151,7 +151,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(params["bias"]) if "bias" in params else None
 
     def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
-        y = jnp.einsum("bti,oi->bto", x, self.weight[...].astype(x.dtype))
+        y: Array = jnp.einsum("bti,oi->bto", x, self.weight[...].astype(x.dtype))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -48,14 +48,19 @@ class KillablePool:
         """
         future = self._pool.schedule(function, args=args, timeout=self._deadline_s)
         try:
-            return future.result(timeout=self._max_wait_s)
+            error = future.exception(timeout=self._max_wait_s)
         except FutureTimeoutError:
             future.cancel()
-            raise VerifierError(f"no verdict within {self._deadline_s:g} s") from None
-        except ProcessExpired as error:
-            raise VerifierError(f"the verifier's process died with exit code {error.exitcode}") from error
-        except Exception as error:
-            raise VerifierError(f"{type(error).__name__}: {error}") from error
+            raise VerifierError(f"no worker was free within {self._max_wait_s:g} s") from None
+        match error:
+            case None:
+                return future.result()
+            case FutureTimeoutError():
+                raise VerifierError(f"no verdict within {self._deadline_s:g} s")
+            case ProcessExpired():
+                raise VerifierError(f"the verifier's process died with exit code {error.exitcode}")
+            case _:  # SystemExit included: what a verifier raises must never end its caller
+                raise VerifierError(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
         self._pool.stop()

@@ -106,7 +106,7 @@ def parse_lines(payload: bytes, options: JsonlMathOptions, *, origin: str) -> li
             raise TaskError(f"{where}: nothing follows {_MARK} in {options.answer_key!r}; expected the final answer")
         problems.append(Problem(number, question, gold, {"line": number, "solution": solution}))
     if not problems:
-        raise TaskError(f"{origin} holds no problem; expected lines like {{\"question\": ..., \"answer\": ...}}")
+        raise TaskError(f'{origin} holds no problem; expected lines like {{"question": ..., "answer": ...}}')
     return problems
 
 

@@ -3,7 +3,9 @@
 score = readable * ((1 - ended_weight) * share of the words used + ended_weight * story ended), in [0, 1].
 
 Made for story models as small as stories260K (512-token vocabulary). The openings are those of its training text, told
-up to the point where the trouble is over, so that little is left to tell. `readable` is a guard, not a measure of
+up to the point where the trouble is over, so that little is left to tell: within 160 tokens it ends 5 percent of these
+stories, but only 1 percent of those of which it gets the first sentence; with the default words it scores 0.2.
+`readable` is a guard, not a measure of
 quality: it sees repetition, odd characters, crammed keywords and answers too short to be a story; it doesn't see
 grammar, sense, or made-up words.
 """
@@ -21,14 +23,15 @@ from rewards.splits import ListedProblems
 
 _VERSION = "keyword_story@1"
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-#: What a story's whitespace-separated pieces may be made of: letters, apostrophes and a story's punctuation.
-_PLAIN = re.compile(r"[A-Za-z'’\".,!?;:()“”‘–-]+")
+_WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+#: What a story's whitespace-separated pieces may be made of: letters, apostrophes and a story's punctuation, which
+#: includes the curly quotes and the dash of the training text.
+_PLAIN = re.compile(r"[A-Za-z'\".,!?;:()\u2018\u2019\u201c\u201d\u2013-]+")
 
 _GIRLS = ("Lily", "Mia", "Sara", "Anna", "Lucy", "Amy")
 _BOYS = ("Tim", "Max", "Ben", "Tom", "Sam", "Jack")
 _KINDS = ("girl", "boy")
-_ADJECTIVES = ("little", "happy", "kind")
+_ADJECTIVES = ("little", "big", "kind", "young")
 _TOYS = ("ball", "doll", "toy", "car", "hat", "book")
 _HELPERS = ("mom", "dad", "friend")
 _PLACES = ("under a tree", "in the garden", "in the house", "near the park", "in a big box", "under the bed")
@@ -43,7 +46,7 @@ class KeywordStoryOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    words: tuple[str, ...] = Field(("happy", "friends", "together", "home", "smiled"), min_length=1)
+    words: tuple[str, ...] = Field(("happy", "help", "friends", "together"), min_length=1)
     ended_weight: float = Field(0.2, ge=0, le=1, description="share of the score for ending within the token budget")
     min_words: int = Field(25, gt=0, description="answers shorter than this lose readability in proportion")
     max_uses: int = Field(3, gt=0, description="uses of one keyword beyond which it counts as spam")
@@ -83,7 +86,7 @@ class KeywordStoryTask:
     def score(self, request: RewardRequest) -> RewardResult:
         try:
             return self._score(request.response, request.finish_reason)
-        except Exception as error:  # isolation: a bug met on one answer must not end the rollouts
+        except Exception as error:  # noqa: BLE001  (isolation: a bug met on one answer must not end the rollouts)
             return failed(f"{_VERSION}: {type(error).__name__}: {error}")
 
     def close(self) -> None:
@@ -110,16 +113,15 @@ def openings() -> list[str]:
         girl = kind == "girl"
         his, him, names = ("her", "her", _GIRLS) if girl else ("his", "him", _BOYS)
         fields = {"kind": kind, "adjective": adjective, "toy": toy, "helper": helper, "place": place}
-        for name in names:
-            texts.append(_OPENING.format(name=name, his=his, His=his.capitalize(), him=him, **fields))
+        texts += [_OPENING.format(name=name, his=his, His=his.capitalize(), him=him, **fields) for name in names]
     return texts
 
 
 def readability(text: str, keywords: tuple[str, ...], *, min_words: int, max_uses: int) -> float:
     """Product of guards, each in [0, 1] and 1 for ordinary story text; `keywords` are lower case.
 
-    The bounds lie beyond the 99.9th percentile of what stories260K writes by itself at temperature 1, where
-    the share of repeated trigrams is 0.09 and odd pieces and crammed keywords do not occur.
+    The bounds are such that about 1 in 200 answers that stories260K samples at temperature 1 loses anything; its
+    share of repeated trigrams, for one, is below 0.09 in 99.9 percent of them.
     """
     words = [match.lower() for match in _WORD.findall(text)]
     pieces = text.split()

@@ -73,7 +73,7 @@ class ReasoningGymTask:
                 score = float(self._pool.call(_score_in_worker, self._name, self._options, response, entry))
         except VerifierError as error:
             return failed(f"{self.version}: {error}")
-        except Exception as error:  # isolation: a verifier's bug on one answer must not end the rollouts
+        except Exception as error:  # noqa: BLE001  (isolation: one answer must not end the rollouts)
             return failed(f"{self.version}: {type(error).__name__}: {error}")
         if not math.isfinite(score):
             return failed(f"{self.version}: the verifier's score is {score}")

@@ -103,9 +103,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.train_from_iterator(texts, trainer)
     size = tokenizer.get_vocab_size()
     if size == len(_SPECIAL_TOKENS):
-        raise CreateModelError(
-            "the texts to train the tokenizer on are empty; expected prompts and answers of the task"
-        )
+        raise CreateModelError("no texts to train the tokenizer on; expected prompts and answers of the task")
     if size > vocab_size:
         raise CreateModelError(
             f"the task's texts have {size - len(_SPECIAL_TOKENS)} different characters, more than fit in "

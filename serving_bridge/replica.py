@@ -325,6 +325,8 @@ def server_environment(base: Mapping[str, str], settings: ServingSettings, platf
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
+        # Longer than aiohttp keeps an idle connection (15 s), so that no request is sent into one just closed.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",
     }
     if platform == "cpu":
         environment |= {

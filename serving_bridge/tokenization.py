@@ -143,7 +143,7 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
     eos_ids = _eos_ids(backend, special, generation, model, folder)
     return Tokenizer(
         backend=backend,
-        prefix_ids=_prefix_ids(backend, special, tokenizer_config, folder),
+        prefix_ids=_prefix_ids(backend),
         eos_ids=eos_ids,
         pad_id=_pad_id(backend, special, generation, model, default=eos_ids[0]),
         chat_template=_chat_template(folder, tokenizer_config),
@@ -175,23 +175,16 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return special
 
 
-def _prefix_ids(
-    backend: tokenizers.Tokenizer, special: Mapping[str, str], config: Mapping[str, Any], folder: Path
-) -> tuple[int, ...]:
-    """An explicit add_bos_token decides, as in transformers 5; without one, tokenizer.json's post-processor does."""
-    if "add_bos_token" in config or "add_eos_token" in config:
-        if not config.get("add_bos_token", False) or "bos_token" not in special:
-            return ()
-        bos_id = backend.token_to_id(special["bos_token"])
-        if bos_id is None:
-            raise TokenizerError(f"{folder}: bos_token {special['bos_token']!r} is not in tokenizer.json")
-        return (bos_id,)
+def _prefix_ids(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """What tokenizer.json's post-processor puts before a text.
+
+    It alone decides, as in transformers 5, which ignores add_bos_token where there is a tokenizer.json. What it puts
+    after a text (an EOS token, in some folders) would end a prompt and is left out.
+    """
     plain = backend.encode("a", add_special_tokens=False).ids
     full = backend.encode("a", add_special_tokens=True).ids
-    for start in range(len(full)):
-        if full[start : start + len(plain)] == plain:
-            return tuple(full[:start])
-    return ()
+    start = next(start for start in range(len(full)) if full[start : start + len(plain)] == plain)
+    return tuple(full[:start])
 
 
 def _eos_ids(
@@ -241,7 +234,7 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> jinja2.Template |
 
 
 class _GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's part for training masks; the mask is ours, so it only prints its body."""
+    """`{% generation %}` marks the assistant's part for training masks; our mask is made elsewhere: print the body."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's own way to declare tags)
 
@@ -273,4 +266,4 @@ def _raise_exception(message: str) -> NoReturn:
 
 
 def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+    return datetime.now().strftime(pattern)  # noqa: DTZ005  (local time, as templates expect)

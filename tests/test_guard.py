@@ -120,7 +120,8 @@ SUPERVISOR = """
 import os, subprocess, sys, time
 from serving_bridge.guard import GuardedProcess
 tree, folder = sys.argv[1:3]
-process = GuardedProcess([sys.executable, "-c", tree, folder], env=dict(os.environ), log_path=folder + "/log", grace_s=0.5)
+command = [sys.executable, "-c", tree, folder]
+process = GuardedProcess(command, env=dict(os.environ), log_path=folder + "/log", grace_s=0.5)
 if "--fork" in sys.argv and os.fork() == 0:  # a fork that inherits the lifeline's writing end and outlives us
     open(folder + "/fork", "w").write(str(os.getpid()))
     time.sleep(30)
@@ -161,10 +162,15 @@ def test_kill_9_of_the_guard_is_noticed_and_the_tree_ended(tmp_path: Path):
 
 def test_a_guard_survives_the_thread_that_started_it(tmp_path: Path):
     processes: list[GuardedProcess] = []
-    thread = threading.Thread(target=lambda: processes.append(start(tmp_path)))
+
+    def start_and_see() -> None:
+        processes.append(start(tmp_path))
+        tree_pids(tmp_path)
+
+    thread = threading.Thread(target=start_and_see)
     thread.start()
-    pids = tree_pids(tmp_path)
     thread.join()
+    pids = tree_pids(tmp_path)
     time.sleep(1.2)  # longer than the guard's own look at its parent
     assert processes[0].poll() is None
     assert all(is_alive(pid) for pid in pids)

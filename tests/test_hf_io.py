@@ -100,7 +100,12 @@ def test_exported_arrays_own_their_memory() -> None:
 def test_export_moves_each_table_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
     transfers = []
     real = hf_io._to_host
-    monkeypatch.setattr(hf_io, "_to_host", lambda leaf: transfers.append(leaf.shape) or real(leaf))
+
+    def counted(leaf: Any) -> np.ndarray:
+        transfers.append(leaf.shape)
+        return real(leaf)
+
+    monkeypatch.setattr(hf_io, "_to_host", counted)
     list(hf_io.export_tensors(lively_parameters(CONFIG), CONFIG, "bfloat16"))
     assert len(transfers) == len(hf_names.parameters(CONFIG))
 
@@ -242,7 +247,8 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(hf_io, "_sync", full_disk)
     with pytest.raises(OSError, match="no space"):
         hf_io.write_safetensors(path, {"a": np.ones(3, np.float32)})
-    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == old
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_occupied_output_and_wrong_source_are_refused(tmp_path: Path, folder: Path) -> None:

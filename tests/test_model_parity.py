@@ -195,7 +195,9 @@ def test_token_stats_equal_a_float64_softmax() -> None:
     np.testing.assert_allclose(stats.logprobs[:, 1:], chosen, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(stats.entropy[:, 1:], -(p * np.log(p)).sum(-1)[:, :-1], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(stats.argmax_correct[:, 1:], p[:, :-1].argmax(-1) == np.asarray(tokens)[:, 1:])
-    assert not stats.logprobs[:, 0].any() and not stats.entropy[:, 0].any() and not stats.argmax_correct[:, 0].any()
+    assert not stats.logprobs[:, 0].any()
+    assert not stats.entropy[:, 0].any()
+    assert not stats.argmax_correct[:, 0].any()
 
 
 def test_padding_at_the_right_changes_nothing_before_it() -> None:
@@ -220,10 +222,10 @@ def test_positions_are_relative_and_used() -> None:
 
 def test_tokens_outside_the_vocabulary_are_loud() -> None:
     config = tiny_config()
-    tokens = random_tokens(config, (2, 6)).at[1, 5].set(config.vocab_size)
+    tokens = random_tokens(config, (2, 6)).at[1, 3].set(config.vocab_size)
     logprobs = token_stats(config, lively_parameters(config), tokens).logprobs
     assert np.isfinite(logprobs[0]).all()
-    assert np.isnan(logprobs[1, 5])
+    assert np.isnan(logprobs[1, 3:]).all()
 
 
 def token_stats(
@@ -255,7 +257,8 @@ def value_and_gradient(config: hf_names.ModelConfig, params: model.Params, token
 
 def assert_trees_close(got: Any, expected: Any, relative: float) -> None:
     """Largest difference of each leaf, relative to the leaf's largest value."""
-    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    structure: Any = jax.tree.structure(got)
+    assert structure == jax.tree.structure(expected)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(expected), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         assert a.shape == b.shape, path
@@ -329,7 +332,8 @@ def test_bfloat16_compute_is_close_to_float32_and_keeps_float32_gradients() -> N
     (_, narrow), gradient = value_and_gradient(config, params, tokens, compute_dtype="bfloat16", chunk_tokens=16)
     error = np.abs(np.asarray(wide.logprobs - narrow.logprobs))
     # bf16 keeps 8 bits: logits of size 3 are off by about 0.01 each, more after two layers.
-    assert 0 < error.mean() < 0.03 and error.max() < 0.3
+    assert 0 < error.mean() < 0.03
+    assert error.max() < 0.3
     assert narrow.logprobs.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.float32)}
     decoder = model.merge(config, params, compute_dtype="bfloat16")
@@ -360,7 +364,8 @@ def test_float32_compute_multiplies_in_float32_on_every_platform(remat: bool) ->
 
     highest = (jax.lax.Precision.HIGHEST,) * 2
     count, found = precisions(chunk_tokens=4)
-    assert count >= 3 * 10 and found == {highest}
+    assert count >= 3 * 10
+    assert found == {highest}
     assert highest not in precisions(compute_dtype="bfloat16")[1]
 
 

@@ -142,7 +142,8 @@ def test_dimensions_that_do_not_divide_are_refused() -> None:
 
 def test_every_parameter_of_every_family_has_a_sharding() -> None:
     mesh = mesh_of(2, 2, 2)
-    for family in hf_names.SUPPORTED_ARCHITECTURES.values():
+    families: tuple[Any, ...] = tuple(hf_names.SUPPORTED_ARCHITECTURES.values())
+    for family in families:
         config = replace(CONFIG, family=family, attention_bias=True, attention_out_bias=True, mlp_bias=True)
         shardings = flatten_dict(sharding.parameter_shardings(config, mesh), sep=".")
         for path, leaf in flatten_dict(model.abstract_parameters(config), sep=".").items():

@@ -13,9 +13,11 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import aiohttp
@@ -168,6 +170,9 @@ asyncio.run(main())
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    import torch
+
+    torch.set_num_threads(1)  # the servers need the cores
     folder = tmp_path_factory.mktemp("round")
     model_a, model_b = make_model(folder / "a", 0), make_model(folder / "b", 1)
     supervisor = subprocess.Popen(
@@ -200,6 +205,60 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 async def greedily(client: VllmClient, prompt: Sequence[int], count: int) -> Completion:
     (answer,) = await client.generate(prompt, n=1, max_tokens=count, greedy=True, stop_token_ids=[], timeout_s=60)
     return answer
+
+
+def test_a_load_that_breaks_off_or_misses_parameters_is_never_intact(tmp_path: Path):
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own, while it is imported
+        from serving_bridge.vllm_plugin.engine import WeirEngine
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.Parameter(torch.zeros(64))
+            self.broken, self.missed = True, True
+
+        def load_weights(self, weights: Any) -> set[str]:
+            for name, tensor in weights:
+                if name == "model.norm.weight":
+                    self.norm.copy_(tensor)
+                    if self.broken:
+                        raise MemoryError("halfway")
+            return set() if self.missed else {"norm"}
+
+    source = make_model(tmp_path / "a", 0)
+    config = SimpleNamespace(hf_config=source.config, model="a", dtype=torch.float32)
+    model = Model()
+    engine = WeirEngine(
+        SimpleNamespace(), SimpleNamespace(model_config=config, parallel_config=None), torch.device("cpu"), model
+    )
+    store = WeightStore(tmp_path / "weights", "run")
+    manifest = store.publish(tensors_of(source).items(), step=0, golden=[])
+    update = {"version": manifest.version, "content_sha256": manifest.content_sha256}
+
+    def stage() -> None:
+        engine.stager.begin(store.folder(manifest.version), manifest.content_sha256, engine.applied)
+        while engine.stager.status()[0] == "reading":
+            time.sleep(0.01)
+        assert engine.stager.status() == ("staged", manifest.version, "")
+
+    stage()
+    with pytest.raises(MemoryError):
+        engine.update_weights(update)
+    assert (engine.intact, engine.applied) == (False, None)
+    model.broken = False
+    with pytest.raises(RuntimeError, match="left 1 parameters as they were, e.g. norm"):
+        engine.update_weights(update)
+    assert (engine.intact, engine.applied) == (False, None)
+    model.missed = False
+    engine.update_weights(update)
+    assert (engine.intact, engine.applied) == (True, manifest.version)
+    np.testing.assert_array_equal(model.norm.detach().numpy(), tensors_of(source)["model.norm.weight"])
+    with pytest.raises(ValueError, match="is not staged, got nothing"):
+        engine.update_weights(update)
+    assert engine.intact
 
 
 def test_a_started_replica_is_stale_and_its_answers_are_refused(world: World):

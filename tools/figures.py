@@ -27,7 +27,7 @@ class RunHistory:
       steps: by step number; a step that a restart trained again counts as it came last.
       intervals: the rollout workers' counters; bounded when the caller needs recent ones only.
       rounds: weight rounds of every replica.
-      problems: one line per event that carries an error or tells of a restart, newest last.
+      problems: (time, line) per event that carries an error or tells of a restart, newest last.
     """
 
     steps: dict[int, Record] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class RunHistory:
     warm_start: list[Record] = field(default_factory=list)
     evaluations: dict[str, Record] = field(default_factory=dict)
     phases: list[Record] = field(default_factory=list)
-    problems: deque[str] = field(default_factory=lambda: deque(maxlen=50))
+    problems: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=50))
     mixed_version_answers: int = 0
     first_t: float | None = None
     last_t: float | None = None
@@ -69,7 +69,7 @@ class RunHistory:
                 self.phases.append(record)
         if record.get("error") or record["event"] == "restart":
             what = record.get("error") or f"{record.get('name')} ended with status {record.get('status')}; restarted"
-            self.problems.append(f"{record.get('process')} {record['event']}: {what}")
+            self.problems.append((self.last_t or 0.0, f"{record.get('process')} {record['event']}: {what}"))
 
     def _add_step(self, record: Record) -> None:
         # A resumed learner trains the steps after its checkpoint again; those of its former life are void.
@@ -111,9 +111,8 @@ def mean(numbers: Sequence[float]) -> float | None:
     return math.fsum(numbers) / len(numbers) if numbers else None
 
 
-def training_intervals(history: RunHistory) -> list[Record]:
-    """The workers' intervals between the start of the first and the end of the last step."""
-    steps = steps_in_order(history)
+def intervals_during(history: RunHistory, steps: Sequence[Record]) -> list[Record]:
+    """The workers' intervals between the start of the first and the end of the last of some steps."""
     if not steps:
         return []
     started = steps[0]["t"] - (steps[0].get("step_s") or 0)
@@ -156,7 +155,7 @@ def mismatch_mean(steps: Sequence[Record]) -> float | None:
 def summarize(history: RunHistory, *, wall_s: float) -> dict[str, Any]:
     """The figures of summary.json; None where the run has not measured one. `wall_s` leaves out the installation."""
     steps = steps_in_order(history)
-    intervals = training_intervals(history)
+    intervals = intervals_during(history, steps)
     shares = idle_shares(steps, intervals)
     before, after = history.evaluations.get("before", {}), history.evaluations.get("after", {})
     updates = weight_updates(history)

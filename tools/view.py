@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -28,6 +29,7 @@ from tools.figures import (
     IdleShares,
     RunHistory,
     idle_shares,
+    intervals_during,
     mean,
     steps_in_order,
     tokens_per_s,
@@ -35,13 +37,16 @@ from tools.figures import (
     weight_updates,
 )
 
-#: Steps and rollout intervals (about seconds) over which rates and shares are averaged.
+#: Steps over which rates and shares are averaged.
 _WINDOW = 20
+
+#: Rollout intervals kept in memory; at one a second and worker, enough for the window unless steps take minutes.
+_KEPT_INTERVALS = 10_000
 
 _PLAIN_EVERY_S = 5.0
 _ATTACH_TICK_S = 0.5
 _SILENT_AFTER_S = 20.0
-_WIDTH = 100
+_MAX_WIDTH = 100
 _SPARKS = "▁▂▃▄▅▆▇█"
 _ENDED = "finished"
 
@@ -70,14 +75,15 @@ class LiveView:
         self._directory = Path(directory)
         self._console = console or Console()
         self._clock = clock
-        self._history = RunHistory(intervals=deque(maxlen=10 * _WINDOW))
+        self._history = RunHistory(intervals=deque(maxlen=_KEPT_INTERVALS))
         self._live: Live | None = None
         self._last_line_t = 0.0
         self._last_line = ""
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._picture)
+            # Drawn by `update` rather than by a thread of rich's, which would read the history while it changes.
+            self._live = Live(console=self._console, auto_refresh=False, get_renderable=self._picture)
             self._live.start()
         return self
 
@@ -91,6 +97,7 @@ class LiveView:
         records = list(records)
         self._history.add(records)
         if self._live is not None:
+            self._live.refresh()
             return
         for record in records:
             if record["event"] in ("phase", "evaluation"):
@@ -106,11 +113,12 @@ class LiveView:
         self._last_line = line
 
     def _picture(self) -> RenderableType:
-        return picture(self._history, self._config, self._directory, now=self._clock())
+        width = min(self._console.width, _MAX_WIDTH)
+        return picture(self._history, self._config, self._directory, now=self._clock(), width=width)
 
 
-def picture(history: RunHistory, config: Config, directory: Path, *, now: float) -> RenderableType:
-    """The whole picture, at most 100 columns wide."""
+def picture(history: RunHistory, config: Config, directory: Path, *, now: float, width: int) -> RenderableType:
+    """The whole picture, `width` columns wide."""
     steps = steps_in_order(history)
     columns = Table.grid(expand=True, padding=(0, 1, 0, 0))
     columns.add_column(ratio=1)
@@ -125,11 +133,12 @@ def picture(history: RunHistory, config: Config, directory: Path, *, now: float)
         Panel(_waiting(history, steps), title="who waits for whom", title_align="left", border_style="yellow"),
     ]
     if history.problems:
-        last = Text(history.problems[-1], style="yellow", overflow="ellipsis", no_wrap=True)
-        parts.append(Text.assemble((" last problem  ", "bold yellow"), last))
+        when, what = history.problems[-1]
+        said = f"at {clock(when - (history.first_t or when))}  {what}"
+        parts.append(Text.assemble((" last problem ", "bold yellow"), said, no_wrap=True, overflow="ellipsis"))
     parts.append(Text(f" {directory}", style="dim", overflow="ellipsis", no_wrap=True))
     frame = Table.grid()
-    frame.add_column(width=_WIDTH)
+    frame.add_column(width=width)
     frame.add_row(Group(*parts))
     return frame
 
@@ -145,16 +154,18 @@ def plain_line(history: RunHistory, config: Config) -> str:
         last = history.warm_start[-1]
         return f"{head}  step {last['step']}  loss {_number(last['loss'])}  accuracy {_percent(_accuracy_now(history))}"
     recent, last = steps[-_WINDOW:], steps[-1]
-    shares = idle_shares(recent, list(history.intervals)[-_WINDOW:])
+    intervals = intervals_during(history, recent)
+    shares = idle_shares(recent, intervals)
+    worst = max(values(steps, "staleness_max"), default=None)
     parts = [
         head,
         f"step {last['step']}/{config.learner.steps}",
         f"reward {_number(mean(values(recent[-5:], 'reward')))}",
         f"held-out {_heldout(history)}",
         f"KL {_number(last.get('kl'))}",
-        f"staleness {_number(mean(values(recent, 'staleness_mean')), 2)} (max {max(values(steps, 'staleness_max')):.0f})",
+        f"staleness {_number(mean(values(recent, 'staleness_mean')), 2)} (max {_number(worst, 0)})",
         f"mismatch {_scientific(last.get('mismatch_mean_abs_logprob'))}",
-        f"{_number(tokens_per_s(list(history.intervals)[-_WINDOW:]), 0)} tokens/s",
+        f"{_number(tokens_per_s(intervals), 0)} tokens/s",
         f"{shares.bottleneck or 'starting'} (idle: learner {_percent(shares.learner)},"
         f" rollout {_percent(shares.rollout)})",
     ]
@@ -167,7 +178,7 @@ def sparkline(numbers: Sequence[float], width: int) -> str:
         return ""
     if len(numbers) > width:
         edges = [round(i * len(numbers) / width) for i in range(width + 1)]
-        numbers = [sum(numbers[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        numbers = [sum(numbers[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, high = min(numbers), max(numbers)
     span = (high - low) or 1.0
     return "".join(_SPARKS[min(int((n - low) / span * len(_SPARKS)), len(_SPARKS) - 1)] for n in numbers)
@@ -205,7 +216,7 @@ def _progress(history: RunHistory, config: Config) -> RenderableType:
     else:
         last = history.warm_start[-1]
         done, total, label = last["step"], config.warm_start.max_steps, "supervised step"
-        tail = f"at most; ends at {config.warm_start.target_accuracy:.0%} validation accuracy"
+        tail = f"at most; ends at {config.warm_start.target_accuracy:.0%} accuracy"
     width = 40
     filled = min(round(width * done / total), width)
     return Text.assemble(
@@ -250,31 +261,31 @@ def _learning(history: RunHistory, config: Config, steps: Sequence[Record]) -> R
 
 def _flow(history: RunHistory, config: Config, steps: Sequence[Record]) -> RenderableType:
     table = _rows(value_width=None)
-    recent, intervals = list(steps[-_WINDOW:]), list(history.intervals)
+    recent = steps[-_WINDOW:]
+    intervals = intervals_during(history, recent) or list(history.intervals)[-_WINDOW:]
     updates = weight_updates(history)
     pauses = [1000 * pause for pause in values(updates, "pause_s")]
     stale = _number(mean(values(recent, "staleness_mean")), 2)
     worst = max(values(steps, "staleness_max"), default=None)
-    table.add_row(
-        "staleness", f"{stale} mean, {_number(worst, 0)} max, bound {config.rollout.max_staleness} (versions)"
-    )
+    table.add_row("staleness", f"{stale} mean, {_number(worst, 0)} max (bound {config.rollout.max_staleness})")
     mean_gap = _scientific(steps[-1].get("mismatch_mean_abs_logprob") if steps else None)
     max_gap = _scientific(steps[-1].get("mismatch_max_abs_logprob") if steps else None)
-    table.add_row("mismatch", f"{mean_gap} mean, {max_gap} max |Δ log-prob|")
+    table.add_row("mismatch", f"{mean_gap} mean, {max_gap} max")
     running = intervals[-1].get("running") if intervals else None
-    rate = _number(tokens_per_s(intervals[-_WINDOW:]), 0)
-    table.add_row("sampling", f"{rate} tokens/s, {_number(running, 0)} groups running")
-    pause = f", paused {mean(pauses):.0f} ms mean, {max(pauses):.0f} max" if pauses else ""
+    rate = _number(tokens_per_s(intervals), 0)
+    table.add_row("sampling", f"{rate} tokens/s, {_number(running, 0)} groups open")
+    pause = f", pause {mean(pauses):.0f} ms mean, {max(pauses):.0f} max" if pauses else ""
     table.add_row("weight updates", f"{len(updates)}{pause}")
-    table.add_row("in flight", f"{history.mixed_version_answers} answers went on through an update")
+    table.add_row("in flight", f"{history.mixed_version_answers} answers spanned an update")
     dropped = sum(values(steps, "dropped_stale"))
     retries = sum(values(intervals, "retries"))
-    table.add_row("lost work", f"{dropped:.0f} groups too stale, {retries:.0f} recent retries")
+    table.add_row("lost work", f"{dropped:.0f} stale groups, {retries:.0f} retries")
     return table
 
 
 def _waiting(history: RunHistory, steps: Sequence[Record]) -> RenderableType:
-    shares = idle_shares(list(steps[-_WINDOW:]), list(history.intervals)[-_WINDOW:])
+    recent = steps[-_WINDOW:]
+    shares = idle_shares(recent, intervals_during(history, recent))
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, share in (("learner", shares.learner), ("rollout", shares.rollout)):
         table.add_row(Text(name, style="bold"), _bar(share), f"{_percent(share)} idle")
@@ -319,7 +330,7 @@ def _heldout(history: RunHistory) -> str:
     """Held-out accuracy before, and now if measured since."""
     records = _heldout_records(history)
     if not records:
-        return "–"
+        return "-"
     first, now = records[0]["accuracy"], records[-1]["accuracy"]
     return _percent(first) if len(records) == 1 else f"{_percent(first)} → {_percent(now)}"
 
@@ -336,15 +347,15 @@ def _plain_event(record: Record) -> str:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _scientific(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1e}"
+    return "-" if value is None else f"{value:.1e}"
 
 
 def _percent(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}%"
+    return "-" if value is None else f"{100 * value:.{digits}f}%"
 
 
 def attach(directory: Path, *, tick_s: float = _ATTACH_TICK_S) -> None:

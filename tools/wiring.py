@@ -14,7 +14,7 @@ from configs.load import load_config, save_config
 from configs.schema import Config
 from learner_jax.hf_names import ModelConfig, read_model_config
 from rewards.protocol import Task
-from rewards.tasks import make_task
+from rewards.tasks import create_task
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.queue import TrajectoryQueue
 from serving_bridge.registry import ReplicaRegistry
@@ -113,7 +113,7 @@ def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace,
 
 
 def build_task(config: Config) -> Task:
-    return make_task(config.task, seed=config.run.seed)
+    return create_task(config.task, seed=config.run.seed)
 
 
 def build_encoder(config: Config, model_dir: Path) -> tuple[PromptEncoder, ModelConfig]:

@@ -1,0 +1,27 @@
+# Every target sets up what it needs in .venv the first time; PYTHON chooses the interpreter (3.11 or newer).
+#
+#   make demo                                        the whole loop on a CPU, from nothing
+#   make demo ARGS="--set rollout.max_staleness=0"   the same, synchronous
+#   make test   make check                           the tests; format, lint, types, import contracts
+
+.PHONY: demo test check clean
+.DEFAULT_GOAL := demo
+
+demo:
+	@tools/install.sh demo
+	@.venv/bin/python -m tools.train --config configs/demo.toml $(ARGS)
+
+test:
+	@tools/install.sh dev
+	.venv/bin/python -m pytest $(ARGS)
+
+check:
+	@tools/install.sh dev
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find configs learner_jax rewards serving_bridge tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,268 @@
+"""Figures, report and live view of a run whose events were written by hand, so that every number is known."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from configs.load import load_config
+from serving_bridge.telemetry import MetricsLog, Record, read_metrics
+from tools.figures import RunHistory, idle_shares, summarize
+from tools.report import ReportError, pair_samples, write_report, write_summary
+from tools.view import LiveView, clock, plain_line, sparkline
+
+CONFIG = """
+[run]
+name = "by-hand"
+[model]
+path = "some/model"
+[task]
+provider = "reasoning_gym"
+name = "basic_arithmetic"
+[learner]
+steps = 20
+groups_per_step = 4
+sequence_length = 24
+microbatch_rows = 8
+loss = { kl_coefficient = 0.01, kl_budget = 0.5 }
+[rollout]
+group_size = 8
+max_prompt_tokens = 16
+max_tokens = 8
+[serving]
+max_model_len = 64
+"""
+
+_SCRIPT = "<script>alert(1)</script>"
+
+
+def _step(number: int, *, wait_s: float = 0.5, reward: float | None = None) -> dict[str, object]:
+    return dict(
+        step=number, version=number + 1, loss=0.0, reward=number / 10 if reward is None else reward, kl=0.01 * number,
+        entropy=1.0, clip_fraction=0.02, grad_norm=1.0, staleness_mean=1.5, staleness_max=2,
+        mismatch_mean_abs_logprob=1e-6 * number, mismatch_max_abs_logprob=1e-5, mismatch_tokens=100 * number,
+        num_tokens=400, answer_tokens_mean=3.0, wait_s=wait_s, train_s=0.4, publish_s=0.1, save_s=0.0, step_s=1.0,
+        dropped_stale=1 if number == 2 else 0, zero_variance_groups=0,
+    )  # fmt: skip
+
+
+def _interval(*, tokens: int, idle_s: float, mixed: int) -> dict[str, object]:
+    return dict(groups=4, tokens=tokens, seconds=1.0, idle_s=idle_s, running=7, retries=0, mixed_version_answers=mixed,
+                served_version=1)  # fmt: skip
+
+
+def write_run(directory: Path, *, finished: bool = True) -> Path:
+    """A run of ten one-second steps that starts at t = 1000."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.toml").write_text(CONFIG)
+    now = [1000.0]
+    metrics = directory / "metrics.jsonl"
+    train, learner, rollout, fleet = (
+        MetricsLog(metrics, name, clock=lambda: now[0]) for name in ("train", "learner", "rollout", "serve")
+    )
+    samples = [{"prompt": f"2 + 2 = {_SCRIPT}", "answer": "5", "expected": "4", "score": 0.0}]
+    train.write("phase", name="starting")
+    # Neither the first weights nor the worker's wait for them belong to training.
+    fleet.write("round", replica="r0", version=1, step=0, outcome="updated", stage_s=0.1, pause_s=9.0,
+                running_at_pause=0, probe_max_abs=0.0, error=None)  # fmt: skip
+    rollout.write("interval", **_interval(tokens=0, idle_s=1.0, mixed=0))
+    train.write("evaluation", which="before", accuracy=0.25, mean_score=0.25, num_problems=200, samples=samples)
+    now[0] = 1100.0
+    train.write("phase", name="training")
+    for number in range(1, 11):
+        now[0] += 1
+        rollout.write("interval", **_interval(tokens=50 * number, idle_s=0.25, mixed=3))
+        learner.write("step", **_step(number))
+        outcome = "rejected" if number == 4 else "updated"
+        fleet.write("round", replica="r0", version=number + 1, step=number, outcome=outcome, stage_s=0.1,
+                    pause_s=None if number == 4 else 0.01 * number, running_at_pause=7, probe_max_abs=0.0,
+                    error="golden log-probs differ" if number == 4 else None)  # fmt: skip
+    if finished:
+        after = [samples[0] | {"answer": f"4 {_SCRIPT}", "score": 1.0}]
+        now[0] += 5
+        train.write("evaluation", which="after", accuracy=0.75, mean_score=0.75, num_problems=200, samples=after)
+        train.write("phase", name="finished")
+    for log in (train, learner, rollout, fleet):
+        log.close()
+    return directory
+
+
+def _history(directory: Path) -> RunHistory:
+    history = RunHistory()
+    history.add(read_metrics(directory / "metrics.jsonl"))
+    return history
+
+
+def test_the_summary_adds_up(tmp_path: Path):
+    summary = write_summary(write_run(tmp_path), wall_s=123.0)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    expected = {
+        "accuracy_before": 0.25,
+        "accuracy_after": 0.75,
+        "reward_first": 0.3,  # mean of 0.1 to 0.5
+        "reward_last": 0.8,
+        "steps": 10,
+        "wall_s": 123.0,
+        "train_wall_s": 10.0,
+        "staleness_mean": 1.5,
+        "staleness_max": 2.0,
+        "mismatch_mean_abs_logprob": 1e-6 * 385 / 55,  # weighted by tokens: sum of n^2 over sum of n
+        "tokens_per_s": 275.0,
+        "learner_idle_share": 0.5,
+        "rollout_idle_share": 0.25,
+        "bottleneck": "rollout-bound",
+        "weight_updates": 9,
+        "weight_pause_max_s": 0.1,
+        "inflight_survived": 30,
+        "dropped_stale": 1,
+    }
+    for name, value in expected.items():
+        assert summary[name] == (value if isinstance(value, str) else pytest.approx(value)), name
+
+
+def test_steps_that_a_restart_trained_again_count_once():
+    history = RunHistory()
+    for number, reward in [(1, 0.1), (2, 0.2), (3, 0.9), (2, 0.3), (3, 0.4)]:
+        history.add([{"t": 1.0, "process": "learner", "event": "step"} | _step(number, reward=reward)])
+    assert [(r["step"], r["reward"]) for r in history.steps.values()] == [(1, 0.1), (2, 0.3), (3, 0.4)]
+    assert summarize(history, wall_s=1.0)["reward_last"] == pytest.approx((0.1 + 0.3 + 0.4) / 3)
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "idle_s", "verdict"),
+    [(0.8, 0.1, "rollout-bound"), (0.1, 0.8, "train-bound"), (0.3, 0.31, "balanced")],
+)
+def test_the_side_that_waits_is_not_the_bottleneck(wait_s: float, idle_s: float, verdict: str):
+    shares = idle_shares([{"wait_s": wait_s, "step_s": 1.0}], [{"idle_s": idle_s, "seconds": 1.0}])
+    assert shares.bottleneck == verdict
+
+
+def test_a_run_that_measured_nothing_has_a_summary_of_nulls(tmp_path: Path):
+    with MetricsLog(tmp_path / "metrics.jsonl", "train") as log:
+        log.write("phase", name="starting")
+    summary = write_summary(tmp_path, wall_s=1.0)
+    assert summary["steps"] == 0
+    assert summary["reward_first"] is None
+    assert summary["learner_idle_share"] is None
+    (tmp_path / "config.toml").write_text(CONFIG)
+    assert "n/a" in write_report(tmp_path).read_text()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(ReportError, match="holds no metrics.jsonl"):
+        write_summary(tmp_path)
+
+
+class _Page(HTMLParser):
+    """What a browser would load and what it would run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.tags: list[str] = []
+        self.pictures: list[dict[str, str | None]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loaded += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action") and v and v[0] != "#"]
+        if dict(attrs).get("role") == "img":
+            self.pictures.append(dict(attrs))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_report_is_one_page_that_loads_and_runs_nothing(tmp_path: Path):
+    write_summary(write_run(tmp_path), wall_s=123.0)
+    html = write_report(tmp_path).read_text()
+    page = _Page()
+    page.feed(html)
+    assert page.loaded == []
+    assert "script" not in page.tags
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#)", html)
+    text = " ".join("".join(page.text).split())
+    for shown in ("25.0% → 75.0%", "+50.0 points on 200 problems", "Rollout-bound", "50% idle", "25% idle",
+                  f"2 + 2 = {_SCRIPT}", f"4 {_SCRIPT}", "golden log-probs differ", 'name = "by-hand"'):  # fmt: skip
+        assert shown in text, shown
+    svgs = page.tags.count("svg")
+    assert svgs == 8  # every chart but that of the supervised start, which this run has not
+    described = [picture["aria-label"] or "" for picture in page.pictures]
+    assert len(described) == svgs + 2  # and the two bars of who waits for whom
+    assert "Reward from 0.1 to 1, lowest 0.1, highest 1." in described
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path):
+    write_summary(write_run(tmp_path), wall_s=123.0)
+    assert write_report(tmp_path).read_text() == write_report(tmp_path).read_text()
+
+
+def test_samples_are_paired_by_prompt():
+    before = {"samples": [{"prompt": "a", "answer": "1", "expected": "9", "score": 0.0}]}
+    after = {"samples": [{"prompt": "b", "answer": "2", "expected": "", "score": 1.0},
+                         {"prompt": "a", "answer": "9", "expected": "9", "score": 1.0}]}  # fmt: skip
+    pairs = pair_samples(before, after)
+    assert [(p.prompt, p.before and p.before["answer"], p.after and p.after["answer"]) for p in pairs] == [
+        ("a", "1", "9"),
+        ("b", None, "2"),
+    ]
+
+
+def test_the_command_keeps_the_wall_time_of_the_run(tmp_path: Path):
+    write_summary(write_run(tmp_path), wall_s=123.0)
+    done = subprocess.run([sys.executable, "-m", "tools.report", tmp_path], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "report.html")), done.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["wall_s"] == 123.0
+
+
+def _render(directory: Path, records: list[Record], *, terminal: bool, width: int = 100) -> str:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=terminal, width=width, height=40, color_system=None)
+    config = load_config(directory / "config.toml")
+    with LiveView(config, directory, console=console, clock=lambda: records[-1]["t"]) as view:
+        view.update(records)
+    return output.getvalue()
+
+
+def test_the_picture_says_what_the_run_does(tmp_path: Path):
+    write_run(tmp_path, finished=False)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    shown = _render(tmp_path, records, terminal=True)
+    for part in ("training", "step 10 of 20", "0.800", "0.1000 of 0.5", "1.50 mean, 2 max (bound 2)", "275 tokens/s",
+                 "9, pause 57 ms mean, 100 max", "30 answers spanned an update", "50% idle", "rollout-bound",
+                 "golden log-probs differ", "0:10 left"):  # fmt: skip
+        assert part in shown, part
+    assert max(len(line) for line in shown.splitlines() if "\x1b" not in line) <= 100
+
+
+def test_lines_stand_in_for_the_picture_without_a_terminal(tmp_path: Path):
+    write_run(tmp_path)
+    shown = _render(tmp_path, read_metrics(tmp_path / "metrics.jsonl"), terminal=False)
+    assert "\x1b" not in shown
+    lines = shown.splitlines()
+    assert "== held-out accuracy before: 25.0% of 200" in lines
+    assert "step 10/20  reward 0.800  held-out 25% → 75%" in lines[-1]
+    assert "rollout-bound (idle: learner 50%, rollout 25%)" in lines[-1]
+
+
+def test_a_run_that_has_only_begun_can_be_shown(tmp_path: Path):
+    write_run(tmp_path)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    for count in range(1, len(records) + 1):
+        assert "by-hand" in _render(tmp_path, records[:count], terminal=True, width=70)
+        assert plain_line(_history(tmp_path), load_config(tmp_path / "config.toml"))
+
+
+def test_sparklines_and_clocks():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 16) == "▁▂▃▄▅▆▇█"
+    assert sparkline([0, 0, 7, 7], 2) == "▁█"
+    assert sparkline([3, 3], 4) == "▁▁"
+    assert (clock(59.9), clock(61), clock(3661)) == ("0:59", "1:01", "1:01:01")

