@@ -27,6 +27,7 @@ class CreateModelSettings(Settings):
     num_kv_heads: int = Field(2, gt=0)
     head_dim: int = Field(32, gt=0)
     vocab_size: int = Field(128, gt=0, description="upper bound for the tokenizer that is trained")
+    rope_theta: float = Field(10_000.0, gt=0, description="small for short texts, so that neighbours are told apart")
 
 
 class ModelSettings(Settings):
@@ -77,6 +78,11 @@ class Config(Settings):
             raise ValueError(
                 f"learner.microbatch_rows is {self.learner.microbatch_rows} and does not divide "
                 f"warm_start.batch_size {self.warm_start.batch_size}"
+            )
+        if self.learner.publish_dtype != self.serving.dtype:
+            raise ValueError(
+                f"learner.publish_dtype is {self.learner.publish_dtype} and serving.dtype {self.serving.dtype}: a replica "
+                f"takes weights in its own dtype only; set both to the same"
             )
         if self.model.create and not self.warm_start:
             raise ValueError("a model that the run creates knows nothing: add a [warm_start] table")

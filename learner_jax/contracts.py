@@ -271,6 +271,9 @@ class TrajectorySource(Protocol):
     def prompt_cursor(self) -> int:
         """Index of the next prompt that was never dispatched."""
 
+    def finish(self) -> None:
+        """Tells the producers that nothing more is needed."""
+
 
 class WeightPublisher(Protocol):
     """Where the learner puts new weights; implemented by the bridge's weight store."""

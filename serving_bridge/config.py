@@ -61,7 +61,7 @@ class EvaluationSettings(_Settings):
 class StoreSettings(_Settings):
     """Where the queue and the weights live; empty values mean inside the run directory."""
 
-    database: str = Field("", description="SQLite file of queue, replicas and progress")
+    database: str = Field("", description="SQLite file of queue and progress; on a local disk")
     weights: str = Field("", description="folder of the weight store; every host must see it under this path")
     keep_versions: int = Field(8, ge=2)
     lease_s: float = Field(3600, gt=0)

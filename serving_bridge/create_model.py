@@ -49,6 +49,8 @@ class ModelShape(Protocol):
     def head_dim(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def rope_theta(self) -> float: ...
 
 
 class CreateModelError(ValueError):
@@ -130,7 +132,7 @@ def _config(shape: ModelShape, tokenizer: Tokenizer, max_position_embeddings: in
         "hidden_act": "silu",
         "max_position_embeddings": max_position_embeddings,
         "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
+        "rope_theta": shape.rope_theta,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "use_sliding_window": False,

@@ -1,4 +1,4 @@
-"""The SQLite file that holds the queue, the run's progress and the fleet's replicas."""
+"""The SQLite file that holds the queue and the run's progress."""
 
 from __future__ import annotations
 
@@ -33,14 +33,6 @@ CREATE TABLE claims (
 CREATE TABLE progress (
   key TEXT PRIMARY KEY,
   value INTEGER NOT NULL
-) STRICT;
-CREATE TABLE replicas (
-  name TEXT PRIMARY KEY,
-  url TEXT NOT NULL,
-  state TEXT NOT NULL,
-  version INTEGER NOT NULL,
-  step INTEGER NOT NULL,
-  heartbeat_s REAL NOT NULL
 ) STRICT;
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,7 +100,7 @@ class Fleet:
                 await self._stop(members)
 
     def _member(self, index: int, session: aiohttp.ClientSession) -> _Member:
-        name = f"replica-{index}"
+        name = f"{socket.gethostname()}-{index}"
         port = self._settings.port + index if self._settings.port else 0
         log_path = self._log_dir / f"{name}.log"
         return _Member(Replica(name, self._model_dir, self._settings, session, log_path=log_path, port=port))

@@ -1,23 +1,26 @@
-"""Which replicas exist, where they listen and which policy version each one serves."""
+"""Which replicas exist, where they listen and which policy version each one serves: one small file per replica.
+
+The files lie beside the weights, on the one path that learner, rollout workers and serving hosts all see.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from serving_bridge.database import open_database, transaction
+import msgspec
 
 
-@dataclass(frozen=True)
-class ReplicaRow:
+class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the fleet controller last said of a replica; read by rollout workers to route requests.
 
     Attributes:
       state: "ready" takes requests; any other state doesn't.
       version: policy version it serves, -1 before the first verified one.
       step: optimizer steps behind that version.
+      heartbeat_s: when this was written, seconds since the epoch by the serving host's clock.
     """
 
     name: str
@@ -29,35 +32,37 @@ class ReplicaRow:
 
 
 class ReplicaRegistry:
-    """The table of replicas in the run's database.
+    """The replicas of one run.
 
     Args:
+      folder: holds `<name>.json` per replica.
       max_silence_s: a replica whose controller has been silent for longer is not counted as ready.
     """
 
-    def __init__(self, path: str | Path, *, max_silence_s: float = 30.0, clock: Callable[[], float] = time.time):
-        self._db = open_database(path)
+    def __init__(self, folder: str | Path, *, max_silence_s: float = 30.0, clock: Callable[[], float] = time.time):
+        self._folder = Path(folder)
         self._max_silence_s = max_silence_s
         self._clock = clock
 
-    def close(self) -> None:
-        self._db.close()
-
     def report(self, name: str, *, url: str, state: str, version: int, step: int) -> None:
-        """Writes a replica's row; also its heartbeat."""
-        with transaction(self._db) as db:
-            db.execute(
-                "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?, ?)",
-                (name, url, state, version, step, self._clock()),
-            )
+        """Writes a replica's row, by atomic rename; also its heartbeat."""
+        row = ReplicaRow(name, url, state, version, step, self._clock())
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / f".{name}.{os.getpid()}"
+        temporary.write_bytes(msgspec.json.encode(row))
+        os.replace(temporary, self._folder / f"{name}.json")
 
     def remove(self, name: str) -> None:
-        with transaction(self._db) as db:
-            db.execute("DELETE FROM replicas WHERE name = ?", (name,))
+        (self._folder / f"{name}.json").unlink(missing_ok=True)
 
     def replicas(self) -> list[ReplicaRow]:
-        rows = self._db.execute("SELECT name, url, state, version, step, heartbeat_s FROM replicas ORDER BY name")
-        return [ReplicaRow(*row) for row in rows]
+        rows = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                rows.append(msgspec.json.decode(path.read_bytes(), type=ReplicaRow))
+            except FileNotFoundError:
+                continue  # removed since it was listed
+        return rows
 
     def ready(self) -> list[ReplicaRow]:
         """Replicas that take requests now."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from configs.load import load_config
 from serving_bridge.telemetry import MetricsLog, Record, read_metrics
 from tools.figures import RunHistory, idle_shares, summarize
-from tools.report import ReportError, pair_samples, write_report, write_summary
+from tools.report import ReportError, headline, pair_samples, write_report, write_summary
 from tools.view import LiveView, clock, plain_line, sparkline
 
 CONFIG = """
@@ -128,12 +128,21 @@ def test_the_summary_adds_up(tmp_path: Path):
         assert summary[name] == (value if isinstance(value, str) else pytest.approx(value)), name
 
 
+def test_the_headline_says_what_was_gained(tmp_path: Path):
+    line = headline(write_summary(write_run(tmp_path), wall_s=123.0), "runs/x")
+    assert line == (
+        "held-out accuracy 25.0% → 75.0% (+50.0 points) after 10 steps and 2 min 3 s; report: runs/x/report.html"
+    )
+
+
 def test_steps_that_a_restart_trained_again_count_once():
     history = RunHistory()
     for number, reward in [(1, 0.1), (2, 0.2), (3, 0.9), (2, 0.3), (3, 0.4)]:
         history.add([{"t": 1.0, "process": "learner", "event": "step"} | _step(number, reward=reward)])
     assert [(r["step"], r["reward"]) for r in history.steps.values()] == [(1, 0.1), (2, 0.3), (3, 0.4)]
     assert summarize(history, wall_s=1.0)["reward_last"] == pytest.approx((0.1 + 0.3 + 0.4) / 3)
+    history.add([{"t": 2.0, "process": "learner", "event": "step"} | _step(2, reward=0.5)])
+    assert list(history.steps) == [1, 2]  # step 3 of the former life is void until it is trained again
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,13 @@ def test_the_train_stream_repeats_after_num_problems() -> None:
     task = create_task(arithmetic(num_problems=50), seed=0)
     assert task.problem("train", 7).question == task.problem("train", 57).question
     assert task.problem("train", 57).index == 57
+
+
+def test_distinct_generated_problems_stay_distinct_in_train() -> None:
+    stream = GeneratedProblems(
+        lambda index: Problem(index, f"question {index}", "", {}), num_problems=1000, holdout_percent=45, origin="list"
+    )
+    assert len({stream.problem("train", index).question for index in range(1000)}) == 1000
 
 
 def test_too_few_distinct_heldout_problems_is_a_clear_error() -> None:
@@ -234,20 +242,22 @@ def test_partial_credit_is_the_librarys_own(addition: Task) -> None:
     assert result.verdict == "fail"
 
 
-def test_stored_samples_of_real_datasets_score_full(shared_data: Path) -> None:
-    lines = (shared_data / "reasoning_gym" / "chain_sum.jsonl").read_text().splitlines()
-    task = create_task(TaskSettings(provider="reasoning_gym", name="chain_sum"), seed=0, num_workers=1)
+def test_stored_samples_of_a_dataset_with_its_own_verifier_pass(shared_data: Path) -> None:
+    lines = (shared_data / "reasoning_gym" / "countdown.jsonl").read_text().splitlines()
+    task = create_task(TaskSettings(provider="reasoning_gym", name="countdown"), seed=0, num_workers=1)
     try:
         for record in map(json.loads, islice(lines, 30)):
             problem = Problem(0, record["question"], record["answer"], record["metadata"])
             assert answer(task, problem, record["answer"]).verdict == "pass"
-            assert answer(task, problem, record["answer"] + "9").verdict == "fail"
+            # Any other expression of the same numbers and value is as good: the verifier works from the metadata.
+            assert answer(task, replace(problem, answer="?"), f"({record['answer']})").verdict == "pass"
+            assert answer(task, problem, record["answer"] + " + 1").verdict == "fail"
     finally:
         task.close()
 
 
 def test_a_dataset_that_draws_its_problems_up_beforehand_is_a_list() -> None:
-    settings = TaskSettings(provider="reasoning_gym", name="list_functions", options={"size": 300})
+    settings = TaskSettings(provider="reasoning_gym", name="gsm_symbolic", options={"size": 300})
     task = create_task(settings, seed=0, num_workers=1)
     try:
         sizes = {split: task.num_distinct(split) for split in ("train", "validation", "heldout")}  # type: ignore[arg-type]
@@ -267,6 +277,19 @@ def test_mistakes_in_reasoning_gym_settings_are_explained() -> None:
         create_task(arithmetic(options={"min_terms": 9}), seed=0)
     with pytest.raises(TaskError, match=r"set run\.seed"):
         create_task(arithmetic(options={"seed": 1}), seed=0)
+
+
+def test_a_dataset_that_depends_on_the_hash_seed_needs_a_fixed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = TaskSettings(provider="reasoning_gym", name="ransom_note")
+    monkeypatch.setenv("PYTHONHASHSEED", "random")
+    with pytest.raises(TaskError, match="ransom_note makes different problems .* set PYTHONHASHSEED=0"):
+        create_task(settings, seed=0)
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+    task = create_task(settings, seed=0)
+    assert "ransom note" in task.problem("train", 0).question
+    task.close()
+    with pytest.raises(TaskError, match="list_functions can't be used: it makes different problems"):
+        create_task(TaskSettings(provider="reasoning_gym", name="list_functions"), seed=0)
 
 
 def test_a_task_without_reference_answers_has_no_target() -> None:
@@ -349,6 +372,7 @@ def test_verdicts_agree_with_the_marked_model_solutions(gsm8k: Task, shared_data
         ("\\boxed{9} \\boxed{10}", 0.0),
         ("-10", 0.0),
         ("10 #### 9", 0.0),
+        ("\\boxed{9} #### 10", 1.0),
         ("", 0.0),
     ],
 )
@@ -451,6 +475,25 @@ def test_spam_scores_less_than_half_of_a_story(writer: Task, spam: str) -> None:
     result = story_result(writer, spam)
     assert result.score < 0.5
     assert result.verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Max saw a cat and then he sat down",
+        "Max saw a cat and then he sat down " * 4,
+        "Max saw a b1g cat. H3 was $o kind! Then his mom came out of the house to call him, and he ran to her at once.",
+        "Max was happy, so happy, and saw the friends of his friends, who were there to help. They help him. "
+        "His friends sat together. All together, they help.",
+        "happy friends help together and then Max went to his mom and told her what he saw in the park that day, "
+        "and she was glad that he came back so soon.",
+        "Max was happy. One day he met a cat who was not happy. Then he was not happy. His mom gave the cat some milk, "
+        "and after that the cat was happy, and in the end his mom was very happy too, since she liked cats a lot.",
+    ],
+    ids=["short", "repeated", "odd", "dense", "adjacent", "spam"],
+)
+def test_each_guard_alone_lowers_readability(text: str) -> None:
+    assert readability(text, WORDS, min_words=25, max_uses=3) < 0.9
 
 
 def test_openings_are_distinct_and_name_no_default_keyword() -> None:

