@@ -48,8 +48,8 @@ def main() -> None:
     wiring.config_arguments(parser)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder, e.g. from tools.convert")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, samples included")
-    arguments, config, paths = wiring.read_arguments(parser)
     with wiring.clear_errors():
+        arguments, config, paths = wiring.read_arguments(parser)
         result = asyncio.run(evaluate_folder(config, paths, arguments.model))
     if arguments.json:
         print(json.dumps(result.as_fields(), indent=1))

@@ -89,8 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wiring.config_arguments(parser)
     parser.add_argument("--warm-start", action="store_true", help="run only the supervised start")
-    arguments, config, paths = wiring.read_arguments(parser)
     with wiring.clear_errors():
+        arguments, config, paths = wiring.read_arguments(parser)
         if arguments.warm_start:
             accuracy = run_warm_start(config, paths)
             print(

@@ -16,8 +16,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wiring.config_arguments(parser)
     parser.add_argument("--name", default="worker-0", help="unique among the workers that run at the same time")
-    arguments, config, paths = wiring.read_arguments(parser)
     with wiring.clear_errors():
+        arguments, config, paths = wiring.read_arguments(parser)
         encoder, _ = wiring.build_encoder(config, wiring.base_model_dir(config, paths))
         worker = RolloutWorker(
             name=arguments.name,

@@ -15,8 +15,8 @@ from tools import wiring
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wiring.config_arguments(parser)
-    _, config, paths = wiring.read_arguments(parser)
     with wiring.clear_errors():
+        _, config, paths = wiring.read_arguments(parser)
         model_dir = wiring.base_model_dir(config, paths)
         wiring.build_encoder(config, model_dir)  # a folder that can't be served is refused before vLLM is started
         fleet = Fleet(

@@ -23,6 +23,8 @@ from serving_bridge.telemetry import MetricsLog
 from serving_bridge.tokenization import load_tokenizer
 from serving_bridge.weight_store import WeightStore
 
+_OWN_PACKAGES = ("learner_jax", "serving_bridge", "rewards", "configs", "tools")
+
 
 @dataclass(frozen=True)
 class RunPaths:
@@ -175,10 +177,12 @@ class StopRequest:
 
 
 @contextmanager
-def clear_errors(*expected: type[BaseException]) -> Iterator[None]:
-    """Turns errors that a person can act on into one line on stderr and exit status 1."""
+def clear_errors() -> Iterator[None]:
+    """Turns the project's own errors, all written for people, into one line on stderr and exit status 1."""
     try:
         yield
-    except expected as error:
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _OWN_PACKAGES:
+            raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
