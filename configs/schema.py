@@ -81,8 +81,8 @@ class Config(Settings):
             )
         if self.learner.publish_dtype != self.serving.dtype:
             raise ValueError(
-                f"learner.publish_dtype is {self.learner.publish_dtype} and serving.dtype {self.serving.dtype}: a replica "
-                f"takes weights in its own dtype only; set both to the same"
+                f"learner.publish_dtype is {self.learner.publish_dtype} and serving.dtype {self.serving.dtype}: "
+                f"a replica takes weights in its own dtype only; set both to the same"
             )
         if self.model.create and not self.warm_start:
             raise ValueError("a model that the run creates knows nothing: add a [warm_start] table")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +23,8 @@ class BatchError(ValueError):
 class Batch:
     """Rows of one optimizer step, right-padded with token 0 and weight 0; a pytree.
 
+    Built of NumPy arrays on the host (typed as JAX's, which they become in the train step).
+
     Attributes:
       tokens: token ids.
       weights: weight of each token's loss, normalised over the whole batch; 0 on padding and unsampled tokens.
@@ -31,12 +34,12 @@ class Batch:
       policy_version: version that sampled each token, -1 elsewhere; only for measuring the sampler's mismatch.
     """
 
-    tokens: Int[Array | np.ndarray, "B T"]
-    weights: Float[Array | np.ndarray, "B T"]
-    advantages: Float[Array | np.ndarray, "B T"]
-    behavior_logprobs: Float[Array | np.ndarray, "B T"]
-    reference_logprobs: Float[Array | np.ndarray, "B T"]
-    policy_version: Int[Array | np.ndarray, "B T"]
+    tokens: Int[Array, "B T"]
+    weights: Float[Array, "B T"]
+    advantages: Float[Array, "B T"]
+    behavior_logprobs: Float[Array, "B T"]
+    reference_logprobs: Float[Array, "B T"]
+    policy_version: Int[Array, "B T"]
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,16 @@ class BatchStats:
     mixed_version_answers: int
 
 
-def _rows(rows: Sequence[np.ndarray], length: int, dtype: type, fill: float = 0) -> np.ndarray:
-    out = np.full((len(rows), length), fill, dtype)
+def _rows(rows: Sequence[np.ndarray], length: int, dtype: type, fill: float = 0) -> Any:
+    out: Any = np.full((len(rows), length), fill, dtype)
     for index, row in enumerate(rows):
         out[index, : len(row)] = row
     return out
+
+
+def _on_host(array: np.ndarray) -> Any:
+    """A host array where `Batch` declares what the train step will see: a JAX array of the same shape and dtype."""
+    return array
 
 
 def rl_batch(
@@ -88,10 +96,10 @@ def rl_batch(
     versions = _rows([t.policy_version for t in trajectories], sequence_length, np.int32, NOT_SAMPLED)
     batch = Batch(
         tokens=_rows([t.tokens for t in trajectories], sequence_length, np.int32),
-        weights=loss_weights(mask, reduction=reduction),
+        weights=_on_host(loss_weights(mask, reduction=reduction)),
         advantages=(advantages[:, None] * mask).astype(np.float32),
         behavior_logprobs=_rows([t.behavior_logprobs for t in trajectories], sequence_length, np.float32),
-        reference_logprobs=np.zeros(mask.shape, np.float32),
+        reference_logprobs=_on_host(np.zeros(mask.shape, np.float32)),
         policy_version=versions,
     )
     return batch, _stats(groups, trajectories, trained_version)
@@ -128,12 +136,12 @@ def supervised_batch(examples: Sequence[tuple[Sequence[int], Sequence[bool]]], *
             f"a supervised example has {longest} tokens, rows hold {sequence_length}: raise learner.sequence_length"
         )
     mask = _rows([np.asarray(m) for _, m in examples], sequence_length, np.bool_)
-    zeros = np.zeros(mask.shape, np.float32)
+    zeros: Any = np.zeros(mask.shape, np.float32)
     return Batch(
         tokens=_rows([np.asarray(tokens) for tokens, _ in examples], sequence_length, np.int32),
-        weights=loss_weights(mask, reduction="token_mean"),
+        weights=_on_host(loss_weights(mask, reduction="token_mean")),
         advantages=zeros,
         behavior_logprobs=zeros,
         reference_logprobs=zeros,
-        policy_version=np.full(mask.shape, NOT_SAMPLED, np.int32),
+        policy_version=_on_host(np.full(mask.shape, NOT_SAMPLED, np.int32)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +104,8 @@ class Engine:
         )
         return make(params)
 
-    def _shard_state(self) -> TrainState:
+    def _shard_state(self) -> Any:
+        """`TrainState` with a sharding in place of every array."""
         abstract = jax.eval_shape(
             lambda params: init_state(params, self._optimizer, seed=0), abstract_parameters(self.model_config)
         )
@@ -114,7 +116,8 @@ class Engine:
             self.parameter_shardings,
             transform_non_params=lambda _: self._replicated,
         )
-        return TrainState(self.parameter_shardings, opt_state, self._replicated, self._replicated)
+        scalar: Any = self._replicated
+        return TrainState(self.parameter_shardings, opt_state, scalar, scalar)
 
     def step(self, state: TrainState, batch: Batch, *, current_version: int) -> tuple[TrainState, Metrics]:
         """One optimizer step; `state` is donated."""
@@ -180,4 +183,4 @@ class Engine:
 
     def num_compilations(self) -> int:
         """How many programs have been compiled for the train step; 1 after any number of steps."""
-        return self._train_step._cache_size()
+        return int(self._train_step._cache_size())  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from learner_jax.checkpoint import Checkpoints, Position
 from learner_jax.contracts import Trajectory, TrajectorySource, WeightPublisher
 from learner_jax.engine import Engine, Mismatch
 from learner_jax.hf_io import export_tensors
-from learner_jax.train_step import Params, TrainState
+from learner_jax.train_step import Params
 
 Log = Callable[..., None]
 

@@ -89,6 +89,10 @@ def make_trajectories(
     ]
 
 
+def _score_all(task: Task, requests: Sequence[RewardRequest]) -> list[RewardResult]:
+    return [task.score(request) for request in requests]
+
+
 def _after_prompt(prompt: Sequence[int], values: np.ndarray, fill: float = 0) -> np.ndarray:
     return np.concatenate([np.full(len(prompt), fill, values.dtype), values])
 
@@ -207,7 +211,7 @@ class RolloutWorker:
                 RewardRequest(problem, self.encoder.tokenizer.decode(c.tokens.tolist()), c.finish_reason)
                 for c in completions
             ]
-            results = await asyncio.to_thread(lambda: [self.task.score(request) for request in requests])
+            results = await asyncio.to_thread(_score_all, self.task, requests)
             self._accept(index, problem, prompt, completions, results)
             return
         self._interval.failed_groups += 1

@@ -31,7 +31,8 @@ def test_every_config_loads_and_opens_with_its_story(path: Path, tmp_path: Path)
 
 def test_overrides_take_toml_values_and_plain_strings() -> None:
     config = load_config(
-        DEMO, ["rollout.max_staleness=0", "run.name=other", "learner.optimizer.learning_rate=1e-5", 'run.directory="x y"']
+        DEMO,
+        ["rollout.max_staleness=0", "run.name=other", "learner.optimizer.learning_rate=1e-5", 'run.directory="x y"'],
     )
     assert config.rollout.max_staleness == 0
     assert config.run.name == "other"

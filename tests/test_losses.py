@@ -15,7 +15,9 @@ BEHAVIOR = LOGPROBS + RNG.normal(size=64) * 0.3
 ADVANTAGES = RNG.normal(size=64)
 
 
-def clipped_surrogate_oracle(logprobs: np.ndarray, behavior: np.ndarray, advantages: np.ndarray, low: float, high: float):
+def clipped_surrogate_oracle(
+    logprobs: np.ndarray, behavior: np.ndarray, advantages: np.ndarray, low: float, high: float
+):
     """PPO, equation 7, token by token."""
     out = []
     for p, b, a in zip(logprobs, behavior, advantages, strict=True):
