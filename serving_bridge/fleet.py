@@ -89,7 +89,7 @@ class Fleet:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             members = [self._member(index, session) for index in range(self._settings.replicas)]
             try:
-                await asyncio.gather(*(self._start(member) for member in members))
+                await self._start_all(members)
                 while not self._should_stop():
                     self._follow_store(members)
                     for member in members:
@@ -104,6 +104,16 @@ class Fleet:
         port = self._settings.port + index if self._settings.port else 0
         log_path = self._log_dir / f"{name}.log"
         return _Member(Replica(name, self._model_dir, self._settings, session, log_path=log_path, port=port))
+
+    async def _start_all(self, members: list[_Member]) -> None:
+        """Starts all servers side by side; a stop that is asked for meanwhile ends them at once."""
+        starting = asyncio.gather(*(self._start(member) for member in members))
+        while not starting.done():
+            if self._should_stop():
+                starting.cancel()
+            await asyncio.wait([starting], timeout=_TICK_S)
+        if not starting.cancelled():
+            starting.result()
 
     async def _start(self, member: _Member) -> None:
         started = time.monotonic()

@@ -26,6 +26,7 @@ class _Child:
     restarts_left: int
     log_start: int
     process: GuardedProcess
+    stopping: bool = False
 
 
 class Supervisor:
@@ -46,7 +47,7 @@ class Supervisor:
 
     def __exit__(self, *exception: object) -> None:
         for name in reversed(list(self._children)):
-            self._children[name].process.terminate()
+            self.ask_to_stop(name)
         for name in list(self._children):
             self.stop(name)
 
@@ -68,7 +69,7 @@ class Supervisor:
         """
         for child in self._children.values():
             status = child.process.poll()
-            if status is None or status == 0:
+            if status is None or status == 0 or child.stopping:
                 continue
             if child.restarts_left == 0:
                 raise ProcessFailedError(
@@ -79,10 +80,16 @@ class Supervisor:
             self._log("restart", name=child.name, status=status, restarts_left=child.restarts_left)
             child.process = self._spawn(child.command, child.log_path, child.grace_s)
 
+    def ask_to_stop(self, name: str) -> None:
+        """Asks a process to end, without waiting."""
+        child = self._children[name]
+        child.stopping = True
+        child.process.terminate()
+
     def stop(self, name: str) -> None:
         """Asks a process to end and waits until it and all its descendants have."""
+        self.ask_to_stop(name)
         child = self._children.pop(name)
-        child.process.terminate()
         child.process.wait(child.grace_s + 30.0)
 
     def _spawn(self, command: Sequence[str], log_path: Path, grace_s: float) -> GuardedProcess:

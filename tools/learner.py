@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 
 from configs.schema import Config
 from learner_jax.checkpoint import Checkpoints, Position
@@ -53,6 +54,8 @@ def run_warm_start(config: Config, paths: RunPaths) -> float:
 def run_reinforcement(config: Config, paths: RunPaths) -> Outcome:
     """Runs the loop until it ends or the process is asked to stop."""
     stop = wiring.StopRequest().install()
+    if config.learner.cpu_cores:  # before JAX looks how many threads to start
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.learner.cpu_cores])
     model_dir = wiring.start_model_dir(config, paths)
     encoder, model_config = wiring.build_encoder(config, model_dir)
     engine = Engine(

@@ -21,6 +21,7 @@ from configs.schema import Config
 from serving_bridge.create_model import create_model
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.registry import ReplicaRow
+from serving_bridge.replica import check_plugin, claim_port, detect_platform
 from serving_bridge.supervisor import Supervisor
 from serving_bridge.telemetry import MetricsLog, MetricsTail, read_metrics
 from serving_bridge.vllm_client import VllmClient
@@ -66,12 +67,13 @@ class Job:
             self._phase("training")
             supervisor.start("rollout", self._command("tools.rollout"), restarts=_ROLLOUT_RESTARTS)
             self._watch(supervisor, until=lambda: not supervisor.is_running("learner"))
-        if self._should_stop():
-            return False
-        self._phase("evaluating")
-        self._measure_after()
+            if self._should_stop():
+                return False
+            self._phase("evaluating")
+            for name in ("rollout", "serve"):
+                supervisor.ask_to_stop(name)
+            self._measure_after(supervisor)
         self._phase("finished")
-        self._update_view()
         return True
 
     def _create_model(self) -> None:
@@ -128,20 +130,18 @@ class Job:
                 timeout_s=self._config.rollout.request_timeout_s,
             )
 
-    def _measure_after(self) -> None:
+    def _measure_after(self, supervisor: Supervisor) -> None:
         """Held-out skill of the last checkpoint, converted, on a vLLM server of its own."""
         if self._measured("after"):
             return
         if not self._paths.final_model.exists():
-            with Supervisor(self._paths.logs, self._metrics.write) as supervisor:
-                command = [sys.executable, "-m", "tools.convert", "to-hf", "--checkpoint", str(self._paths.checkpoints)]
-                model_dir = wiring.start_model_dir(self._config, self._paths)
-                command += ["--model", str(model_dir), "--out", str(self._paths.final_model)]
-                command += ["--dtype", self._config.learner.publish_dtype]
-                supervisor.start("convert", command)
-                self._watch(supervisor, until=lambda: not supervisor.is_running("convert"))
-        result = asyncio.run(evaluate_folder(self._config, self._paths, self._paths.final_model))
-        self._record("after", result)
+            command = [sys.executable, "-m", "tools.convert", "to-hf", "--checkpoint", str(self._paths.checkpoints)]
+            model_dir = wiring.start_model_dir(self._config, self._paths)
+            command += ["--model", str(model_dir), "--out", str(self._paths.final_model)]
+            command += ["--dtype", self._config.learner.publish_dtype]
+            supervisor.start("convert", command)
+            self._watch(supervisor, until=lambda: not supervisor.is_running("convert"))
+        self._record("after", asyncio.run(evaluate_folder(self._config, self._paths, self._paths.final_model)))
 
     def _record(self, which: str, result: Evaluation) -> None:
         self._metrics.write("evaluation", which=which, **result.as_fields())
@@ -189,11 +189,22 @@ def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
+def check_parts(config: Config) -> None:
+    """Refuses what can be known to fail before anything is written or started: model folder, task, vLLM, port."""
+    if config.model.path:
+        wiring.build_encoder(config, Path(config.model.path).expanduser())
+    wiring.build_task(config).close()
+    detect_platform()
+    check_plugin()
+    claim_port(config.serving.host, config.serving.port)
+
+
 def train(config_path: Path, overrides: list[str]) -> int:
     """Runs the job; returns the process's exit status."""
     started = time.monotonic()
     config = choose_directory(load_config(config_path, overrides))
     paths = wiring.run_paths(config)
+    check_parts(config)
     paths.logs.mkdir(parents=True, exist_ok=True)
     save_config(config, paths.config)
     stop = wiring.StopRequest().install()
