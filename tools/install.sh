@@ -117,7 +117,7 @@ pip_install() {
 # which every process would compile thousands of modules at its start.
 load_vllm='import vllm, transformers.models.qwen3, vllm.entrypoints.openai.api_server, vllm.v1.engine.core
 import vllm.v1.worker.cpu_worker, vllm.model_executor.models.qwen3, vllm.model_executor.model_loader'
-load_jax='import jax.numpy, flax.nnx, optax, orbax.checkpoint, grain, reasoning_gym, matplotlib.pyplot, rich.live'
+load_jax='import jax.numpy, flax.nnx, optax, orbax.checkpoint, reasoning_gym, matplotlib.pyplot, rich.live'
 check_imports() {
     local modules=("$load_vllm" "$load_jax") jobs=() code job
     for code in "${modules[@]}"; do
