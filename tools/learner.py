@@ -8,47 +8,59 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+from pathlib import Path
 
 from configs.schema import Config
 from learner_jax.checkpoint import Checkpoints, Position
+from learner_jax.config import WarmStartSettings
 from learner_jax.engine import Engine
 from learner_jax.hf_io import load_parameters
 from learner_jax.loop import Learner, Outcome
-from learner_jax.train_step import grpo_objective, supervised_objective
+from learner_jax.train_step import TrainState, grpo_objective, supervised_objective
 from learner_jax.warm_start import Example, warm_start
+from rewards.protocol import Split
 from serving_bridge.convert import to_hf
 from tools import wiring
 from tools.wiring import RunPaths
 
 
-def run_warm_start(config: Config, paths: RunPaths) -> float:
-    """Trains the supervised start, saves it and converts it; returns the validation accuracy reached."""
+def run_warm_start(config: Config, paths: RunPaths) -> float | None:
+    """Trains the supervised start, saves it and converts it; returns the accuracy reached, None if it was there."""
     assert config.warm_start is not None
-    task = wiring.build_task(config)
     base = wiring.base_model_dir(config, paths)
+    accuracy = None
+    checkpoints = Checkpoints(paths.warm_start, keep=1)
+    if checkpoints.latest_step() is None:  # else an earlier life got this far
+        state, accuracy = _supervised_state(config, config.warm_start, paths, base)
+        checkpoints.save(state, Position(0, -1, 0, ()))
+    checkpoints.close()
+    if not paths.start_model.exists():
+        to_hf(paths.warm_start, model_dir=base, out=paths.start_model, dtype="float32")
+    return accuracy
+
+
+def _supervised_state(
+    config: Config, settings: WarmStartSettings, paths: RunPaths, base: Path
+) -> tuple[TrainState, float]:
+    task = wiring.build_task(config)
     encoder, model_config = wiring.build_encoder(config, base)
-    optimizer = config.learner.optimizer.model_copy(update={"learning_rate": config.warm_start.learning_rate})
-    settings = config.learner.model_copy(update={"optimizer": optimizer})
-    engine = Engine(settings, model_config, objective=supervised_objective, temperature=1.0)
+    optimizer = config.learner.optimizer.model_copy(update={"learning_rate": settings.learning_rate})
+    learner = config.learner.model_copy(update={"optimizer": optimizer})
+    engine = Engine(learner, model_config, objective=supervised_objective, temperature=1.0)
     state = engine.init_state(load_parameters(base, model_config), seed=config.run.seed)
 
-    def example(split: str, index: int) -> Example:
-        problem = task.problem(split, index)  # type: ignore[arg-type]
+    def example(split: Split, index: int) -> Example:
+        problem = task.problem(split, index)
         return encoder.supervised(problem, task.target(problem))
 
-    state, accuracy = warm_start(
+    return warm_start(
         engine,
         state,
-        config.warm_start,
+        settings,
         train_example=lambda index: example("train", index),
         validation_example=lambda index: example("validation", index),
         log=wiring.metrics_writer(paths, "learner"),
     )
-    checkpoints = Checkpoints(paths.warm_start, keep=1)
-    checkpoints.save(state, Position(0, -1, 0, ()))
-    checkpoints.close()
-    to_hf(paths.warm_start, model_dir=base, out=paths.start_model, dtype="float32")
-    return accuracy
 
 
 def run_reinforcement(config: Config, paths: RunPaths) -> Outcome:

@@ -18,7 +18,6 @@ import aiohttp
 
 from configs.load import ConfigError, load_config, save_config
 from configs.schema import Config
-from serving_bridge.create_model import create_model
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.registry import ReplicaRow
 from serving_bridge.replica import check_plugin, claim_port, detect_platform
@@ -54,7 +53,7 @@ class Job:
     def run(self) -> bool:
         """Returns whether the run is complete (and not stopped in between)."""
         config, paths = self._config, self._paths
-        self._create_model()
+        wiring.base_model_dir(config, paths)  # made here, before the processes that need it start
         with Supervisor(paths.logs, self._metrics.write) as supervisor:
             self._phase("starting")
             supervisor.start("serve", self._command("tools.serve"), grace_s=config.serving.drain_timeout_s + 20)
@@ -75,16 +74,6 @@ class Job:
             self._measure_after(supervisor)
         self._phase("finished")
         return True
-
-    def _create_model(self) -> None:
-        shape = self._config.model.create
-        if shape is None or self._paths.created_model.exists():
-            return
-        task = wiring.build_task(self._config)
-        template = self._config.task.prompt_template
-        problems = [task.problem("train", index) for index in range(2000)]
-        texts = [text for p in problems for text in (template.replace("{question}", p.question), task.target(p))]
-        create_model(self._paths.created_model, shape, texts, seed=self._config.run.seed)
 
     def _command(self, module: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", module, "--config", str(self._paths.config), *arguments]

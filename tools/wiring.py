@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.load import load_config, save_config
-from configs.schema import Config
+from configs.schema import Config, CreateModelSettings
 from learner_jax.hf_names import ModelConfig, read_model_config
 from rewards.protocol import Task
 from rewards.tasks import create_task
+from serving_bridge.create_model import CreateModelError, create_model
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.queue import TrajectoryQueue
 from serving_bridge.registry import ReplicaRegistry
@@ -23,6 +24,8 @@ from serving_bridge.telemetry import MetricsLog
 from serving_bridge.tokenization import load_tokenizer
 from serving_bridge.weight_store import WeightStore
 
+#: problems whose texts the tokenizer of a created model is trained on
+_TOKENIZER_PROBLEMS = 2000
 _OWN_PACKAGES = ("learner_jax", "serving_bridge", "rewards", "configs", "tools")
 
 
@@ -81,8 +84,23 @@ def run_paths(config: Config) -> RunPaths:
 
 
 def base_model_dir(config: Config, paths: RunPaths) -> Path:
-    """The model folder that the run begins from: given, or created by the run."""
-    return Path(config.model.path).expanduser().absolute() if config.model.path else paths.created_model
+    """The model folder that the run begins from: given, or made by whichever process asks first."""
+    if config.model.create is None:
+        return Path(config.model.path).expanduser().absolute()
+    if not paths.created_model.exists():
+        _create_model(config, config.model.create, paths.created_model)
+    return paths.created_model
+
+
+def _create_model(config: Config, shape: CreateModelSettings, out: Path) -> None:
+    task = build_task(config)
+    problems = [task.problem("train", index) for index in range(_TOKENIZER_PROBLEMS)]
+    prompts = [config.task.prompt_template.replace("{question}", problem.question) for problem in problems]
+    try:
+        create_model(out, shape, [*prompts, *(task.target(problem) for problem in problems)], seed=config.run.seed)
+    except CreateModelError:
+        if not out.exists():  # else another process was quicker, and made the same
+            raise
 
 
 def start_model_dir(config: Config, paths: RunPaths) -> Path:
@@ -109,7 +127,7 @@ def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace,
     config = load_config(arguments.config, arguments.overrides)
     paths = run_paths(config)
     paths.logs.mkdir(parents=True, exist_ok=True)
-    if arguments.config.absolute() != paths.config:
+    if not paths.config.exists():
         save_config(config, paths.config)
     return arguments, config, paths
 
