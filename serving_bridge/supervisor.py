@@ -58,8 +58,9 @@ class Supervisor:
         process = self._spawn(command, log_path, grace_s)
         self._children[name] = _Child(name, command, log_path, grace_s, restarts, log_start, process)
 
-    def is_running(self, name: str) -> bool:
-        return name in self._children and self._children[name].process.poll() is None
+    def has_finished(self, name: str) -> bool:
+        """Whether a process ended well. One that crashed has not: `check` restarts it or raises."""
+        return self._children[name].process.poll() == 0
 
     def check(self) -> None:
         """Looks after all processes once; those that ended well are left alone.

@@ -20,7 +20,7 @@ from tests.conftest import REPOSITORY
 SMALL_DEMO = (
     "warm_start.target_accuracy=0.003",
     "warm_start.evaluate_every=5",
-    "warm_start.num_validation=512",
+    "warm_start.num_validation=384",
     "learner.steps=8",
     "learner.groups_per_step=4",
     "learner.microbatch_rows=32",

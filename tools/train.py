@@ -60,12 +60,12 @@ class Job:
             if config.warm_start and not paths.start_model.exists():
                 self._phase("supervised start")
                 supervisor.start("warm_start", self._command("tools.learner", "--warm-start"))
-                self._watch(supervisor, until=lambda: not supervisor.is_running("warm_start"))
+                self._watch(supervisor, until=lambda: supervisor.has_finished("warm_start"))
             supervisor.start("learner", self._command("tools.learner"), restarts=_LEARNER_RESTARTS, grace_s=60)
             self._measure_before(supervisor)
             self._phase("training")
             supervisor.start("rollout", self._command("tools.rollout"), restarts=_ROLLOUT_RESTARTS)
-            self._watch(supervisor, until=lambda: not supervisor.is_running("learner"))
+            self._watch(supervisor, until=lambda: supervisor.has_finished("learner"))
             if self._should_stop():
                 return False
             self._phase("evaluating")
@@ -101,7 +101,7 @@ class Job:
     def _measure_before(self, supervisor: Supervisor) -> None:
         """Held-out skill of the first published version, through the fleet, before anything is trained."""
         registry = wiring.build_registry(self._paths)
-        self._watch(supervisor, until=lambda: bool(registry.ready()) or not supervisor.is_running("learner"))
+        self._watch(supervisor, until=lambda: bool(registry.ready()) or supervisor.has_finished("learner"))
         ready = registry.ready()
         if ready and not self._measured("before"):
             self._record("before", asyncio.run(self._evaluate_on(ready[0])))
@@ -129,7 +129,7 @@ class Job:
             command += ["--model", str(model_dir), "--out", str(self._paths.final_model)]
             command += ["--dtype", self._config.learner.publish_dtype]
             supervisor.start("convert", command)
-            self._watch(supervisor, until=lambda: not supervisor.is_running("convert"))
+            self._watch(supervisor, until=lambda: supervisor.has_finished("convert"))
         self._record("after", asyncio.run(evaluate_folder(self._config, self._paths, self._paths.final_model)))
 
     def _record(self, which: str, result: Evaluation) -> None:
