@@ -66,3 +66,4 @@ def test_a_process_that_was_asked_to_stop_is_not_a_failure(tmp_path: Path) -> No
         supervisor.ask_to_stop("job")
         wait_until_ended(supervisor, "job")
         supervisor.check()
+        assert not supervisor.has_finished("job")
