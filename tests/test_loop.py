@@ -226,7 +226,7 @@ def test_published_weights_are_those_of_the_checkpoint(engine: Engine, params: A
         np.testing.assert_array_equal(converted[name], value)
 
 
-# Orbax closes its event loop at the first failed read; the other reads then end with nobody to tell, inside TensorStore.
+# Orbax closes its event loop at the first failed read; TensorStore then ends the others with nobody to tell.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_missing_and_damaged_checkpoints_are_named(engine: Engine, params: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist"):
