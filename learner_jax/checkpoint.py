@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from learner_jax.train_step import TrainState
+from learner_jax.train_step import Params, TrainState
+from learner_jax.value_model import KEY as VALUE_KEY
 
-CHECKPOINT_SCHEMA = 1
+CHECKPOINT_SCHEMA = 2
 
 
 class CheckpointError(ValueError):
@@ -28,12 +29,14 @@ class Position:
       trained_version: policy version that these weights were published as, -1 if not yet.
       prompt_cursor: index of the next prompt that was never dispatched.
       consumed_trajectory_ids: trained on since the queue last confirmed that it forgot them.
+      kl_coefficient: where the adaptive controller of the KL stands.
     """
 
     completed_steps: int
     trained_version: int
     prompt_cursor: int
     consumed_trajectory_ids: tuple[str, ...]
+    kl_coefficient: float = 0.0
 
     @property
     def consumed_group_ids(self) -> tuple[str, ...]:
@@ -53,16 +56,19 @@ class Checkpoints:
         self._directory = Path(directory).absolute()
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
-    def save(self, state: TrainState, position: Position) -> None:
-        """Starts a save; returns once the arrays are copied, before they are on disk."""
-        self._manager.save(
-            position.completed_steps,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_as_tree(state)),
-                position=ocp.args.JsonSave({"schema": CHECKPOINT_SCHEMA} | asdict(position)),
-            ),
-            force=True,
-        )
+    def save(self, state: TrainState, position: Position, *, reference: Params | None = None) -> None:
+        """Starts a save; returns once the arrays are copied, before they are on disk.
+
+        Args:
+          reference: the KL's reference policy, where a resumed run could not find it elsewhere.
+        """
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardSave(_as_tree(state)),
+            "position": ocp.args.JsonSave({"schema": CHECKPOINT_SCHEMA} | asdict(position)),
+        }
+        if reference is not None:
+            items["reference"] = ocp.args.StandardSave(reference)
+        self._manager.save(position.completed_steps, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
         """Blocks until the save in progress, if any, is committed."""
@@ -75,31 +81,42 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def restore(self, like: TrainState, *, step: int | None = None) -> tuple[TrainState, Position]:
+    def restore(
+        self, like: TrainState, *, reference: Params | None = None, step: int | None = None
+    ) -> tuple[TrainState, Position, Params | None]:
         """Restores the newest (or the given) checkpoint onto the shapes and shardings of `like`.
 
+        Args:
+          reference: shapes and shardings of the reference policy, if the checkpoint must hold one.
         Raises:
           CheckpointError: there is none, it is damaged, or it belongs to another model.
         """
         step = self.latest_step() if step is None else step
         if step is None:
             raise CheckpointError(f"no checkpoint in {self._directory}")
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_tree(like))
+        items: dict[str, Any] = {
+            "state": ocp.args.StandardRestore(_abstract(_as_tree(like))),
+            "position": ocp.args.JsonRestore(),
+        }
+        if reference is not None:
+            items["reference"] = ocp.args.StandardRestore(_abstract(reference))
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()),
-            )
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, FileNotFoundError, OSError) as error:
             others = [s for s in self._manager.all_steps() if s != step]
             raise CheckpointError(
                 f"checkpoint {self._directory / str(step)} can't be restored: {error}; "
                 f"other checkpoints there: {others or 'none'} (move the damaged folder away to use an older one)"
             ) from error
-        return TrainState(**restored["state"]), _position(restored["position"], self._directory / str(step))
+        position = _position(restored["position"], self._directory / str(step))
+        return TrainState(**restored["state"]), position, restored["reference"] if reference is not None else None
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
 
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
@@ -116,7 +133,7 @@ def _position(raw: dict[str, Any], path: Path) -> Position:
 
 
 def restore_parameters(path: str | Path) -> dict[str, Any]:
-    """Reads only the fp32 parameters of one checkpoint (`<directory>/<step>`, or a directory: its newest step).
+    """Reads only the policy's fp32 parameters of a checkpoint: `<directory>/<step>`, or the newest in a directory.
 
     Returns:
       A nested dict of host arrays, as `learner_jax.hf_io.export_tensors` takes it.
@@ -134,7 +151,8 @@ def restore_parameters(path: str | Path) -> dict[str, Any]:
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             metadata = checkpointer.metadata(path / "state").item_metadata.tree
-            item = {"params": jax.tree.map(lambda _: 0, metadata["params"])}
+            policy = {name: leaf for name, leaf in metadata["params"].items() if name != VALUE_KEY}
+            item = {"params": jax.tree.map(lambda _: 0, policy)}
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
             return checkpointer.restore(path / "state", args=args)["params"]

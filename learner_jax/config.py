@@ -25,20 +25,169 @@ class OptimizerSettings(Settings):
     max_grad_norm: float = Field(1.0, gt=0)
 
 
-class LossSettings(Settings):
-    """GRPO (Shao et al., arXiv 2402.03300) with a k3 KL term to the frozen reference."""
+class AdvantageSettings(Settings):
+    """How rewards become advantages; `learner_jax.advantages` and `learner_jax.returns` cite each paper."""
 
-    clip_low: float = Field(0.2, gt=0, lt=1, description="lower bound of the ratio is 1 - clip_low")
-    clip_high: float = Field(0.2, gt=0, description="upper bound of the ratio is 1 + clip_high")
-    kl_coefficient: float = Field(0.0, ge=0, description="weight of the k3 KL to the reference; 0 drops the reference")
-    kl_budget: float | None = Field(None, gt=0, description="stop when the batch's mean KL (nats per token) exceeds it")
-    normalize_advantage: bool = Field(True, description="divide a group's advantages by their standard deviation")
-    reduction: Literal["sequence_mean", "token_mean"] = "sequence_mean"
+    estimator: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "gae", "vtrace"] = "grpo"
+    segments: Literal["token", "turn"] = Field("token", description="what one decision is, for gae and vtrace")
+    discount: float = Field(1.0, gt=0, le=1, description="per token, environment tokens included; gae and vtrace")
+    turn_discount: float = Field(1.0, gt=0, le=1, description="further discount where one turn follows another")
+    trace_decay: float = Field(1.0, ge=0, le=1, description="lambda of gae and vtrace")
+    clip_rho: float = Field(1.0, gt=0, description="vtrace: bound of the ratio in the temporal difference and gradient")
+    clip_c: float = Field(1.0, gt=0, description="vtrace: bound of the ratio in the traces")
+    turn_ratio: Literal["product", "geometric_mean"] = Field(
+        "product", description="vtrace by turn: how a turn's token ratios become one; the mean is biased, not vanishing"
+    )
+    whiten: bool = Field(False, description="gae: normalise over the whole batch; costs one more forward pass")
+
+    @property
+    def uses_values(self) -> bool:
+        return self.estimator in ("gae", "vtrace")
+
+
+class PolicySettings(Settings):
+    """The policy's objective; `learner_jax.policy_losses` cites each paper."""
+
+    objective: Literal["ppo", "decoupled_ppo", "cispo", "gspo", "policy_gradient"] = "ppo"
+    clip_low: float = Field(0.2, gt=0, le=1, description="lower bound of the ratio is 1 - clip_low")
+    clip_high: float = Field(0.2, gt=0, description="upper bound of the ratio is 1 + clip_high; inf for none")
+    dual_clip: float | None = Field(
+        None, gt=1, description="bound of ratio x advantage where the advantage is negative"
+    )
+    importance: Literal["none", "truncated"] = Field(
+        "truncated", description="decoupled_ppo and policy_gradient: weight by proximal / behaviour ratio"
+    )
+    importance_cap: float = Field(2.0, gt=0, description="upper bound of that weight; inf for none")
+
+
+class MismatchSettings(Settings):
+    """Corrections for a sampler that computes other log-probs than the trainer at the same version."""
+
+    truncation: float | None = Field(None, ge=1, description="weight tokens by their ratio, at most this")
+    band: tuple[float, float] | None = Field(None, description="mask tokens whose ratio is outside")
+    sequence_band: tuple[float, float] | None = Field(None, description="mask answers whose geometric mean is outside")
+    veto: float | None = Field(None, gt=0, lt=1, description="mask answers in which any token's ratio is below")
+    lagging: bool = Field(
+        False, description="also correct tokens of older versions: recomputes them with learner.mismatch_versions"
+    )
+
+    @property
+    def active(self) -> bool:
+        return any(x is not None for x in (self.truncation, self.band, self.sequence_band, self.veto))
 
     @model_validator(mode="after")
-    def _budget_needs_a_reference(self) -> LossSettings:
-        if self.kl_budget is not None and self.kl_coefficient == 0:
-            raise ValueError("kl_budget needs the reference's log-probs: set kl_coefficient above 0")
+    def _bands_hold_one(self) -> MismatchSettings:
+        for name in ("band", "sequence_band"):
+            band = getattr(self, name)
+            if band is not None and not 0 <= band[0] < 1 < band[1]:
+                raise ValueError(f"{name} is {list(band)}, expected [low, high] with 0 <= low < 1 < high")
+        if self.lagging and not self.active:
+            raise ValueError("lagging recomputes log-probs for corrections, but none is set: set truncation or a band")
+        return self
+
+
+class KLSettings(Settings):
+    """KL to the frozen reference; `learner_jax.kl` says what gradient each combination has."""
+
+    coefficient: float = Field(0.0, ge=0, description="weight of the KL; 0 drops the reference")
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    use: Literal["loss", "reward"] = Field(
+        "loss", description="a term of the loss, or a penalty on each token's reward"
+    )
+    importance_weighted: bool = Field(
+        False, description="loss: multiply by current / behaviour ratio, whose gradient makes k1 and k3 unbiased"
+    )
+    target: float | None = Field(None, gt=0, description="nats per token that an adaptive coefficient steers to")
+    horizon: float = Field(50, gt=0, description="steps in which the adaptive coefficient can change by about e^0.2")
+    budget: float | None = Field(None, gt=0, description="stop when the batch's mean KL (nats per token) exceeds it")
+    reference: str = Field("", description="checkpoint or Hugging Face folder of the reference; empty: the start model")
+    reset_every: int = Field(0, ge=0, description="steps after which the reference becomes the current policy; 0 never")
+
+    @model_validator(mode="after")
+    def _combinations(self) -> KLSettings:
+        if self.coefficient == 0:
+            for name in ("target", "budget", "reference", "reset_every"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} needs the reference's log-probs: set kl.coefficient above 0")
+        if self.estimator == "k1" and self.use == "loss" and not self.importance_weighted:
+            raise ValueError(
+                "k1 as a loss term has no effect: its gradient is the score function, whose expectation under the "
+                'policy is zero. Use it as a reward (use = "reward"), take k2 or k3, or set importance_weighted'
+            )
+        if self.use == "reward" and self.importance_weighted:
+            raise ValueError(
+                'importance_weighted is for use = "loss": a reward is weighted by the policy objective already'
+            )
+        return self
+
+
+class ValueSettings(Settings):
+    """The value function that gae and vtrace need."""
+
+    model: Literal["none", "shared", "separate"] = Field(
+        "none", description="a head on the policy's trunk, or a critic with a trunk of its own"
+    )
+    coefficient: float = Field(0.5, gt=0, description="weight of the value loss")
+    clip: float | None = Field(None, gt=0, description="bound of a value's change per step (PPO2); needs old values")
+
+
+class GroupSettings(Settings):
+    """Which answers and groups are learned from."""
+
+    zero_variance: Literal["keep", "drop"] = Field("keep", description="groups whose rewards are all the same")
+    overlong: Literal["keep", "mask", "penalize"] = Field("keep", description="answers that reached their length limit")
+    overlong_buffer_tokens: int = Field(0, ge=0, description="penalize: length before the limit where it begins")
+    overlong_penalty: float = Field(1.0, gt=0, description="penalize: reward taken away at the limit")
+    aborted: Literal["mask", "drop_group"] = Field("mask", description="answers whose generation was broken off")
+
+
+class LossSettings(Settings):
+    """One loss, composed: advantages, policy objective, corrections, KL, value, entropy, reduction.
+
+    The defaults are GRPO (Shao et al., arXiv 2402.03300) without KL.
+    """
+
+    advantage: AdvantageSettings = AdvantageSettings()
+    policy: PolicySettings = PolicySettings()
+    mismatch: MismatchSettings = MismatchSettings()
+    kl: KLSettings = KLSettings()
+    value: ValueSettings = ValueSettings()
+    groups: GroupSettings = GroupSettings()
+    entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    reduction: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
+    constant_tokens: int | None = Field(None, gt=0, description="constant: denominator per answer (Dr. GRPO)")
+    effective_sample_exponent: float = Field(
+        0.0, ge=0, le=1, description="scale the step by (effective sample size / tokens) to this power"
+    )
+
+    @property
+    def needs_values_ahead(self) -> bool:
+        """Whether values of the whole batch are needed before its first gradient."""
+        return self.advantage.whiten or self.value.clip is not None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> LossSettings:
+        estimator, objective = self.advantage.estimator, self.policy.objective
+        if self.advantage.uses_values and self.value.model == "none":
+            raise ValueError(f'advantage.estimator {estimator} needs a value function: set value.model = "shared"')
+        if not self.advantage.uses_values and self.value.model != "none":
+            raise ValueError(
+                f"value.model is {self.value.model}, but advantage.estimator {estimator} uses no values: remove it or "
+                f"set the estimator to gae or vtrace"
+            )
+        if estimator == "vtrace" and (objective != "policy_gradient" or self.policy.importance != "none"):
+            raise ValueError(
+                "vtrace advantages carry the importance ratio already (IMPALA, section 4.2): set "
+                'policy.objective = "policy_gradient" and policy.importance = "none"'
+            )
+        if self.advantage.whiten and estimator != "gae":
+            raise ValueError(f"advantage.whiten is for gae; {estimator} has a normalisation of its own")
+        if self.policy.dual_clip is not None and objective not in ("ppo", "decoupled_ppo"):
+            raise ValueError(f"policy.dual_clip is for ppo and decoupled_ppo, not {objective}")
+        if objective == "gspo" and self.advantage.segments == "turn":
+            raise ValueError("gspo has one ratio for a whole answer; it does not go with advantage.segments = turn")
+        if (self.reduction == "constant") != (self.constant_tokens is not None):
+            raise ValueError('set constant_tokens (tokens per answer) together with reduction = "constant", or neither')
         return self
 
 
@@ -73,6 +222,7 @@ class LearnerSettings(Settings):
     groups_per_step: int = Field(gt=0)
     sequence_length: int = Field(gt=1, description="fixed row length in tokens; longer trajectories are refused")
     microbatch_rows: int = Field(gt=0, description="rows per gradient accumulation step; divides the batch")
+    minibatches: int = Field(1, gt=0, description="optimizer updates per batch; more than 1 cost a forward pass more")
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     publish_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = Field(False, description="recompute layer activations in the backward pass")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import msgspec
 import numpy as np
@@ -15,7 +15,8 @@ MANIFEST_SCHEMA = 1
 #: Value of `policy_version` on tokens that no policy sampled (prompt and environment tokens).
 NOT_SAMPLED = -1
 
-FinishReason = Literal["stop", "length"]
+#: "stop": the policy ended its answer; "length": its limit did; "abort": generation was broken off.
+FinishReason = Literal["stop", "length", "abort"]
 Source = Literal["rollout", "online", "replay"]
 
 _ARRAY_DTYPES: dict[str, np.dtype] = {
@@ -103,9 +104,10 @@ class Trajectory:
             raise ContractError(f"{self.trajectory_id}: a sampled token has no policy version")
         if (self.tokens < 0).any():
             raise ContractError(f"{self.trajectory_id}: token ids must be >= 0")
-        if self.finish_reason not in ("stop", "length"):
+        if self.finish_reason not in get_args(FinishReason):
             raise ContractError(
-                f"{self.trajectory_id}: finish_reason {self.finish_reason!r} is not a sample; expected stop or length"
+                f"{self.trajectory_id}: finish_reason is {self.finish_reason!r}, expected one of "
+                f"{', '.join(get_args(FinishReason))}"
             )
         if self.group_size < 1:
             raise ContractError(f"{self.trajectory_id}: group_size is {self.group_size}, expected at least 1")

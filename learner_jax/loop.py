@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import jax
@@ -16,9 +16,14 @@ from learner_jax.checkpoint import Checkpoints, Position
 from learner_jax.contracts import Trajectory, TrajectorySource, WeightPublisher
 from learner_jax.engine import Engine, Mismatch
 from learner_jax.hf_io import export_tensors
+from learner_jax.kl import adapted_coefficient
 from learner_jax.train_step import Params
+from learner_jax.value_model import split_parameters
 
 Log = Callable[..., None]
+
+#: Fewer older tokens than this prove nothing when all their ratios are 1.
+_HONEST_FROM_TOKENS = 16
 
 
 class StarvedError(RuntimeError):
@@ -52,7 +57,8 @@ class Learner:
     """Trains `engine.settings.steps` optimizer steps from a trajectory source.
 
     Args:
-      initial_params: weights that a fresh run starts from, and the frozen reference.
+      initial_params: weights that a fresh run starts from, and the frozen reference unless `reference_params` is given.
+      reference_params: policy that the KL is measured against.
       golden_prompts: token ids of the prompts whose log-probs travel with each version.
       max_staleness: versions a group may lag when it is trained on.
       should_stop: asked between steps; True ends the loop after a checkpoint.
@@ -71,6 +77,7 @@ class Learner:
         max_staleness: int,
         log: Log,
         should_stop: Callable[[], bool],
+        reference_params: Params | None = None,
     ):
         self._engine = engine
         self._settings = engine.settings
@@ -84,11 +91,13 @@ class Learner:
         self._unconfirmed = _Unconfirmed()
         self._published: dict[int, Params] = {}
         self._saving = False
-        self._uses_reference = self._settings.loss.kl_coefficient > 0
         self._state = engine.init_state(initial_params, seed=seed)
-        # The reference is a copy: the state's own buffers are donated to the train step.
-        self._reference = jax.tree.map(jnp.copy, self._state.params) if self._uses_reference else None
+        self._kl_coefficient = self._settings.loss.kl.coefficient
+        self._reference: Params | None = None
+        if self._kl_coefficient > 0:
+            self._reference = self._policy_copy() if reference_params is None else reference_params
         self._completed, self._version = 0, -1
+        self._changed_version = -1
 
     def run(self) -> Outcome:
         """Trains to the end, or until asked to stop; leaves a committed checkpoint behind in every case.
@@ -117,7 +126,7 @@ class Learner:
                     "the loss or its gradient was not finite in 3 steps in a row; parameters are those before them: "
                     "lower learner.optimizer.learning_rate or look at the rewards"
                 )
-            budget = self._settings.loss.kl_budget
+            budget = self._settings.loss.kl.budget
             if budget is not None and record["kl"] > budget:
                 reason = "kl_budget"
                 break
@@ -131,7 +140,9 @@ class Learner:
         consumed: Sequence[str] = ()
         cursor = 0
         if self._checkpoints.latest_step() is not None:
-            self._state, position = self._checkpoints.restore(self._state)
+            self._state, position, reference = self._checkpoints.restore(self._state, reference=self._saved_reference())
+            self._reference = self._reference if reference is None else reference
+            self._kl_coefficient = position.kl_coefficient or self._kl_coefficient
             self._completed = position.completed_steps
             self._unconfirmed.in_checkpoint = list(position.consumed_trajectory_ids)
             consumed, cursor = position.consumed_group_ids, position.prompt_cursor
@@ -145,24 +156,17 @@ class Learner:
         if groups is None:
             return None
         waited = time.monotonic()
-        batch, stats = rl_batch(
-            groups,
-            sequence_length=self._settings.sequence_length,
-            trained_version=self._version,
-            normalize_advantage=self._settings.loss.normalize_advantage,
-            reduction=self._settings.loss.reduction,
-        )
-        if self._uses_reference:
-            reference = self._engine.logprobs(self._reference, np.asarray(batch.tokens))
-            batch = _with_reference(batch, reference)
-        lagging = self._engine.lagging_mismatch(batch, self._published, current_version=self._version)
-        self._state, device_metrics = self._engine.step(self._state, batch, current_version=self._version)
-        metrics = {name: float(value) for name, value in device_metrics.items()}
+        batch, stats = self._batch(groups)
+        lagging = self._lagging_mismatch(batch)
+        metrics = self._update(batch)
         trained = time.monotonic()
 
-        sampled_version = self._version
+        sampled_version, kl_coefficient = self._version, self._kl_coefficient
         self._completed += 1
+        self._control_kl(metrics)
         self._publish()
+        if not (metrics["skipped"] or metrics["empty"]):
+            self._changed_version = self._version
         self._source.mark_trained(
             [group[0].group_id for group in groups], completed_steps=self._completed, trained_version=self._version
         )
@@ -177,6 +181,7 @@ class Learner:
             metrics,
             lagging,
             version=sampled_version,
+            kl_coefficient=kl_coefficient,
             dropped_stale=dropped,
             wait_s=waited - started,
             train_s=trained - waited,
@@ -184,6 +189,77 @@ class Learner:
             save_s=ended - published,
             step_s=ended - started,
         )
+
+    def _batch(self, groups: Sequence[Sequence[Trajectory]]) -> tuple[Batch, BatchStats]:
+        def reference(tokens: np.ndarray) -> np.ndarray:
+            return self._engine.logprobs(self._reference, tokens)
+
+        batch, stats = rl_batch(
+            groups,
+            self._settings.loss,
+            sequence_length=self._settings.sequence_length,
+            trained_version=self._version,
+            minibatches=self._settings.minibatches,
+            reference=None if self._reference is None else reference,
+            kl_coefficient=self._kl_coefficient,
+        )
+        batch = self._engine.prepared(
+            self._state.params, batch, current_version=self._version, kl_coefficient=self._kl_coefficient
+        )
+        if self._settings.loss.mismatch.lagging:
+            trainer = self._engine.trainer_logprobs(batch, self._published, current_version=self._version)
+            batch = replace(batch, trainer_logprobs=jnp.asarray(trainer))
+        return batch, stats
+
+    def _update(self, batch: Batch) -> dict[str, float]:
+        """Makes the batch's optimizer updates and returns their metrics.
+
+        Raises:
+          TrainingError: tokens of older versions all have a ratio of exactly 1.
+        """
+        parts = []
+        rows = batch.tokens.shape[0] // self._settings.minibatches
+        for first in range(0, batch.tokens.shape[0], rows):
+            minibatch = jax.tree.map(lambda x: x[first : first + rows], batch)  # noqa: B023
+            self._state, metrics = self._engine.step(
+                self._state,
+                minibatch,
+                current_version=self._version,
+                changed_version=self._changed_version,
+                kl_coefficient=self._kl_coefficient,
+            )
+            parts.append({name: float(value) for name, value in metrics.items()})
+        merged = _merged(parts)
+        lagged = round(merged["lagged_tokens"])
+        if lagged >= _HONEST_FROM_TOKENS and merged["lagged_log_ratio_max"] == 0.0:
+            raise TrainingError(
+                f"step {self._completed + 1}: {lagged} tokens of versions older than {self._changed_version} have an "
+                f"importance ratio of exactly 1, although the weights have changed since: behavior_logprobs are not "
+                f"those of the policy that sampled the tokens; look at what fills them on the rollout side"
+            )
+        return merged
+
+    def _control_kl(self, metrics: dict[str, float]) -> None:
+        """Adapts the coefficient to its target, and moves the reference where that is scheduled."""
+        chosen = self._settings.loss.kl
+        if chosen.target is not None:
+            self._kl_coefficient = adapted_coefficient(
+                self._kl_coefficient, metrics["kl"], target=chosen.target, horizon=chosen.horizon
+            )
+        if chosen.reset_every and self._completed % chosen.reset_every == 0:
+            self._reference = self._policy_copy()
+            self._log("reference_reset", step=self._completed)
+
+    def _policy_copy(self) -> Params:
+        """The policy's parameters in buffers of their own: those of the state are donated to the train step."""
+        return jax.tree.map(jnp.copy, split_parameters(self._state.params)[0])
+
+    def _saved_reference(self) -> Params | None:
+        """The reference, if a resumed run can't take it from where a fresh one does."""
+        return self._reference if self._settings.loss.kl.reset_every else None
+
+    def _lagging_mismatch(self, batch: Batch) -> Mismatch:
+        return self._engine.lagging_mismatch(batch, self._published, current_version=self._version)
 
     def _wait_for_groups(self) -> tuple[list[list[Trajectory]] | None, int]:
         wanted = self._settings.groups_per_step
@@ -227,7 +303,7 @@ class Learner:
             return
         started = time.monotonic()
         self._confirm(wait=True)
-        self._checkpoints.save(self._state, self._position())
+        self._checkpoints.save(self._state, self._position(), reference=self._saved_reference())
         self._unconfirmed = _Unconfirmed(in_checkpoint=list(self._unconfirmed.all()))
         self._saving = True
         self._log("checkpoint", step=self._completed, blocking_s=time.monotonic() - started)
@@ -248,6 +324,7 @@ class Learner:
             trained_version=self._version,
             prompt_cursor=self._source.prompt_cursor(),
             consumed_trajectory_ids=self._unconfirmed.all(),
+            kl_coefficient=self._kl_coefficient,
         )
 
     def _record(
@@ -257,6 +334,7 @@ class Learner:
         lagging: Mismatch,
         *,
         version: int,
+        kl_coefficient: float,
         dropped_stale: int,
         **seconds: float,
     ) -> dict[str, Any]:
@@ -268,7 +346,8 @@ class Learner:
             "step": self._completed,
             "version": version,
             **asdict(stats),
-            **metrics,
+            **_value_metrics(metrics),
+            **({} if self._reference is None else {"kl_coefficient": kl_coefficient}),
             "mismatch_mean_abs_logprob": mismatch.mean,
             "mismatch_max_abs_logprob": mismatch.maximum,
             "mismatch_tokens": mismatch.num_tokens,
@@ -279,6 +358,25 @@ class Learner:
         return record
 
 
-def _with_reference(batch: Batch, reference_logprobs: np.ndarray) -> Batch:
-    fields = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
-    return Batch(**fields | {"reference_logprobs": reference_logprobs})
+def _merged(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Metrics of a batch from those of its updates: sums and counts add up, maxima stay, the rest are means."""
+    merged = {}
+    for name in parts[0]:
+        values = [part[name] for part in parts]
+        if name.endswith("_max") or name in ("skipped", "empty"):
+            merged[name] = max(values)
+        elif name.endswith(("_sum", "_tokens")):
+            merged[name] = sum(values)
+        else:
+            merged[name] = sum(values) / len(values)
+    return merged
+
+
+def _value_metrics(metrics: dict[str, float]) -> dict[str, float]:
+    """Turns the mean squared target into the share of the targets' variance that the values explain."""
+    square = metrics.get("value_target_square")
+    if square is None:
+        return metrics
+    variance = square - metrics["value_target"] ** 2
+    explained = 1.0 - 2.0 * metrics["value_loss"] / variance if variance > 0 else 0.0
+    return {n: v for n, v in metrics.items() if n != "value_target_square"} | {"value_explained_variance": explained}

@@ -1,70 +1,11 @@
-"""The policy-gradient mathematics as pure functions on one sequence (or one group); batch them with `vmap`."""
+"""Value, supervised and preference losses on one sequence (or pair), and the weights that reduce token losses."""
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
-
-#: Added to a group's standard deviation, so that groups whose rewards are all equal give advantage 0, not NaN.
-ADVANTAGE_EPS = 1e-4
-
-
-def group_advantages(rewards: Float[np.ndarray, "G"], *, normalize: bool) -> Float[np.ndarray, "G"]:
-    """Group-relative advantages of G answers to one prompt (GRPO, arXiv 2402.03300, section 4.1.2).
-
-    A_i = (r_i - mean(r)) / (std(r) + 1e-4), population standard deviation; without the division if not `normalize`
-    (Dr. GRPO, arXiv 2503.20783, section 3.1, which shows that it biases towards easy and hard prompts).
-
-    Runs on the host in float64: rewards are there anyway, and the result does not depend on the device.
-    """
-    centered = np.asarray(rewards, np.float64) - np.mean(rewards, dtype=np.float64)
-    if normalize:
-        centered = centered / (np.sqrt(np.mean(centered**2)) + ADVANTAGE_EPS)
-    return centered
-
-
-def clipped_surrogate(
-    logprobs: Float[Array, "T"],
-    behavior_logprobs: Float[Array, "T"],
-    advantages: Float[Array, "T"],
-    *,
-    clip_low: float,
-    clip_high: float,
-) -> Float[Array, "T"]:
-    """PPO's clipped objective per token, negated to be minimised (PPO, arXiv 1707.06347, equation 7).
-
-    -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) with rho = exp(logprobs - behavior_logprobs). Separate
-    bounds are DAPO's clip-higher (arXiv 2503.14476, equation 10).
-    """
-    rho = jnp.exp(logprobs - behavior_logprobs)
-    clipped = jnp.clip(rho, 1.0 - clip_low, 1.0 + clip_high)
-    return -jnp.minimum(rho * advantages, clipped * advantages)
-
-
-def is_clipped(
-    logprobs: Float[Array, "T"],
-    behavior_logprobs: Float[Array, "T"],
-    advantages: Float[Array, "T"],
-    *,
-    clip_low: float,
-    clip_high: float,
-) -> Float[Array, "T"]:
-    """1 where the clipped objective has no gradient because the ratio has left its bounds, else 0."""
-    rho = jnp.exp(logprobs - behavior_logprobs)
-    above = (rho > 1.0 + clip_high) & (advantages > 0)
-    below = (rho < 1.0 - clip_low) & (advantages < 0)
-    return (above | below).astype(logprobs.dtype)
-
-
-def k3_kl(logprobs: Float[Array, "T"], reference_logprobs: Float[Array, "T"]) -> Float[Array, "T"]:
-    """The k3 estimate of KL(policy || reference) per sampled token; never negative.
-
-    k3 = exp(d) - 1 - d with d = reference_logprobs - logprobs (Schulman, "Approximating KL divergence", 2020; GRPO,
-    arXiv 2402.03300, equation 4). Unbiased when the tokens come from the policy itself.
-    """
-    difference = reference_logprobs - logprobs
-    return jnp.expm1(difference) - difference
+from jaxtyping import Array, Bool, Float
 
 
 def cross_entropy(logprobs: Float[Array, "T"]) -> Float[Array, "T"]:
@@ -72,27 +13,70 @@ def cross_entropy(logprobs: Float[Array, "T"]) -> Float[Array, "T"]:
     return -logprobs
 
 
-def loss_weights(loss_mask: Float[np.ndarray, "B T"], *, reduction: str) -> Float[np.ndarray, "B T"]:
+def value_loss(
+    values: Float[Array, "T"],
+    targets: Float[Array, "T"],
+    old_values: Float[Array, "T"] | None = None,
+    *,
+    clip: float | None = None,
+) -> Float[Array, "T"]:
+    """(V - target)^2 / 2 per decision.
+
+    With `clip`, the larger of that and the loss of a value that moved at most `clip` from `old_values`, the value
+    function's answer to PPO's clipping (arXiv 2006.05990, section 3.2, "PPO-style value clipping").
+    """
+    squared = jnp.square(values - targets)
+    if clip is not None and old_values is not None:
+        near = old_values + jnp.clip(values - old_values, -clip, clip)
+        squared = jnp.maximum(squared, jnp.square(near - targets))
+    return 0.5 * squared
+
+
+def bradley_terry(chosen_score: Float[Array, ""], rejected_score: Float[Array, ""]) -> Float[Array, ""]:
+    """-log sigmoid(s_chosen - s_rejected): the loss of a reward model (InstructGPT, arXiv 2203.02155, equation 1)."""
+    return -jax.nn.log_sigmoid(chosen_score - rejected_score)
+
+
+def dpo(chosen_log_ratio: Float[Array, ""], rejected_log_ratio: Float[Array, ""], *, beta: float) -> Float[Array, ""]:
+    """-log sigmoid(beta (log pi/q of the chosen answer - of the rejected)) (DPO, arXiv 2305.18290, equation 7).
+
+    Args:
+      chosen_log_ratio, rejected_log_ratio: log of policy / reference of a whole answer, summed over its tokens, nats.
+    """
+    return -jax.nn.log_sigmoid(beta * (chosen_log_ratio - rejected_log_ratio))
+
+
+def loss_weights(
+    loss_mask: Bool[np.ndarray, "B T"], *, reduction: str, constant_tokens: int | None = None
+) -> Float[np.ndarray, "B T"]:
     """Weight of every token, such that the loss is the plain sum of weight x token loss over all tokens.
 
     The weights carry the normaliser of the whole batch, so the sum may be split over microbatches and devices in any
-    way. "sequence_mean": mean over sequences of each one's token mean (GRPO, arXiv 2402.03300, equation 3).
-    "token_mean": mean over all sampled tokens (DAPO, arXiv 2503.14476, equation 8). Rows without a sampled token
-    have weight 0 and don't count as sequences.
+    way. Rows without a sampled token have weight 0 and don't count as sequences.
+
+    "sequence_mean": mean over sequences of each one's token mean (GRPO, arXiv 2402.03300, equation 3).
+    "token_mean": mean over all sampled tokens (DAPO, arXiv 2503.14476, equation 8).
+    "constant": sum over tokens / `constant_tokens`, mean over sequences (Dr. GRPO, arXiv 2503.20783, section 3.1),
+    so that a token weighs the same in a short and in a long answer, in this batch and in the next.
     """
     mask = np.asarray(loss_mask, np.float64)
     lengths = mask.sum(axis=1, keepdims=True)
+    sequences = max(int((lengths > 0).sum()), 1)
     match reduction:
         case "sequence_mean":
-            sequences = max(int((lengths > 0).sum()), 1)
             weights = mask / np.maximum(lengths, 1) / sequences
         case "token_mean":
             weights = mask / max(mask.sum(), 1.0)
+        case "constant" if constant_tokens:
+            weights = mask / constant_tokens / sequences
+        case "constant":
+            raise ValueError("reduction constant needs constant_tokens, the denominator per answer")
         case _:
-            raise ValueError(f"unknown reduction {reduction!r}; known: sequence_mean, token_mean")
+            raise ValueError(f"unknown reduction {reduction!r}; known: sequence_mean, token_mean, constant")
     return weights.astype(np.float32)
 
 
-def masked_sum(values: Float[Array, "*S"], mask: Float[Array, "*S"]) -> Float[Array, ""]:
-    """Sum of `values` where `mask` is not 0; what stands elsewhere, NaN included, never matters."""
-    return jnp.sum(jnp.where(mask != 0, values * mask, 0.0))
+def masked_sum(values: Float[Array, "*S"], weights: Float[Array, "*S"]) -> Float[Array, ""]:
+    """Sum of `values` x `weights` where the weight is not 0; what stands elsewhere, NaN included, never matters."""
+    used = weights != 0
+    return jnp.sum(jnp.where(used, jnp.where(used, values, 0.0) * weights, 0.0))

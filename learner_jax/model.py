@@ -43,13 +43,15 @@ class TokenStats:
 
     Attributes:
       logprobs: fp32[B, T], nats; entry t is log p(tokens[t] | tokens[:t]) at logits / temperature; entry 0 is 0.
-      entropy: fp32[B, T], nats, of the distribution that tokens[t] was scored by; no gradient; entry 0 is 0.
+      entropy: fp32[B, T], nats, of the distribution that tokens[t] was scored by; entry 0 is 0.
       argmax_correct: bool[B, T], whether tokens[t] is that distribution's mode; entry 0 is False.
+      values_after: fp32[B, T], value of the state after tokens[:t+1], where the model has a value function.
     """
 
     logprobs: Float[Array, "B T"]
     entropy: Float[Array, "B T"]
     argmax_correct: Bool[Array, "B T"]
+    values_after: Float[Array, "B T"] | None = None
 
 
 def attention_implementation(platform: str, compute_dtype: ComputeDtype) -> AttentionImplementation:
@@ -301,18 +303,27 @@ class Decoder(nnx.Module):
 
 
 def token_logprobs(
-    model: Decoder, tokens: Int[Array, "B T"], *, temperature: float = 1.0, chunk_tokens: int = 0
+    model: Decoder,
+    tokens: Int[Array, "B T"],
+    *,
+    hidden: Float[Array, "B T D"] | None = None,
+    temperature: float = 1.0,
+    chunk_tokens: int = 0,
+    entropy_gradient: bool = False,
 ) -> TokenStats:
     """Log-probs, entropies and argmax hits of every token of right-padded rows.
+
+    `hidden` are the model's `hidden_states(tokens)` where the caller has them; entropy lets a gradient through only
+    with `entropy_gradient`, which costs memory and time.
 
     With `chunk_tokens` > 0 the output head runs on that many tokens at a time (whole time steps: at least B tokens)
     and is recomputed in the backward pass, so that no [B, T, V] array exists; numbers and gradients are the same.
     """
-    hidden = model.hidden_states(tokens)
+    hidden = model.hidden_states(tokens) if hidden is None else hidden
     batch, length = tokens.shape
     steps = max(1, chunk_tokens // batch) if chunk_tokens else length
     if steps >= length:
-        return _with_first(*_head_stats(model, hidden[:, :-1], tokens[:, 1:], temperature))
+        return _with_first(*_head_stats(model, hidden[:, :-1], tokens[:, 1:], temperature, entropy_gradient))
     graph, state = nnx.split(model)
     chunks = -(-(length - 1) // steps)
     padding = chunks * steps - (length - 1)
@@ -327,14 +338,18 @@ def token_logprobs(
 
     @jax.checkpoint
     def head(chunk: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        return _head_stats(nnx.merge(graph, state), *chunk, temperature)
+        return _head_stats(nnx.merge(graph, state), *chunk, temperature, entropy_gradient)
 
     stats = jax.lax.map(head, (cut(hidden[:, :-1]), cut(tokens[:, 1:])))
     return _with_first(*(join(x) for x in stats))
 
 
 def _head_stats(
-    model: Decoder, hidden: Float[Array, "B t D"], targets: Int[Array, "B t"], temperature: float
+    model: Decoder,
+    hidden: Float[Array, "B t D"],
+    targets: Int[Array, "B t"],
+    temperature: float,
+    entropy_gradient: bool,
 ) -> tuple[Float[Array, "B t"], Float[Array, "B t"], Bool[Array, "B t"]]:
     logits = model.logits(hidden) / temperature
     log_p = jax.nn.log_softmax(logits, axis=-1)
@@ -342,8 +357,8 @@ def _head_stats(
     # A masked sum rather than a gather: it stays local when the vocabulary is sharded.
     chosen = jnp.sum(jnp.where(vocabulary == targets[..., None], log_p, 0.0), axis=-1)
     known = (targets >= 0) & (targets < logits.shape[-1])
-    fixed = jax.lax.stop_gradient(log_p)
-    entropy = -jnp.sum(jnp.exp(fixed) * fixed, axis=-1)
+    scored = log_p if entropy_gradient else jax.lax.stop_gradient(log_p)
+    entropy = -jnp.sum(jnp.exp(scored) * scored, axis=-1)
     return jnp.where(known, chosen, jnp.nan), entropy, jnp.argmax(logits, axis=-1) == targets
 
 

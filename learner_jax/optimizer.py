@@ -10,9 +10,10 @@ from learner_jax.config import OptimizerSettings
 
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     """AdamW (arXiv 1711.05101) behind global-norm clipping (arXiv 1211.5063), with linear warm-up."""
+    first = settings.learning_rate / max(settings.warmup_steps, 1)  # not 0: the first step should move something
     schedule = (
-        optax.schedules.warmup_constant_schedule(0.0, settings.learning_rate, settings.warmup_steps)
-        if settings.warmup_steps
+        optax.schedules.warmup_constant_schedule(first, settings.learning_rate, settings.warmup_steps - 1)
+        if settings.warmup_steps > 1
         else settings.learning_rate
     )
     return optax.chain(

@@ -13,6 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from learner_jax.config import MeshSettings
 from learner_jax.hf_names import ModelConfig, Parameter, parameters
 from learner_jax.model import Params
+from learner_jax.value_model import KEY as VALUE_KEY
+from learner_jax.value_model import ValueKind, trunk_config
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -96,6 +98,17 @@ def parameter_shardings(config: ModelConfig, mesh: Mesh, rules: Rules = RULES) -
         flat[row.path] = NamedSharding(mesh, partition_spec(axes, rules))
     tree: Params = unflatten_dict(flat, sep=".")
     return tree
+
+
+def value_shardings(config: ModelConfig, kind: ValueKind, mesh: Mesh, rules: Rules = RULES) -> Params:
+    """Shardings of the value function's parameters, in the shape of `value_model.abstract_value_parameters`."""
+    if kind == "none":
+        return {}
+    head = {"weight": partition_spec(("embed",), rules), "bias": PartitionSpec()}
+    value: Params = {"head": {name: NamedSharding(mesh, spec) for name, spec in head.items()}}
+    if kind == "separate":
+        value["trunk"] = parameter_shardings(trunk_config(config), mesh, rules)
+    return {VALUE_KEY: value}
 
 
 def _check_divides(row: Parameter, axis: str, size: int, config: ModelConfig, mesh: Mesh, rules: Rules) -> None:

@@ -1,4 +1,4 @@
-"""One optimizer step as one jitted, donated, fixed-shape function; the same for RL and for supervised starts."""
+"""One optimizer step as one jitted, donated, fixed-shape function; the same for every objective."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from learner_jax import losses
 from learner_jax.batch import Batch
-from learner_jax.config import LossSettings
+from learner_jax.corrections import effective_sample_share
 from learner_jax.model import TokenStats
+from learner_jax.objective import Metrics, Objective, StepScalars
 
 Params = Any
-Metrics = dict[str, Array]
-#: (statistics under the current weights, batch) -> (loss of every token [B, T], further values per token [B, T])
-Objective = Callable[[TokenStats, Batch], tuple[Array, Metrics]]
 #: (parameters, tokens [B, T]) -> statistics of every token
 TokenModel = Callable[[Params, Array], TokenStats]
 
@@ -47,58 +44,31 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, *, seed:
     )
 
 
-def grpo_objective(settings: LossSettings) -> Objective:
-    """GRPO's token loss: clipped surrogate plus `kl_coefficient` x k3 (arXiv 2402.03300, equation 3)."""
-
-    def objective(stats: TokenStats, batch: Batch) -> tuple[Array, Metrics]:
-        bounds = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
-        surrogate = jax.vmap(lambda p, b, a: losses.clipped_surrogate(p, b, a, **bounds))
-        clipped = jax.vmap(lambda p, b, a: losses.is_clipped(p, b, a, **bounds))
-        token_loss = surrogate(stats.logprobs, batch.behavior_logprobs, batch.advantages)
-        values = {"clip_fraction": clipped(stats.logprobs, batch.behavior_logprobs, batch.advantages)}
-        if settings.kl_coefficient > 0:
-            kl = jax.vmap(losses.k3_kl)(stats.logprobs, batch.reference_logprobs)
-            token_loss = token_loss + settings.kl_coefficient * kl
-            values["kl"] = kl
-        return token_loss, values
-
-    return objective
-
-
-def supervised_objective(stats: TokenStats, batch: Batch) -> tuple[Array, Metrics]:
-    """Cross-entropy of the target tokens."""
-    return losses.cross_entropy(stats.logprobs), {}
-
-
 def make_train_step(
     token_model: TokenModel,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     *,
     microbatch_rows: int,
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
-    """Builds `step(state, batch, current_version) -> (state, metrics)`, to be jitted with `state` donated.
+    effective_sample_exponent: float = 0.0,
+) -> Callable[[TrainState, Batch, StepScalars], tuple[TrainState, Metrics]]:
+    """Builds `step(state, batch, scalars) -> (state, metrics)`, to be jitted with `state` donated.
 
     Gradients are summed over microbatches of `microbatch_rows` rows. The batch's weights carry the global
     normaliser, so the result does not depend on the split. A step whose loss or gradient is not finite leaves
-    parameters and optimizer untouched and says so in `metrics["skipped"]`.
+    parameters and optimizer untouched and says so in `metrics["skipped"]`; so does one without any weight, in
+    `metrics["empty"]`. The update is scaled by (effective sample size / tokens) ** `effective_sample_exponent`.
 
-    Metrics are means weighted like the loss, except `grad_norm`, and the three `mismatch_*` sums over tokens that
-    `current_version` itself sampled: absolute difference, its maximum, and the number of such tokens.
+    Metrics are those of the objective, and the norm of the gradient.
     """
 
-    def microbatch_loss(params: Params, batch: Batch, current_version: Array) -> tuple[Array, Metrics]:
-        stats = token_model(params, batch.tokens)
-        token_loss, values = objective(stats, batch)
-        values = values | {"entropy": stats.entropy}
-        metrics = {name: losses.masked_sum(value, batch.weights) for name, value in values.items()}
-        metrics |= _mismatch(stats.logprobs, batch, current_version)
-        return losses.masked_sum(token_loss, batch.weights), jax.lax.stop_gradient(metrics)
+    def microbatch_loss(params: Params, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics]:
+        loss, metrics = objective(token_model(params, batch.tokens), batch, scalars)
+        return loss, jax.lax.stop_gradient(metrics)
 
-    def gradients(params: Params, batch: Batch, current_version: Array) -> tuple[Array, Metrics, Params]:
+    def gradients(params: Params, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics, Params]:
         def one(microbatch: Batch) -> tuple[Array, Metrics, Params]:
-            grad = jax.value_and_grad(microbatch_loss, has_aux=True)
-            (loss, metrics), grads = grad(params, microbatch, current_version)
+            (loss, metrics), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(params, microbatch, scalars)
             return loss, metrics, grads
 
         rows = batch.tokens.shape[0]
@@ -107,25 +77,31 @@ def make_train_step(
         split = jax.tree.map(lambda x: x.reshape(rows // microbatch_rows, microbatch_rows, *x.shape[1:]), batch)
 
         def accumulate(total: Any, microbatch: Batch) -> tuple[Any, None]:
-            loss, metrics, grads = one(microbatch)
-            largest = jnp.maximum(total[1]["mismatch_max"], metrics["mismatch_max"])
-            summed = jax.tree.map(jnp.add, total, (loss, metrics, grads))
-            summed[1]["mismatch_max"] = largest
-            return summed, None
+            loss, metrics, grads = total
+            more_loss, more_metrics, more_grads = one(microbatch)
+            return (loss + more_loss, _combined(metrics, more_metrics), jax.tree.map(jnp.add, grads, more_grads)), None
 
         shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], split))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(accumulate, zeros, split)[0]
 
-    def step(state: TrainState, batch: Batch, current_version: Array) -> tuple[TrainState, Metrics]:
-        loss, metrics, grads = gradients(state.params, batch, current_version)
+    def step(state: TrainState, batch: Batch, scalars: StepScalars) -> tuple[TrainState, Metrics]:
+        loss, metrics, grads = gradients(state.params, batch, scalars)
         grad_norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        if "weight_sum" in metrics:
+            share = effective_sample_share(
+                metrics.pop("weight_sum"), metrics.pop("weight_square_sum"), metrics.pop("learned_tokens")
+            )
+            metrics["effective_sample_share"] = share
+            if effective_sample_exponent > 0:
+                updates = jax.tree.map(lambda u: u * share**effective_sample_exponent, updates)
         params = optax.apply_updates(state.params, updates)
-        sound = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        empty = ~jnp.any(batch.weights != 0)
 
         def keep_if_sound(new: Array, old: Array) -> Array:
-            return jnp.where(sound, new, old)
+            return jnp.where(finite & ~empty, new, old)
 
         new_state = TrainState(
             params=jax.tree.map(keep_if_sound, params, state.params),
@@ -133,16 +109,15 @@ def make_train_step(
             step=state.step + 1,
             key=state.key,
         )
-        return new_state, metrics | {"loss": loss, "grad_norm": grad_norm, "skipped": 1.0 - sound}
+        flags = {"skipped": 1.0 - finite, "empty": 1.0 * empty}
+        return new_state, metrics | {"loss": loss, "grad_norm": grad_norm} | flags
 
     return step
 
 
-def _mismatch(logprobs: Float[Array, "B T"], batch: Batch, current_version: Array) -> Metrics:
-    sampled_now = (batch.policy_version == current_version) & (batch.weights > 0)
-    difference = jnp.where(sampled_now, jnp.abs(logprobs - batch.behavior_logprobs), 0.0)
+def _combined(total: Metrics, more: Metrics) -> Metrics:
+    """Shares of a metric add up; of one named `_max`, the largest counts (all are at least 0)."""
     return {
-        "mismatch_sum": jnp.sum(difference),
-        "mismatch_max": jnp.max(difference),
-        "mismatch_tokens": jnp.sum(sampled_now.astype(jnp.float32)),
+        name: jnp.maximum(value, more[name]) if name.endswith("_max") else value + more[name]
+        for name, value in total.items()
     }

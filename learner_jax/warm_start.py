@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from learner_jax.batch import Batch, supervised_batch
+from learner_jax.batch import Batch, Example, supervised_batch
 from learner_jax.config import WarmStartSettings
 from learner_jax.engine import Engine
 from learner_jax.train_step import TrainState
 
-#: (tokens, loss mask) of one supervised example
-Example = tuple[Sequence[int], Sequence[bool]]
 Log = Callable[..., None]
 
 

@@ -56,6 +56,7 @@ class EvaluationSettings(_Settings):
     every: int = Field(0, ge=0, description="versions between held-out evaluations while training; 0 for none")
     num_samples_shown: int = Field(6, ge=0)
     max_tokens: int | None = Field(None, gt=0, description="longest answer; rollout.max_tokens if unset")
+    temperature: float = Field(0.0, ge=0, description="of the answers; 0 is greedy")
 
 
 class StoreSettings(_Settings):

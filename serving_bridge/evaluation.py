@@ -1,4 +1,4 @@
-"""Greedy skill on held-out problems, measured through a vLLM replica."""
+"""Skill on held-out problems, measured through a vLLM replica."""
 
 from __future__ import annotations
 
@@ -71,10 +71,13 @@ async def evaluate(
     max_tokens: int,
     num_samples: int,
     timeout_s: float,
+    temperature: float = 0.0,
     concurrency: int = 64,
 ) -> Evaluation:
-    """Answers the first `num_problems` held-out problems greedily and scores them.
+    """Answers the first `num_problems` held-out problems, one answer each, and scores them.
 
+    Args:
+      temperature: of the answers; 0 is greedy.
     Raises:
       ReplicaError: the replica failed. An evaluation is all or nothing.
     """
@@ -90,7 +93,8 @@ async def evaluate(
                 prompt,
                 n=1,
                 max_tokens=max_tokens,
-                greedy=True,
+                greedy=temperature == 0,
+                temperature=temperature or 1.0,
                 stop_token_ids=encoder.tokenizer.eos_ids,
                 timeout_s=timeout_s,
             )

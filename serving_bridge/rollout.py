@@ -307,6 +307,7 @@ class RolloutWorker:
                 max_tokens=self.evaluation.max_tokens or self.settings.max_tokens,
                 num_samples=0,
                 timeout_s=self.settings.request_timeout_s,
+                temperature=self.evaluation.temperature,
             )
         except ReplicaError as error:
             self.log("retry", error=f"held-out evaluation at version {replica.version}: {error}")

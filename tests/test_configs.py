@@ -54,22 +54,22 @@ def test_overrides_take_toml_values_and_plain_strings() -> None:
         ("serving.max_model_len=8", r"max_model_len is 8.*cut answers silently"),
         ("learner.publish_dtype=bfloat16", r"publish_dtype is bfloat16 and serving\.dtype float32"),
         ("model.path=/x", r"exactly one of model\.path"),
-        ("learner.loss.kl_coefficient=0.0", None),
+        ("learner.loss.kl.coefficient=0.0", None),
         ("nonsense", r"expected section\.key=value"),
         ("run.name.x=1", r"'name' is a value, not a table"),
     ],
 )
 def test_bad_settings_are_named(override: str, message: str | None) -> None:
     if message is None:
-        assert load_config(DEMO, [override]).learner.loss.kl_coefficient == 0
+        assert load_config(DEMO, [override]).learner.loss.kl.coefficient == 0
         return
     with pytest.raises(ConfigError, match=message):
         load_config(DEMO, [override])
 
 
 def test_kl_budget_without_a_reference_is_refused() -> None:
-    with pytest.raises(ConfigError, match="kl_budget needs the reference"):
-        load_config(DEMO, ["learner.loss.kl_coefficient=0.0", "learner.loss.kl_budget=1.0"])
+    with pytest.raises(ConfigError, match="budget needs the reference"):
+        load_config(DEMO, ["learner.loss.kl.coefficient=0.0", "learner.loss.kl.budget=1.0"])
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:

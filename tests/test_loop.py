@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from learner_jax import objective
 from learner_jax.checkpoint import CheckpointError, Checkpoints, Position, restore_parameters
-from learner_jax.config import CheckpointSettings, LearnerSettings, LossSettings, OptimizerSettings
+from learner_jax.config import CheckpointSettings, KLSettings, LearnerSettings, LossSettings, OptimizerSettings
 from learner_jax.engine import Engine
 from learner_jax.loop import Learner, StarvedError, TrainingError
 from learner_jax.model import init_parameters
-from learner_jax.train_step import grpo_objective
 from serving_bridge.queue import TrajectoryQueue
 from serving_bridge.weight_store import WeightStore
 from tests.test_train_step import TINY, TINY_JSON
@@ -52,14 +52,16 @@ SETTINGS = LearnerSettings(
     microbatch_rows=4,
     max_wait_s=1.0,
     optimizer=OptimizerSettings(learning_rate=1e-2),
-    loss=LossSettings(kl_coefficient=0.01),
+    loss=LossSettings(kl=KLSettings(coefficient=0.01)),
     checkpoint=CheckpointSettings(every=2, keep=2),
 )
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(SETTINGS, TINY, objective=grpo_objective(SETTINGS.loss), temperature=1.0, devices=jax.devices()[:1])
+    return Engine(
+        SETTINGS, TINY, objective=objective.reinforcement(SETTINGS.loss), temperature=1.0, devices=jax.devices()[:1]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -179,11 +181,11 @@ def test_starving_is_bounded_and_says_what_it_waited_for(engine: Engine, params:
 
 
 def test_kl_budget_stops_the_run(engine: Engine, params: Any, tmp_path: Path) -> None:
-    loss = LossSettings(kl_coefficient=0.01, kl_budget=1e-6)
+    loss = LossSettings(kl=KLSettings(coefficient=0.01, budget=1e-6))
     budgeted = Engine(
         SETTINGS.model_copy(update={"loss": loss}),
         TINY,
-        objective=grpo_objective(loss),
+        objective=objective.reinforcement(loss),
         temperature=1.0,
         devices=jax.devices()[:1],
     )

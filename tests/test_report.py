@@ -32,7 +32,7 @@ steps = 20
 groups_per_step = 4
 sequence_length = 24
 microbatch_rows = 8
-loss = { kl_coefficient = 0.01, kl_budget = 0.5 }
+loss = { kl = { coefficient = 0.01, budget = 0.5 } }
 [rollout]
 group_size = 8
 max_prompt_tokens = 16

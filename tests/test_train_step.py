@@ -12,13 +12,20 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from learner_jax import objective
 from learner_jax.batch import Batch, BatchError, rl_batch, supervised_batch
-from learner_jax.config import LearnerSettings, LossSettings, MeshSettings, OptimizerSettings
+from learner_jax.config import (
+    KLSettings,
+    LearnerSettings,
+    LossSettings,
+    MeshSettings,
+    OptimizerSettings,
+    PolicySettings,
+)
 from learner_jax.engine import Engine
 from learner_jax.hf_names import ModelConfig, parameters, parse_model_config
 from learner_jax.losses import loss_weights
 from learner_jax.model import init_parameters
-from learner_jax.train_step import grpo_objective, supervised_objective
 from tests.trajectories import make_group
 
 TINY_JSON = {
@@ -42,14 +49,18 @@ def settings(**changes: Any) -> LearnerSettings:
         "sequence_length": 8,
         "microbatch_rows": 8,
         "optimizer": OptimizerSettings(learning_rate=1e-3),
-        "loss": LossSettings(kl_coefficient=0.05),
+        "loss": LossSettings(kl=KLSettings(coefficient=0.05)),
     }
     return LearnerSettings(**(base | changes))
 
 
 def make_engine(changed: LearnerSettings, *, devices: int = 1, config: ModelConfig = TINY) -> Engine:
     return Engine(
-        changed, config, objective=grpo_objective(changed.loss), temperature=1.0, devices=jax.devices()[:devices]
+        changed,
+        config,
+        objective=objective.reinforcement(changed.loss),
+        temperature=1.0,
+        devices=jax.devices()[:devices],
     )
 
 
@@ -61,9 +72,7 @@ def params() -> Any:
 @pytest.fixture(scope="module")
 def batch() -> Batch:
     groups = [make_group(f"run/{i}", seed=i, answer_tokens=2 + i % 3, rewards=[0.0, 1.0]) for i in range(4)]
-    batch, _ = rl_batch(
-        groups, sequence_length=8, trained_version=1, normalize_advantage=True, reduction="sequence_mean"
-    )
+    batch, _ = rl_batch(groups, LossSettings(), sequence_length=8, trained_version=1)
     noise = np.random.default_rng(1).normal(size=batch.tokens.shape).astype(np.float32)
     return dataclasses.replace(batch, reference_logprobs=np.asarray(batch.behavior_logprobs) + 0.1 * noise)
 
@@ -107,7 +116,9 @@ def test_peers_figures(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> No
         for row in parameters(config)
     }
     changed = settings(
-        sequence_length=a.seq, microbatch_rows=a.batch, loss=LossSettings(kl_coefficient=a.beta, clip_low=a.epsilon)
+        sequence_length=a.seq,
+        microbatch_rows=a.batch,
+        loss=LossSettings(kl=KLSettings(coefficient=a.beta), policy=PolicySettings(clip_low=a.epsilon)),
     )
     engine = make_engine(changed, config=config)
     state = engine.init_state(unflatten_dict(flat, sep="."), seed=0)
@@ -246,7 +257,7 @@ def test_mismatch_counts_only_the_current_version(params: Any, batch: Batch) -> 
 
 def test_supervised_steps_learn_to_answer(params: Any) -> None:
     changed = settings(optimizer=OptimizerSettings(learning_rate=1e-2))
-    engine = Engine(changed, TINY, objective=supervised_objective, temperature=1.0, devices=jax.devices()[:1])
+    engine = Engine(changed, TINY, objective=objective.supervised, temperature=1.0, devices=jax.devices()[:1])
     examples = [([1, i, 2, i + 8, 3], [False, False, False, True, True]) for i in range(8)]
     batch = supervised_batch(examples, sequence_length=8)
     state = engine.init_state(params, seed=0)
@@ -267,13 +278,7 @@ def test_golden_logprobs_are_those_of_the_prompt_alone(params: Any) -> None:
 
 def test_too_long_trajectories_are_refused() -> None:
     with pytest.raises(BatchError, match=r"run/0/0 has 12 tokens, rows hold 8: raise learner\.sequence_length"):
-        rl_batch(
-            [make_group("run/0", answer_tokens=9)],
-            sequence_length=8,
-            trained_version=1,
-            normalize_advantage=True,
-            reduction="sequence_mean",
-        )
+        rl_batch([make_group("run/0", answer_tokens=9)], LossSettings(), sequence_length=8, trained_version=1)
     with pytest.raises(BatchError, match="9 tokens"):
         supervised_batch([([1] * 9, [True] * 9)], sequence_length=8)
 
@@ -283,9 +288,7 @@ def test_batch_statistics() -> None:
         make_group("run/0", version=5, rewards=[1.0, 1.0], answer_tokens=2),
         make_group("run/1", version=3, rewards=[0.0, 1.0], answer_tokens=4),
     ]
-    batch, stats = rl_batch(
-        groups, sequence_length=8, trained_version=6, normalize_advantage=True, reduction="token_mean"
-    )
+    batch, stats = rl_batch(groups, LossSettings(reduction="token_mean"), sequence_length=8, trained_version=6)
     assert stats.reward == 0.75
     assert (stats.staleness_mean, stats.staleness_max) == (2.0, 3)
     assert (stats.num_tokens, stats.answer_tokens_mean) == (12, 3.0)

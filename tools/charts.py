@@ -61,7 +61,7 @@ def charts(history: RunHistory, config: Config) -> list[Chart]:
         made += [
             _reward(steps),
             _heldout(history, steps[-1]["step"]),
-            _kl(steps, config.learner.loss.kl_budget),
+            _kl(steps, config.learner.loss.kl.budget),
             _one_line(steps, "entropy", "Entropy", "nats per token", "Mean entropy of the policy over sampled tokens."),
             _staleness(steps, config.rollout.max_staleness),
             _mismatch(steps),

@@ -1,4 +1,4 @@
-"""Measures greedy skill on held-out problems through vLLM, on the weights of a Hugging Face folder.
+"""Measures skill on held-out problems through vLLM, on the weights of a Hugging Face folder.
 
 python -m tools.evaluate --config runs/demo/config.toml --model runs/demo/final_model
 """
@@ -38,6 +38,7 @@ async def evaluate_folder(config: Config, paths: RunPaths, model_dir: Path) -> E
                 max_tokens=config.evaluation.max_tokens or config.rollout.max_tokens,
                 num_samples=config.evaluation.num_samples_shown,
                 timeout_s=config.rollout.request_timeout_s,
+                temperature=config.evaluation.temperature,
             )
         finally:
             await replica.stop()

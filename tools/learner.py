@@ -11,13 +11,16 @@ import os
 from pathlib import Path
 
 from configs.schema import Config
-from learner_jax.checkpoint import Checkpoints, Position
-from learner_jax.config import WarmStartSettings
+from learner_jax import objective
+from learner_jax.batch import Example
+from learner_jax.checkpoint import Checkpoints, Position, restore_parameters
+from learner_jax.config import LossSettings, WarmStartSettings
 from learner_jax.engine import Engine
 from learner_jax.hf_io import load_parameters
+from learner_jax.hf_names import ModelConfig
 from learner_jax.loop import Learner, Outcome
-from learner_jax.train_step import TrainState, grpo_objective, supervised_objective
-from learner_jax.warm_start import Example, warm_start
+from learner_jax.train_step import Params, TrainState
+from learner_jax.warm_start import warm_start
 from rewards.protocol import Split
 from serving_bridge.convert import to_hf
 from tools import wiring
@@ -45,8 +48,8 @@ def _supervised_state(
     task = wiring.build_task(config)
     encoder, model_config = wiring.build_encoder(config, base)
     optimizer = config.learner.optimizer.model_copy(update={"learning_rate": settings.learning_rate})
-    learner = config.learner.model_copy(update={"optimizer": optimizer})
-    engine = Engine(learner, model_config, objective=supervised_objective, temperature=1.0)
+    learner = config.learner.model_copy(update={"optimizer": optimizer, "loss": LossSettings()})
+    engine = Engine(learner, model_config, objective=objective.supervised, temperature=1.0)
     state = engine.init_state(load_parameters(base, model_config), seed=config.run.seed)
 
     def example(split: Split, index: int) -> Example:
@@ -73,7 +76,7 @@ def run_reinforcement(config: Config, paths: RunPaths) -> Outcome:
     engine = Engine(
         config.learner,
         model_config,
-        objective=grpo_objective(config.learner.loss),
+        objective=objective.reinforcement(config.learner.loss),
         temperature=config.rollout.temperature,
     )
     task = wiring.build_task(config)
@@ -93,11 +96,22 @@ def run_reinforcement(config: Config, paths: RunPaths) -> Outcome:
             max_staleness=config.rollout.max_staleness,
             log=wiring.metrics_writer(paths, "learner"),
             should_stop=stop,
+            reference_params=_reference(config, engine, model_config),
         )
         return learner.run()
     finally:
         checkpoints.close()
         queue.close()
+
+
+def _reference(config: Config, engine: Engine, model_config: ModelConfig) -> Params | None:
+    """The policy that learner.loss.kl.reference names: a Hugging Face folder or an Orbax checkpoint; None if empty."""
+    if not config.learner.loss.kl.reference:
+        return None
+    path = Path(config.learner.loss.kl.reference).expanduser()
+    if (path / "config.json").exists():
+        return load_parameters(path, model_config, shardings=engine.parameter_shardings)
+    return engine.placed(restore_parameters(path))
 
 
 def main() -> None:

@@ -117,6 +117,7 @@ class Job:
                 max_tokens=self._config.evaluation.max_tokens or self._config.rollout.max_tokens,
                 num_samples=self._config.evaluation.num_samples_shown,
                 timeout_s=self._config.rollout.request_timeout_s,
+                temperature=self._config.evaluation.temperature,
             )
 
     def _measure_after(self, supervisor: Supervisor) -> None:

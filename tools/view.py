@@ -246,7 +246,7 @@ def _learning(history: RunHistory, config: Config, steps: Sequence[Record]) -> R
             table.add_row("", "", "")
         return table
     last = steps[-1]
-    budget = config.learner.loss.kl_budget
+    budget = config.learner.loss.kl.budget
     table.add_row("reward", _number(mean(values(steps[-5:], "reward"))), _spark(values(steps, "reward"), "green"))
     heldout = [r["accuracy"] for r in _heldout_records(history)]
     table.add_row("held-out", _heldout(history), _spark(heldout, "green"))

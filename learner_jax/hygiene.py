@@ -1,0 +1,102 @@
+"""Which answers and groups are learned from: zero-variance groups, answers that are too long or were broken off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from learner_jax.advantages import overlong_penalty
+from learner_jax.config import GroupSettings
+from learner_jax.contracts import Trajectory
+
+
+@dataclass(frozen=True)
+class GroupCounts:
+    """What was found and what was done about it, per batch.
+
+    `zero_variance_groups` counts them whether or not they are dropped.
+    """
+
+    zero_variance_groups: int
+    dropped_groups: int
+    masked_overlong: int
+    penalized_overlong: int
+    masked_aborted: int
+
+
+@dataclass(frozen=True)
+class CleanedGroups:
+    """One array per group, one entry per answer.
+
+    Attributes:
+      rewards: total reward, penalties included.
+      penalties: part of it taken away for length; at most 0.
+      valid: whether the reward means something, so that the answer counts in its group's statistics.
+      learned: whether the answer's tokens have a loss.
+    """
+
+    rewards: list[np.ndarray]
+    penalties: list[np.ndarray]
+    valid: list[np.ndarray]
+    learned: list[np.ndarray]
+    counts: GroupCounts
+
+
+def clean_groups(groups: Sequence[Sequence[Trajectory]], settings: GroupSettings) -> CleanedGroups:
+    """Applies the settings to every group.
+
+    "drop" of zero-variance groups is DAPO's dynamic sampling seen from the learner (arXiv 2503.14476, section 3.2): the
+    group has no advantage, and without dropping it still counts in the loss's denominator. "mask" of over-long
+    answers is its overlong filtering (section 3.4): no loss, but the reward counts in the group's statistics.
+    """
+    cleaned = [_clean_group(group, settings) for group in groups]
+    columns = [list(column) for column in zip(*cleaned, strict=True)]
+    rewards, penalties, valid, learned, notes = columns
+    return CleanedGroups(
+        rewards=rewards,
+        penalties=penalties,
+        valid=valid,
+        learned=learned,
+        counts=GroupCounts(*(int(n) for n in np.sum(notes, axis=0))),
+    )
+
+
+def _clean_group(
+    group: Sequence[Trajectory], settings: GroupSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
+    overlong = np.array([t.finish_reason == "length" for t in group])
+    aborted = np.array([t.finish_reason == "abort" for t in group])
+    penalties = np.zeros(len(group))
+    if settings.overlong == "penalize":
+        penalties = np.array([_penalty(t, settings) for t in group])
+    rewards = np.array([t.total_reward for t in group], np.float64) + penalties
+    valid, learned = ~aborted, ~aborted
+    if settings.overlong == "mask":
+        learned = learned & ~overlong
+    zero_variance = len(set(rewards[valid])) <= 1
+    dropped = (zero_variance and settings.zero_variance == "drop") or (
+        bool(aborted.any()) and settings.aborted == "drop_group"
+    )
+    if dropped:
+        learned = np.zeros(len(group), bool)
+    notes = (
+        int(zero_variance),
+        int(dropped),
+        int((overlong & ~aborted).sum()) if settings.overlong == "mask" else 0,
+        int((penalties < 0).sum()),
+        int(aborted.sum()),
+    )
+    return rewards, penalties, valid, learned, notes
+
+
+def _penalty(trajectory: Trajectory, settings: GroupSettings) -> float:
+    """By the answer's sampled tokens against the limit that it was sampled with."""
+    if trajectory.finish_reason == "abort":
+        return 0.0
+    length = int(trajectory.loss_mask.sum())
+    limit = int(trajectory.sampling.get("max_tokens", length if trajectory.finish_reason == "length" else length + 1))
+    return overlong_penalty(
+        length, limit=limit, buffer=settings.overlong_buffer_tokens, penalty=settings.overlong_penalty
+    )

@@ -1,0 +1,7 @@
+"""Benchmarks against peers; each checks first that both sides compute the same."""
+
+from __future__ import annotations
+
+
+class BenchmarkError(Exception):
+    """A benchmark that cannot be measured: its results disagree with the peer's, or the peer cannot be had."""

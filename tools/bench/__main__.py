@@ -1,0 +1,40 @@
+"""Runs one benchmark.
+
+python -m tools.bench losses [--batch 64] [--lengths 256 4096 32768] [--repeats 10] [--json PATH]
+
+Exit status 1 if the results disagree with the peer's or the peer cannot be had, 2 for arguments that make no sense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from tools.bench import BenchmarkError
+
+#: name -> module with `main(arguments)`, imported only when chosen: the benchmarks need different packages.
+BENCHMARKS = {
+    "losses": "tools.bench.losses",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark that the arguments name; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("benchmark", choices=tuple(BENCHMARKS), help="what to measure; NAME --help shows its settings")
+    parser.add_argument("settings", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(argv)
+    try:
+        importlib.import_module(BENCHMARKS[chosen.benchmark]).main(chosen.settings)
+    except BenchmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The staleness study's records, and the page, table and plot made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+
+from tools.study.grid import MULTI_TURN, SINGLE_TURN, Cell, StudySettings
+
+Records = dict[Cell, dict[str, Any]]
+
+
+class StudyError(ValueError):
+    """The study's records are not all there."""
+
+
+def keep(out: Path, record: dict[str, Any]) -> None:
+    """Writes one cell's record, whole or not at all."""
+    name = "-".join(str(record[part]) for part in ("task", "algorithm", "staleness", "seed")).replace(" ", "_")
+    path = out / "cells" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(record))
+    os.replace(temporary, path)
+
+
+def finished(out: Path, settings: StudySettings) -> Records:
+    """Records of the cells that were run with these settings."""
+    records = {}
+    for path in sorted((out / "cells").glob("*.json")):
+        record = json.loads(path.read_text())
+        if record["settings"] == asdict(settings):
+            records[Cell(*(record[part] for part in ("task", "algorithm", "staleness", "seed")))] = record
+    return records
+
+
+def write_report(out: Path, wanted: Sequence[Cell], settings: StudySettings, folder: Path) -> Path:
+    """Writes staleness.md and staleness.svg into `folder`.
+
+    Raises:
+      StudyError: cells are missing.
+    """
+    records = finished(out, settings)
+    missing = [cell for cell in wanted if cell not in records]
+    if missing:
+        raise StudyError(
+            f"{len(missing)} of {len(wanted)} cells are not finished, the first is {missing[0]}: run again"
+        )
+    chosen = {cell: records[cell] for cell in wanted}
+    folder.mkdir(parents=True, exist_ok=True)
+    _plot(chosen, folder / "staleness.svg")
+    page = folder / "staleness.tables.md"
+    page.write_text(_tables(chosen, settings))
+    return page
+
+
+def _by_row(records: Records, field: str) -> dict[tuple[str, str], dict[int, list[float]]]:
+    rows: dict[tuple[str, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell, record in records.items():
+        rows[cell.task, cell.algorithm][cell.staleness].append(record[field])
+    return rows
+
+
+def _tables(records: Records, settings: StudySettings) -> str:
+    seeds = len({cell.seed for cell in records})
+    starts = sorted({(cell.task, cell.seed, record["start_accuracy"]) for cell, record in records.items()})
+    parts = [
+        f"Greedy held-out accuracy in percent after {settings.steps} steps of {settings.groups} x "
+        f"{settings.group_size} answers: mean over {seeds} seeds, with the lowest and the highest in parentheses."
+    ]
+    for task in (SINGLE_TURN, MULTI_TURN):
+        rows = {name: columns for (t, name), columns in _by_row(records, "accuracy").items() if t == task}
+        if not rows:
+            continue
+        lags = sorted(next(iter(rows.values())))
+        begun = ", ".join(f"{100 * accuracy:.0f}" for t, _, accuracy in starts if t == task)
+        parts.append(f"**{task.capitalize()}** (before reinforcement learning: {begun})")
+        header = ["staleness", *map(str, lags)]
+        body = [[name, *(_spread(columns[lag]) for lag in lags)] for name, columns in rows.items()]
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body)))
+        parts.append("Change against staleness 0 of the same algorithm and seed, in points:")
+        body = [
+            [name, *(_spread(_differences(columns, lag), sign="+") for lag in lags[1:])]
+            for name, columns in rows.items()
+        ]
+        header = ["staleness", *map(str, lags[1:])]
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _differences(columns: dict[int, list[float]], lag: int) -> list[float]:
+    return [stale - fresh for stale, fresh in zip(columns[lag], columns[min(columns)], strict=True)]
+
+
+def _spread(values: Sequence[float], *, sign: str = "") -> str:
+    low, mean, high = (100 * f(values) for f in (min, np.mean, max))
+    return f"{mean:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
+
+
+def _plot(records: Records, path: Path) -> None:
+    figure = matplotlib.figure.Figure(figsize=(9, 3.8), layout="constrained")
+    tasks = [task for task in (SINGLE_TURN, MULTI_TURN) if any(cell.task == task for cell in records)]
+    for axes, task in zip(np.atleast_1d(figure.subplots(1, len(tasks))), tasks, strict=True):
+        for (row_task, name), columns in _by_row(records, "accuracy").items():
+            if row_task != task:
+                continue
+            lags = sorted(columns)
+            means = [100 * np.mean(columns[lag]) for lag in lags]
+            spread = [[100 * f(columns[lag]) for lag in lags] for f in (min, max)]
+            (line,) = axes.plot(range(len(lags)), means, marker="o", label=name)
+            axes.fill_between(range(len(lags)), *spread, color=line.get_color(), alpha=0.12, linewidth=0)
+            axes.set_xticks(range(len(lags)), [str(lag) for lag in lags])
+        axes.set_title(task)
+        axes.set_xlabel("staleness, versions")
+        axes.set_ylabel("held-out accuracy, %")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.savefig(path)
