@@ -236,3 +236,17 @@ class LearnerSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     loss: LossSettings = LossSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="after")
+    def _fits_the_loss(self) -> LearnerSettings:
+        if self.groups_per_step % self.minibatches:
+            raise ValueError(
+                f"minibatches is {self.minibatches} and does not divide groups_per_step {self.groups_per_step}: an "
+                f"update takes whole groups"
+            )
+        if self.loss.mismatch.lagging and not self.mismatch_versions:
+            raise ValueError(
+                "loss.mismatch.lagging recomputes log-probs with older weights: set mismatch_versions to "
+                "rollout.max_staleness, the number of them to keep"
+            )
+        return self

@@ -14,7 +14,7 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     schedule = (
         optax.schedules.warmup_constant_schedule(first, settings.learning_rate, settings.warmup_steps - 1)
         if settings.warmup_steps > 1
-        else settings.learning_rate
+        else optax.schedules.constant_schedule(settings.learning_rate)  # the state has one form, warm-up or not
     )
     return optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),

@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax
 
-from learner_jax.checkpoint import Checkpoints, Position, restore_parameters
+from learner_jax.checkpoint import CheckpointError, Checkpoints, Position, restore_parameters
 from learner_jax.config import OptimizerSettings
 from learner_jax.hf_io import export_tensors, load_parameters, write_model
 from learner_jax.hf_names import read_model_config
@@ -34,7 +34,13 @@ def to_hf(
 
 
 def from_hf(model_dir: str | Path, *, out: str | Path, seed: int = 0) -> None:
-    """Writes a Hugging Face folder's weights as a checkpoint at step 0, with a fresh optimizer."""
+    """Writes a Hugging Face folder's weights as a checkpoint at step 0, with a fresh optimizer.
+
+    Raises:
+      CheckpointError, ModelConfigError, ValueError: `out` holds something already, or the folder is no such model.
+    """
+    if Path(out).exists() and any(Path(out).iterdir()):
+        raise CheckpointError(f"{out} is not empty; name a folder that does not exist yet")
     config = read_model_config(model_dir)
     params = jax.device_put(load_parameters(model_dir, config))
     state = init_state(params, make_optimizer(OptimizerSettings()), seed=seed)

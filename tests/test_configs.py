@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from configs.load import ConfigError, load_config, parse_config, save_config
+from learner_jax.config import LossSettings
 from tests.conftest import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.toml"))
@@ -50,6 +52,8 @@ def test_overrides_take_toml_values_and_plain_strings() -> None:
         ("rollout.group_size=many", r"rollout\.group_size: .*integer.*got 'many'"),
         ("learner.optimizer.learning_rate=0", r"learning_rate: .*greater than 0, got 0"),
         ("learner.microbatch_rows=100", r"microbatch_rows is 100 and does not divide the \d+ rows"),
+        ("learner.minibatches=3", r"minibatches is 3 and does not divide groups_per_step"),
+        ("learner.minibatches=4", r"microbatch_rows is 256 and does not divide the 128 rows of an update"),
         ("learner.sequence_length=4", r"sequence_length is 4, but rollout\.max_prompt_tokens"),
         ("serving.max_model_len=8", r"max_model_len is 8.*cut answers silently"),
         ("learner.publish_dtype=bfloat16", r"publish_dtype is bfloat16 and serving\.dtype float32"),
@@ -70,6 +74,24 @@ def test_bad_settings_are_named(override: str, message: str | None) -> None:
 def test_kl_budget_without_a_reference_is_refused() -> None:
     with pytest.raises(ConfigError, match="budget needs the reference"):
         load_config(DEMO, ["learner.loss.kl.coefficient=0.0", "learner.loss.kl.budget=1.0"])
+
+
+def test_loss_settings_are_checked_against_the_run() -> None:
+    with pytest.raises(ConfigError, match="set mismatch_versions to rollout.max_staleness"):
+        load_config(DEMO, ["learner.mismatch_versions=0", "learner.loss.mismatch={ truncation = 2.0, lagging = true }"])
+    alone = ["rollout.group_size=1", "learner.groups_per_step=256", "learner.loss.advantage.estimator=rloo"]
+    with pytest.raises(ConfigError, match="rloo compares an answer with the others of its group"):
+        load_config(DEMO, alone)
+
+
+def test_the_recipes_of_the_documentation_are_valid_losses() -> None:
+    text = (DEMO.parent.parent / "docs" / "losses.md").read_text()
+    defaults, recipes = (block.partition("```")[0] for block in text.split("```toml\n")[1:])
+    assert LossSettings.model_validate(tomllib.loads(defaults)["learner"]["loss"]) == LossSettings()
+    paragraphs = recipes.split("\n\n")
+    assert len(paragraphs) == 3
+    for paragraph in paragraphs:
+        assert LossSettings.model_validate(tomllib.loads(paragraph)) != LossSettings()
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -15,8 +16,19 @@ from flax.traverse_util import flatten_dict
 
 from learner_jax import objective
 from learner_jax.checkpoint import CheckpointError, Checkpoints, Position, restore_parameters
-from learner_jax.config import CheckpointSettings, KLSettings, LearnerSettings, LossSettings, OptimizerSettings
+from learner_jax.config import (
+    AdvantageSettings,
+    CheckpointSettings,
+    GroupSettings,
+    KLSettings,
+    LearnerSettings,
+    LossSettings,
+    OptimizerSettings,
+    PolicySettings,
+    ValueSettings,
+)
 from learner_jax.engine import Engine
+from learner_jax.hf_names import hf_shapes
 from learner_jax.loop import Learner, StarvedError, TrainingError
 from learner_jax.model import init_parameters
 from serving_bridge.queue import TrajectoryQueue
@@ -150,6 +162,98 @@ def test_resume_equals_the_uninterrupted_run_bit_by_bit(
     assert len(versions) > 7
 
 
+def rich_engine(**changes: Any) -> Engine:
+    """With everything that a checkpoint must hold besides the policy: critic, KL controller, moving reference."""
+    loss = LossSettings(
+        advantage=AdvantageSettings(estimator="vtrace"),
+        policy=PolicySettings(objective="policy_gradient", importance="none"),
+        value=ValueSettings(model="separate"),
+        kl=KLSettings(coefficient=0.05, target=0.01, horizon=2, reset_every=3),
+    )
+    changed = SETTINGS.model_copy(update={"loss": loss} | changes)
+    return Engine(changed, TINY, objective=objective.reinforcement(loss), temperature=1.0, devices=jax.devices()[:1])
+
+
+def test_critic_kl_controller_and_moved_reference_survive_a_crash(params: Any, tmp_path: Path) -> None:
+    engine, whole, broken = rich_engine(), tmp_path / "whole", tmp_path / "broken"
+    fill(whole, 12)
+    _, expected_log = run(engine, params, whole)
+    fill(broken, 12)
+    with pytest.raises(Crash):  # after the reset at step 3 and the checkpoint at step 4
+        run(engine, params, broken, log=Records(lambda r: r["event"] == "step" and r["step"] == 5))
+    _, log = run(engine, params, broken)
+    coefficients = [record["kl_coefficient"] for record in expected_log.steps()]
+    assert len(set(coefficients)) > 3
+    assert log.steps()[-1]["kl_coefficient"] == coefficients[-1]
+    assert log.steps()[-1]["kl"] == expected_log.steps()[-1]["kl"]
+    for path, value in final_parameters(whole).items():
+        np.testing.assert_array_equal(final_parameters(broken)[path], value, err_msg=str(path))
+
+
+def test_the_reference_moves_when_that_is_scheduled(params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 12)
+    _, log = run(rich_engine(), params, tmp_path)
+    kl = [record["kl"] for record in log.steps()]
+    assert kl[0] == pytest.approx(0.0, abs=1e-7)
+    assert kl[3] == pytest.approx(0.0, abs=1e-7)
+    assert min(kl[1], kl[2], kl[4], kl[5]) > 1e-6
+
+
+def test_the_fleet_gets_the_policy_without_its_critic(params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 12)
+    run(rich_engine(), params, tmp_path)
+    store = WeightStore(tmp_path / "weights", "test")
+    names = {tensor.name for tensor in store.manifest(store.versions()[-1]).tensors}
+    assert names == set(hf_shapes(TINY))
+    assert {path[0] for path in final_parameters(tmp_path)} == {"embed", "layers", "norm"}
+
+
+def test_several_updates_per_batch_are_those_of_its_parts(params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 12)
+    _, log = run(rich_engine(minibatches=2, microbatch_rows=2), params, tmp_path)
+    assert [record["step"] for record in log.steps()] == [1, 2, 3, 4, 5, 6]
+    state, _, _ = Checkpoints(tmp_path / "checkpoints", keep=2).restore(
+        rich_engine(minibatches=2, microbatch_rows=2).init_state(params, seed=0)
+    )
+    assert int(state.step) == 12
+
+
+def test_a_ratio_of_exactly_one_on_older_tokens_ends_the_run(params: Any, tmp_path: Path) -> None:
+    """The classic silent bug: behaviour log-probs recomputed by the learner instead of taken from the sampler."""
+    sound = objective.reinforcement(SETTINGS.loss)
+
+    def dishonest(stats: Any, batch: Any, scalars: Any) -> Any:
+        recomputed = jax.lax.stop_gradient(stats.logprobs)
+        return sound(stats, dataclasses.replace(batch, behavior_logprobs=recomputed), scalars)
+
+    engine = Engine(
+        SETTINGS.model_copy(update={"groups_per_step": 4, "microbatch_rows": 8}),
+        TINY,
+        objective=dishonest,
+        temperature=1.0,
+        devices=jax.devices()[:1],
+    )
+    fill(tmp_path, 24)
+    with pytest.raises(TrainingError, match=r"step 2: 16 tokens of versions older than 2 .* exactly 1"):
+        run(engine, params, tmp_path)
+    progress = TrajectoryQueue(tmp_path / "state.db").progress()
+    assert progress.completed_steps == 1
+
+
+def test_a_batch_that_teaches_nothing_is_skipped_and_counted(params: Any, tmp_path: Path) -> None:
+    loss = LossSettings(groups=GroupSettings(zero_variance="drop"))
+    changed = SETTINGS.model_copy(update={"loss": loss, "steps": 4})
+    engine = Engine(changed, TINY, objective=objective.reinforcement(loss), temperature=1.0, devices=jax.devices()[:1])
+    queue = TrajectoryQueue(tmp_path / "state.db")
+    queue.put([(i, make_group(f"run/{i}", seed=i, rewards=[1.0, 1.0])) for i in range(8)])
+    queue.close()
+    outcome, log = run(engine, params, tmp_path)
+    assert outcome.reason == "finished"
+    assert [(r["empty"], r["skipped"], r["dropped_groups"]) for r in log.steps()] == [(1, 0, 2)] * 4
+    for path, value in flatten_dict(params).items():
+        np.testing.assert_array_equal(final_parameters(tmp_path)[path], value)
+
+
 def test_graceful_stop_leaves_a_checkpoint_and_goes_on(engine: Engine, params: Any, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     fill(whole, 12)
@@ -197,8 +301,11 @@ def test_kl_budget_stops_the_run(engine: Engine, params: Any, tmp_path: Path) ->
 
 
 def test_three_steps_that_are_not_finite_end_the_run(params: Any, tmp_path: Path) -> None:
-    def poisoned(stats: Any, batch: Any) -> Any:
-        return stats.logprobs * np.nan, {"kl": stats.logprobs, "clip_fraction": stats.logprobs}
+    sound = objective.reinforcement(SETTINGS.loss)
+
+    def poisoned(stats: Any, batch: Any, scalars: Any) -> Any:
+        loss, metrics = sound(stats, batch, scalars)
+        return loss * np.nan, metrics
 
     engine = Engine(SETTINGS, TINY, objective=poisoned, temperature=1.0, devices=jax.devices()[:1])
     fill(tmp_path, 12)
@@ -245,6 +352,6 @@ def test_missing_and_damaged_checkpoints_are_named(engine: Engine, params: Any, 
     with pytest.raises(CheckpointError, match=r"2 can't be restored.*other checkpoints there: \[1\]"):
         checkpoints.restore(state)
     time.sleep(1.0)  # lets those reads end inside this test
-    _, position = checkpoints.restore(state, step=1)
+    _, position, _ = checkpoints.restore(state, step=1)
     assert position.completed_steps == 1
     checkpoints.close()

@@ -249,7 +249,7 @@ def test_gae_is_the_sum_of_the_paper(share: float, trace_decay: float) -> None:
 
 
 def test_gae_without_jit() -> None:
-    episode = random_episode(1)
+    episode = random_episode(1, length=6)
     check(returns.generalized_advantages(*episode.arrays, trace_decay=0.9), gae_oracle(episode, 0.9))
 
 
@@ -316,7 +316,7 @@ def test_vtrace_is_the_sum_of_the_paper(share: float, options: dict[str, float])
 
 
 def test_vtrace_without_jit() -> None:
-    episode = random_episode(6)
+    episode = random_episode(6, length=6)
     check(returns.vtrace(*episode.arrays, episode.log_rhos_array), vtrace_oracle(episode))
 
 

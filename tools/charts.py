@@ -64,6 +64,8 @@ def charts(history: RunHistory, config: Config) -> list[Chart]:
             _kl(steps, config.learner.loss.kl.budget),
             _one_line(steps, "entropy", "Entropy", "nats per token", "Mean entropy of the policy over sampled tokens."),
             _staleness(steps, config.rollout.max_staleness),
+            _off_policy(steps),
+            _values(steps),
             _mismatch(steps),
             _idle(history, steps),
             _step_time(steps),
@@ -119,6 +121,36 @@ def _warm_start(history: RunHistory) -> Chart | None:
         "Loss on the task's own answers and greedy accuracy on validation problems, until the target skill.",
         f"Supervised loss {_from_to(losses)}" + (f"; accuracy {_from_to(accuracies)}." if accuracies else "."),
         _draw(draw, xlabel="supervised step", ylabel="nats per token"),
+    )
+
+
+def _off_policy(steps: Sequence[Record]) -> Chart | None:
+    x, shares = series(steps, "effective_sample_share")
+    clipped_x, clipped = series(steps, "clip_fraction")
+    if not x:
+        return None
+
+    def draw(axes: Axes) -> None:
+        axes.plot(x, shares, color=_PURPLE, label="effective sample size / tokens")
+        axes.plot(clipped_x, clipped, color=_GREY, label="clipped tokens")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylim(0, 1.02)
+
+    return Chart(
+        "Off-policy",
+        "How far the batch is from the current policy: 100% effective sample size is on-policy data.",
+        f"Effective sample share {_from_to(shares)}; clipped share {_from_to(clipped)}.",
+        _draw(draw, xlabel="optimizer step", ylabel="share of tokens"),
+    )
+
+
+def _values(steps: Sequence[Record]) -> Chart | None:
+    return _one_line(
+        steps,
+        "value_explained_variance",
+        "Value function",
+        "explained variance",
+        "Share of the value targets' variance that the value function explains; 1 is perfect, below 0 harmful.",
     )
 
 

@@ -242,7 +242,7 @@ def _learning(history: RunHistory, config: Config, steps: Sequence[Record]) -> R
         table.add_row("supervised loss", _number(losses[-1] if losses else None), _spark(losses))
         table.add_row("validation", _percent(accuracies[-1] if accuracies else None), _spark(accuracies))
         table.add_row("held-out", _heldout(history), "")
-        for _ in range(3):
+        for _ in range(4):
             table.add_row("", "", "")
         return table
     last = steps[-1]
@@ -256,6 +256,8 @@ def _learning(history: RunHistory, config: Config, steps: Sequence[Record]) -> R
     table.add_row("gradient norm", _number(last.get("grad_norm")), _spark(values(steps, "grad_norm")))
     clipped = mean(values(steps[-_WINDOW:], "clip_fraction"))
     table.add_row("clipped tokens", _percent(clipped, 1), _spark(values(steps, "clip_fraction")))
+    shares = values(steps, "effective_sample_share")
+    table.add_row("effective sample", _percent(mean(shares[-_WINDOW:])), _spark(shares))
     return table
 
 

@@ -41,7 +41,7 @@ class StudySettings:
     warmup_steps: int = 10
     start_accuracy: float = 0.6
     evaluate_every: int = 10
-    num_heldout: int = 512
+    num_heldout: int = 400
 
 
 def cells(seeds: int, staleness: Sequence[int] = STALENESS) -> list[Cell]:

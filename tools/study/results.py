@@ -16,6 +16,7 @@ import numpy as np
 from tools.study.grid import MULTI_TURN, SINGLE_TURN, Cell, StudySettings
 
 Records = dict[Cell, dict[str, Any]]
+_BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 class StudyError(ValueError):
@@ -43,10 +44,10 @@ def finished(out: Path, settings: StudySettings) -> Records:
 
 
 def write_report(out: Path, wanted: Sequence[Cell], settings: StudySettings, folder: Path) -> Path:
-    """Writes staleness.md and staleness.svg into `folder`.
+    """Writes staleness.svg, and the tables into staleness.md between their two markers; the text around them stays.
 
     Raises:
-      StudyError: cells are missing.
+      StudyError: cells are missing, or the page has lost its markers.
     """
     records = finished(out, settings)
     missing = [cell for cell in wanted if cell not in records]
@@ -54,11 +55,16 @@ def write_report(out: Path, wanted: Sequence[Cell], settings: StudySettings, fol
         raise StudyError(
             f"{len(missing)} of {len(wanted)} cells are not finished, the first is {missing[0]}: run again"
         )
+    page = folder / "staleness.md"
+    text = page.read_text() if page.exists() else f"# Staleness\n\n{_BEGIN}\n{_END}\n"
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise StudyError(f"{page} has no lines {_BEGIN!r} and {_END!r} between which the tables go; put them back")
     chosen = {cell: records[cell] for cell in wanted}
     folder.mkdir(parents=True, exist_ok=True)
     _plot(chosen, folder / "staleness.svg")
-    page = folder / "staleness.tables.md"
-    page.write_text(_tables(chosen, settings))
+    page.write_text(f"{before}{_BEGIN}\n\n{_tables(chosen, settings)}\n{_END}{after}")
     return page
 
 
