@@ -59,6 +59,11 @@ class PolicySettings(Settings):
     )
     importance_cap: float = Field(2.0, gt=0, description="upper bound of that weight; inf for none")
 
+    @property
+    def unweighted(self) -> bool:
+        """Whether the objective leaves the importance ratio to the advantages, as IMPALA's policy gradient does."""
+        return self.objective == "policy_gradient" and self.importance == "none"
+
 
 class MismatchSettings(Settings):
     """Corrections for a sampler that computes other log-probs than the trainer at the same version."""
@@ -174,11 +179,6 @@ class LossSettings(Settings):
             raise ValueError(
                 f"value.model is {self.value.model}, but advantage.estimator {estimator} uses no values: remove it or "
                 f"set the estimator to gae or vtrace"
-            )
-        if estimator == "vtrace" and (objective != "policy_gradient" or self.policy.importance != "none"):
-            raise ValueError(
-                "vtrace advantages carry the importance ratio already (IMPALA, section 4.2): set "
-                'policy.objective = "policy_gradient" and policy.importance = "none"'
             )
         if self.advantage.whiten and estimator != "gae":
             raise ValueError(f"advantage.whiten is for gae; {estimator} has a normalisation of its own")

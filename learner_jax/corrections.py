@@ -49,7 +49,7 @@ def mismatch_weights(
 
 
 def staleness_weights(log_ratios: Float[Array, "T"], *, cap: float) -> Float[Array, "T"]:
-    """min(proximal / behaviour, cap) per token: the weight of decoupled PPO (arXiv 2110.00641, equation 3), truncated."""
+    """min(proximal / behaviour, cap) per token: decoupled PPO's weight (arXiv 2110.00641, equation 3), truncated."""
     return jax.lax.stop_gradient(jnp.minimum(importance_ratios(log_ratios), cap))
 
 

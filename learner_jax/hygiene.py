@@ -96,7 +96,9 @@ def _penalty(trajectory: Trajectory, settings: GroupSettings) -> float:
     if trajectory.finish_reason == "abort":
         return 0.0
     length = int(trajectory.loss_mask.sum())
-    limit = int(trajectory.sampling.get("max_tokens", length if trajectory.finish_reason == "length" else length + 1))
+    limit = trajectory.sampling.get("max_tokens")
+    if limit is None:  # then only that the limit was reached is known
+        return -settings.overlong_penalty if trajectory.finish_reason == "length" else 0.0
     return overlong_penalty(
-        length, limit=limit, buffer=settings.overlong_buffer_tokens, penalty=settings.overlong_penalty
+        length, limit=int(limit), buffer=settings.overlong_buffer_tokens, penalty=settings.overlong_penalty
     )

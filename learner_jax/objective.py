@@ -213,7 +213,9 @@ def episode_targets(
     def one(
         rewards: Array, values_after: Array, log_ratios: Array, sampled: Array, episode: Episodes
     ) -> tuple[Array, Array]:
-        targets = _sequence_targets(settings.advantage, rewards, values_after, log_ratios, sampled, episode)
+        targets = _sequence_targets(
+            settings.advantage, settings.policy.unweighted, rewards, values_after, log_ratios, sampled, episode
+        )
         return targets.advantages[episode.decision_index], targets.values
 
     advantages, targets = jax.vmap(one)(rewards, values_after, log_ratios, batch.weights > 0, episodes)
@@ -222,6 +224,7 @@ def episode_targets(
 
 def _sequence_targets(
     settings: AdvantageSettings,
+    weighted: bool,
     rewards: Float[Array, "T"],
     values_after: Float[Array, "T"],
     log_ratios: Float[Array, "T"],
@@ -247,6 +250,7 @@ def _sequence_targets(
         trace_decay=settings.trace_decay,
         clip_rho=settings.clip_rho,
         clip_c=settings.clip_c,
+        weighted=weighted,
     )
 
 

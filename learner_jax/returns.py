@@ -103,6 +103,7 @@ def vtrace(
     trace_decay: float = 1.0,
     clip_rho: float = 1.0,
     clip_c: float = 1.0,
+    weighted: bool = True,
     method: Method = "auto",
 ) -> Targets:
     """V-trace (IMPALA, Espeholt et al., arXiv 1802.01561, section 4.1 and remark 2 for lambda).
@@ -115,6 +116,7 @@ def vtrace(
 
     Args:
       log_rhos: log(target policy / behaviour policy) of each decision's action, nats; read at decisions only.
+      weighted: whether the advantages hold rho_t; without it the policy's objective has to weight them.
     """
     at_decisions, one_step = _next_values(rewards, values, discounts, decisions, method)
     ratios = jnp.exp(jnp.where(decisions, log_rhos, 0.0))
@@ -124,7 +126,9 @@ def vtrace(
     errors = reverse_linear_recurrence(delta, discounts * c, method=method)  # v - V, brought back between decisions
     # gamma q_{t+1} - gamma V_{t+1} is gamma lambda (v_{t+1} - V_{t+1}) of the next decision.
     ahead = discounts * _shift_left(errors)
-    advantages = rho * (one_step + trace_decay * ahead - at_decisions)
+    advantages = one_step + trace_decay * ahead - at_decisions
+    if weighted:
+        advantages = rho * advantages
     return jax.lax.stop_gradient(
         Targets(
             advantages=jnp.where(decisions, advantages, 0.0),

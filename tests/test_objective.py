@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,9 @@ LOSSES: dict[str, LossSettings] = {
         value=ValueSettings(model="separate", clip=0.1),
     ),
     "vtrace by token": LossSettings(**VTRACE),
+    "vtrace in ppo": LossSettings(
+        advantage=AdvantageSettings(estimator="vtrace", segments="turn"), value=ValueSettings(model="shared")
+    ),
     "vtrace by turn": LossSettings(
         **VTRACE | {"advantage": AdvantageSettings(estimator="vtrace", segments="turn", turn_discount=0.9)},
         kl=KLSettings(coefficient=0.05, estimator="k3", use="reward"),
@@ -117,12 +121,24 @@ def make_engine(loss: LossSettings, *, devices: int = 1, **changes: Any) -> Engi
     )
 
 
+@functools.cache
+def engine_of(name: str) -> Engine:
+    """One engine for each loss, so that its train step is compiled once for all tests."""
+    return make_engine(LOSSES[name])
+
+
+@functools.cache
+def whole_gradient(name: str) -> tuple[dict[Any, np.ndarray], dict[str, float]]:
+    return gradients(engine_of(name), initial_parameters(), GROUPS, rows=8)
+
+
 def reference(tokens: np.ndarray) -> np.ndarray:
     return (-3.4 - 0.1 * np.cos(tokens)).astype(np.float32)
 
 
-def make_batch(engine: Engine, groups: Any, state: TrainState) -> Batch:
-    loss = engine.settings.loss
+def make_batch(engine: Engine, groups: Any, state: TrainState, **changes: Any) -> Batch:
+    """The prepared batch of these groups; `changes` are of the loss's settings for the host's part."""
+    loss = engine.settings.loss.model_copy(update=changes)
     batch, _ = rl_batch(
         groups,
         loss,
@@ -134,9 +150,14 @@ def make_batch(engine: Engine, groups: Any, state: TrainState) -> Batch:
     return engine.prepared(state.params, batch, current_version=3)
 
 
+@functools.cache
+def initial_parameters() -> Any:
+    return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(0)))
+
+
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(0)))
+    return initial_parameters()
 
 
 def _keep_gradients() -> optax.GradientTransformation:
@@ -183,9 +204,8 @@ def relative_difference(a: dict[Any, np.ndarray], b: dict[Any, np.ndarray]) -> f
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_microbatches_do_not_change_the_gradient(name: str, params: Any) -> None:
-    engine = make_engine(LOSSES[name])
-    whole, metrics = gradients(engine, params, GROUPS, rows=8)
-    split, split_metrics = gradients(engine, params, GROUPS, rows=2)
+    whole, metrics = whole_gradient(name)
+    split, split_metrics = gradients(engine_of(name), params, GROUPS, rows=2)
     assert relative_difference(split, whole) < 1e-6
     for key, value in metrics.items():
         assert split_metrics[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
@@ -193,7 +213,7 @@ def test_microbatches_do_not_change_the_gradient(name: str, params: Any) -> None
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_order_of_groups_and_padding_do_not_change_the_gradient(name: str, params: Any) -> None:
-    plain, _ = gradients(make_engine(LOSSES[name]), params, GROUPS, rows=8)
+    plain, _ = whole_gradient(name)
     longer = make_engine(LOSSES[name], sequence_length=17)
     other, _ = gradients(longer, params, [GROUPS[i] for i in (2, 0, 3, 1)], rows=8)
     assert relative_difference(other, plain) < 1e-6
@@ -206,7 +226,7 @@ def test_a_mesh_does_not_change_the_step(name: str, params: Any) -> None:
         _, metrics = engine.step(state, make_batch(engine, GROUPS, state), current_version=3)
         return {key: float(value) for key, value in metrics.items()}
 
-    single = metrics(make_engine(LOSSES[name]))
+    single = metrics(engine_of(name))
     sharded = metrics(make_engine(LOSSES[name], devices=8, mesh=MeshSettings(data=2, fsdp=2, tensor=2)))
     for key, value in single.items():
         assert sharded[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
@@ -376,7 +396,7 @@ def test_effective_sample_size_scales_the_step(params: Any) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("shift", [-50.0, 50.0])
 def test_absurd_ratios_never_reach_the_parameters_as_nan(name: str, shift: float, params: Any) -> None:
-    engine = make_engine(LOSSES[name])
+    engine = engine_of(name)
     state = engine.init_state(params, seed=0)
     batch = make_batch(engine, GROUPS, state)
     batch = dataclasses.replace(batch, behavior_logprobs=np.asarray(batch.behavior_logprobs) + np.float32(shift))
@@ -388,7 +408,7 @@ def test_absurd_ratios_never_reach_the_parameters_as_nan(name: str, shift: float
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("reward", [1e9, np.nan, np.inf])
 def test_absurd_rewards_are_survived_or_skipped_and_counted(name: str, reward: float, params: Any) -> None:
-    engine = make_engine(LOSSES[name])
+    engine = engine_of(name)
     state = engine.init_state(params, seed=0)
     groups = [[dataclasses.replace(t, rewards=t.rewards * np.float32(reward)) for t in GROUPS[0]], *GROUPS[1:]]
     with np.errstate(invalid="ignore"):
@@ -403,13 +423,14 @@ def test_absurd_rewards_are_survived_or_skipped_and_counted(name: str, reward: f
 
 
 def test_rows_without_a_learned_token_and_answers_of_one_token_are_fine(params: Any) -> None:
-    for name, loss in LOSSES.items():
-        masked = loss.model_copy(update={"groups": GroupSettings(overlong="mask")})
-        engine = make_engine(masked)
-        short = [make_group(f"run/{i}", answer_tokens=1, seed=i, rewards=[0.0, 1.0]) for i in range(3)]
-        cut = [dataclasses.replace(t, finish_reason="length") for t in make_group("run/3", seed=3)]
+    short = [make_group(f"run/{i}", answer_tokens=1, seed=i, rewards=[0.0, 1.0]) for i in range(3)]
+    cut = [dataclasses.replace(t, finish_reason="length") for t in make_group("run/3", seed=3)]
+    for name in LOSSES:
+        engine = engine_of(name)
         state = engine.init_state(params, seed=0)
-        _, metrics = engine.step(state, make_batch(engine, [*short, cut], state), current_version=3)
+        batch = make_batch(engine, [*short, cut], state, groups=GroupSettings(overlong="mask"))
+        assert not np.asarray(batch.weights)[-2:].any()
+        _, metrics = engine.step(state, batch, current_version=3)
         assert all(np.isfinite(float(x)) for x in metrics.values()), name
         assert float(metrics["skipped"]) == 0
 
@@ -430,6 +451,20 @@ def test_values_learn_what_states_are_worth(kind: str, params: Any) -> None:
     values = np.asarray(engine._token_stats(state.params, jnp.asarray(batch.tokens), 1.0).values_after)[:, 2]
     np.testing.assert_allclose(values, [-1, -1, 1, 1, -1, -1, 1, 1], atol=0.25)
     assert float(metrics["value_loss"]) < 0.05
+
+
+def test_the_ratio_is_in_the_advantage_or_in_the_objective_but_never_in_both(params: Any) -> None:
+    """Within the bounds, at rho <= 1, PPO on unweighted V-trace advantages has IMPALA's gradient."""
+    unbounded = PolicySettings(objective="ppo", clip_low=1.0, clip_high=float("inf"))
+    flat = []
+    for policy in (PolicySettings(objective="policy_gradient", importance="none"), unbounded):
+        loss = LossSettings(**VTRACE | {"policy": policy})
+        groups = [  # behaviour log-probs above any that the model gives, so that every ratio is below 1
+            [dataclasses.replace(t, behavior_logprobs=np.where(t.loss_mask, -0.5, 0).astype(np.float32)) for t in g]
+            for g in GROUPS
+        ]
+        flat.append(gradients(make_engine(loss), params, groups, rows=8)[0])
+    assert relative_difference(flat[1], flat[0]) < 1e-5
 
 
 def test_a_separate_critic_leaves_the_policys_gradient_alone(params: Any) -> None:
@@ -519,10 +554,6 @@ def test_a_pair_without_an_answer_is_refused() -> None:
         ({"kl": {"coefficient": 0.1, "estimator": "k1"}}, "k1 as a loss term has no effect.*score function"),
         ({"advantage": {"estimator": "gae"}}, r"gae needs a value function: set value\.model"),
         ({"value": {"model": "shared"}}, "estimator grpo uses no values"),
-        (
-            {"advantage": {"estimator": "vtrace"}, "value": {"model": "shared"}},
-            "vtrace advantages carry the importance ratio already",
-        ),
         ({"kl": {"target": 0.1}}, r"target needs the reference's log-probs: set kl\.coefficient"),
         ({"mismatch": {"band": [1.5, 2.0]}}, r"band is \[1\.5, 2\.0\], expected \[low, high\] with"),
         ({"mismatch": {"lagging": True}}, "lagging recomputes log-probs for corrections, but none is set"),

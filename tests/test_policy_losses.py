@@ -188,6 +188,12 @@ def test_gspo_ignores_what_is_masked() -> None:
     )
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_log_ratio_of_an_answer_without_a_sampled_token_is_zero(mode: str) -> None:
+    got = MODES[mode](policy_losses.sequence_log_ratio)(jnp.array(LOG_RATIOS), jnp.zeros(64, bool))
+    assert got == 0
+
+
 # The policy gradient
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--workers", type=_positive, default=max(1, min(8, len(os.sched_getaffinity(0)))))
     parser.add_argument("--only-report", action="store_true", help="write the page from the cells that are finished")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the pool, so that no worker is left behind
     with wiring.clear_errors():
         settings = replace(StudySettings(), steps=arguments.steps)
         wanted = cells(arguments.seeds, arguments.staleness)

@@ -45,10 +45,13 @@ from tools.study.sampler import Sampler
 _KL = KLSettings(coefficient=0.005)
 
 
-def _vtrace(segments: Literal["token", "turn"]) -> LossSettings:
+_IMPALA = PolicySettings(objective="policy_gradient", importance="none")
+
+
+def _vtrace(segments: Literal["token", "turn"], policy: PolicySettings = _IMPALA) -> LossSettings:
     return LossSettings(
         advantage=AdvantageSettings(estimator="vtrace", segments=segments),
-        policy=PolicySettings(objective="policy_gradient", importance="none"),
+        policy=policy,
         value=ValueSettings(model="shared", coefficient=0.5),
         kl=_KL,
     )
@@ -61,6 +64,7 @@ ALGORITHMS: dict[str, LossSettings] = {
     "CISPO": LossSettings(policy=PolicySettings(objective="cispo", clip_low=1.0, clip_high=4.0), kl=_KL),
     "V-trace by turn": _vtrace("turn"),
     "V-trace by token": _vtrace("token"),
+    "V-trace by turn, PPO clip": _vtrace("turn", PolicySettings()),
 }
 
 
