@@ -150,9 +150,7 @@ def rl_batch(
             per_answer = kl_coefficient * np.where(mask, penalty, 0.0).sum(axis=1)
             cuts = np.cumsum([len(group) for group in groups])[:-1]
             rewards = [r - p for r, p in zip(rewards, np.split(per_answer, cuts), strict=True)]
-        advantages = (_answer_advantages(rewards, cleaned.learned, cleaned.valid, mask, settings) * mask).astype(
-            np.float32
-        )
+        advantages = (_answer_advantages(rewards, cleaned.valid, mask, settings) * mask).astype(np.float32)
         episodes = None
     batch = Batch(
         tokens=tokens,
@@ -184,7 +182,6 @@ def _weights(mask: np.ndarray, settings: LossSettings, minibatches: int, reducti
 
 def _answer_advantages(
     rewards: Sequence[np.ndarray],
-    learned: Sequence[np.ndarray],
     valid: Sequence[np.ndarray],
     mask: np.ndarray,
     settings: LossSettings,
@@ -192,8 +189,8 @@ def _answer_advantages(
     """Advantage of every answer [B, 1]; answers without a valid reward are left out of their group's statistics."""
     cuts = np.cumsum([len(group) for group in rewards])[:-1]
     num_tokens = np.split(mask.sum(axis=1).astype(np.float64), cuts)
-    complete = [i for i, v in enumerate(valid) if v.sum() >= 2 or settings.advantage.estimator != "rloo"]
-    complete = [i for i in complete if valid[i].any()]
+    needed = 2 if settings.advantage.estimator == "rloo" else 1
+    complete = [i for i, answers in enumerate(valid) if answers.sum() >= needed]
     advantages = [np.zeros(len(group)) for group in rewards]
     if complete:
         estimated = group_advantages(

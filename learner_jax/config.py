@@ -182,6 +182,11 @@ class LossSettings(Settings):
             )
         if self.advantage.whiten and estimator != "gae":
             raise ValueError(f"advantage.whiten is for gae; {estimator} has a normalisation of its own")
+        if self.groups.zero_variance == "drop" and estimator in ("gae", "vtrace", "reinforce_pp"):
+            raise ValueError(
+                f'groups.zero_variance = "drop" is for estimators that compare answers within a group: {estimator} '
+                f"learns from groups whose rewards are all the same, too"
+            )
         if self.policy.dual_clip is not None and objective not in ("ppo", "decoupled_ppo"):
             raise ValueError(f"policy.dual_clip is for ppo and decoupled_ppo, not {objective}")
         if objective == "gspo" and self.advantage.segments == "turn":

@@ -38,10 +38,11 @@ def k2(logprobs: Float[Array, "T"], reference_logprobs: Float[Array, "T"]) -> Fl
 def k3(logprobs: Float[Array, "T"], reference_logprobs: Float[Array, "T"]) -> Float[Array, "T"]:
     """q/pi - 1 - log q/pi: never negative, unbiased (GRPO, arXiv 2402.03300, equation 4).
 
-    The log ratio inside the exponential is clipped at 20 nats, where the linear part goes on.
+    log q/pi is clipped at 20 nats, beyond which the estimate is constant: nothing overflows, and no slope points away
+    from the reference.
     """
-    difference = reference_logprobs - logprobs
-    return jnp.expm1(jnp.minimum(difference, MAX_LOG_RATIO)) - difference
+    difference = jnp.minimum(reference_logprobs - logprobs, MAX_LOG_RATIO)
+    return jnp.expm1(difference) - difference
 
 
 ESTIMATORS: dict[str, Callable[[Array, Array], Array]] = {"k1": k1, "k2": k2, "k3": k3}

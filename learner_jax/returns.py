@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from learner_jax.policy_losses import importance_ratios
 from learner_jax.recurrence import Method, reverse_linear_recurrence
 
 
@@ -119,7 +120,7 @@ def vtrace(
       weighted: whether the advantages hold rho_t; without it the policy's objective has to weight them.
     """
     at_decisions, one_step = _next_values(rewards, values, discounts, decisions, method)
-    ratios = jnp.exp(jnp.where(decisions, log_rhos, 0.0))
+    ratios = importance_ratios(jnp.where(decisions, log_rhos, 0.0))
     rho = jnp.minimum(clip_rho, ratios)
     delta = jnp.where(decisions, rho * (one_step - at_decisions), 0.0)
     c = jnp.where(decisions, trace_decay * jnp.minimum(clip_c, ratios), 1.0)

@@ -410,9 +410,9 @@ def test_absurd_ratios_never_reach_the_parameters_as_nan(name: str, shift: float
 def test_absurd_rewards_are_survived_or_skipped_and_counted(name: str, reward: float, params: Any) -> None:
     engine = engine_of(name)
     state = engine.init_state(params, seed=0)
-    groups = [[dataclasses.replace(t, rewards=t.rewards * np.float32(reward)) for t in GROUPS[0]], *GROUPS[1:]]
     with np.errstate(invalid="ignore"):
-        batch = make_batch(engine, groups, state)
+        absurd = [dataclasses.replace(t, rewards=t.rewards * np.float32(reward)) for t in GROUPS[0]]
+        batch = make_batch(engine, [absurd, *GROUPS[1:]], state)
     before = flatten_dict(jax.tree.map(np.asarray, state.params))
     state, metrics = engine.step(state, batch, current_version=3)
     after = flatten_dict(jax.tree.map(np.asarray, state.params))
@@ -560,6 +560,10 @@ def test_a_pair_without_an_answer_is_refused() -> None:
         ({"reduction": "constant"}, "set constant_tokens"),
         ({"policy": {"objective": "cispo", "dual_clip": 3.0}}, "dual_clip is for ppo and decoupled_ppo, not cispo"),
         ({"advantage": {"whiten": True}}, "whiten is for gae"),
+        (
+            {"advantage": {"estimator": "reinforce_pp"}, "groups": {"zero_variance": "drop"}},
+            "drop.* is for estimators that compare answers within a group: reinforce_pp learns",
+        ),
         ({"kl": {"coefficient": 1, "use": "reward", "importance_weighted": True}}, "importance_weighted is for use"),
     ],
 )
