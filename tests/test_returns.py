@@ -159,7 +159,7 @@ def vtrace(
     return _vtrace(*episode.arrays, episode.log_rhos_array, **numbers, method=method)
 
 
-def check(targets: returns.Targets, expected: tuple[np.ndarray, np.ndarray], **tolerance: float) -> None:
+def assert_targets(targets: returns.Targets, expected: tuple[np.ndarray, np.ndarray], **tolerance: float) -> None:
     np.testing.assert_allclose(targets.advantages, expected[0], **(tolerance or CLOSE))
     np.testing.assert_allclose(targets.values, expected[1], **(tolerance or CLOSE))
 
@@ -251,12 +251,12 @@ def test_unknown_method_lists_the_known_ones() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_gae_is_the_sum_of_the_paper(share: float, trace_decay: float, method: recurrence.Method) -> None:
     episode = random_episode(1, share=share)
-    check(gae(episode, trace_decay, method), gae_oracle(episode, trace_decay))
+    assert_targets(gae(episode, trace_decay, method), gae_oracle(episode, trace_decay))
 
 
 def test_gae_without_jit() -> None:
     episode = random_episode(1, length=6)
-    check(returns.generalized_advantages(*episode.arrays, trace_decay=0.9), gae_oracle(episode, 0.9))
+    assert_targets(returns.generalized_advantages(*episode.arrays, trace_decay=0.9), gae_oracle(episode, 0.9))
 
 
 def test_gae_with_lambda_0_is_the_temporal_difference() -> None:
@@ -272,7 +272,7 @@ def test_gae_with_lambda_1_is_the_return_less_the_value() -> None:
     discounted = [
         sum(np.prod(e.discounts[t:k]) * e.rewards[k] for k in range(t, len(e.rewards))) for t in range(len(e.rewards))
     ]
-    check(got, (np.array(discounted) - e.values, np.array(discounted)))
+    assert_targets(got, (np.array(discounted) - e.values, np.array(discounted)))
 
 
 def test_gae_value_targets_are_lambda_returns() -> None:
@@ -319,12 +319,12 @@ def test_vtrace_is_the_sum_of_the_paper(share: float, options: dict[str, float],
     expected = vtrace_oracle(episode, **options)
     # Unbounded ratios multiply to large traces, and their rounding with them.
     scale = max(1.0, float(np.abs(expected[1]).max()))
-    check(vtrace(episode, **options, method=method), expected, rtol=2e-5, atol=2e-6 * scale)
+    assert_targets(vtrace(episode, **options, method=method), expected, rtol=2e-5, atol=2e-6 * scale)
 
 
 def test_vtrace_without_jit() -> None:
     episode = random_episode(6, length=6)
-    check(returns.vtrace(*episode.arrays, episode.log_rhos_array), vtrace_oracle(episode))
+    assert_targets(returns.vtrace(*episode.arrays, episode.log_rhos_array), vtrace_oracle(episode))
 
 
 def test_on_policy_vtrace_is_the_n_step_return() -> None:
@@ -340,18 +340,18 @@ def test_on_policy_vtrace_is_the_n_step_return() -> None:
     values_after = jnp.append(values[1:], bootstrap)
     rewards = returns.with_bootstrap(rewards, values_after, jnp.zeros(steps).at[-1].set(last_discount))
     got = _vtrace(rewards, values, zero_at_end, decisions, jnp.zeros(steps), trace_decay=1.0, clip_rho=1.0, clip_c=1.0)
-    check(got, (np.array(expected) - e.values, np.array(expected)))
+    assert_targets(got, (np.array(expected) - e.values, np.array(expected)))
 
 
 @pytest.mark.parametrize("trace_decay", [0.0, 0.8, 1.0])
 def test_on_policy_vtrace_is_gae(trace_decay: float) -> None:
     episode = dataclasses.replace(random_episode(8), log_rhos=np.zeros(24))
-    check(vtrace(episode, trace_decay=trace_decay), gae_oracle(episode, trace_decay))
+    assert_targets(vtrace(episode, trace_decay=trace_decay), gae_oracle(episode, trace_decay))
 
 
 def test_impossible_actions_teach_vtrace_nothing() -> None:
     episode = dataclasses.replace(random_episode(9), log_rhos=np.full(24, -1000.0))
-    check(vtrace(episode), (np.zeros(24), np.where(episode.decisions, episode.values, 0.0)))
+    assert_targets(vtrace(episode), (np.zeros(24), np.where(episode.decisions, episode.values, 0.0)))
 
 
 def test_vtrace_golden_vectors(shared_data: Path) -> None:
@@ -403,7 +403,7 @@ def test_vtrace_agrees_with_rlax(rlax: Any, trace_decay: float, clip_rho: float)
         clip_rho=clip_rho,
         clip_c=1.0,  # as rlax has it
     )
-    check(got, (np.asarray(expected.pg_advantage), np.asarray(expected.errors + values)))
+    assert_targets(got, (np.asarray(expected.pg_advantage), np.asarray(expected.errors + values)))
 
 
 # Decisions and the tokens between them
@@ -444,9 +444,9 @@ def test_values_and_ratios_between_decisions_are_never_read(estimator: str) -> N
         log_rhos=np.where(decisions, episode.log_rhos, np.nan),
     )
     if estimator == "gae":
-        check(gae(poisoned, 0.9), gae_oracle(episode, 0.9))
+        assert_targets(gae(poisoned, 0.9), gae_oracle(episode, 0.9))
     else:
-        check(vtrace(poisoned), vtrace_oracle(episode))
+        assert_targets(vtrace(poisoned), vtrace_oracle(episode))
 
 
 def test_padding_changes_nothing() -> None:
@@ -463,7 +463,7 @@ def test_padding_changes_nothing() -> None:
         log_rhos=padded(episode.log_rhos, np.nan),
     )
     advantages, values = vtrace_oracle(episode)
-    check(vtrace(row), (padded(advantages, 0.0), padded(values, 0.0)))
+    assert_targets(vtrace(row), (padded(advantages, 0.0), padded(values, 0.0)))
 
 
 def test_rows_of_a_batch_are_independent() -> None:
@@ -471,7 +471,7 @@ def test_rows_of_a_batch_are_independent() -> None:
     stacked = [jnp.stack(column) for column in zip(*(e.arrays for e in episodes), strict=True)]
     got = jax.jit(jax.vmap(returns.vtrace))(*stacked, jnp.stack([e.log_rhos_array for e in episodes]))
     expected = [vtrace_oracle(e) for e in episodes]
-    check(got, (np.stack([e[0] for e in expected]), np.stack([e[1] for e in expected])))
+    assert_targets(got, (np.stack([e[0] for e in expected]), np.stack([e[1] for e in expected])))
 
 
 def test_no_gradient_flows_through_targets() -> None:
@@ -507,7 +507,7 @@ def test_a_finished_episode_gets_no_bootstrap() -> None:
 def test_extreme_ratios_act_as_their_bounds(log_rho: float) -> None:
     episode = random_episode(17)
     bounded = dataclasses.replace(episode, log_rhos=np.full(24, min(log_rho, 0.0)))
-    check(vtrace(dataclasses.replace(episode, log_rhos=np.full(24, log_rho))), vtrace_oracle(bounded))
+    assert_targets(vtrace(dataclasses.replace(episode, log_rhos=np.full(24, log_rho))), vtrace_oracle(bounded))
 
 
 @pytest.mark.parametrize("log_rho", [50.0, 1000.0])
@@ -524,14 +524,14 @@ def test_targets_of_huge_rewards_keep_their_precision(trace_decay: float) -> Non
     huge = dataclasses.replace(episode, rewards=np.float32(1e9) * episode.rewards.astype(np.float32).astype(np.float64))
     # The absolute bound is CLOSE's in units of the rewards.
     bound = {"rtol": 1e-5, "atol": 1e4}
-    check(vtrace(huge, trace_decay=trace_decay), vtrace_oracle(huge, trace_decay=trace_decay), **bound)
-    check(gae(huge, trace_decay), gae_oracle(huge, trace_decay), **bound)
+    assert_targets(vtrace(huge, trace_decay=trace_decay), vtrace_oracle(huge, trace_decay=trace_decay), **bound)
+    assert_targets(gae(huge, trace_decay), gae_oracle(huge, trace_decay), **bound)
 
 
 def test_an_answer_of_one_token() -> None:
     one = (jnp.array([1.0]), jnp.array([0.25]), jnp.array([0.0]), jnp.array([True]))
-    check(returns.generalized_advantages(*one, trace_decay=0.9), (np.array([0.75]), np.array([1.0])))
-    check(returns.vtrace(*one, jnp.log(jnp.array([0.5]))), (np.array([0.375]), np.array([0.625])))
+    assert_targets(returns.generalized_advantages(*one, trace_decay=0.9), (np.array([0.75]), np.array([1.0])))
+    assert_targets(returns.vtrace(*one, jnp.log(jnp.array([0.5]))), (np.array([0.375]), np.array([0.625])))
 
 
 def test_a_row_without_decisions_has_no_targets() -> None:

@@ -96,7 +96,7 @@ def run_reinforcement(config: Config, paths: RunPaths) -> Outcome:
             max_staleness=config.rollout.max_staleness,
             log=wiring.metrics_writer(paths, "learner"),
             should_stop=stop,
-            reference_params=_reference(config, engine, model_config),
+            reference_params=kl_reference(config, engine, model_config),
         )
         return learner.run()
     finally:
@@ -104,7 +104,7 @@ def run_reinforcement(config: Config, paths: RunPaths) -> Outcome:
         queue.close()
 
 
-def _reference(config: Config, engine: Engine, model_config: ModelConfig) -> Params | None:
+def kl_reference(config: Config, engine: Engine, model_config: ModelConfig) -> Params | None:
     """The policy that learner.loss.kl.reference names: a Hugging Face folder or an Orbax checkpoint; None if empty."""
     if not config.learner.loss.kl.reference:
         return None

@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from tools.study.grid import MULTI_TURN, SINGLE_TURN, Cell, StudySettings
+from tools.study.grid import ALGORITHMS, MULTI_TURN, SINGLE_TURN, Cell, StudySettings
 
 Records = dict[Cell, dict[str, Any]]
 _BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -112,21 +112,27 @@ def _spread(values: Sequence[float], *, sign: str = "") -> str:
 
 
 def _plot(records: Records, path: Path) -> None:
-    figure = matplotlib.figure.Figure(figsize=(9, 3.8), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(9, 4.2), layout="constrained")
     tasks = [task for task in (SINGLE_TURN, MULTI_TURN) if any(cell.task == task for cell in records)]
-    for axes, task in zip(np.atleast_1d(figure.subplots(1, len(tasks))), tasks, strict=True):
-        for (row_task, name), columns in _by_row(records, "accuracy").items():
-            if row_task != task:
+    lags = sorted({cell.staleness for cell in records})
+    rows = _by_row(records, "accuracy")
+    for axes, task in zip(np.atleast_1d(figure.subplots(1, len(tasks), sharey=True)), tasks, strict=True):
+        for index, name in enumerate(ALGORITHMS):
+            if (task, name) not in rows:
                 continue
-            lags = sorted(columns)
-            means = [100 * np.mean(columns[lag]) for lag in lags]
-            spread = [[100 * f(columns[lag]) for lag in lags] for f in (min, max)]
-            (line,) = axes.plot(range(len(lags)), means, marker="o", label=name)
-            axes.fill_between(range(len(lags)), *spread, color=line.get_color(), alpha=0.12, linewidth=0)
-            axes.set_xticks(range(len(lags)), [str(lag) for lag in lags])
+            measured = sorted(rows[task, name].items())
+            means = np.array([100 * np.mean(values) for _, values in measured])
+            reach = [
+                [mean - 100 * min(values) for mean, (_, values) in zip(means, measured, strict=True)],
+                [100 * max(values) - mean for mean, (_, values) in zip(means, measured, strict=True)],
+            ]
+            # Side by side, so that the spreads can be told apart.
+            x = [lags.index(lag) + 0.06 * (index - len(ALGORITHMS) / 2) for lag, _ in measured]
+            axes.errorbar(x, means, reach, marker="o", markersize=4, capsize=2, color=f"C{index}", label=name)
+        axes.set_xticks(range(len(lags)), [str(lag) for lag in lags])
         axes.set_title(task)
         axes.set_xlabel("staleness, versions")
-        axes.set_ylabel("held-out accuracy, %")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.grid(alpha=0.3, axis="y")
+    figure.axes[0].set_ylabel("held-out accuracy, % (lowest to highest seed)")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.savefig(path)
