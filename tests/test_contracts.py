@@ -47,7 +47,7 @@ def test_group_round_trip_is_exact() -> None:
         ({"loss_mask": np.zeros(5, bool)}, "no token was sampled"),
         ({"loss_mask": np.ones(5, bool)}, "first token"),
         ({"policy_version": np.full(5, -1, np.int32)}, "policy version"),
-        ({"finish_reason": "abort"}, "'abort' is not a sample"),
+        ({"finish_reason": "error"}, "is 'error', expected one of stop, length, abort"),
     ],
 )
 def test_broken_trajectory_is_refused_by_name(change: dict, message: str) -> None:

@@ -136,11 +136,11 @@ def reference(tokens: np.ndarray) -> np.ndarray:
     return (-3.4 - 0.1 * np.cos(tokens)).astype(np.float32)
 
 
-def make_batch(engine: Engine, groups: Any, state: TrainState, **changes: Any) -> Batch:
-    """The prepared batch of these groups; `changes` are of the loss's settings for the host's part."""
+def make_batch(engine: Engine, dialogs: Any, state: TrainState, **changes: Any) -> Batch:
+    """The prepared batch of these groups of dialogs; `changes` are of the loss's settings for the host's part."""
     loss = engine.settings.loss.model_copy(update=changes)
     batch, _ = rl_batch(
-        groups,
+        dialogs,
         loss,
         sequence_length=engine.settings.sequence_length,
         trained_version=4,

@@ -103,7 +103,7 @@ def make_start(directory: Path, base_config: Path, task: str, seed: int, *, accu
     )
     record = paths.directory / "start.json"
     if not record.exists():
-        engine = Engine(learner, model_config, objective=objective.supervised, temperature=1.0)
+        engine = Engine(learner, model_config, objective=objective.supervised, temperature=1.0, devices=_one_device())
         if turns > 1:  # from what one turn has taught, which is most of it
             initial = make_start(directory, base_config, SINGLE_TURN, seed, accuracy=accuracy).params
         else:
@@ -124,6 +124,11 @@ def make_start(directory: Path, base_config: Path, task: str, seed: int, *, accu
     return _Start(config, dialogs, restore_parameters(paths.warm_start), width, reached)
 
 
+def _one_device() -> list[jax.Device]:
+    """A cell has one core, and its figures should not depend on how many devices there are."""
+    return jax.devices()[:1]
+
+
 def _engine(start: _Start, settings: StudySettings, loss: LossSettings) -> Engine:
     rows = settings.groups * settings.group_size
     learner = start.config.learner.model_copy(
@@ -140,7 +145,8 @@ def _engine(start: _Start, settings: StudySettings, loss: LossSettings) -> Engin
     )
     base = wiring.base_model_dir(start.config, wiring.run_paths(start.config))
     _, model_config = wiring.build_encoder(start.config, base)
-    return Engine(learner, model_config, objective=objective.reinforcement(loss), temperature=1.0)
+    chosen = objective.reinforcement(loss)
+    return Engine(learner, model_config, objective=chosen, temperature=1.0, devices=_one_device())
 
 
 class CellRunner:
