@@ -1,4 +1,4 @@
-"""The whole job as a person runs it: real processes, real vLLM, a learner killed in the middle, bad input."""
+"""The whole job as a person runs it: real processes, real vLLM, a learner or a server killed, bad input."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from serving_bridge.queue import TrajectoryQueue
 from serving_bridge.telemetry import read_metrics
 from tests.conftest import REPOSITORY
 
+STEPS = 12
 SMALL_DEMO = (
     "warm_start.target_accuracy=0.003",
     "warm_start.evaluate_every=5",
     "warm_start.num_validation=384",
-    "learner.steps=8",
+    f"learner.steps={STEPS}",
     "learner.groups_per_step=4",
     "learner.microbatch_rows=32",
     "learner.checkpoint.every=2",
@@ -68,37 +69,68 @@ def steps(run_directory: Path) -> list[dict[str, Any]]:
     return [r for r in read_metrics(path) if r["event"] == "step"] if path.exists() else []
 
 
-@pytest.mark.timeout(420)
-def test_the_job_survives_a_killed_learner_and_trains_on_nothing_twice(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    log = tmp_path / "output"
+def has_checkpoint(run_directory: Path) -> bool:
+    """Whether a step is committed; one that is being written has another name."""
+    folder = run_directory / "checkpoints"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def run_and_kill(directory: Path, victim: str, *overrides: str) -> list[dict[str, Any]]:
+    """Runs the small demo in `directory`/run and kills the process whose command line holds `victim` once there is a
+    checkpoint; returns the records of the run, which must end well and leave nothing behind."""
+    run, log = directory / "run", directory / "output"
     with log.open("wb") as output:
         job = subprocess.Popen(
-            train_command("demo.toml", *SMALL_DEMO, f"run.directory={run}"),
+            train_command("demo.toml", *SMALL_DEMO, f"run.directory={run}", *overrides),
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=REPOSITORY,
             env=environment(),
         )
         try:
-            wait_for(lambda: len(steps(run)) >= 3 or job.poll() is not None, timeout_s=240, what="step 3")
+            wait_for(lambda: has_checkpoint(run) or job.poll() is not None, timeout_s=240, what="a checkpoint")
             assert job.poll() is None, log.read_text()
-            (learner,) = (pid for pid, c in processes_of(run).items() if "tools.learner" in c and "guard.py" not in c)
-            os.kill(learner, signal.SIGKILL)
+            (found,) = (pid for pid, c in processes_of(run).items() if victim in c and "guard.py" not in c)
+            os.kill(found, signal.SIGKILL)
             assert job.wait(timeout=240) == 0, log.read_text()
         finally:
             job.kill()
     wait_for(lambda: not processes_of(run), timeout_s=30, what="the end of all processes")
+    return read_metrics(run / "metrics.jsonl")
 
-    records = read_metrics(run / "metrics.jsonl")
+
+@pytest.mark.timeout(420)
+def test_vtrace_on_real_vllm_survives_a_killed_server(tmp_path: Path) -> None:
+    """The fleet starts the server again, brings it up to date, and the run goes on; the critic stays at home."""
+    overrides = (
+        'learner.loss.advantage={ estimator = "vtrace", segments = "turn" }',
+        'learner.loss.value={ model = "shared" }',
+    )
+    records = run_and_kill(tmp_path, "vllm.entrypoints", *overrides)
+    assert [r["replica"] for r in records if r["event"] == "replica_restart"] == ["vm-0"]
+    trained = [r for r in records if r["event"] == "step"]
+    assert [r["step"] for r in trained] == list(range(1, STEPS + 1))
+    assert max(r["staleness_max"] for r in trained) <= 2
+    assert all("value_explained_variance" in r for r in trained)
+    measured = [r["mismatch_mean_abs_logprob"] for r in trained if r["mismatch_tokens"]]
+    assert max(measured) <= 1e-4
+    assert TrajectoryQueue(tmp_path / "run" / "state.db").progress().num_acknowledged == STEPS * 4
+    final = json.loads((tmp_path / "run" / "final_model" / "config.json").read_text())
+    assert final["architectures"] == ["Qwen3ForCausalLM"]
+
+
+@pytest.mark.timeout(420)
+def test_the_job_survives_a_killed_learner_and_trains_on_nothing_twice(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    records = run_and_kill(tmp_path, "tools.learner")
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["steps"] == 8
+    assert summary["steps"] == STEPS
     assert [r["event"] for r in records].count("resumed") == 1
     assert [r["name"] for r in records if r["event"] == "restart"] == ["learner"]
     progress = TrajectoryQueue(run / "state.db").progress()
-    assert progress.num_acknowledged == 8 * 4
+    assert progress.num_acknowledged == STEPS * 4
     assert progress.num_dead == 0
-    assert progress.completed_steps == 8
+    assert progress.completed_steps == STEPS
 
     measured = [r for r in steps(run) if r["mismatch_tokens"]]
     assert measured, "no batch had its mismatch measured"
