@@ -7,6 +7,7 @@ python -m tools.convert from-hf --model DIR --out DIR
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from serving_bridge.convert import from_hf, to_hf
@@ -25,6 +26,7 @@ def main() -> None:
     for command in (forward, backward):
         command.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of a file that a run's checkpoints don't need
     with wiring.clear_errors():
         if arguments.command == "to-hf":
             to_hf(arguments.checkpoint, model_dir=arguments.model, out=arguments.out, dtype=arguments.dtype)

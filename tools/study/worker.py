@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -18,6 +19,7 @@ def start(cores: Queue[int], out: Path, config: Path, settings: StudySettings) -
     """Binds this process to the next free core."""
     os.sched_setaffinity(0, {cores.get()})
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # its warnings would tear the progress bar apart
     _here.update(out=out, config=config, settings=settings)
 
 
