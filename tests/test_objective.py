@@ -331,6 +331,18 @@ def test_mismatch_is_corrected_for_by_itself_and_staleness_is_not_touched() -> N
     assert float(metrics["mismatch_masked"]) == pytest.approx(current_share, rel=1e-5)
 
 
+def test_log_probs_of_older_versions_are_recomputed_with_their_own_weights(params: Any) -> None:
+    engine = make_engine(LossSettings(), microbatch_rows=4)
+    batch, _ = rl_batch(GROUPS, LossSettings(), sequence_length=12, trained_version=4)
+    older = jax.tree.map(lambda x: 1.1 * x, params)
+    got = engine.trainer_logprobs(batch, {2: older, 3: params}, current_version=3)
+    versions, behavior = np.asarray(batch.policy_version), np.asarray(batch.behavior_logprobs)
+    expected = np.where(versions == 2, engine.logprobs(older, np.asarray(batch.tokens)), behavior)
+    assert {1, 2, 3} <= set(versions.ravel().tolist())  # version 1 is gone, version 3 is the current one
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert np.abs(got - behavior)[versions == 2].min() > 1e-4
+
+
 def test_one_update_needs_no_proximal_pass() -> None:
     """The explicit proximal policy and the learner at the start of the step give the same loss and gradient."""
     loss = LossSettings(policy=PolicySettings(objective="decoupled_ppo"))
