@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -311,5 +311,4 @@ def preference_batch(
     batch = supervised_batch(rows, sequence_length=sequence_length, reduction="sequence_mean")
     if reference is None:
         return batch
-    fields = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
-    return Batch(**fields | {"reference_logprobs": reference(np.asarray(batch.tokens))})
+    return replace(batch, reference_logprobs=_on_host(reference(np.asarray(batch.tokens))))

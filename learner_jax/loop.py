@@ -157,7 +157,7 @@ class Learner:
             return None
         waited = time.monotonic()
         batch, stats = self._batch(groups)
-        lagging = self._lagging_mismatch(batch)
+        lagging = self._engine.lagging_mismatch(batch, self._published, current_version=self._version)
         metrics = self._update(batch)
         trained = time.monotonic()
 
@@ -257,9 +257,6 @@ class Learner:
     def _saved_reference(self) -> Params | None:
         """The reference, if a resumed run can't take it from where a fresh one does."""
         return self._reference if self._settings.loss.kl.reset_every else None
-
-    def _lagging_mismatch(self, batch: Batch) -> Mismatch:
-        return self._engine.lagging_mismatch(batch, self._published, current_version=self._version)
 
     def _wait_for_groups(self) -> tuple[list[list[Trajectory]] | None, int]:
         wanted = self._settings.groups_per_step

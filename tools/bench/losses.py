@@ -53,7 +53,7 @@ from tools.bench.timing import (
     spread,
     this_hardware,
     write_json,
-)  # fmt: skip
+)
 
 Form = Literal["sequential", "associative"]
 FORMS: tuple[Form, ...] = ("sequential", "associative")
