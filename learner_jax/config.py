@@ -60,8 +60,8 @@ class PolicySettings(Settings):
     importance_cap: float = Field(2.0, gt=0, description="upper bound of that weight; inf for none")
 
     @property
-    def unweighted(self) -> bool:
-        """Whether the objective leaves the importance ratio to the advantages, as IMPALA's policy gradient does."""
+    def leaves_ratio_to_advantages(self) -> bool:
+        """True of IMPALA's policy gradient alone: every other objective applies the importance ratio itself."""
         return self.objective == "policy_gradient" and self.importance == "none"
 
 

@@ -214,7 +214,13 @@ def episode_targets(
         rewards: Array, values_after: Array, log_ratios: Array, sampled: Array, episode: Episodes
     ) -> tuple[Array, Array]:
         targets = _sequence_targets(
-            settings.advantage, settings.policy.unweighted, rewards, values_after, log_ratios, sampled, episode
+            settings.advantage,
+            settings.policy.leaves_ratio_to_advantages,
+            rewards,
+            values_after,
+            log_ratios,
+            sampled,
+            episode,
         )
         return targets.advantages[episode.decision_index], targets.values
 
