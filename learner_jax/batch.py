@@ -15,7 +15,9 @@ from learner_jax.config import LossSettings
 from learner_jax.contracts import NOT_SAMPLED, Trajectory
 from learner_jax.hygiene import GroupCounts, clean_groups
 from learner_jax.kl import ESTIMATORS
+from learner_jax.layout import Layout
 from learner_jax.losses import loss_weights
+from learner_jax.packing import Lengths, Plan
 
 
 class BatchError(ValueError):
@@ -44,13 +46,31 @@ class Episodes:
     value_weights: Float[Array, "B T"]
 
 
+@dataclass(frozen=True)
+class Sequences:
+    """The sequences of a batch, one a row, right-padded with token 0; on the host.
+
+    Attributes:
+      sampled: whether the policy sampled the token.
+    """
+
+    tokens: Int[np.ndarray, "B T"]
+    sampled: Bool[np.ndarray, "B T"]
+    lengths: Lengths
+
+
+#: The reference's log-probs of sequences, float32[B, T], nats; those of tokens that were not sampled are not used.
+Reference = Callable[[Sequences], np.ndarray]
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one optimizer step, right-padded with token 0 and weight 0; a pytree.
+    """What one optimizer step learns from; a pytree.
 
-    Built of NumPy arrays on the host (typed as JAX's, which they become in the train step). What a run's settings do
-    not ask for is None.
+    Built on the host of NumPy arrays (typed as JAX's, which they become in the train step), one sequence a row,
+    right-padded with token 0 and weight 0. `packed` lays the sequences into rows for the train step; the same fields
+    then have one entry per slot of a row, and `layout` says which is what. What settings do not ask for is None.
 
     Attributes:
       tokens: token ids.
@@ -66,6 +86,9 @@ class Batch:
       old_values: values of the state before each token at the start of the step.
       value_targets: targets of the value function at decisions, when computed before the step.
       episodes: what the train step computes advantages from.
+      lengths, groups, shared: of each sequence, as in `packing.Lengths`; None on packed rows. Without `lengths`, all T
+        tokens of a row are one sequence.
+      layout: of packed rows.
     """
 
     tokens: Int[Array, "B T"]
@@ -79,6 +102,10 @@ class Batch:
     old_values: Float[Array, "B T"] | None = None
     value_targets: Float[Array, "B T"] | None = None
     episodes: Episodes | None = None
+    lengths: Int[Array, "B"] | None = None
+    groups: Int[Array, "B"] | None = None
+    shared: Int[Array, "B"] | None = None
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +139,96 @@ def _on_host(array: np.ndarray) -> Any:
     return array
 
 
+def group_lengths(groups: Sequence[Sequence[Trajectory]]) -> Lengths:
+    """Lengths of all trajectories, and how many leading, unsampled tokens those of a group have in common."""
+    shared = [_shared_tokens(group) for group in groups]
+    sizes = [len(group) for group in groups]
+    return Lengths(
+        tokens=np.array([len(t.tokens) for group in groups for t in group], np.int64),
+        groups=np.repeat(np.arange(len(groups)), sizes),
+        shared=np.repeat(np.array(shared, np.int64), sizes),
+    )
+
+
+def _shared_tokens(group: Sequence[Trajectory]) -> int:
+    if len(group) < 2:
+        return 0
+    length = min(int(np.argmax(t.loss_mask)) for t in group)
+    prompts = np.stack([t.tokens[:length] for t in group])
+    differs = (prompts != prompts[0]).any(axis=0)
+    return int(np.argmax(differs)) if differs.any() else length
+
+
+def sequences(groups: Sequence[Sequence[Trajectory]], *, sequence_length: int) -> Sequences:
+    """All trajectories, one a row of `sequence_length` tokens.
+
+    Raises:
+      BatchError: a trajectory is longer.
+    """
+    trajectories = [trajectory for group in groups for trajectory in group]
+    _check_lengths(trajectories, sequence_length)
+    return Sequences(
+        tokens=_rows([t.tokens for t in trajectories], sequence_length, np.int32),
+        sampled=_rows([t.loss_mask for t in trajectories], sequence_length, np.bool_),
+        lengths=group_lengths(groups),
+    )
+
+
+def packed(batch: Batch, plan: Plan) -> Batch:
+    """The rows of the train step: every field with one entry per slot, padding with weight 0."""
+
+    def pack(values: Any, fill: float = 0) -> Any:
+        return None if values is None else plan.pack(np.asarray(values), fill=fill)
+
+    episodes = None
+    if batch.episodes is not None:
+        decisions = np.asarray(batch.episodes.decision_index)
+        slots = np.take_along_axis(plan.slots, decisions, axis=1) % plan.row_tokens
+        episodes = replace(jax.tree.map(pack, batch.episodes), decision_index=pack(slots.astype(np.int32)))
+    fields = {
+        name: pack(getattr(batch, name))
+        for name in Batch.__dataclass_fields__
+        if name not in ("policy_version", "episodes", "lengths", "groups", "shared", "layout")
+    }
+    version = pack(batch.policy_version, NOT_SAMPLED)
+    return Batch(**fields, policy_version=version, episodes=episodes, layout=plan.layout)
+
+
+def abstract_batch(settings: LossSettings, *, num_rows: int, row_tokens: int, minibatches: int = 1) -> Batch:
+    """Shapes and dtypes of packed rows as the train step takes them under these settings; nothing is allocated."""
+
+    def of(dtype: type) -> Any:
+        return jax.ShapeDtypeStruct((num_rows, row_tokens), dtype)
+
+    floats, ints = of(np.float32), of(np.int32)
+    ahead = settings.advantage.estimator == "gae" and (minibatches > 1 or settings.needs_values_ahead)
+    episodes = Episodes(floats, floats, floats, of(np.bool_), ints, floats)
+    return Batch(
+        tokens=ints,
+        weights=floats,
+        advantages=floats,
+        behavior_logprobs=floats,
+        policy_version=ints,
+        reference_logprobs=floats if settings.kl.coefficient > 0 else None,
+        trainer_logprobs=floats if settings.mismatch.lagging else None,
+        proximal_logprobs=floats if minibatches > 1 else None,
+        old_values=floats if ahead else None,
+        value_targets=floats if ahead else None,
+        episodes=episodes if settings.advantage.uses_values else None,
+        layout=Layout(ints, ints, ints, ints),
+    )
+
+
+def batch_lengths(batch: Batch) -> Lengths:
+    """Lengths of the sequences of a batch that is not packed."""
+    rows, width = batch.tokens.shape
+    if batch.lengths is None:
+        return Lengths.of([width] * rows)
+    assert batch.groups is not None
+    assert batch.shared is not None
+    return Lengths(np.asarray(batch.lengths), np.asarray(batch.groups), np.asarray(batch.shared))
+
+
 def rl_batch(
     groups: Sequence[Sequence[Trajectory]],
     settings: LossSettings,
@@ -119,26 +236,24 @@ def rl_batch(
     sequence_length: int,
     trained_version: int,
     minibatches: int = 1,
-    reference: Callable[[np.ndarray], np.ndarray] | None = None,
+    reference: Reference | None = None,
     kl_coefficient: float = 0.0,
 ) -> tuple[Batch, BatchStats]:
     """Builds the batch of one reinforcement-learning step.
 
     Args:
       minibatches: optimizer updates that the rows will be cut into; each has its own normaliser.
-      reference: tokens int[B, T] to the reference's log-probs float[B, T].
+      reference: log-probs of the frozen reference, if the loss has a KL.
       kl_coefficient: weight of a KL that is part of the reward; estimators without values take it into account here.
     Raises:
       BatchError: a trajectory is longer than `sequence_length`.
     """
     trajectories = [trajectory for group in groups for trajectory in group]
-    _check_lengths(trajectories, sequence_length)
+    rows = sequences(groups, sequence_length=sequence_length)
     cleaned = clean_groups(groups, settings.groups)
-    mask = _rows([t.loss_mask for t in trajectories], sequence_length, np.bool_)
-    mask &= np.concatenate(cleaned.learned)[:, None]
-    tokens = _rows([t.tokens for t in trajectories], sequence_length, np.int32)
+    mask = rows.sampled & np.concatenate(cleaned.learned)[:, None]
     behavior = _rows([t.behavior_logprobs for t in trajectories], sequence_length, np.float32)
-    reference_logprobs = None if reference is None else reference(tokens)
+    reference_logprobs = None if reference is None else reference(rows)
     if settings.advantage.uses_values:
         advantages: Any = np.zeros(mask.shape, np.float32)
         episodes = _episodes(trajectories, cleaned.penalties, mask, settings, minibatches)
@@ -153,13 +268,16 @@ def rl_batch(
         advantages = (_answer_advantages(rewards, cleaned.valid, mask, settings) * mask).astype(np.float32)
         episodes = None
     batch = Batch(
-        tokens=tokens,
+        tokens=_on_host(rows.tokens),
         weights=_weights(mask, settings, minibatches),
         advantages=advantages,
         behavior_logprobs=behavior,
         policy_version=_rows([t.policy_version for t in trajectories], sequence_length, np.int32, NOT_SAMPLED),
         reference_logprobs=None if reference_logprobs is None else _on_host(reference_logprobs),
         episodes=episodes,
+        lengths=_on_host(rows.lengths.tokens),
+        groups=_on_host(rows.lengths.groups),
+        shared=_on_host(rows.lengths.shared),
     )
     return batch, _stats(groups, trajectories, trained_version, cleaned.counts)
 
@@ -280,12 +398,16 @@ def supervised_batch(examples: Sequence[Example], *, sequence_length: int, reduc
         )
     mask = _rows([np.asarray(m) for _, m in examples], sequence_length, np.bool_)
     zeros: Any = np.zeros(mask.shape, np.float32)
+    lengths = Lengths.of([len(tokens) for tokens, _ in examples])
     return Batch(
         tokens=_rows([np.asarray(tokens) for tokens, _ in examples], sequence_length, np.int32),
         weights=_on_host(loss_weights(mask, reduction=reduction)),
         advantages=zeros,
         behavior_logprobs=zeros,
         policy_version=_on_host(np.full(mask.shape, NOT_SAMPLED, np.int32)),
+        lengths=_on_host(lengths.tokens),
+        groups=_on_host(lengths.groups),
+        shared=_on_host(lengths.shared),
     )
 
 
@@ -293,12 +415,12 @@ def preference_batch(
     pairs: Sequence[tuple[Example, Example]],
     *,
     sequence_length: int,
-    reference: Callable[[np.ndarray], np.ndarray] | None = None,
+    reference: Reference | None = None,
 ) -> Batch:
     """Builds a batch for DPO or Bradley-Terry: rows 2i and 2i + 1 are the chosen and the rejected answer of pair i.
 
     Args:
-      reference: tokens int[B, T] to the reference's log-probs float[B, T]; DPO needs it.
+      reference: log-probs of the frozen reference; DPO needs it.
     Raises:
       BatchError: an example is longer than `sequence_length`, or has no token to score.
     """
@@ -311,4 +433,5 @@ def preference_batch(
     batch = supervised_batch(rows, sequence_length=sequence_length, reduction="sequence_mean")
     if reference is None:
         return batch
-    return replace(batch, reference_logprobs=_on_host(reference(np.asarray(batch.tokens))))
+    given = Sequences(np.asarray(batch.tokens), np.asarray(batch.weights) > 0, batch_lengths(batch))
+    return replace(batch, reference_logprobs=_on_host(reference(given)))

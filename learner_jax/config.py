@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +23,10 @@ class OptimizerSettings(Settings):
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    moments: Literal["float32", "bfloat16", "factored"] = Field(
+        "float32",
+        description="8 bytes per parameter; 6 (the first in bf16); 2 (and the second by row and column)",
+    )
 
 
 class AdvantageSettings(Settings):
@@ -225,22 +229,50 @@ class LearnerSettings(Settings):
 
     steps: int = Field(gt=0, description="optimizer steps of reinforcement learning")
     groups_per_step: int = Field(gt=0)
-    sequence_length: int = Field(gt=1, description="fixed row length in tokens; longer trajectories are refused")
-    microbatch_rows: int = Field(gt=0, description="rows per gradient accumulation step; divides the batch")
+    sequence_length: int = Field(gt=1, description="longest trajectory in tokens; longer ones are refused")
+    row_tokens: tuple[Annotated[int, Field(gt=1)], ...] = Field(
+        (), description="the few row lengths that sequences are packed into; empty: sequence_length alone"
+    )
+    microbatch_rows: int = Field(gt=0, description="packed rows per gradient accumulation step")
+    share_prompts: Literal["auto", "never"] = Field(
+        "auto", description="compute a group's prompt once per row, where the attention kernel can and it costs less"
+    )
     minibatches: int = Field(1, gt=0, description="optimizer updates per batch; more than 1 cost a forward pass more")
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     publish_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = Field(False, description="recompute layer activations in the backward pass")
-    logits_chunk_tokens: int = Field(0, ge=0, description="tokens per chunk of the output head; 0 does all at once")
+    attention: Literal["auto", "xla", "cudnn", "splash"] = Field(
+        "auto", description="attention kernel; auto takes the platform's"
+    )
+    remat: Literal["none", "matmuls", "full"] = Field(
+        "none", description="of each layer, keep all activations, those that come out of matmuls, or only its input"
+    )
+    logits_chunk_tokens: int = Field(1024, ge=0, description="tokens per chunk of the output head; 0 does all at once")
     mismatch_rows: int = Field(64, ge=0, description="rows per batch on which sampler and trainer are compared")
     mismatch_versions: int = Field(0, ge=0, description="older versions kept in memory for that comparison")
     num_golden: int = Field(4, gt=0, description="golden prompts sent with each version")
     cpu_cores: int = Field(0, ge=0, description="cores for reinforcement learning on a CPU shared with vLLM; 0 for all")
     max_wait_s: float = Field(600, gt=0, description="give up when no group came for this long")
+    peak_tflops: float = Field(
+        0.0, ge=0, description="of one device, for the utilisation in the log; 0 measures a large matmul at the start"
+    )
     mesh: MeshSettings = MeshSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     loss: LossSettings = LossSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """The lengths of packed rows."""
+        return self.row_tokens or (self.sequence_length,)
+
+    @model_validator(mode="after")
+    def _rows_hold_sequences(self) -> LearnerSettings:
+        if max(self.row_lengths) < self.sequence_length:
+            raise ValueError(
+                f"row_tokens is {list(self.row_tokens)}, but sequence_length is {self.sequence_length}: the longest "
+                f"row must hold the longest sequence; raise one of row_tokens to at least that"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_the_loss(self) -> LearnerSettings:

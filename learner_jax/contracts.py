@@ -280,7 +280,15 @@ class TrajectorySource(Protocol):
 class WeightPublisher(Protocol):
     """Where the learner puts new weights; implemented by the bridge's weight store."""
 
+    def claim(self) -> int:
+        """Takes the next policy version; one that is never published stays taken and never exists."""
+
     def publish(
-        self, tensors: Iterable[tuple[str, np.ndarray]], *, step: int, golden: Sequence[GoldenPrompt]
+        self,
+        tensors: Iterable[tuple[str, np.ndarray]],
+        *,
+        step: int,
+        golden: Sequence[GoldenPrompt],
+        version: int | None = None,
     ) -> WeightManifest:
-        """Stores a full set of tensors under HF names as a new policy version and returns its manifest."""
+        """Stores a full set of tensors under HF names as a policy version, a claimed or a new one."""

@@ -1,4 +1,4 @@
-"""Weights for data of another policy: the sampler's mismatch, staleness, effective sample size; on one sequence.
+"""Weights for data of another policy: the sampler's mismatch, staleness, effective sample size; on one row.
 
 Two ratios are kept apart. *Mismatch* is trainer / sampler at the same policy version: other kernels, other dtypes,
 other rounding. *Staleness* is the newer policy / the older one, both by the trainer. Weights carry no gradient.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from learner_jax.policy_losses import importance_ratios, sequence_log_ratio
+from learner_jax.policy_losses import importance_ratios, sequence_log_ratio, sequence_sum
 
 
 def mismatch_weights(
     log_ratios: Float[Array, "T"],
     loss_mask: Bool[Array, "T"],
+    segments: Int[Array, "T"] | None = None,
     *,
     truncation: float | None = None,
     band: tuple[float, float] | None = None,
@@ -26,6 +27,7 @@ def mismatch_weights(
 
     Args:
       log_ratios: log(trainer / sampler) at the version that sampled the token, nats.
+      segments: number of the sequence that each token belongs to, where the row holds several.
       truncation: weight by min(ratio, truncation) (TIS: Yao et al., "Your Efficient RL Framework Secretly Brings You
         Off-Policy RL Training", 2025); without it the weight is 1.
       band: mask tokens whose ratio is outside [low, high] (IcePop, in Ring-1T, arXiv 2510.18855, equation 2, which
@@ -41,10 +43,11 @@ def mismatch_weights(
     if band is not None:
         kept = kept & (ratios >= band[0]) & (ratios <= band[1])
     if sequence_band is not None:
-        mean = importance_ratios(sequence_log_ratio(log_ratios, loss_mask))
+        mean = importance_ratios(sequence_log_ratio(log_ratios, loss_mask, segments))
         kept = kept & (mean >= sequence_band[0]) & (mean <= sequence_band[1])
     if veto is not None:
-        kept = kept & ~jnp.any(loss_mask & (ratios < veto))
+        vetoed = sequence_sum((loss_mask & (ratios < veto)).astype(ratios.dtype), segments)
+        kept = kept & (vetoed == 0)
     return jax.lax.stop_gradient(jnp.where(kept, weights, 0.0))
 
 

@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learner_jax.batch import Batch, BatchStats, rl_batch
+from learner_jax import flops
+from learner_jax.batch import Batch, BatchStats, Reference, Sequences, rl_batch
 from learner_jax.checkpoint import Checkpoints, Position
 from learner_jax.contracts import Trajectory, TrajectorySource, WeightPublisher
 from learner_jax.engine import Engine, Mismatch
-from learner_jax.hf_io import export_tensors
 from learner_jax.kl import adapted_coefficient
+from learner_jax.profiling import Profiler
+from learner_jax.publishing import Publishing
+from learner_jax.reference import ReferenceAhead
 from learner_jax.train_step import Params
 from learner_jax.value_model import split_parameters
 
@@ -62,6 +65,7 @@ class Learner:
       golden_prompts: token ids of the prompts whose log-probs travel with each version.
       max_staleness: versions a group may lag when it is trained on.
       should_stop: asked between steps; True ends the loop after a checkpoint.
+      profiler: traces some of the steps.
     """
 
     def __init__(
@@ -78,26 +82,39 @@ class Learner:
         log: Log,
         should_stop: Callable[[], bool],
         reference_params: Params | None = None,
+        profiler: Profiler | None = None,
     ):
         self._engine = engine
         self._settings = engine.settings
         self._source = source
-        self._publisher = publisher
+        self._publishing = Publishing(
+            engine,
+            publisher,
+            golden_prompts,
+            keep=engine.settings.mismatch_versions,
+            max_wait_s=engine.settings.max_wait_s,
+            log=log,
+        )
         self._checkpoints = checkpoints
-        self._golden_prompts = golden_prompts
         self._max_staleness = max_staleness
+        self._profiler = profiler
         self._log = log
         self._should_stop = should_stop
         self._unconfirmed = _Unconfirmed()
-        self._published: dict[int, Params] = {}
         self._saving = False
         self._state = engine.init_state(initial_params, seed=seed)
         self._kl_coefficient = self._settings.loss.kl.coefficient
         self._reference: Params | None = None
         if self._kl_coefficient > 0:
             self._reference = self._policy_copy() if reference_params is None else reference_params
+        self._reference_ahead = ReferenceAhead(
+            self._reference_logprobs,
+            sequence_length=self._settings.sequence_length,
+            microbatch_tokens=self._settings.microbatch_rows * max(self._settings.row_lengths),
+        )
         self._completed, self._version = 0, -1
         self._changed_version = -1
+        self._peak_flops = 0.0
 
     def run(self) -> Outcome:
         """Trains to the end, or until asked to stop; leaves a committed checkpoint behind in every case.
@@ -106,8 +123,18 @@ class Learner:
           StarvedError: no group came for `max_wait_s`.
           TrainingError: several steps in a row were not finite.
         """
+        try:
+            return self._run()
+        finally:
+            if self._profiler is not None:
+                self._profiler.close()
+            self._publishing.close()
+
+    def _run(self) -> Outcome:
         self._resume()
+        self._log_engine()
         self._publish()
+        self._publishing.wait()  # what can't be published at all should be known before anything is trained
         self._source.mark_trained([], completed_steps=self._completed, trained_version=self._version)
         reason = "finished"
         skipped_in_a_row = 0
@@ -115,7 +142,11 @@ class Learner:
             if self._should_stop():
                 reason = "stopped"
                 break
+            if self._profiler is not None:
+                self._profiler.before_step()
             record = self._one_step()
+            if self._profiler is not None:
+                self._profiler.after_step()
             if record is None:
                 reason = "stopped"
                 break
@@ -131,10 +162,29 @@ class Learner:
                 reason = "kl_budget"
                 break
         self._save()
+        self._publishing.wait()
         self._confirm(wait=True)
         if reason != "stopped":
             self._source.finish()
         return Outcome(reason, self._position())
+
+    def _log_engine(self) -> None:
+        """Says once what runs where, and what the device can do at most."""
+        mesh, settings = self._engine.mesh, self._settings
+        device = mesh.local_devices[0]
+        peak = settings.peak_tflops * 1e12 or flops.matmul_peak(device, settings.compute_dtype)
+        self._peak_flops = peak * mesh.size
+        self._log(
+            "engine",
+            platform=self._engine.platform,
+            device=device.device_kind,
+            mesh=dict(mesh.shape),
+            attention=self._engine.attention,
+            compute_dtype=settings.compute_dtype,
+            row_tokens=list(settings.row_lengths),
+            microbatch_rows=settings.microbatch_rows,
+            peak_tflops_per_device=peak / 1e12,
+        )
 
     def _resume(self) -> None:
         consumed: Sequence[str] = ()
@@ -157,7 +207,8 @@ class Learner:
             return None
         waited = time.monotonic()
         batch, stats = self._batch(groups)
-        lagging = self._engine.lagging_mismatch(batch, self._published, current_version=self._version)
+        lagging = self._engine.lagging_mismatch(batch, self._publishing.weights, current_version=self._version)
+        prepared = time.monotonic()
         metrics = self._update(batch)
         trained = time.monotonic()
 
@@ -184,6 +235,7 @@ class Learner:
             kl_coefficient=kl_coefficient,
             dropped_stale=dropped,
             wait_s=waited - started,
+            prepare_s=prepared - waited,
             train_s=trained - waited,
             publish_s=published - trained,
             save_s=ended - published,
@@ -191,25 +243,28 @@ class Learner:
         )
 
     def _batch(self, groups: Sequence[Sequence[Trajectory]]) -> tuple[Batch, BatchStats]:
-        def reference(tokens: np.ndarray) -> np.ndarray:
-            return self._engine.logprobs(self._reference, tokens)
-
+        reference: Reference | None = None
+        if self._reference is not None:
+            reference = self._reference_ahead.result()
         batch, stats = rl_batch(
             groups,
             self._settings.loss,
             sequence_length=self._settings.sequence_length,
             trained_version=self._version,
             minibatches=self._settings.minibatches,
-            reference=None if self._reference is None else reference,
+            reference=reference,
             kl_coefficient=self._kl_coefficient,
         )
         batch = self._engine.prepared(
             self._state.params, batch, current_version=self._version, kl_coefficient=self._kl_coefficient
         )
         if self._settings.loss.mismatch.lagging:
-            trainer = self._engine.trainer_logprobs(batch, self._published, current_version=self._version)
+            trainer = self._engine.trainer_logprobs(batch, self._publishing.weights, current_version=self._version)
             batch = replace(batch, trainer_logprobs=jnp.asarray(trainer))
         return batch, stats
+
+    def _reference_logprobs(self, rows: Sequences) -> np.ndarray:
+        return self._engine.logprobs(self._reference, rows.tokens, rows.sampled, rows.lengths)
 
     def _update(self, batch: Batch) -> dict[str, float]:
         """Makes the batch's optimizer updates and returns their metrics.
@@ -220,15 +275,25 @@ class Learner:
         parts = []
         rows = batch.tokens.shape[0] // self._settings.minibatches
         for first in range(0, batch.tokens.shape[0], rows):
-            minibatch = jax.tree.map(lambda x: x[first : first + rows], batch)  # noqa: B023
+            started = time.monotonic()
+            packed = self._engine.pack(jax.tree.map(lambda x: x[first : first + rows], batch))  # noqa: B023
+            transferred = time.monotonic()
             self._state, metrics = self._engine.step(
                 self._state,
-                minibatch,
+                packed,
                 current_version=self._version,
                 changed_version=self._changed_version,
                 kl_coefficient=self._kl_coefficient,
             )
             parts.append({name: float(value) for name, value in metrics.items()})
+            parts[-1] |= {
+                "transfer_s": transferred - started,
+                "compute_s": time.monotonic() - transferred,
+                "slot_tokens": packed.plan.sources.size,
+                "real_tokens": packed.plan.sources.size * packed.plan.real_share,
+                "model_flops": packed.model_flops,
+                "shared_prompts": float(packed.plan.shares_prompts),
+            }
         merged = _merged(parts)
         lagged = round(merged["lagged_tokens"])
         if lagged >= _HONEST_FROM_TOKENS and merged["lagged_log_ratio_max"] == 0.0:
@@ -268,6 +333,8 @@ class Learner:
                 wanted - len(groups), trained_version=self._version, max_staleness=self._max_staleness
             )
             groups += report.groups
+            if self._reference is not None:
+                self._reference_ahead.add(report.groups)  # while the others are still being sampled
             dropped += report.num_dropped_stale
             if report.groups:
                 last_arrival = time.monotonic()
@@ -284,16 +351,7 @@ class Learner:
         return groups, dropped
 
     def _publish(self) -> None:
-        started = time.monotonic()
-        weights = self._engine.published(self._state.params)
-        golden = self._engine.golden(weights, self._golden_prompts)
-        tensors = export_tensors(weights, self._engine.model_config, self._settings.publish_dtype)
-        manifest = self._publisher.publish(tensors, step=self._completed, golden=golden)
-        self._version = manifest.version
-        self._published[manifest.version] = weights
-        for version in sorted(self._published)[: -1 - self._settings.mismatch_versions]:
-            del self._published[version]
-        self._log("published", version=self._version, step=self._completed, seconds=time.monotonic() - started)
+        self._version = self._publishing.start(self._state.params, step=self._completed)
 
     def _save(self) -> None:
         if self._checkpoints.latest_step() == self._completed:
@@ -339,6 +397,8 @@ class Learner:
             metrics.pop("mismatch_sum"), metrics.pop("mismatch_max"), round(metrics.pop("mismatch_tokens"))
         )
         mismatch = current + lagging
+        slots, real = metrics.pop("slot_tokens"), metrics.pop("real_tokens")
+        model_flops = metrics.pop("model_flops")
         record = {
             "step": self._completed,
             "version": version,
@@ -349,6 +409,8 @@ class Learner:
             "mismatch_max_abs_logprob": mismatch.maximum,
             "mismatch_tokens": mismatch.num_tokens,
             "dropped_stale": dropped_stale,
+            "real_token_share": real / slots,
+            "mfu": model_flops / (metrics["compute_s"] * self._peak_flops),
             **seconds,
         }
         self._log("step", **record)
@@ -362,7 +424,7 @@ def _merged(parts: Sequence[dict[str, float]]) -> dict[str, float]:
         values = [part[name] for part in parts]
         if name.endswith("_max") or name in ("skipped", "empty"):
             merged[name] = max(values)
-        elif name.endswith(("_sum", "_tokens")):
+        elif name.endswith(("_sum", "_tokens", "_flops", "_s")):
             merged[name] = sum(values)
         else:
             merged[name] = sum(values) / len(values)

@@ -8,8 +8,9 @@ are used; norms, rope tables, softmax and log-softmax are fp32 whatever the comp
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -19,20 +20,24 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int
 
+from learner_jax.attention import Implementation, attend, attention_implementation
+from learner_jax.head import scored_stats
 from learner_jax.hf_names import ModelConfig, parameters
+from learner_jax.layout import plain_layout
 
 ComputeDtype = Literal["float32", "bfloat16"]
-AttentionImplementation = Literal["xla", "cudnn"]
+Remat = Literal["none", "matmuls", "full"]
 
 #: Nested dict of arrays keyed by the parts of `Parameter.path`.
 Params = dict[str, Any]
 
 _INIT_STDDEV = 0.02
 _COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_ATTENTION: Mapping[str, Mapping[str, AttentionImplementation]] = {
-    "cpu": {"float32": "xla", "bfloat16": "xla"},
-    "gpu": {"float32": "xla", "bfloat16": "cudnn"},
-    "tpu": {"float32": "xla", "bfloat16": "xla"},
+#: What each policy keeps of a layer for the backward pass; None keeps everything.
+_REMAT: Mapping[str, Callable[..., bool] | None] = {
+    "none": None,
+    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -44,29 +49,25 @@ class TokenStats:
     Attributes:
       logprobs: fp32[B, T], nats; entry t is log p(tokens[t] | tokens[:t]) at logits / temperature; entry 0 is 0.
       entropy: fp32[B, T], nats, of the distribution that tokens[t] was scored by; entry 0 is 0.
-      argmax_correct: bool[B, T], whether tokens[t] is that distribution's mode; entry 0 is False.
+      argmax_correct: bool[B, T], whether tokens[t] is that distribution's mode, where that was asked for.
       values_after: fp32[B, T], value of the state after tokens[:t+1], where the model has a value function.
     """
 
     logprobs: Float[Array, "B T"]
     entropy: Float[Array, "B T"]
-    argmax_correct: Bool[Array, "B T"]
+    argmax_correct: Bool[Array, "B T"] | None = None
     values_after: Float[Array, "B T"] | None = None
 
 
-def attention_implementation(platform: str, compute_dtype: ComputeDtype) -> AttentionImplementation:
-    """Which kernel of `jax.nn.dot_product_attention` a platform runs; cuDNN's flash kernel takes no fp32.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Rows:
+    """What attention needs to know of the rows besides their activations; `segments` None: one sequence a row."""
 
-    Raises:
-      ValueError: unknown platform or compute dtype.
-    """
-    try:
-        return _ATTENTION[platform][compute_dtype]
-    except KeyError:
-        raise ValueError(
-            f"no attention for platform {platform!r} with compute dtype {compute_dtype!r}; known platforms: "
-            f"{', '.join(_ATTENTION)}; known dtypes: {', '.join(_COMPUTE_DTYPES)} (learner.compute_dtype)"
-        ) from None
+    cos: Float[Array, "b T 1 h"]
+    sin: Float[Array, "b T 1 h"]
+    segments: Int[Array, "B T"] | None
+    prefixes: Int[Array, "B T"] | None
 
 
 def abstract_parameters(config: ModelConfig) -> Params:
@@ -104,7 +105,9 @@ def merge(
     params: Params,
     *,
     compute_dtype: ComputeDtype = "float32",
-    remat: bool = False,
+    remat: Remat = "none",
+    attention: Implementation | None = None,
+    max_segments: int | None = None,
     activation_sharding: jax.sharding.NamedSharding | None = None,
 ) -> Decoder:
     """Wires a parameter tree into a `Decoder`, after checking it against the table; moves no data, so cheap in `jit`.
@@ -120,7 +123,15 @@ def merge(
     for path, leaf in given.items():
         if leaf.shape != expected[path].shape:
             raise ValueError(f"parameter {path} has shape {leaf.shape}, expected {expected[path].shape}")
-    return Decoder(config, params, compute_dtype=compute_dtype, remat=remat, activation_sharding=activation_sharding)
+    return Decoder(
+        config,
+        params,
+        compute_dtype=compute_dtype,
+        remat=remat,
+        attention=attention,
+        max_segments=max_segments,
+        activation_sharding=activation_sharding,
+    )
 
 
 def rope_inverse_frequencies(config: ModelConfig) -> np.ndarray:
@@ -171,29 +182,24 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Causal grouped-query attention with rope; on rows padded at the right the causal mask is the only one needed."""
+    """Causal grouped-query attention with rope, within the segments of each row."""
 
-    def __init__(self, config: ModelConfig, params: Params, implementation: AttentionImplementation) -> None:
-        self.head_dim, self.implementation = config.head_dim, implementation
+    def __init__(self, config: ModelConfig, params: Params, attend: Callable[..., Array]) -> None:
+        self.head_dim, self.attend = config.head_dim, attend
         self.q_proj, self.k_proj = Linear(params["q_proj"]), Linear(params["k_proj"])
         self.v_proj, self.o_proj = Linear(params["v_proj"]), Linear(params["o_proj"])
         self.q_norm = RMSNorm(config, params["q_norm"]) if config.qk_norm else None
         self.k_norm = RMSNorm(config, params["k_norm"]) if config.qk_norm else None
 
-    def __call__(self, x: Float[Array, "B T D"], cos: Array, sin: Array) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T D"], rows: _Rows) -> Float[Array, "B T D"]:
         batch, length, _ = x.shape
         query = self.q_proj(x).reshape(batch, length, -1, self.head_dim)
         key = self.k_proj(x).reshape(batch, length, -1, self.head_dim)
         value = self.v_proj(x).reshape(batch, length, -1, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
-        mixed = jax.nn.dot_product_attention(
-            _rotate(query, cos, sin),
-            _rotate(key, cos, sin),
-            value,
-            is_causal=True,
-            implementation=self.implementation,
-        )
+        query, key = _rotate(query, rows.cos, rows.sin), _rotate(key, rows.cos, rows.sin)
+        mixed = self.attend(query, key, value, segments=rows.segments, prefixes=rows.prefixes)
         return self.o_proj(mixed.reshape(batch, length, -1))
 
 
@@ -211,14 +217,14 @@ class MLP(nnx.Module):
 class Layer(nnx.Module):
     """One pre-norm residual layer."""
 
-    def __init__(self, config: ModelConfig, params: Params, implementation: AttentionImplementation) -> None:
+    def __init__(self, config: ModelConfig, params: Params, attend: Callable[..., Array]) -> None:
         self.input_norm = RMSNorm(config, params["input_norm"])
-        self.attention = Attention(config, params["attention"], implementation)
+        self.attention = Attention(config, params["attention"], attend)
         self.post_norm = RMSNorm(config, params["post_norm"])
         self.mlp = MLP(params["mlp"])
 
-    def __call__(self, x: Float[Array, "B T D"], cos: Array, sin: Array) -> Float[Array, "B T D"]:
-        x = x + self.attention(self.input_norm(x), cos, sin)
+    def __call__(self, x: Float[Array, "B T D"], rows: _Rows) -> Float[Array, "B T D"]:
+        x = x + self.attention(self.input_norm(x), rows)
         return x + self.mlp(self.post_norm(x))
 
 
@@ -236,7 +242,9 @@ class Decoder(nnx.Module):
       config: shape and options.
       params: nested dict of fp32 arrays as of `abstract_parameters`, layers stacked.
       compute_dtype: dtype of activations and of the weights where they are used.
-      remat: recompute each layer's activations in the backward pass instead of keeping them.
+      remat: what is kept of each layer for the backward pass; the rest is computed again.
+      attention: kernel; the platform's by default.
+      max_segments: most segments that a row may hold, for kernels that must know.
       activation_sharding: how activations [B, T, D] lie on the mesh, `sharding.batch_sharding(mesh)`. Without it the
         compiler may spread the embedding's output like the table instead of by batch.
     """
@@ -247,49 +255,65 @@ class Decoder(nnx.Module):
         params: Params,
         *,
         compute_dtype: ComputeDtype = "float32",
-        remat: bool = False,
+        remat: Remat = "none",
+        attention: Implementation | None = None,
+        max_segments: int | None = None,
         activation_sharding: jax.sharding.NamedSharding | None = None,
     ) -> None:
-        implementation = attention_implementation(jax.default_backend(), compute_dtype)
+        implementation = attention or attention_implementation(jax.default_backend(), compute_dtype)
+        mesh: Any = None if activation_sharding is None else activation_sharding.mesh
+        kernel = partial(attend, implementation=implementation, mesh=mesh, max_segments=max_segments)
         self.config, self.compute_dtype, self.remat = config, compute_dtype, remat
         self.activation_sharding = activation_sharding
         self.embed = Table(params["embed"])
-        self.layers = Layer(config, params["layers"], implementation)
+        self.layers = Layer(config, params["layers"], kernel)
         self.norm = RMSNorm(config, params["norm"])
         self.lm_head = None if config.tie_word_embeddings else Table(params["lm_head"])
 
     def hidden_states(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"] | None = None
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        prefixes: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T D"]:
         """Activations after the final norm, in the compute dtype.
 
-        `positions` default to 0..T-1 in every row. A token id outside the vocabulary makes its row NaN; it
-        never takes a neighbour's embedding.
+        `positions` default to 0..T-1 in every row; `segments` and `prefixes` are those of a `Layout`, and without them
+        a row is one sequence. A token id outside the vocabulary makes what sees it NaN; it never takes a neighbour's
+        embedding.
         """
         if positions is None:
             positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         angle = positions[..., None, None].astype(jnp.float32) * rope_inverse_frequencies(self.config)
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        rows = _Rows(jnp.cos(angle), jnp.sin(angle), segments, prefixes)
         graph, stacked = nnx.split(self.layers)
 
         def step(x: Array, layer: Any) -> tuple[Array, None]:
-            return self._constrain(nnx.merge(graph, layer)(x, cos, sin)), None
+            return self._constrain(nnx.merge(graph, layer)(x, rows)), None
 
-        with self._matmul_precision():
-            rows = jnp.take(self.embed.weight[...], tokens, axis=0, mode="fill")
-            x = self._constrain(rows.astype(_COMPUTE_DTYPES[self.compute_dtype]))
+        with self.matmul_precision():
+            embedded = jnp.take(self.embed.weight[...], tokens, axis=0, mode="fill")
+            x = self._constrain(embedded.astype(_COMPUTE_DTYPES[self.compute_dtype]))
+            policy = _REMAT[self.remat]
             # The scan already keeps the backward pass apart from the forward one, so CSE can't undo the remat.
-            body = jax.checkpoint(step, prevent_cse=False) if self.remat else step
+            body = step if policy is None else jax.checkpoint(step, prevent_cse=False, policy=policy)
             x, _ = jax.lax.scan(body, x, stacked)
         return self.norm(x)
 
+    @property
+    def head_weight(self) -> Float[Array, "V D"]:
+        """The output head's fp32 master weight; the embedding's where they are tied."""
+        weight: Array = (self.embed if self.lm_head is None else self.lm_head).weight[...]
+        return weight
+
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """fp32 scores of the next token, from compute-dtype operands accumulated in fp32."""
-        weight = (self.embed if self.lm_head is None else self.lm_head).weight[...]
-        with self._matmul_precision():
-            return jnp.einsum("btd,vd->btv", hidden, weight.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        weight = self.head_weight.astype(hidden.dtype)
+        with self.matmul_precision():
+            return jnp.einsum("btd,vd->btv", hidden, weight, preferred_element_type=jnp.float32)
 
-    def _matmul_precision(self) -> contextlib.AbstractContextManager[Any]:
+    def matmul_precision(self) -> contextlib.AbstractContextManager[Any]:
         """fp32 means fp32: accelerators would otherwise multiply in TF32 or bf16."""
         precision = "highest" if self.compute_dtype == "float32" else "default"
         manager: contextlib.AbstractContextManager[Any] = jax.default_matmul_precision(precision)
@@ -306,62 +330,25 @@ def token_logprobs(
     model: Decoder,
     tokens: Int[Array, "B T"],
     *,
-    hidden: Float[Array, "B T D"] | None = None,
     temperature: float = 1.0,
     chunk_tokens: int = 0,
     entropy_gradient: bool = False,
 ) -> TokenStats:
-    """Log-probs, entropies and argmax hits of every token of right-padded rows.
+    """Log-probs, entropies and argmax hits of every token of right-padded rows, one sequence a row.
 
-    `hidden` are the model's `hidden_states(tokens)` where the caller has them; entropy lets a gradient through only
-    with `entropy_gradient`, which costs memory and time.
-
-    With `chunk_tokens` > 0 the output head runs on that many tokens at a time (whole time steps: at least B tokens)
-    and is recomputed in the backward pass, so that no [B, T, V] array exists; numbers and gradients are the same.
+    Entropy lets a gradient through only with `entropy_gradient`. With `chunk_tokens` > 0 the output head runs on that
+    many tokens at a time, so that no [B, T, V] array exists; numbers and gradients are the same.
     """
-    hidden = model.hidden_states(tokens) if hidden is None else hidden
-    batch, length = tokens.shape
-    steps = max(1, chunk_tokens // batch) if chunk_tokens else length
-    if steps >= length:
-        return _with_first(*_head_stats(model, hidden[:, :-1], tokens[:, 1:], temperature, entropy_gradient))
-    graph, state = nnx.split(model)
-    chunks = -(-(length - 1) // steps)
-    padding = chunks * steps - (length - 1)
-
-    # Chunks are cut along time, so that rows stay where the mesh put them.
-    def cut(x: Array) -> Array:
-        padded = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(padded.reshape(batch, chunks, steps, *x.shape[2:]), 1, 0)
-
-    def join(x: Array) -> Array:
-        return jnp.moveaxis(x, 0, 1).reshape(batch, chunks * steps)[:, : length - 1]
-
-    @jax.checkpoint
-    def head(chunk: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        return _head_stats(nnx.merge(graph, state), *chunk, temperature, entropy_gradient)
-
-    stats = jax.lax.map(head, (cut(hidden[:, :-1]), cut(tokens[:, 1:])))
-    return _with_first(*(join(x) for x in stats))
-
-
-def _head_stats(
-    model: Decoder,
-    hidden: Float[Array, "B t D"],
-    targets: Int[Array, "B t"],
-    temperature: float,
-    entropy_gradient: bool,
-) -> tuple[Float[Array, "B t"], Float[Array, "B t"], Bool[Array, "B t"]]:
-    logits = model.logits(hidden) / temperature
-    log_p = jax.nn.log_softmax(logits, axis=-1)
-    vocabulary = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 2)
-    # A masked sum rather than a gather: it stays local when the vocabulary is sharded.
-    chosen = jnp.sum(jnp.where(vocabulary == targets[..., None], log_p, 0.0), axis=-1)
-    known = (targets >= 0) & (targets < logits.shape[-1])
-    scored = log_p if entropy_gradient else jax.lax.stop_gradient(log_p)
-    entropy = -jnp.sum(jnp.exp(scored) * scored, axis=-1)
-    return jnp.where(known, chosen, jnp.nan), entropy, jnp.argmax(logits, axis=-1) == targets
-
-
-def _with_first(logprobs: Array, entropy: Array, correct: Array) -> TokenStats:
-    logprobs, entropy, correct = (jnp.pad(x, [(0, 0), (1, 0)]) for x in (logprobs, entropy, correct))
-    return TokenStats(logprobs=logprobs, entropy=entropy, argmax_correct=correct)
+    layout = plain_layout(*tokens.shape)
+    out = scored_stats(
+        model.hidden_states(tokens),
+        model.head_weight,
+        tokens,
+        jnp.asarray(layout.predecessors),
+        jnp.asarray(layout.predecessors) >= 0,
+        temperature=temperature,
+        chunk_tokens=chunk_tokens,
+        entropy_gradient=entropy_gradient,
+        with_argmax=True,
+    )
+    return TokenStats(logprobs=out.logprobs, entropy=out.entropy, argmax_correct=out.argmax_correct)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from learner_jax import corrections, kl, losses, policy_losses, returns
 from learner_jax.batch import Batch, Episodes
 from learner_jax.config import AdvantageSettings, LossSettings, PolicySettings
+from learner_jax.layout import Layout
 from learner_jax.model import TokenStats
 
 Metrics = dict[str, Array]
@@ -39,14 +40,32 @@ class StepScalars:
     kl_coefficient: Float[Array, ""]
 
 
-#: (statistics under the current parameters, batch, scalars) -> (share of the loss, shares of the metrics)
-Objective = Callable[[TokenStats, Batch, StepScalars], tuple[Array, Metrics]]
+@dataclass(frozen=True)
+class Objective:
+    """A loss, and what the train step may do with it.
+
+    Attributes:
+      share: (statistics under the current parameters, batch, scalars) -> (share of the loss, shares of the metrics).
+      token_local: a token's part of the loss depends on that token's own log-prob and entropy alone, so that its
+        gradient can be taken as soon as they are known.
+      packs: rows may hold several sequences.
+    """
+
+    share: Callable[[TokenStats, Batch, StepScalars], tuple[Array, Metrics]]
+    token_local: bool = False
+    packs: bool = True
+
+    def __call__(self, stats: TokenStats, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics]:
+        return self.share(stats, batch, scalars)
 
 
-def supervised(stats: TokenStats, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics]:
-    """Cross-entropy of the target tokens."""
+def _cross_entropy(stats: TokenStats, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics]:
     loss = losses.masked_sum(jax.vmap(losses.cross_entropy)(stats.logprobs), batch.weights)
     return loss, {"entropy": losses.masked_sum(stats.entropy, batch.weights)}
+
+
+#: Cross-entropy of the target tokens.
+supervised = Objective(_cross_entropy, token_local=True)
 
 
 def reinforcement(settings: LossSettings) -> Objective:
@@ -55,9 +74,10 @@ def reinforcement(settings: LossSettings) -> Objective:
     def objective(stats: TokenStats, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics]:
         mask = batch.weights > 0
         ratios = _Ratios.of(stats, batch, scalars, corrected=settings.mismatch.active)
-        correction = _mismatch_correction(settings, ratios, mask)
+        segments = None if batch.layout is None else batch.layout.segments
+        correction = _mismatch_correction(settings, ratios, mask, segments)
         advantages, targets = _advantages(settings, stats, batch, ratios, scalars)
-        token_loss, values = _policy_term(settings.policy, stats, ratios, advantages, mask)
+        token_loss, values = _policy_term(settings.policy, stats, ratios, advantages, mask, segments)
         token_loss = correction * token_loss
         if batch.reference_logprobs is not None:
             values["kl"] = jax.vmap(kl.k3)(stats.logprobs, batch.reference_logprobs)
@@ -76,7 +96,13 @@ def reinforcement(settings: LossSettings) -> Objective:
             loss, metrics = loss + settings.value.coefficient * value_loss, metrics | value_metrics
         return loss, metrics | _off_policy_metrics(ratios, batch, scalars, mask)
 
-    return objective
+    coupled = (
+        settings.advantage.uses_values
+        or settings.policy.objective == "gspo"
+        or settings.mismatch.sequence_band is not None
+        or settings.mismatch.veto is not None
+    )
+    return Objective(objective, token_local=not coupled)
 
 
 @dataclass(frozen=True)
@@ -115,7 +141,9 @@ class _Ratios:
         )
 
 
-def _mismatch_correction(settings: LossSettings, ratios: _Ratios, mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+def _mismatch_correction(
+    settings: LossSettings, ratios: _Ratios, mask: Bool[Array, "B T"], segments: Int[Array, "B T"] | None
+) -> Float[Array, "B T"]:
     chosen = settings.mismatch
     if not chosen.active:
         return jnp.ones(mask.shape)
@@ -126,7 +154,7 @@ def _mismatch_correction(settings: LossSettings, ratios: _Ratios, mask: Bool[Arr
         sequence_band=chosen.sequence_band,
         veto=chosen.veto,
     )
-    return jax.vmap(weights)(ratios.mismatch, mask)
+    return jax.vmap(weights)(ratios.mismatch, mask, segments)
 
 
 def _policy_term(
@@ -135,6 +163,7 @@ def _policy_term(
     ratios: _Ratios,
     advantages: Float[Array, "B T"],
     mask: Bool[Array, "B T"],
+    segments: Int[Array, "B T"] | None,
 ) -> tuple[Array, Metrics]:
     """The policy's loss of every token, and values per token for the log."""
     low, high = policy.clip_low, policy.clip_high
@@ -158,9 +187,9 @@ def _policy_term(
             return cispo(stats.logprobs, ratios.to_anchor, advantages), {"clip_fraction": outside}
         case "gspo":
             gspo = jax.vmap(partial(policy_losses.gspo, clip_low=low, clip_high=high))
-            sequence = jax.vmap(policy_losses.sequence_log_ratio)(ratios.to_anchor, mask)
-            outside = clipped(jnp.broadcast_to(sequence[:, None], mask.shape), advantages)
-            return gspo(stats.logprobs, ratios.to_anchor, advantages, mask), {"clip_fraction": outside}
+            sequence = jax.vmap(policy_losses.sequence_log_ratio)(ratios.to_anchor, mask, segments)
+            outside = clipped(jnp.broadcast_to(sequence.reshape(mask.shape[0], -1), mask.shape), advantages)
+            return gspo(stats.logprobs, ratios.to_anchor, advantages, mask, segments), {"clip_fraction": outside}
         case "policy_gradient":
             weights = weigh(ratios.to_anchor) if truncated else jnp.ones(mask.shape)
             outside = (weights >= policy.importance_cap).astype(jnp.float32)
@@ -211,20 +240,22 @@ def episode_targets(
         rewards = rewards - scalars.kl_coefficient * jnp.where(batch.weights > 0, penalty, 0.0)
 
     def one(
-        rewards: Array, values_after: Array, log_ratios: Array, sampled: Array, episode: Episodes
+        rewards: Array, values_after: Array, values: Array, log_ratios: Array, sampled: Array, episode: Episodes
     ) -> tuple[Array, Array]:
         targets = _sequence_targets(
             settings.advantage,
             settings.policy.leaves_ratio_to_advantages,
             rewards,
             values_after,
+            values,
             log_ratios,
             sampled,
             episode,
         )
         return targets.advantages[episode.decision_index], targets.values
 
-    advantages, targets = jax.vmap(one)(rewards, values_after, log_ratios, batch.weights > 0, episodes)
+    values = before(values_after, batch.layout)
+    advantages, targets = jax.vmap(one)(rewards, values_after, values, log_ratios, batch.weights > 0, episodes)
     return jnp.where(batch.weights > 0, advantages, 0.0), targets
 
 
@@ -233,12 +264,13 @@ def _sequence_targets(
     weighted: bool,
     rewards: Float[Array, "T"],
     values_after: Float[Array, "T"],
+    values: Float[Array, "T"],
     log_ratios: Float[Array, "T"],
     sampled: Bool[Array, "T"],
     episode: Episodes,
 ) -> returns.Targets:
+    # Several sequences in one row stay apart: the discount on a sequence's last token is 0.
     rewards = returns.with_bootstrap(rewards, values_after, episode.bootstraps)
-    values = before(values_after)
     if settings.estimator == "gae":
         return returns.generalized_advantages(
             rewards, values, episode.discounts, episode.decisions, trace_decay=settings.trace_decay
@@ -260,16 +292,19 @@ def _sequence_targets(
     )
 
 
-def before(values_after: Float[Array, "*B T"]) -> Float[Array, "*B T"]:
-    """Value of the state before each token, from the values after; the first token has no state before it."""
-    return jnp.concatenate([jnp.zeros_like(values_after[..., :1]), values_after[..., :-1]], axis=-1)
+def before(values_after: Float[Array, "*B T"], layout: Layout | None = None) -> Float[Array, "*B T"]:
+    """Value of the state before each token, from the values after; a first token has no state before it, and gets 0."""
+    if layout is None:
+        return jnp.concatenate([jnp.zeros_like(values_after[..., :1]), values_after[..., :-1]], axis=-1)
+    earlier = jnp.take_along_axis(values_after, jnp.maximum(layout.predecessors, 0), axis=-1)
+    return jnp.where(layout.predecessors < 0, 0.0, earlier)
 
 
 def _value_term(
     settings: LossSettings, stats: TokenStats, batch: Batch, episodes: Episodes, targets: Float[Array, "B T"]
 ) -> tuple[Array, Metrics]:
     assert stats.values_after is not None
-    values = before(stats.values_after)
+    values = before(stats.values_after, batch.layout)
     old = batch.old_values if batch.old_values is not None else values
     token_loss = jax.vmap(partial(losses.value_loss, clip=settings.value.clip))(values, targets, old)
     sums = {"value_loss": token_loss, "value": values, "value_target": targets}
@@ -309,10 +344,10 @@ def direct_preference(beta: float) -> Objective:
         margin = beta * (chosen - rejected)
         return _pair_shares(batch, pair_loss, {"margin": margin, "preference_accuracy": margin > 0})
 
-    return objective
+    return Objective(objective, packs=False)
 
 
-def bradley_terry(stats: TokenStats, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics]:
+def _bradley_terry(stats: TokenStats, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics]:
     """A reward model on rows in pairs: the score of an answer is the value after its last token."""
     assert stats.values_after is not None
     mask = batch.weights > 0
@@ -322,6 +357,10 @@ def bradley_terry(stats: TokenStats, batch: Batch, scalars: StepScalars) -> tupl
     pair_loss = jax.vmap(losses.bradley_terry)(chosen, rejected)
     margin = chosen - rejected
     return _pair_shares(batch, pair_loss, {"margin": margin, "preference_accuracy": margin > 0})
+
+
+#: A reward model's loss on rows in pairs.
+bradley_terry = Objective(_bradley_terry, packs=False)
 
 
 def _pair_shares(batch: Batch, pair_loss: Float[Array, "P"], values: Metrics) -> tuple[Array, Metrics]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 #: Bound of |log ratio| before the exponential: e^20 is a ratio that no bound lets through, and its square is finite.
 MAX_LOG_RATIO = 20.0
@@ -70,6 +70,7 @@ def gspo(
     log_ratios: Float[Array, "T"],
     advantages: Float[Array, "T"],
     loss_mask: Bool[Array, "T"],
+    segments: Int[Array, "T"] | None = None,
     *,
     clip_low: float,
     clip_high: float,
@@ -80,15 +81,29 @@ def gspo(
     sg(s) pi / sg(pi). With one advantage per answer and the mean over its tokens, value and gradient are those of
     equation 5.
     """
-    sequence = sequence_log_ratio(log_ratios, loss_mask)
+    sequence = sequence_log_ratio(log_ratios, loss_mask, segments)
     token = jax.lax.stop_gradient(sequence) + logprobs - jax.lax.stop_gradient(logprobs)
     return ppo(token, advantages, clip_low=clip_low, clip_high=clip_high)
 
 
-def sequence_log_ratio(log_ratios: Float[Array, "T"], loss_mask: Bool[Array, "T"]) -> Float[Array, ""]:
-    """Mean log ratio of the sampled tokens, the log of their geometric mean; 0 without one."""
-    count = jnp.maximum(jnp.sum(loss_mask), 1)
-    return jnp.sum(jnp.where(loss_mask, log_ratios, 0.0)) / count
+def sequence_log_ratio(
+    log_ratios: Float[Array, "T"], loss_mask: Bool[Array, "T"], segments: Int[Array, "T"] | None = None
+) -> Float[Array, "*T"]:
+    """Mean log ratio of the sampled tokens, the log of their geometric mean; 0 without one.
+
+    One number, or with `segments` one per token: that of the sequence which the token belongs to.
+    """
+    total = sequence_sum(jnp.where(loss_mask, log_ratios, 0.0), segments)
+    return total / jnp.maximum(sequence_sum(loss_mask.astype(log_ratios.dtype), segments), 1)
+
+
+def sequence_sum(values: Float[Array, "T"], segments: Int[Array, "T"] | None) -> Float[Array, "*T"]:
+    """Sum over the row, or with `segments`, at every token the sum over its segment; padding, -1, is one, too."""
+    if segments is None:
+        return jnp.sum(values)
+    room = values.shape[0] + 1
+    numbers = jnp.where(segments < 0, room - 1, segments)
+    return jax.ops.segment_sum(values, numbers, num_segments=room)[numbers]
 
 
 def policy_gradient(

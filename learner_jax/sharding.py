@@ -128,3 +128,18 @@ def _check_divides(row: Parameter, axis: str, size: int, config: ModelConfig, me
 def batch_sharding(mesh: Mesh, rules: Rules = RULES) -> NamedSharding:
     """Sharding of any array whose first dimension is the batch row (over data and fsdp, the rest whole)."""
     return NamedSharding(mesh, partition_spec(("batch",), rules))
+
+
+def num_row_shards(mesh: Mesh, rules: Rules = RULES) -> int:
+    """Pieces that the rows of a batch are cut into."""
+    return math.prod(mesh.shape[name] for name in rules["batch"])
+
+
+def check_rows(num_rows: int, mesh: Mesh) -> None:
+    """Raises `ShardingError` if a microbatch of this many rows does not divide over the mesh."""
+    pieces = num_row_shards(mesh)
+    if num_rows % pieces:
+        raise ShardingError(
+            f"learner.microbatch_rows is {num_rows} and does not divide over mesh.data x mesh.fsdp = {pieces}; make it "
+            f"a multiple of that"
+        )

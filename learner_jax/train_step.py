@@ -1,10 +1,10 @@
-"""One optimizer step as one jitted, donated, fixed-shape function; the same for every objective."""
+"""One optimizer step as jitted, fixed-shape functions: gradients of one microbatch after another, then the update."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,17 @@ from jaxtyping import Array, Int
 
 from learner_jax.batch import Batch
 from learner_jax.corrections import effective_sample_share
-from learner_jax.model import TokenStats
 from learner_jax.objective import Metrics, Objective, StepScalars
 
 Params = Any
-#: (parameters, tokens [B, T]) -> statistics of every token
-TokenModel = Callable[[Params, Array], TokenStats]
+
+
+class MicrobatchLoss(Protocol):
+    """The loss of a model on one microbatch of packed rows: its share of the batch's loss and of each metric."""
+
+    def __call__(
+        self, params: Params, batch: Batch, scalars: StepScalars, objective: Objective
+    ) -> tuple[Array, Metrics]: ...
 
 
 @jax.tree_util.register_dataclass
@@ -38,57 +43,64 @@ class TrainState:
     key: Array
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Gradients:
+    """What microbatches add up to."""
+
+    loss: Array
+    metrics: Metrics
+    grads: Params
+
+
 def init_state(params: Params, optimizer: optax.GradientTransformation, *, seed: int) -> TrainState:
     return TrainState(
         params, optimizer.init(params), jnp.zeros((), jnp.int32), jax.random.key_data(jax.random.key(seed))
     )
 
 
-def make_train_step(
-    token_model: TokenModel,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    *,
-    microbatch_rows: int,
-    effective_sample_exponent: float = 0.0,
-) -> Callable[[TrainState, Batch, StepScalars], tuple[TrainState, Metrics]]:
-    """Builds `step(state, batch, scalars) -> (state, metrics)`, to be jitted with `state` donated.
+def make_gradients(
+    microbatch_loss: MicrobatchLoss, objective: Objective
+) -> Callable[[Params, Batch, StepScalars], Gradients]:
+    """Builds the function from parameters and one microbatch to its share of loss, metrics and gradients.
 
-    Gradients are summed over microbatches of `microbatch_rows` rows. The batch's weights carry the global
-    normaliser, so the result does not depend on the split. A step whose loss or gradient is not finite leaves
-    parameters and optimizer untouched and says so in `metrics["skipped"]`; so does one without any weight, in
-    `metrics["empty"]`. The update is scaled by (effective sample size / tokens) ** `effective_sample_exponent`.
-
-    Metrics are those of the objective, and the norm of the gradient.
+    The batch's weights carry the global normaliser, so shares are plain sums and do not depend on how a batch is cut.
     """
 
-    def microbatch_loss(params: Params, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics]:
-        loss, metrics = objective(token_model(params, batch.tokens), batch, scalars)
-        return loss, jax.lax.stop_gradient(metrics)
+    def loss_and_metrics(params: Params, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics]:
+        loss, metrics = microbatch_loss(params, batch, scalars, objective)
+        return loss, jax.lax.stop_gradient(metrics | {"weight_total": jnp.sum(jnp.abs(batch.weights))})
 
-    def gradients(params: Params, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics, Params]:
-        def one(microbatch: Batch) -> tuple[Array, Metrics, Params]:
-            (loss, metrics), grads = jax.value_and_grad(microbatch_loss, has_aux=True)(params, microbatch, scalars)
-            return loss, metrics, grads
+    def gradients(params: Params, batch: Batch, scalars: StepScalars) -> Gradients:
+        (loss, metrics), grads = jax.value_and_grad(loss_and_metrics, has_aux=True)(params, batch, scalars)
+        return Gradients(loss, metrics, grads)
 
-        rows = batch.tokens.shape[0]
-        if rows == microbatch_rows:
-            return one(batch)
-        split = jax.tree.map(lambda x: x.reshape(rows // microbatch_rows, microbatch_rows, *x.shape[1:]), batch)
+    return gradients
 
-        def accumulate(total: Any, microbatch: Batch) -> tuple[Any, None]:
-            loss, metrics, grads = total
-            more_loss, more_metrics, more_grads = one(microbatch)
-            return (loss + more_loss, _combined(metrics, more_metrics), jax.tree.map(jnp.add, grads, more_grads)), None
 
-        shapes = jax.eval_shape(one, jax.tree.map(lambda x: x[0], split))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(accumulate, zeros, split)[0]
+def add(total: Gradients, more: Gradients) -> Gradients:
+    """Shares add up; of a metric named `_max`, the largest counts (all are at least 0)."""
+    metrics = {
+        name: jnp.maximum(value, more.metrics[name]) if name.endswith("_max") else value + more.metrics[name]
+        for name, value in total.metrics.items()
+    }
+    return Gradients(total.loss + more.loss, metrics, jax.tree.map(jnp.add, total.grads, more.grads))
 
-    def step(state: TrainState, batch: Batch, scalars: StepScalars) -> tuple[TrainState, Metrics]:
-        loss, metrics, grads = gradients(state.params, batch, scalars)
-        grad_norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+
+def make_update(
+    optimizer: optax.GradientTransformation, *, effective_sample_exponent: float = 0.0
+) -> Callable[[TrainState, Gradients], tuple[TrainState, Metrics]]:
+    """Builds `update(state, gradients of the whole batch) -> (state, metrics)`, to be jitted with `state` donated.
+
+    A step whose loss or gradient is not finite leaves parameters and optimizer untouched and says so in
+    `metrics["skipped"]`; so does one without any weight, in `metrics["empty"]`. The update is scaled by (effective
+    sample size / tokens) ** `effective_sample_exponent`. Metrics are those of the objective, and the gradient's norm.
+    """
+
+    def update(state: TrainState, total: Gradients) -> tuple[TrainState, Metrics]:
+        metrics = dict(total.metrics)
+        grad_norm = optax.tree.norm(total.grads)
+        updates, opt_state = optimizer.update(total.grads, state.opt_state, state.params)
         if "weight_sum" in metrics:
             share = effective_sample_share(
                 metrics.pop("weight_sum"), metrics.pop("weight_square_sum"), metrics.pop("learned_tokens")
@@ -97,8 +109,8 @@ def make_train_step(
             if effective_sample_exponent > 0:
                 updates = jax.tree.map(lambda u: u * share**effective_sample_exponent, updates)
         params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        empty = ~jnp.any(batch.weights != 0)
+        finite = jnp.isfinite(total.loss) & jnp.isfinite(grad_norm)
+        empty = metrics.pop("weight_total") == 0
 
         def keep_if_sound(new: Array, old: Array) -> Array:
             return jnp.where(finite & ~empty, new, old)
@@ -110,14 +122,6 @@ def make_train_step(
             key=state.key,
         )
         flags = {"skipped": 1.0 - finite, "empty": 1.0 * empty}
-        return new_state, metrics | {"loss": loss, "grad_norm": grad_norm} | flags
+        return new_state, metrics | {"loss": total.loss, "grad_norm": grad_norm} | flags
 
-    return step
-
-
-def _combined(total: Metrics, more: Metrics) -> Metrics:
-    """Shares of a metric add up; of one named `_max`, the largest counts (all are at least 0)."""
-    return {
-        name: jnp.maximum(value, more[name]) if name.endswith("_max") else value + more[name]
-        for name, value in total.items()
-    }
+    return update

@@ -89,14 +89,20 @@ class WeightStore:
         return manifest
 
     def publish(
-        self, tensors: Iterable[tuple[str, np.ndarray]], *, step: int, golden: Sequence[GoldenPrompt]
+        self,
+        tensors: Iterable[tuple[str, np.ndarray]],
+        *,
+        step: int,
+        golden: Sequence[GoldenPrompt],
+        version: int | None = None,
     ) -> WeightManifest:
-        """Stores a full set of tensors under HF names as a new policy version and returns its manifest.
+        """Stores a full set of tensors under HF names as a policy version and returns its manifest.
 
         Args:
           tensors: (HF name, array) pairs; float32, float16 or bfloat16 (ml_dtypes) arrays of any shape.
           step: optimizer steps behind these weights.
           golden: prompts with log-probs computed with these very weights.
+          version: as `claim` gave it; claimed here by default.
 
         Raises:
           ValueError: no tensors, a name given twice, an unsupported dtype or a malformed golden prompt.
@@ -115,7 +121,7 @@ class WeightStore:
                 f"weight store {self.root} belongs to run {parent.run!r}, expected {self.run!r}; set store.weights "
                 f"to another folder"
             )
-        version = self._claim()
+        version = self.claim() if version is None else version
         folder = self.folder(version)
         try:
             file = _write_safetensors(folder / WEIGHTS_NAME, arrays)
@@ -191,7 +197,12 @@ class WeightStore:
             return []
         return sorted(int(match[1]) for name in names if (match := _FOLDER.fullmatch(name)))
 
-    def _claim(self) -> int:
+    def claim(self) -> int:
+        """Takes the next version number; one that is never published stays taken and never exists.
+
+        Raises:
+          StoreError: other processes keep taking numbers.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         for _ in range(_MAX_CLAIMS):
             version = max(self._claimed(), default=0) + 1

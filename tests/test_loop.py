@@ -229,7 +229,7 @@ def test_a_ratio_of_exactly_one_on_older_tokens_ends_the_run(params: Any, tmp_pa
     engine = Engine(
         SETTINGS.model_copy(update={"groups_per_step": 4, "microbatch_rows": 8}),
         TINY,
-        objective=dishonest,
+        objective=objective.Objective(dishonest),
         temperature=1.0,
         devices=jax.devices()[:1],
     )
@@ -307,7 +307,7 @@ def test_three_steps_that_are_not_finite_end_the_run(params: Any, tmp_path: Path
         loss, metrics = sound(stats, batch, scalars)
         return loss * np.nan, metrics
 
-    engine = Engine(SETTINGS, TINY, objective=poisoned, temperature=1.0, devices=jax.devices()[:1])
+    engine = Engine(SETTINGS, TINY, objective=objective.Objective(poisoned), temperature=1.0, devices=jax.devices()[:1])
     fill(tmp_path, 12)
     with pytest.raises(TrainingError, match="3 steps in a row"):
         run(engine, params, tmp_path)

@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
 from learner_jax import objective
-from learner_jax.batch import Batch, BatchError, preference_batch, rl_batch
+from learner_jax.batch import Batch, BatchError, Sequences, preference_batch, rl_batch
 from learner_jax.config import (
     AdvantageSettings,
     GroupSettings,
@@ -32,7 +31,7 @@ from learner_jax.contracts import Trajectory
 from learner_jax.engine import Engine
 from learner_jax.model import TokenStats, init_parameters
 from learner_jax.objective import Objective, StepScalars
-from learner_jax.train_step import TrainState, init_state, make_train_step
+from learner_jax.train_step import TrainState
 from tests.test_train_step import TINY
 from tests.trajectories import make_group
 
@@ -129,11 +128,11 @@ def engine_of(name: str) -> Engine:
 
 @functools.cache
 def whole_gradient(name: str) -> tuple[dict[Any, np.ndarray], dict[str, float]]:
-    return gradients(engine_of(name), initial_parameters(), GROUPS, rows=8)
+    return gradients(engine_of(name), initial_parameters(), GROUPS)
 
 
-def reference(tokens: np.ndarray) -> np.ndarray:
-    return (-3.4 - 0.1 * np.cos(tokens)).astype(np.float32)
+def reference(rows: Sequences) -> np.ndarray:
+    return (-3.4 - 0.1 * np.cos(rows.tokens)).astype(np.float32)
 
 
 def make_batch(engine: Engine, dialogs: Any, state: TrainState, **changes: Any) -> Batch:
@@ -160,34 +159,18 @@ def params() -> Any:
     return initial_parameters()
 
 
-def _keep_gradients() -> optax.GradientTransformation:
-    """An "optimizer" that moves nothing and whose state is the last gradient."""
-    return optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params),
-        lambda gradients, state, params: (jax.tree.map(jnp.zeros_like, gradients), gradients),
-    )
-
-
-def gradients(engine: Engine, params: Any, groups: Any, *, rows: int) -> tuple[dict[Any, np.ndarray], dict[str, float]]:
-    """Gradient and metrics of a batch cut into microbatches of `rows`, with a value head that is not zero."""
+def gradients(engine: Engine, params: Any, groups: Any) -> tuple[dict[Any, np.ndarray], dict[str, float]]:
+    """Gradient and metrics of a batch, with a value head that is not zero."""
     state = engine.init_state(params, seed=0)
     weights = dict(state.params)
     if "value" in weights:
         head = np.random.default_rng(0).normal(size=TINY.hidden_size).astype(np.float32)
         weights["value"] = weights["value"] | {"head": {"weight": jnp.asarray(head), "bias": jnp.float32(0.1)}}
     state = dataclasses.replace(state, params=weights)
-    batch = make_batch(engine, groups, state)
-    optimizer = _keep_gradients()
-    step = make_train_step(
-        lambda p, tokens: engine._token_stats(p, tokens, 1.0),
-        objective.reinforcement(engine.settings.loss),
-        optimizer,
-        microbatch_rows=rows,
-    )
-    new, metrics = jax.jit(step)(init_state(weights, optimizer, seed=0), batch, scalars())
+    total = engine.gradients(state.params, make_batch(engine, groups, state), current_version=3, kl_coefficient=0.05)
     return (
-        {path: np.asarray(g) for path, g in flatten_dict(new.opt_state).items()},
-        {name: float(value) for name, value in metrics.items()},
+        {path: np.asarray(g) for path, g in flatten_dict(total.grads).items()},
+        {name: float(value) for name, value in total.metrics.items()} | {"loss": float(total.loss)},
     )
 
 
@@ -205,7 +188,7 @@ def relative_difference(a: dict[Any, np.ndarray], b: dict[Any, np.ndarray]) -> f
 @pytest.mark.parametrize("name", LOSSES)
 def test_microbatches_do_not_change_the_gradient(name: str, params: Any) -> None:
     whole, metrics = whole_gradient(name)
-    split, split_metrics = gradients(engine_of(name), params, GROUPS, rows=2)
+    split, split_metrics = gradients(make_engine(LOSSES[name], microbatch_rows=2), params, GROUPS)
     assert relative_difference(split, whole) < 1e-6
     for key, value in metrics.items():
         assert split_metrics[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
@@ -215,7 +198,7 @@ def test_microbatches_do_not_change_the_gradient(name: str, params: Any) -> None
 def test_order_of_groups_and_padding_do_not_change_the_gradient(name: str, params: Any) -> None:
     plain, _ = whole_gradient(name)
     longer = make_engine(LOSSES[name], sequence_length=17)
-    other, _ = gradients(longer, params, [GROUPS[i] for i in (2, 0, 3, 1)], rows=8)
+    other, _ = gradients(longer, params, [GROUPS[i] for i in (2, 0, 3, 1)])
     assert relative_difference(other, plain) < 1e-6
 
 
@@ -475,7 +458,7 @@ def test_the_ratio_is_in_the_advantage_or_in_the_objective_but_never_in_both(par
             [dataclasses.replace(t, behavior_logprobs=np.where(t.loss_mask, -0.5, 0).astype(np.float32)) for t in g]
             for g in GROUPS
         ]
-        flat.append(gradients(make_engine(loss), params, groups, rows=8)[0])
+        flat.append(gradients(make_engine(loss), params, groups)[0])
     assert relative_difference(flat[1], flat[0]) < 1e-5
 
 
@@ -483,7 +466,7 @@ def test_a_separate_critic_leaves_the_policys_gradient_alone(params: Any) -> Non
     def policy_gradient_with(coefficient: float, kind: str) -> dict[Any, np.ndarray]:
         value = ValueSettings(model=kind, coefficient=coefficient)  # type: ignore[arg-type]
         engine = make_engine(LossSettings(**VTRACE | {"value": value}))
-        flat, _ = gradients(engine, params, GROUPS, rows=8)
+        flat, _ = gradients(engine, params, GROUPS)
         return {path: g for path, g in flat.items() if path[0] != "value"}
 
     apart = policy_gradient_with(1.0, "separate")
@@ -521,7 +504,9 @@ def preference_engine(chosen: Objective, kind: str) -> Engine:
 def test_dpo_learns_to_prefer_the_chosen_answers(params: Any) -> None:
     engine = preference_engine(objective.direct_preference(beta=0.5), "none")
     state = engine.init_state(params, seed=0)
-    batch = preference_batch(pairs(), sequence_length=6, reference=lambda tokens: engine.logprobs(state.params, tokens))
+    batch = preference_batch(
+        pairs(), sequence_length=6, reference=lambda rows: engine.logprobs(state.params, rows.tokens)
+    )
     state, metrics = engine.step(state, batch, current_version=0)
     assert float(metrics["loss"]) == pytest.approx(np.log(2), rel=1e-5)  # policy = reference
     for _ in range(30):

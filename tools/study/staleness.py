@@ -192,7 +192,7 @@ class CellRunner:
                 self._loss,
                 sequence_length=start.width,
                 trained_version=version,
-                reference=lambda tokens: engine.logprobs(reference, tokens),
+                reference=lambda rows: engine.logprobs(reference, rows.tokens, rows.sampled, rows.lengths),
             )
             state, metrics = engine.step(state, batch, current_version=version, changed_version=version)
             if (step + 1) % settings.evaluate_every == 0:

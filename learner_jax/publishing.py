@@ -1,0 +1,90 @@
+"""Publishing new weights beside training: the step that follows does not wait for disks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+
+from learner_jax.contracts import WeightPublisher
+from learner_jax.engine import Engine
+from learner_jax.hf_io import export_tensors
+from learner_jax.train_step import Params
+
+Log = Callable[..., None]
+
+
+class PublishingError(RuntimeError):
+    """New weights can't be published."""
+
+
+class Publishing:
+    """Claims a version number at once and stores its weights in the background, one version at a time.
+
+    Args:
+      golden_prompts: token ids of the prompts whose log-probs travel with each version.
+      keep: older versions whose weights stay in memory beside the newest.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        publisher: WeightPublisher,
+        golden_prompts: Sequence[Sequence[int]],
+        *,
+        keep: int,
+        max_wait_s: float,
+        log: Log,
+    ):
+        self._engine, self._publisher, self._golden_prompts = engine, publisher, golden_prompts
+        self._keep, self._max_wait_s, self._log = keep, max_wait_s, log
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
+        self._running: tuple[int, Future[None]] | None = None
+        self.weights: dict[int, Params] = {}  #: published weights still in memory, by version
+
+    def start(self, params: Params, *, step: int) -> int:
+        """Begins to publish `params` and returns their version; `params` may be donated afterwards.
+
+        Raises:
+          PublishingError: the version before is not stored within `max_wait_s`.
+        """
+        self.wait()
+        weights = self._engine.published(params)
+        golden = self._engine.golden_logprobs(weights, self._golden_prompts)
+        version = self._publisher.claim()
+        self.weights[version] = weights
+        for old in sorted(self.weights)[: -1 - self._keep]:
+            del self.weights[old]
+
+        def store() -> None:
+            started = time.monotonic()
+            tensors = export_tensors(weights, self._engine.model_config, self._engine.settings.publish_dtype)
+            prompts = self._engine.golden(golden, self._golden_prompts)
+            self._publisher.publish(tensors, version=version, step=step, golden=prompts)
+            self._log("published", version=version, step=step, seconds=time.monotonic() - started)
+
+        self._running = version, self._thread.submit(store)
+        return version
+
+    def wait(self) -> None:
+        """Waits until the version in progress, if any, is stored; raises what went wrong with it.
+
+        Raises:
+          PublishingError: it is not within `max_wait_s`.
+        """
+        if self._running is None:
+            return
+        version, future = self._running
+        try:
+            future.result(timeout=self._max_wait_s)
+        except FutureTimeoutError:
+            raise PublishingError(
+                f"version {version} is not stored after {self._max_wait_s:.0f} s (learner.max_wait_s): look at the "
+                f"disk of store.weights"
+            ) from None
+        self._running = None
+
+    def close(self) -> None:
+        """Lets the version in progress end; its outcome is not asked for any more."""
+        self._thread.shutdown(wait=True)
