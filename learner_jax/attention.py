@@ -275,6 +275,7 @@ def _put(x: Array, part: Array, index: Array, axis: int) -> Array:
 _matmul = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
+# Explicit rows of queries and heads: XLA's CPU backend is slower where it has to merge the two itself.
 def _rows(x: Float[Array, "B K G t c"]) -> Float[Array, "B K r c"]:
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
@@ -335,39 +336,28 @@ def segment_offsets(segments: Int[Array, "B T"], max_segments: int) -> tuple[Arr
 
 def _cudnn(query: Array, key: Array, value: Array, segments: Array | None, *, max_segments: int | None) -> Array:
     if query.dtype != jnp.bfloat16:
-        raise ValueError(
-            f'cuDNN attention expects bfloat16, got {query.dtype}: set learner.compute_dtype = "bfloat16" or '
-            f'learner.attention = "xla"'
-        )
+        raise ValueError(f"cuDNN attention expects bfloat16, got {query.dtype} (learner.compute_dtype)")
     if segments is None:
         return jax.nn.dot_product_attention(query, key, value, is_causal=True, implementation="cudnn")
     if max_segments is None:
         raise ValueError("cuDNN attention over packed rows expects max_segments, got None")
     if query.size >= 2**31:
         raise ValueError(
-            f"cuDNN attention expects fewer than 2**31 query elements per device, for its offsets are int32; got "
-            f"{query.size} in {query.shape}: lower learner.microbatch_rows"
+            f"cuDNN attention expects fewer than 2**31 query elements per device, as its offsets are int32, got "
+            f"{query.size}: lower learner.microbatch_rows"
         )
     # `jax.nn.dot_product_attention` has no offsets; the function that it calls for cuDNN does.
     from jax._src.cudnn.fused_attention_stablehlo import MaskType, dot_product_attention
 
     starts, lengths, num_segments = segment_offsets(segments, max_segments)
-    # JAX before 0.11 scales the offsets of keys by the number of query heads (jax-ml/jax#39521), so both must agree.
-    group = query.shape[2] // key.shape[2]
     # cuDNN neither reads nor writes padding: what it leaves there must reach no output and no gradient.
     real = (segments >= 0)[:, :, None, None]
     query, key, value = (jnp.where(real, x, 0) for x in (query, key, value))
-    output = dot_product_attention(
-        query,
-        jnp.repeat(key, group, axis=2),
-        jnp.repeat(value, group, axis=2),
-        q_seqlen=lengths,
-        kv_seqlen=lengths,
-        q_offsets=starts,
-        kv_offsets=starts,
-        scale=1.0 / math.sqrt(query.shape[-1]),
-        mask_type=MaskType.PADDING_CAUSAL,
-    )
+    # Before jax-ml/jax#39521, JAX scales the offsets of keys by the number of query heads, so the two must agree.
+    key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    packed: dict[str, Any] = {"q_seqlen": lengths, "kv_seqlen": lengths, "q_offsets": starts, "kv_offsets": starts}
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    output = dot_product_attention(query, key, value, **packed, scale=scale, mask_type=MaskType.PADDING_CAUSAL)
     too_many = (num_segments > max_segments)[:, None, None, None]
     return jnp.where(too_many, jnp.nan, jnp.where(real, output, 0)).astype(query.dtype)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -13,10 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 from learner_jax.advantages import group_advantages
 from learner_jax.config import LossSettings
 from learner_jax.contracts import NOT_SAMPLED, Trajectory
+from learner_jax.hosts import Hosts
 from learner_jax.hygiene import GroupCounts, clean_groups
 from learner_jax.kl import ESTIMATORS
 from learner_jax.layout import Layout
-from learner_jax.losses import loss_weights
+from learner_jax.losses import loss_counts, loss_weights
 from learner_jax.packing import Lengths, Plan
 
 
@@ -235,28 +236,33 @@ def rl_batch(
     *,
     sequence_length: int,
     trained_version: int,
-    minibatches: int = 1,
+    minibatches: int | Sequence[int] = 1,
     reference: Reference | None = None,
     kl_coefficient: float = 0.0,
+    hosts: Hosts | None = None,
 ) -> tuple[Batch, BatchStats]:
-    """Builds the batch of one reinforcement-learning step.
+    """Builds the batch of one reinforcement-learning step, or this host's part of it.
 
     Args:
-      minibatches: optimizer updates that the rows will be cut into; each has its own normaliser.
+      minibatches: optimizer updates that the rows will be cut into; each has its own normaliser. Their number, if they
+        are of one size, or the rows of each.
       reference: log-probs of the frozen reference, if the loss has a KL.
       kl_coefficient: weight of a KL that is part of the reward; estimators without values take it into account here.
+      hosts: that hold the other parts of the batch; normalisers and statistics are those of the whole.
     Raises:
       BatchError: a trajectory is longer than `sequence_length`.
     """
     trajectories = [trajectory for group in groups for trajectory in group]
     rows = sequences(groups, sequence_length=sequence_length)
+    hosts = hosts or Hosts()
+    updates = [len(trajectories) // minibatches] * minibatches if isinstance(minibatches, int) else minibatches
     cleaned = clean_groups(groups, settings.groups)
     mask = rows.sampled & np.concatenate(cleaned.learned)[:, None]
     behavior = _rows([t.behavior_logprobs for t in trajectories], sequence_length, np.float32)
     reference_logprobs = None if reference is None else reference(rows)
     if settings.advantage.uses_values:
         advantages: Any = np.zeros(mask.shape, np.float32)
-        episodes = _episodes(trajectories, cleaned.penalties, mask, settings, minibatches)
+        episodes = _episodes(trajectories, cleaned.penalties, mask, settings, updates, hosts)
     else:
         rewards = cleaned.rewards
         if settings.kl.use == "reward" and reference_logprobs is not None:
@@ -265,11 +271,12 @@ def rl_batch(
             per_answer = kl_coefficient * np.where(mask, penalty, 0.0).sum(axis=1)
             cuts = np.cumsum([len(group) for group in groups])[:-1]
             rewards = [r - p for r, p in zip(rewards, np.split(per_answer, cuts), strict=True)]
-        advantages = (_answer_advantages(rewards, cleaned.valid, mask, settings) * mask).astype(np.float32)
+        answers = _answer_advantages(rewards, cleaned.valid, mask, settings, hosts)
+        advantages = (answers * mask).astype(np.float32)
         episodes = None
     batch = Batch(
         tokens=_on_host(rows.tokens),
-        weights=_weights(mask, settings, minibatches),
+        weights=_weights(mask, settings, updates, hosts),
         advantages=advantages,
         behavior_logprobs=behavior,
         policy_version=_rows([t.policy_version for t in trajectories], sequence_length, np.int32, NOT_SAMPLED),
@@ -279,7 +286,7 @@ def rl_batch(
         groups=_on_host(rows.lengths.groups),
         shared=_on_host(rows.lengths.shared),
     )
-    return batch, _stats(groups, trajectories, trained_version, cleaned.counts)
+    return batch, _stats(trajectories, trained_version, cleaned.counts, hosts)
 
 
 def _check_lengths(trajectories: Sequence[Trajectory], sequence_length: int) -> None:
@@ -291,10 +298,21 @@ def _check_lengths(trajectories: Sequence[Trajectory], sequence_length: int) -> 
             )
 
 
-def _weights(mask: np.ndarray, settings: LossSettings, minibatches: int, reduction: str | None = None) -> Any:
-    reduction = reduction or settings.reduction
-    parts = np.split(mask, minibatches)
-    weights = [loss_weights(part, reduction=reduction, constant_tokens=settings.constant_tokens) for part in parts]
+def _weights(
+    mask: np.ndarray, settings: LossSettings, updates: Sequence[int], hosts: Hosts, reduction: str | None = None
+) -> Any:
+    """Weights of all tokens, each update's normalised over its rows on all hosts."""
+    parts = np.split(mask, np.cumsum(updates)[:-1])
+    counts = np.sum(hosts.gather([loss_counts(part) for part in parts], "tokens that are learned from"), axis=0)
+    weights = [
+        loss_weights(
+            part,
+            reduction=reduction or settings.reduction,
+            constant_tokens=settings.constant_tokens,
+            counts=(int(sequences), int(tokens)),
+        )
+        for part, (sequences, tokens) in zip(parts, counts, strict=True)
+    ]
     return np.concatenate(weights)
 
 
@@ -303,20 +321,25 @@ def _answer_advantages(
     valid: Sequence[np.ndarray],
     mask: np.ndarray,
     settings: LossSettings,
+    hosts: Hosts,
 ) -> np.ndarray:
     """Advantage of every answer [B, 1]; answers without a valid reward are left out of their group's statistics."""
     cuts = np.cumsum([len(group) for group in rewards])[:-1]
     num_tokens = np.split(mask.sum(axis=1).astype(np.float64), cuts)
     needed = 2 if settings.advantage.estimator == "rloo" else 1
     complete = [i for i, answers in enumerate(valid) if answers.sum() >= needed]
+    compared, counted = [rewards[i][valid[i]] for i in complete], [num_tokens[i][valid[i]] for i in complete]
+    first = 0
+    if settings.advantage.compares_groups:
+        own = [[r.tolist(), n.tolist()] for r, n in zip(compared, counted, strict=True)]
+        every = hosts.gather(own, "rewards")
+        first = sum(len(part) for part in every[: hosts.index])
+        compared = [np.array(r) for part in every for r, _ in part]
+        counted = [np.array(n) for part in every for _, n in part]
     advantages = [np.zeros(len(group)) for group in rewards]
-    if complete:
-        estimated = group_advantages(
-            [rewards[i][valid[i]] for i in complete],
-            settings.advantage.estimator,
-            num_tokens=[num_tokens[i][valid[i]] for i in complete],
-        )
-        for i, values in zip(complete, estimated, strict=True):
+    if compared:
+        estimated = group_advantages(compared, settings.advantage.estimator, num_tokens=counted)
+        for i, values in zip(complete, estimated[first : first + len(complete)], strict=True):
             advantages[i][valid[i]] = values
     return np.concatenate(advantages)[:, None]
 
@@ -326,7 +349,8 @@ def _episodes(
     penalties: Sequence[np.ndarray],
     mask: np.ndarray,
     settings: LossSettings,
-    minibatches: int,
+    updates: Sequence[int],
+    hosts: Hosts,
 ) -> Episodes:
     chosen = settings.advantage
     shape = mask.shape
@@ -350,34 +374,39 @@ def _episodes(
             index[row, positions] = positions[first][turn_of]
         decisions[row, index[row, positions]] = True
     # The mean over decisions, whatever the reduction of the policy's loss: a value is learned per state.
-    value_weights = _weights(decisions & mask.any(axis=1, keepdims=True), settings, minibatches, "token_mean")
+    value_weights = _weights(decisions & mask.any(axis=1, keepdims=True), settings, updates, hosts, "token_mean")
     on_host = [_on_host(x) for x in (rewards, discounts, bootstraps, decisions, index, value_weights)]
     return Episodes(*on_host)
 
 
-def _stats(
-    groups: Sequence[Sequence[Trajectory]],
-    trajectories: Sequence[Trajectory],
-    trained_version: int,
-    counts: GroupCounts,
-) -> BatchStats:
-    lags = np.array([trained_version - t.oldest_version for t in trajectories])
-    num_tokens = sum(int(t.loss_mask.sum()) for t in trajectories)
-    names = sorted({name for t in trajectories for name in t.reward_parts})
+def _stats(trajectories: Sequence[Trajectory], trained_version: int, counts: GroupCounts, hosts: Hosts) -> BatchStats:
+    names = {name for t in trajectories for name in t.reward_parts}
+    lags = [trained_version - t.oldest_version for t in trajectories]
+    sums = {
+        "answers": len(trajectories),
+        "reward": float(sum(t.total_reward for t in trajectories)),
+        "lag": sum(lags),
+        "tokens": sum(int(t.loss_mask.sum()) for t in trajectories),
+        "truncated": sum(t.finish_reason == "length" for t in trajectories),
+        "mixed": sum(len(np.unique(t.policy_version[t.loss_mask])) > 1 for t in trajectories),
+    } | asdict(counts)
+    parts = {name: float(sum(t.reward_parts.get(name, 0.0) for t in trajectories)) for name in names}
+    every = hosts.gather([sums, parts, max(lags)], "statistics of the batch")
+    total = {name: sum(sums[name] for sums, _, _ in every) for name in sums}
+    answers = total["answers"]
     return BatchStats(
-        reward=float(np.mean([t.total_reward for t in trajectories])),
-        reward_parts={n: float(np.mean([t.reward_parts.get(n, 0.0) for t in trajectories])) for n in names},
-        staleness_mean=float(lags.mean()),
-        staleness_max=int(lags.max()),
-        num_tokens=num_tokens,
-        answer_tokens_mean=num_tokens / len(trajectories),
-        truncated_share=float(np.mean([t.finish_reason == "length" for t in trajectories])),
-        mixed_version_answers=sum(len(np.unique(t.policy_version[t.loss_mask])) > 1 for t in trajectories),
-        zero_variance_groups=counts.zero_variance_groups,
-        dropped_groups=counts.dropped_groups,
-        masked_overlong=counts.masked_overlong,
-        penalized_overlong=counts.penalized_overlong,
-        masked_aborted=counts.masked_aborted,
+        reward=total["reward"] / answers,
+        reward_parts={
+            name: sum(parts.get(name, 0.0) for _, parts, _ in every) / answers
+            for name in sorted({name for _, parts, _ in every for name in parts})
+        },
+        staleness_mean=total["lag"] / answers,
+        staleness_max=max(lag for _, _, lag in every),
+        num_tokens=total["tokens"],
+        answer_tokens_mean=total["tokens"] / answers,
+        truncated_share=total["truncated"] / answers,
+        mixed_version_answers=total["mixed"],
+        **{name: total[name] for name in asdict(counts)},
     )
 
 

@@ -48,6 +48,11 @@ class AdvantageSettings(Settings):
     def uses_values(self) -> bool:
         return self.estimator in ("gae", "vtrace")
 
+    @property
+    def compares_groups(self) -> bool:
+        """True of estimators that normalise over the answers of the whole batch."""
+        return self.estimator in ("reinforce_pp", "reinforce_pp_baseline")
+
 
 class PolicySettings(Settings):
     """The policy's objective; `learner_jax.policy_losses` cites each paper."""
@@ -208,6 +213,24 @@ class MeshSettings(Settings):
     tensor: int = Field(1, ge=-1)
 
 
+class HostsSettings(Settings):
+    """The processes that make up one learner, and how they find each other; one configuration serves all of them."""
+
+    count: int = Field(1, gt=0, description="processes; more than 1 train as one learner")
+    index: int = Field(
+        -1, ge=-1, description="which of them this is, given per process; -1 asks SLURM, MPI or JobSet's environment"
+    )
+    coordinator: str = Field("", description="address:port of process 0; empty asks the same environment")
+    connect_timeout_s: float = Field(300, ge=1, description="give up when not all processes came within this")
+    heartbeat_timeout_s: float = Field(60, ge=1, description="a process silent for this long is dead; all others end")
+
+    @model_validator(mode="after")
+    def _index_counts(self) -> HostsSettings:
+        if self.index >= self.count:
+            raise ValueError(f"index is {self.index}, expected 0 to {self.count - 1}: count is {self.count}")
+        return self
+
+
 class WarmStartSettings(Settings):
     """Supervised start on the task's own answers, stopped by measured skill rather than by a step count."""
 
@@ -244,9 +267,9 @@ class LearnerSettings(Settings):
         "auto", description="attention kernel; auto takes the platform's"
     )
     remat: Literal["none", "matmuls", "full"] = Field(
-        "none", description="of each layer, keep all activations, those that come out of matmuls, or only its input"
+        "matmuls", description="of each layer, keep all activations, those that come out of matmuls, or only its input"
     )
-    logits_chunk_tokens: int = Field(1024, ge=0, description="tokens per chunk of the output head; 0 does all at once")
+    logits_chunk_tokens: int = Field(512, ge=0, description="tokens per chunk of the output head; 0 does all at once")
     mismatch_rows: int = Field(64, ge=0, description="rows per batch on which sampler and trainer are compared")
     mismatch_versions: int = Field(0, ge=0, description="older versions kept in memory for that comparison")
     num_golden: int = Field(4, gt=0, description="golden prompts sent with each version")
@@ -255,6 +278,7 @@ class LearnerSettings(Settings):
     peak_tflops: float = Field(
         0.0, ge=0, description="of one device, for the utilisation in the log; 0 measures a large matmul at the start"
     )
+    hosts: HostsSettings = HostsSettings()
     mesh: MeshSettings = MeshSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     loss: LossSettings = LossSettings()
@@ -271,6 +295,28 @@ class LearnerSettings(Settings):
             raise ValueError(
                 f"row_tokens is {list(self.row_tokens)}, but sequence_length is {self.sequence_length}: the longest "
                 f"row must hold the longest sequence; raise one of row_tokens to at least that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_hosts(self) -> LearnerSettings:
+        count = self.hosts.count
+        if count == 1:
+            return self
+        if self.microbatch_rows % count:
+            raise ValueError(
+                f"microbatch_rows is {self.microbatch_rows}, the rows of all hosts together, and does not divide by "
+                f"hosts.count {count}: make it a multiple of that"
+            )
+        if self.groups_per_step // self.minibatches < count:
+            raise ValueError(
+                f"groups_per_step / minibatches is {self.groups_per_step // self.minibatches}, fewer than hosts.count "
+                f"{count}: every host needs a group of every update; raise groups_per_step"
+            )
+        if self.loss.advantage.whiten:
+            raise ValueError(
+                f"loss.advantage.whiten normalises over the whole batch, and each of {count} hosts holds a part only: "
+                f"turn it off, or train with hosts.count = 1"
             )
         return self
 

@@ -255,11 +255,44 @@ class LeaseReport:
     num_dropped_stale: int
 
 
+@dataclass(frozen=True)
+class Lease:
+    """Groups handed to a learner of several hosts by name: each host reads the payloads of its share.
+
+    Attributes:
+      num_bytes: size of each group's payload.
+    """
+
+    group_ids: list[str]
+    num_bytes: list[int]
+    num_dropped_stale: int
+
+
+@dataclass(frozen=True)
+class Payloads:
+    """What groups hold, by group id; and why others can't be read."""
+
+    groups: dict[str, list[Trajectory]]
+    unreadable: dict[str, str]
+
+
 class TrajectorySource(Protocol):
-    """Where the learner takes groups from; implemented by the bridge's queue."""
+    """Where the learner takes groups from; implemented by the bridge's queue.
+
+    A learner of several hosts changes it on one host alone; the others only `read`.
+    """
 
     def lease_groups(self, count: int, *, trained_version: int, max_staleness: int) -> LeaseReport:
         """Leases up to `count` complete groups, oldest first; drops groups beyond the staleness bound."""
+
+    def lease(self, count: int, *, trained_version: int, max_staleness: int) -> Lease:
+        """As `lease_groups`, without reading what the groups hold."""
+
+    def read(self, group_ids: Sequence[str]) -> Payloads:
+        """What leased groups hold; changes nothing."""
+
+    def bury(self, group_id: str, reason: str) -> None:
+        """Makes a leased group that can't be read a dead letter."""
 
     def mark_trained(self, group_ids: Sequence[str], *, completed_steps: int, trained_version: int) -> None:
         """Records, in one transaction, that an optimizer step consumed these groups and made this version."""

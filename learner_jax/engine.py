@@ -20,12 +20,16 @@ from learner_jax.config import LearnerSettings, LossSettings
 from learner_jax.contracts import GoldenPrompt
 from learner_jax.head import fused_loss, scored_stats
 from learner_jax.hf_names import ModelConfig
+from learner_jax.hosts import Hosts
 from learner_jax.layout import Layout
 from learner_jax.model import Decoder, TokenStats, abstract_parameters, merge
 from learner_jax.objective import Metrics, Objective, StepScalars, before, episode_targets
 from learner_jax.optimizer import make_optimizer
 from learner_jax.packing import Lengths, Plan, one_per_row, plan_rows
 from learner_jax.train_step import Gradients, Params, TrainState, add, init_state, make_gradients, make_update
+
+#: Statistics of little go through the devices in rows by this many times fewer than those of a microbatch.
+_FEW = 8
 
 #: Most sequences in a row for cuDNN's attention, which reserves memory for each.
 MAX_SEGMENTS = 64
@@ -89,6 +93,8 @@ class Engine:
     Args:
       temperature: the sampler's; log-probs of the train step are taken at it.
       objective: the loss of the train step.
+      hosts: processes over which the mesh spreads. Batches, and statistics of their tokens, are then this host's part;
+        every method that takes a batch or parameters must be called on all hosts, in the same order.
     """
 
     def __init__(
@@ -99,8 +105,10 @@ class Engine:
         objective: Objective,
         temperature: float,
         devices: Sequence[jax.Device] | None = None,
+        hosts: Hosts | None = None,
     ):
         self.settings = settings
+        self.hosts = hosts or Hosts()
         self.model_config = model_config
         self.mesh = sharding.make_mesh(settings.mesh, devices)
         self.parameter_shardings = sharding.parameter_shardings(model_config, self.mesh)
@@ -110,6 +118,11 @@ class Engine:
         self._batch_sharding = sharding.batch_sharding(self.mesh)
         self._replicated = NamedSharding(self.mesh, PartitionSpec())
         sharding.check_rows(settings.microbatch_rows, self.mesh)
+        sharding.check_hosts(self.mesh, self.hosts.count)
+        self._own_rows = settings.microbatch_rows // self.hosts.count
+        # A few sequences alone should not cost a whole microbatch.
+        shards = max(1, sharding.num_row_shards(self.mesh) // self.hosts.count)
+        self._few_rows = max(shards, self._own_rows // _FEW // shards * shards)
         self.attention = attention.attention_implementation(self.platform, settings.compute_dtype)
         if settings.attention != "auto":
             self.attention = settings.attention
@@ -120,7 +133,8 @@ class Engine:
         self._optimizer = make_optimizer(settings.optimizer)
         self._temperature = temperature
         self._state_shardings = self._shard_state()
-        self._warm: set[Any] = set()
+        self._programs: dict[Any, jax.stages.Compiled] = {}
+        self._sum: jax.stages.Compiled | None = None
         self._compile(objective)
 
     def _compile(self, objective: Objective) -> None:
@@ -231,7 +245,7 @@ class Engine:
         Adds the value function that the settings ask for, unless the parameters hold one.
         """
         params = value_model.with_value_parameters(params, self.model_config, self.settings.loss.value.model)
-        params = jax.device_put(params, self._all_shardings)
+        params = sharding.place(params, self._all_shardings)
         make = jax.jit(
             lambda params: init_state(jax.tree.map(jnp.copy, params), self._optimizer, seed=seed),
             out_shardings=self._state_shardings,
@@ -240,7 +254,7 @@ class Engine:
 
     def placed(self, policy: Params) -> Params:
         """The policy's parameters, from the host, where the sharding rules put them."""
-        return jax.device_put(policy, self.parameter_shardings)
+        return sharding.place(policy, self.parameter_shardings)
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of a state, nothing allocated."""
@@ -290,10 +304,10 @@ class Engine:
         whole = self.pack(batch) if isinstance(batch, Batch) else batch
         total: Gradients | None = None
         for microbatch in self._transferred(whole.rows, whole.plan.num_rows, whole.first):
-            if total is None:
-                total = self._warmed_gradients(state.params, microbatch, scalars)
-            else:
-                total = self._add(total, self._gradients(state.params, microbatch, scalars))
+            more = self._program(state.params, microbatch, scalars)(state.params, microbatch, scalars)
+            if self._sum is None:
+                self._sum = self._add.lower(more, more).compile()
+            total = more if total is None else self._sum(total, more)
         return self._update(state, total)
 
     def pack(self, batch: Batch) -> PackedBatch:
@@ -306,7 +320,7 @@ class Engine:
         rows = packed(batch, plan)
         num_scored = int(np.count_nonzero(rows.weights))
         model_flops = flops.train_step_flops(self.model_config, plan.layout, num_scored)
-        first = self._put(rows, 0)
+        first = self._put(rows, 0, self._own_rows)
         jax.block_until_ready(first)
         return PackedBatch(rows, plan, first, model_flops)
 
@@ -323,65 +337,67 @@ class Engine:
         assert total is not None
         return total
 
-    def plan(self, lengths: Lengths, width: int) -> Plan:
-        """How these sequences, padded to `width` tokens on the host, are laid into rows.
+    def plan(self, lengths: Lengths, width: int, *, rows_multiple: int | None = None) -> Plan:
+        """How these sequences, padded to `width` tokens on the host, are laid into rows; whole microbatches by default.
 
         Raises:
           PackingError: one is longer than the longest row.
         """
-        settings = self.settings
+        settings, rows_multiple = self.settings, rows_multiple or self._own_rows
+        gather = partial(self.hosts.gather, what="rows that a batch needs")
         if not self._objective.packs:
             return one_per_row(
                 lengths,
                 width=width,
                 row_tokens=max(settings.row_lengths),
-                rows_multiple=settings.microbatch_rows,
+                rows_multiple=rows_multiple,
+                gather=gather,
             )
         return plan_rows(
             lengths,
             width=width,
             row_lengths=settings.row_lengths,
-            rows_multiple=settings.microbatch_rows,
+            rows_multiple=rows_multiple,
             may_share=settings.share_prompts == "auto" and attention.shares_prefixes(self.attention),
             max_segments=self._max_segments,
             attention_weight=flops.attention_weight(self.model_config),
+            gather=gather,
         )
 
-    def _transferred(self, rows: Any, num_rows: int, first: Any = None) -> Iterator[Any]:
-        """Microbatches of a pytree of rows on the devices, the next one on its way while one is used."""
-        ahead = self._put(rows, 0) if first is None else first
-        for start in range(self.settings.microbatch_rows, num_rows, self.settings.microbatch_rows):
-            current, ahead = ahead, self._put(rows, start)
+    def _transferred(self, rows: Any, num_rows: int, first: Any = None, *, size: int | None = None) -> Iterator[Any]:
+        """`size` rows (a microbatch) at a time on the devices, the next ones on their way while some are used."""
+        size = size or self._own_rows
+        ahead = self._put(rows, 0, size) if first is None else first
+        for start in range(size, num_rows, size):
+            current, ahead = ahead, self._put(rows, start, size)
             yield current
         yield ahead
 
-    def _put(self, rows: Any, start: int) -> Any:
-        end = start + self.settings.microbatch_rows
-        return jax.device_put(jax.tree.map(lambda x: x[start:end], rows), self._batch_sharding)
+    def _put(self, rows: Any, start: int, size: int) -> Any:
+        part = jax.tree.map(lambda x: x[start : start + size], rows)
+        return sharding.place_rows(part, self._batch_sharding, self.hosts.count)
 
-    def _warmed_gradients(self, params: Params, microbatch: Batch, scalars: StepScalars) -> Gradients:
-        """Gradients of a step's first microbatch; of the first step, also compiles what later steps may need.
+    def _program(self, params: Params, microbatch: Batch, scalars: StepScalars) -> jax.stages.Compiled:
+        """The gradients' program for rows of this length; for the first batch of its kind, compiles those of all.
 
-        A batch may fit into one microbatch now and need two, or rows of another length, next time: an empty microbatch
-        of every row length is accumulated once, so that nothing is compiled after the first step.
+        A batch may have rows of another length, or one microbatch more, next time: what later steps may need is
+        compiled with the first one, so that nothing is compiled after it.
         """
-        kind = (jax.tree.structure(microbatch), microbatch.tokens.shape)
-        total = self._gradients(params, microbatch, scalars)
-        if kind in self._warm:
-            return total
-        for row_tokens in self.settings.row_lengths:
-            empty = _empty_rows(microbatch, row_tokens)
-            placed = jax.device_put(empty, self._batch_sharding)
-            self._warm.add((jax.tree.structure(microbatch), placed.tokens.shape))
-            total = self._add(total, self._gradients(params, placed, scalars))
-        return total
+        structure = jax.tree.structure(microbatch)
+        if (structure, microbatch.tokens.shape[1]) not in self._programs:
+            for row_tokens in self.settings.row_lengths:
+                rows = jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct((x.shape[0], row_tokens), x.dtype, sharding=x.sharding),  # noqa: B023
+                    microbatch,
+                )
+                self._programs[structure, row_tokens] = self._gradients.lower(params, rows, scalars).compile()
+        return self._programs[structure, microbatch.tokens.shape[1]]
 
     def _scalars(self, current_version: int, changed_version: int | None, kl_coefficient: float | None) -> StepScalars:
-        return StepScalars(
-            current_version=jnp.int32(current_version),
-            changed_version=jnp.int32(current_version if changed_version is None else changed_version),
-            kl_coefficient=jnp.float32(self.settings.loss.kl.coefficient if kl_coefficient is None else kl_coefficient),
-        )
+        changed = current_version if changed_version is None else changed_version
+        coefficient = self.settings.loss.kl.coefficient if kl_coefficient is None else kl_coefficient
+        values: Any = (np.int32(current_version), np.int32(changed), np.float32(coefficient))
+        return StepScalars(*values)
 
     def lowered(self, row_tokens: int) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
         """(gradients of one microbatch, update), lowered from shapes alone: nothing is allocated."""
@@ -410,8 +426,8 @@ class Engine:
 
     def num_compilations(self) -> int:
         """How many programs have been compiled for the train step; the same after any number of steps."""
-        programs: Any = (self._gradients, self._add, self._update)
-        return sum(int(program._cache_size()) for program in programs)
+        update: Any = self._update
+        return len(self._programs) + (self._sum is not None) + int(update._cache_size())
 
     # Statistics of whole batches.
 
@@ -455,13 +471,17 @@ class Engine:
           lengths: of the sequences; all T tokens by default.
         """
         width = tokens.shape[1]
-        plan = self.plan(Lengths.of([width] * len(tokens)) if lengths is None else lengths, width)
+        lengths = Lengths.of([width] * len(tokens)) if lengths is None else lengths
+        plan, size = self.plan(lengths, width, rows_multiple=self._few_rows), self._few_rows
+        if plan.num_rows > size:
+            plan, size = self.plan(lengths, width), self._own_rows
         scored = np.ones(tokens.shape, bool) if scored is None else scored
+        rows = (plan.pack(tokens), plan.layout, plan.pack(scored))
         parts = [
             self._stats(params, *part, self._temperature, with_argmax)
-            for part in self._transferred((plan.pack(tokens), plan.layout, plan.pack(scored)), plan.num_rows)
+            for part in self._transferred(rows, plan.num_rows, size=size)
         ]
-        return jax.tree.map(lambda *x: plan.unpack(np.concatenate([np.asarray(piece) for piece in x])), *parts)
+        return jax.tree.map(lambda *x: plan.unpack(np.concatenate([sharding.own_rows(piece) for piece in x])), *parts)
 
     def logprobs(
         self,
@@ -514,7 +534,7 @@ class Engine:
         for version, params in published.items():
             sampled = versions == version
             (rows,) = np.nonzero(sampled.any(axis=1))
-            if version == current_version or not len(rows):
+            if version == current_version or not self._on_any_host(rows):
                 continue
             recomputed = self.logprobs(params, tokens[rows], sampled[rows], _chosen(batch_lengths(batch), rows))
             logprobs[rows] = np.where(sampled[rows], recomputed, logprobs[rows])
@@ -527,29 +547,23 @@ class Engine:
         `mismatch_rows` sequences per version are recomputed.
         """
         total = Mismatch(0.0, 0.0, 0)
+        most = -(-self.settings.mismatch_rows // self.hosts.count)
         versions, tokens = np.asarray(batch.policy_version), np.asarray(batch.tokens)
         for version, params in published.items():
             sampled = versions == version
-            rows = np.flatnonzero(sampled.any(axis=1))[: self.settings.mismatch_rows]
-            if version == current_version or not len(rows):
+            rows = np.flatnonzero(sampled.any(axis=1))[:most]
+            if version == current_version or not self._on_any_host(rows):
                 continue
             logprobs = self.logprobs(params, tokens[rows], sampled[rows], _chosen(batch_lengths(batch), rows))
             difference = np.abs(logprobs - np.asarray(batch.behavior_logprobs)[rows])[sampled[rows]]
-            total += Mismatch(float(difference.sum()), float(difference.max()), int(difference.size))
-        return total
+            total += Mismatch(float(difference.sum()), float(difference.max(initial=0.0)), int(difference.size))
+        every = self.hosts.gather([total.total, total.maximum, total.num_tokens], "mismatch of older versions")
+        return sum((Mismatch(*of_host) for of_host in every), Mismatch(0.0, 0.0, 0))
+
+    def _on_any_host(self, rows: np.ndarray) -> bool:
+        """Whether any host has rows to compute: then all must take part."""
+        return any(self.hosts.gather(len(rows), "rows of an older version"))
 
 
 def _chosen(lengths: Lengths, rows: np.ndarray) -> Lengths:
     return Lengths(lengths.tokens[rows], lengths.groups[rows], lengths.shared[rows])
-
-
-def _empty_rows(like: Batch, row_tokens: int) -> Batch:
-    """Rows of padding with the fields of `like`."""
-
-    def padding(x: Any) -> np.ndarray:
-        return np.zeros((x.shape[0], row_tokens), x.dtype)
-
-    assert like.layout is not None
-    empty = jax.tree.map(padding, like)
-    nothing = jax.tree.map(lambda x: np.full_like(padding(x), -1), like.layout)
-    return replace(empty, layout=replace(nothing, positions=padding(like.layout.positions)))

@@ -140,13 +140,11 @@ def scored_stats(
         return stats, (hidden, weight, rows, stats)
 
     def head_backward(residuals: Any, cotangents: _Stats) -> tuple[Array, Array, None]:
-        for_each = (cotangents[0], cotangents[1] if entropy_gradient else None)
-        d_hidden, d_weight_t = backward(*residuals, for_each)
+        d_hidden, d_weight_t = backward(*residuals, (cotangents[0], cotangents[1] if entropy_gradient else None))
         return d_hidden.astype(hidden.dtype), d_weight_t.T.astype(weight.dtype), None
 
     head.defvjp(head_forward, head_backward)
     logprobs, entropy, correct, _ = head(hidden, weight, _Rows(tokens, predecessors, scored))
-    entropy = entropy if entropy_gradient else lax.stop_gradient(entropy)
     return HeadOutputs(logprobs, entropy, correct if with_argmax else None)
 
 
@@ -177,9 +175,9 @@ def fused_loss(
       ValueError: a dimension does not divide by the mesh axes that it is cut over, or `token_loss` gives no scalar.
     """
     plan = _plan(hidden, weight, temperature, chunk_tokens, mesh)
-    specs = (_ROWS, _WEIGHT, _ROWS, _ROWS), (P(), _ROWS, _GRADIENTS)
-    value = _on_mesh(mesh, partial(_fused, plan, token_loss, False), *specs)
-    value_and_gradients = _on_mesh(mesh, partial(_fused, plan, token_loss, True), *specs)
+    fused, in_specs = partial(_fused, plan, token_loss), (_ROWS, _WEIGHT, _ROWS, _ROWS)
+    value = _on_mesh(mesh, partial(fused, False), in_specs, (P(), _ROWS, ()))
+    value_and_gradients = _on_mesh(mesh, partial(fused, True), in_specs, (P(), _ROWS, _GRADIENTS))
 
     @jax.custom_vjp
     def head(hidden: Array, weight: Array, rows: _Rows, per_slot: Any) -> tuple[Array, _Stats]:
@@ -195,7 +193,7 @@ def fused_loss(
 
     head.defvjp(head_forward, head_backward)
     loss, stats = head(hidden, weight, _Rows(tokens, predecessors, scored), per_slot)
-    return loss, HeadOutputs(*lax.stop_gradient(stats[:3]))
+    return loss, HeadOutputs(*stats[:3])
 
 
 def _plan(hidden: Array, weight: Array, temperature: float, chunk_tokens: int, mesh: Mesh | None) -> _Plan:
@@ -246,27 +244,26 @@ def _stats_backward(
 
 def _fused(
     plan: _Plan, token_loss: TokenLoss, with_gradients: bool, hidden: Array, weight: Array, rows: _Rows, per_slot: Any
-) -> tuple[Array, _Stats, _Gradients | None]:
+) -> tuple[Array, _Stats, _Gradients | tuple[()]]:
     weight = _whole_rows(plan, weight, hidden.dtype)
 
     def step(chunk: _Chunk, carry: Any) -> Any:
         loss, stats, gradients = carry
         logits = _logits(plan, chunk, weight)
         logprobs, entropy, _, lse = chunk_stats = _chunk_stats(plan, chunk, logits)
-        terms = partial(_terms, token_loss, jax.tree.map(lambda x: _take(x, chunk.slots), per_slot))
-        valid = chunk.slots < rows.scored.size
-        given = [jnp.where(valid, x, 0.0) for x in (logprobs, entropy)]
+        terms_of = partial(_terms, token_loss, jax.tree.map(lambda x: _take(x, chunk.slots), per_slot))
         if with_gradients:
-            value, pullback = jax.vjp(terms, *given)
-            d_logits = _logit_gradient(plan, chunk, logits, lse, entropy, *pullback(valid.astype(value.dtype)))
+            terms, pullback = jax.vjp(terms_of, logprobs, entropy)
+            d_logits = _logit_gradient(plan, chunk, logits, lse, entropy, *pullback(jnp.ones_like(terms)))
             gradients = _add_gradients(chunk, weight, d_logits, gradients)
         else:
-            value = terms(*given)
-        return loss + jnp.sum(jnp.where(valid, value, 0.0)), _put_stats(stats, chunk, chunk_stats), gradients
+            terms = terms_of(logprobs, entropy)
+        loss = loss + jnp.sum(jnp.where(chunk.slots < rows.scored.size, terms, 0.0))
+        return loss, _put_stats(stats, chunk, chunk_stats), gradients
 
-    start = (jnp.zeros(()), _no_stats(rows), _no_gradients(hidden, weight) if with_gradients else None)
+    start = (jnp.zeros(()), _no_stats(rows), _no_gradients(hidden, weight) if with_gradients else ())
     loss, stats, gradients = _over_chunks(plan, hidden, weight, rows, step, start)
-    return lax.psum(loss, plan.row_axes), stats, _summed(plan, gradients) if with_gradients else None
+    return lax.psum(loss, plan.row_axes), stats, _summed(plan, gradients) if with_gradients else ()
 
 
 def _terms(token_loss: TokenLoss, per_slot: Any, logprobs: Float[Array, "n"], entropy: Float[Array, "n"]) -> Array:
@@ -336,7 +333,10 @@ def _chunk_stats(plan: _Plan, chunk: _Chunk, logits: Float[Array, "n v"]) -> _St
 def _logit_gradient(
     plan: _Plan, chunk: _Chunk, logits: Array, lse: Array, entropy: Array, for_logprobs: Array, for_entropy: Any
 ) -> Float[Array, "n v"]:
-    """d log p_y / d logit = onehot(y) - p and d H / d logit = -p (log p + H), over the temperature; compute dtype."""
+    """d log p_y / d logit = onehot(y) - p and d H / d logit = -p (log p + H), over the temperature; compute dtype.
+
+    Tokens that have no number, and a chunk's empty places, get 0 even where NaN is asked for.
+    """
     for_logprobs = jnp.where(chunk.known, for_logprobs / plan.temperature, 0.0)
     p = jnp.exp(logits - lse[:, None])
     shared = -for_logprobs[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,8 +15,9 @@ import numpy as np
 from learner_jax import flops
 from learner_jax.batch import Batch, BatchStats, Reference, Sequences, rl_batch
 from learner_jax.checkpoint import Checkpoints, Position
-from learner_jax.contracts import Trajectory, TrajectorySource, WeightPublisher
+from learner_jax.contracts import TrajectorySource, WeightPublisher
 from learner_jax.engine import Engine, Mismatch
+from learner_jax.feed import Feed, Groups, StepGroups
 from learner_jax.kl import adapted_coefficient
 from learner_jax.profiling import Profiler
 from learner_jax.publishing import Publishing
@@ -27,10 +29,6 @@ Log = Callable[..., None]
 
 #: Fewer older tokens than this prove nothing when all their ratios are 1.
 _HONEST_FROM_TOKENS = 16
-
-
-class StarvedError(RuntimeError):
-    """No group came within the bound; the rollout side is down or far too slow."""
 
 
 class TrainingError(RuntimeError):
@@ -59,12 +57,15 @@ class _Unconfirmed:
 class Learner:
     """Trains `engine.settings.steps` optimizer steps from a trajectory source.
 
+    With several hosts, each runs one of these. The leader alone changes the source and writes weights; whatever decides
+    what runs next is the leader's or gathered, so that all hosts launch the same programs in the same order.
+
     Args:
       initial_params: weights that a fresh run starts from, and the frozen reference unless `reference_params` is given.
       reference_params: policy that the KL is measured against.
       golden_prompts: token ids of the prompts whose log-probs travel with each version.
       max_staleness: versions a group may lag when it is trained on.
-      should_stop: asked between steps; True ends the loop after a checkpoint.
+      should_stop: asked between steps; True, on any host, ends the loop after a checkpoint.
       profiler: traces some of the steps.
     """
 
@@ -86,6 +87,7 @@ class Learner:
     ):
         self._engine = engine
         self._settings = engine.settings
+        self._hosts = engine.hosts
         self._source = source
         self._publishing = Publishing(
             engine,
@@ -96,7 +98,14 @@ class Learner:
             log=log,
         )
         self._checkpoints = checkpoints
-        self._max_staleness = max_staleness
+        self._feed = Feed(
+            source,
+            engine.hosts,
+            engine.settings,
+            max_staleness=max_staleness,
+            should_stop=should_stop,
+            on_arrival=self._groups_arrived,
+        )
         self._profiler = profiler
         self._log = log
         self._should_stop = should_stop
@@ -110,7 +119,10 @@ class Learner:
         self._reference_ahead = ReferenceAhead(
             self._reference_logprobs,
             sequence_length=self._settings.sequence_length,
-            microbatch_tokens=self._settings.microbatch_rows * max(self._settings.row_lengths),
+            # Hosts must compute together, and what fills a microbatch of one does not fill the others'.
+            microbatch_tokens=math.inf
+            if self._hosts.count > 1
+            else self._settings.microbatch_rows * max(self._settings.row_lengths),
         )
         self._completed, self._version = 0, -1
         self._changed_version = -1
@@ -135,11 +147,12 @@ class Learner:
         self._log_engine()
         self._publish()
         self._publishing.wait()  # what can't be published at all should be known before anything is trained
-        self._source.mark_trained([], completed_steps=self._completed, trained_version=self._version)
+        if self._hosts.is_leader:
+            self._source.mark_trained([], completed_steps=self._completed, trained_version=self._version)
         reason = "finished"
         skipped_in_a_row = 0
         while self._completed < self._settings.steps:
-            if self._should_stop():
+            if any(self._hosts.gather(self._should_stop(), f"whether to stop before step {self._completed + 1}")):
                 reason = "stopped"
                 break
             if self._profiler is not None:
@@ -164,7 +177,7 @@ class Learner:
         self._save()
         self._publishing.wait()
         self._confirm(wait=True)
-        if reason != "stopped":
+        if reason != "stopped" and self._hosts.is_leader:
             self._source.finish()
         return Outcome(reason, self._position())
 
@@ -179,6 +192,8 @@ class Learner:
             platform=self._engine.platform,
             device=device.device_kind,
             mesh=dict(mesh.shape),
+            host=self._hosts.index,
+            hosts=self._hosts.count,
             attention=self._engine.attention,
             compute_dtype=settings.compute_dtype,
             row_tokens=list(settings.row_lengths),
@@ -189,27 +204,31 @@ class Learner:
     def _resume(self) -> None:
         consumed: Sequence[str] = ()
         cursor = 0
-        if self._checkpoints.latest_step() is not None:
-            self._state, position, reference = self._checkpoints.restore(self._state, reference=self._saved_reference())
+        latest = self._hosts.agree(self._checkpoints.latest_step(), "checkpoint to go on from")
+        if latest is not None:
+            self._state, position, reference = self._checkpoints.restore(
+                self._state, reference=self._saved_reference(), step=latest
+            )
             self._reference = self._reference if reference is None else reference
             self._kl_coefficient = position.kl_coefficient or self._kl_coefficient
             self._completed = position.completed_steps
             self._unconfirmed.in_checkpoint = list(position.consumed_trajectory_ids)
             consumed, cursor = position.consumed_group_ids, position.prompt_cursor
             self._log("resumed", step=self._completed, consumed=len(position.consumed_trajectory_ids))
-        self._source.recover(consumed, completed_steps=self._completed, prompt_cursor=cursor)
+        if self._hosts.is_leader:
+            self._source.recover(consumed, completed_steps=self._completed, prompt_cursor=cursor)
         self._unconfirmed.in_checkpoint = []
 
     def _one_step(self) -> dict[str, Any] | None:
         started = time.monotonic()
-        groups, dropped = self._wait_for_groups()
-        if groups is None:
+        taken = self._feed.take(self._completed + 1, trained_version=self._version)
+        if taken is None:
             return None
         waited = time.monotonic()
-        batch, stats = self._batch(groups)
+        batch, stats = self._batch(taken)
         lagging = self._engine.lagging_mismatch(batch, self._publishing.weights, current_version=self._version)
         prepared = time.monotonic()
-        metrics = self._update(batch)
+        metrics = self._update(batch, taken.update_rows)
         trained = time.monotonic()
 
         sampled_version, kl_coefficient = self._version, self._kl_coefficient
@@ -218,10 +237,9 @@ class Learner:
         self._publish()
         if not (metrics["skipped"] or metrics["empty"]):
             self._changed_version = self._version
-        self._source.mark_trained(
-            [group[0].group_id for group in groups], completed_steps=self._completed, trained_version=self._version
-        )
-        self._unconfirmed.since_checkpoint += [t.trajectory_id for group in groups for t in group]
+        if self._hosts.is_leader:
+            self._source.mark_trained(taken.group_ids, completed_steps=self._completed, trained_version=self._version)
+        self._unconfirmed.since_checkpoint += taken.trajectory_ids
         published = time.monotonic()
         self._confirm(wait=False)
         if self._completed % self._settings.checkpoint.every == 0:
@@ -233,7 +251,7 @@ class Learner:
             lagging,
             version=sampled_version,
             kl_coefficient=kl_coefficient,
-            dropped_stale=dropped,
+            dropped_stale=taken.num_dropped_stale,
             wait_s=waited - started,
             prepare_s=prepared - waited,
             train_s=trained - waited,
@@ -242,18 +260,19 @@ class Learner:
             step_s=ended - started,
         )
 
-    def _batch(self, groups: Sequence[Sequence[Trajectory]]) -> tuple[Batch, BatchStats]:
+    def _batch(self, taken: StepGroups) -> tuple[Batch, BatchStats]:
         reference: Reference | None = None
         if self._reference is not None:
             reference = self._reference_ahead.result()
         batch, stats = rl_batch(
-            groups,
+            taken.groups,
             self._settings.loss,
             sequence_length=self._settings.sequence_length,
             trained_version=self._version,
-            minibatches=self._settings.minibatches,
+            minibatches=taken.update_rows,
             reference=reference,
             kl_coefficient=self._kl_coefficient,
+            hosts=self._hosts,
         )
         batch = self._engine.prepared(
             self._state.params, batch, current_version=self._version, kl_coefficient=self._kl_coefficient
@@ -266,17 +285,16 @@ class Learner:
     def _reference_logprobs(self, rows: Sequences) -> np.ndarray:
         return self._engine.logprobs(self._reference, rows.tokens, rows.sampled, rows.lengths)
 
-    def _update(self, batch: Batch) -> dict[str, float]:
+    def _update(self, batch: Batch, update_rows: Sequence[int]) -> dict[str, float]:
         """Makes the batch's optimizer updates and returns their metrics.
 
         Raises:
           TrainingError: tokens of older versions all have a ratio of exactly 1.
         """
         parts = []
-        rows = batch.tokens.shape[0] // self._settings.minibatches
-        for first in range(0, batch.tokens.shape[0], rows):
+        for end, rows in zip(np.cumsum(update_rows), update_rows, strict=True):
             started = time.monotonic()
-            packed = self._engine.pack(jax.tree.map(lambda x: x[first : first + rows], batch))  # noqa: B023
+            packed = self._engine.pack(jax.tree.map(lambda x: x[end - rows : end], batch))  # noqa: B023
             transferred = time.monotonic()
             self._state, metrics = self._engine.step(
                 self._state,
@@ -289,11 +307,12 @@ class Learner:
             parts[-1] |= {
                 "transfer_s": transferred - started,
                 "compute_s": time.monotonic() - transferred,
-                "slot_tokens": packed.plan.sources.size,
-                "real_tokens": packed.plan.sources.size * packed.plan.real_share,
-                "model_flops": packed.model_flops,
                 "shared_prompts": float(packed.plan.shares_prompts),
             }
+            slots = packed.plan.sources.size
+            own = [slots, slots * packed.plan.real_share, packed.model_flops]
+            sums = np.sum(self._hosts.gather(own, "tokens in rows"), axis=0).tolist()
+            parts[-1] |= dict(zip(("slot_tokens", "real_tokens", "model_flops"), sums, strict=True))
         merged = _merged(parts)
         lagged = round(merged["lagged_tokens"])
         if lagged >= _HONEST_FROM_TOKENS and merged["lagged_log_ratio_max"] == 0.0:
@@ -323,32 +342,9 @@ class Learner:
         """The reference, if a resumed run can't take it from where a fresh one does."""
         return self._reference if self._settings.loss.kl.reset_every else None
 
-    def _wait_for_groups(self) -> tuple[list[list[Trajectory]] | None, int]:
-        wanted = self._settings.groups_per_step
-        groups: list[list[Trajectory]] = []
-        dropped = 0
-        last_arrival = time.monotonic()
-        while len(groups) < wanted:
-            report = self._source.lease_groups(
-                wanted - len(groups), trained_version=self._version, max_staleness=self._max_staleness
-            )
-            groups += report.groups
-            if self._reference is not None:
-                self._reference_ahead.add(report.groups)  # while the others are still being sampled
-            dropped += report.num_dropped_stale
-            if report.groups:
-                last_arrival = time.monotonic()
-                continue
-            if self._should_stop():
-                return None, dropped
-            waited = time.monotonic() - last_arrival
-            if waited > self._settings.max_wait_s:
-                raise StarvedError(
-                    f"step {self._completed + 1} has {len(groups)} of {wanted} groups and none came for {waited:.0f} s "
-                    f"(learner.max_wait_s): check the rollout worker's and the fleet's logs"
-                )
-            time.sleep(0.01)
-        return groups, dropped
+    def _groups_arrived(self, groups: Groups) -> None:
+        if self._reference is not None:
+            self._reference_ahead.add(groups)
 
     def _publish(self) -> None:
         self._version = self._publishing.start(self._state.params, step=self._completed)
@@ -365,19 +361,24 @@ class Learner:
 
     def _confirm(self, *, wait: bool) -> None:
         """Acknowledges what the last checkpoint holds, once that is committed."""
-        if not self._saving or (self._checkpoints.is_saving() and not wait):
+        if not self._saving:
+            return
+        if not wait and self._hosts.agree(self._checkpoints.is_saving(), "whether a checkpoint is being saved"):
             return
         self._checkpoints.wait()
         self._saving = False
         groups = Position(0, 0, 0, tuple(self._unconfirmed.in_checkpoint)).consumed_group_ids
-        self._source.acknowledge(groups)
+        if self._hosts.is_leader:
+            self._source.acknowledge(groups)
         self._unconfirmed.in_checkpoint = []
 
     def _position(self) -> Position:
         return Position(
             completed_steps=self._completed,
             trained_version=self._version,
-            prompt_cursor=self._source.prompt_cursor(),
+            prompt_cursor=self._hosts.agree(
+                self._source.prompt_cursor() if self._hosts.is_leader else None, "prompt cursor"
+            ),
             consumed_trajectory_ids=self._unconfirmed.all(),
             kl_coefficient=self._kl_coefficient,
         )

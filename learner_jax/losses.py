@@ -46,8 +46,17 @@ def dpo(chosen_log_ratio: Float[Array, ""], rejected_log_ratio: Float[Array, ""]
     return -jax.nn.log_sigmoid(beta * (chosen_log_ratio - rejected_log_ratio))
 
 
+def loss_counts(loss_mask: Bool[np.ndarray, "B T"]) -> tuple[int, int]:
+    """(sequences with a token that is learned from, such tokens): what `loss_weights` divides by."""
+    return int(loss_mask.any(axis=1).sum()), int(loss_mask.sum())
+
+
 def loss_weights(
-    loss_mask: Bool[np.ndarray, "B T"], *, reduction: str, constant_tokens: int | None = None
+    loss_mask: Bool[np.ndarray, "B T"],
+    *,
+    reduction: str,
+    constant_tokens: int | None = None,
+    counts: tuple[int, int] | None = None,
 ) -> Float[np.ndarray, "B T"]:
     """Weight of every token, such that the loss is the plain sum of weight x token loss over all tokens.
 
@@ -58,15 +67,18 @@ def loss_weights(
     "token_mean": mean over all sampled tokens (DAPO, arXiv 2503.14476, equation 8).
     "constant": sum over tokens / `constant_tokens`, mean over sequences (Dr. GRPO, arXiv 2503.20783, section 3.1),
     so that a token weighs the same in a short and in a long answer, in this batch and in the next.
+
+    Args:
+      counts: `loss_counts` of the whole batch, where these rows are a part of it.
     """
     mask = np.asarray(loss_mask, np.float64)
     lengths = mask.sum(axis=1, keepdims=True)
-    sequences = max(int((lengths > 0).sum()), 1)
+    sequences, tokens = (max(count, 1) for count in counts or loss_counts(np.asarray(loss_mask)))
     match reduction:
         case "sequence_mean":
             weights = mask / np.maximum(lengths, 1) / sequences
         case "token_mean":
-            weights = mask / max(mask.sum(), 1.0)
+            weights = mask / tokens
         case "constant" if constant_tokens:
             weights = mask / constant_tokens / sequences
         case "constant":

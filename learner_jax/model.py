@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from learner_jax.attention import RESIDUALS as ATTENTION_RESIDUALS
 from learner_jax.attention import Implementation, attend, attention_implementation
 from learner_jax.head import scored_stats
 from learner_jax.hf_names import ModelConfig, parameters
@@ -36,7 +38,10 @@ _COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 #: What each policy keeps of a layer for the backward pass; None keeps everything.
 _REMAT: Mapping[str, Callable[..., bool] | None] = {
     "none": None,
-    "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "matmuls": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENTION_RESIDUALS),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -156,6 +161,32 @@ def _rotate(x: Float[Array, "B T N H"], cos: Float[Array, "b T 1 h"], sin: Float
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
+@jax.custom_vjp
+def _linear(x: Float[Array, "B T i"], weight: Float[Array, "o i"]) -> Float[Array, "B T o"]:
+    """x @ weight.T in the dtype of x; the weight's gradient is accumulated in fp32 and has the weight's dtype."""
+    return jnp.einsum("bti,oi->bto", x, weight.astype(x.dtype))
+
+
+def _linear_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
+    # Not by `_linear` itself, inside which a remat policy would see no matmul to keep.
+    return jnp.einsum("bti,oi->bto", x, weight.astype(x.dtype)), (x, weight)
+
+
+def _linear_backward(residuals: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
+    x, weight = residuals
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+    d_x = jnp.einsum("bto,oi->bti", d_out, weight.astype(x.dtype), precision=precision)
+    # A product over tokens makes the CPU copy its first operand into another order: the smaller one should be first.
+    product = partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
+    x, d_out = x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1])
+    wide = weight.shape[0] > weight.shape[1]
+    d_weight = product("ni,no->io", x, d_out).T if wide else product("no,ni->oi", d_out, x)
+    return d_x, d_weight.astype(weight.dtype)
+
+
+_linear.defvjp(_linear_forward, _linear_backward)
+
+
 class Linear(nnx.Module):
     """x @ weight.T + bias in the dtype of x."""
 
@@ -164,7 +195,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(params["bias"]) if "bias" in params else None
 
     def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
-        y: Array = jnp.einsum("bti,oi->bto", x, self.weight[...].astype(x.dtype))
+        y: Array = _linear(x, self.weight[...])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -293,8 +324,7 @@ class Decoder(nnx.Module):
             return self._constrain(nnx.merge(graph, layer)(x, rows)), None
 
         with self.matmul_precision():
-            embedded = jnp.take(self.embed.weight[...], tokens, axis=0, mode="fill")
-            x = self._constrain(embedded.astype(_COMPUTE_DTYPES[self.compute_dtype]))
+            x = self._embedded(tokens).astype(_COMPUTE_DTYPES[self.compute_dtype])
             policy = _REMAT[self.remat]
             # The scan already keeps the backward pass apart from the forward one, so CSE can't undo the remat.
             body = step if policy is None else jax.checkpoint(step, prevent_cse=False, policy=policy)
@@ -319,6 +349,18 @@ class Decoder(nnx.Module):
         manager: contextlib.AbstractContextManager[Any] = jax.default_matmul_precision(precision)
         return manager
 
+    def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Rows of the embedding, fp32.
+
+        On a mesh they first lie as the table does, cut by columns over fsdp, and then by rows: said in two steps, since
+        the compiler would not find the exchange between them and hold all rows on every device.
+        """
+        rows = jnp.take(self.embed.weight[...], tokens, axis=0, mode="fill")
+        if self.activation_sharding is None:
+            return rows
+        columns = jax.sharding.NamedSharding(self.activation_sharding.mesh, PartitionSpec("data", None, "fsdp"))
+        return self._constrain(jax.lax.with_sharding_constraint(rows, columns))
+
     def _constrain(self, x: Array) -> Array:
         if self.activation_sharding is None:
             return x
@@ -339,7 +381,7 @@ def token_logprobs(
     Entropy lets a gradient through only with `entropy_gradient`. With `chunk_tokens` > 0 the output head runs on that
     many tokens at a time, so that no [B, T, V] array exists; numbers and gradients are the same.
     """
-    layout = plain_layout(*tokens.shape)
+    tokens, layout = jnp.asarray(tokens), plain_layout(*tokens.shape)
     out = scored_stats(
         model.hidden_states(tokens),
         model.head_weight,

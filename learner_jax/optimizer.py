@@ -55,6 +55,6 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
 
 
 def _unbiased_decay(step: Any, beta2: Any) -> Any:
-    """beta2 (1 - beta2^(t-1)) / (1 - beta2^t): Adam's bias correction in the average (arXiv 1804.04235, section 7.1)."""
+    """beta2 (1 - beta2^(t-1)) / (1 - beta2^t): bias correction within the average (arXiv 1804.04235, section 7.1)."""
     t = step + 1.0
     return beta2 * (1.0 - beta2 ** (t - 1.0)) / (1.0 - beta2**t)

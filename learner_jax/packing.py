@@ -7,7 +7,7 @@ less, the prompt that the answers of a group share stands once in the row, follo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,8 @@ class Plan:
 
     def pack(self, values: np.ndarray, *, fill: float = 0) -> Any:
         """[B, T] per token to [R, L] per slot."""
-        packed = np.asarray(values).reshape(-1)[self.sources]
+        flat = np.asarray(values).reshape(-1)
+        packed = flat[self.sources] if flat.size else np.empty(self.sources.shape, flat.dtype)
         packed[self.sources == NONE] = fill
         return packed
 
@@ -94,6 +95,15 @@ class _Unit:
     tokens: int
 
 
+#: Numbers of rows that one host needs, per way to pack; `NONE` where a sequence doesn't fit.
+RowCounts = list[int]
+
+
+def alone(counts: RowCounts) -> list[RowCounts]:
+    """What every host needs, where there is only this one."""
+    return [counts]
+
+
 def plan_rows(
     lengths: Lengths,
     *,
@@ -103,10 +113,13 @@ def plan_rows(
     may_share: bool = False,
     max_segments: int | None = None,
     attention_weight: float = 0.0,
+    gather: Callable[[RowCounts], list[RowCounts]] = alone,
 ) -> Plan:
     """The cheapest way to pack, of every row length and of prompts shared or repeated.
 
     A row of L slots costs L (1 + attention_weight x L): what is computed per slot, and the pairs that attention visits.
+    Where several hosts pack a part of the batch each, all choose the same way and the same number of rows: those of the
+    host that needs most.
 
     Args:
       width: T, to which the sequences are padded on the host.
@@ -114,40 +127,64 @@ def plan_rows(
       rows_multiple: the number of rows is rounded up to a multiple of this.
       max_segments: most sequences that a row may hold.
       attention_weight: cost of attending to one slot of the row over that of everything else a slot costs.
+      gather: exchanges the row counts of all hosts; called once.
     Raises:
       PackingError: a sequence is longer than the longest row.
     """
-    longest = int(lengths.tokens.max())
-    fitting = sorted(length for length in row_lengths if length >= longest)
-    if not fitting:
+    longest = int(lengths.tokens.max(initial=0))
+    if longest > max(row_lengths):
         raise PackingError(
             f"sequence {int(lengths.tokens.argmax())} has {longest} tokens, the longest row holds {max(row_lengths)}: "
             f"raise learner.row_tokens or shorten what is sampled"
         )
-    best: tuple[float, int, list[list[_Unit]], bool] | None = None
-    for share in (False, True) if may_share and bool((lengths.shared > 0).any()) else (False,):
-        for length in fitting:
-            rows = _first_fit_decreasing(_units(lengths, length, share=share), length, max_segments)
-            num_rows = -(-len(rows) // rows_multiple) * rows_multiple
-            cost = num_rows * length * (1.0 + attention_weight * length)
-            if best is None or cost < best[0]:
-                best = (cost, length, rows, share)
-    assert best is not None
-    _, length, rows, share = best
-    num_rows = -(-len(rows) // rows_multiple) * rows_multiple
-    return _placed(rows, lengths, width=width, num_rows=num_rows, row_tokens=length, shares_prompts=share)
+    # Every host lists the same ways, whatever its own sequences are.
+    ways = [(share, length) for share in ((False, True) if may_share else (False,)) for length in sorted(row_lengths)]
+    has_prompts = bool((lengths.shared > 0).any())
+    packed: list[list[list[_Unit]] | None] = [
+        _first_fit_decreasing(_units(lengths, length, share=share and has_prompts), length, max_segments)
+        if length >= longest
+        else None
+        for share, length in ways
+    ]
+    counts = _most_needed(gather([NONE if rows is None else len(rows) for rows in packed]), rows_multiple)
+
+    def cost(way: int) -> float:
+        length = ways[way][1]
+        return counts[way] * length * (1.0 + attention_weight * length)
+
+    best = min((way for way, count in enumerate(counts) if count != NONE), key=cost)
+    share, length = ways[best]
+    rows = packed[best]
+    assert rows is not None
+    return _placed(rows, lengths, width=width, num_rows=counts[best], row_tokens=length, shares_prompts=share)
 
 
-def one_per_row(lengths: Lengths, *, width: int, row_tokens: int, rows_multiple: int = 1) -> Plan:
-    """Every sequence in a row of its own, in order.
+def _most_needed(counts: list[RowCounts], rows_multiple: int) -> RowCounts:
+    """Rows that every host lays out, per way to pack: what the neediest needs, rounded up; at least one multiple."""
+    return [
+        NONE if NONE in needed else max(-(-max(needed) // rows_multiple), 1) * rows_multiple
+        for needed in zip(*counts, strict=True)
+    ]
+
+
+def one_per_row(
+    lengths: Lengths,
+    *,
+    width: int,
+    row_tokens: int,
+    rows_multiple: int = 1,
+    gather: Callable[[RowCounts], list[RowCounts]] = alone,
+) -> Plan:
+    """Every sequence in a row of its own, in order; arguments as of `plan_rows`.
 
     Raises:
       PackingError: a sequence is longer than a row.
     """
-    if int(lengths.tokens.max()) > row_tokens:
-        raise PackingError(f"a sequence has {int(lengths.tokens.max())} tokens, rows hold {row_tokens}")
+    longest = int(lengths.tokens.max(initial=0))
+    if longest > row_tokens:
+        raise PackingError(f"a sequence has {longest} tokens, rows hold {row_tokens}")
     rows = [[_Unit((i,), 0, int(n))] for i, n in enumerate(lengths.tokens)]
-    num_rows = -(-len(rows) // rows_multiple) * rows_multiple
+    (num_rows,) = _most_needed(gather([len(rows)]), rows_multiple)
     return _placed(rows, lengths, width=width, num_rows=num_rows, row_tokens=row_tokens, shares_prompts=False)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+
+import numpy as np
 
 from learner_jax.contracts import WeightPublisher
 from learner_jax.engine import Engine
@@ -21,6 +23,9 @@ class PublishingError(RuntimeError):
 
 class Publishing:
     """Claims a version number at once and stores its weights in the background, one version at a time.
+
+    With several hosts, the leader claims and stores. All of them gather the weights first, tensor by tensor and in the
+    thread that trains: programs that a second thread launches would meet those of other hosts in another order.
 
     Args:
       golden_prompts: token ids of the prompts whose log-probs travel with each version.
@@ -52,14 +57,23 @@ class Publishing:
         self.wait()
         weights = self._engine.published(params)
         golden = self._engine.golden_logprobs(weights, self._golden_prompts)
-        version = self._publisher.claim()
+        hosts = self._engine.hosts
+        version: int = hosts.agree(self._publisher.claim() if hosts.is_leader else None, f"version of step {step}")
         self.weights[version] = weights
         for old in sorted(self.weights)[: -1 - self._keep]:
             del self.weights[old]
 
+        tensors: Iterable[tuple[str, np.ndarray]] = export_tensors(
+            weights, self._engine.model_config, self._engine.settings.publish_dtype
+        )
+        if hosts.count > 1:
+            kept = [tensor for tensor in tensors if hosts.is_leader]  # followers take part and keep none
+            if not hosts.is_leader:
+                return version
+            tensors = kept
+
         def store() -> None:
             started = time.monotonic()
-            tensors = export_tensors(weights, self._engine.model_config, self._engine.settings.publish_dtype)
             prompts = self._engine.golden(golden, self._golden_prompts)
             self._publisher.publish(tensors, version=version, step=step, golden=prompts)
             self._log("published", version=version, step=step, seconds=time.monotonic() - started)

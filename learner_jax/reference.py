@@ -21,10 +21,10 @@ class ReferenceAhead:
 
     Args:
       logprobs: float32[B, T] of sequences under the reference.
-      microbatch_tokens: slots of one microbatch.
+      microbatch_tokens: slots of one microbatch; infinite to compute the whole batch at once.
     """
 
-    def __init__(self, logprobs: Reference, *, sequence_length: int, microbatch_tokens: int):
+    def __init__(self, logprobs: Reference, *, sequence_length: int, microbatch_tokens: float):
         self._logprobs = logprobs
         self._sequence_length = sequence_length
         self._room = _FILL * microbatch_tokens

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import jax
+import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -56,9 +58,11 @@ def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = Non
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
+        count = len({device.process_index for device in devices})
+        of_hosts = f" (on {count} hosts)" if count > 1 else ""
         raise ShardingError(
-            f"{given} makes {fixed}{' x n' if free else ''} devices, but there are {len(devices)}; choose sizes whose "
-            f"product is {len(devices)}, or set one of them to -1"
+            f"{given} makes {fixed}{' x n' if free else ''} devices, but there are {len(devices)}{of_hosts}; choose "
+            f"sizes whose product is {len(devices)}, or set one of them to -1"
         )
     shape = tuple(sizes[axis] for axis in MESH_AXES)
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
@@ -143,3 +147,54 @@ def check_rows(num_rows: int, mesh: Mesh) -> None:
             f"learner.microbatch_rows is {num_rows} and does not divide over mesh.data x mesh.fsdp = {pieces}; make it "
             f"a multiple of that"
         )
+
+
+def check_hosts(mesh: Mesh, count: int) -> None:
+    """Raises `ShardingError` unless each of `count` hosts holds whole rows of a batch, and as many as every other."""
+    owners: list[int] = []  # of each piece that rows are cut into
+    for piece in mesh.devices.reshape(num_row_shards(mesh), -1):
+        hosts = sorted({device.process_index for device in piece})
+        if len(hosts) > 1:
+            raise ShardingError(
+                f"mesh.tensor = {mesh.shape['tensor']} cuts the rows of a batch over hosts {hosts}, which have "
+                f"{len(mesh.local_devices)} devices each: mesh.tensor must divide that number; put the rest into "
+                f"mesh.fsdp or mesh.data"
+            )
+        owners += hosts
+    shares = {host: owners.count(host) for host in owners}
+    if len(shares) != count or len(set(shares.values())) > 1:
+        raise ShardingError(
+            f"the mesh gives hosts {shares} pieces of a batch (host: pieces), expected the same number for each of "
+            f"{count} hosts (learner.hosts.count)"
+        )
+
+
+def place(tree: Params, shardings: Params) -> Params:
+    """Arrays of the host, the same on all hosts, or of the devices, where the shardings put them."""
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+            return jax.device_put(x, sharding)
+        values = np.asarray(x)  # device_put would compare the values of all hosts
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def place_rows(rows: Any, sharding: NamedSharding, count: int) -> Any:
+    """Rows of this host, as its part of arrays whose rows lie on `count` hosts; in a pytree."""
+    if count == 1:
+        return jax.device_put(rows, sharding)
+
+    def put(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, x, (count * x.shape[0], *x.shape[1:]))
+
+    return jax.tree.map(put, rows)
+
+
+def own_rows(array: jax.Array) -> np.ndarray:
+    """Rows of this host of an array that `place_rows` might have made, in the order in which it took them."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    pieces = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(pieces[first]) for first in sorted(pieces)])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from learner_jax.batch import Batch, Example, supervised_batch
+from learner_jax.batch import Batch, Example, batch_lengths, supervised_batch
 from learner_jax.config import WarmStartSettings
 from learner_jax.engine import Engine
 from learner_jax.train_step import TrainState
@@ -50,8 +50,10 @@ def warm_start(
         state, metrics = engine.step(state, batch, current_version=-1)
         measured = None
         if step % settings.evaluate_every == 0 or step == settings.max_steps:
-            mask = np.asarray(validation.weights) > 0
-            measured = accuracy = float(engine.all_correct(state.params, np.asarray(validation.tokens), mask).mean())
+            tokens, mask = np.asarray(validation.tokens), np.asarray(validation.weights) > 0
+            measured = accuracy = float(
+                engine.all_correct(state.params, tokens, mask, batch_lengths(validation)).mean()
+            )
         if measured is not None or step == 1:
             log("warm_start", step=step, loss=float(metrics["loss"]), accuracy=measured, step_s=_elapsed(started))
         if accuracy >= settings.target_accuracy:

@@ -20,10 +20,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from learner_jax.contracts import ContractError, LeaseReport, Trajectory, decode_group, encode_group
+from learner_jax.contracts import (
+    ContractError,
+    Lease,
+    LeaseReport,
+    Payloads,
+    Trajectory,
+    decode_group,
+    encode_group,
+)
 from serving_bridge.database import open_database, transaction
 from serving_bridge.staleness import Pace, dispatch_room, is_stale
+
+
+class QueueError(RuntimeError):
+    """The queue is not the one that was expected."""
 
 
 class LeaseLostError(RuntimeError):
@@ -129,28 +142,63 @@ class TrajectoryQueue:
     def lease_groups(self, count: int, *, trained_version: int, max_staleness: int) -> LeaseReport:
         """Leases up to `count` groups, oldest first. Stale ones are dropped, unreadable ones become dead letters."""
         groups: list[list[Trajectory]] = []
-        now = self._clock()
-        with transaction(self._db) as db:
-            self._take_back_expired(now)
+        with transaction(self._db):
+            self._take_back_expired(self._clock())
             num_dropped = self._drop_stale(trained_version, max_staleness)
-            rows = db.execute(
-                "SELECT group_id, payload FROM groups WHERE state = 'ready' ORDER BY sequence LIMIT ?", (count,)
-            ).fetchall()
-            for group_id, payload in rows:
+            for group_id, payload in self._ready("payload", count):
                 try:
                     groups.append(decode_group(payload))
                 except ContractError as error:
                     self._set_state(group_id, "dead", reason=str(error))
-                    continue
-                token = self._get("next_lease_token")
-                self._set("next_lease_token", token + 1)
-                db.execute(
-                    "UPDATE groups SET state = 'leased', tries = tries + 1, lease_token = ?, lease_expires_s = ? "
-                    "WHERE group_id = ?",
-                    (token, now + self._lease_s, group_id),
-                )
-                self._tokens[group_id] = token
+                else:
+                    self._lease(group_id)
         return LeaseReport(groups=groups, num_dropped_stale=num_dropped)
+
+    def lease(self, count: int, *, trained_version: int, max_staleness: int) -> Lease:
+        """As `lease_groups`, for groups that other connections to this queue `read`."""
+        with transaction(self._db):
+            self._take_back_expired(self._clock())
+            num_dropped = self._drop_stale(trained_version, max_staleness)
+            leased = self._ready("length(payload)", count)
+            for group_id, _ in leased:
+                self._lease(group_id)
+        return Lease(
+            group_ids=[group_id for group_id, _ in leased],
+            num_bytes=[size for _, size in leased],
+            num_dropped_stale=num_dropped,
+        )
+
+    def read(self, group_ids: Sequence[str]) -> Payloads:
+        """What leased groups hold, and why others can't be read; changes nothing.
+
+        Raises:
+          QueueError: a group is not leased in this queue.
+        """
+        read = Payloads({}, {})
+        for group_id in group_ids:
+            query = "SELECT payload FROM groups WHERE group_id = ? AND state = 'leased'"
+            row = self._db.execute(query, (group_id,)).fetchone()
+            if row is None:
+                raise QueueError(
+                    f"group {group_id} is not leased in {self._db.filename}: all hosts of the learner must open the "
+                    f"same queue (store.database)"
+                )
+            try:
+                read.groups[group_id] = decode_group(row[0])
+            except ContractError as error:
+                read.unreadable[group_id] = str(error)
+        return read
+
+    def bury(self, group_id: str, reason: str) -> None:
+        """Makes a leased group a dead letter.
+
+        Raises:
+          LeaseLostError: it is not leased to this consumer any more.
+        """
+        with transaction(self._db):
+            self._require_lease(group_id)
+            self._set_state(group_id, "dead", reason=reason)
+        self._tokens.pop(group_id, None)
 
     def mark_trained(self, group_ids: Sequence[str], *, completed_steps: int, trained_version: int) -> None:
         """Records that one optimizer step consumed these groups and that its weights are `trained_version`.
@@ -249,6 +297,21 @@ class TrajectoryQueue:
 
     def _num_claimed(self) -> int:
         return self._db.execute("SELECT count(*) FROM claims").fetchone()[0]
+
+    def _ready(self, column: str, count: int) -> list[tuple[str, Any]]:
+        """(id, `column`) of the oldest groups that may be leased."""
+        query = f"SELECT group_id, {column} FROM groups WHERE state = 'ready' ORDER BY sequence LIMIT ?"
+        return self._db.execute(query, (count,)).fetchall()
+
+    def _lease(self, group_id: str) -> None:
+        token = self._get("next_lease_token")
+        self._set("next_lease_token", token + 1)
+        self._db.execute(
+            "UPDATE groups SET state = 'leased', tries = tries + 1, lease_token = ?, lease_expires_s = ? "
+            "WHERE group_id = ?",
+            (token, self._clock() + self._lease_s, group_id),
+        )
+        self._tokens[group_id] = token
 
     def _take_back_expired(self, now: float) -> None:
         self._db.execute(

@@ -7,7 +7,11 @@ learner
   warm_start  step, loss, accuracy (or null), step_s
   step        step, version, loss, reward, kl, entropy, clip_fraction, grad_norm, staleness_mean, staleness_max,
               mismatch_mean_abs_logprob (or null), mismatch_max_abs_logprob, mismatch_tokens, num_tokens,
-              answer_tokens_mean, wait_s, train_s, publish_s, save_s, step_s, dropped_stale, zero_variance_groups
+              answer_tokens_mean, dropped_stale, zero_variance_groups, mfu, real_token_share, and where the time went:
+              wait_s (for groups; the reference's log-probs are computed in it), prepare_s (building the batch),
+              transfer_s (packing, first microbatch to the devices), compute_s, publish_s and save_s (what of them
+              blocked), step_s (all), train_s (prepare, transfer and compute)
+  engine      platform, device, mesh, attention, compute_dtype, row_tokens, microbatch_rows, peak_tflops_per_device
   published   version, step
   checkpoint  step, blocking_s
 rollout

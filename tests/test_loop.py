@@ -28,8 +28,9 @@ from learner_jax.config import (
     ValueSettings,
 )
 from learner_jax.engine import Engine
+from learner_jax.feed import StarvedError
 from learner_jax.hf_names import hf_shapes
-from learner_jax.loop import Learner, StarvedError, TrainingError
+from learner_jax.loop import Learner, TrainingError
 from learner_jax.model import init_parameters
 from serving_bridge.queue import TrajectoryQueue
 from serving_bridge.weight_store import WeightStore

@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from learner_jax import objective
-from learner_jax.batch import Batch, BatchError, Sequences, preference_batch, rl_batch
+from learner_jax.batch import Batch, BatchError, Sequences, batch_lengths, preference_batch, rl_batch
 from learner_jax.config import (
     AdvantageSettings,
     GroupSettings,
@@ -200,6 +200,21 @@ def test_order_of_groups_and_padding_do_not_change_the_gradient(name: str, param
     longer = make_engine(LOSSES[name], sequence_length=17)
     other, _ = gradients(longer, params, [GROUPS[i] for i in (2, 0, 3, 1)])
     assert relative_difference(other, plain) < 1e-6
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_packed_rows_and_shared_prompts_do_not_change_the_gradient(name: str, params: Any) -> None:
+    plain, metrics = whole_gradient(name)
+    # Sharing is the harder case of packing; without it, one loss that couples tokens and one that does not.
+    for share in ("auto", "never") if name in ("grpo", "vtrace by turn") else ("auto",):
+        engine = make_engine(LOSSES[name], row_tokens=(34,), microbatch_rows=1, share_prompts=share)
+        lengths = batch_lengths(make_batch(engine, GROUPS, engine.init_state(params, seed=0)))
+        plan = engine.plan(lengths, 12)
+        assert (plan.num_rows, plan.shares_prompts) == {"never": (3, False), "auto": (2, True)}[share]
+        packed, packed_metrics = gradients(engine, params, GROUPS)
+        assert relative_difference(packed, plain) < 1e-5
+        for key, value in metrics.items():
+            assert packed_metrics[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
 
 
 @pytest.mark.parametrize("name", ["gae, whitened, clipped values", "vtrace by turn", "decoupled, corrected"])
@@ -443,7 +458,7 @@ def test_values_learn_what_states_are_worth(kind: str, params: Any) -> None:
     batch = make_batch(engine, groups, state)
     for _ in range(60):
         state, metrics = engine.step(state, batch, current_version=3)
-    values = np.asarray(engine._token_stats(state.params, jnp.asarray(batch.tokens), 1.0).values_after)[:, 2]
+    values = np.asarray(engine.statistics(state.params, np.asarray(batch.tokens)).values_after)[:, 2]
     np.testing.assert_allclose(values, [-1, -1, 1, 1, -1, -1, 1, 1], atol=0.25)
     assert float(metrics["value_loss"]) < 0.05
 

@@ -10,7 +10,7 @@ import apsw
 import pytest
 
 from serving_bridge.database import DatabaseError, DiskFullError
-from serving_bridge.queue import LeaseLostError, TrajectoryQueue
+from serving_bridge.queue import LeaseLostError, QueueError, TrajectoryQueue
 from serving_bridge.staleness import Pace, dispatch_room, is_stale
 from tests.trajectories import make_group
 
@@ -266,3 +266,40 @@ def test_busy_database_is_reported(path: Path) -> None:
         queue.put([(0, make_group("run/0"))])
     holder.execute("ROLLBACK")
     assert queue.put([(0, make_group("run/0"))]) == 1
+
+
+def test_names_are_leased_and_read_elsewhere(queue: TrajectoryQueue, path: Path, clock: Clock) -> None:
+    queue.put([(i, make_group(f"run/{i}", seed=i, answer_tokens=2 + 4 * i)) for i in range(3)])
+    leased = queue.lease(2, trained_version=1, max_staleness=5)
+    assert leased.group_ids == ["run/0", "run/1"]
+    assert leased.num_bytes[0] < leased.num_bytes[1]
+    reader = TrajectoryQueue(path, clock=clock)
+    groups = reader.read(["run/1", "run/0"]).groups
+    assert [groups[name][0].group_id for name in leased.group_ids] == leased.group_ids
+    assert len(groups["run/1"][0].tokens) == 9
+    assert lease(reader) == ["run/2"]
+    with pytest.raises(QueueError, match=r"run/9 is not leased in .*state\.db.*same queue"):
+        reader.read(["run/9"])
+    queue.mark_trained(leased.group_ids, completed_steps=1, trained_version=2)
+    assert queue.progress().num_trained == 2
+
+
+def test_stale_groups_are_dropped_from_leases_of_names(queue: TrajectoryQueue) -> None:
+    queue.put([(i, make_group(f"run/{i}", version=1 + 5 * i)) for i in range(2)])
+    leased = queue.lease(2, trained_version=7, max_staleness=2)
+    assert (leased.group_ids, leased.num_dropped_stale) == (["run/1"], 1)
+
+
+def test_a_group_that_can_not_be_read_is_buried(queue: TrajectoryQueue, path: Path) -> None:
+    queue.put([(0, make_group("run/0"))])
+    queue._db.execute("UPDATE groups SET payload = ?", (b"nonsense",))
+    queue.lease(1, trained_version=1, max_staleness=5)
+    reader = TrajectoryQueue(path)
+    read = reader.read(["run/0"])
+    assert read.groups == {}
+    assert "not a group of trajectories" in read.unreadable["run/0"]
+    with pytest.raises(LeaseLostError):
+        reader.bury("run/0", "not mine")
+    queue.bury("run/0", read.unreadable["run/0"])
+    assert queue.dead_letters() == [("run/0", read.unreadable["run/0"])]
+    assert queue.progress().num_leased == 0

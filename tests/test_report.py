@@ -49,7 +49,8 @@ def _step(number: int, *, wait_s: float = 0.5, reward: float | None = None) -> d
         step=number, version=number + 1, loss=0.0, reward=number / 10 if reward is None else reward, kl=0.01 * number,
         entropy=1.0, clip_fraction=0.02, grad_norm=1.0, staleness_mean=1.5, staleness_max=2,
         mismatch_mean_abs_logprob=1e-6 * number, mismatch_max_abs_logprob=1e-5, mismatch_tokens=100 * number,
-        num_tokens=400, answer_tokens_mean=3.0, wait_s=wait_s, train_s=0.4, publish_s=0.1, save_s=0.0, step_s=1.0,
+        num_tokens=400, answer_tokens_mean=3.0, wait_s=wait_s, prepare_s=0.05, transfer_s=0.05,
+        compute_s=0.3, train_s=0.4, publish_s=0.1, save_s=0.0, step_s=1.0, mfu=0.21, real_token_share=0.97,
         dropped_stale=1 if number == 2 else 0, zero_variance_groups=0,
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ def single_device(tied: bool) -> Any:
     [
         ((8, 1, 1), True, {}),
         ((1, 8, 1), False, {}),
-        ((2, 2, 2), False, {"chunk_tokens": 24, "remat": True}),
+        ((2, 2, 2), False, {"chunk_tokens": 24, "remat": "full"}),
         ((2, 2, 2), True, {"chunk_tokens": 24}),
         ((1, 2, 4), True, {}),
     ],

@@ -295,8 +295,14 @@ def _idle(history: RunHistory, steps: Sequence[Record]) -> Chart | None:
 
 
 def _step_time(steps: Sequence[Record]) -> Chart | None:
-    parts = [("wait_s", "wait", _GREY), ("train_s", "train", _BLUE), ("publish_s", "publish", _GREEN)]
-    parts.append(("save_s", "checkpoint", _PURPLE))
+    parts = [
+        ("wait_s", "wait for groups", _GREY),
+        ("prepare_s", "build the batch", _ORANGE),
+        ("transfer_s", "pack and transfer", _RED),
+        ("compute_s", "compute", _BLUE),
+        ("publish_s", "publish", _GREEN),
+        ("save_s", "checkpoint", _PURPLE),
+    ]
     whole = [r for r in steps if all(r.get(key) is not None for key, _, _ in parts)]
     if not whole:
         return None

@@ -1,6 +1,10 @@
-"""Runs the learner: supervised start, or reinforcement learning from the queue, on the devices of this host.
+"""Runs the learner: supervised start, or reinforcement learning from the queue, on the devices of one or more hosts.
 
-python -m tools.learner --config runs/demo/config.toml [--warm-start]
+    python -m tools.learner --config runs/demo/config.toml [--warm-start] [--profile N]
+
+With learner.hosts.count above 1, the same command runs once per host, with --set learner.hosts.index=0, 1, ... where
+no cluster environment gives the index. The host with index 0 leads: it alone writes metrics.jsonl, weights and states
+of the queue; the others log to logs/learner-<index>.jsonl. The supervised start runs on one host alone.
 """
 
 from __future__ import annotations
@@ -18,7 +22,9 @@ from learner_jax.config import LossSettings, WarmStartSettings
 from learner_jax.engine import Engine
 from learner_jax.hf_io import load_parameters
 from learner_jax.hf_names import ModelConfig
+from learner_jax.hosts import Hosts, connect
 from learner_jax.loop import Learner, Outcome
+from learner_jax.profiling import Profiler
 from learner_jax.train_step import Params, TrainState
 from learner_jax.warm_start import warm_start
 from rewards.protocol import Split
@@ -66,11 +72,18 @@ def _supervised_state(
     )
 
 
-def run_reinforcement(config: Config, paths: RunPaths) -> Outcome:
-    """Runs the loop until it ends or the process is asked to stop."""
-    stop = wiring.StopRequest().install()
+def connect_hosts(config: Config) -> Hosts:
+    """Joins the learner's other processes, if it has any."""
     if config.learner.cpu_cores:  # before JAX looks how many threads to start
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.learner.cpu_cores])
+    # The leader may itself wait for groups, and then for the disk, before it answers.
+    return connect(config.learner.hosts, timeout_s=2 * config.learner.max_wait_s + 60)
+
+
+def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_steps: int = 0) -> Outcome:
+    """Runs the loop until it ends or the process is asked to stop; traces some of its steps if asked to."""
+    stop = wiring.StopRequest().install()  # after connecting, which takes SIGTERM for itself
+    log = wiring.learner_metrics_writer(paths, hosts.index)
     model_dir = wiring.start_model_dir(config, paths)
     encoder, model_config = wiring.build_encoder(config, model_dir)
     engine = Engine(
@@ -78,6 +91,7 @@ def run_reinforcement(config: Config, paths: RunPaths) -> Outcome:
         model_config,
         objective=objective.reinforcement(config.learner.loss),
         temperature=config.rollout.temperature,
+        hosts=hosts,
     )
     task = wiring.build_task(config)
     prompts = (encoder.encode(task.problem("validation", index)) for index in itertools.count())
@@ -94,9 +108,10 @@ def run_reinforcement(config: Config, paths: RunPaths) -> Outcome:
             checkpoints=checkpoints,
             golden_prompts=golden,
             max_staleness=config.rollout.max_staleness,
-            log=wiring.metrics_writer(paths, "learner"),
+            log=log,
             should_stop=stop,
             reference_params=kl_reference(config, engine, model_config),
+            profiler=Profiler(paths.profile / f"host-{hosts.index}", profile_steps),
         )
         return learner.run()
     finally:
@@ -118,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wiring.config_arguments(parser)
     parser.add_argument("--warm-start", action="store_true", help="run only the supervised start")
+    wiring.profile_argument(parser)
     with wiring.clear_errors():
         arguments, config, paths = wiring.read_arguments(parser)
         if arguments.warm_start:
@@ -126,8 +142,10 @@ def main() -> None:
                 f"supervised start reached {accuracy:.1%} greedy accuracy on validation problems: {paths.start_model}"
             )
         else:
-            outcome = run_reinforcement(config, paths)
-            print(f"learner {outcome.reason} after {outcome.position.completed_steps} steps")
+            with connect_hosts(config) as hosts:
+                outcome = run_reinforcement(config, paths, hosts, profile_steps=arguments.profile)
+            if hosts.is_leader:
+                print(f"learner {outcome.reason} after {outcome.position.completed_steps} steps")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Runs a whole training job on one machine: fleet, rollout worker and learner as processes of their own.
 
-    python -m tools.train --config configs/demo.toml [--set rollout.max_staleness=0]
+    python -m tools.train --config configs/demo.toml [--set rollout.max_staleness=0] [--profile N]
 
 An unfinished run directory is taken up where it stopped; a finished one is left alone and a new one is begun.
 """
@@ -42,8 +42,17 @@ class TrainError(RuntimeError):
 class Job:
     """One run of the job; everything it starts is stopped when it ends, however it ends."""
 
-    def __init__(self, config: Config, paths: RunPaths, view: LiveView, should_stop: Callable[[], bool]):
+    def __init__(
+        self,
+        config: Config,
+        paths: RunPaths,
+        view: LiveView,
+        should_stop: Callable[[], bool],
+        *,
+        profile_steps: int = 0,
+    ):
         self._config = config
+        self._profile_steps = profile_steps
         self._paths = paths
         self._view = view
         self._should_stop = should_stop
@@ -61,7 +70,8 @@ class Job:
                 self._phase("supervised start")
                 supervisor.start("warm_start", self._command("tools.learner", "--warm-start"))
                 self._watch(supervisor, until=lambda: supervisor.has_finished("warm_start"))
-            supervisor.start("learner", self._command("tools.learner"), restarts=_LEARNER_RESTARTS, grace_s=60)
+            learner = self._command("tools.learner", "--profile", str(self._profile_steps))
+            supervisor.start("learner", learner, restarts=_LEARNER_RESTARTS, grace_s=60)
             self._measure_before(supervisor)
             self._phase("training")
             supervisor.start("rollout", self._command("tools.rollout"), restarts=_ROLLOUT_RESTARTS)
@@ -189,7 +199,7 @@ def check_parts(config: Config) -> None:
     claim_port(config.serving.host, config.serving.port)
 
 
-def train(config_path: Path, overrides: list[str]) -> int:
+def train(config_path: Path, overrides: list[str], *, profile_steps: int = 0) -> int:
     """Runs the job; returns the process's exit status."""
     started = time.monotonic()
     config = choose_directory(load_config(config_path, overrides))
@@ -199,7 +209,7 @@ def train(config_path: Path, overrides: list[str]) -> int:
     save_config(config, paths.config)
     stop = wiring.StopRequest().install()
     with LiveView(config, paths.directory) as view:
-        complete = Job(config, paths, view, stop).run()
+        complete = Job(config, paths, view, stop, profile_steps=profile_steps).run()
     if not complete:
         print(f"stopped; the same command goes on from the last checkpoint in {paths.directory}")
         return 130
@@ -212,9 +222,10 @@ def train(config_path: Path, overrides: list[str]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wiring.config_arguments(parser)
+    wiring.profile_argument(parser)
     arguments = parser.parse_args()
     with wiring.clear_errors():
-        status = train(arguments.config, arguments.overrides)
+        status = train(arguments.config, arguments.overrides, profile_steps=arguments.profile)
     raise SystemExit(status)
 
 

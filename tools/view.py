@@ -279,6 +279,11 @@ def _flow(history: RunHistory, config: Config, steps: Sequence[Record]) -> Rende
     pause = f", pause {mean(pauses):.0f} ms mean, {max(pauses):.0f} max" if pauses else ""
     table.add_row("weight updates", f"{len(updates)}{pause}")
     table.add_row("in flight", f"{history.mixed_version_answers} answers spanned an update")
+    if recent and recent[-1].get("mfu") is not None:
+        used = f"{_percent(mean(values(recent, 'mfu')), 1)} of the matmul peak"
+        table.add_row(
+            "learner", f"{used}, {_percent(mean(values(recent, 'real_token_share')))} of the slots real tokens"
+        )
     dropped = sum(values(steps, "dropped_stale"))
     retries = sum(values(intervals, "retries"))
     table.add_row("lost work", f"{dropped:.0f} stale groups, {retries:.0f} retries")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,6 +54,11 @@ class RunPaths:
     @property
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
+
+    @property
+    def profile(self) -> Path:
+        """Traces of the learner's steps, for Perfetto or XProf."""
+        return self.directory / "profile"
 
     @property
     def created_model(self) -> Path:
@@ -121,6 +128,17 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def profile_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds --profile."""
+    parser.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="trace N of the learner's steps into <run>/profile, for Perfetto or XProf",
+    )
+
+
 def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config, RunPaths]:
     """Parses the command line; makes the run directory and saves the resolved configuration in it."""
     arguments = parser.parse_args()
@@ -128,8 +146,17 @@ def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace,
     paths = run_paths(config)
     paths.logs.mkdir(parents=True, exist_ok=True)
     if not paths.config.exists():
-        save_config(config, paths.config)
+        _save_for_all(config, paths.config)
     return arguments, config, paths
+
+
+def _save_for_all(config: Config, path: Path) -> None:
+    """Saves the configuration whole, without what only this host was told; several hosts may do so at once."""
+    hosts = config.learner.hosts.model_copy(update={"index": -1})
+    learner = config.learner.model_copy(update={"hosts": hosts})
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    save_config(config.model_copy(update={"learner": learner}), temporary)
+    temporary.replace(path)
 
 
 def build_task(config: Config) -> Task:
@@ -172,6 +199,13 @@ def build_pace(config: Config) -> Pace:
 
 def metrics_writer(paths: RunPaths, process: str) -> Callable[..., None]:
     return MetricsLog(paths.metrics, process).write
+
+
+def learner_metrics_writer(paths: RunPaths, host: int) -> Callable[..., None]:
+    """The leader's events are the run's; every other host of the learner keeps a file of its own."""
+    if host == 0:
+        return metrics_writer(paths, "learner")
+    return MetricsLog(paths.logs / f"learner-{host}.jsonl", f"learner-{host}").write
 
 
 class StopRequest:

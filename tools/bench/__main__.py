@@ -1,6 +1,7 @@
 """Runs one benchmark.
 
 python -m tools.bench losses [--batch 64] [--lengths 256 4096 32768] [--repeats 10] [--json PATH]
+python -m tools.bench learner [--cases uniform lognormal prefix head] [--sides weir tunix trl] [--json PATH]
 
 Exit status 1 if the results disagree with the peer's or the peer cannot be had, 2 for arguments that make no sense.
 """
@@ -17,6 +18,7 @@ from tools.bench import BenchmarkError
 #: name -> module with `main(arguments)`, imported only when chosen: the benchmarks need different packages.
 BENCHMARKS = {
     "losses": "tools.bench.losses",
+    "learner": "tools.bench.learner",
 }
 
 

@@ -38,6 +38,7 @@ from rich.table import Table
 
 from learner_jax.returns import Targets, generalized_advantages, vtrace
 from tools.bench import BenchmarkError
+from tools.bench.peers import peers_folder
 from tools.bench.timing import (
     Compiled,
     Samples,
@@ -313,11 +314,6 @@ def _table(estimator: str, rows: Sequence[Row], on_platform: str) -> Table:
             end_section=row.form == FORMS[-1],
         )
     return table
-
-
-def peers_folder() -> Path:
-    """Where peers are installed that the environment lacks."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weir" / "peers"
 
 
 def load_rlax() -> Any:

@@ -1,0 +1,130 @@
+"""One process of a learner of several hosts, for `tests/test_hosts.py`: python -m tests.host_worker JSON.
+
+The real loop, queue, weight store and Orbax, around a model made from a seed. `Spec` says what the JSON may hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from learner_jax import objective
+from learner_jax.checkpoint import Checkpoints
+from learner_jax.config import HostsSettings, LearnerSettings
+from learner_jax.contracts import Payloads
+from learner_jax.engine import Engine
+from learner_jax.hf_names import ModelConfig, parse_model_config
+from learner_jax.hosts import Hosts, connect
+from learner_jax.loop import Learner
+from learner_jax.model import abstract_parameters
+from serving_bridge.queue import TrajectoryQueue
+from serving_bridge.telemetry import MetricsLog
+from serving_bridge.weight_store import WeightStore
+from tools.wiring import clear_errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What one process is told.
+
+    Attributes:
+      model: a Hugging Face config.json.
+      settings: tables of `LearnerSettings`, `hosts` among them.
+      kill_at: (host, event, step) at which that host kills itself with SIGKILL.
+      stop_at: (host, step) after which that host asks to stop.
+      raise_at: (host, step) at whose record that host raises.
+    """
+
+    directory: str
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    timeout_s: float = 60.0
+    kill_at: tuple[int, str, int] | None = None
+    stop_at: tuple[int, int] | None = None
+    raise_at: tuple[int, int] | None = None
+
+
+class RecordedQueue(TrajectoryQueue):
+    """Remembers which payloads this process read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.ids: list[str] = []
+
+    def read(self, group_ids: Sequence[str]) -> Payloads:
+        self.ids += group_ids
+        return super().read(group_ids)
+
+
+def random_parameters(config: ModelConfig) -> Any:
+    """The same on every host, without a program to compile."""
+    rng = np.random.default_rng(3)
+    shapes = flatten_dict(abstract_parameters(config), sep=".")
+    flat = {
+        path: rng.normal("norm" in path, 0.05 if "norm" in path else 0.2, leaf.shape).astype(np.float32)
+        for path, leaf in shapes.items()
+    }
+    return unflatten_dict(flat, sep=".")
+
+
+def train(spec: Spec, hosts: Hosts) -> None:
+    settings = LearnerSettings.model_validate(spec.settings)
+    directory = Path(spec.directory)
+    config = parse_model_config(spec.model, origin="test")
+    engine = Engine(settings, config, objective=objective.reinforcement(settings.loss), temperature=1.0, hosts=hosts)
+    metrics = MetricsLog(directory / f"host-{hosts.index}.jsonl", f"learner-{hosts.index}")
+    completed = 0
+
+    def log(event: str, **fields: Any) -> None:
+        nonlocal completed
+        metrics.write(event, **fields)
+        if event == "step":
+            completed = fields["step"]
+            if spec.raise_at == (hosts.index, completed):
+                raise RuntimeError(f"raised at step {completed}")
+        if spec.kill_at == (hosts.index, event, fields.get("step")):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    queue = RecordedQueue(directory / "state.db")
+    checkpoints = Checkpoints(directory / "checkpoints", keep=2)
+    outcome = Learner(
+        engine,
+        random_parameters(config),
+        seed=0,
+        source=queue,
+        publisher=WeightStore(directory / "weights", "test"),
+        checkpoints=checkpoints,
+        golden_prompts=[[1, 2, 3, 4], [5, 6]],
+        max_staleness=100,
+        log=log,
+        should_stop=lambda: (
+            spec.stop_at is not None and spec.stop_at[0] == hosts.index and completed >= spec.stop_at[1]
+        ),
+    ).run()
+    checkpoints.close()
+    metrics.write("read", ids=queue.ids)
+    metrics.write("outcome", reason=outcome.reason, completed=outcome.position.completed_steps)
+    metrics.write("compilations", count=engine.num_compilations())
+
+
+def main() -> None:
+    fields = json.loads(sys.argv[1])
+    for name in ("kill_at", "stop_at", "raise_at"):
+        if fields.get(name):
+            fields[name] = tuple(fields[name])
+    spec = Spec(**fields)
+    with clear_errors(), connect(HostsSettings(**spec.settings.get("hosts", {})), timeout_s=spec.timeout_s) as hosts:
+        train(spec, hosts)
+
+
+if __name__ == "__main__":
+    main()
