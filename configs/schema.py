@@ -68,22 +68,10 @@ class Config(Settings):
                 f"serving.max_model_len is {self.serving.max_model_len}, but prompt and answer can take "
                 f"{self.rollout.max_prompt_tokens + answer} tokens: vLLM would cut answers silently; raise it"
             )
-        rows = self.learner.groups_per_step * self.rollout.group_size
-        if rows // self.learner.minibatches % self.learner.microbatch_rows:
-            raise ValueError(
-                f"learner.microbatch_rows is {self.learner.microbatch_rows} and does not divide the "
-                f"{rows // self.learner.minibatches} rows of an update (learner.groups_per_step x rollout.group_size / "
-                f"learner.minibatches)"
-            )
         if self.learner.loss.advantage.estimator == "rloo" and self.rollout.group_size < 2:
             raise ValueError(
                 "learner.loss.advantage.estimator rloo compares an answer with the others of its group: set "
                 "rollout.group_size to 2 or more"
-            )
-        if self.warm_start and self.warm_start.batch_size % self.learner.microbatch_rows:
-            raise ValueError(
-                f"learner.microbatch_rows is {self.learner.microbatch_rows} and does not divide "
-                f"warm_start.batch_size {self.warm_start.batch_size}"
             )
         if self.learner.publish_dtype != self.serving.dtype:
             raise ValueError(

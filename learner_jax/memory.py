@@ -224,7 +224,7 @@ def plan(
     kept = _kept_copies(model, settings, mesh)
     share = _share(model, settings, mesh, row_tokens, attention)
     phase, temporaries = _fullest_phase(model, settings, mesh, share, attention, platform, outputs)
-    accumulator = Tenant("accumulator", master, "fp32 sum of gradients; the first step always makes one")
+    accumulator = Tenant("accumulator", master, "fp32 sum of gradients, where a batch has more than one microbatch")
     update_note = "clipped gradients; old moments that donation copies, or normalised updates"
     update = Tenant("update", 2 * master, update_note, fusible=True)
     return Plan(

@@ -53,6 +53,8 @@ def test_every_token_comes_back_from_its_slot() -> None:
     np.testing.assert_array_equal(plan.unpack(plan.pack(values)), values)
     assert (plan.pack(values, fill=7.0)[plan.sources == NONE] == 7.0).all()
     assert (plan.sources == NONE).any()
+    full = plan_rows(Lengths.of([3, 5]), width=6, row_lengths=(8,))  # no slot of padding that an absent one could mean
+    np.testing.assert_array_equal(full.unpack(np.ones((1, 8)))[0], [1, 1, 1, 0, 0, 0])
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -100,11 +102,14 @@ def test_prompts_are_shared_only_where_that_costs_less() -> None:
     assert (plan.num_rows, plan.row_tokens) == (2, 1024)
     never = plan_rows(long_prompts, width=576, row_lengths=(576, 1024), attention_weight=1e-4)
     assert not never.shares_prompts
-    # Two short prompts save six tokens of 600, but need rows three times as long for every pair of tokens.
-    short_prompts = grouped([[97] * 3, [97] * 3], prompt=3)
-    plan = plan_rows(short_prompts, width=100, row_lengths=(100, 300), may_share=True, attention_weight=0.1)
-    assert not plan.shares_prompts
-    assert plan.row_tokens == 100
+    # Two short prompts save 20 slots of 600, but need rows three times as long for every pair of tokens.
+    short_prompts = grouped([[90] * 3, [90] * 3], prompt=10)
+    for attention_weight, shares in ((0.0, True), (0.1, False)):
+        plan = plan_rows(
+            short_prompts, width=100, row_lengths=(100, 290), may_share=True, attention_weight=attention_weight
+        )
+        assert plan.shares_prompts == shares
+        assert plan.row_tokens == (290 if shares else 100)
 
 
 def test_a_group_that_fits_no_row_repeats_its_prompt() -> None:
