@@ -204,7 +204,7 @@ def test_the_configuration_file_is_the_base_and_options_override_it(tmp_path: Pa
         command.main([*of, *options])
         own = json.loads(out.read_text())["programs"]["gradients"]["own"]
         notes.append({tenant["name"]: tenant["note"] for tenant in own})
-    assert notes[0]["batch"] == "arrays of 8 rows of 1280 slots"
+    assert notes[0]["batch"] == "arrays of 2 rows of 8192 slots"
     assert [n["activations"] for n in notes] == [f'kept of 4 layers, remat = "{r}"' for r in ("full", "none")]
 
 

@@ -157,15 +157,6 @@ def test_microbatches_do_not_change_the_step(rows: int, params: Any, batch: Batc
     assert largest_relative_difference(split, whole) < 1e-4
 
 
-@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 1}, {"fsdp": 4}, {"fsdp": 2, "tensor": 2}])
-def test_mesh_does_not_change_the_step(mesh: dict[str, int], params: Any, batch: Batch) -> None:
-    _, single = one_step(make_engine(settings()), params, batch)
-    devices = int(np.prod(list(mesh.values())))
-    _, sharded = one_step(make_engine(settings(mesh=MeshSettings(**mesh)), devices=devices), params, batch)
-    for name, value in single.items():
-        assert sharded[name] == pytest.approx(value, rel=1e-5, abs=1e-7), name
-
-
 def test_rows_that_do_not_divide_over_the_mesh_are_refused() -> None:
     with pytest.raises(ValueError, match=r"learner\.microbatch_rows is 6"):
         make_engine(settings(microbatch_rows=6, mesh=MeshSettings(fsdp=4)), devices=4)

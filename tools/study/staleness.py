@@ -136,6 +136,7 @@ def _engine(start: _Start, settings: StudySettings, loss: LossSettings) -> Engin
             "steps": settings.steps,
             "groups_per_step": settings.groups,
             "sequence_length": start.width,
+            "row_tokens": (),
             "microbatch_rows": rows,
             "loss": loss,
             "optimizer": OptimizerSettings(
