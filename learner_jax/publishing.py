@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import numpy as np
@@ -44,7 +45,6 @@ class Publishing:
     ):
         self._engine, self._publisher, self._golden_prompts = engine, publisher, golden_prompts
         self._keep, self._max_wait_s, self._log = keep, max_wait_s, log
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish")
         self._running: tuple[int, Future[None]] | None = None
         self.weights: dict[int, Params] = {}  #: published weights still in memory, by version
 
@@ -78,7 +78,7 @@ class Publishing:
             self._publisher.publish(tensors, version=version, step=step, golden=prompts)
             self._log("published", version=version, step=step, seconds=time.monotonic() - started)
 
-        self._running = version, self._thread.submit(store)
+        self._running = version, _in_background(store)
         return version
 
     def wait(self) -> None:
@@ -100,5 +100,22 @@ class Publishing:
         self._running = None
 
     def close(self) -> None:
-        """Lets the version in progress end; its outcome is not asked for any more."""
-        self._thread.shutdown(wait=True)
+        """Lets the version in progress end, within `max_wait_s`; its outcome is not asked for any more."""
+        if self._running is not None:
+            wait([self._running[1]], timeout=self._max_wait_s)
+
+
+def _in_background(work: Callable[[], None]) -> Future[None]:
+    """Runs in a thread that a process which has given up waiting may leave behind."""
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised again where the outcome is asked for
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+
+    threading.Thread(target=run, name="publish", daemon=True).start()
+    return outcome
