@@ -62,6 +62,11 @@ def shares_prefixes(implementation: Implementation) -> bool:
     return implementation == "xla"
 
 
+def row_multiple(implementation: Implementation) -> int:
+    """What the length of a row must be a multiple of."""
+    return _SPLASH_BLOCKS[-1] if implementation == "splash" else 1
+
+
 def check_supported(
     implementation: Implementation,
     *,
@@ -96,9 +101,10 @@ def check_supported(
                     f"use one sequence per row {other}"
                 )
         case "splash":
-            if row_tokens % _SPLASH_BLOCKS[-1]:
+            multiple = row_multiple(implementation)
+            if row_tokens % multiple:
                 raise ValueError(
-                    f"splash attention expects rows of a multiple of {_SPLASH_BLOCKS[-1]} tokens, got {row_tokens}: "
+                    f"splash attention expects rows of a multiple of {multiple} tokens, got {row_tokens}: "
                     f"change learner.row_tokens {other}"
                 )
         case _:

@@ -128,7 +128,12 @@ class Engine:
             self.attention = settings.attention
         self._max_segments = MAX_SEGMENTS if self.attention == "cudnn" else None
         for row_tokens in settings.row_lengths:
-            attention.check_supported(self.attention, head_dim=model_config.head_dim, row_tokens=row_tokens)
+            attention.check_supported(
+                self.attention,
+                head_dim=model_config.head_dim,
+                row_tokens=row_tokens,
+                compute_capability=getattr(self.mesh.devices.flat[0], "compute_capability", None),
+            )
         self._objective = objective
         self._optimizer = make_optimizer(settings.optimizer)
         self._temperature = temperature
@@ -164,7 +169,7 @@ class Engine:
             remat=self.settings.remat,
             attention=self.attention,
             max_segments=self._max_segments,
-            activation_sharding=self._batch_sharding if self._spreads(tokens) else None,
+            activation_sharding=self._batch_sharding,
         )
         shared = attention.shares_prefixes(self.attention)
         rows = (layout.positions, layout.segments, layout.prefixes if shared else None)
@@ -176,10 +181,6 @@ class Engine:
         if "trunk" in value:
             seen = wire(value_model.trunk_config(self.model_config), value["trunk"]).hidden_states(tokens, *rows)
         return model, hidden, value_model.head_values(value["head"], seen)
-
-    def _spreads(self, tokens: jax.Array) -> bool:
-        """Whether these rows divide over the mesh; a few golden prompts may not."""
-        return tokens.shape[0] % sharding.num_row_shards(self.mesh) == 0
 
     def _token_stats(
         self,
@@ -201,7 +202,7 @@ class Engine:
             chunk_tokens=self.settings.logits_chunk_tokens,
             entropy_gradient=self.settings.loss.entropy_coefficient > 0,
             with_argmax=with_argmax,
-            mesh=self.mesh if self._spreads(tokens) else None,
+            mesh=self.mesh,
         )
         return TokenStats(out.logprobs, out.entropy, out.argmax_correct, values_after)
 
@@ -506,13 +507,20 @@ class Engine:
 
     def golden_logprobs(self, published: Params, prompts: Sequence[Sequence[int]]) -> jax.Array:
         """Log-probs (temperature 1) of the golden prompts under published weights, still on the device."""
-        width = max(len(prompt) for prompt in prompts)
+        # Rows that every mesh and kernel can take: as many as divide over the mesh, of a length that the kernel knows.
+        multiple = attention.row_multiple(self.attention)
+        width = -(-max(len(prompt) for prompt in prompts) // multiple) * multiple
         tokens = np.zeros((len(prompts), width), np.int32)
         for row, prompt in enumerate(prompts):
             tokens[row, : len(prompt)] = prompt
-        plan = one_per_row(Lengths.of([len(p) for p in prompts]), width=width, row_tokens=width)
+        plan = one_per_row(
+            Lengths.of([len(prompt) for prompt in prompts]),
+            width=width,
+            row_tokens=width,
+            rows_multiple=sharding.num_row_shards(self.mesh),
+        )
         scored = plan.layout.predecessors >= 0
-        return self._plain_stats(published, tokens, plan.layout, scored, 1.0, False).logprobs
+        return self._plain_stats(published, plan.pack(tokens), plan.layout, scored, 1.0, False).logprobs
 
     @staticmethod
     def golden(logprobs: jax.Array, prompts: Sequence[Sequence[int]]) -> list[GoldenPrompt]:

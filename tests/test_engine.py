@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -112,6 +113,26 @@ def test_the_program_does_not_grow_with_depth() -> None:
         return engine.lowered(12)[0].as_text().count("\n")
 
     assert size(12) == size(2)
+
+
+def test_golden_prompts_lie_in_rows_that_mesh_and_kernel_can_take() -> None:
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10]]
+    alone = make_engine(WIDE)
+    expected = alone.golden(alone.golden_logprobs(parameters_of(WIDE), prompts), prompts)
+    spread = make_engine(WIDE, devices=4, mesh=MeshSettings(data=2, fsdp=2))
+    got = spread.golden(spread.golden_logprobs(spread.placed(parameters_of(WIDE)), prompts), prompts)
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+    shapes = []
+
+    def record(_: Any, tokens: np.ndarray, *rest: Any) -> Any:
+        shapes.append(tokens.shape)
+        return SimpleNamespace(logprobs=tokens)
+
+    spread.attention, spread._plain_stats = "splash", record  # type: ignore[assignment]
+    spread.golden_logprobs({}, prompts)
+    assert shapes == [(4, 128)]
 
 
 def test_flops_count_real_tokens_alone() -> None:
