@@ -3,8 +3,9 @@
 #   make demo                                        the whole loop on a CPU, from nothing
 #   make demo ARGS="--set rollout.max_staleness=0"   the same, synchronous
 #   make test   make check                           the tests; format, lint, types, import contracts
+#   make soak                                        long tests that `make test` leaves out
 
-.PHONY: demo test check clean
+.PHONY: demo test soak check clean
 .DEFAULT_GOAL := demo
 
 demo:
@@ -14,6 +15,10 @@ demo:
 test:
 	@tools/install.sh dev
 	.venv/bin/python -m pytest $(ARGS)
+
+soak:
+	@tools/install.sh dev
+	.venv/bin/python -m pytest -m soak $(ARGS)
 
 check:
 	@tools/install.sh dev

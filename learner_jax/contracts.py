@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 TRAJECTORY_SCHEMA = 1
-MANIFEST_SCHEMA = 1
+MANIFEST_SCHEMA = 2
 
 #: Value of `policy_version` on tokens that no policy sampled (prompt and environment tokens).
 NOT_SAMPLED = -1
@@ -199,10 +199,17 @@ class WeightFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor of a version.
+
+    Attributes:
+      dtype: by numpy's name.
+      xxh3_128: of the whole tensor's bytes in row-major order, hexadecimal, whatever form the version is stored in.
+    """
+
     name: str
     shape: list[int]
     dtype: str
-    file: str
+    xxh3_128: str
 
 
 class WeightManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,21 +222,29 @@ class WeightManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       base_version: version that a sparse update applies to; None for a full one.
       step: optimizer steps behind these weights.
       parent: version published before this one, None for the first.
-      content_sha256: sha256 over the files' hashes in order.
+      content_sha256: over the tensors' names, shapes, dtypes and hashes: the same for the same weights in any form.
+      num_changed: elements that a sparse update changes; None for a full version.
+      tensors: all of the model's, also those that an update leaves alone; a sparse update's streams go in this order.
       golden: prompts with the learner's log-probs, computed with these very weights.
     """
 
     schema: int
     version: int
     base_version: int | None
-    format: Literal["full"]
+    format: Literal["full", "sparse"]
     step: int
     parent: int | None
     run: str
     content_sha256: str
+    num_changed: int | None
     files: list[WeightFile]
     tensors: list[TensorEntry]
     golden: list[GoldenPrompt]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the files."""
+        return sum(file.num_bytes for file in self.files)
 
 
 def encode_manifest(manifest: WeightManifest) -> bytes:
@@ -310,11 +325,29 @@ class TrajectorySource(Protocol):
         """Tells the producers that nothing more is needed."""
 
 
+@dataclass(frozen=True)
+class TensorChange:
+    """The elements of one tensor that differ from those of an earlier version.
+
+    Attributes:
+      name: HF name.
+      indices: int64[K], ascending positions in the flattened tensor.
+      values: [K], the new values there, in the published dtype.
+    """
+
+    name: str
+    indices: np.ndarray
+    values: np.ndarray
+
+
 class WeightPublisher(Protocol):
-    """Where the learner puts new weights; implemented by the bridge's weight store."""
+    """Where the learner puts new weights; implemented by the bridge's publisher."""
 
     def claim(self) -> int:
         """Takes the next policy version; one that is never published stays taken and never exists."""
+
+    def base(self) -> int | None:
+        """The version that `publish_changes` would take as base; None if the next version must be a full one."""
 
     def publish(
         self,
@@ -324,4 +357,15 @@ class WeightPublisher(Protocol):
         golden: Sequence[GoldenPrompt],
         version: int | None = None,
     ) -> WeightManifest:
-        """Stores a full set of tensors under HF names as a policy version, a claimed or a new one."""
+        """Stores a model's tensors under HF names as a policy version, a claimed or a new one."""
+
+    def publish_changes(
+        self,
+        changes: Iterable[TensorChange],
+        *,
+        base: int,
+        step: int,
+        golden: Sequence[GoldenPrompt],
+        version: int | None = None,
+    ) -> WeightManifest:
+        """As `publish`, given only what differs from version `base`; tensors without a change may be left out."""

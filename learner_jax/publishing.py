@@ -10,7 +10,8 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import numpy as np
 
-from learner_jax.contracts import WeightPublisher
+from learner_jax.contracts import GoldenPrompt, WeightManifest, WeightPublisher
+from learner_jax.device_changes import TooManyChangesError, device_changes
 from learner_jax.engine import Engine
 from learner_jax.hf_io import export_tensors
 from learner_jax.train_step import Params
@@ -28,9 +29,13 @@ class Publishing:
     With several hosts, the leader claims and stores. All of them gather the weights first, tensor by tensor and in the
     thread that trains: programs that a second thread launches would meet those of other hosts in another order.
 
+    On an accelerator of one host, a version whose predecessor is still on the device is compared with it there, and
+    only what changed is copied to the host.
+
     Args:
       golden_prompts: token ids of the prompts whose log-probs travel with each version.
       keep: older versions whose weights stay in memory beside the newest.
+      compare_on_device: False copies every version to the host; by default decided by the platform.
     """
 
     def __init__(
@@ -42,7 +47,10 @@ class Publishing:
         keep: int,
         max_wait_s: float,
         log: Log,
+        compare_on_device: bool | None = None,
     ):
+        on_accelerator = engine.platform != "cpu" and engine.hosts.count == 1
+        self._compare_on_device = on_accelerator if compare_on_device is None else compare_on_device
         self._engine, self._publisher, self._golden_prompts = engine, publisher, golden_prompts
         self._keep, self._max_wait_s, self._log = keep, max_wait_s, log
         self._running: tuple[int, Future[None]] | None = None
@@ -75,11 +83,37 @@ class Publishing:
         def store() -> None:
             started = time.monotonic()
             prompts = self._engine.golden(golden, self._golden_prompts)
-            self._publisher.publish(tensors, version=version, step=step, golden=prompts)
-            self._log("published", version=version, step=step, seconds=time.monotonic() - started)
+            manifest = self._changed(weights, version, step, prompts)
+            if manifest is None:
+                manifest = self._publisher.publish(tensors, version=version, step=step, golden=prompts)
+            self._log(
+                "published",
+                version=version,
+                step=step,
+                seconds=time.monotonic() - started,
+                format=manifest.format,
+                num_bytes=manifest.num_bytes,
+                num_changed=manifest.num_changed,
+            )
 
         self._running = version, _in_background(store)
         return version
+
+    def _changed(
+        self, weights: Params, version: int, step: int, golden: Sequence[GoldenPrompt]
+    ) -> WeightManifest | None:
+        """Publishes what differs from the version before, found on the device; None where that can't be."""
+        if not self._compare_on_device:
+            return None
+        base = self._publisher.base()
+        before = self.weights.get(base) if base is not None else None
+        if base is None or before is None:
+            return None
+        try:
+            changes = list(device_changes(weights, before, self._engine.model_config))
+        except TooManyChangesError:
+            return None
+        return self._publisher.publish_changes(changes, base=base, step=step, golden=golden, version=version)
 
     def wait(self) -> None:
         """Waits until the version in progress, if any, is stored; raises what went wrong with it.

@@ -28,10 +28,15 @@ class ServingSettings(_Settings):
     extra_args: tuple[str, ...] = Field((), description="more arguments for vLLM's server, as they are")
     start_timeout_s: float = Field(300, gt=0)
     update_timeout_s: float = Field(120, gt=0, description="bound on each step of a weight round")
+    updates_at_once: int = Field(
+        0,
+        ge=0,
+        description="replicas in a weight round at the same time: 1 goes replica by replica, 0 takes all at once",
+    )
     drain_timeout_s: float = Field(10, gt=0, description="time that answers in flight get on a stop")
     max_restarts: int = Field(3, ge=0, description="restarts of a crashed replica before the fleet gives up")
-    probe_tolerance: float = Field(
-        1e-3, gt=0, description="largest golden-prompt log-prob difference accepted, nats; about 0.1 for bfloat16"
+    probe_tolerance: float | None = Field(
+        None, gt=0, description="largest golden-prompt log-prob difference accepted, nats; by the dtype if unset"
     )
 
 
@@ -65,6 +70,8 @@ class StoreSettings(_Settings):
     database: str = Field("", description="SQLite file of queue and progress; on a local disk")
     weights: str = Field("", description="folder of the weight store; every host must see it under this path")
     keep_versions: int = Field(8, ge=2)
+    anchor_every: int = Field(16, ge=1, description="versions between full ones; 1 publishes every version whole")
+    max_changed: float = Field(0.6, ge=0, le=1, description="publish whole where more than this share of it changed")
     lease_s: float = Field(3600, gt=0)
     max_tries: int = Field(3, ge=1, description="leases of a group before it becomes a dead letter")
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import aiohttp
 
-from learner_jax.contracts import WeightManifest
+from learner_jax.contracts import ContractError, WeightManifest
 from serving_bridge.config import ServingSettings
 from serving_bridge.registry import ReplicaRegistry
 from serving_bridge.replica import Replica, ReplicaStartError
 from serving_bridge.vllm_client import ReplicaError
+from serving_bridge.weight_files import StoreError
 from serving_bridge.weight_round import RoundOutcome
 from serving_bridge.weight_store import WeightStore
 
@@ -44,6 +45,9 @@ class _Member:
     reported: tuple[str, int] = ("", -1)
     reported_s: float = field(default=float("-inf"))
     work: asyncio.Task[None] | None = None
+    in_round: bool = False
+    #: versions that the store holds in a form that this replica can't use
+    damaged: set[int] = field(default_factory=set)
 
 
 class Fleet:
@@ -78,6 +82,7 @@ class Fleet:
         self._log = log
         self._should_stop = should_stop
         self._newest: WeightManifest | None = None
+        self._unreadable: int | None = None
 
     async def run(self) -> None:
         """Serves until `should_stop`.
@@ -93,7 +98,7 @@ class Fleet:
                 while not self._should_stop():
                     self._follow_store(members)
                     for member in members:
-                        self._tend(member)
+                        self._tend(member, members)
                         self._report(member)
                     await asyncio.sleep(_TICK_S)
             finally:
@@ -124,21 +129,45 @@ class Fleet:
         versions = self._store.versions()
         if not versions or (self._newest is not None and versions[-1] == self._newest.version):
             return
-        self._newest = self._store.manifest(versions[-1])
+        try:
+            self._newest = self._store.best_manifest(versions[-1])
+        except (StoreError, ContractError) as error:
+            if self._unreadable != versions[-1]:
+                self._unreadable = versions[-1]
+                self._want_anchor(versions[-1], str(error))
+            return
         in_use = {member.version for member in members}
         self._store.collect(self._keep_versions, in_use)
 
-    def _tend(self, member: _Member) -> None:
-        """Starts at most one piece of work for a replica: a restart, or a round to the newest version."""
+    def _tend(self, member: _Member, members: list[_Member]) -> None:
+        """Starts at most one piece of work for a replica: a restart, or a round."""
         if member.work is not None:
             if not member.work.done():
                 return
             member.work.result()
-            member.work = None
+            member.work, member.in_round = None, False
         if member.replica.exit_status() is not None:
             member.work = asyncio.create_task(self._restart(member))
-        elif self._newest is not None and member.version < self._newest.version and time.monotonic() >= member.retry_s:
-            member.work = asyncio.create_task(self._update(member, self._newest))
+            return
+        most = self._settings.updates_at_once or len(members)
+        if sum(other.in_round for other in members) >= most or time.monotonic() < member.retry_s:
+            return
+        manifest = self._target(member)
+        if manifest is not None and member.version < manifest.version:
+            member.in_round = True
+            member.work = asyncio.create_task(self._update(member, manifest))
+
+    def _target(self, member: _Member) -> WeightManifest | None:
+        """The version to bring a replica to: the newest, or for one that serves none the newest that it can use.
+
+        A version that the store holds damaged is tried again once it is there whole.
+        """
+        member.damaged = {version for version in member.damaged if not self._store.has_anchor(version)}
+        newest = self._newest
+        if newest is None or newest.version not in member.damaged:
+            return newest
+        older = [v for v in self._store.versions() if v not in member.damaged and v < newest.version]
+        return self._store.best_manifest(older[-1]) if older and member.version < 0 else None
 
     async def _update(self, member: _Member, manifest: WeightManifest) -> None:
         try:
@@ -150,6 +179,11 @@ class Fleet:
             member.version, member.step, member.failed_rounds = manifest.version, manifest.step, 0
             self._report(member)
             return
+        if outcome.store_damaged:
+            self._want_anchor(manifest.version, outcome.error or "")
+            member.damaged.add(manifest.version)
+            if outcome.status == "rejected":
+                return  # it serves on; the next round comes with another form of the version
         member.failed_rounds += 1
         member.retry_s = time.monotonic() + min(_FIRST_RETRY_S * 2**member.failed_rounds, _MAX_RETRY_S)
         if outcome.status == "rejected":
@@ -158,10 +192,15 @@ class Fleet:
         if member.failed_rounds >= _FAILED_ROUNDS_BEFORE_RESTART and member.replica.exit_status() is None:
             await member.replica.kill()
 
+    def _want_anchor(self, version: int, reason: str) -> None:
+        self._log("version_damaged", version=version, error=reason)
+        self._store.want_anchor(version, reason)
+
     async def _restart(self, member: _Member) -> None:
         """Brings a dead server back; it is stale until its first verified round."""
         member.restarts += 1
         member.version, member.step, member.failed_rounds = -1, -1, 0
+        member.damaged.clear()
         name, limit = member.replica.name, self._settings.max_restarts
         if member.restarts > limit:
             raise FleetError(

@@ -19,7 +19,7 @@ from learner_jax.contracts import WeightManifest
 from serving_bridge.config import ServingSettings
 from serving_bridge.guard import GuardedProcess
 from serving_bridge.vllm_client import ReplicaError, VllmClient
-from serving_bridge.vllm_plugin import BACKEND, WORKER_EXTENSION
+from serving_bridge.vllm_plugin import BACKEND, SCHEDULER, WORKER_EXTENSION
 from serving_bridge.weight_round import RoundOutcome, run_round
 from serving_bridge.weight_store import WeightStore
 
@@ -295,6 +295,7 @@ def server_command(model_dir: Path, settings: ServingSettings, platform: Platfor
         # The model folder's own sampling defaults would bend the distribution unasked.
         "generation-config": "vllm",
         "scheduling-policy": "priority",
+        "scheduler-cls": SCHEDULER,
         "weight-transfer-config": f'{{"backend":"{BACKEND}"}}',
         "worker-extension-cls": WORKER_EXTENSION,
         "shutdown-timeout": max(1, round(settings.drain_timeout_s)),

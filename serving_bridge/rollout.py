@@ -242,11 +242,11 @@ class RolloutWorker:
         self._interval.reward_errors += sum(result.verdict == "error" for result in results)
 
     async def _sample(self, prompt: Sequence[int]) -> list[Completion]:
-        """One group from the least loaded ready replica, once its weights have passed their probe."""
+        """One group from the least loaded ready replica."""
         replica = await self._pick_replica()
         self._in_flight[replica.name] += 1
         try:
-            completions = await self._client(replica).generate(
+            return await self._client(replica).generate(
                 prompt,
                 n=self.identity.group_size,
                 max_tokens=self.settings.max_tokens,
@@ -256,24 +256,6 @@ class RolloutWorker:
             )
         finally:
             self._in_flight[replica.name] -= 1
-        await self._wait_until_verified(replica, max(int(c.policy_version.max()) for c in completions))
-        return completions
-
-    async def _wait_until_verified(self, replica: ReplicaRow, version: int) -> None:
-        """Holds answers of a version just loaded until the controller has probed it.
-
-        Raises:
-          Aborted: the version failed its probe, or no verdict came in time.
-        """
-        deadline = time.monotonic() + self.settings.request_timeout_s
-        while time.monotonic() < deadline:
-            row = next((row for row in self.registry.replicas() if row.name == replica.name), None)
-            if row is None or row.state == "unfit":
-                break
-            if row.version >= version:
-                return
-            await asyncio.sleep(_TICK_S)
-        raise Aborted(f"{replica.name} sampled with version {version}, which was never verified")
 
     async def _pick_replica(self) -> ReplicaRow:
         deadline = time.monotonic() + self.settings.max_wait_s

@@ -6,6 +6,7 @@ Routes as of vLLM 0.32: `/inference/v1/generate` (needs --enable-scale-out) and 
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,12 @@ import aiohttp
 import msgspec
 import numpy as np
 
+from serving_bridge.vllm_plugin import PROBE_ID_PREFIX
+from serving_bridge.worker_status import WorkerStatus, merge
+
 _GENERATE = "/inference/v1/generate"
+#: version name of weights that no probe has passed yet; answers that carry it are refused
+_UNPROVEN = "unproven"
 _TOKENS = np.dtype("<i4")
 _LOGPROBS = np.dtype("<f4")
 _METRIC = re.compile(r"^(vllm:[a-z0-9_]+)(?:\{[^}]*\})? ([-+.0-9a-zA-Z]+)$", re.MULTILINE)
@@ -73,25 +79,6 @@ class Completion:
     logprobs: np.ndarray
     policy_version: np.ndarray
     finish_reason: str
-
-
-@dataclass(frozen=True)
-class WorkerStatus:
-    """What the plugin says of a replica's workers, as one: the least advanced of them.
-
-    Attributes:
-      state: "idle", "reading", "staged" or "failed".
-      staged: version staged, None unless all workers staged the same.
-      error: why staging failed.
-      applied: version loaded last, None before the first or if workers differ.
-      intact: False if a load broke off halfway, or the workers hold different versions.
-    """
-
-    state: str
-    staged: int | None
-    error: str
-    applied: int | None
-    intact: bool
 
 
 class _Span(msgspec.Struct):
@@ -179,13 +166,14 @@ class VllmClient:
         return [self._completion(choice, max_tokens) for choice in sorted(answer.choices, key=_index)]
 
     async def prompt_logprobs(self, token_ids: Sequence[int], *, timeout_s: float, priority: int = 0) -> np.ndarray:
-        """Log-probs of a prompt's own tokens under the current weights.
+        """Log-probs of a prompt's own tokens under the current weights; a paused server answers these, and only these.
 
         Returns:
           float32[T-1], nats, temperature 1: entry t is log p(tokens[t+1] | tokens[:t+1]).
         """
         parameters = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
-        answer = await self._generate(token_ids, parameters, timeout_s, priority)
+        request_id = PROBE_ID_PREFIX + uuid.uuid4().hex
+        answer = await self._generate(token_ids, parameters, timeout_s, priority, request_id)
         if any(choice.finish_reason == "abort" for choice in answer.choices):
             raise Aborted(f"{self.base_url} aborted a probe")
         entries = answer.prompt_logprobs or []
@@ -221,32 +209,34 @@ class VllmClient:
     async def is_paused(self) -> bool:
         return bool(msgspec.json.decode(await self._request("GET", "/is_paused"))["is_paused"])
 
-    async def stage(self, folder: Path, content_sha256: str) -> None:
-        """Has the workers read and check a version's folder in the background; see `worker_status`."""
-        await self._workers("weir_stage", {"folder": str(folder), "content_sha256": content_sha256})
+    async def stage(self, root: Path, version: int, content_sha256: str, round_id: str, lease_s: float) -> WorkerStatus:
+        """Takes the replica's lease and has the workers read and check a version in the background.
 
-    async def worker_status(self) -> WorkerStatus:
-        """State of staging and of the weights, over all workers of the replica."""
-        workers = await self._workers("weir_status", {})
-        staged = {worker["staged"] for worker in workers}
-        applied = {worker["applied"] for worker in workers}
-        order = ["failed", "idle", "reading", "staged"]
-        return WorkerStatus(
-            state=min((worker["state"] for worker in workers), key=order.index),
-            staged=workers[0]["staged"] if len(staged) == 1 else None,
-            error="; ".join(dict.fromkeys(worker["error"] for worker in workers if worker["error"])),
-            applied=workers[0]["applied"] if len(applied) == 1 else None,
-            intact=len(applied) == 1 and all(worker["intact"] for worker in workers),
-        )
+        Args:
+          root: the weight store, under a path that the replica's hosts see.
+          round_id: who asks; the lease is its own for `lease_s` seconds, and longer with each `worker_status`.
+
+        Raises:
+          Failed: another round holds the lease, or the workers can't stage.
+        """
+        wanted = {"root": str(root), "version": version, "content_sha256": content_sha256}
+        return await self._workers("weir_stage", {**wanted, "round_id": round_id, "lease_s": lease_s})
+
+    async def worker_status(self, round_id: str = "") -> WorkerStatus:
+        """State of staging and of the weights; renews the lease if `round_id` is its holder."""
+        return await self._workers("weir_status", {"round_id": round_id})
+
+    async def release(self, round_id: str) -> None:
+        """Gives the lease back; harmless for who doesn't hold it."""
+        await self._workers("weir_release", {"round_id": round_id})
 
     async def start_update(self) -> None:
         await self._request("POST", "/start_weight_update")
 
-    async def update(self, version: int, content_sha256: str) -> None:
-        """Applies the staged version; the server must be paused."""
-        await self._request(
-            "POST", "/update_weights", body={"update_info": {"version": version, "content_sha256": content_sha256}}
-        )
+    async def update(self, version: int, content_sha256: str, round_id: str) -> None:
+        """Applies the staged version; the server must be paused and `round_id` hold the lease."""
+        info = {"version": version, "content_sha256": content_sha256, "round_id": round_id}
+        await self._request("POST", "/update_weights", body={"update_info": info})
 
     async def end_stuck_update(self) -> None:
         """Ends an update session that someone left open: an invalid update fails, and failing ends the session."""
@@ -256,16 +246,17 @@ class VllmClient:
             return
         raise Malformed(f"{self.base_url} accepted an empty weight update")
 
-    async def finish_update(self, version: int) -> None:
-        """Ends the update and names the version that answers carry from now on."""
-        await self._request("POST", "/finish_weight_update", body={"weight_version": str(version)})
+    async def finish_update(self) -> None:
+        """Ends the update; answers carry no policy version from now on, until `name_version`."""
+        await self._request("POST", "/finish_weight_update", body={"weight_version": _UNPROVEN})
 
-    async def name_version(self, version: int) -> None:
-        """Gives the weights that the server has now a policy version, without changing them."""
-        await self._request("POST", "/update_weight_version", body={"new_version": str(version)})
+    async def name_version(self, version: int | None) -> None:
+        """Gives the weights that the server has now a policy version, or takes it from them, without changing them."""
+        name = _UNPROVEN if version is None else str(version)
+        await self._request("POST", "/update_weight_version", body={"new_version": name})
 
     async def weight_version(self) -> int | None:
-        """Policy version that answers carry; None if the server still has the weights it started with."""
+        """Policy version that answers carry; None for weights it started with, or that no probe has passed yet."""
         name = msgspec.json.decode(await self._request("GET", "/weight_info"))["weight_version"]
         return int(name) if name.isdecimal() else None
 
@@ -287,9 +278,16 @@ class VllmClient:
         return int(metrics.get("vllm:num_requests_running", 0) + metrics.get("vllm:num_requests_waiting", 0))
 
     async def _generate(
-        self, token_ids: Sequence[int], parameters: dict[str, Any], timeout_s: float, priority: int
+        self,
+        token_ids: Sequence[int],
+        parameters: dict[str, Any],
+        timeout_s: float,
+        priority: int,
+        request_id: str | None = None,
     ) -> _Answer:
         body: dict[str, Any] = {"token_ids": list(token_ids), "sampling_params": parameters}
+        if request_id is not None:
+            body["request_id"] = request_id
         if priority:
             body["priority"] = priority
         payload = await self._request("POST", _GENERATE, body=body, timeout_s=timeout_s)
@@ -317,12 +315,13 @@ class VllmClient:
             finish_reason=choice.finish_reason,
         )
 
-    async def _workers(self, method: str, arguments: dict[str, str]) -> list[dict[str, Any]]:
+    async def _workers(self, method: str, arguments: dict[str, Any]) -> WorkerStatus:
+        """Calls a method of the plugin on every worker of the replica, each of which returns its status."""
         payload = await self._request("POST", "/collective_rpc", body={"method": method, "kwargs": arguments})
         workers = msgspec.json.decode(payload)["results"]
         if not workers or not all(isinstance(worker, dict) for worker in workers):
             raise Malformed(f"{self.base_url}: {method} returned {workers!r}, expected one status per worker")
-        return list(workers)
+        return merge(workers)
 
     async def _request(
         self,

@@ -1,12 +1,15 @@
-"""One weight round on one replica: stage while it serves, swap inside a short pause, prove it by golden prompts."""
+"""One weight round on one replica: stage while it serves, swap and prove by golden prompts inside one short pause."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -14,13 +17,24 @@ from learner_jax.contracts import GoldenPrompt, WeightManifest
 from serving_bridge.config import ServingSettings
 from serving_bridge.vllm_client import Failed, ReplicaError, VllmClient
 from serving_bridge.weight_store import WeightStore
+from serving_bridge.worker_status import WorkerStatus
 
+T = TypeVar("T")
 RoundStatus = Literal["updated", "rejected", "unfit"]
 
 #: ahead of every sampling request where the server is full
 PROBE_PRIORITY = -1
+#: Largest golden-prompt log-prob difference accepted, nats, by serving dtype, where serving.probe_tolerance is unset.
+#: Sampler and learner add up in different orders: on the CPU up to 2e-5 apart in float32 (TF32 on GPUs: near 1e-3) and
+#: 0.16 in bfloat16. A tensor that is transposed or of other weights moves some log-prob by 0.33 (a query projection of
+#: twelve) to 9 (the embedding). What one step changes in one tensor is below either tolerance: that all tensors arrived
+#: is for hashes and loaders to check.
+PROBE_TOLERANCE: Mapping[str, float] = MappingProxyType({"float32": 1e-3, "bfloat16": 0.3})
+
 _MIN_POLL_S, _MAX_POLL_S = 0.005, 0.25
 _RESUME_TRIES = 3
+#: what a lease outlasts the longest pause by, so that no other round gets between
+_LEASE_MARGIN_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -29,13 +43,16 @@ class RoundOutcome:
 
     Attributes:
       status: "updated": serves the new version, proven; "rejected": serves what it served before, nothing was touched;
-        "unfit": must not serve (weights of no version, wrong log-probs, or out of reach): full update or restart.
+        "unfit": out of reach, or paused with weights that nothing proves (it samples nothing then): a later round that
+        succeeds opens it again, else restart it.
       stage_s: reading and checking, while serving.
-      pause_s: time without sampling.
-      probe_s: golden prompts, while serving again.
+      pause_s: time without sampling, the probe included.
+      probe_s: golden prompts, inside the pause.
       probe_max_abs: largest difference between replica and learner on the golden prompts, nats; None if not probed.
       num_running: requests in flight when the pause began; None if it never did.
       error: why not updated.
+      store_damaged: the store holds the version in a form that this replica can't use, damaged or on top of weights
+        that it does not have: a whole copy (`WeightStore.want_anchor`) would help.
     """
 
     status: RoundStatus
@@ -46,10 +63,11 @@ class RoundOutcome:
     probe_max_abs: float | None = None
     num_running: int | None = None
     error: str | None = None
+    store_damaged: bool = False
 
 
 class _RefusedError(Exception):
-    """The round ends and the replica still serves what it served before."""
+    """The round ends before it changed anything."""
 
 
 class _BrokenError(Exception):
@@ -57,50 +75,72 @@ class _BrokenError(Exception):
 
 
 @dataclass
-class _Measured:
+class _Round:
+    """One round's inputs, what it knows of the replica by now, and what it measured."""
+
+    client: VllmClient
+    store: WeightStore
+    manifest: WeightManifest
+    settings: ServingSettings
+    round_id: str
+    asked_for_lease: bool = False
+    #: by this process's monotonic clock, counted from before the request that got the lease: never too late
+    leased_until_s: float = float("-inf")
+    found_paused: bool = False
+    applied_before: int | None = None
+    #: the worker holds this version already: a round before this one got so far
+    is_applied: bool = False
+    paused_s: float | None = None
+    #: set from just before weights may change until they are proven
+    is_unproven: bool = False
+    is_proven: bool = False
     stage_s: float = 0.0
     pause_s: float = 0.0
     probe_s: float = 0.0
     probe_max_abs: float | None = None
     num_running: int | None = None
+    store_damaged: bool = False
 
 
 async def run_round(
-    client: VllmClient, store: WeightStore, manifest: WeightManifest, settings: ServingSettings
+    client: VllmClient,
+    store: WeightStore,
+    manifest: WeightManifest,
+    settings: ServingSettings,
+    *,
+    round_id: str | None = None,
 ) -> RoundOutcome:
-    """Brings one replica to one version.
+    """Brings one replica to one version: lease and stage, pause, apply, probe, name the version, resume.
 
-    Answers in flight survive, with a version span for each part. vLLM can't probe while paused, so a few tokens of
-    the new version may be sampled before the verdict: whoever samples must not use answers of a version until its
-    round is "updated". After a bad verdict everything in flight is aborted. Every step is bounded by
-    `settings.update_timeout_s`, and the engine is never left paused, also when this is cancelled.
+    Answers in flight survive with a version span for each part, and no token is sampled from weights before their
+    golden prompts passed. The order makes every crash recoverable by another round: weights carry the name "unproven"
+    until the probe passed, so "paused, and the name is that of the applied version" means proven, whoever finds it.
+    Weights that fail stay behind the pause and everything in flight is aborted.
+
+    A cancelled round resumes the old weights; once weights have changed it waits for the verdict first. Each step is
+    bounded by `settings.update_timeout_s`, all steps inside the pause by one such time, and leaving by another.
+
+    Args:
+      round_id: names the holder of the replica's lease; the same id again takes over from a controller that died,
+        another has to wait until the lease ended (`update_timeout_s` and a little). A new one by default.
 
     Raises:
       Nothing for what goes wrong on the replica; see `RoundOutcome.status`.
     """
-    measured = _Measured()
-    status: RoundStatus = "updated"
-    error: str | None = None
+    this = _Round(client, store, manifest, settings, round_id or uuid.uuid4().hex)
+    failure: Exception | None = None
     try:
-        await _stage(client, store, manifest, settings, measured)
-        await _swap(client, manifest, settings, measured)
-        await _probe(client, manifest, settings, measured)
-    except _RefusedError as refused:
-        status, error = "rejected", str(refused)
-    except (_BrokenError, ReplicaError, TimeoutError) as broken:
-        status = "unfit"
-        error = str(broken) or f"a step took longer than serving.update_timeout_s ({settings.update_timeout_s} s)"
-        await _abort_in_flight(client)
-    return RoundOutcome(
-        status=status,
-        version=manifest.version,
-        stage_s=measured.stage_s,
-        pause_s=measured.pause_s,
-        probe_s=measured.probe_s,
-        probe_max_abs=measured.probe_max_abs,
-        num_running=measured.num_running,
-        error=error,
-    )
+        if not manifest.golden:
+            raise _RefusedError(
+                f"version {manifest.version} has no golden prompts, so nothing can prove it; set learner.num_golden"
+            )
+        await _stage(this)
+        await _swap(this)
+    except (_RefusedError, _BrokenError, ReplicaError, TimeoutError) as caught:
+        failure = caught
+    finally:
+        serves = await _settled(_leave(this))
+    return _outcome(this, failure, serves)
 
 
 async def probe(client: VllmClient, golden: Sequence[GoldenPrompt], timeout_s: float) -> float:
@@ -113,75 +153,186 @@ async def probe(client: VllmClient, golden: Sequence[GoldenPrompt], timeout_s: f
         *(client.prompt_logprobs(prompt.tokens, timeout_s=timeout_s, priority=PROBE_PRIORITY) for prompt in golden)
     )
     pairs = zip(golden, answers, strict=True)
-    return max(float(np.max(np.abs(got - np.asarray(prompt.logprobs, np.float32)))) for prompt, got in pairs)
+    # NumPy's maximum keeps a NaN, wherever it is.
+    return float(np.max([np.abs(got - np.asarray(prompt.logprobs, np.float32)).max() for prompt, got in pairs]))
 
 
-async def _stage(
-    client: VllmClient, store: WeightStore, manifest: WeightManifest, settings: ServingSettings, measured: _Measured
-) -> None:
-    started = time.perf_counter()
+def probe_tolerance(settings: ServingSettings) -> float:
+    """The golden-prompt log-prob difference that a round accepts, nats."""
+    return PROBE_TOLERANCE[settings.dtype] if settings.probe_tolerance is None else settings.probe_tolerance
+
+
+async def _stage(this: _Round) -> None:
+    """Takes the replica's lease and has the version read and checked while the replica serves."""
+    started, version = time.perf_counter(), this.manifest.version
     try:
-        await client.stage(store.folder(manifest.version).absolute(), manifest.content_sha256)
+        worker = await _take_lease(this)
+        this.applied_before, this.found_paused = worker.applied, await this.client.is_paused()
         poll_s = _MIN_POLL_S
-        while (worker := await client.worker_status()).state == "reading":
-            if time.perf_counter() - started > settings.update_timeout_s:
+        while worker.state == "reading":
+            if time.perf_counter() - started > this.settings.update_timeout_s:
                 raise _RefusedError(
-                    f"version {manifest.version} was not read within serving.update_timeout_s "
-                    f"({settings.update_timeout_s} s)"
+                    f"version {version} was not read within serving.update_timeout_s "
+                    f"({this.settings.update_timeout_s} s)"
                 )
             await asyncio.sleep(poll_s)
             poll_s = min(2 * poll_s, _MAX_POLL_S)
+            worker = await _renew_lease(this)
     except Failed as failed:
         raise _RefusedError(str(failed)) from failed
     finally:
-        measured.stage_s = time.perf_counter() - started
-    if worker.state != "staged" or worker.staged != manifest.version:
-        raise _RefusedError(worker.error or f"version {manifest.version} is not staged on every worker: {worker}")
+        this.stage_s = time.perf_counter() - started
+    this.is_applied, this.store_damaged = worker.state == "applied", worker.damaged
+    if not this.is_applied and (worker.state != "staged" or worker.staged != version):
+        raise _RefusedError(worker.error or f"version {version} is not staged on every worker: {worker}")
 
 
-async def _swap(client: VllmClient, manifest: WeightManifest, settings: ServingSettings, measured: _Measured) -> None:
-    await _open_session(client)
-    measured.num_running = await client.num_requests()
-    started = time.perf_counter()
+async def _swap(this: _Round) -> None:
+    """Everything inside the pause but its end, which `_leave` decides on."""
+    this.num_running = await this.client.num_requests()
+    if not this.is_applied:
+        await _open_session(this.client)
+    await _renew_lease(this)
+    this.paused_s = time.perf_counter()
+    deadline = asyncio.get_running_loop().time() + this.settings.update_timeout_s
+    async with asyncio.timeout_at(deadline):
+        # A request that was cut off may still be carried out later, after the resume that was meant to undo it.
+        await _settled(this.client.pause())
+    await _settled(_apply_and_prove(this, deadline))
+
+
+async def _apply_and_prove(this: _Round, deadline: float) -> None:
+    client, manifest = this.client, this.manifest
+    async with asyncio.timeout_at(deadline):
+        _check_lease(this)
+        this.is_unproven = True
+        if this.is_applied:
+            await client.name_version(None)
+        else:
+            await _apply(this)
+        await _prove(this)
+        _check_lease(this)
+        await client.name_version(manifest.version)
+        this.is_proven = True
+
+
+async def _apply(this: _Round) -> None:
+    client, manifest = this.client, this.manifest
     try:
-        async with asyncio.timeout(settings.update_timeout_s):
-            await client.pause()
-            try:
-                await client.update(manifest.version, manifest.content_sha256)
-            except Failed as failed:
-                if (await client.worker_status()).intact:
-                    raise _RefusedError(str(failed)) from failed
-                raise
-            await client.finish_update(manifest.version)
-    finally:
-        # Shielded: a cancelled round must not leave the engine paused.
-        await asyncio.shield(_resume(client))
-        measured.pause_s = time.perf_counter() - started
+        await client.update(manifest.version, manifest.content_sha256, this.round_id)
+    except Failed as failed:
+        worker = await client.worker_status(this.round_id)
+        if worker.intact and worker.applied == this.applied_before:
+            this.is_unproven = False
+            raise _RefusedError(str(failed)) from failed
+        raise
+    await client.finish_update()
 
 
-async def _probe(client: VllmClient, manifest: WeightManifest, settings: ServingSettings, measured: _Measured) -> None:
-    served = await client.weight_version()
-    if served != manifest.version:
-        raise _BrokenError(f"the server says version {served} after the update, expected {manifest.version}")
-    if not manifest.golden:
-        raise _BrokenError(
-            f"version {manifest.version} has no golden prompts, so nothing proves it; set learner.num_golden"
-        )
-    started = time.perf_counter()
+async def _prove(this: _Round) -> None:
+    started, tolerance = time.perf_counter(), probe_tolerance(this.settings)
     try:
-        measured.probe_max_abs = await probe(client, manifest.golden, settings.update_timeout_s)
+        difference = await probe(this.client, this.manifest.golden, this.settings.update_timeout_s)
     finally:
-        measured.probe_s = time.perf_counter() - started
+        this.probe_s = time.perf_counter() - started
+    this.probe_max_abs = difference
     # Written so that NaN fails too.
-    if not measured.probe_max_abs <= settings.probe_tolerance:
+    if not difference <= tolerance:
         raise _BrokenError(
-            f"version {manifest.version}: golden log-probs differ from the learner's by up to "
-            f"{measured.probe_max_abs:.3g} nats, expected at most serving.probe_tolerance {settings.probe_tolerance}"
+            f"version {this.manifest.version}: golden log-probs differ from the learner's by up to {difference:.3g} "
+            f"nats, expected at most {tolerance} (serving.probe_tolerance)"
         )
+
+
+async def _leave(this: _Round) -> bool:
+    """Ends the pause if the weights may serve, else ends what is in flight; gives the lease back.
+
+    Returns:
+      Whether the replica serves, as far as this round can know.
+    """
+    if not this.asked_for_lease:
+        return True
+    try:
+        async with asyncio.timeout(this.settings.update_timeout_s):
+            return await _end_pause(this)
+    except (ReplicaError, TimeoutError):
+        return False
+    finally:
+        if this.paused_s is not None:
+            this.pause_s = time.perf_counter() - this.paused_s
+        with contextlib.suppress(ReplicaError):
+            await this.client.release(this.round_id)
+
+
+async def _end_pause(this: _Round) -> bool:
+    if this.paused_s is None and not this.found_paused:
+        return True
+    if time.monotonic() > this.leased_until_s:
+        # Another round may be halfway: only a new lease makes this one's business of the pause.
+        try:
+            await _take_lease(this)
+        except Failed:
+            return False
+        if not await this.client.is_paused():
+            return False
+    if not await _may_serve(this):
+        await this.client.abort_all()
+        return False
+    for attempt in range(_RESUME_TRIES):
+        try:
+            await this.client.resume()
+            break
+        except ReplicaError:
+            if attempt == _RESUME_TRIES - 1:
+                raise
+    return True
+
+
+async def _may_serve(this: _Round) -> bool:
+    """Whether the weights that the replica holds are proven, by this round or one before, or as this one found them."""
+    if this.is_proven or this.is_unproven:
+        return this.is_proven
+    worker, named = await this.client.worker_status(this.round_id), await this.client.weight_version()
+    if not worker.intact:
+        return False
+    if named is not None and named == worker.applied:
+        return True
+    return not this.found_paused and worker.applied == this.applied_before
+
+
+async def _take_lease(this: _Round) -> WorkerStatus:
+    """Asks for the lease and the staging; `Failed` if another round holds the lease."""
+    this.asked_for_lease, asked_s, lease_s = True, time.monotonic(), _lease_s(this.settings)
+    root, manifest = this.store.root.absolute(), this.manifest
+    # Not cut off: a lease that this round does not know of would keep the next one out.
+    worker = await _settled(this.client.stage(root, manifest.version, manifest.content_sha256, this.round_id, lease_s))
+    this.leased_until_s = asked_s + lease_s
+    return worker
+
+
+async def _renew_lease(this: _Round) -> WorkerStatus:
+    asked_s = time.monotonic()
+    worker = await this.client.worker_status(this.round_id)
+    _check_lease(this)
+    this.leased_until_s = asked_s + _lease_s(this.settings)
+    return worker
+
+
+def _check_lease(this: _Round) -> None:
+    """Raises once the lease may have ended: another round may have begun, and its steps must not be disturbed."""
+    if time.monotonic() > this.leased_until_s:
+        raise _RefusedError(
+            f"the lease of {_lease_s(this.settings)} s ended before it was renewed: the replica or this process was "
+            f"held up; the next round starts anew"
+        )
+
+
+def _lease_s(settings: ServingSettings) -> float:
+    return settings.update_timeout_s + _LEASE_MARGIN_S
 
 
 async def _open_session(client: VllmClient) -> None:
-    """Opens vLLM's update session, after ending one that a dead controller left open."""
+    """Opens vLLM's update session, after ending one that a dead controller left open; needs the lease."""
     try:
         await client.start_update()
     except Failed as failed:
@@ -192,19 +343,40 @@ async def _open_session(client: VllmClient) -> None:
             raise _RefusedError(str(failed)) from failed
 
 
-async def _resume(client: VllmClient) -> None:
-    for attempt in range(_RESUME_TRIES):
-        try:
-            await client.resume()
-            return
-        except ReplicaError as error:
-            if attempt == _RESUME_TRIES - 1:
-                raise _BrokenError(f"the engine is still paused: {error}") from error
-
-
-async def _abort_in_flight(client: VllmClient) -> None:
-    """Answers that unproven weights began must not be finished; a server out of reach has none that count."""
+async def _settled(work: Coroutine[Any, Any, T]) -> T:
+    """Awaits work that must not be cut off; a cancellation is raised when it has ended."""
+    task = asyncio.ensure_future(work)
     try:
-        await client.abort_all()
-    except ReplicaError:
-        return
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # taken note of: the cancellation is what is raised
+        raise
+
+
+def _outcome(this: _Round, failure: Exception | None, serves: bool) -> RoundOutcome:
+    status: RoundStatus = "unfit"
+    if serves and failure is None:
+        status = "updated"
+    elif serves and isinstance(failure, _RefusedError | TimeoutError):
+        status = "rejected"
+    error = None
+    if status != "updated":
+        limit_s = this.settings.update_timeout_s
+        error = str(failure or "the weights are proven, but the engine is still paused") or (
+            f"the steps inside the pause took longer than serving.update_timeout_s ({limit_s} s)"
+        )
+    return RoundOutcome(
+        status=status,
+        version=this.manifest.version,
+        stage_s=this.stage_s,
+        pause_s=this.pause_s,
+        probe_s=this.probe_s,
+        probe_max_abs=this.probe_max_abs,
+        num_running=this.num_running if this.paused_s is not None else None,
+        error=error,
+        store_damaged=this.store_damaged,
+    )

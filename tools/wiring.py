@@ -24,6 +24,7 @@ from serving_bridge.registry import ReplicaRegistry
 from serving_bridge.staleness import Pace
 from serving_bridge.telemetry import MetricsLog
 from serving_bridge.tokenization import load_tokenizer
+from serving_bridge.weight_publisher import Publisher
 from serving_bridge.weight_store import WeightStore
 
 #: problems whose texts the tokenizer of a created model is trained on
@@ -187,6 +188,10 @@ def build_registry(paths: RunPaths) -> ReplicaRegistry:
 
 def build_store(config: Config, paths: RunPaths) -> WeightStore:
     return WeightStore(paths.weights, config.run.name)
+
+
+def build_publisher(config: Config, paths: RunPaths, log: Callable[..., None]) -> Publisher:
+    return Publisher(build_store(config, paths), config.store, log=log)
 
 
 def build_pace(config: Config) -> Pace:

@@ -10,6 +10,10 @@ import time
 BACKEND = "weir"
 #: what `--worker-extension-cls` needs, so that staging can be asked for while the server serves
 WORKER_EXTENSION = "serving_bridge.vllm_plugin.engine.WorkerExtension"
+#: what `--scheduler-cls` needs, so that weights can be proven while the server is paused
+SCHEDULER = "serving_bridge.vllm_plugin.scheduler.make_scheduler"
+#: begins the request id of a golden-prompt probe
+PROBE_ID_PREFIX = "weir-probe-"
 
 _NAP_S = 1e-4
 

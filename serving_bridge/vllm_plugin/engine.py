@@ -20,7 +20,9 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.logger import init_logger
 
 from learner_jax.hf_names import hf_shapes, parse_model_config
-from serving_bridge.vllm_plugin.stage import ModelTensors, Stager
+from serving_bridge.vllm_plugin.lease import Lease
+from serving_bridge.vllm_plugin.live import LiveWeights, TornError, tensor_of
+from serving_bridge.vllm_plugin.stage import Applied, ModelTensors, Staged, StageError, Stager
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -35,17 +37,18 @@ class InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """Which staged version to apply."""
+    """Which staged version to apply, and in whose round."""
 
     version: int
     content_sha256: str
+    round_id: str
 
 
 class WeirEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Loads a staged version in place through the model's own `load_weights`.
+    """Brings the model to a staged version in place: element by element for an update, else by its `load_weights`.
 
     Attributes:
-      applied: version loaded last; None until the first.
+      applied: what was loaded last; None until the first, and once a load broke off halfway.
       intact: False once a load broke off halfway: the weights are then of no version.
     """
 
@@ -67,8 +70,10 @@ class WeirEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             self.model_config.hf_config.to_dict(), origin=f"model {self.model_config.model}"
         )
         dtype = str(self.model_config.dtype).removeprefix("torch.")
-        self.stager = Stager(ModelTensors(hf_shapes(model_config), dtype))
-        self.applied: int | None = None
+        self.live = LiveWeights(model)
+        self.stager = Stager(ModelTensors(hf_shapes(model_config), dtype), self.live)
+        self.lease = Lease()
+        self.applied: Applied | None = None
         self.intact = True
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
@@ -84,26 +89,47 @@ class WeirEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Loads the staged tensors in one call.
+        """Applies the staged version in one call; a version that is applied already is left as it is.
 
         Raises:
-          StageError: that version is not staged; nothing was touched.
-          RuntimeError: the load broke off; `intact` is False until a later full load succeeds.
+          LeaseError, StageError: it is another round's turn, or that version is not staged; nothing was touched.
+          RuntimeError: an update could not be written and was undone, or (then `intact` is False until a later full
+            load succeeds) the load broke off.
         """
+        self.lease.check(update_info.round_id)
+        if self.intact and self.applied == Applied(update_info.version, update_info.content_sha256):
+            return
         staged = self.stager.get(update_info.version, update_info.content_sha256)
         started = time.perf_counter()
+        before, self.applied = self.applied, None
+        if staged.patches is not None:
+            try:
+                self.live.write(staged.patches)
+            except TornError:
+                self.intact = False
+                raise
+            except RuntimeError:
+                self.applied = before
+                raise
+        else:
+            self._load(staged)
+        self.applied, self.intact = Applied(staged.version, staged.content_sha256), True
+        self.stager.finish(staged)
+        logger.info("applied version %d in %.1f ms", staged.version, 1e3 * (time.perf_counter() - started))
+
+    def _load(self, staged: Staged) -> None:
         self.intact = False
-        with torch.no_grad():
-            loaded = self.model.load_weights(iter(staged.tensors.items()))
-        missed = {name for name, _ in self.model.named_parameters()} - set(loaded or ())
+        tensors = {name: tensor_of(tensor) for name, tensor in staged.tensors.items()}
+        if staged.is_update:
+            self.live.load_some(tensors)
+            return
+        loaded = self.live.load(tensors)
+        missed = {name for name, _ in self.model.named_parameters()} - loaded
         if missed:
             raise RuntimeError(
                 f"version {staged.version} left {len(missed)} parameters as they were, e.g. {sorted(missed)[0]}; "
                 f"the weights are now of no version"
             )
-        self.applied, self.intact = staged.version, True
-        self.stager.clear()
-        logger.info("applied version %d in %.1f ms", staged.version, 1e3 * (time.perf_counter() - started))
 
     def finish_weight_update(self) -> None:
         """Nothing is left to do; vLLM sets the version that answers carry."""
@@ -117,23 +143,40 @@ class WorkerExtension:
 
     weight_transfer_engine: WeirEngine | None
 
-    def weir_stage(self, folder: str, content_sha256: str) -> dict[str, Any]:
-        """Starts staging a version's folder; returns `weir_status` at once."""
-        engine = self._weir_engine()
-        engine.stager.begin(Path(folder), content_sha256, engine.applied)
-        return self.weir_status()
+    def weir_stage(self, root: str, version: int, content_sha256: str, round_id: str, lease_s: float) -> dict[str, Any]:
+        """Takes the lease and starts staging a version of the store at `root`; returns `weir_status` at once.
 
-    def weir_status(self) -> dict[str, Any]:
-        """Staging state and what the worker's weights are."""
+        Raises:
+          LeaseError: another round holds the replica.
+          StageError: a version is still being read.
+        """
         engine = self._weir_engine()
-        state, version, error = engine.stager.status()
+        engine.lease.take(round_id, lease_s)
+        try:
+            engine.stager.begin(Path(root), version, content_sha256, engine.applied if engine.intact else None)
+        except StageError:
+            engine.lease.release(round_id)
+            raise
+        return self.weir_status(round_id)
+
+    def weir_status(self, round_id: str) -> dict[str, Any]:
+        """Staging state and what the worker's weights are; keeps the lease of the round that asks."""
+        engine = self._weir_engine()
+        engine.lease.renew(round_id)
+        state, version, error, damaged = engine.stager.status()
         return {
             "state": state,
             "staged": version,
             "error": error,
-            "applied": engine.applied,
+            "damaged": damaged,
+            "applied": engine.applied.version if engine.applied is not None else None,
             "intact": engine.intact,
         }
+
+    def weir_release(self, round_id: str) -> dict[str, Any]:
+        """Ends a round: gives its lease back."""
+        self._weir_engine().lease.release(round_id)
+        return self.weir_status(round_id)
 
     def _weir_engine(self) -> WeirEngine:
         if self.weight_transfer_engine is None:

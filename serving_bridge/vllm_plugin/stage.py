@@ -1,21 +1,22 @@
-"""Reads and checks one version's tensors in a thread of the worker, while the server goes on serving."""
+"""Reads and checks one version in a thread of the worker while the server serves; then nothing is left to refuse."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from safetensors.torch import load
+import numpy as np
 
-from learner_jax.contracts import WeightManifest, decode_manifest
-from serving_bridge.weight_store import MANIFEST_NAME, check_content, check_file
+from learner_jax.contracts import ContractError, TensorEntry, WeightManifest
+from serving_bridge.vllm_plugin.live import LiveWeights, Patch
+from serving_bridge.weight_files import StoreError, Tensor
+from serving_bridge.weight_reader import read_path
+from serving_bridge.weight_store import WeightStore
 
-StageState = Literal["idle", "reading", "staged", "failed"]
+StageState = Literal["idle", "reading", "staged", "applied", "failed"]
 
 
 class StageError(ValueError):
@@ -31,44 +32,76 @@ class ModelTensors:
 
 
 @dataclass(frozen=True)
-class Staged:
-    """Tensors in host memory that passed every check; nothing is left to refuse."""
+class Applied:
+    """The version that a worker's weights are of."""
 
     version: int
     content_sha256: str
-    tensors: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A version that passed every check, in the form in which it will be applied.
+
+    Attributes:
+      is_update: False for a version that replaces all tensors.
+      tensors: in host memory: all of the model's; for an update those that it changes and the model can't give back.
+      patches: an update's elements in the model's storages, on its device; None where they can't be written singly.
+    """
+
+    version: int
+    content_sha256: str
+    is_update: bool
+    tensors: Mapping[str, Tensor]
+    patches: list[Patch] | None
 
 
 class Stager:
-    """Owns the one staging thread of a worker and what it staged."""
+    """Owns the one staging thread of a worker, what it staged, and the tensors that the model can't give back.
 
-    def __init__(self, expected: ModelTensors) -> None:
+    Those are tensors of which a worker holds a part only (tensor parallelism), or all of them where the model's
+    loaders do more than copy: they stay in host memory, since an update applies to them.
+    """
+
+    def __init__(self, expected: ModelTensors, live: LiveWeights) -> None:
         self._expected = expected
+        self._live = live
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._state: StageState = "idle"
-        self._error = ""
+        self._error, self._damaged = "", False
         self._staged: Staged | None = None
+        self._kept: dict[str, Tensor] = {}
 
-    def begin(self, folder: Path, content_sha256: str, applied: int | None) -> None:
-        """Starts staging the version in `folder`; drops whatever was staged before.
+    def begin(self, root: Path, version: int, content_sha256: str, applied: Applied | None) -> None:
+        """Starts staging a version of the store at `root`; drops whatever was staged before.
+
+        Args:
+          applied: what the worker's weights are, None if of no version.
 
         Raises:
           StageError: another version is being read.
         """
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
-                raise StageError(f"{self._thread.name} is still being read; expected one round at a time")
-            self._staged, self._state, self._error = None, "reading", ""
+                raise StageError(f"{self._thread.name} has not ended; expected one round at a time")
+            self._staged, self._error, self._damaged = None, "", False
+            if applied == Applied(version, content_sha256):
+                self._state = "applied"
+                return
+            self._state = "reading"
             self._thread = threading.Thread(
-                target=self._run, args=(folder, content_sha256, applied), name=f"staging of {folder}", daemon=True
+                target=self._run,
+                args=(WeightStore(root, run=""), version, content_sha256, applied),
+                name=f"staging of version {version}",
+                daemon=True,
             )
             self._thread.start()
 
-    def status(self) -> tuple[StageState, int | None, str]:
-        """(state, version staged, error of a failed staging)."""
+    def status(self) -> tuple[StageState, int | None, str, bool]:
+        """(state, version staged, error of a failed staging, whether the store itself is at fault)."""
         with self._lock:
-            return self._state, self._staged.version if self._staged else None, self._error
+            return self._state, self._staged.version if self._staged else None, self._error, self._damaged
 
     def get(self, version: int, content_sha256: str) -> Staged:
         """The staged version. Raises `StageError` unless exactly that one is staged."""
@@ -79,61 +112,72 @@ class Stager:
             raise StageError(f"version {version} ({content_sha256[:12]}) is not staged, got {got}; stage it first")
         return staged
 
+    def finish(self, staged: Staged) -> None:
+        """Forgets what is applied now, but for the tensors that the next update will need and the model can't give."""
+        if not staged.is_update:
+            self._kept = {}
+        self._kept |= {name: tensor for name, tensor in staged.tensors.items() if not self._live.holds(name)}
+        self.clear()
+
     def clear(self) -> None:
         """Forgets the staged tensors and frees their memory."""
         with self._lock:
             if self._state != "reading":
-                self._staged, self._state, self._error = None, "idle", ""
+                self._staged, self._state, self._error, self._damaged = None, "idle", "", False
 
-    def _run(self, folder: Path, content_sha256: str, applied: int | None) -> None:
+    def _run(self, store: WeightStore, version: int, content_sha256: str, applied: Applied | None) -> None:
         state: StageState = "failed"
-        staged, error = None, ""
+        staged, error, damaged = None, "", False
         try:
-            staged = read_version(folder, content_sha256, applied, self._expected)
+            staged = self._read(store, version, content_sha256, applied)
             state = "staged"
         except Exception as caught:  # noqa: BLE001 - a thread has no caller; the status hands it on
             error = f"{type(caught).__name__}: {caught}"
+            damaged = isinstance(caught, StoreError | ContractError | OSError)
         with self._lock:
-            self._staged, self._state, self._error = staged, state, error
+            self._staged, self._state, self._error, self._damaged = staged, state, error, damaged
+
+    def _read(self, store: WeightStore, version: int, content_sha256: str, applied: Applied | None) -> Staged:
+        """Reads one version and makes every check there is before a model is touched.
+
+        Raises:
+          StageError: other content, older version, or tensors that are not exactly the model's.
+          StoreError: what the store holds is missing or damaged, or applies to other weights than these.
+        """
+        manifest = store.best_manifest(version)
+        if manifest.content_sha256 != content_sha256:
+            raise StageError(
+                f"version {version} of {store.root} is {manifest.content_sha256}, expected {content_sha256}"
+            )
+        check_order(manifest, applied)
+        check_declared(manifest, self._expected)
+        path = store.path(version, applied.version if applied is not None else None)
+        is_update = path[0].format == "sparse"
+        tensors: dict[str, Tensor] = {}
+        changes: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
+        for changed in read_path(store, path, self._base if is_update else None):
+            name = changed.entry.name
+            if changed.indices is None:
+                tensors[name] = changed.tensor
+            elif changed.indices.size:
+                assert changed.old is not None
+                changes.append((name, changed.indices, changed.tensor.words[changed.indices], changed.old))
+                if not self._live.holds(name):
+                    tensors[name] = changed.tensor
+        patches = self._live.patches(changes) if is_update and self._live.routed else None
+        return Staged(version, content_sha256, is_update, tensors, patches)
+
+    def _base(self, entry: TensorEntry) -> Tensor:
+        return self._live.read(entry) if self._live.holds(entry.name) else self._kept[entry.name]
 
 
-def read_version(folder: Path, content_sha256: str, applied: int | None, expected: ModelTensors) -> Staged:
-    """Reads one version and makes every check there is before a model is touched.
-
-    Raises:
-      StageError: wrong base, older version, or tensors that are not exactly the model's.
-      WeightIntegrityError: a file's bytes are not those of the manifest.
-    """
-    manifest = decode_manifest((folder / MANIFEST_NAME).read_bytes())
-    if manifest.content_sha256 != content_sha256:
-        raise StageError(f"{folder} holds content {manifest.content_sha256}, expected {content_sha256}")
-    check_content(manifest)
-    check_base(manifest, applied)
-    check_declared(manifest, expected)
-    tensors: dict[str, torch.Tensor] = {}
-    for file in manifest.files:
-        path = folder / file.name
-        data = path.read_bytes()
-        check_file(path, file, len(data), hashlib.sha256(data).hexdigest())
-        for name, tensor in load(data).items():
-            if name in tensors:
-                raise StageError(f"tensor {name} is in two files of version {manifest.version}")
-            tensors[name] = tensor
-    check_tensors(manifest, tensors)
-    return Staged(manifest.version, manifest.content_sha256, tensors)
-
-
-def check_base(manifest: WeightManifest, applied: int | None) -> None:
-    """A sparse update fits one base only; and versions only go up (the same one again is a retry)."""
-    if manifest.base_version is not None and manifest.base_version != applied:
+def check_order(manifest: WeightManifest, applied: Applied | None) -> None:
+    """Versions only go up."""
+    if applied is not None and manifest.version <= applied.version:
         raise StageError(
-            f"version {manifest.version} applies to base version {manifest.base_version}, but this worker holds "
-            f"{applied if applied is not None else 'the weights it started with'}; send a full version"
-        )
-    if applied is not None and manifest.version < applied:
-        raise StageError(
-            f"version {manifest.version} is older than version {applied}, which this worker holds; to roll back, "
-            f"publish the old weights as a new version"
+            f"version {manifest.version} ({manifest.content_sha256[:12]}) is not newer than version {applied.version} "
+            f"({applied.content_sha256[:12]}), which this worker holds; to roll back, publish the old weights as a new "
+            f"version"
         )
 
 
@@ -149,7 +193,6 @@ def check_declared(manifest: WeightManifest, expected: ModelTensors) -> None:
             f"version {manifest.version} has not the model's tensors: {len(missing)} missing {missing[:4]}, "
             f"{len(unknown)} unknown {unknown[:4]}"
         )
-    files = {file.name for file in manifest.files}
     for name, entry in declared.items():
         if tuple(entry.shape) != expected.shapes[name]:
             raise StageError(f"{name} has shape {tuple(entry.shape)}, expected {expected.shapes[name]}")
@@ -158,20 +201,3 @@ def check_declared(manifest: WeightManifest, expected: ModelTensors) -> None:
                 f"{name} has dtype {entry.dtype}, but the server computes in {expected.dtype}; set "
                 f"learner.publish_dtype and serving.dtype to the same"
             )
-        if entry.file not in files:
-            raise StageError(f"{name} is said to be in {entry.file!r}, expected one of {sorted(files)}")
-
-
-def check_tensors(manifest: WeightManifest, tensors: Mapping[str, torch.Tensor]) -> None:
-    """What was read is what the manifest declares, and finite."""
-    if tensors.keys() != {entry.name for entry in manifest.tensors}:
-        raise StageError(f"the files of version {manifest.version} hold other tensors than its manifest lists")
-    for entry in manifest.tensors:
-        tensor = tensors[entry.name]
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if (list(tensor.shape), dtype) != (entry.shape, entry.dtype):
-            raise StageError(
-                f"{entry.name} is {dtype}{list(tensor.shape)} in its file, expected {entry.dtype}{entry.shape}"
-            )
-        if not bool(torch.isfinite(tensor).all()):
-            raise StageError(f"{entry.name} of version {manifest.version} holds values that are not finite")

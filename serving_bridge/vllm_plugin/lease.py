@@ -1,0 +1,46 @@
+"""Whose turn it is to change a worker's weights: two controllers at once must not undo each other's pauses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class LeaseError(RuntimeError):
+    """Another round holds the worker."""
+
+
+class Lease:
+    """Who may change the worker's weights now: one round at a time, for as long as its controller keeps asking."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._holder: str | None = None
+        self._duration_s = 0.0
+        self._end_s = float("-inf")
+
+    def take(self, round_id: str, duration_s: float) -> None:
+        """Raises `LeaseError` if another round holds it."""
+        left_s = self._end_s - self._clock()
+        if self._holder not in (None, round_id) and left_s > 0:
+            raise LeaseError(
+                f"round {self._holder} of another controller holds this replica for up to {left_s:.1f} s more; "
+                f"expected one controller at a time"
+            )
+        self._holder, self._duration_s = round_id, duration_s
+        self._end_s = self._clock() + duration_s
+
+    def renew(self, round_id: str) -> None:
+        """Starts the time anew if this round holds it, also if it ran out and nobody else came."""
+        if round_id == self._holder:
+            self._end_s = self._clock() + self._duration_s
+
+    def check(self, round_id: str) -> None:
+        """Raises `LeaseError` unless this round holds it."""
+        if round_id != self._holder:
+            raise LeaseError(f"round {round_id} does not hold this replica, round {self._holder} does; stage first")
+
+    def release(self, round_id: str) -> None:
+        """Gives it back if this round holds it."""
+        if round_id == self._holder:
+            self._holder, self._end_s = None, float("-inf")

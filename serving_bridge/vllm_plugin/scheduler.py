@@ -1,0 +1,102 @@
+"""vLLM's scheduler, except that probes sent to a paused engine run, alone, while everything else stays held.
+
+Given to vLLM by `--scheduler-cls`. A stock paused engine schedules nothing, so new weights could only be proven after
+the first tokens had been sampled from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import RequestQueue, create_request_queue
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+from serving_bridge.vllm_plugin import PROBE_ID_PREFIX
+
+#: as /inference/v1/generate hands a request's id on; other routes put other words before a user's id
+_PROBE_IDS = f"generate-tokens-{PROBE_ID_PREFIX}"
+
+
+def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingScheduler:
+    """What `--scheduler-cls` names: vLLM calls it as it would call a class."""
+    chosen = AsyncProbingScheduler if vllm_config.scheduler_config.async_scheduling else ProbingScheduler
+    return chosen(vllm_config=vllm_config, **arguments)
+
+
+def is_probe(request: Request) -> bool:
+    """Whether a request only asks for a prompt's log-probs; the one token that vLLM insists on goes to the prober."""
+    return request.request_id.startswith(_PROBE_IDS) and request.max_tokens == 1
+
+
+class ProbingScheduler(Scheduler):
+    """Runs, while paused in mode "keep" with the caches cleared, the probes that came after the pause.
+
+    Held requests were preempted by the clearing and own no KV blocks, so a probe finds all of them free and can
+    disturb nobody. What it leaves in the prefix cache was computed with the weights that are there on resume; weights
+    change only after another pause, which clears it. A pause that keeps the caches lets no probe run: it would compete
+    for the held requests' blocks.
+    """
+
+    waiting: RequestQueue
+    kv_holding_waiting: RequestQueue
+    _pause_state: PauseState
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._probe_ids: set[str] = set()
+
+    def set_pause_state(self, pause_state: PauseState) -> None:
+        # Probes from before must not keep the engine busy: a pause is complete when the engine is idle.
+        self._probe_ids.clear()
+        super().set_pause_state(pause_state)
+
+    def add_request(self, request: Request) -> None:
+        super().add_request(request)
+        if self.pause_state == PauseState.PAUSED_ALL and is_probe(request):
+            self._probe_ids.add(request.request_id)
+
+    def get_num_unfinished_requests(self) -> int:
+        """What there is to do; vLLM's engine steps only while this is not 0."""
+        return int(super().get_num_unfinished_requests()) + self._num_probes_to_run()
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        if self._num_probes_to_run() == 0:
+            return super().schedule(throttle_prefills)
+        with self._without_held():
+            return super().schedule(throttle_prefills)
+
+    def _num_probes_to_run(self) -> int:
+        if not self._probe_ids:
+            return 0
+        self._probe_ids.intersection_update(self.requests)
+        if any(request.request_id not in self._probe_ids for request in self.running):
+            return 0
+        return len(self._probe_ids)
+
+    @contextmanager
+    def _without_held(self) -> Iterator[None]:
+        """Shows vLLM's `schedule` an engine that is not paused and has no requests but the probes."""
+        held, held_with_blocks, paused = self.waiting, self.kv_holding_waiting, self._pause_state
+        probes = [request for request in held if request.request_id in self._probe_ids]
+        held.remove_requests(probes)
+        self.waiting, self.kv_holding_waiting = create_request_queue(self.policy), create_request_queue(self.policy)
+        for request in probes:
+            self.waiting.add_request(request)
+        self._pause_state = PauseState.UNPAUSED
+        try:
+            yield
+        finally:
+            for request in [*self.waiting, *self.kv_holding_waiting]:
+                held.add_request(request)
+            self.waiting, self.kv_holding_waiting, self._pause_state = held, held_with_blocks, paused
+
+
+class AsyncProbingScheduler(ProbingScheduler, AsyncScheduler):
+    """The same over the scheduler that plans a step while the one before still runs."""

@@ -1,0 +1,206 @@
+"""Lossless differences between two versions of a model's weights: where bits changed, and by how many ulps.
+
+All tensors count as one vector, one after another. An update is two streams of it: the gaps between changed elements,
+one byte each (255 means "go on"), and the changes. A change is the distance of the new value from the old one in units
+in the last place, that is in representable numbers, which is a small integer after an optimizer step whatever the
+value; zigzag-coded and split into byte planes. Each stream is compressed by zstd. Decoded against its base, an update
+gives absolute values, which may be written any number of times. Free of torch and JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import zstandard
+
+#: A gap byte that is not yet the end of the gap.
+_GO_ON = 255
+#: Elements compared at a time: old, new and their comparison stay in the cache.
+_BLOCK = 1 << 18
+_LEVEL = 1
+_WORDS: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+
+
+class DeltaError(ValueError):
+    """An update's streams are not those of the tensors it is said to be for."""
+
+
+def changed_indices(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """int64[K], ascending positions at which two flat arrays of words differ."""
+    parts = []
+    whole = np.zeros(_BLOCK, bool)
+    for start in range(0, old.size, _BLOCK):
+        size = min(_BLOCK, old.size - start)
+        differs = whole[: -(-size // 8) * 8]
+        differs[size:] = False
+        np.not_equal(old[start : start + size], new[start : start + size], out=differs[:size])
+        parts.append(_true_indices(differs) + start)
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _true_indices(flags: np.ndarray) -> np.ndarray:
+    """As `np.flatnonzero`, for a number of flags that divides by 8: faster where few are set, eight at a look."""
+    eights = np.flatnonzero(flags.view(np.uint64) != 0)
+    if eights.size > flags.size // 32:
+        return np.flatnonzero(flags)
+    found = np.flatnonzero(flags.reshape(-1, 8)[eights])
+    return (eights[found >> 3] << 3) + (found & 7)
+
+
+class Encoder:
+    """Collects the changes of one tensor after another into the streams of an update."""
+
+    def __init__(self, itemsize: int) -> None:
+        self._itemsize = itemsize
+        self._gaps, *self._planes = (zstandard.ZstdCompressor(level=_LEVEL).compressobj() for _ in range(1 + itemsize))
+        self._streams: list[list[bytes]] = [[] for _ in range(1 + itemsize)]
+        self._passed = 0  # elements since the last changed one, over tensors' ends
+
+    def add(self, size: int, indices: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
+        """One tensor of `size` elements, whose words at `indices` go from `old` to `new`."""
+        if not indices.size:
+            self._passed += size
+            return
+        gaps = np.empty(indices.size, np.int64)
+        gaps[0] = self._passed + indices[0]
+        np.subtract(indices[1:], indices[:-1], out=gaps[1:])
+        gaps[1:] -= 1
+        self._passed = size - 1 - int(indices[-1])
+        self._streams[0].append(self._gaps.compress(_gap_bytes(gaps).data))
+        distance = _zigzag(_ordinals(new) - _ordinals(old))
+        planes = distance.view(np.uint8).reshape(-1, self._itemsize)
+        for plane, stream, compressor in zip(planes.T, self._streams[1:], self._planes, strict=True):
+            stream.append(compressor.compress(np.ascontiguousarray(plane).data))
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """The streams, uint8 by name: "gaps", "ulps.0" (lowest byte), "ulps.1", ..."""
+        finished = [
+            b"".join([*stream, compressor.flush()])
+            for stream, compressor in zip(self._streams, [self._gaps, *self._planes], strict=True)
+        ]
+        return {
+            name: np.frombuffer(stream, np.uint8)
+            for name, stream in zip(stream_names(self._itemsize), finished, strict=True)
+        }
+
+
+def stream_names(itemsize: int) -> list[str]:
+    """Names of an update's streams, for elements of `itemsize` bytes."""
+    return ["gaps", *(f"ulps.{plane}" for plane in range(itemsize))]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A decoded update, still relative to its base.
+
+    Attributes:
+      sizes: elements of each tensor, in the order of the streams.
+      starts: int64[tensors + 1], where each tensor's changes begin in `indices`.
+      indices: int64[K], positions in the vector of all tensors.
+      distances: unsigned integers[K] of the elements' width, to be added to ordinals.
+    """
+
+    sizes: Sequence[int]
+    starts: np.ndarray
+    indices: np.ndarray
+    distances: np.ndarray
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(flat indices within the tensor, distances) of every tensor in turn."""
+        offset = 0
+        for size, start, end in zip(self.sizes, self.starts[:-1], self.starts[1:], strict=True):
+            yield self.indices[start:end] - offset, self.distances[start:end]
+            offset += size
+
+
+def decode(streams: Mapping[str, np.ndarray], sizes: Sequence[int], itemsize: int) -> Delta:
+    """Inverse of an `Encoder`'s streams.
+
+    Args:
+      sizes: elements of each tensor, in the order in which they were added.
+
+    Raises:
+      DeltaError: streams missing, damaged, or of tensors of other sizes.
+    """
+    names = stream_names(itemsize)
+    if sorted(streams) != sorted(names):
+        raise DeltaError(f"an update has streams {sorted(streams)}, expected {names}")
+    total = sum(sizes)
+    raw = [_decompress(name, streams[name], total) for name in names]
+    steps = raw[0]
+    ends = steps != _GO_ON
+    if steps.size and not ends[-1]:
+        raise DeltaError("the gaps break off within a gap")
+    indices = np.cumsum(steps, dtype=np.int64)[ends]
+    indices += np.arange(indices.size)
+    if indices.size and indices[-1] >= total:
+        raise DeltaError(f"an update changes element {indices[-1]} of {total}")
+    for name, plane in zip(names[1:], raw[1:], strict=True):
+        if plane.size != indices.size:
+            raise DeltaError(f"stream {name} has {plane.size} bytes for {indices.size} changes")
+    distances = np.stack(raw[1:], axis=-1).reshape(-1).view(_WORDS[itemsize])
+    starts = np.searchsorted(indices, np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))]))
+    return Delta(sizes, starts, indices, distances)
+
+
+def moved(old: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """The words that lie at `distances` (zigzag-coded, in ulps) from the words `old`."""
+    return _words_of(_ordinals(old) + _unzigzag(distances))
+
+
+def _gap_bytes(gaps: np.ndarray) -> np.ndarray:
+    """uint8: each gap as its quotient by 255 in bytes of 255, then its remainder."""
+    if gaps.max() < _GO_ON:
+        return gaps.astype(np.uint8)
+    quotients = gaps // _GO_ON
+    remainders = (gaps - _GO_ON * quotients).astype(np.uint8)
+    ends = np.cumsum(quotients + 1)
+    encoded = np.full(int(ends[-1]), _GO_ON, np.uint8)
+    encoded[ends - 1] = remainders
+    return encoded
+
+
+def _decompress(name: str, stream: np.ndarray, most: int) -> np.ndarray:
+    decompressor = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        content = decompressor.decompress(stream.tobytes())
+    except zstandard.ZstdError as error:
+        raise DeltaError(f"stream {name} is damaged: {error}") from error
+    if not decompressor.eof or decompressor.unused_data:
+        raise DeltaError(f"stream {name} of {stream.size} bytes is not one whole zstd frame")
+    # Every byte of a stream passes at least one element.
+    if len(content) > most:
+        raise DeltaError(f"stream {name} has {len(content)} bytes for {most} elements")
+    return np.frombuffer(content, np.uint8)
+
+
+def _ordinals(bits: np.ndarray) -> np.ndarray:
+    """Words in the order of the numbers they stand for, as unsigned integers modulo their range.
+
+    A negative number's magnitude bits are inverted, so that neighbouring floats, also -0 and +0, are neighbours here.
+    """
+    signed = bits.view(np.dtype(f"<i{bits.dtype.itemsize}"))
+    return _inverted_if_negative(signed).view(bits.dtype)
+
+
+def _words_of(ordinals: np.ndarray) -> np.ndarray:
+    """Inverse of `_ordinals`, which is its own inverse."""
+    return _ordinals(ordinals)
+
+
+def _inverted_if_negative(signed: np.ndarray) -> np.ndarray:
+    magnitude = signed.dtype.type(np.iinfo(signed.dtype).max)
+    return signed ^ ((signed >> (8 * signed.dtype.itemsize - 1)) & magnitude)
+
+
+def _zigzag(distance: np.ndarray) -> np.ndarray:
+    """0, -1, 1, -2, ... as 0, 1, 2, 3, ...: small distances of either sign get small codes."""
+    signed = distance.view(np.dtype(f"<i{distance.dtype.itemsize}"))
+    return ((signed << 1) ^ (signed >> (8 * distance.dtype.itemsize - 1))).view(distance.dtype)
+
+
+def _unzigzag(code: np.ndarray) -> np.ndarray:
+    one = code.dtype.type(1)
+    return (code >> one) ^ (~(code & one) + one)

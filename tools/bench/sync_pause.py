@@ -1,0 +1,193 @@
+"""What a client that streams an answer sees of a weight update: the longest time between two tokens, really served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jax
+import numpy as np
+
+from configs.schema import CreateModelSettings
+from learner_jax.contracts import GoldenPrompt, WeightManifest
+from learner_jax.hf_io import export_tensors, load_parameters
+from learner_jax.hf_names import ModelConfig, read_model_config
+from learner_jax.model import merge, token_logprobs
+from serving_bridge.config import ServingSettings, StoreSettings
+from serving_bridge.create_model import create_model
+from serving_bridge.replica import Replica
+from serving_bridge.weight_publisher import Publisher
+from serving_bridge.weight_round import run_round
+from serving_bridge.weight_store import WeightStore
+from tools.bench import BenchmarkError
+from tools.bench.timing import Spread, spread
+
+#: what happens in the middle of the answers
+EVENTS = ("nothing", "pause", "update", "full")
+#: beyond vLLM's own pause and resume
+AIM_S = 0.05
+#: 26 million parameters, 105 MB in float32
+SHAPE = CreateModelSettings(
+    hidden_size=512, intermediate_size=2048, num_layers=6, num_heads=8, num_kv_heads=4, head_dim=64, vocab_size=2048
+)
+_GOLDEN = ([3, 5, 7, 11, 13, 17, 19, 23], [2, 4, 8, 16, 32, 64], list(range(1, 20)), [9, 9, 9, 1])
+_PROMPT_TOKENS = 8
+_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Times between tokens that one streaming client saw, seconds."""
+
+    median: float
+    longest: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One event with so many answers in flight, over the rounds.
+
+    Attributes:
+      beyond_pause_s: what the longest gap is more than that of vLLM's own pause and resume in the same round.
+    """
+
+    event: str
+    in_flight: int
+    median_s: Spread
+    longest_s: Spread
+    beyond_pause_s: Spread
+
+
+def measure(
+    folder: Path, *, in_flight: Sequence[int], rounds: int, tokens: int, done: Callable[[str], None]
+) -> tuple[list[Row], int]:
+    """Rows by number in flight and event; and the bytes of the model."""
+    return asyncio.run(_measure(folder, in_flight, rounds, tokens, done))
+
+
+async def _measure(
+    folder: Path, in_flight: Sequence[int], rounds: int, tokens: int, done: Callable[[str], None]
+) -> tuple[list[Row], int]:
+    model_dir = folder / "model"
+    create_model(model_dir, SHAPE, ["0123456789 + - = abcdefghijklmnopqrstuvwxyz"], seed=0)
+    source = _Source(model_dir, folder / "weights")
+    settings = ServingSettings(max_model_len=2 * tokens + 64, max_num_seqs=max(in_flight) + 8)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        replica = Replica("bench", model_dir, settings, session, log_path=folder / "server.log")
+        await replica.start()
+        try:
+            await _round(replica, source, settings, source.publish(whole=True))
+            gaps: dict[tuple[int, str], list[Gaps]] = {(n, event): [] for n in in_flight for event in EVENTS}
+            for i in range(rounds):
+                for number in in_flight:
+                    first = i % len(EVENTS)
+                    for event in EVENTS[first:] + EVENTS[:first]:
+                        gaps[number, event].append(await _one(replica, source, settings, number, event, tokens))
+                        done(f"{number} in flight: {event}")
+        finally:
+            await replica.stop()
+            source.close()
+    rows = []
+    for (number, event), found in gaps.items():
+        paused = gaps[number, "pause"]
+        beyond = [one.longest - other.longest for one, other in zip(found, paused, strict=True)]
+        rows.append(
+            Row(
+                event,
+                number,
+                spread([one.median for one in found]),
+                spread([one.longest for one in found]),
+                spread(beyond),
+            )
+        )
+    return rows, source.num_bytes
+
+
+async def _one(
+    replica: Replica, source: _Source, settings: ServingSettings, number: int, event: str, tokens: int
+) -> Gaps:
+    """The gaps of one of `number` streams while the event happens; versions are made before."""
+    manifest = source.publish(whole=event == "full") if event in ("update", "full") else None
+    streams = [asyncio.create_task(_stream(replica.base_url, seed, tokens)) for seed in range(number)]
+    await asyncio.sleep(0.5)  # all have begun
+    match event:
+        case "pause":
+            await replica.client.pause()
+            await replica.client.resume()
+        case "update" | "full":
+            assert manifest is not None
+            await _round(replica, source, settings, manifest)
+    arrivals = await asyncio.gather(*streams)
+    between = np.diff(arrivals[0])
+    return Gaps(float(np.median(between)), float(between.max()))
+
+
+async def _round(replica: Replica, source: _Source, settings: ServingSettings, manifest: WeightManifest) -> None:
+    outcome = await run_round(replica.client, source.store, manifest, settings)
+    if outcome.status != "updated":
+        raise BenchmarkError(f"version {manifest.version} was not taken: {outcome.error}")
+
+
+async def _stream(base_url: str, seed: int, tokens: int) -> list[float]:
+    """When each token of one answer arrived, by the monotonic clock."""
+    rng = np.random.default_rng(seed)
+    body: dict[str, Any] = {
+        "token_ids": rng.integers(1, 30, _PROMPT_TOKENS).tolist(),
+        "stream": True,
+        "sampling_params": {"max_tokens": tokens, "temperature": 1.0, "ignore_eos": True, "detokenize": False},
+    }
+    arrivals: list[float] = []
+    # A session of its own, so that one stream's bytes do not wait behind another's.
+    async with aiohttp.ClientSession() as session, session.post(f"{base_url}/inference/v1/generate", json=body) as got:
+        async for line in got.content:
+            text = line.decode().strip()
+            if text.startswith("data: ") and text != "data: [DONE]":
+                count = sum(len(choice.get("token_ids") or []) for choice in json.loads(text[6:]).get("choices", []))
+                arrivals += [time.monotonic()] * count
+    if len(arrivals) != tokens:
+        raise BenchmarkError(f"a stream sent {len(arrivals)} of {tokens} tokens")
+    return arrivals
+
+
+class _Source:
+    """Weights that move by a step of one percent of their elements, published with the learner's own log-probs."""
+
+    def __init__(self, model_dir: Path, root: Path) -> None:
+        self.store = WeightStore(root, "bench")
+        self._config: ModelConfig = read_model_config(model_dir)
+        self._params = jax.tree.map(np.asarray, load_parameters(model_dir, self._config))
+        settings = StoreSettings(anchor_every=1_000_000)
+        self._publisher = Publisher(self.store, settings, log=lambda *_, **__: None)
+        self._rng = np.random.default_rng(0)
+        self.num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self._params))
+
+    def publish(self, *, whole: bool) -> WeightManifest:
+        self._params = jax.tree.map(self._moved, self._params)
+        manifest = self._publisher.publish(
+            export_tensors(self._params, self._config, "float32"), step=0, golden=self._golden()
+        )
+        if whole and manifest.format == "sparse":
+            return self.store.add_anchor(manifest, self._publisher.newest())
+        return manifest
+
+    def close(self) -> None:
+        self._publisher.close()
+
+    def _moved(self, leaf: np.ndarray) -> np.ndarray:
+        where = self._rng.random(leaf.shape, np.float32) < _SHARE
+        moved: np.ndarray = np.where(where, leaf * np.float32(1.001), leaf)
+        return moved
+
+    def _golden(self) -> list[GoldenPrompt]:
+        model = merge(self._config, jax.tree.map(jax.numpy.asarray, self._params))
+        found = []
+        for tokens in _GOLDEN:
+            logprobs = np.asarray(token_logprobs(model, jax.numpy.asarray([tokens], np.int32)).logprobs)[0, 1:]
+            found.append(GoldenPrompt(list(tokens), [float(x) for x in logprobs]))
+        return found
