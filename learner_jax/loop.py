@@ -14,7 +14,7 @@ import numpy as np
 
 from learner_jax import flops
 from learner_jax.batch import Batch, BatchStats, Reference, Sequences, rl_batch
-from learner_jax.checkpoint import Checkpoints, Position
+from learner_jax.checkpoint import CheckpointError, Checkpoints, Position
 from learner_jax.contracts import TrajectorySource, WeightPublisher
 from learner_jax.engine import Engine, Mismatch
 from learner_jax.feed import Feed, Groups, StepGroups
@@ -29,6 +29,8 @@ Log = Callable[..., None]
 
 #: Fewer older tokens than this prove nothing when all their ratios are 1.
 _HONEST_FROM_TOKENS = 16
+#: Newest policy versions whose optimizer steps a checkpoint remembers.
+_VERSIONS_REMEMBERED = 256
 
 
 class TrainingError(RuntimeError):
@@ -125,6 +127,7 @@ class Learner:
             else self._settings.microbatch_rows * max(self._settings.row_lengths),
         )
         self._completed, self._version = 0, -1
+        self._steps_of_versions: dict[int, int] = {}
         self._changed_version = -1
         self._peak_flops = 0.0
 
@@ -174,6 +177,8 @@ class Learner:
             if budget is not None and record["kl"] > budget:
                 reason = "kl_budget"
                 break
+        if reason == "stopped":
+            self._log("stopping", step=self._completed)
         self._save()
         self._publishing.wait()
         self._confirm(wait=True)
@@ -204,20 +209,38 @@ class Learner:
     def _resume(self) -> None:
         consumed: Sequence[str] = ()
         cursor = 0
-        latest = self._hosts.agree(self._checkpoints.latest_step(), "checkpoint to go on from")
+        latest, verified = self._checked_checkpoint()
         if latest is not None:
             self._state, position, reference = self._checkpoints.restore(
-                self._state, reference=self._saved_reference(), step=latest
+                self._state, reference=self._saved_reference(), step=latest, files_checked=True
             )
             self._reference = self._reference if reference is None else reference
             self._kl_coefficient = position.kl_coefficient or self._kl_coefficient
             self._completed = position.completed_steps
+            self._steps_of_versions = dict(position.steps_of_versions)
             self._unconfirmed.in_checkpoint = list(position.consumed_trajectory_ids)
             consumed, cursor = position.consumed_group_ids, position.prompt_cursor
-            self._log("resumed", step=self._completed, consumed=len(position.consumed_trajectory_ids))
+            consumed_ids = len(position.consumed_trajectory_ids)
+            self._log("resumed", step=self._completed, consumed=consumed_ids, verified=verified)
         if self._hosts.is_leader:
             self._source.recover(consumed, completed_steps=self._completed, prompt_cursor=cursor)
         self._unconfirmed.in_checkpoint = []
+
+    def _checked_checkpoint(self) -> tuple[int | None, bool]:
+        """The newest checkpoint, None if there is none, and whether hashes vouch for its files.
+
+        The leader looks and all hosts fail together: one that fails alone would leave the others in Orbax's barriers.
+        """
+        step, verified, problem = self._checkpoints.latest_step(), False, None
+        if self._hosts.is_leader and step is not None:
+            try:
+                verified = self._checkpoints.check(step)
+            except CheckpointError as error:
+                problem = str(error)
+        step, verified, problem = self._hosts.agree([step, verified, problem], "checkpoint to go on from")
+        if problem is not None:
+            raise CheckpointError(problem)
+        return step, verified
 
     def _one_step(self) -> dict[str, Any] | None:
         started = time.monotonic()
@@ -348,6 +371,9 @@ class Learner:
 
     def _publish(self) -> None:
         self._version = self._publishing.start(self._state.params, step=self._completed)
+        self._steps_of_versions[self._version] = self._completed
+        for version in list(self._steps_of_versions)[:-_VERSIONS_REMEMBERED]:
+            del self._steps_of_versions[version]
 
     def _save(self) -> None:
         if self._checkpoints.latest_step() == self._completed:
@@ -365,7 +391,7 @@ class Learner:
             return
         if not wait and self._hosts.agree(self._checkpoints.is_saving(), "whether a checkpoint is being saved"):
             return
-        self._checkpoints.wait()
+        self._checkpoints.wait(self._settings.max_wait_s)
         self._saving = False
         groups = Position(0, 0, 0, tuple(self._unconfirmed.in_checkpoint)).consumed_group_ids
         if self._hosts.is_leader:
@@ -381,6 +407,7 @@ class Learner:
             ),
             consumed_trajectory_ids=self._unconfirmed.all(),
             kl_coefficient=self._kl_coefficient,
+            steps_of_versions=tuple(self._steps_of_versions.items()),
         )
 
     def _record(

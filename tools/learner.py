@@ -38,7 +38,7 @@ def run_warm_start(config: Config, paths: RunPaths) -> float | None:
     assert config.warm_start is not None
     base = wiring.base_model_dir(config, paths)
     accuracy = None
-    checkpoints = Checkpoints(paths.warm_start, keep=1)
+    checkpoints = Checkpoints(paths.warm_start, keep=1, run=config.run.name, config=config.model_dump(mode="json"))
     if checkpoints.latest_step() is None:  # else an earlier life got this far
         state, accuracy = _supervised_state(config, config.warm_start, paths, base)
         checkpoints.save(state, Position(0, -1, 0, ()))
@@ -97,14 +97,21 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
     prompts = (encoder.encode(task.problem("validation", index)) for index in itertools.count())
     golden = list(itertools.islice((p for p in prompts if p and len(p) > 1), config.learner.num_golden))
     queue = wiring.build_queue(config, paths)
-    checkpoints = Checkpoints(paths.checkpoints, keep=config.learner.checkpoint.keep)
+    publisher = wiring.build_publisher(config, paths, log)
+    checkpoints = Checkpoints(
+        paths.checkpoints,
+        keep=config.learner.checkpoint.keep,
+        run=config.run.name,
+        config=config.model_dump(mode="json"),
+        log=log,
+    )
     try:
         learner = Learner(
             engine,
             load_parameters(model_dir, model_config, shardings=engine.parameter_shardings),
             seed=config.run.seed,
             source=queue,
-            publisher=wiring.build_store(config, paths),
+            publisher=publisher,
             checkpoints=checkpoints,
             golden_prompts=golden,
             max_staleness=config.rollout.max_staleness,
@@ -115,6 +122,7 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
         )
         return learner.run()
     finally:
+        publisher.close()
         checkpoints.close()
         queue.close()
 
