@@ -298,6 +298,7 @@ def server_command(model_dir: Path, settings: ServingSettings, platform: Platfor
         "scheduler-cls": SCHEDULER,
         "weight-transfer-config": f'{{"backend":"{BACKEND}"}}',
         "worker-extension-cls": WORKER_EXTENSION,
+        "tensor-parallel-size": settings.tensor_parallel_size,
         "shutdown-timeout": max(1, round(settings.drain_timeout_s)),
         "uvicorn-log-level": "warning",
     }
@@ -306,7 +307,6 @@ def server_command(model_dir: Path, settings: ServingSettings, platform: Platfor
         options["max-num-batched-tokens"] = max(_CPU_BATCHED_TOKENS, settings.max_model_len)
     else:
         options["gpu-memory-utilization"] = settings.gpu_memory_utilization
-        options["tensor-parallel-size"] = settings.tensor_parallel_size
     for name, value in options.items():
         command += [f"--{name}", str(value)]
     command += ["--enable-scale-out", "--disable-uvicorn-access-log"]

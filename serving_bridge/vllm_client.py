@@ -165,15 +165,20 @@ class VllmClient:
             raise Malformed(f"{self.base_url} sent {len(answer.choices)} answers, expected {n}")
         return [self._completion(choice, max_tokens) for choice in sorted(answer.choices, key=_index)]
 
-    async def prompt_logprobs(self, token_ids: Sequence[int], *, timeout_s: float, priority: int = 0) -> np.ndarray:
+    async def prompt_logprobs(
+        self, token_ids: Sequence[int], *, timeout_s: float, priority: int = 0, request_id: str | None = None
+    ) -> np.ndarray:
         """Log-probs of a prompt's own tokens under the current weights; a paused server answers these, and only these.
+
+        Args:
+          request_id: one of `probe_ids`, to be computed in one step with the others; alone by default.
 
         Returns:
           float32[T-1], nats, temperature 1: entry t is log p(tokens[t+1] | tokens[:t+1]).
         """
         parameters = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
-        request_id = PROBE_ID_PREFIX + uuid.uuid4().hex
-        answer = await self._generate(token_ids, parameters, timeout_s, priority, request_id)
+        (alone,) = probe_ids(1)
+        answer = await self._generate(token_ids, parameters, timeout_s, priority, request_id or alone)
         if any(choice.finish_reason == "abort" for choice in answer.choices):
             raise Aborted(f"{self.base_url} aborted a probe")
         entries = answer.prompt_logprobs or []
@@ -359,6 +364,12 @@ class VllmClient:
         if status >= 400:
             raise Rejected(f"{where}: {status} {_detail(payload)}")
         return payload
+
+
+def probe_ids(count: int) -> list[str]:
+    """Request ids of prompts whose log-probs are asked for together: a paused server begins when all have come."""
+    batch = uuid.uuid4().hex
+    return [f"{PROBE_ID_PREFIX}{batch}-{count}-{index}" for index in range(count)]
 
 
 def _index(choice: _Choice) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from learner_jax.contracts import GoldenPrompt, WeightManifest
 from serving_bridge.config import ServingSettings
-from serving_bridge.vllm_client import Failed, ReplicaError, VllmClient
+from serving_bridge.vllm_client import Failed, ReplicaError, VllmClient, probe_ids
 from serving_bridge.weight_store import WeightStore
 from serving_bridge.worker_status import WorkerStatus
 
@@ -149,8 +149,12 @@ async def probe(client: VllmClient, golden: Sequence[GoldenPrompt], timeout_s: f
     Raises:
       ReplicaError: the replica did not answer.
     """
+    ids = zip(golden, probe_ids(len(golden)), strict=True)
     answers = await asyncio.gather(
-        *(client.prompt_logprobs(prompt.tokens, timeout_s=timeout_s, priority=PROBE_PRIORITY) for prompt in golden)
+        *(
+            client.prompt_logprobs(prompt.tokens, timeout_s=timeout_s, priority=PROBE_PRIORITY, request_id=request_id)
+            for prompt, request_id in ids
+        )
     )
     pairs = zip(golden, answers, strict=True)
     # NumPy's maximum keeps a NaN, wherever it is.

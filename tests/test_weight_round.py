@@ -116,7 +116,7 @@ def test_a_paused_server_answers_probes_and_nothing_else(world: World):
         await world.client.pause()
         sampled = (await world.client.metrics())["vllm:generation_tokens_total"]
         waiting = asyncio.create_task(greedily(world.client, PROMPTS[0], 20))
-        body = {"request_id": f"{PROBE_ID_PREFIX}liar", "token_ids": [5], "sampling_params": {"max_tokens": 20}}
+        body = {"request_id": f"{PROBE_ID_PREFIX}0-1-0", "token_ids": [5], "sampling_params": {"max_tokens": 20}}
         url = f"{world.client.base_url}/inference/v1/generate"
         lying = asyncio.create_task(world.session.post(url, json=body))
         probing = [world.client.prompt_logprobs(PROMPTS[2], timeout_s=30) for _ in range(80)]

@@ -6,6 +6,8 @@ the first tokens had been sampled from them.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +22,8 @@ from vllm.v1.request import Request
 
 from serving_bridge.vllm_plugin import PROBE_ID_PREFIX
 
-#: as /inference/v1/generate hands a request's id on; other routes put other words before a user's id
-_PROBE_IDS = f"generate-tokens-{PROBE_ID_PREFIX}"
+#: as /inference/v1/generate hands a request's id on (other routes put other words before it): batch, and its size
+_PROBE_ID = re.compile(f"generate-tokens-{PROBE_ID_PREFIX}([0-9a-f]+)-([0-9]+)-")
 
 
 def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingScheduler:
@@ -30,13 +32,19 @@ def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingSched
     return chosen(vllm_config=vllm_config, **arguments)
 
 
-def is_probe(request: Request) -> bool:
-    """Whether a request only asks for a prompt's log-probs; the one token that vLLM insists on goes to the prober."""
-    return request.request_id.startswith(_PROBE_IDS) and request.max_tokens == 1
+def batch_of(request: Request) -> tuple[str, int] | None:
+    """(name, number of requests) of the batch of probes that a request belongs to; None if it is no probe.
+
+    A probe only asks for a prompt's log-probs; the one token that vLLM insists on goes to the prober.
+    """
+    match = _PROBE_ID.match(request.request_id)
+    return (match[1], int(match[2])) if match is not None and request.max_tokens == 1 else None
 
 
 class ProbingScheduler(Scheduler):
     """Runs, while paused in mode "keep" with the caches cleared, the probes that came after the pause.
+
+    Probes of one batch run in one step, when all of them have come: every step lengthens the pause.
 
     Held requests were preempted by the clearing and own no KV blocks, so a probe finds all of them free and can
     disturb nobody. What it leaves in the prefix cache was computed with the weights that are there on resume; weights
@@ -50,41 +58,44 @@ class ProbingScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._probe_ids: set[str] = set()
+        self._probes: dict[str, tuple[str, int]] = {}  # request id -> its batch
 
     def set_pause_state(self, pause_state: PauseState) -> None:
         # Probes from before must not keep the engine busy: a pause is complete when the engine is idle.
-        self._probe_ids.clear()
+        self._probes.clear()
         super().set_pause_state(pause_state)
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
-        if self.pause_state == PauseState.PAUSED_ALL and is_probe(request):
-            self._probe_ids.add(request.request_id)
+        if self.pause_state == PauseState.PAUSED_ALL and (batch := batch_of(request)) is not None:
+            self._probes[request.request_id] = batch
 
     def get_num_unfinished_requests(self) -> int:
         """What there is to do; vLLM's engine steps only while this is not 0."""
-        return int(super().get_num_unfinished_requests()) + self._num_probes_to_run()
+        return int(super().get_num_unfinished_requests()) + len(self._probes_to_run())
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        if self._num_probes_to_run() == 0:
+        probes = self._probes_to_run()
+        if not probes:
             return super().schedule(throttle_prefills)
-        with self._without_held():
+        with self._without_held(probes):
             return super().schedule(throttle_prefills)
 
-    def _num_probes_to_run(self) -> int:
-        if not self._probe_ids:
-            return 0
-        self._probe_ids.intersection_update(self.requests)
-        if any(request.request_id not in self._probe_ids for request in self.running):
-            return 0
-        return len(self._probe_ids)
+    def _probes_to_run(self) -> frozenset[str]:
+        """Ids of the probes that are unfinished and whose batch has come whole."""
+        if not self._probes:
+            return frozenset()
+        complete = {batch for batch, count in Counter(self._probes.values()).items() if count >= batch[1]}
+        ids = {name for name, batch in self._probes.items() if batch in complete and name in self.requests}
+        if any(request.request_id not in ids for request in self.running):
+            return frozenset()
+        return frozenset(ids)
 
     @contextmanager
-    def _without_held(self) -> Iterator[None]:
+    def _without_held(self, probe_ids: frozenset[str]) -> Iterator[None]:
         """Shows vLLM's `schedule` an engine that is not paused and has no requests but the probes."""
         held, held_with_blocks, paused = self.waiting, self.kv_holding_waiting, self._pause_state
-        probes = [request for request in held if request.request_id in self._probe_ids]
+        probes = [request for request in held if request.request_id in probe_ids]
         held.remove_requests(probes)
         self.waiting, self.kv_holding_waiting = create_request_queue(self.policy), create_request_queue(self.policy)
         for request in probes:
