@@ -36,10 +36,11 @@ COMPANION_FILES = (
     "chat_template.json",
 )
 
-_SINGLE_FILE = "model.safetensors"
-_INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _BUFFER_SUFFIX = ".rotary_emb.inv_freq"  # written by transformers before 4.32; follows from the config
+_ROWS_AT_ONCE = 4096
 _FLOAT_TYPES = ("F32", "BF16", "F16")
 _EXPORT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -54,13 +55,13 @@ class _Checkpoint:
     def __init__(self, model_dir: Path, stack: contextlib.ExitStack) -> None:
         self.file_of: dict[str, Path] = {}
         self._handles: dict[Path, Any] = {}
-        for path, promised in _weight_files(model_dir).items():
+        for path, promised in weight_files(model_dir).items():
             handle = stack.enter_context(_open(path))
             self._handles[path] = handle
             held = set(handle.keys())
             if promised is not None and promised != held:
                 raise WeightFileError(
-                    f"{path}: {_INDEX_FILE} and the file disagree on tensors {_some(promised ^ held)}; "
+                    f"{path}: {INDEX_FILE} and the file disagree on tensors {_some(promised ^ held)}; "
                     f"fetch the folder again"
                 )
             self.file_of.update(dict.fromkeys(held, path))
@@ -79,6 +80,16 @@ class _Checkpoint:
                 f"fetch the file again or go back to an earlier checkpoint"
             )
         return values
+
+
+def check_weights(model_dir: str | Path, config: ModelConfig) -> None:
+    """Checks names, shapes and dtypes of a model folder's tensors; reads values only of a tied head that is stored.
+
+    Raises:
+      WeightFileError: files missing or damaged; tensors missing, unexpected, of a wrong shape or dtype.
+    """
+    with contextlib.ExitStack() as stack:
+        _check_tensors(_Checkpoint(Path(model_dir), stack), Path(model_dir), config)
 
 
 def load_parameters(model_dir: str | Path, config: ModelConfig, *, shardings: Params | None = None) -> Params:
@@ -208,7 +219,7 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_s
         total_bytes += value.nbytes
     flush()
     if len(shards) == 1:
-        os.replace(folder / "shard-0", folder / _SINGLE_FILE)
+        os.replace(folder / "shard-0", folder / SINGLE_FILE)
         return
     weight_map = {}
     for number, names in enumerate(shards):
@@ -216,21 +227,21 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_s
         os.replace(folder / f"shard-{number}", folder / file_name)
         weight_map.update(dict.fromkeys(names, file_name))
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / _INDEX_FILE).write_text(json.dumps(index, indent=1))
-    _sync(folder / _INDEX_FILE)
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1))
+    _sync(folder / INDEX_FILE)
 
 
-def _weight_files(model_dir: Path) -> dict[Path, set[str] | None]:
+def weight_files(model_dir: Path) -> dict[Path, set[str] | None]:
     """Safetensors files of a folder, each with the tensors that the index promises (None: there is no index)."""
     if not model_dir.is_dir():
         raise WeightFileError(f"model folder {model_dir} does not exist; set model.path to a Hugging Face folder")
-    index_path = model_dir / _INDEX_FILE
+    index_path = model_dir / INDEX_FILE
     if not index_path.is_file():
-        single = model_dir / _SINGLE_FILE
+        single = model_dir / SINGLE_FILE
         if not single.is_file():
             held = _some(path.name for path in model_dir.iterdir())
             raise WeightFileError(
-                f"{model_dir} holds neither {_SINGLE_FILE} nor {_INDEX_FILE}, only {held}; "
+                f"{model_dir} holds neither {SINGLE_FILE} nor {INDEX_FILE}, only {held}; "
                 f"expected safetensors weights (convert .bin or .pth files first)"
             )
         return {single: None}
@@ -245,7 +256,7 @@ def _weight_files(model_dir: Path) -> dict[Path, set[str] | None]:
         raise WeightFileError(f"{index_path} is not an index with a weight_map: {error!r}; fetch it again") from error
     for path in files:
         if not path.is_file():
-            raise WeightFileError(f"{path} is missing, though {_INDEX_FILE} names it; fetch the folder again")
+            raise WeightFileError(f"{path} is missing, though {INDEX_FILE} names it; fetch the folder again")
     return files
 
 
@@ -262,9 +273,7 @@ def _check_tensors(checkpoint: _Checkpoint, model_dir: Path, config: ModelConfig
     expected = hf_shapes(config)
     held = {name for name in checkpoint.file_of if not name.endswith(_BUFFER_SUFFIX)}
     if config.tie_word_embeddings and _HEAD in held:
-        if checkpoint.view(_HEAD).get_shape() != checkpoint.view(_EMBED).get_shape() or not np.array_equal(
-            checkpoint.read(_HEAD), checkpoint.read(_EMBED)
-        ):
+        if not _same_values(checkpoint, _HEAD, _EMBED):
             raise WeightFileError(
                 f"{checkpoint.file_of[_HEAD]}: config.json ties the output head to the embedding, but {_HEAD} differs "
                 f"from {_EMBED}; set tie_word_embeddings to false to use it"
@@ -293,6 +302,18 @@ def _check_tensors(checkpoint: _Checkpoint, model_dir: Path, config: ModelConfig
                 f"{path}: tensor {name} has dtype {view.get_dtype()}, expected one of {', '.join(_FLOAT_TYPES)}; "
                 f"quantised weights can't be trained"
             )
+
+
+def _same_values(checkpoint: _Checkpoint, name: str, other: str) -> bool:
+    """Whether two matrices are equal; holds a few rows of them in memory."""
+    shape = checkpoint.view(name).get_shape()
+    if shape != checkpoint.view(other).get_shape():
+        return False
+    return all(
+        np.array_equal(checkpoint.read(name, rows), checkpoint.read(other, rows))
+        for start in range(0, shape[0], _ROWS_AT_ONCE)
+        for rows in [(slice(start, min(start + _ROWS_AT_ONCE, shape[0])), slice(None))]
+    )
 
 
 def _to_host(leaf: Any) -> np.ndarray:

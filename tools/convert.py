@@ -1,38 +1,129 @@
-"""Converts between Orbax checkpoints and Hugging Face folders.
+"""Converts between Orbax checkpoints and Hugging Face folders, in pieces: no model is ever whole in memory.
 
-python -m tools.convert to-hf --checkpoint runs/demo/checkpoints --model runs/demo/start_model --out DIR
-python -m tools.convert from-hf --model DIR --out DIR
+python -m tools.convert to-hf --checkpoint runs/demo/checkpoints --out DIR [--model DIR] [--dtype bfloat16] [--verify]
+python -m tools.convert from-hf --model DIR --out DIR [--verify]
+python -m tools.convert verify --checkpoint DIR --hf DIR
+
+A conversion that was stopped goes on when the same command is given again. Paths may be local, gs://, s3:// or az://.
+Exit status 1 if something is missing, damaged or different; stderr says what.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from serving_bridge.convert import from_hf, to_hf
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from learner_jax.config import OptimizerSettings
+from learner_jax.host_memory import keep_freed_memory
+from serving_bridge.convert import ConversionError, Verification, Watch, from_hf, to_hf, verify
 from tools import wiring
 
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
-def main() -> None:
+
+def size(text: str) -> int:
+    """A number of bytes such as 5GB or 500MB, in powers of ten as transformers counts."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
+    if match is None or not (found := int(float(match[1]) * _UNITS[match[2]])):
+        raise argparse.ArgumentTypeError(f"expected a size such as 5GB or 500MB, got {text!r}")
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     forward = commands.add_parser("to-hf", help="Orbax checkpoint -> safetensors folder")
-    forward.add_argument("--checkpoint", type=Path, required=True, help="one checkpoint, or a folder: its newest")
-    forward.add_argument("--model", type=Path, required=True, help="folder to take config.json and tokenizer from")
-    forward.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    backward = commands.add_parser("from-hf", help="safetensors folder -> Orbax checkpoint")
-    backward.add_argument("--model", type=Path, required=True)
+    forward.add_argument("--checkpoint", required=True, help="one checkpoint, or a folder: its newest")
+    forward.add_argument("--model", help="folder to take config.json and tokenizer from, if the checkpoint has none")
+    forward.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
+    forward.add_argument("--max-shard-size", type=size, default=size("5GB"), metavar="SIZE", help="default 5GB")
+    backward = commands.add_parser("from-hf", help="safetensors folder -> Orbax checkpoint at step 0")
+    backward.add_argument("--model", required=True, help="Hugging Face model folder")
+    backward.add_argument(
+        "--moments",
+        choices=("float32", "bfloat16", "factored"),
+        default="float32",
+        help="learner.optimizer.moments of the run that will start from it (default float32)",
+    )
     for command in (forward, backward):
-        command.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
+        command.add_argument("--out", required=True, help="folder that does not exist yet")
+        command.add_argument("--verify", action="store_true", help="compare the result with its source")
+    check = commands.add_parser("verify", help="compare a safetensors folder with a checkpoint")
+    check.add_argument("--checkpoint", required=True, help="one checkpoint, or a folder: its newest")
+    check.add_argument("--hf", required=True, help="Hugging Face model folder")
+    for command in (forward, backward, check):
+        command.add_argument(
+            "--no-logprobs", action="store_true", help="with verify: compare bytes alone, in little memory"
+        )
+    return parser
+
+
+@contextmanager
+def _watch(what: str) -> Iterator[Watch]:
+    """A bar on a terminal; elsewhere only sentences, on stderr."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    bar = Progress(TextColumn(what), *columns, console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task(what, total=None)
+        yield Watch(
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            say=lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True),
+        )
+
+
+def _verify(checkpoint: str, hf: str, *, logprobs: bool) -> str:
+    """What a comparison found, in a sentence; raises if anything differs."""
+    with _watch("verifying") as watch:
+        found: Verification = verify(checkpoint, hf, logprobs=logprobs, watch=watch)
+    if found.problems:
+        shown = "\n  ".join(found.problems[:20])
+        more = f"\n  and {len(found.problems) - 20} more" if len(found.problems) > 20 else ""
+        raise ConversionError(f"{hf} is not what {checkpoint} holds:\n  {shown}{more}")
+    text = f"verified: {found.num_tensors} tensors of {hf} are those of {checkpoint}"
+    if found.logprob_difference is None:
+        return text
+    return f"{text}; log-probs of {found.judge} differ by {found.logprob_difference:.1e} at most"
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of a file that a run's checkpoints don't need
+    keep_freed_memory()
+    logprobs = not arguments.no_logprobs
     with wiring.clear_errors():
-        if arguments.command == "to-hf":
-            to_hf(arguments.checkpoint, model_dir=arguments.model, out=arguments.out, dtype=arguments.dtype)
-        else:
-            from_hf(arguments.model, out=arguments.out)
-    print(f"wrote {arguments.out}")
+        if arguments.command == "verify":
+            print(_verify(arguments.checkpoint, arguments.hf, logprobs=logprobs))
+            return
+        try:
+            with _watch("converting") as watch:
+                if arguments.command == "to-hf":
+                    to_hf(
+                        arguments.checkpoint,
+                        model_dir=arguments.model,
+                        out=arguments.out,
+                        dtype=arguments.dtype,
+                        max_shard_bytes=arguments.max_shard_size,
+                        watch=watch,
+                    )
+                else:
+                    optimizer = OptimizerSettings(moments=arguments.moments)
+                    from_hf(arguments.model, out=arguments.out, optimizer=optimizer, watch=watch)
+        except KeyboardInterrupt:
+            print(f"stopped; the same command goes on with {arguments.out}", file=sys.stderr)
+            raise SystemExit(130) from None
+        print(f"wrote {arguments.out}")
+        if arguments.verify:
+            is_forward = arguments.command == "to-hf"
+            checkpoint, hf = (arguments.checkpoint, arguments.out) if is_forward else (arguments.out, arguments.model)
+            print(_verify(checkpoint, hf, logprobs=logprobs))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,30 +24,39 @@ from serving_bridge.config import ServingSettings, StoreSettings
 from serving_bridge.create_model import create_model
 from serving_bridge.replica import Replica
 from serving_bridge.weight_publisher import Publisher
-from serving_bridge.weight_round import run_round
+from serving_bridge.weight_round import RoundOutcome, run_round
 from serving_bridge.weight_store import WeightStore
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, spread
 
 #: what happens in the middle of the answers
-EVENTS = ("nothing", "pause", "update", "full")
+EVENTS = ("nothing", "update", "full")
 #: beyond vLLM's own pause and resume
 AIM_S = 0.05
-#: 26 million parameters, 105 MB in float32
+#: 24 million parameters, 95 MB in float32
 SHAPE = CreateModelSettings(
     hidden_size=512, intermediate_size=2048, num_layers=6, num_heads=8, num_kv_heads=4, head_dim=64, vocab_size=2048
 )
 _GOLDEN = ([3, 5, 7, 11, 13, 17, 19, 23], [2, 4, 8, 16, 32, 64], list(range(1, 20)), [9, 9, 9, 1])
 _PROMPT_TOKENS = 8
 _SHARE = 0.01
+#: until all streams have begun, and some steps have passed
+_BEGUN_S = 0.7
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """Times between tokens that one streaming client saw, seconds."""
+    """Times between tokens that one streaming client saw, seconds.
+
+    Attributes:
+      tokens_before: tokens that came before the longest gap.
+      probe_s: inside the pause, by the golden prompts; 0 without any.
+    """
 
     median: float
     longest: float
+    tokens_before: int
+    probe_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,14 +64,19 @@ class Row:
     """One event with so many answers in flight, over the rounds.
 
     Attributes:
-      beyond_pause_s: what the longest gap is more than that of vLLM's own pause and resume in the same round.
+      pause_s: longest gap when vLLM is just paused and resumed, answers kept and caches cleared, after as many tokens
+        as came before the event's longest gap: what is computed anew afterwards grows with the answers.
+      beyond_pause_s: what the event's longest gap is more than that, run after run.
+      probe_s: what the golden prompts take of it.
     """
 
     event: str
     in_flight: int
     median_s: Spread
     longest_s: Spread
-    beyond_pause_s: Spread
+    pause_s: Spread | None
+    beyond_pause_s: Spread | None
+    probe_s: Spread | None
 
 
 def measure(
@@ -83,66 +98,87 @@ async def _measure(
         await replica.start()
         try:
             await _round(replica, source, settings, source.publish(whole=True))
-            gaps: dict[tuple[int, str], list[Gaps]] = {(n, event): [] for n in in_flight for event in EVENTS}
+            found: dict[tuple[int, str], list[tuple[Gaps, Gaps | None]]] = {}
             for i in range(rounds):
                 for number in in_flight:
                     first = i % len(EVENTS)
                     for event in EVENTS[first:] + EVENTS[:first]:
-                        gaps[number, event].append(await _one(replica, source, settings, number, event, tokens))
+                        one = await _one(replica, source, settings, number, event, tokens)
+                        pause = None if event == "nothing" else await _pause(replica, number, one, tokens)
+                        found.setdefault((number, event), []).append((one, pause))
                         done(f"{number} in flight: {event}")
         finally:
             await replica.stop()
             source.close()
-    rows = []
-    for (number, event), found in gaps.items():
-        paused = gaps[number, "pause"]
-        beyond = [one.longest - other.longest for one, other in zip(found, paused, strict=True)]
-        rows.append(
-            Row(
-                event,
-                number,
-                spread([one.median for one in found]),
-                spread([one.longest for one in found]),
-                spread(beyond),
-            )
-        )
-    return rows, source.num_bytes
+    return [_row(event, number, pairs) for (number, event), pairs in sorted(found.items())], source.num_bytes
+
+
+def _row(event: str, number: int, pairs: Sequence[tuple[Gaps, Gaps | None]]) -> Row:
+    ones = [one for one, _ in pairs]
+    pauses = [pause.longest for _, pause in pairs if pause is not None]
+    median, longest = spread([one.median for one in ones]), spread([one.longest for one in ones])
+    if not pauses:
+        return Row(event, number, median, longest, None, None, None)
+    beyond = [one.longest - pause for one, pause in zip(ones, pauses, strict=True)]
+    return Row(event, number, median, longest, spread(pauses), spread(beyond), spread([one.probe_s for one in ones]))
 
 
 async def _one(
     replica: Replica, source: _Source, settings: ServingSettings, number: int, event: str, tokens: int
 ) -> Gaps:
     """The gaps of one of `number` streams while the event happens; versions are made before."""
-    manifest = source.publish(whole=event == "full") if event in ("update", "full") else None
-    streams = [asyncio.create_task(_stream(replica.base_url, seed, tokens)) for seed in range(number)]
-    await asyncio.sleep(0.5)  # all have begun
-    match event:
-        case "pause":
-            await replica.client.pause()
-            await replica.client.resume()
-        case "update" | "full":
-            assert manifest is not None
-            await _round(replica, source, settings, manifest)
-    arrivals = await asyncio.gather(*streams)
-    between = np.diff(arrivals[0])
-    return Gaps(float(np.median(between)), float(between.max()))
+    manifest = None if event == "nothing" else source.publish(whole=event == "full")
+    async with _streaming(replica, number, tokens) as arrivals:
+        probe_s = 0.0
+        if manifest is not None:
+            probe_s = (await _round(replica, source, settings, manifest)).probe_s
+    return _gaps(arrivals[0], probe_s)
 
 
-async def _round(replica: Replica, source: _Source, settings: ServingSettings, manifest: WeightManifest) -> None:
+async def _pause(replica: Replica, number: int, like: Gaps, tokens: int) -> Gaps:
+    """The gaps around vLLM's own pause, at the token at which another event's longest gap was."""
+    async with _streaming(replica, number, tokens) as arrivals:
+        while len(arrivals[0]) < like.tokens_before:
+            await asyncio.sleep(0.001)
+        await replica.client.pause()
+        await replica.client.resume()
+    return _gaps(arrivals[0])
+
+
+@asynccontextmanager
+async def _streaming(replica: Replica, number: int, tokens: int) -> AsyncIterator[list[list[float]]]:
+    """When each token of each of `number` answers arrived; complete when the context ends."""
+    arrivals: list[list[float]] = [[] for _ in range(number)]
+    streams = [
+        asyncio.create_task(_stream(replica.base_url, seed, tokens, arrived)) for seed, arrived in enumerate(arrivals)
+    ]
+    await asyncio.sleep(_BEGUN_S)
+    yield arrivals
+    await asyncio.gather(*streams)
+
+
+def _gaps(arrivals: Sequence[float], probe_s: float = 0.0) -> Gaps:
+    between = np.diff(arrivals)
+    return Gaps(float(np.median(between)), float(between.max()), int(between.argmax()) + 1, probe_s)
+
+
+async def _round(
+    replica: Replica, source: _Source, settings: ServingSettings, manifest: WeightManifest
+) -> RoundOutcome:
     outcome = await run_round(replica.client, source.store, manifest, settings)
     if outcome.status != "updated":
         raise BenchmarkError(f"version {manifest.version} was not taken: {outcome.error}")
+    return outcome
 
 
-async def _stream(base_url: str, seed: int, tokens: int) -> list[float]:
-    """When each token of one answer arrived, by the monotonic clock."""
+async def _stream(base_url: str, seed: int, tokens: int, arrivals: list[float]) -> None:
+    """Notes when each token of one answer arrives, by the monotonic clock."""
     rng = np.random.default_rng(seed)
     body: dict[str, Any] = {
         "token_ids": rng.integers(1, 30, _PROMPT_TOKENS).tolist(),
         "stream": True,
         "sampling_params": {"max_tokens": tokens, "temperature": 1.0, "ignore_eos": True, "detokenize": False},
     }
-    arrivals: list[float] = []
     # A session of its own, so that one stream's bytes do not wait behind another's.
     async with aiohttp.ClientSession() as session, session.post(f"{base_url}/inference/v1/generate", json=body) as got:
         async for line in got.content:
@@ -152,7 +188,6 @@ async def _stream(base_url: str, seed: int, tokens: int) -> list[float]:
                 arrivals += [time.monotonic()] * count
     if len(arrivals) != tokens:
         raise BenchmarkError(f"a stream sent {len(arrivals)} of {tokens} tokens")
-    return arrivals
 
 
 class _Source:
