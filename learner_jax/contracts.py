@@ -251,15 +251,19 @@ def encode_manifest(manifest: WeightManifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
 
 
+class _Versioned(msgspec.Struct):
+    schema: int
+
+
 def decode_manifest(payload: bytes) -> WeightManifest:
     """Inverse of `encode_manifest`. Raises `ContractError` on another schema or a damaged file."""
     try:
-        manifest = msgspec.json.decode(payload, type=WeightManifest)
+        schema = msgspec.json.decode(payload, type=_Versioned).schema
+        if schema != MANIFEST_SCHEMA:
+            raise ContractError(f"weight manifest schema {schema}, this build reads {MANIFEST_SCHEMA}")
+        return msgspec.json.decode(payload, type=WeightManifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ContractError(f"not a weight manifest: {error}") from error
-    if manifest.schema != MANIFEST_SCHEMA:
-        raise ContractError(f"weight manifest schema {manifest.schema}, this build reads {MANIFEST_SCHEMA}")
-    return manifest
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,21 @@ learner
               transfer_s (packing, first microbatch to the devices), compute_s, publish_s and save_s (what of them
               blocked), step_s (all), train_s (prepare, transfer and compute)
   engine      platform, device, mesh, attention, compute_dtype, row_tokens, microbatch_rows, peak_tflops_per_device
-  published   version, step
+  published   version, step, seconds, format ("full" | "sparse"), num_bytes, num_changed (or null)
+  anchor_added, anchor_failed   version, reason: a version stored once more, whole, because a replica could not load it
+  resumed     step, consumed (trajectory ids), verified (whether hashes vouch for the checkpoint's files)
   checkpoint  step, blocking_s
+  committed   step, verified, hash_s, seconds
+  uncommitted step, waited_s: a checkpoint that takes long to reach the disk
+  stopping    step: asked to stop
 rollout
   interval    groups, tokens, seconds, idle_s, running, retries, mixed_version_answers, served_version;
               about once a second, counts are of that interval; tokens are sampled ones
   heldout     version, step, accuracy, num_problems
 fleet
-  round       replica, version, step, outcome, stage_s, pause_s, running_at_pause, probe_max_abs, error (or null)
+  round       replica, version, step, outcome, stage_s, pause_s, probe_s, running_at_pause, probe_max_abs, error (or null)
   replica     replica, state, version
+  version_damaged   version, error: what the store holds can't be loaded; it is asked for whole
 train
   phase       name
   evaluation  which ("before" | "after"), accuracy, mean_score, num_problems,

@@ -94,7 +94,7 @@ def test_groups_that_disagree_are_refused() -> None:
 
 def test_manifest_round_trip_and_schema() -> None:
     manifest = WeightManifest(
-        schema=1,
+        schema=2,
         version=3,
         base_version=None,
         format="full",
@@ -102,12 +102,15 @@ def test_manifest_round_trip_and_schema() -> None:
         parent=2,
         run="demo",
         content_sha256="0" * 64,
+        num_changed=None,
         files=[],
         tensors=[],
         golden=[GoldenPrompt(tokens=[1, 2], logprobs=[-0.25])],
     )
     assert decode_manifest(encode_manifest(manifest)) == manifest
-    with pytest.raises(ContractError, match="schema 2"):
-        decode_manifest(encode_manifest(msgspec.structs.replace(manifest, schema=2)))
+    with pytest.raises(ContractError, match="schema 3, this build reads 2"):
+        decode_manifest(encode_manifest(msgspec.structs.replace(manifest, schema=3)))
+    with pytest.raises(ContractError, match="schema 1, this build reads 2"):
+        decode_manifest(b'{"schema": 1, "version": 3, "format": "full"}')
     with pytest.raises(ContractError, match="not a weight manifest"):
         decode_manifest(encode_manifest(manifest)[:-20])

@@ -149,6 +149,7 @@ def test_the_job_survives_a_killed_learner_and_trains_on_nothing_twice(tmp_path:
 
 
 @pytest.mark.timeout(420)
+@pytest.mark.soak
 def test_a_real_pretrained_model_learns_to_use_the_words(stories_model: Path, tmp_path: Path) -> None:
     """A short form of configs/stories.toml: reward rises, KL stays inside its budget."""
     run = tmp_path / "run"

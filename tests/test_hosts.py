@@ -558,6 +558,7 @@ def test_a_killed_process_ends_the_others_and_all_go_on_from_the_checkpoint(two:
     assert TrajectoryQueue(tmp_path / "state.db").progress().num_acknowledged == 24
 
 
+@pytest.mark.soak
 def test_the_demo_model_on_two_and_four_processes(tmp_path: Path) -> None:
     """A follower of the four asks to stop after two steps: all stop there, with a checkpoint.
 

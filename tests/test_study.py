@@ -50,6 +50,7 @@ def test_samples_follow_the_models_distribution() -> None:
     assert chi_square < 61.1  # 31 degrees of freedom, one false alarm in a thousand (and the key is fixed)
 
 
+@pytest.mark.soak
 def test_a_cell_runs_at_its_exact_staleness_and_repeats_bit_by_bit(tmp_path: Path) -> None:
     """Two turns, whose start is made from that of one turn; the runner raises when a batch is of another age."""
     cell = Cell(MULTI_TURN, "V-trace by turn", 2, 0)
