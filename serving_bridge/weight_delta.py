@@ -19,6 +19,8 @@ import zstandard
 _GO_ON = 255
 #: Elements compared at a time: old, new and their comparison stay in the cache.
 _BLOCK = 1 << 18
+#: Changes encoded at a time: what is computed of them stays in the cache, and in memory that is there already.
+_PIECE = 1 << 15
 _LEVEL = 1
 _WORDS: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
@@ -27,17 +29,19 @@ class DeltaError(ValueError):
     """An update's streams are not those of the tensors it is said to be for."""
 
 
-def changed_indices(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """int64[K], ascending positions at which two flat arrays of words differ."""
-    parts = []
-    whole = np.zeros(_BLOCK, bool)
+def changes(old: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(int64[K] ascending positions at which two flat arrays of words differ, old words there, new words there)."""
+    parts = [(np.zeros(0, np.int64), old[:0], new[:0])]
+    flags = np.zeros(_BLOCK, bool)
     for start in range(0, old.size, _BLOCK):
-        size = min(_BLOCK, old.size - start)
-        differs = whole[: -(-size // 8) * 8]
-        differs[size:] = False
-        np.not_equal(old[start : start + size], new[start : start + size], out=differs[:size])
-        parts.append(_true_indices(differs) + start)
-    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        before, after = old[start : start + _BLOCK], new[start : start + _BLOCK]
+        differs = flags[: -(-before.size // 8) * 8]
+        differs[before.size :] = False
+        np.not_equal(before, after, out=differs[: before.size])
+        found = _true_indices(differs)
+        parts.append((found + start, before.take(found), after.take(found)))
+    indices, olds, news = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return indices, olds, news
 
 
 def _true_indices(flags: np.ndarray) -> np.ndarray:
@@ -60,19 +64,24 @@ class Encoder:
 
     def add(self, size: int, indices: np.ndarray, old: np.ndarray, new: np.ndarray) -> None:
         """One tensor of `size` elements, whose words at `indices` go from `old` to `new`."""
-        if not indices.size:
-            self._passed += size
-            return
+        last = -1 - self._passed
+        for start in range(0, indices.size, _PIECE):
+            piece = slice(start, start + _PIECE)
+            last = self._add_piece(last, indices[piece], old[piece], new[piece])
+        self._passed = size - 1 - last
+
+    def _add_piece(self, last: int, indices: np.ndarray, old: np.ndarray, new: np.ndarray) -> int:
+        """Changes after position `last`; returns that of the last one."""
         gaps = np.empty(indices.size, np.int64)
-        gaps[0] = self._passed + indices[0]
+        gaps[0] = indices[0] - last - 1
         np.subtract(indices[1:], indices[:-1], out=gaps[1:])
         gaps[1:] -= 1
-        self._passed = size - 1 - int(indices[-1])
         self._streams[0].append(self._gaps.compress(_gap_bytes(gaps).data))
         distance = _zigzag(_ordinals(new) - _ordinals(old))
         planes = distance.view(np.uint8).reshape(-1, self._itemsize)
         for plane, stream, compressor in zip(planes.T, self._streams[1:], self._planes, strict=True):
             stream.append(compressor.compress(np.ascontiguousarray(plane).data))
+        return int(indices[-1])
 
     def finish(self) -> dict[str, np.ndarray]:
         """The streams, uint8 by name: "gaps", "ulps.0" (lowest byte), "ulps.1", ..."""

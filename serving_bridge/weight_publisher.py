@@ -14,7 +14,7 @@ import numpy as np
 
 from learner_jax.contracts import GoldenPrompt, TensorChange, TensorEntry, WeightManifest
 from serving_bridge.config import StoreSettings
-from serving_bridge.weight_delta import Encoder, changed_indices
+from serving_bridge.weight_delta import Encoder, changes
 from serving_bridge.weight_files import Tensor, entry_of, words_of
 from serving_bridge.weight_store import WeightStore, check_finite, checked_tensors
 
@@ -208,10 +208,10 @@ class _Update:
             or (old.shape, old.dtype) != (tensor.shape, tensor.dtype)
         ):
             return False
-        indices = changed_indices(old.words, tensor.words)
+        indices, before, after = changes(old.words, tensor.words)
         if self.num_changed + indices.size > self._most:
             return False
-        self._encode(old, indices, tensor.words.take(indices))
+        self._encode(old, indices, before, after)
         return True
 
     def add(self, name: str, indices: np.ndarray, bits: np.ndarray) -> None:
@@ -223,7 +223,7 @@ class _Update:
                 f"{name}: {bits.size} values for {indices.size} positions up to {indices[-1]}, expected as many "
                 f"below {old.words.size}"
             )
-        self._encode(old, indices, bits)
+        self._encode(old, indices, old.words.take(indices), bits)
 
     def streams(self) -> dict[str, np.ndarray]:
         assert self._encoder is not None
@@ -237,7 +237,7 @@ class _Update:
         covers = next(self._names, None) is None
         return covers and sum(stream.nbytes for stream in self.streams().values()) <= _MOST_OF_FULL * full
 
-    def _encode(self, old: Tensor, indices: np.ndarray, bits: np.ndarray) -> None:
+    def _encode(self, old: Tensor, indices: np.ndarray, before: np.ndarray, after: np.ndarray) -> None:
         assert self._encoder is not None
         self.num_changed += indices.size
-        self._encoder.add(old.words.size, indices, old.words.take(indices), bits)
+        self._encoder.add(old.words.size, indices, before, after)

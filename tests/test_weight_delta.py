@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from serving_bridge import weight_delta
-from serving_bridge.weight_delta import DeltaError, Encoder, changed_indices, decode, moved
+from serving_bridge.weight_delta import DeltaError, Encoder, changes, decode, moved
 
 WORDS = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
@@ -15,8 +15,7 @@ WORDS = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 def encode(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     encoder = Encoder(pairs[0][0].dtype.itemsize)
     for old, new in pairs:
-        indices = changed_indices(old, new)
-        encoder.add(old.size, indices, old[indices], new[indices])
+        encoder.add(old.size, *changes(old, new))
     return encoder.finish()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import zstandard
 
 from learner_jax.hf_names import ModelConfig, hf_shapes
-from serving_bridge.weight_delta import Encoder, changed_indices, decode, moved
+from serving_bridge.weight_delta import Encoder, changes, decode, moved
 from serving_bridge.weight_files import Tensor, words_dtype, xxh3_128
 from serving_bridge.weight_reader import read_version
 from serving_bridge.weight_store import WeightStore
@@ -85,7 +85,7 @@ class Tally:
             self.decode_s[i] += seconds
             if not np.array_equal(back, new):
                 raise BenchmarkError(f"{self.step}: an update did not give its tensor back")
-        self.changed += changed_indices(old, new).size
+        self.changed += changes(old, new)[0].size
 
     def row(self) -> Row:
         full = self.num_bytes
@@ -103,8 +103,7 @@ class Tally:
 def encode(old: np.ndarray, new: np.ndarray) -> dict[str, np.ndarray]:
     """What the publisher does with a tensor: compare, encode, hash."""
     encoder = Encoder(new.dtype.itemsize)
-    indices = changed_indices(old, new)
-    encoder.add(old.size, indices, old.take(indices), new.take(indices))
+    encoder.add(old.size, *changes(old, new))
     xxh3_128(new)
     return encoder.finish()
 
