@@ -24,7 +24,8 @@ rollout
               about once a second, counts are of that interval; tokens are sampled ones
   heldout     version, step, accuracy, num_problems
 fleet
-  round       replica, version, step, outcome, stage_s, pause_s, probe_s, running_at_pause, probe_max_abs, error (or null)
+  round       replica, version, step, outcome, stage_s, pause_s, probe_s, running_at_pause, probe_max_abs,
+              error (or null)
   replica     replica, state, version
   version_damaged   version, error: what the store holds can't be loaded; it is asked for whole
 train
