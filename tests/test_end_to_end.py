@@ -100,6 +100,7 @@ def run_and_kill(directory: Path, victim: str, *overrides: str) -> list[dict[str
 
 
 @pytest.mark.timeout(420)
+@pytest.mark.soak  # test_fleet.py kills a server in the default suite
 def test_vtrace_on_real_vllm_survives_a_killed_server(tmp_path: Path) -> None:
     """The fleet starts the server again, brings it up to date, and the run goes on; the critic stays at home."""
     overrides = (
