@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_dtypes
 import numpy as np
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
@@ -152,85 +149,6 @@ def export_tensors(params: Params, config: ModelConfig, dtype: str) -> Iterator[
             yield name, value.astype(_EXPORT_DTYPES[dtype])
 
 
-def write_safetensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes one safetensors file; it appears under its name only when whole and on disk."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    arrays = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    try:
-        # transformers refuses files without this entry.
-        safetensors.numpy.save_file(arrays, temporary, metadata={"format": "pt"})
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_model(
-    out_dir: str | Path,
-    tensors: Iterable[tuple[str, np.ndarray]],
-    config_source_dir: str | Path,
-    max_shard_bytes: int = 5_000_000_000,
-) -> None:
-    """Writes a Hugging Face model folder: weights in shards, and the config and tokenizer of `config_source_dir`.
-
-    The folder appears under its name only when whole. Holds one shard in memory.
-
-    Raises:
-      WeightFileError: `out_dir` holds files already, or `config_source_dir` has no config.json.
-    """
-    out, source = Path(out_dir), Path(config_source_dir)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise WeightFileError(f"{out} exists and is not an empty folder; choose another output folder or remove it")
-    if not (source / "config.json").is_file():
-        raise WeightFileError(f"{source} holds no config.json; expected the model folder that the weights came from")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process whose id came round again
-    temporary.mkdir()
-    try:
-        for name in COMPANION_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, temporary / name)
-                _sync(temporary / name)
-        _write_shards(temporary, tensors, max_shard_bytes)
-        _sync(temporary)
-        os.replace(temporary, out)
-        _sync(out.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], max_shard_bytes: int) -> None:
-    shards: list[list[str]] = []
-    pending: dict[str, np.ndarray] = {}
-    total_bytes = 0
-
-    def flush() -> None:
-        write_safetensors(folder / f"shard-{len(shards)}", pending)
-        shards.append(list(pending))
-        pending.clear()
-
-    for name, value in tensors:
-        if pending and sum(held.nbytes for held in pending.values()) + value.nbytes > max_shard_bytes:
-            flush()
-        pending[name] = value
-        total_bytes += value.nbytes
-    flush()
-    if len(shards) == 1:
-        os.replace(folder / "shard-0", folder / SINGLE_FILE)
-        return
-    weight_map = {}
-    for number, names in enumerate(shards):
-        file_name = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        os.replace(folder / f"shard-{number}", folder / file_name)
-        weight_map.update(dict.fromkeys(names, file_name))
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=1))
-    _sync(folder / INDEX_FILE)
-
-
 def weight_files(model_dir: Path) -> dict[Path, set[str] | None]:
     """Safetensors files of a folder, each with the tensors that the index promises (None: there is no index)."""
     if not model_dir.is_dir():
@@ -327,11 +245,3 @@ def _to_host(leaf: Any) -> np.ndarray:
 def _some(names: Iterable[str], limit: int = 5) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:limit]) + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "") or "none"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

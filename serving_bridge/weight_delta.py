@@ -44,6 +44,12 @@ def changes(old: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
     return indices, olds, news
 
 
+def num_changes(old: np.ndarray, new: np.ndarray) -> int:
+    """How many elements of two flat arrays of words differ."""
+    blocks = (slice(start, start + _BLOCK) for start in range(0, old.size, _BLOCK))
+    return sum(int(np.count_nonzero(old[block] != new[block])) for block in blocks)
+
+
 def _true_indices(flags: np.ndarray) -> np.ndarray:
     """As `np.flatnonzero`, for a number of flags that divides by 8: faster where few are set, eight at a look."""
     eights = np.flatnonzero(flags.view(np.uint64) != 0)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from learner_jax.contracts import ContractError, WeightManifest
-from serving_bridge.weight_delta import changes
+from serving_bridge.weight_delta import num_changes
 from serving_bridge.weight_files import ITEMSIZES, StoreError
 from serving_bridge.weight_reader import read_path, read_version
 from serving_bridge.weight_store import WeightStore
@@ -81,7 +81,7 @@ def differences(store: WeightStore, old: int, new: int) -> Iterator[TensorDiffer
                 f"{name} is {tensor.dtype}{list(tensor.shape)} in version {new} and {held} in version {old}; expected "
                 f"versions of one model"
             )
-        changed = changes(other.words, tensor.words)[0].size
+        changed = num_changes(other.words, tensor.words)
         yield TensorDifference(name, tensor.shape, changed, tensor.words.size)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from learner_jax.contracts import GoldenPrompt, TensorChange, TensorEntry, WeightManifest
 from serving_bridge.config import StoreSettings
-from serving_bridge.weight_delta import Encoder, changes
+from serving_bridge.weight_delta import Encoder, changes, num_changes
 from serving_bridge.weight_files import Tensor, entry_of, words_of
 from serving_bridge.weight_store import WeightStore, check_finite, checked_tensors
 
@@ -53,6 +53,7 @@ class Publisher:
         self._store, self._settings, self._log = store, settings, log
         self._lock = threading.Lock()
         self._held: _Held | None = None
+        self._was_dense = False  # the last version that had a base was not worth being an update
         self._closed = threading.Event()
         self._mender = threading.Thread(target=self._mend, name="anchors on request", daemon=True)
         self._mender.start()
@@ -77,13 +78,17 @@ class Publisher:
     ) -> WeightManifest:
         """See `contracts.WeightPublisher.publish`; raises as `WeightStore.publish`."""
         base = self._held if self.base() is not None else None
-        update = _Update(base, self._settings.max_changed) if base is not None else None
         whole = checked_tensors(tensors)
+        update = None
+        # Encoding costs ten times what counting does; steps that change much mostly follow each other.
+        if base is not None and not (self._was_dense and _is_dense(base, whole, self._settings.max_changed)):
+            update = _Update(base, self._settings.max_changed)
         entries = {}
         for name, tensor in whole.items():
             entries[name] = entry_of(name, tensor)
             if update is not None and not update.add_whole(name, tensor):
                 update = None
+        self._was_dense = base is not None and update is None
         if update is not None and update.fits(whole):
             return self._store_update(update, whole, entries, step, golden, version)
         manifest = self._store.publish_full(whole, list(entries.values()), step=step, golden=golden, version=version)
@@ -184,6 +189,20 @@ class Publisher:
                 self._log("anchor_failed", version=version, reason=reason, error=str(error))
             else:
                 self._log("anchor_added", version=version, reason=reason)
+
+
+def _is_dense(base: _Held, whole: Mapping[str, Tensor], max_changed: float) -> bool:
+    """Whether more than a share of the elements changed; stops counting when that is sure."""
+    most = max_changed * sum(tensor.words.size for tensor in base.tensors.values())
+    changed = 0
+    for name, tensor in whole.items():
+        old = base.tensors.get(name)
+        if old is None or (old.shape, old.dtype) != (tensor.shape, tensor.dtype):
+            return True  # another model, which is published whole too
+        changed += num_changes(old.words, tensor.words)
+        if changed > most:
+            return True
+    return False
 
 
 class _Update:

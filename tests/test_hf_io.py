@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
-from learner_jax import hf_io, hf_names, model
+from learner_jax import hf_io, hf_names
 from tests.test_model_parity import lively_parameters, tiny_config
 
 CONFIG = tiny_config()
@@ -31,12 +33,9 @@ def tensors() -> dict[str, np.ndarray]:
 @pytest.fixture
 def folder(tmp_path: Path, tensors: dict[str, np.ndarray]) -> Path:
     """A whole model folder in three shards."""
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "config.json").write_text("{}")
-    (source / "tokenizer.json").write_text('{"version": "1.0"}')
-    (source / "notes.txt").write_text("not a model file")
-    hf_io.write_model(tmp_path / "model", tensors.items(), source, max_shard_bytes=30_000)
+    state = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    (tmp_path / "model").mkdir()
+    huggingface_hub.save_torch_state_dict(state, tmp_path / "model", max_shard_size=30_000)
     return tmp_path / "model"
 
 
@@ -46,21 +45,19 @@ def same_bytes(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     }
 
 
-def test_real_weights_round_trip_to_the_byte(stories_model: Path, tmp_path: Path) -> None:
+def test_real_weights_round_trip_to_the_byte(stories_model: Path) -> None:
     config = hf_names.read_model_config(stories_model)
     params = hf_io.load_parameters(stories_model, config)
-    hf_io.write_model(tmp_path / "out", hf_io.export_tensors(params, config, "float32"), stories_model)
-    written, original = (load_file(path / "model.safetensors") for path in (tmp_path / "out", stories_model))
+    original = load_file(stories_model / "model.safetensors")
     original.pop(HEAD, None)
-    assert same_bytes(written, original)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in stories_model.iterdir()}
+    assert same_bytes(dict(hf_io.export_tensors(params, config, "float32")), original)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_load_then_export_keeps_every_byte(dtype: str, tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     kind = np.float32 if dtype == "float32" else ml_dtypes.bfloat16
     stored = {name: value.astype(kind) for name, value in tensors.items()}
-    hf_io.write_safetensors(tmp_path / "model.safetensors", stored)
+    save_file(stored, tmp_path / "model.safetensors")
     params = hf_io.load_parameters(tmp_path, CONFIG)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
     exported = dict(hf_io.export_tensors(params, CONFIG, dtype))
@@ -70,7 +67,7 @@ def test_load_then_export_keeps_every_byte(dtype: str, tmp_path: Path, tensors: 
 
 def test_half_precision_on_disk_is_read(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     halves = {name: value.astype(np.float16) for name, value in tensors.items()}
-    hf_io.write_safetensors(tmp_path / "model.safetensors", halves)
+    save_file(halves, tmp_path / "model.safetensors")
     params = hf_io.load_parameters(tmp_path, CONFIG)
     np.testing.assert_array_equal(params["layers"]["mlp"]["up_proj"]["weight"][1], halves[UP].astype(np.float32))
 
@@ -115,29 +112,15 @@ def test_unknown_export_dtype_lists_the_known_ones() -> None:
         next(hf_io.export_tensors(lively_parameters(CONFIG), CONFIG, "float16"))
 
 
-def test_shards_hold_the_same_tensors_and_the_index_is_true(folder: Path, tensors: dict[str, np.ndarray]) -> None:
-    index = json.loads((folder / "model.safetensors.index.json").read_text())
-    shards = sorted(folder.glob("model-*.safetensors"))
-    assert len(shards) > 2
-    assert [path.name for path in shards] == [
-        f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)
-    ]
-    assert index["metadata"]["total_size"] == sum(value.nbytes for value in tensors.values())
-    assert {name: path.name for path in shards for name in load_file(path)} == index["weight_map"]
-    assert all(sum(v.nbytes for v in load_file(path).values()) <= 30_000 for path in shards)
-    assert {path.name for path in folder.iterdir()} == {
-        *(path.name for path in shards),
-        "model.safetensors.index.json",
-        "config.json",
-        "tokenizer.json",
-    }
+def test_tensors_in_shards_are_read(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
     loaded = hf_io.load_parameters(folder, CONFIG)
     assert same_bytes(dict(hf_io.export_tensors(loaded, CONFIG, "float32")), tensors)
 
 
 def test_buffers_and_an_equal_tied_head_are_tolerated(tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     extra = {HEAD: tensors[EMBED], "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32)}
-    hf_io.write_safetensors(tmp_path / "model.safetensors", tensors | extra)
+    save_file(tensors | extra, tmp_path / "model.safetensors")
     loaded = hf_io.load_parameters(tmp_path, CONFIG)
     assert same_bytes(dict(hf_io.export_tensors(loaded, CONFIG, "float32")), tensors)
 
@@ -223,40 +206,3 @@ def test_missing_folder_or_weights_are_named(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(hf_io.WeightFileError, match="holds neither .* only pytorch_model.bin; expected safetensors"):
         hf_io.load_parameters(tmp_path, CONFIG)
-
-
-def test_interrupted_write_leaves_nothing_behind(tmp_path: Path, folder: Path, tensors: dict[str, np.ndarray]) -> None:
-    def interrupted() -> Any:
-        yield from list(tensors.items())[:5]
-        raise KeyboardInterrupt
-
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(KeyboardInterrupt):
-        hf_io.write_model(tmp_path / "partial", interrupted(), folder, max_shard_bytes=10_000)
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.safetensors"
-    hf_io.write_safetensors(path, {"a": np.zeros(3, np.float32)})
-    old = path.read_bytes()
-
-    def full_disk(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(hf_io, "_sync", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        hf_io.write_safetensors(path, {"a": np.ones(3, np.float32)})
-    assert path.read_bytes() == old
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_occupied_output_and_wrong_source_are_refused(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(hf_io.WeightFileError, match="exists and is not an empty folder"):
-        hf_io.write_model(folder, [], folder)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(hf_io.WeightFileError, match="holds no config.json"):
-        hf_io.write_model(tmp_path / "out", [], tmp_path / "empty")
-    hf_io.write_model(tmp_path / "empty", [("a", np.zeros(2, np.float32))], folder)
-    assert "a" in load_file(tmp_path / "empty" / "model.safetensors")
-    assert model.abstract_parameters(CONFIG)["norm"]["weight"].shape == (CONFIG.hidden_size,)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec
+from safetensors.numpy import save_file
 
 from learner_jax import hf_io, hf_names, model, sharding
 from learner_jax.config import MeshSettings
@@ -79,7 +80,7 @@ def test_init_draws_the_same_numbers_however_it_is_sharded() -> None:
 def test_sharded_load_and_export_keep_every_byte(tmp_path: Path) -> None:
     params = lively_parameters(CONFIG)
     tensors = dict(hf_io.export_tensors(params, CONFIG, "bfloat16"))
-    hf_io.write_safetensors(tmp_path / "model.safetensors", tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
     shardings = sharding.parameter_shardings(CONFIG, mesh_of(1, 4, 2))
     loaded = hf_io.load_parameters(tmp_path, CONFIG, shardings=shardings)
     whole = hf_io.load_parameters(tmp_path, CONFIG)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from learner_jax.contracts import GoldenPrompt, TensorChange, WeightManifest, encode_manifest
+from serving_bridge import weight_delta
 from serving_bridge.config import StoreSettings
 from serving_bridge.weight_files import StoreError, WeightIntegrityError
 from serving_bridge.weight_publisher import Publisher
@@ -115,6 +116,31 @@ def test_dense_changes_are_published_whole(store: WeightStore, publisher):
     manifest = publish(to, stepped(now, 0.5, 0))
     assert (manifest.format, manifest.num_changed) == ("full", None)
     assert held(store, 2) == raw(stepped(now, 0.5, 0))
+
+
+def test_steps_that_change_much_are_not_encoded_again_and_again(
+    store: WeightStore, publisher, monkeypatch: pytest.MonkeyPatch
+):
+    to, now = publisher(max_changed=0.3), weights()
+    publish(to, now)
+    encoded = 0
+    real = weight_delta.Encoder.add
+
+    def counted(*arguments: Any) -> None:
+        nonlocal encoded
+        encoded += 1
+        real(*arguments)
+
+    monkeypatch.setattr(weight_delta.Encoder, "add", counted)
+    counts, forms = [], []
+    for step, share in enumerate((0.9, 0.9, 0.9, 0.01, 0.01)):
+        encoded, now = 0, stepped(now, share, step)
+        forms.append(publish(to, now).format)
+        counts.append(encoded)
+    assert forms == ["full", "full", "full", "sparse", "sparse"]
+    assert counts[1:3] == [0, 0]
+    assert counts[3:] == [4, 4]
+    assert held(store, 6) == raw(now)
 
 
 def test_noise_is_published_whole_even_if_density_would_allow_an_update(store: WeightStore, publisher):

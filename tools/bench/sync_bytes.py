@@ -27,9 +27,6 @@ MOST_OF_FULL = 1.01
 SIDES = ("weir", "xor+zstd", "copy")
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 
-#: (name, old words, new words) of one tensor.
-Pair = tuple[str, np.ndarray, np.ndarray]
-
 
 @dataclass(frozen=True)
 class Row:
