@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 import msgspec
 import numpy as np
 
-TRAJECTORY_SCHEMA = 1
+TRAJECTORY_SCHEMA = 2
 MANIFEST_SCHEMA = 2
 
 #: Value of `policy_version` on tokens that no policy sampled (prompt and environment tokens).
@@ -53,6 +53,7 @@ class Trajectory:
       prompt: where the prompt came from, e.g. {"task": ..., "index": ...}.
       sampling: the sampling parameters sent, e.g. {"temperature": 1.0, "max_tokens": 8}.
       reward_version: name and version of the verifier.
+      tokenizer: fingerprint of the tokenizer behind the token ids; "" where it is not known.
     """
 
     trajectory_id: str
@@ -71,6 +72,7 @@ class Trajectory:
     reward_version: str
     source: Source = "rollout"
     consent: bool = True
+    tokenizer: str = ""
 
     @property
     def total_reward(self) -> float:
@@ -93,24 +95,74 @@ class Trajectory:
         mask = self.loss_mask
         if not mask.any():
             raise ContractError(f"{self.trajectory_id}: no token was sampled by the policy (loss_mask is all False)")
+        if mask.view(np.uint8).max() > 1:
+            raise ContractError(f"{self.trajectory_id}: loss_mask holds bytes other than 0 and 1")
         if mask[0]:
             raise ContractError(f"{self.trajectory_id}: the first token has no context and can't have been sampled")
-        sampled = self.behavior_logprobs[mask]
-        if not np.isfinite(sampled).all() or (sampled > 1e-4).any():
-            raise ContractError(f"{self.trajectory_id}: behavior_logprobs must be finite and <= 0 on sampled tokens")
+        # Off the mask too: losses multiply what they leave out by zero, and zero times NaN is NaN.
+        if not np.isfinite(self.behavior_logprobs).all() or (self.behavior_logprobs[mask] > 1e-4).any():
+            raise ContractError(f"{self.trajectory_id}: behavior_logprobs must be finite, and <= 0 on sampled tokens")
         if not np.isfinite(self.rewards).all():
             raise ContractError(f"{self.trajectory_id}: rewards must be finite")
         if (self.policy_version[mask] < 0).any():
             raise ContractError(f"{self.trajectory_id}: a sampled token has no policy version")
+        if (self.policy_version[~mask] != NOT_SAMPLED).any():
+            raise ContractError(f"{self.trajectory_id}: a token that no policy sampled has a policy version")
         if (self.tokens < 0).any():
             raise ContractError(f"{self.trajectory_id}: token ids must be >= 0")
+        if self.turn[0] < 0 or (np.diff(self.turn) < 0).any():
+            raise ContractError(f"{self.trajectory_id}: turn must start at 0 or above and never go down")
         if self.finish_reason not in get_args(FinishReason):
             raise ContractError(
                 f"{self.trajectory_id}: finish_reason is {self.finish_reason!r}, expected one of "
                 f"{', '.join(get_args(FinishReason))}"
             )
+        if self.source not in get_args(Source):
+            raise ContractError(
+                f"{self.trajectory_id}: source is {self.source!r}, expected one of {', '.join(get_args(Source))}"
+            )
         if self.group_size < 1:
             raise ContractError(f"{self.trajectory_id}: group_size is {self.group_size}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class RecordLimits:
+    """What a run takes in; a group outside of it would break a batch, or train the policy on what is not its own.
+
+    Attributes:
+      vocab_size: token ids are below it.
+      max_length: tokens of a trajectory (learner.sequence_length).
+      group_size: trajectories of a group.
+      tokenizer: fingerprint that trajectories must carry; "" takes any.
+    """
+
+    vocab_size: int
+    max_length: int
+    group_size: int
+    tokenizer: str = ""
+
+
+def check_group(group: Sequence[Trajectory], limits: RecordLimits) -> None:
+    """Raises `ContractError` naming the first limit that a group breaks; `Trajectory.validate` is not repeated."""
+    if len(group) != limits.group_size:
+        raise ContractError(f"group {group[0].group_id} has {len(group)} trajectories, expected {limits.group_size}")
+    if len({trajectory.trajectory_id for trajectory in group}) != len(group):
+        raise ContractError(f"group {group[0].group_id} holds a trajectory id twice")
+    for trajectory in group:
+        name = trajectory.trajectory_id
+        if len(trajectory.tokens) > limits.max_length:
+            raise ContractError(f"{name}: {len(trajectory.tokens)} tokens, expected at most {limits.max_length}")
+        if (highest := int(trajectory.tokens.max())) >= limits.vocab_size:
+            raise ContractError(f"{name}: token id {highest} is outside of the vocabulary of {limits.vocab_size}")
+        if limits.tokenizer and trajectory.tokenizer != limits.tokenizer:
+            raise ContractError(
+                f"{name}: token ids are of tokenizer {trajectory.tokenizer or 'unknown'}, the learner's is "
+                f"{limits.tokenizer}: start the rollout worker and the learner from the same model folder"
+            )
+        if trajectory.finish_reason == "abort":
+            raise ContractError(f"{name}: the answer was broken off (finish_reason abort) and is no sample")
+        if not trajectory.consent:
+            raise ContractError(f"{name}: its user did not consent to training")
 
 
 class _TrajectoryWire(msgspec.Struct, array_like=False, forbid_unknown_fields=True):
@@ -131,14 +183,20 @@ class _TrajectoryWire(msgspec.Struct, array_like=False, forbid_unknown_fields=Tr
     reward_version: str
     source: str
     consent: bool
+    tokenizer: str
+
+
+class _AnySchema(msgspec.Struct):
+    schema: int = -1
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[_TrajectoryWire])
+_schema_decoder = msgspec.msgpack.Decoder(list[_AnySchema])
 
 
 def encode_group(group: Sequence[Trajectory]) -> bytes:
-    """Encodes the trajectories of one group as msgpack with raw little-endian arrays (schema 1)."""
+    """Encodes the trajectories of one group as msgpack with raw little-endian arrays (schema 2)."""
     records = []
     for trajectory in group:
         trajectory.validate()
@@ -159,14 +217,15 @@ def decode_group(payload: bytes) -> list[Trajectory]:
     """
     try:
         wires = _decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        _check_schema(payload)
         raise ContractError(f"not a group of trajectories: {error}") from error
     if not wires:
         raise ContractError("a group must hold at least one trajectory")
     group = []
     for wire in wires:
         if wire.schema != TRAJECTORY_SCHEMA:
-            raise ContractError(f"trajectory schema {wire.schema}, this build reads {TRAJECTORY_SCHEMA}")
+            raise _schema_error(wire.schema)
         fields = {name: getattr(wire, name) for name in Trajectory.__dataclass_fields__}
         for name, dtype in _ARRAY_DTYPES.items():
             if len(fields[name]) % dtype.itemsize:
@@ -178,6 +237,20 @@ def decode_group(payload: bytes) -> list[Trajectory]:
     if any(t.group_id != group[0].group_id or t.group_size != len(group) for t in group):
         raise ContractError(f"{group[0].group_id}: trajectories disagree on group id or size ({len(group)} came)")
     return group
+
+
+def _check_schema(payload: bytes) -> None:
+    """Raises if the bytes are trajectories of another schema, whatever fields that one has."""
+    try:
+        schemas = {wire.schema for wire in _schema_decoder.decode(payload)} - {TRAJECTORY_SCHEMA, -1}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return
+    if schemas:
+        raise _schema_error(min(schemas))
+
+
+def _schema_error(schema: int) -> ContractError:
+    return ContractError(f"trajectory schema {schema}, this build reads {TRAJECTORY_SCHEMA}")
 
 
 class GoldenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,8 +11,10 @@ import pytest
 from learner_jax.contracts import (
     ContractError,
     GoldenPrompt,
+    RecordLimits,
     Trajectory,
     WeightManifest,
+    check_group,
     decode_group,
     decode_manifest,
     encode_group,
@@ -47,6 +49,12 @@ def test_group_round_trip_is_exact() -> None:
         ({"loss_mask": np.zeros(5, bool)}, "no token was sampled"),
         ({"loss_mask": np.ones(5, bool)}, "first token"),
         ({"policy_version": np.full(5, -1, np.int32)}, "policy version"),
+        ({"policy_version": np.array([0, -1, -1, 1, 1], np.int32)}, "no policy sampled has a policy version"),
+        ({"behavior_logprobs": np.array([np.nan, 0, 0, -1, -1], np.float32)}, "behavior_logprobs"),
+        ({"loss_mask": np.array([0, 0, 0, 1, 7], np.uint8).view(bool)}, "bytes other than 0 and 1"),
+        ({"turn": np.array([0, 0, 0, 1, 0], np.int32)}, "turn must start"),
+        ({"turn": np.array([-1, 0, 0, 0, 0], np.int32)}, "turn must start"),
+        ({"source": "dream"}, "is 'dream', expected one of rollout, online, replay"),
         ({"finish_reason": "error"}, "is 'error', expected one of stop, length, abort"),
     ],
 )
@@ -83,8 +91,40 @@ def test_every_flipped_bit_is_survived_or_refused() -> None:
 def test_unknown_schema_is_refused() -> None:
     records = msgspec.msgpack.decode(encode_group(make_group()))
     records[0]["schema"] = 99
-    with pytest.raises(ContractError, match="schema 99, this build reads 1"):
+    with pytest.raises(ContractError, match="schema 99, this build reads 2"):
         decode_group(msgspec.msgpack.encode(records))
+
+
+def test_a_record_of_another_schema_says_so_whatever_its_fields() -> None:
+    with pytest.raises(ContractError, match="schema 1, this build reads 2"):
+        decode_group(msgspec.msgpack.encode([{"schema": 1, "trajectory_id": "run/0/0", "colour": "red"}]))
+
+
+LIMITS = RecordLimits(vocab_size=32, max_length=5, group_size=2, tokenizer="t1")
+
+
+def test_a_group_within_the_limits_passes() -> None:
+    check_group([dataclasses.replace(t, tokenizer="t1") for t in make_group()], LIMITS)
+    check_group(make_group(), dataclasses.replace(LIMITS, tokenizer=""))
+
+
+@pytest.mark.parametrize(
+    ("limits", "change", "message"),
+    [
+        ({"vocab_size": 5}, {}, r"token id \d+ is outside of the vocabulary of 5"),
+        ({"max_length": 4}, {}, "5 tokens, expected at most 4"),
+        ({"group_size": 3}, {}, "group run/0 has 2 trajectories, expected 3"),
+        ({"tokenizer": "t2"}, {}, "are of tokenizer t1, the learner's is t2"),
+        ({}, {"tokenizer": ""}, "are of tokenizer unknown, the learner's is t1"),
+        ({}, {"trajectory_id": "twice"}, "holds a trajectory id twice"),
+        ({}, {"finish_reason": "abort"}, "was broken off"),
+        ({}, {"consent": False}, "did not consent"),
+    ],
+)
+def test_a_group_outside_of_the_limits_is_refused_by_name(limits: dict, change: dict, message: str) -> None:
+    group = [dataclasses.replace(t, **({"tokenizer": "t1"} | change)) for t in make_group()]
+    with pytest.raises(ContractError, match=message):
+        check_group(group, dataclasses.replace(LIMITS, **limits))
 
 
 def test_groups_that_disagree_are_refused() -> None:
