@@ -26,6 +26,7 @@ from learner_jax.checkpoint_manifest import (
 )
 from learner_jax.train_step import Params, TrainState
 from learner_jax.value_model import KEY as VALUE_KEY
+from learner_jax.waits import Waits
 
 __all__ = [
     "CHECKPOINT_SCHEMA",
@@ -62,6 +63,7 @@ class Checkpoints:
       run: name of the run, for the manifest.
       config: the run's resolved settings, for the manifest; what JSON can hold.
       log: told of each checkpoint that is committed, from a background thread of the first host, and of slow ones.
+      waits: where its waits are seen.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ class Checkpoints:
         run: str = "",
         config: Mapping[str, Any] | None = None,
         log: Callable[..., None] | None = None,
+        waits: Waits | None = None,
     ):
+        self._waits = waits or Waits()
         arrays = {item: _array_handler() for item in ("state", "reference")}
         self._directory = Path(directory).absolute()
         self._manager = ocp.CheckpointManager(
@@ -125,19 +129,21 @@ class Checkpoints:
         Raises:
           CheckpointError: it is not within `timeout_s`, or it failed.
         """
-        started, told = time.monotonic(), False
+        told = False
         name = f"checkpoint {self._directory / str(self._saving_step)}"
-        while self.is_saving():
-            waited = time.monotonic() - started
-            if waited >= timeout_s:
-                raise CheckpointError(
-                    f"{name} is not committed after {timeout_s:g} s; see whether that disk is full or slow (the "
-                    f"checkpoints before it are kept), or raise learner.max_wait_s"
-                )
-            if waited >= _SLOW_S and not told and self._log is not None:
-                self._log("uncommitted", step=self._saving_step, waited_s=waited)
-                told = True
-            time.sleep(_POLL_S)
+        with self._waits.waiting(
+            f"{name} to be committed",
+            on="the disk",
+            limit_s=timeout_s,
+            setting="learner.max_wait_s",
+            hint="see whether that disk is full or slow; the checkpoints before it are kept",
+            error=CheckpointError,
+        ) as wait:
+            while self.is_saving():
+                if wait.waited_s >= _SLOW_S and not told and self._log is not None:
+                    self._log("uncommitted", step=self._saving_step, waited_s=wait.waited_s)
+                    told = True
+                wait.sleep(_POLL_S)
         try:
             self._manager.wait_until_finished()
         except (ValueError, OSError, RuntimeError) as error:

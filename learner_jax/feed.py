@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,12 +9,15 @@ from typing import TypeVar
 from learner_jax.config import LearnerSettings
 from learner_jax.contracts import Trajectory, TrajectorySource
 from learner_jax.hosts import Hosts
+from learner_jax.waits import Waits, WaitTimeoutError
 
 T = TypeVar("T")
 Groups = list[list[Trajectory]]
 
+_POLL_S = 0.01
 
-class StarvedError(RuntimeError):
+
+class StarvedError(WaitTimeoutError):
     """No group came within the bound; the rollout side is down or far too slow."""
 
 
@@ -43,6 +45,7 @@ class Feed:
       max_staleness: versions a group may lag when it is trained on.
       should_stop: ends a wait for groups; asked on the leader.
       on_arrival: is given this host's groups in the order in which the batch will hold them.
+      waits: where its waits are seen.
     """
 
     def __init__(
@@ -54,9 +57,11 @@ class Feed:
         max_staleness: int,
         should_stop: Callable[[], bool],
         on_arrival: Callable[[Groups], None],
+        waits: Waits | None = None,
     ):
         self._source, self._hosts, self._settings = source, hosts, settings
         self._max_staleness, self._should_stop, self._on_arrival = max_staleness, should_stop, on_arrival
+        self._waits = waits or Waits()
         self._num_dropped = 0
 
     def take(self, step: int, *, trained_version: int) -> StepGroups | None:
@@ -157,18 +162,19 @@ class Feed:
 
     def _next_arrivals(self, missing: int, lease: Callable[[int], list[T]], step: int) -> list[T] | None:
         """What `lease` gives next of `missing` groups, at least one; None if a stop was asked for."""
-        started = time.monotonic()
-        while not (arrived := lease(missing)):
-            if self._should_stop():
-                return None
-            waited = time.monotonic() - started
-            if waited > self._settings.max_wait_s:
-                wanted = self._settings.groups_per_step
-                raise StarvedError(
-                    f"step {step} has {wanted - missing} of {wanted} groups and none came for {waited:.0f} s "
-                    f"(learner.max_wait_s): check the rollout worker's and the fleet's logs"
-                )
-            time.sleep(0.01)
+        wanted, limit_s = self._settings.groups_per_step, self._settings.max_wait_s
+        with self._waits.waiting(
+            f"{missing} of {wanted} groups of step {step}",
+            on="rollout",
+            limit_s=limit_s,
+            setting="learner.max_wait_s",
+            hint="check the rollout worker's and the fleet's logs",
+            error=StarvedError,
+        ) as wait:
+            while not (arrived := lease(missing)):
+                if self._should_stop():
+                    return None
+                wait.sleep(_POLL_S)
         return arrived
 
 

@@ -17,6 +17,7 @@ import jax
 import msgspec
 
 from learner_jax.config import HostsSettings
+from learner_jax.waits import Waits
 
 #: Seconds between two looks at whether another host has failed, while waiting for a value.
 _POLL_S = 1.0
@@ -51,15 +52,22 @@ class Hosts:
 
     Args:
       timeout_s: bound of every wait.
+      waits: where its waits are seen.
     """
 
     def __init__(
-        self, index: int = 0, count: int = 1, *, store: KeyValues | None = None, timeout_s: float = 600.0
+        self,
+        index: int = 0,
+        count: int = 1,
+        *,
+        store: KeyValues | None = None,
+        timeout_s: float = 600.0,
+        waits: Waits | None = None,
     ) -> None:
         if count > 1 and store is None:
             raise ValueError("several hosts need a store that they share")
         self.index, self.count = index, count
-        self._store, self._timeout_s = store, timeout_s
+        self._store, self._timeout_s, self._waits = store, timeout_s, waits or Waits()
         self._number = 0
         self._unread: list[str] = []  # keys of the leader's values that some host may not have read yet
         self._failed = False
@@ -158,15 +166,17 @@ class Hosts:
     def _get(self, key: str, what: str, host: int, deadline: float) -> Any:
         """What a host announced as `what`."""
         assert self._store is not None
-        while (payload := self._store.wait(key, min(_POLL_S, max(deadline - time.monotonic(), 0.001)))) is None:
-            if (failure := self._store.wait(_FAILED, 0.001)) is not None:
-                failed, message = msgspec.msgpack.decode(failure)
-                self._failed = True
-                raise HostError(f"{self.name} stops, because host {failed} failed: {message}")
-            if time.monotonic() >= deadline:
-                message = f"host {host} of {self.count} did not answer {what!r} within {self._timeout_s:g} s"
-                self.fail(message)
-                raise HostError(f"{self.name}: {message}; look at that host's log")
+        limit_s = max(deadline - time.monotonic(), 0.0)
+        with self._waits.waiting(repr(what), on=f"host {host} of the learner", limit_s=limit_s) as wait:
+            while (payload := self._store.wait(key, min(_POLL_S, max(wait.remaining_s, 0.001)))) is None:
+                if (failure := self._store.wait(_FAILED, 0.001)) is not None:
+                    failed, message = msgspec.msgpack.decode(failure)
+                    self._failed = True
+                    raise HostError(f"{self.name} stops, because host {failed} failed: {message}")
+                if wait.remaining_s == 0:
+                    message = f"host {host} of {self.count} did not answer {what!r} within {self._timeout_s:g} s"
+                    self.fail(message)
+                    raise HostError(f"{self.name}: {message}; look at that host's log")
         theirs, value = msgspec.msgpack.decode(payload)
         if theirs != what:
             message = f"host {host} is at {theirs!r} where host {self.index} is at {what!r}"
@@ -175,7 +185,13 @@ class Hosts:
         return value
 
 
-def connect(settings: HostsSettings, *, timeout_s: float, environment: Mapping[str, str] = os.environ) -> Hosts:
+def connect(
+    settings: HostsSettings,
+    *,
+    timeout_s: float,
+    environment: Mapping[str, str] = os.environ,
+    waits: Waits | None = None,
+) -> Hosts:
     """Joins the learner's other processes; call it before anything else of JAX.
 
     A host that dies later ends the others by JAX's heartbeat, within about `settings.heartbeat_timeout_s` and with a
@@ -183,11 +199,13 @@ def connect(settings: HostsSettings, *, timeout_s: float, environment: Mapping[s
 
     Args:
       timeout_s: bound of every later wait for another host.
+      waits: where its waits are seen.
     Raises:
       HostError: not all hosts came within `settings.connect_timeout_s`, or they do not have the same number of devices.
     """
+    waits = waits or Waits()
     if settings.count == 1:
-        return Hosts()
+        return Hosts(waits=waits)
     index = settings.index
     if index == -1 and (given := environment.get("JOB_COMPLETION_INDEX", "")).isdigit():  # Kubernetes JobSet
         index = int(given)
@@ -204,10 +222,11 @@ def connect(settings: HostsSettings, *, timeout_s: float, environment: Mapping[s
             shutdown_timeout_seconds=heartbeat_s,
         )
 
-    _within(join, settings, who)
+    with waits.waiting("all hosts to join", on="other hosts of the learner", limit_s=settings.connect_timeout_s):
+        _within(join, settings, who)
     if jax.process_count() != settings.count:
         raise HostError(f"learner.hosts.count is {settings.count}, but JAX runs {jax.process_count()} processes")
-    hosts = Hosts(jax.process_index(), settings.count, store=_coordination_service(), timeout_s=timeout_s)
+    hosts = Hosts(jax.process_index(), settings.count, store=_coordination_service(), timeout_s=timeout_s, waits=waits)
     devices = hosts.gather(jax.local_device_count(), "number of devices")
     if len(set(devices)) > 1:
         shown = ", ".join(f"host {host}: {number}" for host, number in enumerate(devices))

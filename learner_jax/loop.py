@@ -24,6 +24,7 @@ from learner_jax.publishing import Publishing
 from learner_jax.reference import ReferenceAhead
 from learner_jax.train_step import Params
 from learner_jax.value_model import split_parameters
+from learner_jax.waits import Waits
 
 Log = Callable[..., None]
 
@@ -69,6 +70,7 @@ class Learner:
       max_staleness: versions a group may lag when it is trained on.
       should_stop: asked between steps; True, on any host, ends the loop after a checkpoint.
       profiler: traces some of the steps.
+      waits: where its waits are seen.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Learner:
         should_stop: Callable[[], bool],
         reference_params: Params | None = None,
         profiler: Profiler | None = None,
+        waits: Waits | None = None,
     ):
         self._engine = engine
         self._settings = engine.settings
@@ -98,6 +101,7 @@ class Learner:
             keep=engine.settings.mismatch_versions,
             max_wait_s=engine.settings.max_wait_s,
             log=log,
+            waits=waits,
         )
         self._checkpoints = checkpoints
         self._feed = Feed(
@@ -107,6 +111,7 @@ class Learner:
             max_staleness=max_staleness,
             should_stop=should_stop,
             on_arrival=self._groups_arrived,
+            waits=waits,
         )
         self._profiler = profiler
         self._log = log

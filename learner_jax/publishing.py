@@ -15,6 +15,7 @@ from learner_jax.device_changes import TooManyChangesError, device_changes
 from learner_jax.engine import Engine
 from learner_jax.hf_io import export_tensors
 from learner_jax.train_step import Params
+from learner_jax.waits import Waits
 
 Log = Callable[..., None]
 
@@ -35,6 +36,7 @@ class Publishing:
     Args:
       golden_prompts: token ids of the prompts whose log-probs travel with each version.
       keep: older versions whose weights stay in memory beside the newest.
+      waits: where its waits are seen.
       compare_on_device: False copies every version to the host; by default decided by the platform.
     """
 
@@ -47,12 +49,14 @@ class Publishing:
         keep: int,
         max_wait_s: float,
         log: Log,
+        waits: Waits | None = None,
         compare_on_device: bool | None = None,
     ):
         on_accelerator = engine.platform != "cpu" and engine.hosts.count == 1
         self._compare_on_device = on_accelerator if compare_on_device is None else compare_on_device
         self._engine, self._publisher, self._golden_prompts = engine, publisher, golden_prompts
         self._keep, self._max_wait_s, self._log = keep, max_wait_s, log
+        self._waits = waits or Waits()
         self._running: tuple[int, Future[None]] | None = None
         self.weights: dict[int, Params] = {}  #: published weights still in memory, by version
 
@@ -125,12 +129,16 @@ class Publishing:
             return
         version, future = self._running
         try:
-            future.result(timeout=self._max_wait_s)
+            with self._waits.waiting(
+                f"version {version} to be stored",
+                on="the disk of store.weights",
+                limit_s=self._max_wait_s,
+                setting="learner.max_wait_s",
+                error=PublishingError,
+            ) as waiting:
+                future.result(timeout=waiting.remaining_s)
         except FutureTimeoutError:
-            raise PublishingError(
-                f"version {version} is not stored after {self._max_wait_s:.0f} s (learner.max_wait_s): look at the "
-                f"disk of store.weights"
-            ) from None
+            raise waiting.error() from None
         self._running = None
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ class Wait:
         limit_s: float,
         setting: str,
         hint: str,
-        error: type[WaitTimeoutError],
+        error: type[Exception],
         clock: Callable[[], float],
     ):
         self._what, self._on, self._limit_s = what, on, limit_s
@@ -75,7 +75,7 @@ class Wait:
         if self.waited_s >= self._limit_s:
             raise self.error()
 
-    def error(self) -> WaitTimeoutError:
+    def error(self) -> Exception:
         text = f"waited {self.waited_s:.1f} s for {self._what} from {self._on} and gave up"
         if self._setting:
             text += f" ({self._setting} = {self._limit_s:g} s)"
@@ -124,14 +124,14 @@ class Waits:
         limit_s: float,
         setting: str = "",
         hint: str = "",
-        error: type[WaitTimeoutError] = WaitTimeoutError,
+        error: type[Exception] = WaitTimeoutError,
     ) -> Iterator[Wait]:
         """A wait, seen by others while the block runs. The block must use one of the `Wait`'s means to end in time.
 
         Args:
           setting: the configuration key behind `limit_s`, for the error.
           hint: what to look at when it gives up, for the error.
-          error: what giving up raises.
+          error: what giving up raises; made from one text.
         """
         wait = Wait(what, on=on, limit_s=limit_s, setting=setting, hint=hint, error=error, clock=self._clock)
         number = next(self._numbers)

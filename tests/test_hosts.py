@@ -313,7 +313,7 @@ def test_all_hosts_starve_together(tmp_path: Path) -> None:
     with pytest.raises(StarvedError):
         on_hosts(2, program)
     assert any(
-        r.startswith("HostError: host 1 of 2 stops, because host 0 failed: StarvedError: step 1") for r in reasons
+        r.startswith("HostError: host 1 of 2 stops, because host 0 failed: StarvedError: waited") for r in reasons
     )
 
 

@@ -272,7 +272,7 @@ def test_graceful_stop_leaves_a_checkpoint_and_goes_on(engine: Engine, params: A
 
 def test_stale_groups_are_dropped_and_never_trained_on(engine: Engine, params: Any, tmp_path: Path) -> None:
     fill(tmp_path, 12)
-    with pytest.raises(StarvedError, match=r"step 4 has 0 of 2 groups"):
+    with pytest.raises(StarvedError, match=r"for 2 of 2 groups of step 4 from rollout"):
         run(engine, params, tmp_path, max_staleness=2)
     progress = TrajectoryQueue(tmp_path / "state.db").progress()
     assert (progress.completed_steps, progress.num_dropped) == (3, 6)
@@ -280,7 +280,9 @@ def test_stale_groups_are_dropped_and_never_trained_on(engine: Engine, params: A
 
 def test_starving_is_bounded_and_says_what_it_waited_for(engine: Engine, params: Any, tmp_path: Path) -> None:
     fill(tmp_path, 1)
-    with pytest.raises(StarvedError, match=r"step 1 has 1 of 2 groups and none came for .* \(learner\.max_wait_s\)"):
+    with pytest.raises(
+        StarvedError, match=r"for 1 of 2 groups of step 1 from rollout and gave up \(learner\.max_wait_s"
+    ):
         run(engine, params, tmp_path)
 
 
