@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -111,12 +112,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchStats:
-    """Facts about a batch that need no model."""
+    """Facts about a batch that need no model.
+
+    Attributes:
+      staleness_mean: versions that an answer's oldest token lags, on average; `staleness_max` is the largest.
+      staleness_tokens: sampled tokens by the versions that they lag: entry k counts those of k versions.
+    """
 
     reward: float
     reward_parts: dict[str, float]
     staleness_mean: float
     staleness_max: int
+    staleness_tokens: list[int]
     num_tokens: int
     answer_tokens_mean: float
     zero_variance_groups: int
@@ -391,17 +398,20 @@ def _stats(trajectories: Sequence[Trajectory], trained_version: int, counts: Gro
         "mixed": sum(len(np.unique(t.policy_version[t.loss_mask])) > 1 for t in trajectories),
     } | asdict(counts)
     parts = {name: float(sum(t.reward_parts.get(name, 0.0) for t in trajectories)) for name in names}
-    every = hosts.gather([sums, parts, max(lags)], "statistics of the batch")
-    total = {name: sum(sums[name] for sums, _, _ in every) for name in sums}
+    versions = np.concatenate([t.policy_version[t.loss_mask] for t in trajectories])
+    by_lag = np.bincount(np.maximum(trained_version - versions, 0)).tolist()
+    every = hosts.gather([sums, parts, max(lags), by_lag], "statistics of the batch")
+    total = {name: sum(sums[name] for sums, *_ in every) for name in sums}
     answers = total["answers"]
     return BatchStats(
         reward=total["reward"] / answers,
         reward_parts={
-            name: sum(parts.get(name, 0.0) for _, parts, _ in every) / answers
-            for name in sorted({name for _, parts, _ in every for name in parts})
+            name: sum(parts.get(name, 0.0) for _, parts, *_ in every) / answers
+            for name in sorted({name for _, parts, *_ in every for name in parts})
         },
         staleness_mean=total["lag"] / answers,
-        staleness_max=max(lag for _, _, lag in every),
+        staleness_max=max(lag for _, _, lag, _ in every),
+        staleness_tokens=[sum(counts) for counts in zip_longest(*(by_lag for *_, by_lag in every), fillvalue=0)],
         num_tokens=total["tokens"],
         answer_tokens_mean=total["tokens"] / answers,
         truncated_share=total["truncated"] / answers,

@@ -48,6 +48,7 @@ def _step(number: int, *, wait_s: float = 0.5, reward: float | None = None) -> d
     return dict(
         step=number, version=number + 1, loss=0.0, reward=number / 10 if reward is None else reward, kl=0.01 * number,
         entropy=1.0, clip_fraction=0.02, grad_norm=1.0, staleness_mean=1.5, staleness_max=2,
+        staleness_tokens=[100, 200, 100],
         mismatch_mean_abs_logprob=1e-6 * number, mismatch_max_abs_logprob=1e-5, mismatch_tokens=100 * number,
         num_tokens=400, answer_tokens_mean=3.0, wait_s=wait_s, prepare_s=0.05, transfer_s=0.05,
         compute_s=0.3, train_s=0.4, publish_s=0.1, save_s=0.0, step_s=1.0, mfu=0.21, real_token_share=0.97,
@@ -78,6 +79,7 @@ def write_run(directory: Path, *, finished: bool = True) -> Path:
     train.write("evaluation", which="before", accuracy=0.25, mean_score=0.25, num_problems=200, samples=samples)
     now[0] = 1100.0
     train.write("phase", name="training")
+    learner.write("engine", platform="cpu", mesh={"data": 1, "model": 1})
     for number in range(1, 11):
         now[0] += 1
         rollout.write("interval", **_interval(tokens=50 * number, idle_s=0.25, mixed=3))
@@ -115,6 +117,7 @@ def test_the_summary_adds_up(tmp_path: Path):
         "train_wall_s": 10.0,
         "staleness_mean": 1.5,
         "staleness_max": 2.0,
+        "staleness_shares": [0.25, 0.5, 0.25],
         "mismatch_mean_abs_logprob": 1e-6 * 385 / 55,  # weighted by tokens: sum of n^2 over sum of n
         "tokens_per_s": 275.0,
         "learner_idle_share": 0.5,
@@ -201,10 +204,11 @@ def test_the_report_is_one_page_that_loads_and_runs_nothing(tmp_path: Path):
     assert not re.search(r"@import|url\(\s*['\"]?(?!#)", html)
     text = " ".join("".join(page.text).split())
     for shown in ("25.0% → 75.0%", "+50.0 points on 200 problems", "Rollout-bound", "50% idle", "25% idle",
+                      "0.8 of 2 cores for the learner and 1.2 for sampling", "up to 1.60x as fast",
                   f"2 + 2 = {_SCRIPT}", f"4 {_SCRIPT}", "golden log-probs differ", 'name = "by-hand"'):  # fmt: skip
         assert shown in text, shown
     svgs = page.tags.count("svg")
-    assert svgs == 8  # every chart but that of the supervised start, which this run has not
+    assert svgs == 9  # every chart but that of the supervised start, which this run has not
     described = [picture["aria-label"] or "" for picture in page.pictures]
     assert len(described) == svgs + 2  # and the two bars of who waits for whom
     assert "Reward from 0.1 to 1, lowest 0.1, highest 1." in described
@@ -248,6 +252,7 @@ def test_the_picture_says_what_the_run_does(tmp_path: Path):
     shown = _render(tmp_path, records, terminal=True)
     for part in ("training", "step 10 of 20", "0.800", "0.1000 of 0.5", "1.50 mean, 2 max (bound 2)", "275 tokens/s",
                  "9, pause 57 ms mean, 100 max", "30 answers spanned an update", "50% idle", "rollout-bound",
+                 "0.8 of 2 cores for the learner and 1.2 for sampling", "0: 25%, 1: 50%, 2: 25%",
                  "golden log-probs differ", "0:10 left"):  # fmt: skip
         assert part in shown, part
     assert max(len(line) for line in shown.splitlines() if "\x1b" not in line) <= 100

