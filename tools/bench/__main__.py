@@ -23,6 +23,7 @@ BENCHMARKS = {
     "convert": "tools.bench.convert",
     "save": "tools.bench.save",
     "sync": "tools.bench.sync",
+    "overlap": "tools.bench.overlap",
 }
 
 

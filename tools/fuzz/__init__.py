@@ -1,0 +1,1 @@
+"""Malformed records against everything of Weir that reads what another process wrote."""
