@@ -13,6 +13,7 @@ Exit status 1, with the seed and the record, if anything crashed or something in
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 import tempfile
 from collections import Counter
@@ -49,8 +50,8 @@ class Findings:
 def fuzz(records: int, seed: int, done: Callable[[int], None] = lambda number: None) -> Findings:
     """At least so many records, half of them trajectories; every batch has a generator of its own, from the seed."""
     found = Findings()
-    with tempfile.TemporaryDirectory() as folder:
-        messages = control.messages(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
+        messages = control.messages(Path(folder), runner.run)
         kinds = through_queue.kinds()
         for batch in range(-(-records // (2 * _BATCH))):
             try:

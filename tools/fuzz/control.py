@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +50,8 @@ def damaged(rng: Rng, message: Message) -> bytes:
         return damaged_bytes(rng, json.dumps(message.valid).encode())
 
 
-def messages(folder: Path) -> list[Message]:
-    """Every kind; readers of files use `folder`."""
+def messages(folder: Path, run: Callable[[Coroutine[Any, Any, None]], None]) -> list[Message]:
+    """Every kind; readers of files use `folder`, those of a replica's answers are run by `run`."""
     registry, book = ReplicaRegistry(folder / "registry"), OrderBook(folder / "registry", "fleet")
     registry.report("r", url="http://r", state="healthy", version=1, step=1)
     registry.report_requests("w", {"r": (1, 0)})
@@ -69,12 +68,13 @@ def messages(folder: Path) -> list[Message]:
                 _file_reader(folder / "registry" / "fleets" / "fleet.status.json", lambda: book.status() is not None)),
         Message("line of metrics", {"t": 1.0, "process": "learner", "event": "step", "step": 1},
                 _file_reader(folder / "metrics.jsonl", lambda: MetricsTail(folder / "metrics.jsonl").read() != [])),
-        Message("answer", _ANSWER, _client_reader(_generate)),
-        Message("log-probs of a prompt", _PROBE, _client_reader(_probe)),
-        Message("status of workers", {"results": [_WORKER, _WORKER]}, _client_reader(_status)),
-        Message("whether paused", {"is_paused": True}, _client_reader(lambda client: client.is_paused())),
-        Message("name of the weights", {"weight_version": "7"}, _client_reader(lambda client: client.weight_version())),
-        Message("metrics of a replica", _METRICS, _client_reader(lambda client: client.num_requests())),
+        Message("answer", _ANSWER, _client_reader(run, _generate)),
+        Message("log-probs of a prompt", _PROBE, _client_reader(run, _probe)),
+        Message("status of workers", {"results": [_WORKER, _WORKER]}, _client_reader(run, _status)),
+        Message("whether paused", {"is_paused": True}, _client_reader(run, lambda client: client.is_paused())),
+        Message("name of the weights", {"weight_version": "7"},
+                _client_reader(run, lambda client: client.weight_version())),
+        Message("metrics of a replica", _METRICS, _client_reader(run, lambda client: client.num_requests())),
     ]  # fmt: skip
 
 
@@ -167,17 +167,17 @@ class _Session:
         return self._payload
 
     @asynccontextmanager
-    async def request(self, *_: Any, **__: Any):  # type: ignore[no-untyped-def]
+    async def request(self, *_: Any, **__: Any) -> AsyncIterator[_Session]:
         yield self
 
 
-def _client_reader(call: Callable[[VllmClient], Coroutine[Any, Any, Any]]) -> Callable[[bytes], str | None]:
-    loop = asyncio.new_event_loop()
-
+def _client_reader(
+    run: Callable[[Coroutine[Any, Any, None]], None], call: Callable[[VllmClient], Coroutine[Any, Any, Any]]
+) -> Callable[[bytes], str | None]:
     def read(payload: bytes) -> str | None:
-        client = VllmClient("http://r", _Session(payload))  # type: ignore[arg-type]
+        client = VllmClient("http://r", _Session(payload))
         try:
-            loop.run_until_complete(call(client))
+            run(call(client))
         except ReplicaError as error:
             return str(error) or type(error).__name__
         return None

@@ -152,7 +152,7 @@ def payload(rng: Rng, number: int, kind: str) -> bytes:
     group = valid_group(rng, number)
     if kind == "bytes":
         return damaged_bytes(rng, encode_group(group))
-    records = (BREAKING | RANDOM)[kind](rng, wire(group))
+    records = {**BREAKING, **RANDOM}[kind](rng, wire(group))
     return msgspec.msgpack.encode(records)
 
 
