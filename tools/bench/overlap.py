@@ -27,8 +27,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -133,14 +133,11 @@ def measure(
         bar.update(task, advance=1)
         found = []
         for number in range(rounds):
-            times: dict[str, Any] = {}
-            jobs: list[tuple[str, Callable[[], dict[str, float]]]] = [
-                ("alone", lambda n=number: _alone(_for_job(base, f"alone-{n}", staleness=steps), skip)),
-                (
-                    "asynchronous",
-                    lambda n=number: _together(_for_job(base, f"async-{n}", staleness=staleness), skip, ""),
-                ),
-                ("synchronous", lambda n=number: _together(_for_job(base, f"sync-{n}", staleness=0), skip, "sync")),
+            times: dict[str, float] = {}
+            jobs = [
+                ("alone", partial(_alone, _for_job(base, f"alone-{number}", staleness=steps), skip)),
+                ("asynchronous", partial(_asynchronous, _for_job(base, f"async-{number}", staleness=staleness), skip)),
+                ("synchronous", partial(_synchronous, _for_job(base, f"sync-{number}", staleness=0), skip)),
             ]
             first = number % len(jobs)
             for name, job in jobs[first:] + jobs[:first]:
@@ -183,9 +180,6 @@ def _for_job(base: Config, name: str, *, staleness: int) -> Config:
         update={
             "run": base.run.model_copy(update={"directory": str(directory)}),
             "rollout": base.rollout.model_copy(update={"max_staleness": staleness}),
-            "store": base.store.model_copy(update={"max_queued_groups": 0, "max_queued_bytes": 0})
-            if hasattr(base.store, "max_queued_groups")
-            else base.store,
         }
     )
 
@@ -231,8 +225,8 @@ def _alone(config: Config, skip: int) -> dict[str, float]:
         return {"sampling_s": sampling_s, "training_s": _step_s(job.metrics("step"), skip)}
 
 
-def _together(config: Config, skip: int, kind: str) -> dict[str, float]:
-    """Seconds per step with both sides at work."""
+def _together(config: Config) -> Job:
+    """A job with both sides at work, when it has ended."""
     with _job(config) as (job, supervisor):
         job.start("serve", "tools.serve", _OTHER_CORE)
         job.start("learner", "tools.learner", _LEARNER_CORE)
@@ -240,17 +234,24 @@ def _together(config: Config, skip: int, kind: str) -> dict[str, float]:
         job.until("a replica", lambda: bool(registry.ready()))
         job.start("rollout", "tools.rollout", _OTHER_CORE)
         job.until("training", lambda: supervisor.has_finished("learner"))
-        steps = job.metrics("step")
-        if kind:
-            return {"synchronous_s": _step_s(steps, skip)}
-        measured = steps[skip:]
-        intervals = [r for r in job.metrics("interval") if measured[0]["t"] <= r["t"] <= measured[-1]["t"]]
-        shares = idle_shares(measured, intervals)
-        return {
-            "asynchronous_s": _step_s(steps, skip),
-            "learner_idle": shares.learner or 0.0,
-            "rollout_idle": shares.rollout or 0.0,
-        }
+        return job
+
+
+def _asynchronous(config: Config, skip: int) -> dict[str, float]:
+    job = _together(config)
+    steps = job.metrics("step")
+    measured = steps[skip:]
+    intervals = [r for r in job.metrics("interval") if measured[0]["t"] <= r["t"] <= measured[-1]["t"]]
+    shares = idle_shares(measured, intervals)
+    return {
+        "asynchronous_s": _step_s(steps, skip),
+        "learner_idle": shares.learner or 0.0,
+        "rollout_idle": shares.rollout or 0.0,
+    }
+
+
+def _synchronous(config: Config, skip: int) -> dict[str, float]:
+    return {"synchronous_s": _step_s(_together(config).metrics("step"), skip)}
 
 
 def _step_s(steps: Sequence[Record], skip: int) -> float:
