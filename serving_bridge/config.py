@@ -25,6 +25,10 @@ class ServingSettings(_Settings):
     threads: int = Field(1, gt=0, description="OpenMP threads of a replica on the CPU platform")
     tensor_parallel_size: int = Field(1, gt=0)
     enforce_eager: bool = True
+    server_module: str = Field(
+        "vllm.entrypoints.openai.api_server",
+        description="Python module of the server; another one must take vLLM's command line and answer as it does",
+    )
     extra_args: tuple[str, ...] = Field((), description="more arguments for vLLM's server, as they are")
     start_timeout_s: float = Field(300, gt=0)
     update_timeout_s: float = Field(120, gt=0, description="bound on each step of a weight round")
@@ -34,10 +38,24 @@ class ServingSettings(_Settings):
         description="replicas in a weight round at the same time: 1 goes replica by replica, 0 takes all at once",
     )
     drain_timeout_s: float = Field(10, gt=0, description="time that answers in flight get on a stop")
-    max_restarts: int = Field(3, ge=0, description="restarts of a crashed replica before the fleet gives up")
+    max_restarts: int = Field(3, ge=0, description="restarts of a replica within restart_window_s; then it stays down")
+    restart_window_s: float = Field(3600, gt=0, description="time after which a restart no longer counts")
+    health_interval_s: float = Field(1, gt=0, description="time between two health checks of a replica")
+    suspect_after: int = Field(3, ge=1, description="failed health checks in a row that make a replica suspect")
+    hang_s: float = Field(
+        60, gt=0, description="restart a replica that shows no sign of life, or samples nothing, so long"
+    )
+    min_healthy: int = Field(1, ge=0, description="replicas that must serve; restarts and scaling keep to it")
+    min_healthy_s: float = Field(600, gt=0, description="give up when fewer serve for so long")
     probe_tolerance: float | None = Field(
         None, gt=0, description="largest golden-prompt log-prob difference accepted, nats; by the dtype if unset"
     )
+
+    @model_validator(mode="after")
+    def _enough_replicas(self) -> ServingSettings:
+        if self.replicas < self.min_healthy:
+            raise ValueError(f"replicas is {self.replicas}, expected at least min_healthy ({self.min_healthy})")
+        return self
 
 
 class RolloutSettings(_Settings):
@@ -49,11 +67,39 @@ class RolloutSettings(_Settings):
     max_prompt_tokens: int = Field(gt=0)
     max_tokens: int = Field(gt=0, description="longest answer, in tokens")
     concurrent_groups: int = Field(64, gt=0)
-    request_timeout_s: float = Field(300, gt=0)
-    max_attempts: int = Field(5, gt=0, description="tries per group when a replica fails or aborts")
-    max_wait_s: float = Field(
-        600, gt=0, description="give up when the gate stays closed or no replica is ready so long"
+    max_episode_tokens: int | None = Field(
+        None, gt=1, description="prompt, answers and observations; room for task.turns of the longest if unset"
     )
+    min_concurrency: int = Field(32, ge=1, description="answers in flight that a worker may always have on a replica")
+    max_concurrency: int = Field(1024, ge=1, description="most answers in flight that a worker has on a replica")
+    segment_tokens: int = Field(
+        0,
+        ge=0,
+        description="sample longer answers in pieces of so many tokens, each from any replica; 0 for whole ones",
+    )
+    spare_samples: int = Field(0, ge=0, description="more answers per group, in place of late and broken ones")
+    episode_timeout_s: float = Field(3600, gt=0, description="an answer, or dialog, that takes longer is broken off")
+    request_timeout_s: float = Field(300, gt=0)
+    max_attempts: int = Field(5, gt=0, description="tries in a row of a request that a replica fails or aborts")
+    failures_to_avoid: int = Field(3, ge=1, description="failures in a row after which a replica is left alone a while")
+    reward_threads: int = Field(8, ge=1, description="answers that are scored at the same time")
+    reward_timeout_s: float = Field(600, gt=0, description="an answer without a score after so long is broken off")
+    drain_s: float = Field(10, ge=0, description="time that running groups get on a stop; the rest is handed on")
+    max_wait_s: float = Field(
+        600, gt=0, description="give up when the gate or the queue stays closed, or no replica is ready, so long"
+    )
+
+    @model_validator(mode="after")
+    def _concurrency_in_order(self) -> RolloutSettings:
+        if self.max_concurrency < self.min_concurrency:
+            raise ValueError(
+                f"max_concurrency is {self.max_concurrency}, expected at least min_concurrency ({self.min_concurrency})"
+            )
+        return self
+
+    def episode_tokens(self, turns: int) -> int:
+        """Most tokens of an episode of so many turns; an observation may be as long as a prompt."""
+        return self.max_episode_tokens or turns * (self.max_prompt_tokens + self.max_tokens)
 
 
 class EvaluationSettings(_Settings):
@@ -67,16 +113,31 @@ class EvaluationSettings(_Settings):
 class StoreSettings(_Settings):
     """Where the queue and the weights live; empty values mean inside the run directory."""
 
-    database: str = Field("", description="SQLite file of queue and progress; on a local disk")
+    database: str = Field(
+        "",
+        description="of queue and progress: an SQLite file on a local disk, or on many machines "
+        "postgresql://user@host/database (password: ~/.pgpass or PGPASSWORD); ?schema= is the run's name by default",
+    )
+    database_timeout_s: float = Field(
+        60, gt=0, description="give up when the database is locked, or its server away, for so long"
+    )
+    blobs: str = Field("", description="folder of payloads above blob_bytes; every host must see it under this path")
+    blob_bytes: int = Field(2**20, gt=0, description="larger payloads are files, not rows")
     weights: str = Field("", description="folder of the weight store; every host must see it under this path")
     keep_versions: int = Field(8, ge=2)
     anchor_every: int = Field(16, ge=1, description="versions between full ones; 1 publishes every version whole")
     max_changed: float = Field(0.6, ge=0, le=1, description="publish whole where more than this share of it changed")
-    lease_s: float = Field(3600, gt=0)
+    lease_s: float = Field(3600, gt=0, description="the learner's leases of groups run out after so long")
+    claim_lease_s: float = Field(60, gt=0, description="a worker's claims of prompts that it does not renew run out")
+    max_queued_groups: int = Field(16384, gt=0, description="groups that wait for the learner; workers wait beyond")
+    max_queued_bytes: int = Field(4 * 2**30, gt=0, description="payload bytes that wait for the learner, likewise")
+    max_group_bytes: int = Field(256 * 2**20, gt=0, le=10**9, description="payload of one group")
+    max_age_s: float | None = Field(None, gt=0, description="groups that wait for longer become dead letters")
     max_tries: int = Field(3, ge=1, description="leases of a group before it becomes a dead letter")
 
     @model_validator(mode="after")
-    def _local_database(self) -> StoreSettings:
-        if "://" in self.database:
-            raise ValueError(f"database {self.database!r}: expected the path of an SQLite file")
+    def _known_engine(self) -> StoreSettings:
+        engine, separator, _ = self.database.partition("://")
+        if separator and engine not in ("postgresql", "postgres") and not self.database.startswith("sqlite:///"):
+            raise ValueError(f"database {engine}://...: expected a path, sqlite:///path or postgresql://user@host/name")
         return self

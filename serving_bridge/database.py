@@ -1,110 +1,272 @@
-"""The SQLite file that holds the queue and the run's progress."""
+"""Where the queue's rows live: transactions over SQLite on one machine or PostgreSQL on many, chosen by URL."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import apsw
 
-SCHEMA_VERSION = 1
-APPLICATION_ID = 0x57454952  # "WEIR"
+from learner_jax.waits import Waits
 
-_SCHEMA = """
-CREATE TABLE groups (
-  sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-  group_id TEXT NOT NULL UNIQUE,
-  state TEXT NOT NULL CHECK (state IN ('ready', 'leased', 'trained', 'acknowledged', 'dropped', 'dead')),
-  oldest_version INTEGER NOT NULL,
-  payload BLOB,
-  tries INTEGER NOT NULL DEFAULT 0,
-  lease_token INTEGER,
-  lease_expires_s REAL,
-  reason TEXT,
-  created_s REAL NOT NULL
-) STRICT;
-CREATE INDEX groups_by_state ON groups (state, sequence);
-CREATE TABLE claims (
-  prompt_index INTEGER PRIMARY KEY,
-  worker TEXT NOT NULL,
-  expires_s REAL NOT NULL
-) STRICT;
-CREATE TABLE progress (
-  key TEXT PRIMARY KEY,
-  value INTEGER NOT NULL
-) STRICT;
-"""
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+APPLICATION_ID = 0x57454952  # "WEIR"
+MEMORY = ":memory:"
+#: Bigger ones make payloads cheaper and changes of state dearer. Chosen when a file is made; older files keep theirs.
+_PAGE_BYTES = 8192
+#: The log is copied into the file each time it has grown so far: rarely enough to cost little, and never a big pause.
+_LOG_BYTES = 16 * 2**20
+_FIRST_POLL_S, _POLL_S = 0.0005, 0.02
 
 
 class DatabaseError(RuntimeError):
-    """The database file can't be used; the message says what is wrong with it and what to do."""
+    """The database can't be used; the message says what is wrong with it and what to do."""
 
 
 class DiskFullError(DatabaseError):
     """Nothing was written because the disk is full; nothing that was accepted before is lost."""
 
 
-def open_database(path: str | Path, *, busy_timeout_s: float = 30.0) -> apsw.Connection:
-    """Opens or creates the database (WAL, fsync on every commit).
+@dataclass(frozen=True)
+class Dialect:
+    """Where the engines' SQL differs.
+
+    Attributes:
+      for_update: ends a SELECT whose rows nobody else may change until the transaction ends.
+      for_share: ends a SELECT whose rows may be read by others in the same way, and not changed.
+      skip_locked: as `for_update`, and leaves out rows that others hold.
+      names: what stands for `{name}` in migrations.
+    """
+
+    name: str
+    for_update: str
+    for_share: str
+    skip_locked: str
+    names: Mapping[str, str]
+
+
+#: One writer at a time holds the whole file, hence no row locks.
+SQLITE = Dialect(
+    name="sqlite",
+    for_update="",
+    for_share="",
+    skip_locked="",
+    names={
+        "sequence": "INTEGER PRIMARY KEY AUTOINCREMENT",
+        "bytes": "BLOB",
+        "float": "REAL",
+        "int": "INTEGER",
+        "strict": " STRICT",
+    },
+)
+
+
+class Session(Protocol):
+    """The inside of one transaction; `?` stands for a parameter."""
+
+    @property
+    def dialect(self) -> Dialect: ...
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """The rows of one statement."""
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> list[Row]:
+        """The rows that one statement returned (RETURNING), for each of the parameters, in order."""
+
+
+class Database(Protocol):
+    """A connection. One transaction at a time; safe to use from several threads.
+
+    `work` may run more than once, when a connection was lost or a deadlock broken; only one run commits. It must touch
+    nothing but its session. What it raises undoes the transaction and goes on to the caller.
+    """
+
+    @property
+    def name(self) -> str:
+        """For messages: a path, or a URL without its password."""
+
+    def write(self, work: Callable[[Session], T]) -> T:
+        """Runs `work` in a transaction that is durable when this returns.
+
+        Raises:
+          DatabaseError: it could not be had within the bound; unless the message says otherwise nothing was changed.
+        """
+
+    def read(self, work: Callable[[Session], T]) -> T:
+        """Runs `work` on one consistent state of the database; it must not write."""
+
+    def close(self) -> None:
+        """Ends the connection."""
+
+
+def is_postgres(url: str | Path) -> bool:
+    return str(url).startswith(("postgresql://", "postgres://"))
+
+
+def sqlite_path(url: str | Path) -> Path:
+    """The file behind a path or an `sqlite:///...` URL (three slashes: relative, four: absolute).
 
     Raises:
-      DatabaseError: the file is not a Weir database, is damaged, or has another schema version.
+      DatabaseError: it is the URL of another engine.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        connection = apsw.Connection(str(path))
-        connection.set_busy_timeout(int(busy_timeout_s * 1000))
-        connection.pragma("journal_mode", "wal")
-        connection.pragma("synchronous", "full")
-        with transaction(connection):
-            _check_or_create(connection, path)
-    except apsw.NotADBError as error:
-        raise DatabaseError(f"{path} is not an SQLite database; expected a file that Weir wrote, or none") from error
-    except apsw.CantOpenError as error:
-        raise DatabaseError(f"{path} can't be opened ({error}); check the folder's permissions") from error
-    except apsw.CorruptError as error:
-        raise DatabaseError(f"{path} is damaged ({error}); restore it or move it away to start a new queue") from error
-    return connection
-
-
-def _check_or_create(connection: apsw.Connection, path: Path) -> None:
-    version = connection.pragma("user_version")
-    application = connection.pragma("application_id")
-    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    if tables == 0:
-        connection.execute(_SCHEMA)
-        connection.pragma("user_version", SCHEMA_VERSION)
-        connection.pragma("application_id", APPLICATION_ID)
-        return
-    if application != APPLICATION_ID:
-        raise DatabaseError(f"{path} is an SQLite database of another program; set store.database to another path")
-    if version != SCHEMA_VERSION:
+    text = str(url)
+    if text.startswith("sqlite:///"):
+        return Path(unquote(text.removeprefix("sqlite:///")))
+    if "://" in text:
         raise DatabaseError(
-            f"{path} has queue schema version {version}, this build reads {SCHEMA_VERSION}: "
-            f"use the build that wrote it, or set store.database to a new path"
+            f"database {text.partition('://')[0]}://...: expected a path, sqlite:///path or postgresql://... "
+            f"(store.database)"
         )
+    return Path(text)
 
 
-@contextmanager
-def transaction(connection: apsw.Connection) -> Iterator[apsw.Connection]:
-    """One write transaction: everything inside commits together or not at all.
+def absolute_url(url: str | Path, *, schema: str) -> str:
+    """The same database from any working folder; on a server, in a schema of its own unless the URL names one."""
+    if not is_postgres(url):
+        return str(sqlite_path(url).absolute())
+    parts = urlsplit(str(url))
+    if "schema" in dict(parse_qsl(parts.query)):
+        return str(url)
+    query = "&".join(filter(None, (parts.query, urlencode({"schema": schema}))))
+    return urlunsplit(parts._replace(query=query))
+
+
+def open_database(url: str | Path, *, timeout_s: float = 30.0, waits: Waits | None = None) -> Database:
+    """Opens or creates the queue's database, and brings an older schema up to date.
+
+    Args:
+      url: a path or `sqlite:///path`, `:memory:`, or `postgresql://...?schema=name`.
+      timeout_s: bound on waiting for the database: for another process's lock, or for a server that is away.
 
     Raises:
-      DiskFullError: the disk is full; the transaction was rolled back.
-      DatabaseError: another process held the write lock for longer than the busy timeout.
+      DatabaseError: it is not Weir's, is damaged, can't be reached, or was written by a newer build.
     """
+    from serving_bridge.migrations import migrate
+
+    waits = Waits() if waits is None else waits
+    database: Database
+    if is_postgres(url):
+        from serving_bridge.postgres import PostgresDatabase  # a driver that runs on one machine do without
+
+        database = PostgresDatabase(str(url), timeout_s=timeout_s, waits=waits)
+    else:
+        database = SqliteDatabase(sqlite_path(url), timeout_s=timeout_s, waits=waits)
     try:
-        connection.execute("BEGIN IMMEDIATE")
+        database.write(lambda session: migrate(session, database.name))
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+class SqliteSession:
+    """Implements `Session`."""
+
+    dialect = SQLITE
+
+    def __init__(self, connection: apsw.Connection):
+        self._connection = connection
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        return self._connection.execute(sql, parameters).fetchall()
+
+    def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> list[Row]:
+        return self._connection.executemany(sql, rows).fetchall()
+
+
+class SqliteDatabase:
+    """A file in WAL mode with an fsync on every commit; implements `Database`.
+
+    The file must be on a local disk: WAL needs memory that all processes share.
+    """
+
+    def __init__(self, path: Path, *, timeout_s: float, waits: Waits):
+        self.name = str(path)
+        self._timeout_s, self._waits = timeout_s, waits
+        self._lock = threading.Lock()
+        if self.name != MEMORY:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with self._clear_errors():
+            self._connection = apsw.Connection(self.name)
+            self._session = SqliteSession(self._connection)
+            self._connection.set_busy_timeout(int(timeout_s * 1000))  # while the mode is set, which can't be repeated
+            self._connection.pragma("page_size", _PAGE_BYTES)
+            self._connection.pragma("journal_mode", "wal")
+            self._connection.pragma("synchronous", "full")
+            page_bytes = self._connection.pragma("page_size")
+            self._connection.wal_autocheckpoint(max(1, _LOG_BYTES // page_bytes))
+            self._connection.pragma("journal_size_limit", 2 * _LOG_BYTES)  # cut to it after what made the log longer
+            self._connection.set_busy_timeout(0)
+
+    def write(self, work: Callable[[Session], T]) -> T:
+        return self._run("BEGIN IMMEDIATE", work)
+
+    def read(self, work: Callable[[Session], T]) -> T:
+        return self._run("BEGIN", work)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _run(self, begin: str, work: Callable[[Session], T]) -> T:
+        with self._lock, self._clear_errors():
+            try:
+                return self._transact(begin, work)
+            except apsw.BusyError:
+                pass
+            with self._waits.waiting(
+                f"the lock of {self.name}",
+                on="other processes that use it",
+                limit_s=self._timeout_s,
+                setting="store.database_timeout_s",
+                hint="it is locked by another process for too long: look for one that is stopped or hangs",
+                error=DatabaseError,
+            ) as wait:
+                pause_s = _FIRST_POLL_S
+                while True:
+                    wait.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _POLL_S)
+                    try:
+                        return self._transact(begin, work)
+                    except apsw.BusyError:
+                        continue
+
+    def _transact(self, begin: str, work: Callable[[Session], T]) -> T:
+        connection = self._connection
+        connection.execute(begin)
         try:
-            yield connection
+            result = work(self._session)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-    except (apsw.FullError, apsw.IOError) as error:
-        raise DiskFullError(f"{connection.filename}: {error}; free disk space and start again") from error
-    except apsw.BusyError as error:
-        raise DatabaseError(f"{connection.filename}: locked by another process for too long") from error
+        return result
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        path = self.name
+        try:
+            yield
+        except apsw.NotADBError as error:
+            raise DatabaseError(
+                f"{path} is not an SQLite database; expected a file that Weir wrote, or none"
+            ) from error
+        except apsw.CantOpenError as error:
+            raise DatabaseError(f"{path} can't be opened ({error}); check the folder's permissions") from error
+        except apsw.ReadOnlyError as error:
+            raise DatabaseError(
+                f"{path} can't be written ({error}); check the permissions of file and folder"
+            ) from error
+        except apsw.CorruptError as error:
+            raise DatabaseError(
+                f"{path} is damaged ({error}); restore it or move it away to start a new queue"
+            ) from error
+        except (apsw.FullError, apsw.IOError) as error:
+            raise DiskFullError(f"{path}: {error}; free disk space and start again") from error

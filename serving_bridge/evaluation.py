@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,6 +58,10 @@ class PromptEncoder:
         tokens = self.tokenizer.encode_prompt(self.text(problem), chat=self._chat)
         return tokens if len(tokens) <= self.max_prompt_tokens else None
 
+    def observation(self, text: str, *, after: int) -> list[int]:
+        """Token ids of what is said after an answer that ended with token `after`, ready for the next one."""
+        return self.tokenizer.encode_observation(text, chat=self._chat, after=after)
+
     def supervised(self, problem: Problem, target: str) -> tuple[list[int], list[bool]]:
         """(tokens, loss mask) of the prompt followed by the answer to imitate."""
         return self.tokenizer.encode_supervised(self.text(problem), target, chat=self._chat)
@@ -73,11 +78,14 @@ async def evaluate(
     timeout_s: float,
     temperature: float = 0.0,
     concurrency: int = 64,
+    scoring: Executor | None = None,
 ) -> Evaluation:
     """Answers the first `num_problems` held-out problems, one answer each, and scores them.
 
     Args:
       temperature: of the answers; 0 is greedy.
+      scoring: threads in which answers are scored; the event loop's own if None.
+
     Raises:
       ReplicaError: the replica failed. An evaluation is all or nothing.
     """
@@ -99,7 +107,8 @@ async def evaluate(
                 timeout_s=timeout_s,
             )
         text = encoder.tokenizer.decode(completion.tokens.tolist())
-        result = await asyncio.to_thread(task.score, RewardRequest(problem, text, completion.finish_reason))
+        request = RewardRequest(problem, text, completion.finish_reason)
+        result = await asyncio.get_running_loop().run_in_executor(scoring, task.score, request)
         return Sample(encoder.text(problem), text, problem.answer, result.score), result.verdict == "pass"
 
     answered = await asyncio.gather(*(answer(index) for index in range(num_problems)))

@@ -5,60 +5,59 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
-from learner_jax.contracts import ContractError, WeightManifest
+from learner_jax.waits import Waits
+from serving_bridge.caretaker import Caretaker
 from serving_bridge.config import ServingSettings
+from serving_bridge.fleet_orders import FleetStatus, OrderBook
+from serving_bridge.fleet_plan import FleetPlan
+from serving_bridge.health import Health
+from serving_bridge.member import Member, Row, Server
 from serving_bridge.registry import ReplicaRegistry
-from serving_bridge.replica import Replica, ReplicaStartError
-from serving_bridge.vllm_client import ReplicaError
-from serving_bridge.weight_files import StoreError
-from serving_bridge.weight_round import RoundOutcome
+from serving_bridge.replica import Replica
+from serving_bridge.restarts import RestartBudget
+from serving_bridge.store_follower import StoreFollower
 from serving_bridge.weight_store import WeightStore
 
 Log = Callable[..., None]
 
 _TICK_S = 0.03
 _HEARTBEAT_S = 5.0
-_FAILED_ROUNDS_BEFORE_RESTART = 3
-_FIRST_RETRY_S, _MAX_RETRY_S = 0.5, 30.0
+_ORDERS_S = 0.25
+_REQUESTS_S = 1.0
+#: beyond draining, what ending all servers may take
+END_S = 20.0
 
 
 class FleetError(RuntimeError):
     """The fleet can't serve any more; says why."""
 
 
-@dataclass
-class _Member:
-    """A replica and what the controller knows of it."""
-
-    replica: Replica
-    version: int = -1
-    step: int = -1
-    restarts: int = 0
-    failed_rounds: int = 0
-    retry_s: float = float("-inf")
-    reported: tuple[str, int] = ("", -1)
-    reported_s: float = field(default=float("-inf"))
-    work: asyncio.Task[None] | None = None
-    in_round: bool = False
-    #: versions that the store holds in a form that this replica can't use
-    damaged: set[int] = field(default_factory=set)
+def open_aiohttp_session() -> AbstractAsyncContextManager[Any]:
+    """The HTTP session of a real fleet: any number of connections."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
 class Fleet:
-    """Starts `settings.replicas` vLLM servers and follows the weight store with them until stopped.
+    """Starts vLLM servers, `settings.replicas` or as many as ordered, and follows the weight store with them.
 
-    A replica takes requests only in state "ready", which it reaches through a verified weight round; one that
-    restarted is stale until then.
+    A replica takes requests only after a verified weight round, and each time that its process was started anew only
+    after another one. `serving_bridge.lifecycle` has the states, `fleet_orders` what an operator may order.
 
     Args:
       model_dir: folder that servers start from; its weights are replaced by the store's before any request.
       keep_versions: versions kept in the store; those that a replica serves are always kept.
+      name: of this controller, unique in the registry; its replicas are named after it. The host's name by default.
+      make_replica: (name, port) -> server; a `Replica` by default. Port 0 lets it pick a free one.
+      open_session: HTTP session for the replicas that are made by default.
+      run_blocking: runs file work, which may be slow, off the event loop.
+      clock: seconds since the epoch, for the status file.
     """
 
     def __init__(
@@ -72,179 +71,215 @@ class Fleet:
         keep_versions: int,
         log: Log,
         should_stop: Callable[[], bool],
+        name: str = "",
+        make_replica: Callable[[str, int], Server] | None = None,
+        open_session: Callable[[], AbstractAsyncContextManager[Any]] = open_aiohttp_session,
+        run_blocking: Callable[..., Awaitable[Any]] = asyncio.to_thread,
+        waits: Waits | None = None,
+        clock: Callable[[], float] = time.time,
     ):
+        self.name = name or socket.gethostname()
+        self.members: list[Member] = []
         self._settings = settings
         self._model_dir = model_dir
-        self._store = store
         self._registry = registry
         self._log_dir = log_dir
-        self._keep_versions = keep_versions
         self._log = log
         self._should_stop = should_stop
-        self._newest: WeightManifest | None = None
-        self._unreadable: int | None = None
+        self._make_replica = make_replica or self._real_replica
+        self._open_session = open_session
+        self._run_blocking = run_blocking
+        self._waits = waits or Waits()
+        self._clock = clock
+        self._book = OrderBook(registry.folder, self.name)
+        self._plan = FleetPlan(settings)
+        self._follower = StoreFollower(store, keep_versions=keep_versions, log=log, run_blocking=run_blocking)
+        # One id for all rounds: what a controller of this name left unfinished, this one goes on with at once.
+        self._caretaker = Caretaker(settings, store, self._follower, round_id=self.name, log=log)
+        self._background: dict[str, asyncio.Task[None]] = {}
+        #: what the registry was told last of each replica, and when
+        self._reported: dict[str, tuple[Row, float]] = {}
 
     async def run(self) -> None:
-        """Serves until `should_stop`.
+        """Serves until `should_stop`, then lets answers in flight finish; cancelled or failing, it ends all at once.
 
         Raises:
           ReplicaStartError: a server could not start the first time.
-          FleetError: a replica crashed more than `serving.max_restarts` times.
+          FleetError: fewer than `serving.min_healthy` replicas served for `serving.min_healthy_s`, or can any more.
         """
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            members = [self._member(index, session) for index in range(self._settings.replicas)]
+        async with self._open_session() as session:
+            self._session = session
             try:
-                await self._start_all(members)
+                await self._begin()
                 while not self._should_stop():
-                    self._follow_store(members)
-                    for member in members:
-                        self._tend(member, members)
-                        self._report(member)
+                    self._tick()
                     await asyncio.sleep(_TICK_S)
+                await self._end_gently()
             finally:
-                await self._stop(members)
+                await self._end_now()
 
-    def _member(self, index: int, session: aiohttp.ClientSession) -> _Member:
-        name = f"{socket.gethostname()}-{index}"
-        port = self._settings.port + index if self._settings.port else 0
+    async def _begin(self) -> None:
+        """Forgets the replicas of a controller of this name that died, and takes up the orders that it had."""
+        for row in await self._run_blocking(self._registry.replicas):
+            if row.fleet == self.name:
+                await self._run_blocking(self._registry.remove, row.name)
+        self._plan.begin(await self._run_blocking(self._book.orders))
+        for _ in range(self._plan.wanted):
+            self._join(must_start=True)
+        self._beside("store", _TICK_S, self._follow_store)
+        self._beside("registry", _TICK_S, self._report)
+        self._beside("orders", _ORDERS_S, self._follow_orders)
+        self._beside("requests", _REQUESTS_S, self._count_requests)
+        self._beside("floor", _TICK_S, self._check_floor)
+
+    def _tick(self) -> None:
+        """Looks after everything once, without waiting."""
+        for task in self._background.values():
+            if task.done():
+                task.result()
+        self._plan.follow(self.members, join=self._join)
+        for member in list(self.members):
+            self._caretaker.tend(member, self.members)
+            if member.wish == "leave" and member.state == "stopped" and member.work is None:
+                self._forget(member)
+
+    def _join(self, *, must_start: bool = False) -> None:
+        used = {member.index for member in self.members}
+        index = next(number for number in range(len(used) + 1) if number not in used)
+        server = self._make_replica(f"{self.name}-{index}", self._settings.port + index if self._settings.port else 0)
+        budget = RestartBudget(self._settings.max_restarts, self._settings.restart_window_s)
+        member = Member(index, server, Health(self._settings, self._now()), budget, must_start=must_start)
+        self.members.append(member)
+        check_s, look_s = self._settings.health_interval_s, self._settings.hang_s / 8
+        self._beside(f"health of {member.name}", check_s, lambda: self._check_health(member))
+        self._beside(f"sampling of {member.name}", look_s, lambda: self._check_sampling(member))
+
+    def _real_replica(self, name: str, port: int) -> Server:
         log_path = self._log_dir / f"{name}.log"
-        return _Member(Replica(name, self._model_dir, self._settings, session, log_path=log_path, port=port))
-
-    async def _start_all(self, members: list[_Member]) -> None:
-        """Starts all servers side by side; a stop that is asked for meanwhile ends them at once."""
-        starting = asyncio.gather(*(self._start(member) for member in members))
-        while not starting.done():
-            if self._should_stop():
-                starting.cancel()
-            await asyncio.wait([starting], timeout=_TICK_S)
-        if not starting.cancelled():
-            starting.result()
-
-    async def _start(self, member: _Member) -> None:
-        started = time.monotonic()
-        await member.replica.start()
-        self._log("replica_started", replica=member.replica.name, seconds=time.monotonic() - started)
-
-    def _follow_store(self, members: list[_Member]) -> None:
-        versions = self._store.versions()
-        if not versions or (self._newest is not None and versions[-1] == self._newest.version):
-            return
-        try:
-            self._newest = self._store.best_manifest(versions[-1])
-        except (StoreError, ContractError) as error:
-            if self._unreadable != versions[-1]:
-                self._unreadable = versions[-1]
-                self._want_anchor(versions[-1], str(error))
-            return
-        in_use = {member.version for member in members}
-        self._store.collect(self._keep_versions, in_use)
-
-    def _tend(self, member: _Member, members: list[_Member]) -> None:
-        """Starts at most one piece of work for a replica: a restart, or a round."""
-        if member.work is not None:
-            if not member.work.done():
-                return
-            member.work.result()
-            member.work, member.in_round = None, False
-        if member.replica.exit_status() is not None:
-            member.work = asyncio.create_task(self._restart(member))
-            return
-        most = self._settings.updates_at_once or len(members)
-        if sum(other.in_round for other in members) >= most or time.monotonic() < member.retry_s:
-            return
-        manifest = self._target(member)
-        if manifest is not None and member.version < manifest.version:
-            member.in_round = True
-            member.work = asyncio.create_task(self._update(member, manifest))
-
-    def _target(self, member: _Member) -> WeightManifest | None:
-        """The version to bring a replica to: the newest, or for one that serves none the newest that it can use.
-
-        A version that the store holds damaged is tried again once it is there whole.
-        """
-        member.damaged = {version for version in member.damaged if not self._store.has_anchor(version)}
-        newest = self._newest
-        if newest is None or newest.version not in member.damaged:
-            return newest
-        older = [v for v in self._store.versions() if v not in member.damaged and v < newest.version]
-        return self._store.best_manifest(older[-1]) if older and member.version < 0 else None
-
-    async def _update(self, member: _Member, manifest: WeightManifest) -> None:
-        try:
-            outcome = await member.replica.update(self._store, manifest)
-        except ReplicaError as error:
-            outcome = RoundOutcome(status="unfit", version=manifest.version, error=str(error))
-        self._log_round(member, manifest, outcome)
-        if outcome.status == "updated":
-            member.version, member.step, member.failed_rounds = manifest.version, manifest.step, 0
-            self._report(member)
-            return
-        if outcome.store_damaged:
-            self._want_anchor(manifest.version, outcome.error or "")
-            member.damaged.add(manifest.version)
-            if outcome.status == "rejected":
-                return  # it serves on; the next round comes with another form of the version
-        member.failed_rounds += 1
-        member.retry_s = time.monotonic() + min(_FIRST_RETRY_S * 2**member.failed_rounds, _MAX_RETRY_S)
-        if outcome.status == "rejected":
-            return  # it still serves its old version, as well as before
-        member.version, member.step = -1, -1
-        if member.failed_rounds >= _FAILED_ROUNDS_BEFORE_RESTART and member.replica.exit_status() is None:
-            await member.replica.kill()
-
-    def _want_anchor(self, version: int, reason: str) -> None:
-        self._log("version_damaged", version=version, error=reason)
-        self._store.want_anchor(version, reason)
-
-    async def _restart(self, member: _Member) -> None:
-        """Brings a dead server back; it is stale until its first verified round."""
-        member.restarts += 1
-        member.version, member.step, member.failed_rounds = -1, -1, 0
-        member.damaged.clear()
-        name, limit = member.replica.name, self._settings.max_restarts
-        if member.restarts > limit:
-            raise FleetError(
-                f"{name} ended {member.restarts} times, more than serving.max_restarts = {limit}; see "
-                f"{member.replica.log_path}"
-            )
-        self._log("replica_restart", replica=name, restarts=member.restarts)
-        try:
-            await self._start(member)
-        except ReplicaStartError as error:
-            self._log("replica_failed", replica=name, error=str(error))
-
-    def _report(self, member: _Member) -> None:
-        """Writes the replica's row when something changed, and now and then as a heartbeat."""
-        replica = member.replica
-        # A round keeps the replica open to requests: they queue through its short pause and go on.
-        state = "ready" if replica.state == "updating" and member.version >= 0 else replica.state
-        now = time.monotonic()
-        if (state, member.version) == member.reported and now - member.reported_s < _HEARTBEAT_S:
-            return
-        if (state, member.version) != member.reported:
-            self._log("replica", replica=replica.name, state=state, version=member.version)
-        member.reported, member.reported_s = (state, member.version), now
-        self._registry.report(replica.name, url=replica.base_url, state=state, version=member.version, step=member.step)
-
-    def _log_round(self, member: _Member, manifest: WeightManifest, outcome: RoundOutcome) -> None:
-        self._log(
-            "round",
-            replica=member.replica.name,
-            version=manifest.version,
-            step=manifest.step,
-            outcome=outcome.status,
-            stage_s=outcome.stage_s,
-            pause_s=outcome.pause_s,
-            probe_s=outcome.probe_s,
-            running_at_pause=outcome.num_running,
-            probe_max_abs=outcome.probe_max_abs,
-            error=outcome.error,
+        return Replica(
+            name, self._model_dir, self._settings, self._session, log_path=log_path, port=port, waits=self._waits
         )
 
-    async def _stop(self, members: list[_Member]) -> None:
-        for member in members:
-            self._registry.remove(member.replica.name)
-            if member.work is not None:
+    def _beside(self, what: str, every_s: float, look: Callable[[], Awaitable[None]]) -> None:
+        """Looks at something again and again, in a task of its own, so that what is slow holds up nothing else."""
+
+        async def again_and_again() -> None:
+            while True:
+                await look()
+                await asyncio.sleep(every_s)
+
+        self._background[what] = asyncio.create_task(again_and_again(), name=what)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _forget(self, member: Member) -> None:
+        self.members.remove(member)
+        for what in ("health", "sampling"):
+            self._background.pop(f"{what} of {member.name}").cancel()
+
+    async def _check_health(self, member: Member) -> None:
+        if member.is_running:
+            await member.health.check(member.server.client)
+
+    async def _check_sampling(self, member: Member) -> None:
+        if member.is_running and not member.in_round:
+            await member.health.check_sampling(member.server.client)
+
+    async def _follow_store(self) -> None:
+        def in_use() -> set[int]:
+            own = {member.version for member in self.members}
+            return own | {row.version for row in self._registry.replicas()}  # those of other fleets too
+
+        await self._follower.look(in_use)
+
+    async def _follow_orders(self) -> None:
+        if self._plan.take(await self._run_blocking(self._book.orders), self.members) and self._plan.refused:
+            await self._run_blocking(self._book.settle, self._plan.order_id, self._plan.wanted)
+        status = FleetStatus(
+            fleet=self.name,
+            wanted=self._plan.wanted,
+            order_id=self._plan.order_id,
+            refused=self._plan.refused,
+            doing=self._plan.doing(self.members),
+            heartbeat_s=self._clock(),
+        )
+        await self._run_blocking(self._book.report, status)
+
+    async def _count_requests(self) -> None:
+        totals = await self._run_blocking(self._registry.all_request_totals)
+        for member in self.members:
+            succeeded, failed = totals.get(member.name, (0, 0))
+            member.health.count_requests(succeeded, failed, self._now())
+
+    async def _report(self) -> None:
+        """Writes a replica's row whenever something changed, and now and then as a heartbeat; removes those gone."""
+        for member in list(self.members):
+            row = member.row()
+            before, at_s = self._reported.get(member.name, (None, float("-inf")))
+            if row == before and self._now() - at_s < _HEARTBEAT_S:
+                continue
+            self._reported[member.name] = row, self._now()
+            if row != before:
+                self._log("replica", replica=member.name, state=row.state, version=row.version, reason=row.reason)
+            await self._run_blocking(lambda row=row: self._registry.report(fleet=self.name, **row._asdict()))
+        for name in self._reported.keys() - {member.name for member in self.members}:
+            del self._reported[name]
+            self._log("replica", replica=name, state="gone", version=-1, reason="")
+            await self._run_blocking(self._registry.remove, name)
+
+    async def _check_floor(self) -> None:
+        """Ends the fleet when too few replicas serve for too long, once there is something to serve."""
+        least = self._settings.min_healthy
+        if self._follower.newest is None or self._num_healthy() >= least:
+            return
+        with self._waits.waiting(
+            f"{least} healthy replicas",
+            on=f"replicas of fleet {self.name}",
+            limit_s=self._settings.min_healthy_s,
+            setting="serving.min_healthy_s",
+            error=FleetError,
+        ) as wait:
+            while self._num_healthy() < least:
+                wait.hint("; ".join(member.describe() for member in self.members))
+                if sum(member.has_hope() for member in self.members) < least:
+                    raise wait.error()
+                await wait.pause(_TICK_S)
+
+    def _num_healthy(self) -> int:
+        return sum(member.state == "healthy" for member in self.members)
+
+    async def _end_gently(self) -> None:
+        """Takes all replicas out of use, lets them finish what they have, bounded, and ends them."""
+        for what in [name for name in self._background if name != "registry"]:
+            self._background.pop(what).cancel()
+        for member in self.members:
+            member.wish = "leave"
+            if member.work is not None and member.state != "draining":
                 member.work.cancel()
-        await asyncio.gather(*(m.work for m in members if m.work is not None), return_exceptions=True)
-        await asyncio.gather(*(member.replica.stop() for member in members))
+        with self._waits.waiting(
+            "replicas to finish their answers and end",
+            on=f"replicas of fleet {self.name}",
+            limit_s=self._settings.drain_timeout_s + END_S,
+        ) as wait:
+            while wait.remaining_s and any(m.state != "stopped" or m.work is not None for m in self.members):
+                for member in self.members:
+                    self._caretaker.tend(member, self.members)
+                await wait.pause(_TICK_S)
+
+    async def _end_now(self) -> None:
+        """Ends what is left of all replicas, and takes them from the registry."""
+        for task in self._background.values():
+            task.cancel()
+        # First the servers: work on them then ends by itself, instead of taking its time to end in order.
+        killed = await asyncio.gather(*(member.server.kill() for member in self.members), return_exceptions=True)
+        tasks = [*self._background.values(), *(member.work for member in self.members if member.work is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for member in self.members:
+            await self._run_blocking(self._registry.remove, member.name)
+        await self._run_blocking(self._book.clear_status)
+        for failure in killed:
+            if isinstance(failure, BaseException):
+                raise failure

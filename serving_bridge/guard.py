@@ -96,6 +96,18 @@ class GuardedProcess:
         """Ends the command and all its descendants now."""
         self._signal(_KILL_NOW)
 
+    def destroy(self) -> None:
+        """Ends guard, command and all descendants by SIGKILL from here, for a guard that does not do it itself.
+
+        Raises:
+          GuardError: some outlived it.
+        """
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(_KILL_TIMEOUT_S)
+        self.poll()
+        kill_marked(self._mark)
+
     def wait(self, timeout_s: float) -> int:
         """Waits for the end of the command and all its descendants.
 

@@ -1,83 +1,92 @@
-"""The durable queue between rollout workers and the learner.
+"""The durable queue between rollout workers and the learner: loses nothing, and has every group trained on once.
 
-A prompt is claimed by a worker, its group of answers is put, leased by the learner, trained on, and acknowledged
-once a checkpoint holds that fact. States of a group:
+A prompt is claimed by a worker, its group of answers is put, leased by the learner, trained on, and acknowledged once a
+checkpoint holds that fact; `queue_states` is the table of what may happen to a group. The rows are in SQLite or
+PostgreSQL, big payloads in files beside them.
 
-    ready -> leased -> trained -> acknowledged
-      ^        |          |
-      |        v          '-> ready again, when the learner restarts from an older checkpoint
-      |       nack, expired lease (dead after too many tries)
-      '------------'
-    ready -> dropped, when it is too stale to train on
-
-Acknowledged, dropped and dead groups keep their row without payload (dead ones with it), so that putting the same
-group again has no effect.
+Groups that ended keep their row without payload, so that putting the same group again has no effect, until every
+prompt up to theirs has ended; from then on the watermark stands for them all (`queue_rows.purge`).
 """
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from learner_jax.contracts import (
-    ContractError,
-    Lease,
-    LeaseReport,
-    Payloads,
-    Trajectory,
-    decode_group,
-    encode_group,
-)
-from serving_bridge.database import open_database, transaction
-from serving_bridge.staleness import Pace, dispatch_room, is_stale
+from learner_jax.contracts import ContractError, Lease, LeaseReport, Payloads, RecordLimits, Trajectory
+from learner_jax.waits import Wait, Waits
+from serving_bridge import queue_rows as rows
+from serving_bridge import queue_view
+from serving_bridge.blobs import BlobError, BlobFolder
+from serving_bridge.database import Database, Row, Session, open_database
+from serving_bridge.payloads import Payloader, blobs_beside
+from serving_bridge.queue_bounds import QueueBounds, QueueError, QueueFullError, check_room
+from serving_bridge.queue_rows import LeasedRow, Record
+from serving_bridge.queue_states import Event
+from serving_bridge.queue_view import Overview, Progress
+from serving_bridge.staleness import Pace
 
-
-class QueueError(RuntimeError):
-    """The queue is not the one that was expected."""
+__all__ = ["LeaseLostError", "Overview", "Progress", "QueueBounds", "QueueError", "QueueFullError", "TrajectoryQueue"]
 
 
 class LeaseLostError(RuntimeError):
-    """A group is no longer leased to this consumer: another one took it after the lease ran out."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the learner has made known, and how full the queue is."""
-
-    completed_steps: int
-    trained_version: int
-    finished: bool
-    next_prompt: int
-    num_ready: int
-    num_leased: int
-    num_trained: int
-    num_acknowledged: int
-    num_dropped: int
-    num_dead: int
-    num_claimed: int
+    """A group is no longer leased to this consumer, or another consumer has taken over the whole queue."""
 
 
 class TrajectoryQueue:
     """One connection to the queue; implements `learner_jax.contracts.TrajectorySource`.
 
     Args:
-      path: the SQLite file.
-      lease_s: seconds until a lease or claim that nobody renewed is taken back.
+      url: a path or `sqlite:///path`, `:memory:`, or `postgresql://...?schema=name`; may be left out with `database`.
+      lease_s: seconds until the learner's lease of a group that it neither trained on nor gave back is taken back.
+      claim_lease_s: seconds until a worker's claims that it did not renew are handed on.
       max_tries: leases of one group before it becomes a dead letter.
-      clock: wall clock in seconds, common to all processes that share the file.
+      clock: wall clock in seconds, common to all processes that share the queue.
+      limits: what the run takes in; groups outside are refused by `put` and buried when leased. None takes all.
+      bounds: what the queue holds at most.
+      blobs: folder for payloads above `blob_bytes`, which all processes see; by default beside the SQLite file.
+      timeout_s: bound on waiting for the database.
+      consumer: name of this process in leases, for people.
+      database: takes the place of `url`; its schema must be there (`database.open_database`, `migrations.migrate`).
     """
 
     def __init__(
-        self, path: str | Path, *, lease_s: float = 3600.0, max_tries: int = 3, clock: Callable[[], float] = time.time
+        self,
+        url: str | Path = "",
+        *,
+        lease_s: float = 3600.0,
+        claim_lease_s: float = 60.0,
+        max_tries: int = 3,
+        clock: Callable[[], float] = time.time,
+        limits: RecordLimits | None = None,
+        bounds: QueueBounds | None = None,
+        blobs: str | Path | None = None,
+        blob_bytes: int = 2**20,
+        timeout_s: float = 30.0,
+        waits: Waits | None = None,
+        consumer: str = "",
+        database: Database | None = None,
     ):
-        self._db = open_database(path)
-        self._lease_s = lease_s
-        self._max_tries = max_tries
+        self._db = open_database(url, timeout_s=timeout_s, waits=waits) if database is None else database
+        self._lease_s, self._claim_lease_s, self._max_tries = lease_s, claim_lease_s, max_tries
         self._clock = clock
+        self._bounds = QueueBounds() if bounds is None else bounds
+        folder = Path(blobs) if blobs is not None else blobs_beside(self._db.name) if database is None else None
+        self._payloads = Payloader(limits, folder, blob_bytes=blob_bytes, max_bytes=self._bounds.max_group_bytes)
+        self._consumer = consumer or f"{socket.gethostname()}:{os.getpid()}"
         self._tokens: dict[str, int] = {}
+        self._epoch = self._db.read(lambda session: rows.get(session, "consumer_epoch"))
+
+    @property
+    def database(self) -> Database:
+        return self._db
+
+    @property
+    def blobs(self) -> BlobFolder | None:
+        return self._payloads.blobs
 
     def close(self) -> None:
         self._db.close()
@@ -90,81 +99,117 @@ class TrajectoryQueue:
         Claims that ran out are handed on before new prompts are started.
         """
         now = self._clock()
-        if not self._expired_claims(now, limit) and not self._room(pace, served_step):
+        expires_s = now + self._claim_lease_s
+
+        def is_open(session: Session) -> bool:
+            return bool(rows.expired_claims(session, now, 1)) or rows.room(session, pace, served_step) > 0
+
+        if limit < 1 or not self._db.read(is_open):
             return []  # the common case while the gate is closed costs no write
-        with transaction(self._db) as db:
-            expired = self._expired_claims(now, limit)
-            start = self._get("next_prompt")
-            fresh = range(start, start + min(self._room(pace, served_step), limit - len(expired)))
-            self._set("next_prompt", fresh.stop)
-            claimed = [*expired, *fresh]
-            db.executemany(
-                "INSERT OR REPLACE INTO claims VALUES (?, ?, ?)",
-                [(index, worker, now + self._lease_s) for index in claimed],
+        return self._db.write(
+            lambda session: rows.claim(
+                session, worker, limit, pace, served_step=served_step, now=now, expires_s=expires_s
             )
-        return claimed
+        )
+
+    def renew_claims(self, worker: str) -> list[int]:
+        """A worker's sign of life: its claims last `claim_lease_s` from now. Returns them.
+
+        What it works on and is not among them was handed on to another worker, put, or given up.
+        """
+        expires_s = self._clock() + self._claim_lease_s
+
+        def work(session: Session) -> list[int]:
+            renewed = session.execute(
+                "UPDATE claims SET expires_s = ? WHERE worker = ? RETURNING prompt_index", (expires_s, worker)
+            )
+            return sorted(index for (index,) in renewed)
+
+        return self._db.write(work)
+
+    def hand_on_claims(self, worker: str) -> None:
+        """Lets others take a worker's claims at once: it stops, and won't finish them."""
+        self._db.write(lambda session: session.execute("UPDATE claims SET expires_s = -1 WHERE worker = ?", (worker,)))
 
     def resume_claims(self, worker: str) -> list[int]:
         """Prompts that an earlier life of this worker claimed and never finished; they stay claimed."""
-        with transaction(self._db) as db:
-            db.execute("UPDATE claims SET expires_s = ? WHERE worker = ?", (self._clock() + self._lease_s, worker))
-            rows = db.execute("SELECT prompt_index FROM claims WHERE worker = ? ORDER BY prompt_index", (worker,))
-            return [row[0] for row in rows]
+        return self.renew_claims(worker)
 
-    def release_claim(self, prompt_index: int) -> None:
-        """Gives up a claim; its place is refunded and the prompt is skipped."""
-        with transaction(self._db) as db:
-            db.execute("DELETE FROM claims WHERE prompt_index = ?", (prompt_index,))
+    def release_claim(self, prompt_index: int, *, worker: str | None = None) -> None:
+        """Gives up a claim; its place is refunded and the prompt is skipped.
 
-    def put(self, groups: Sequence[tuple[int, Sequence[Trajectory]]]) -> int:
+        Args:
+          worker: its holder; a claim that was handed on to another one then stays.
+        """
+        held, by = ("", ()) if worker is None else (" AND worker = ?", (worker,))
+        self._db.write(
+            lambda session: session.execute(f"DELETE FROM claims WHERE prompt_index = ?{held}", (prompt_index, *by))
+        )
+
+    def put(self, groups: Sequence[tuple[int, Sequence[Trajectory]]], *, priority: int = 0) -> int:
         """Accepts finished groups as (prompt index, trajectories) in one transaction; returns how many were new.
 
         A group that is already known under its id, in whatever state, is not added again.
+
+        Args:
+          priority: groups with a higher one are leased first.
+
+        Raises:
+          ContractError: a group breaks its contract, the run's limits or the size limit; none was accepted.
+          QueueFullError: the queue holds as much as it may; none was accepted.
         """
-        rows = [
-            (group[0].group_id, min(t.oldest_version for t in group), encode_group(group), self._clock())
-            for _, group in groups
-        ]
-        num_new = 0
-        with transaction(self._db) as db:
-            for row in rows:
-                db.execute(
-                    "INSERT OR IGNORE INTO groups (group_id, state, oldest_version, payload, created_s) "
-                    "VALUES (?, 'ready', ?, ?, ?)",
-                    row,
-                )
-                num_new += db.changes()
-            db.executemany("DELETE FROM claims WHERE prompt_index = ?", [(index,) for index, _ in groups])
-        return num_new
+        if not groups:
+            return 0
+        records = [self._payloads.pack(index, group) for index, group in groups]
+        now = self._clock()
+
+        def work(session: Session) -> list[Record]:
+            ready = rows.queued(session)[0]
+            new = rows.insert(session, records, priority=priority, now=now)
+            if new and ready:
+                check_room(session, self._bounds)
+            return new
+
+        new = self._db.write(work)
+        self._payloads.keep(new)
+        return len(new)
+
+    async def put_waiting(
+        self, groups: Sequence[tuple[int, Sequence[Trajectory]]], wait: Wait, *, priority: int = 0
+    ) -> int:
+        """`put` that waits while the queue is full, at most until the wait's bound."""
+        while True:
+            try:
+                return self.put(groups, priority=priority)
+            except QueueFullError as error:
+                wait.hint(str(error))
+                await wait.pause(error.retry_after_s)
 
     # Learner side.
 
     def lease_groups(self, count: int, *, trained_version: int, max_staleness: int) -> LeaseReport:
-        """Leases up to `count` groups, oldest first. Stale ones are dropped, unreadable ones become dead letters."""
-        groups: list[list[Trajectory]] = []
-        with transaction(self._db):
-            self._take_back_expired(self._clock())
-            num_dropped = self._drop_stale(trained_version, max_staleness)
-            for group_id, payload in self._ready("payload", count):
-                try:
-                    groups.append(decode_group(payload))
-                except ContractError as error:
-                    self._set_state(group_id, "dead", reason=str(error))
-                else:
-                    self._lease(group_id)
+        """Leases up to `count` groups, oldest first. Stale ones are dropped, unreadable ones become dead letters.
+
+        Raises:
+          LeaseLostError: another learner has taken over (as do `lease`, `mark_trained`, `acknowledge` and `finish`).
+        """
+        leased, num_dropped = self._lease(count, trained_version, max_staleness, payloads=True)
+        groups, unreadable = [], {}
+        for row in leased:
+            try:
+                groups.append(self._payloads.unpack(row.blob, row.payload))
+            except (ContractError, BlobError) as error:
+                unreadable[row.group_id] = str(error)
+        if unreadable:
+            self._bury(unreadable)
         return LeaseReport(groups=groups, num_dropped_stale=num_dropped)
 
     def lease(self, count: int, *, trained_version: int, max_staleness: int) -> Lease:
         """As `lease_groups`, for groups that other connections to this queue `read`."""
-        with transaction(self._db):
-            self._take_back_expired(self._clock())
-            num_dropped = self._drop_stale(trained_version, max_staleness)
-            leased = self._ready("length(payload)", count)
-            for group_id, _ in leased:
-                self._lease(group_id)
+        leased, num_dropped = self._lease(count, trained_version, max_staleness, payloads=False)
         return Lease(
-            group_ids=[group_id for group_id, _ in leased],
-            num_bytes=[size for _, size in leased],
+            group_ids=[row.group_id for row in leased],
+            num_bytes=[row.num_bytes for row in leased],
             num_dropped_stale=num_dropped,
         )
 
@@ -174,18 +219,17 @@ class TrajectoryQueue:
         Raises:
           QueueError: a group is not leased in this queue.
         """
+        found = self._db.read(lambda session: rows.leased_payloads(session, group_ids))
         read = Payloads({}, {})
         for group_id in group_ids:
-            query = "SELECT payload FROM groups WHERE group_id = ? AND state = 'leased'"
-            row = self._db.execute(query, (group_id,)).fetchone()
-            if row is None:
+            if group_id not in found:
                 raise QueueError(
-                    f"group {group_id} is not leased in {self._db.filename}: all hosts of the learner must open the "
+                    f"group {group_id} is not leased in {self._db.name}: all hosts of the learner must open the "
                     f"same queue (store.database)"
                 )
             try:
-                read.groups[group_id] = decode_group(row[0])
-            except ContractError as error:
+                read.groups[group_id] = self._payloads.unpack(*found[group_id])
+            except (ContractError, BlobError) as error:
                 read.unreadable[group_id] = str(error)
         return read
 
@@ -195,10 +239,7 @@ class TrajectoryQueue:
         Raises:
           LeaseLostError: it is not leased to this consumer any more.
         """
-        with transaction(self._db):
-            self._require_lease(group_id)
-            self._set_state(group_id, "dead", reason=reason)
-        self._tokens.pop(group_id, None)
+        self._bury({group_id: reason})
 
     def mark_trained(self, group_ids: Sequence[str], *, completed_steps: int, trained_version: int) -> None:
         """Records that one optimizer step consumed these groups and that its weights are `trained_version`.
@@ -206,149 +247,151 @@ class TrajectoryQueue:
         Raises:
           LeaseLostError: a group is not leased to this consumer any more; nothing was recorded.
         """
-        with transaction(self._db):
-            for group_id in group_ids:
-                self._require_lease(group_id)
-                self._set_state(group_id, "trained")
-            self._set("completed_steps", completed_steps)
-            self._set("trained_version", trained_version)
+
+        def work(session: Session) -> None:
+            self._require_epoch(session)
+            self._require_leases(session, group_ids)
+            rows.change_named(session, "train", group_ids)
+            rows.put(session, "completed_steps", completed_steps)
+            rows.put(session, "trained_version", trained_version)
+
+        self._db.write(work)
 
     def acknowledge(self, group_ids: Sequence[str]) -> None:
         """Ends groups whose training is committed in a checkpoint; their payload is freed."""
-        with transaction(self._db) as db:
-            db.executemany(
-                "UPDATE groups SET state = 'acknowledged', payload = NULL WHERE group_id = ? AND state = 'trained'",
-                [(group_id,) for group_id in group_ids],
-            )
-        for group_id in group_ids:
-            self._tokens.pop(group_id, None)
+
+        def work(session: Session) -> list[str]:
+            self._require_epoch(session)
+            ended = rows.free(session, rows.change_named(session, "acknowledge", group_ids))
+            return rows.blobs_of(ended) + rows.purge(session, max_dead=self._bounds.max_dead)
+
+        self._payloads.delete(self._db.write(work))
+        self._forget(group_ids)
 
     def reject(self, group_id: str, reason: str) -> None:
         """Negative acknowledgement: the group goes back to ready, or becomes a dead letter after too many tries."""
-        with transaction(self._db) as db:
-            self._require_lease(group_id)
-            tries = db.execute("SELECT tries FROM groups WHERE group_id = ?", (group_id,)).fetchone()[0]
-            self._set_state(group_id, "dead" if tries >= self._max_tries else "ready", reason=reason)
-        self._tokens.pop(group_id, None)
+
+        def work(session: Session) -> None:
+            self._require_epoch(session)
+            tries = self._require_leases(session, [group_id])[group_id]
+            event: Event = "exhaust" if tries >= self._max_tries else "reject"
+            rows.change_named(session, event, [group_id], also="reason = ?", values=(reason,))
+
+        self._db.write(work)
+        self._forget([group_id])
 
     def recover(self, consumed_group_ids: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> None:
-        """Makes the queue agree with the checkpoint that the learner (re)starts from.
+        """Takes over as the learner, and makes the queue agree with the checkpoint that it (re)starts from.
 
-        Groups that the checkpoint holds are acknowledged (also when this file never saw them); all others that an
-        earlier life of the learner leased or trained on are ready again.
+        Groups that the checkpoint holds are acknowledged (also when this queue never saw them); all others that an
+        earlier life of the learner leased or trained on are ready again. That life, should it still be alive, is
+        refused from now on.
         """
-        consumed = [(group_id,) for group_id in consumed_group_ids]
-        with transaction(self._db) as db:
-            db.executemany(
-                "INSERT INTO groups (group_id, state, oldest_version, created_s) VALUES (?1, 'acknowledged', 0, 0) "
-                "ON CONFLICT (group_id) DO UPDATE SET state = 'acknowledged', payload = NULL",
-                consumed,
+
+        def work(session: Session) -> tuple[int, list[str], set[str]]:
+            # Before all else: consumers read it first too, so that none of them is halfway through a change.
+            epoch = rows.get(session, "consumer_epoch", session.dialect.for_update) + 1
+            rows.put(session, "consumer_epoch", epoch)
+            ended = rows.take_over(
+                session, consumed_group_ids, completed_steps=completed_steps, prompt_cursor=prompt_cursor
             )
-            db.execute("UPDATE groups SET state = 'ready', tries = 0 WHERE state IN ('leased', 'trained')")
-            self._set("completed_steps", completed_steps)
-            self._set("next_prompt", max(prompt_cursor, self._get("next_prompt")))
-            self._set("finished", 0)
+            return epoch, rows.blobs_of(ended), rows.wanted_blobs(session)
+
+        self._epoch, needless, wanted = self._db.write(work)
         self._tokens.clear()
+        self._payloads.delete(needless)
+        self._payloads.sweep(wanted, self._clock())
 
     def finish(self) -> None:
         """Tells the rollout workers that the learner needs nothing more."""
-        with transaction(self._db):
-            self._set("finished", 1)
+
+        def work(session: Session) -> None:
+            self._require_epoch(session)
+            rows.put(session, "finished", 1)
+
+        self._db.write(work)
 
     # For everybody.
 
     def prompt_cursor(self) -> int:
-        return self._get("next_prompt")
+        return self._db.read(lambda session: rows.get(session, "next_prompt"))
 
     def progress(self) -> Progress:
-        with self._db:  # one consistent snapshot
-            return Progress(
-                completed_steps=self._get("completed_steps"),
-                trained_version=self._get("trained_version"),
-                finished=bool(self._get("finished")),
-                next_prompt=self._get("next_prompt"),
-                num_ready=self._count("ready"),
-                num_leased=self._count("leased"),
-                num_trained=self._count("trained"),
-                num_acknowledged=self._count("acknowledged"),
-                num_dropped=self._count("dropped"),
-                num_dead=self._count("dead"),
-                num_claimed=self._num_claimed(),
-            )
+        return self._db.read(queue_view.progress)
 
     def dead_letters(self) -> list[tuple[str, str]]:
         """(group id, reason) of every dead letter."""
-        return self._db.execute("SELECT group_id, reason FROM groups WHERE state = 'dead' ORDER BY sequence").fetchall()
+        return [(letter.group_id, letter.reason) for letter in self.overview().dead]
 
-    # Pieces of the above, inside its transaction.
+    def overview(self) -> Overview:
+        """All that can be seen; costs more than `progress`."""
+        return self._db.read(queue_view.overview)
 
-    def _expired_claims(self, now: float, limit: int) -> list[int]:
-        query = "SELECT prompt_index FROM claims WHERE expires_s < ? ORDER BY prompt_index LIMIT ?"
-        return [row[0] for row in self._db.execute(query, (now, limit))]
+    def sweep_blobs(self) -> int:
+        """Deletes files that a process left behind that died; returns how many. `recover` does so too."""
+        return self._payloads.sweep(self._db.read(rows.wanted_blobs), self._clock())
 
-    def _room(self, pace: Pace, served_step: int) -> int:
-        return dispatch_room(
-            pace,
-            completed_steps=self._get("completed_steps"),
-            served_step=served_step,
-            outstanding=self._count("ready") + self._count("leased"),
-            running=self._num_claimed(),
-        )
+    def requeue(self, group_ids: Sequence[str] | None = None) -> list[str]:
+        """Gives dead letters another chance, as if they had come now; None: all. Returns the ids of those that were."""
+        now = self._clock()
+        return self._db.write(lambda session: rows.requeue(session, group_ids, now))
 
-    def _num_claimed(self) -> int:
-        return self._db.execute("SELECT count(*) FROM claims").fetchone()[0]
+    # Pieces of the above.
 
-    def _ready(self, column: str, count: int) -> list[tuple[str, Any]]:
-        """(id, `column`) of the oldest groups that may be leased."""
-        query = f"SELECT group_id, {column} FROM groups WHERE state = 'ready' ORDER BY sequence LIMIT ?"
-        return self._db.execute(query, (count,)).fetchall()
+    def _lease(
+        self, count: int, trained_version: int, max_staleness: int, *, payloads: bool
+    ) -> tuple[list[LeasedRow], int]:
+        now = self._clock()
 
-    def _lease(self, group_id: str) -> None:
-        token = self._get("next_lease_token")
-        self._set("next_lease_token", token + 1)
-        self._db.execute(
-            "UPDATE groups SET state = 'leased', tries = tries + 1, lease_token = ?, lease_expires_s = ? "
-            "WHERE group_id = ?",
-            (token, self._clock() + self._lease_s, group_id),
-        )
-        self._tokens[group_id] = token
+        def has_any(session: Session) -> bool:
+            self._require_epoch(session, lock=False)
+            return rows.can_lease(session, now)
 
-    def _take_back_expired(self, now: float) -> None:
-        self._db.execute(
-            "UPDATE groups SET state = CASE WHEN tries >= ? THEN 'dead' ELSE 'ready' END, reason = 'lease expired' "
-            "WHERE state = 'leased' AND lease_expires_s < ?",
-            (self._max_tries, now),
-        )
-
-    def _drop_stale(self, trained_version: int, max_staleness: int) -> int:
-        ready = self._db.execute("SELECT group_id, oldest_version FROM groups WHERE state = 'ready'").fetchall()
-        stale = [
-            group_id
-            for group_id, oldest in ready
-            if is_stale(trained_version=trained_version, oldest_version=oldest, max_staleness=max_staleness)
-        ]
-        for group_id in stale:
-            self._db.execute(
-                "UPDATE groups SET state = 'dropped', payload = NULL, reason = ? WHERE group_id = ?",
-                (f"stale at version {trained_version}", group_id),
+        def work(session: Session) -> tuple[list[LeasedRow], list[Row]]:
+            self._require_epoch(session)
+            rows.take_back_expired(session, now, self._max_tries)
+            if self._bounds.max_age_s is not None:
+                rows.bury_old(session, now, self._bounds.max_age_s)
+            dropped = rows.drop_stale(session, trained_version, max_staleness)
+            leased = rows.lease_ready(
+                session, count, consumer=self._consumer, expires_s=now + self._lease_s, payloads=payloads
             )
-        return len(stale)
+            return leased, dropped
 
-    def _require_lease(self, group_id: str) -> None:
-        row = self._db.execute("SELECT state, lease_token FROM groups WHERE group_id = ?", (group_id,)).fetchone()
-        if row is None or row[0] != "leased" or row[1] != self._tokens.get(group_id):
-            state = "unknown" if row is None else row[0]
-            raise LeaseLostError(f"group {group_id} is {state} and no longer leased to this consumer")
+        if not self._db.read(has_any):
+            return [], 0
+        leased, dropped = self._db.write(work)
+        self._tokens |= {row.group_id: row.token for row in leased}
+        self._payloads.delete(rows.blobs_of(dropped))
+        return leased, len(dropped)
 
-    def _set_state(self, group_id: str, state: str, *, reason: str | None = None) -> None:
-        self._db.execute("UPDATE groups SET state = ?, reason = ? WHERE group_id = ?", (state, reason, group_id))
+    def _bury(self, reasons: dict[str, str]) -> None:
+        def work(session: Session) -> None:
+            self._require_epoch(session)
+            self._require_leases(session, list(reasons))
+            for group_id, reason in reasons.items():
+                rows.change_named(session, "bury", [group_id], also="reason = ?", values=(reason,))
 
-    def _count(self, state: str) -> int:
-        return self._db.execute("SELECT count(*) FROM groups WHERE state = ?", (state,)).fetchone()[0]
+        self._db.write(work)
+        self._forget(list(reasons))
 
-    def _get(self, key: str) -> int:
-        row = self._db.execute("SELECT value FROM progress WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else 0
+    def _require_epoch(self, session: Session, *, lock: bool = True) -> None:
+        epoch = rows.get(session, "consumer_epoch", session.dialect.for_share if lock else "")
+        if epoch != self._epoch:
+            raise LeaseLostError(
+                f"another learner has taken over {self._db.name} (its turn is number {epoch}, this one's was "
+                f"{self._epoch}): let only one run, and stop this one"
+            )
 
-    def _set(self, key: str, value: int) -> None:
-        self._db.execute("INSERT OR REPLACE INTO progress VALUES (?, ?)", (key, value))
+    def _require_leases(self, session: Session, group_ids: Sequence[str]) -> dict[str, int]:
+        """Tries of each group, all of them leased to this consumer."""
+        found = rows.lease_of(session, group_ids)
+        for group_id in group_ids:
+            state, token, _ = found.get(group_id, ("unknown", -1, 0))
+            if state != "leased" or token != self._tokens.get(group_id):
+                raise LeaseLostError(f"group {group_id} is {state} and no longer leased to this consumer")
+        return {group_id: tries for group_id, (_, _, tries) in found.items()}
+
+    def _forget(self, group_ids: Sequence[str]) -> None:
+        for group_id in group_ids:
+            self._tokens.pop(group_id, None)

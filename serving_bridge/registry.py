@@ -1,26 +1,31 @@
 """Which replicas exist, where they listen and which policy version each one serves: one small file per replica.
 
-The files lie beside the weights, on the one path that learner, rollout workers and serving hosts all see.
+The files lie beside the weights, on the one path that learner, rollout workers and serving hosts all see. Rollout
+workers write one file each as well: how many of their requests each replica answered.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
+
+from serving_bridge.lifecycle import TAKES_REQUESTS
 
 
 class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the fleet controller last said of a replica; read by rollout workers to route requests.
 
     Attributes:
-      state: "ready" takes requests; any other state doesn't.
+      state: one of `lifecycle.STATES`; "healthy" takes requests, "suspect" where nothing is healthy.
       version: policy version it serves, -1 before the first verified one.
       step: optimizer steps behind that version.
       heartbeat_s: when this was written, seconds since the epoch by the serving host's clock.
+      fleet: whose replica it is, by the controller's name.
+      reason: why it is in this state, where that needs words.
     """
 
     name: str
@@ -29,13 +34,22 @@ class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     step: int
     heartbeat_s: float
+    fleet: str = ""
+    reason: str = ""
+
+
+class _Requests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rollout worker's running totals, replica -> (succeeded, failed)."""
+
+    worker: str
+    totals: dict[str, tuple[int, int]]
 
 
 class ReplicaRegistry:
     """The replicas of one run.
 
     Args:
-      folder: holds `<name>.json` per replica.
+      folder: holds `<name>.json` per replica, and `requests/<worker>.json` per rollout worker.
       max_silence_s: a replica whose controller has been silent for longer is not counted as ready.
     """
 
@@ -44,13 +58,16 @@ class ReplicaRegistry:
         self._max_silence_s = max_silence_s
         self._clock = clock
 
-    def report(self, name: str, *, url: str, state: str, version: int, step: int) -> None:
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    def report(
+        self, name: str, *, url: str, state: str, version: int, step: int, fleet: str = "", reason: str = ""
+    ) -> None:
         """Writes a replica's row, by atomic rename; also its heartbeat."""
-        row = ReplicaRow(name, url, state, version, step, self._clock())
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f".{name}.{os.getpid()}"
-        temporary.write_bytes(msgspec.json.encode(row))
-        os.replace(temporary, self._folder / f"{name}.json")
+        row = ReplicaRow(name, url, state, version, step, self._clock(), fleet, reason)
+        write_file(self._folder / f"{name}.json", msgspec.json.encode(row))
 
     def remove(self, name: str) -> None:
         (self._folder / f"{name}.json").unlink(missing_ok=True)
@@ -60,11 +77,45 @@ class ReplicaRegistry:
         for path in sorted(self._folder.glob("*.json")):
             try:
                 rows.append(msgspec.json.decode(path.read_bytes(), type=ReplicaRow))
-            except FileNotFoundError:
-                continue  # removed since it was listed
+            except (FileNotFoundError, msgspec.MsgspecError):
+                continue  # removed since it was listed; or damaged, until the controller writes it again
         return rows
 
     def ready(self) -> list[ReplicaRow]:
-        """Replicas that take requests now."""
+        """Replicas that take requests now: the healthy ones, or the suspect ones where there are none."""
         oldest = self._clock() - self._max_silence_s
-        return [row for row in self.replicas() if row.state == "ready" and row.heartbeat_s >= oldest]
+        fresh = [row for row in self.replicas() if row.heartbeat_s >= oldest]
+        for state in TAKES_REQUESTS:
+            if rows := [row for row in fresh if row.state == state]:
+                return rows
+        return []
+
+    def report_requests(self, worker: str, totals: Mapping[str, tuple[int, int]]) -> None:
+        """Writes a rollout worker's running totals per replica, (succeeded, failed), by atomic rename."""
+        payload = msgspec.json.encode(_Requests(worker, dict(totals)))
+        write_file(self._folder / "requests" / f"{worker}.json", payload)
+
+    def request_totals(self, replica: str) -> tuple[int, int]:
+        """Requests to a replica that (succeeded, failed), over all workers; smaller after a worker began anew."""
+        return self.all_request_totals().get(replica, (0, 0))
+
+    def all_request_totals(self) -> dict[str, tuple[int, int]]:
+        """`request_totals` of every replica that a worker named."""
+        sums: dict[str, tuple[int, int]] = {}
+        for path in sorted((self._folder / "requests").glob("*.json")):
+            try:
+                totals = msgspec.json.decode(path.read_bytes(), type=_Requests).totals
+            except (FileNotFoundError, msgspec.MsgspecError):
+                continue  # removed since it was listed; or damaged, until the worker writes it again
+            for replica, (succeeded, failed) in totals.items():
+                before = sums.get(replica, (0, 0))
+                sums[replica] = (before[0] + succeeded, before[1] + failed)
+        return sums
+
+
+def write_file(path: Path, payload: bytes) -> None:
+    """Replaces a small file by atomic rename: who reads it finds the old or the new one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(payload)
+    os.replace(temporary, path)

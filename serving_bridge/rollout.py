@@ -1,35 +1,47 @@
-"""The rollout worker: claims prompts as far as the gate allows, samples groups, scores them, puts them in the queue."""
+"""The rollout worker: claims prompts as far as the gate allows, has groups played, puts them in the queue.
+
+It wakes when a group has ended, and else every tick to look whether the gate has opened. Whatever moment it is killed
+at, its claims are taken up again, by itself under the same name or by others once they ran out; putting a group twice
+has no effect, so that every prompt is trained on once.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import aiohttp
-import numpy as np
-
-from learner_jax.contracts import NOT_SAMPLED, Trajectory
-from rewards.protocol import Problem, RewardRequest, RewardResult, Task
+from learner_jax.waits import Waits, WaitTimeoutError
+from rewards.environments import Environment
+from rewards.feedback import FeedbackEnvironment
+from rewards.protocol import Problem, Task
 from serving_bridge.config import EvaluationSettings, RolloutSettings
-from serving_bridge.evaluation import PromptEncoder, evaluate
+from serving_bridge.dispatch import Dispatcher, NoReplicaError
+from serving_bridge.episodes import Episode, Origin, Player, make_trajectories
+from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.groups import BREAKS, GroupError, complete_group, is_final, within
+from serving_bridge.heldout import HeldOut
+from serving_bridge.interval import Interval
 from serving_bridge.queue import TrajectoryQueue
 from serving_bridge.registry import ReplicaRegistry, ReplicaRow
+from serving_bridge.sampling import Prefix, Sampler
 from serving_bridge.staleness import Pace
-from serving_bridge.vllm_client import Aborted, Completion, ReplicaError, VllmClient
+from serving_bridge.standing_wait import StandingWait
+from serving_bridge.vllm_client import Session, VllmClient, http_session
+from serving_bridge.worker_queue import WorkerQueue
+
+__all__ = ["NoReplicaError", "RolloutWorker", "RunIdentity"]
 
 Log = Callable[..., None]
 
-_TICK_S = 0.02
-_FIRST_RETRY_S = 0.2
-_METRICS_EVERY_S = 1.0
-
-
-class NoReplicaError(RuntimeError):
-    """No replica took requests within the bound."""
+_REGISTRY_EVERY_S = 0.25
+#: tries of a group before it is given up; requests have tries of their own
+_GROUP_TRIES = 2
 
 
 @dataclass(frozen=True)
@@ -41,76 +53,21 @@ class RunIdentity:
 
 
 @dataclass
-class _Interval:
-    """Counters since the last line of metrics."""
-
-    started_s: float
-    groups: int = 0
-    tokens: int = 0
-    idle_s: float = 0.0
-    retries: int = 0
-    mixed_version_answers: int = 0
-    skipped_prompts: int = 0
-    failed_groups: int = 0
-    reward_errors: int = 0
-
-
-def make_trajectories(
-    identity: RunIdentity,
-    index: int,
-    problem: Problem,
-    prompt: Sequence[int],
-    completions: Sequence[Completion],
-    results: Sequence[RewardResult],
-    *,
-    settings: RolloutSettings,
-    task_version: str,
-) -> list[Trajectory]:
-    """One trajectory per completion; ids never change between tries, token ids are exactly the sampler's."""
-    group_id = f"{identity.run}/{index}"
-    return [
-        Trajectory(
-            trajectory_id=f"{group_id}/{sample}",
-            group_id=group_id,
-            group_size=identity.group_size,
-            prompt={"index": index, "question": problem.question},
-            tokens=np.concatenate([np.asarray(prompt, np.int32), completion.tokens]),
-            loss_mask=_after_prompt(prompt, np.ones(len(completion.tokens), np.bool_)),
-            behavior_logprobs=_after_prompt(prompt, completion.logprobs),
-            policy_version=_after_prompt(prompt, completion.policy_version, fill=NOT_SAMPLED),
-            turn=np.zeros(len(prompt) + len(completion.tokens), np.int32),
-            rewards=_reward_at_end(len(prompt) + len(completion.tokens), result.score),
-            reward_parts=dict(result.parts),
-            finish_reason=completion.finish_reason,  # type: ignore[arg-type]
-            sampling={"temperature": settings.temperature, "max_tokens": settings.max_tokens},
-            reward_version=task_version,
-        )
-        for sample, (completion, result) in enumerate(zip(completions, results, strict=True))
-    ]
-
-
-def _score_all(task: Task, requests: Sequence[RewardRequest]) -> list[RewardResult]:
-    return [task.score(request) for request in requests]
-
-
-def _after_prompt(prompt: Sequence[int], values: np.ndarray, fill: float = 0) -> np.ndarray:
-    return np.concatenate([np.full(len(prompt), fill, values.dtype), values])
-
-
-def _reward_at_end(length: int, score: float) -> np.ndarray:
-    rewards = np.zeros(length, np.float32)
-    rewards[-1] = score
-    return rewards
-
-
-@dataclass
 class RolloutWorker:
     """One worker process. Claims survive its death; started again under the same name, it finishes them first.
 
     Attributes:
       name: identifies the worker's claims; unique among workers that run at the same time.
       pace: the staleness gate.
-      should_stop: asked every tick.
+      should_stop: asked every tick; once true, running groups get `rollout.drain_s`, and the rest is handed on.
+      environment: plays the episodes; the task itself, in one turn, if None.
+      vocab_size: answers with ids from here on are refused; None where it is not known.
+      open_session: HTTP.
+      rng: spreads retries.
+      scoring: threads for rewards, `rollout.reward_threads` of its own if None.
+      queue_thread: runs the calls to queue and registry, a thread of its own if None.
+      tick_s: between two looks at the gate.
+      renew_every_s: between two renewals of the claims.
     """
 
     name: str
@@ -124,197 +81,278 @@ class RolloutWorker:
     pace: Pace
     log: Log
     should_stop: Callable[[], bool]
-    _clients: dict[str, VllmClient] = field(default_factory=dict, init=False)
-    _in_flight: Counter[str] = field(default_factory=Counter, init=False)
-    _finished: list[tuple[int, list[Trajectory]]] = field(default_factory=list, init=False)
-    _running: set[asyncio.Task[None]] = field(default_factory=set, init=False)
-    _failure: BaseException | None = field(default=None, init=False)
-    _next_evaluation_step: int = field(default=0, init=False)
-    _evaluation_task: asyncio.Task[None] | None = field(default=None, init=False)
+    environment: Environment | None = None
+    vocab_size: int | None = None
+    waits: Waits = field(default_factory=Waits)
+    open_session: Callable[[], AbstractAsyncContextManager[Session]] = http_session
+    rng: random.Random = field(default_factory=random.Random)
+    scoring: Executor | None = None
+    queue_thread: Executor | None = None
+    tick_s: float = 0.05
+    renew_every_s: float = 10.0
 
     async def run(self) -> None:
         """Works until the learner has finished or `should_stop`.
 
         Raises:
-          NoReplicaError: no replica was ready for `max_wait_s`.
+          NoReplicaError: no replica was ready for `rollout.max_wait_s`.
+          WaitTimeoutError: the gate or the queue stayed closed for so long.
         """
-        self._interval = _Interval(time.monotonic())
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector) as session:
-            self._session = session
-            try:
-                self._start(self.queue.resume_claims(self.name))
-                await self._loop()
-            finally:
-                await self._cancel_running()
-                self._flush()
-                self._write_interval(force=True)
+        async with _started(self) as running:
+            await running.work()
 
-    async def _loop(self) -> None:
-        last_ready = last_tick = time.monotonic()
-        while not self.should_stop() and not self.queue.progress().finished:
-            if self._failure is not None:
-                raise self._failure
-            replicas = self.registry.ready()
-            now = time.monotonic()
-            last_ready = now if replicas else last_ready
-            if now - last_ready > self.settings.max_wait_s:
-                raise NoReplicaError(
-                    f"no vLLM replica was ready for {now - last_ready:.0f} s (rollout.max_wait_s); known replicas: "
-                    f"{[f'{r.name} is {r.state}' for r in self.registry.replicas()] or 'none'}"
-                )
-            if replicas:
-                served = min(replica.step for replica in replicas)
-                free = self.settings.concurrent_groups - len(self._running)
-                if free > 0:
-                    self._start(self.queue.claim_prompts(self.name, free, self.pace, served_step=served))
-                self._maybe_evaluate(replicas)
-            if not self._running:
-                self._interval.idle_s += now - last_tick
-            last_tick = now
-            self._flush()
-            self._write_interval()
-            if self._running:
-                await asyncio.wait(self._running, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                await asyncio.sleep(_TICK_S)
+
+@asynccontextmanager
+async def _started(worker: RolloutWorker) -> AsyncIterator[_Running]:
+    """The worker with its threads, its session and its background tasks; all of them end with the context."""
+    threads = worker.settings.reward_threads
+    with (
+        nullcontext(worker.scoring) if worker.scoring else _threads(threads) as scoring,
+        nullcontext(worker.queue_thread) if worker.queue_thread else _threads(1) as queue_thread,
+    ):
+        async with worker.open_session() as session:
+            running = _Running(worker, session, scoring, queue_thread)
+            try:
+                yield running
+            finally:
+                await running.end()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are not waited for: a verifier that hangs must not hold up the claims' being handed on."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Running:
+    """A worker while it runs."""
+
+    def __init__(self, worker: RolloutWorker, session: Session, scoring: Executor, queue_thread: Executor) -> None:
+        self._worker, self._settings = worker, worker.settings
+        self._loop = asyncio.get_running_loop()
+        self._interval = Interval(worker.log, self._loop.time())
+        self._count = self._interval.count
+        self._environment = worker.environment or FeedbackEnvironment(worker.task)
+        self._origin = Origin(
+            run=worker.identity.run,
+            group_size=worker.identity.group_size,
+            settings=worker.settings,
+            reward_version=self._environment.version,
+            tokenizer=worker.encoder.tokenizer.fingerprint,
+        )
+        self._dispatcher = Dispatcher(
+            worker.settings, lambda url: VllmClient(url, session, vocab_size=worker.vocab_size), worker.waits
+        )
+        sampler = Sampler(
+            self._dispatcher,
+            worker.settings,
+            worker.encoder.tokenizer.eos_ids,
+            count=self._count,
+            log=worker.log,
+            rng=worker.rng,
+        )
+        self._player = Player(
+            self._environment, worker.encoder, sampler, worker.settings, scoring=scoring, count=self._count
+        )
+        self._queue = WorkerQueue(
+            worker.queue,
+            worker.name,
+            thread=queue_thread,
+            waits=worker.waits,
+            max_wait_s=worker.settings.max_wait_s,
+            renew_every_s=worker.renew_every_s,
+            count=self._count,
+            log=worker.log,
+        )
+        self._groups: dict[int, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._held_out = HeldOut(
+            worker.task, worker.encoder, worker.evaluation, worker.settings, scoring=scoring, log=worker.log
+        )
+        self._is_evaluating = False
+        self._wake = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._replicas: list[ReplicaRow] = []
+        self._registry_s = self._progress_s = float("-inf")
+        self._completed_steps = -1
+        self._unserved = self._standing("a ready vLLM replica", on="fleet", error=NoReplicaError)
+        self._closed = self._standing("the staleness gate to open", on="learner", error=WaitTimeoutError)
+
+    def _standing(self, what: str, *, on: str, error: type[Exception]) -> StandingWait:
+        limit_s = self._settings.max_wait_s
+        return StandingWait(self._worker.waits, what, on=on, limit_s=limit_s, setting="rollout.max_wait_s", error=error)
+
+    async def work(self) -> None:
+        self._in_background(self._dispatcher.watch())
+        self._start(await self._queue.resume())
+        while not self._worker.should_stop():
+            if await self._look_around():
+                return
+            await self._queue.put()
+            await self._claim()
+            await self._keep_up()
+        await self._drain()
+
+    async def end(self) -> None:
+        """Cancels what runs, puts what has ended; claims stay."""
+        await self._cancel()
+        self._closed.end()
+        self._unserved.end()
+        await self._queue.put()
+        await self._write_interval(force=True)
+
+    async def _look_around(self) -> bool:
+        """Learns of replicas and of the learner's progress; returns whether the run has finished."""
+        now = self._loop.time()
+        if now >= self._registry_s + _REGISTRY_EVERY_S:
+            self._registry_s = now
+            self._replicas = await self._queue.call("the list of replicas", self._worker.registry.ready)
+            self._dispatcher.update(self._replicas)
+            self._evaluate_if_due()
+        self._unserved.look(not self._replicas, self._known_replicas)
+        if now >= self._progress_s + self._worker.tick_s:
+            self._progress_s = now
+            progress = await self._queue.progress()
+            if progress.finished:
+                return True
+            if progress.completed_steps != self._completed_steps:
+                self._completed_steps = progress.completed_steps
+                self._closed.progressed()
+        return False
+
+    def _known_replicas(self) -> str:
+        rows = self._worker.registry.replicas()
+        return f"known replicas: {[f'{row.name} is {row.state}' for row in rows] or 'none'}"
+
+    async def _claim(self) -> None:
+        free = self._settings.concurrent_groups - len(self._groups)
+        if self._replicas and free > 0 and not self._queue.is_full:
+            served = min(replica.step for replica in self._replicas)
+            self._start(await self._queue.claim(free, self._worker.pace, served_step=served))
+        self._closed.look(bool(self._replicas) and not self._groups and not self._queue.is_full)
+
+    async def _keep_up(self) -> None:
+        """What has to be done again and again while groups run; then sleeps until there is something to do."""
+        for index in await self._queue.renew(list(self._groups)):
+            if (group := self._groups.get(index)) is not None:
+                self._count["lost_claims"] += 1
+                group.cancel()
+        await self._write_interval()
+        before = self._loop.time()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._worker.tick_s):
+                await self._wake.wait()
+        self._wake.clear()
+        if not self._groups:
+            self._interval.idle_s += self._loop.time() - before
+        if self._failure is not None:
+            raise self._failure
+
+    async def _drain(self) -> None:
+        """Asked to stop: lets groups end for a while, and hands on the claims of those that did not."""
+        until = self._loop.time() + self._settings.drain_s
+        while (self._groups or self._queue.is_full) and self._loop.time() < until:
+            await self._queue.put()
+            await self._keep_up()
+        await self._cancel()
+        await self._queue.put()
+        await self._queue.hand_on()
 
     def _start(self, prompt_indices: Sequence[int]) -> None:
         for index in prompt_indices:
-            running = asyncio.create_task(self._group(index))
-            self._running.add(running)
-            running.add_done_callback(self._ended)
+            if index not in self._groups:  # else a claim of this worker's own that ran out, and was claimed again
+                self._groups[index] = self._in_background(self._group(index))
+                self._groups[index].add_done_callback(partial(self._forget, index))
+
+    def _forget(self, index: int, _: asyncio.Task[None]) -> None:
+        del self._groups[index]
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+        self._background.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = self._failure or error
+        self._wake.set()
 
     async def _group(self, index: int) -> None:
-        problem = self.task.problem("train", index)
-        prompt = self.encoder.encode(problem)
+        problem = self._worker.task.problem("train", index)
+        prompt = self._worker.encoder.encode(problem)
         if prompt is None:
-            self._interval.skipped_prompts += 1
-            self.queue.release_claim(index)
+            self._count["skipped_prompts"] += 1
+            await self._queue.skip(index)
             return
-        for attempt in range(self.settings.max_attempts):
+        for attempt in range(1, _GROUP_TRIES + 1):
             try:
-                completions = await self._sample(prompt)
-            except ReplicaError as error:
-                self._interval.retries += 1
-                self.log("retry", prompt_index=index, attempt=attempt, error=str(error))
-                if not error.retryable:
+                self._accept(index, await self._play(problem, prompt))
+                return
+            except (*BREAKS, GroupError) as error:
+                self._worker.log("retry", prompt_index=index, attempt=attempt, error=str(error) or repr(error))
+                if is_final(error):
                     break
-                await asyncio.sleep(_FIRST_RETRY_S * 2**attempt)
-                continue
-            requests = [
-                RewardRequest(problem, self.encoder.tokenizer.decode(c.tokens.tolist()), c.finish_reason)
-                for c in completions
-            ]
-            results = await asyncio.to_thread(_score_all, self.task, requests)
-            self._accept(index, problem, prompt, completions, results)
-            return
-        self._interval.failed_groups += 1
-        self.queue.release_claim(index)
+        self._count["failed_groups"] += 1
+        await self._queue.skip(index)
 
-    def _accept(
-        self,
-        index: int,
-        problem: Problem,
-        prompt: Sequence[int],
-        completions: Sequence[Completion],
-        results: Sequence[RewardResult],
-    ) -> None:
-        group = make_trajectories(
-            self.identity,
-            index,
-            problem,
-            prompt,
-            completions,
-            results,
-            settings=self.settings,
-            task_version=self.task.version,
+    async def _play(self, problem: Problem, prompt: Sequence[int]) -> list[Episode]:
+        """A complete group; one request where all of it can be known beforehand."""
+        size, timeout_s = self._origin.group_size, self._settings.episode_timeout_s
+        if self._environment.max_turns == 1 and not self._settings.spare_samples:
+            return await within(self._player.play_together(problem, prompt, size), timeout_s, self._count)
+        shared = Prefix()
+        return await complete_group(
+            lambda _: self._player.play(problem, prompt, shared),
+            size=size,
+            spares=self._settings.spare_samples,
+            timeout_s=timeout_s,
+            count=self._count,
         )
-        self._finished.append((index, group))
-        self._interval.groups += 1
-        self._interval.tokens += sum(len(c.tokens) for c in completions)
-        self._interval.mixed_version_answers += sum(len(np.unique(c.policy_version)) > 1 for c in completions)
-        self._interval.reward_errors += sum(result.verdict == "error" for result in results)
 
-    async def _sample(self, prompt: Sequence[int]) -> list[Completion]:
-        """One group from the least loaded ready replica."""
-        replica = await self._pick_replica()
-        self._in_flight[replica.name] += 1
-        try:
-            return await self._client(replica).generate(
-                prompt,
-                n=self.identity.group_size,
-                max_tokens=self.settings.max_tokens,
-                temperature=self.settings.temperature,
-                stop_token_ids=self.encoder.tokenizer.eos_ids,
-                timeout_s=self.settings.request_timeout_s,
-            )
-        finally:
-            self._in_flight[replica.name] -= 1
+    def _accept(self, index: int, episodes: Sequence[Episode]) -> None:
+        self._queue.add(index, make_trajectories(self._origin, index, episodes))
+        self._count["groups"] += 1
+        self._count["tokens"] += sum(episode.num_sampled for episode in episodes)
+        self._count["mixed_version_answers"] += sum(episode.num_versions > 1 for episode in episodes)
 
-    async def _pick_replica(self) -> ReplicaRow:
-        deadline = time.monotonic() + self.settings.max_wait_s
-        while not (replicas := self.registry.ready()):
-            if time.monotonic() > deadline:
-                raise Aborted(f"no replica was ready for {self.settings.max_wait_s:.0f} s")
-            await asyncio.sleep(_TICK_S)
-        return min(replicas, key=lambda replica: self._in_flight[replica.name])
-
-    def _client(self, replica: ReplicaRow) -> VllmClient:
-        if replica.url not in self._clients:
-            self._clients[replica.url] = VllmClient(replica.url, self._session)
-        return self._clients[replica.url]
-
-    def _maybe_evaluate(self, replicas: Sequence[ReplicaRow]) -> None:
-        """Starts a held-out evaluation when the fleet has reached the next step that asks for one."""
-        replica = min(replicas, key=lambda replica: replica.step)
-        busy = self._evaluation_task is not None and not self._evaluation_task.done()
-        if not self.evaluation.every or busy or replica.step < self._next_evaluation_step:
+    def _evaluate_if_due(self) -> None:
+        if not self._replicas or self._is_evaluating:
             return
-        self._next_evaluation_step = (replica.step // self.evaluation.every + 1) * self.evaluation.every
-        self._evaluation_task = asyncio.create_task(self._evaluate(replica))
+        replica = min(self._replicas, key=lambda replica: replica.step)
+        if self._held_out.is_due(replica.step):
+            self._is_evaluating = True
+            self._in_background(self._evaluate(replica))
 
     async def _evaluate(self, replica: ReplicaRow) -> None:
         try:
-            result = await evaluate(
-                self._client(replica),
-                self.task,
-                self.encoder,
-                num_problems=self.evaluation.num_problems,
-                max_tokens=self.evaluation.max_tokens or self.settings.max_tokens,
-                num_samples=0,
-                timeout_s=self.settings.request_timeout_s,
-                temperature=self.evaluation.temperature,
-            )
-        except ReplicaError as error:
-            self.log("retry", error=f"held-out evaluation at version {replica.version}: {error}")
+            await self._held_out.evaluate(self._dispatcher.client(replica), replica)
+        finally:
+            self._is_evaluating = False
+
+    async def _write_interval(self, *, force: bool = False) -> None:
+        now = self._loop.time()
+        if not self._interval.is_due(now) and not force:
             return
-        fields: dict[str, Any] = {"accuracy": result.accuracy, "mean_score": result.mean_score}
-        self.log("heldout", version=replica.version, step=replica.step, num_problems=result.num_problems, **fields)
+        self._interval.write(
+            now,
+            running=len(self._groups),
+            waiting_requests=self._dispatcher.num_waiting,
+            served_version=min((replica.version for replica in self._replicas), default=-1),
+            replicas={name: {"in_flight": f, "limit": m} for name, (f, m) in self._dispatcher.loads().items()},
+            cuts=self._dispatcher.take_cuts(),
+        )
+        if totals := dict(self._dispatcher.totals()):
+            report = self._worker.registry.report_requests
+            await self._queue.call("the report of requests", report, self._worker.name, totals)
 
-    def _flush(self) -> None:
-        finished, self._finished = self._finished, []
-        if finished:
-            self.queue.put(finished)
-
-    def _write_interval(self, *, force: bool = False) -> None:
-        now = time.monotonic()
-        seconds = now - self._interval.started_s
-        if seconds < _METRICS_EVERY_S and not force:
-            return
-        counts = {name: value for name, value in vars(self._interval).items() if name != "started_s"}
-        replicas = self.registry.ready()
-        served = min((replica.version for replica in replicas), default=-1)
-        self.log("interval", seconds=seconds, running=len(self._running), served_version=served, **counts)
-        self._interval = _Interval(now)
-
-    async def _cancel_running(self) -> None:
-        tasks = [*self._running, *([self._evaluation_task] if self._evaluation_task else [])]
+    async def _cancel(self) -> None:
+        tasks = list(self._background)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving_bridge.guard import GuardedProcess
+from learner_jax.waits import Waits
+from serving_bridge.guard import GuardedProcess, GuardError
 from serving_bridge.replica import log_tail
+from serving_bridge.restarts import RestartBudget
 
 Log = Callable[..., None]
+Command = Sequence[str]
+
+#: beyond its grace, what a process and its descendants may take to end
+_END_S = 30.0
 
 
 class ProcessFailedError(RuntimeError):
@@ -20,78 +27,171 @@ class ProcessFailedError(RuntimeError):
 @dataclass
 class _Child:
     name: str
-    command: Sequence[str]
     log_path: Path
-    grace_s: float
-    restarts_left: int
     log_start: int
     process: GuardedProcess
+
+
+@dataclass
+class _Group:
+    """Processes that live and die together; most groups have one."""
+
+    name: str
+    commands: Callable[[], Sequence[Command]]
+    grace_s: float
+    end_s: float
+    restarts: int
+    budget: RestartBudget
+    children: list[_Child]
     stopping: bool = False
+    #: when the first of them was seen to have failed
+    failed_s: float | None = None
+    failure: str = ""
+    restart_s: float | None = None
 
 
 class Supervisor:
     """Owns child processes; use it as a context manager, so that all are stopped in the end.
 
+    Left without an exception it gives each process its grace; an exception, also one that comes meanwhile, such as the
+    KeyboardInterrupt of a second signal, ends them at once.
+
     Args:
-      log_dir: each process writes to `<log_dir>/<name>.log`.
+      log_dir: each process writes to `<log_dir>/<name>.log`, those of a group to `<name>-<number>.log`.
       log: told of every restart.
+      waits: where its waits are seen.
+      clock: monotonic seconds.
     """
 
-    def __init__(self, log_dir: Path, log: Log):
+    def __init__(
+        self, log_dir: Path, log: Log, *, waits: Waits | None = None, clock: Callable[[], float] = time.monotonic
+    ):
         self._log_dir = log_dir
         self._log = log
-        self._children: dict[str, _Child] = {}
+        self._waits = waits or Waits()
+        self._clock = clock
+        self._groups: dict[str, _Group] = {}
 
     def __enter__(self) -> Supervisor:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        for name in reversed(list(self._children)):
-            self.ask_to_stop(name)
-        for name in list(self._children):
-            self.stop(name)
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            if kind is None or not issubclass(kind, KeyboardInterrupt):
+                for name in reversed(list(self._groups)):
+                    self.ask_to_stop(name)
+                for name in list(self._groups):
+                    self.stop(name)
+        finally:
+            self._kill_all()
 
-    def start(self, name: str, command: Sequence[str], *, restarts: int = 0, grace_s: float = 30.0) -> None:
-        """Starts a process; it is restarted up to `restarts` times when it ends with an error."""
-        log_path = self._log_dir / f"{name}.log"
-        log_start = log_path.stat().st_size if log_path.exists() else 0
-        process = self._spawn(command, log_path, grace_s)
-        self._children[name] = _Child(name, command, log_path, grace_s, restarts, log_start, process)
+    def start(
+        self, name: str, command: Command, *, restarts: int = 0, window_s: float = 3600.0, grace_s: float = 30.0
+    ) -> None:
+        """Starts a process; it is restarted up to `restarts` times within `window_s` when it ends with an error."""
+        self.start_group(name, lambda: [command], restarts=restarts, window_s=window_s, grace_s=grace_s)
+
+    def start_group(
+        self,
+        name: str,
+        commands: Callable[[], Sequence[Command]],
+        *,
+        restarts: int = 0,
+        window_s: float = 3600.0,
+        grace_s: float = 30.0,
+        end_s: float = 60.0,
+    ) -> None:
+        """Starts processes that are restarted together, as soon as one of them has ended with an error.
+
+        Args:
+          commands: asked anew for each start.
+          end_s: time that the others get to notice by themselves that one has failed, and to end.
+        """
+        group = _Group(name, commands, grace_s, end_s, restarts, RestartBudget(restarts, window_s), [])
+        self._groups[name] = group
+        self._spawn(group)
+
+    def pids(self, name: str) -> list[int]:
+        """Process ids of a group's guards, whose children the processes are."""
+        return [child.process.pid for child in self._groups[name].children]
 
     def has_finished(self, name: str) -> bool:
-        """Whether a process ended well. One that crashed has not: `check` restarts it or raises."""
-        return self._children[name].process.poll() == 0
+        """Whether all of a group ended well. One that crashed has not: `check` restarts it or raises."""
+        return all(child.process.poll() == 0 for child in self._groups[name].children)
 
     def check(self) -> None:
-        """Looks after all processes once; those that ended well are left alone.
+        """Looks after all processes once, without waiting; those that ended well are left alone.
 
         Raises:
           ProcessFailedError: one ended with an error and has no restarts left.
         """
-        for child in self._children.values():
-            status = child.process.poll()
-            if status is None or status == 0 or child.stopping:
-                continue
-            if child.restarts_left == 0:
-                raise ProcessFailedError(
-                    f"process {child.name} ended with status {status}; the end of {child.log_path}:\n"
-                    f"{log_tail(child.log_path, child.log_start)}"
-                )
-            child.restarts_left -= 1
-            self._log("restart", name=child.name, status=status, restarts_left=child.restarts_left)
-            child.process = self._spawn(child.command, child.log_path, child.grace_s)
+        for group in self._groups.values():
+            if not group.stopping:
+                self._check(group)
 
     def ask_to_stop(self, name: str) -> None:
-        """Asks a process to end, without waiting."""
-        child = self._children[name]
-        child.stopping = True
-        child.process.terminate()
+        """Asks a group to end, without waiting."""
+        group = self._groups[name]
+        group.stopping = True
+        for child in group.children:
+            child.process.terminate()
 
     def stop(self, name: str) -> None:
-        """Asks a process to end and waits until it and all its descendants have."""
+        """Asks a group to end and waits until it and all its descendants have."""
         self.ask_to_stop(name)
-        child = self._children.pop(name)
-        child.process.wait(child.grace_s + 30.0)
+        group = self._groups[name]
+        limit_s = group.grace_s + _END_S
+        with self._waits.waiting("the end of its processes", on=name, limit_s=limit_s) as wait:
+            for child in group.children:
+                child.process.wait(wait.remaining_s)
+        del self._groups[name]
 
-    def _spawn(self, command: Sequence[str], log_path: Path, grace_s: float) -> GuardedProcess:
-        return GuardedProcess(command, env=dict(os.environ), log_path=log_path, grace_s=grace_s)
+    def _check(self, group: _Group) -> None:
+        statuses = [child.process.poll() for child in group.children]
+        now = self._clock()
+        if group.failed_s is None:
+            failed = [at for at, status in enumerate(statuses) if status]
+            if not failed:
+                return
+            group.failed_s = now
+            child = group.children[failed[0]]
+            group.failure = (
+                f"process {child.name} ended with status {statuses[failed[0]]}; the end of {child.log_path}:\n"
+                f"{log_tail(child.log_path, child.log_start)}"
+            )
+        if None in statuses:
+            if now - group.failed_s >= group.end_s:
+                for child in group.children:
+                    child.process.kill()
+            return
+        if group.restart_s is None:
+            pause_s = group.budget.spend(now)
+            if pause_s is None:
+                raise ProcessFailedError(group.failure)
+            group.restart_s = now + pause_s
+        if now >= group.restart_s:
+            self._log("restart", name=group.name, status=statuses, restarts_left=group.budget.left(now))
+            group.failed_s = group.restart_s = None
+            self._spawn(group)
+
+    def _spawn(self, group: _Group) -> None:
+        commands = group.commands()
+        group.children = []
+        for number, command in enumerate(commands):
+            name = group.name if len(commands) == 1 else f"{group.name}-{number}"
+            log_path = self._log_dir / f"{name}.log"
+            log_start = log_path.stat().st_size if log_path.exists() else 0
+            process = GuardedProcess(command, env=dict(os.environ), log_path=log_path, grace_s=group.grace_s)
+            group.children.append(_Child(name, log_path, log_start, process))
+
+    def _kill_all(self) -> None:
+        """Ends what is left, at once."""
+        children = [child for group in self._groups.values() for child in group.children]
+        self._groups.clear()
+        for child in children:
+            child.process.kill()
+        for child in children:
+            try:
+                child.process.wait(_END_S)
+            except GuardError:  # the guard itself is stopped
+                child.process.destroy()

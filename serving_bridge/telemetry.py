@@ -26,13 +26,21 @@ rollout
 fleet
   round       replica, version, step, outcome, stage_s, pause_s, probe_s, running_at_pause, probe_max_abs,
               error (or null)
-  replica     replica, state, version
+  replica     replica, state (see `serving_bridge.lifecycle`; "gone" when it left), version, reason
+  replica_started   replica, seconds: a server answers and is warm
+  replica_lost      replica, reason, restart_in_s: its process ended, hangs, or failed too many rounds
+  replica_restart   replica, reason
+  replica_failed    replica, error: a server could not be started, or not be ended
   version_damaged   version, error: what the store holds can't be loaded; it is asked for whole
 train
   phase       name
   evaluation  which ("before" | "after"), accuracy, mean_score, num_problems,
               samples: [{prompt, answer, expected, score}]
   summary     the figures of summary.json
+
+every process
+  waits       waits: [{what, on, waited_s, limit_s}], the longest first: what it has waited for a second or longer; once
+              more, empty, when all waits have ended; at most every 5 seconds while nothing changes
 
 Consumers are `tools.view` and `tools.report`; they take unknown events and fields as they come.
 """

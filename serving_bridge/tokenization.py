@@ -18,9 +18,13 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 import tokenizers
+import xxhash
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from learner_jax.hf_names import ModelConfig
+
+#: stands for an answer while a dialog is rendered
+_ANSWER = "~answer~"
 
 
 class TokenizerError(ValueError):
@@ -39,6 +43,7 @@ class Tokenizer:
       chat_template: compiled template, None if the model has none.
       special_tokens: name -> text, e.g. {"bos_token": "<s>"}; visible to the template.
       model_dir: where all this came from, for errors.
+      fingerprint: xxh3-128 of tokenizer.json's bytes, in hex: token ids mean the same where it is the same.
     """
 
     backend: tokenizers.Tokenizer
@@ -48,6 +53,7 @@ class Tokenizer:
     chat_template: jinja2.Template | None
     special_tokens: Mapping[str, str]
     model_dir: str
+    fingerprint: str
 
     @property
     def vocab_size(self) -> int:
@@ -83,6 +89,34 @@ class Tokenizer:
             )
         except jinja2.TemplateError as error:
             raise TokenizerError(f"{self.model_dir}: the chat template refuses the dialog: {error}") from error
+
+    def encode_observation(self, text: str, *, chat: bool, after: int) -> list[int]:
+        """Token ids of what comes after an answer: plain text, or a user message in the model's chat format.
+
+        In the chat format they are what the template writes between an answer's end and the next answer's beginning. A
+        template may write earlier answers otherwise than they were sampled (Qwen3's leaves out their thoughts); what
+        was sampled stays as it is.
+
+        Args:
+          after: the answer's last token; an end token that the template would write there is not written again.
+
+        Raises:
+          TokenizerError: `chat` without a chat template, or one that does not show answers as they are.
+        """
+        if not chat:
+            return self._plain_ids(text)
+        dialog = [("user", "question"), ("assistant", _ANSWER), ("user", text)]
+        shown = self.render_chat([{"role": role, "content": content} for role, content in dialog])
+        _, found, rest = shown.partition(_ANSWER)
+        if not found:
+            raise TokenizerError(
+                f"{self.model_dir}: the chat template does not show an answer as it is, so that no dialog can be "
+                f"continued; set task.turns to 1"
+            )
+        if after in self.eos_ids:
+            ends = [end for i in self.eos_ids if (end := self.backend.id_to_token(i)) and rest.lstrip().startswith(end)]
+            rest = rest.lstrip()[len(ends[0]) :] if ends else rest
+        return self._plain_ids(rest)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
@@ -149,6 +183,7 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
         chat_template=_chat_template(folder, tokenizer_config),
         special_tokens=special,
         model_dir=str(model_dir),
+        fingerprint=xxhash.xxh3_128_hexdigest(path.read_bytes()),
     )
 
 

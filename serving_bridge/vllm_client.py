@@ -7,120 +7,86 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import msgspec
 import numpy as np
 
+from serving_bridge.answers import (
+    Aborted,
+    Answer,
+    Asked,
+    Completion,
+    Failed,
+    Malformed,
+    Rejected,
+    ReplicaError,
+    Unreachable,
+    Unversioned,
+    completions,
+    prompt_logprobs,
+)
 from serving_bridge.vllm_plugin import PROBE_ID_PREFIX
 from serving_bridge.worker_status import WorkerStatus, merge
+
+__all__ = [
+    "Aborted",
+    "Completion",
+    "Failed",
+    "Malformed",
+    "Rejected",
+    "ReplicaError",
+    "Session",
+    "Unreachable",
+    "Unversioned",
+    "VllmClient",
+    "http_session",
+    "probe_ids",
+]
 
 _GENERATE = "/inference/v1/generate"
 #: version name of weights that no probe has passed yet; answers that carry it are refused
 _UNPROVEN = "unproven"
-_TOKENS = np.dtype("<i4")
-_LOGPROBS = np.dtype("<f4")
 _METRIC = re.compile(r"^(vllm:[a-z0-9_]+)(?:\{[^}]*\})? ([-+.0-9a-zA-Z]+)$", re.MULTILINE)
 
 
-class ReplicaError(RuntimeError):
-    """A replica did not do what it was asked."""
+class Session(Protocol):
+    """What is used of an aiohttp session; simulations bring their own.
 
-    #: whether the same request may succeed later or on another replica
-    retryable = False
-
-
-class Aborted(ReplicaError):
-    """The replica gave up on the answer (it drains, or was told to abort)."""
-
-    retryable = True
-
-
-class Unreachable(ReplicaError):
-    """No answer or a broken connection."""
-
-    retryable = True
-
-
-class Failed(Unreachable):
-    """The replica answered, with a failure of its own (5xx)."""
-
-
-class Unversioned(ReplicaError):
-    """The replica answers with weights that no policy version names: it is stale."""
-
-    retryable = True
-
-
-class Rejected(ReplicaError):
-    """The request itself is wrong; trying again gives the same."""
-
-
-class Malformed(ReplicaError):
-    """The answer breaks vLLM's own contract; such a server can't be trained from."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One sampled answer of T tokens, the end-of-sequence token included.
-
-    Attributes:
-      tokens: int32[T].
-      logprobs: float32[T], nats, after temperature, as the sampler used them.
-      policy_version: int32[T], version of the weights that sampled each token.
-      finish_reason: "stop" or "length".
+    `async with request(method, url, data=, headers=, params=, timeout=) as response` gives `response.status` and
+    `await response.read()`; what fails on the way raises `aiohttp.ClientError`, `OSError` or `TimeoutError`.
     """
 
-    tokens: np.ndarray
-    logprobs: np.ndarray
-    policy_version: np.ndarray
-    finish_reason: str
+    @property
+    def request(self) -> Callable[..., AbstractAsyncContextManager[Any]]: ...
 
 
-class _Span(msgspec.Struct):
-    version: str
-    start: int
-    end: int
-
-
-class _Logprob(msgspec.Struct):
-    token_id: int
-    logprob: float
-
-
-class _Logprobs(msgspec.Struct):
-    content: list[_Logprob] | None = None
-
-
-class _Choice(msgspec.Struct):
-    index: int
-    finish_reason: str | None = None
-    token_ids: list[int] | None = None
-    logprobs: _Logprobs | None = None
-    weight_versions: list[_Span] | None = None
-
-
-class _PromptLogprob(msgspec.Struct):
-    logprob: float
-
-
-class _Answer(msgspec.Struct):
-    choices: list[_Choice]
-    prompt_logprobs: list[dict[int, _PromptLogprob] | None] | None = None
+@asynccontextmanager
+async def http_session() -> AsyncIterator[Session]:
+    """A real session with as many connections as are asked for: the dispatcher bounds them, not the pool."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
 
 
 class VllmClient:
-    """Requests to one replica. The aiohttp session is given and stays the caller's."""
+    """Requests to one replica. The aiohttp session is given and stays the caller's.
 
-    def __init__(self, base_url: str, session: aiohttp.ClientSession, *, control_timeout_s: float = 60.0) -> None:
+    Args:
+      vocab_size: answers with token ids from here on are refused; None where it is not known.
+    """
+
+    def __init__(
+        self, base_url: str, session: Session, *, control_timeout_s: float = 60.0, vocab_size: int | None = None
+    ) -> None:
         self.base_url = base_url.rstrip("/")
         self._session = session
         self._control_timeout_s = control_timeout_s
-        self._answers = msgspec.json.Decoder(_Answer)
+        self._vocab_size = vocab_size
+        self._answers = msgspec.json.Decoder(Answer)
 
     async def generate(
         self,
@@ -134,6 +100,7 @@ class VllmClient:
         greedy: bool = False,
         seed: int | None = None,
         priority: int = 0,
+        unfinished: bool = False,
     ) -> list[Completion]:
         """Samples `n` answers to one prompt.
 
@@ -144,6 +111,7 @@ class VllmClient:
           greedy: take the likeliest token each time; needs n=1.
           seed: makes the answers repeatable; the n answers still differ.
           priority: lower goes first where the server is full.
+          unfinished: take answers that were aborted as far as they came (finish reason "abort", maybe no token).
 
         Raises:
           Aborted, Unreachable, Failed, Unversioned: may be tried again.
@@ -161,9 +129,8 @@ class VllmClient:
         if seed is not None:
             parameters["seed"] = seed
         answer = await self._generate(token_ids, parameters, timeout_s, priority)
-        if len(answer.choices) != n:
-            raise Malformed(f"{self.base_url} sent {len(answer.choices)} answers, expected {n}")
-        return [self._completion(choice, max_tokens) for choice in sorted(answer.choices, key=_index)]
+        asked = Asked(n, max_tokens, frozenset(stop_token_ids), self._vocab_size, unfinished)
+        return completions(answer, asked, self.base_url)
 
     async def prompt_logprobs(
         self, token_ids: Sequence[int], *, timeout_s: float, priority: int = 0, request_id: str | None = None
@@ -179,17 +146,7 @@ class VllmClient:
         parameters = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
         (alone,) = probe_ids(1)
         answer = await self._generate(token_ids, parameters, timeout_s, priority, request_id or alone)
-        if any(choice.finish_reason == "abort" for choice in answer.choices):
-            raise Aborted(f"{self.base_url} aborted a probe")
-        entries = answer.prompt_logprobs or []
-        if len(entries) != len(token_ids):
-            raise Malformed(f"{self.base_url} sent {len(entries)} prompt log-probs for {len(token_ids)} tokens")
-        values = []
-        for token, entry in zip(token_ids[1:], entries[1:], strict=True):
-            if entry is None or token not in entry:
-                raise Malformed(f"{self.base_url} sent no log-prob for prompt token {token}")
-            values.append(entry[token].logprob)
-        return np.array(values, _LOGPROBS)
+        return prompt_logprobs(answer, token_ids, self.base_url)
 
     async def warm_up(self, token_ids: Sequence[int], *, n: int, max_tokens: int, timeout_s: float) -> None:
         """Samples and throws away, whatever the weights: the first batches of a server are slow."""
@@ -269,9 +226,9 @@ class VllmClient:
         """Ends every request in flight with finish reason "abort"."""
         await self._request("POST", "/abort_requests", body={})
 
-    async def metrics(self) -> dict[str, float]:
+    async def metrics(self, *, timeout_s: float | None = None) -> dict[str, float]:
         """vLLM's Prometheus metrics, name -> value summed over labels (e.g. `vllm:num_requests_running`)."""
-        text = (await self._request("GET", "/metrics")).decode()
+        text = (await self._request("GET", "/metrics", timeout_s=timeout_s)).decode(errors="replace")
         totals: dict[str, float] = {}
         for name, value in _METRIC.findall(text):
             totals[name] = totals.get(name, 0.0) + float(value)
@@ -289,7 +246,7 @@ class VllmClient:
         timeout_s: float,
         priority: int,
         request_id: str | None = None,
-    ) -> _Answer:
+    ) -> Answer:
         body: dict[str, Any] = {"token_ids": list(token_ids), "sampling_params": parameters}
         if request_id is not None:
             body["request_id"] = request_id
@@ -300,25 +257,6 @@ class VllmClient:
             return self._answers.decode(payload)
         except msgspec.MsgspecError as error:
             raise Malformed(f"{self.base_url} sent an answer that can't be read: {error}") from error
-
-    def _completion(self, choice: _Choice, max_tokens: int) -> Completion:
-        where = f"{self.base_url}, answer {choice.index}"
-        tokens = choice.token_ids or []
-        if choice.finish_reason == "abort":
-            raise Aborted(f"{where} was aborted after {len(tokens)} tokens")
-        if choice.finish_reason not in ("stop", "length"):
-            raise Malformed(f"{where} has finish reason {choice.finish_reason!r}, expected stop, length or abort")
-        if choice.finish_reason == "length" and len(tokens) < max_tokens:
-            raise Rejected(f"{where} was cut at {len(tokens)} of {max_tokens} tokens: raise serving.max_model_len")
-        content = (choice.logprobs.content if choice.logprobs else None) or []
-        if [entry.token_id for entry in content] != tokens:
-            raise Malformed(f"{where}: log-probs of {len(content)} tokens don't belong to its {len(tokens)} tokens")
-        return Completion(
-            tokens=np.array(tokens, _TOKENS),
-            logprobs=np.array([entry.logprob for entry in content], _LOGPROBS),
-            policy_version=_expand(choice.weight_versions or [], len(tokens), where),
-            finish_reason=choice.finish_reason,
-        )
 
     async def _workers(self, method: str, arguments: dict[str, Any]) -> WorkerStatus:
         """Calls a method of the plugin on every worker of the replica, each of which returns its status."""
@@ -357,7 +295,7 @@ class VllmClient:
                 status = response.status
         except TimeoutError:
             raise Unreachable(f"{where}: no answer within {total_s} s") from None
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(f"{where}: {error or type(error).__name__}") from error
         if status >= 500:
             raise Failed(f"{where}: {status} {_detail(payload)}")
@@ -370,28 +308,6 @@ def probe_ids(count: int) -> list[str]:
     """Request ids of prompts whose log-probs are asked for together: a paused server begins when all have come."""
     batch = uuid.uuid4().hex
     return [f"{PROBE_ID_PREFIX}{batch}-{count}-{index}" for index in range(count)]
-
-
-def _index(choice: _Choice) -> int:
-    return choice.index
-
-
-def _expand(spans: Sequence[_Span], length: int, where: str) -> np.ndarray:
-    """Version spans -> int32[T]; they must tile the tokens without gap or overlap."""
-    versions = np.empty(length, _TOKENS)
-    position = 0
-    for span in spans:
-        if not span.version.isdecimal():
-            raise Unversioned(
-                f"{where} has weight version {span.version!r}, expected a policy version; update it first"
-            )
-        if span.start != position or not span.start <= span.end <= length:
-            raise Malformed(f"{where}: version span {span.start}-{span.end} does not follow token {position}")
-        versions[span.start : span.end] = int(span.version)
-        position = span.end
-    if position != length:
-        raise Malformed(f"{where}: version spans cover {position} of {length} tokens")
-    return versions
 
 
 def _detail(payload: bytes) -> str:

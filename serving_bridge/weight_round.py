@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from learner_jax.contracts import GoldenPrompt, WeightManifest
+from learner_jax.waits import Wait, Waits
 from serving_bridge.config import ServingSettings
 from serving_bridge.vllm_client import Failed, ReplicaError, VllmClient, probe_ids
 from serving_bridge.weight_store import WeightStore
@@ -83,8 +84,10 @@ class _Round:
     manifest: WeightManifest
     settings: ServingSettings
     round_id: str
+    waits: Waits
+    name: str
     asked_for_lease: bool = False
-    #: by this process's monotonic clock, counted from before the request that got the lease: never too late
+    #: by the event loop's clock, counted from before the request that got the lease: never too late
     leased_until_s: float = float("-inf")
     found_paused: bool = False
     applied_before: int | None = None
@@ -109,6 +112,8 @@ async def run_round(
     settings: ServingSettings,
     *,
     round_id: str | None = None,
+    waits: Waits | None = None,
+    name: str = "",
 ) -> RoundOutcome:
     """Brings one replica to one version: lease and stage, pause, apply, probe, name the version, resume.
 
@@ -123,11 +128,15 @@ async def run_round(
     Args:
       round_id: names the holder of the replica's lease; the same id again takes over from a controller that died,
         another has to wait until the lease ended (`update_timeout_s` and a little). A new one by default.
+      waits: where its waits are seen.
+      name: of the replica, for them; its address by default.
 
     Raises:
       Nothing for what goes wrong on the replica; see `RoundOutcome.status`.
     """
-    this = _Round(client, store, manifest, settings, round_id or uuid.uuid4().hex)
+    this = _Round(
+        client, store, manifest, settings, round_id or uuid.uuid4().hex, waits or Waits(), name or client.base_url
+    )
     failure: Exception | None = None
     try:
         if not manifest.golden:
@@ -168,24 +177,20 @@ def probe_tolerance(settings: ServingSettings) -> float:
 
 async def _stage(this: _Round) -> None:
     """Takes the replica's lease and has the version read and checked while the replica serves."""
-    started, version = time.perf_counter(), this.manifest.version
+    started, version = _now(), this.manifest.version
     try:
         worker = await _take_lease(this)
         this.applied_before, this.found_paused = worker.applied, await this.client.is_paused()
         poll_s = _MIN_POLL_S
-        while worker.state == "reading":
-            if time.perf_counter() - started > this.settings.update_timeout_s:
-                raise _RefusedError(
-                    f"version {version} was not read within serving.update_timeout_s "
-                    f"({this.settings.update_timeout_s} s)"
-                )
-            await asyncio.sleep(poll_s)
-            poll_s = min(2 * poll_s, _MAX_POLL_S)
-            worker = await _renew_lease(this)
+        with _waiting(this, f"version {version} to be read", _RefusedError) as wait:
+            while worker.state == "reading":
+                await wait.pause(poll_s)
+                poll_s = min(2 * poll_s, _MAX_POLL_S)
+                worker = await _renew_lease(this)
     except Failed as failed:
         raise _RefusedError(str(failed)) from failed
     finally:
-        this.stage_s = time.perf_counter() - started
+        this.stage_s = _now() - started
     this.is_applied, this.store_damaged = worker.state == "applied", worker.damaged
     if not this.is_applied and (worker.state != "staged" or worker.staged != version):
         raise _RefusedError(worker.error or f"version {version} is not staged on every worker: {worker}")
@@ -197,17 +202,17 @@ async def _swap(this: _Round) -> None:
     if not this.is_applied:
         await _open_session(this.client)
     await _renew_lease(this)
-    this.paused_s = time.perf_counter()
-    deadline = asyncio.get_running_loop().time() + this.settings.update_timeout_s
-    async with asyncio.timeout_at(deadline):
-        # A request that was cut off may still be carried out later, after the resume that was meant to undo it.
-        await _settled(this.client.pause())
-    await _settled(_apply_and_prove(this, deadline))
+    this.paused_s = _now()
+    with _waiting(this, f"version {this.manifest.version} to be applied and proven, in a pause", TimeoutError) as wait:
+        async with wait.bound():
+            # A request that was cut off may still be carried out later, after the resume that was meant to undo it.
+            await _settled(this.client.pause())
+        await _settled(_apply_and_prove(this, wait))
 
 
-async def _apply_and_prove(this: _Round, deadline: float) -> None:
+async def _apply_and_prove(this: _Round, wait: Wait) -> None:
     client, manifest = this.client, this.manifest
-    async with asyncio.timeout_at(deadline):
+    async with wait.bound():
         _check_lease(this)
         this.is_unproven = True
         if this.is_applied:
@@ -234,11 +239,11 @@ async def _apply(this: _Round) -> None:
 
 
 async def _prove(this: _Round) -> None:
-    started, tolerance = time.perf_counter(), probe_tolerance(this.settings)
+    started, tolerance = _now(), probe_tolerance(this.settings)
     try:
         difference = await probe(this.client, this.manifest.golden, this.settings.update_timeout_s)
     finally:
-        this.probe_s = time.perf_counter() - started
+        this.probe_s = _now() - started
     this.probe_max_abs = difference
     # Written so that NaN fails too.
     if not difference <= tolerance:
@@ -257,13 +262,14 @@ async def _leave(this: _Round) -> bool:
     if not this.asked_for_lease:
         return True
     try:
-        async with asyncio.timeout(this.settings.update_timeout_s):
-            return await _end_pause(this)
+        with _waiting(this, "the round to end", TimeoutError) as wait:
+            async with wait.bound():
+                return await _end_pause(this)
     except (ReplicaError, TimeoutError):
         return False
     finally:
         if this.paused_s is not None:
-            this.pause_s = time.perf_counter() - this.paused_s
+            this.pause_s = _now() - this.paused_s
         with contextlib.suppress(ReplicaError):
             await this.client.release(this.round_id)
 
@@ -271,7 +277,7 @@ async def _leave(this: _Round) -> bool:
 async def _end_pause(this: _Round) -> bool:
     if this.paused_s is None and not this.found_paused:
         return True
-    if time.monotonic() > this.leased_until_s:
+    if _now() > this.leased_until_s:
         # Another round may be halfway: only a new lease makes this one's business of the pause.
         try:
             await _take_lease(this)
@@ -306,7 +312,7 @@ async def _may_serve(this: _Round) -> bool:
 
 async def _take_lease(this: _Round) -> WorkerStatus:
     """Asks for the lease and the staging; `Failed` if another round holds the lease."""
-    this.asked_for_lease, asked_s, lease_s = True, time.monotonic(), _lease_s(this.settings)
+    this.asked_for_lease, asked_s, lease_s = True, _now(), _lease_s(this.settings)
     root, manifest = this.store.root.absolute(), this.manifest
     # Not cut off: a lease that this round does not know of would keep the next one out.
     worker = await _settled(this.client.stage(root, manifest.version, manifest.content_sha256, this.round_id, lease_s))
@@ -315,7 +321,7 @@ async def _take_lease(this: _Round) -> WorkerStatus:
 
 
 async def _renew_lease(this: _Round) -> WorkerStatus:
-    asked_s = time.monotonic()
+    asked_s = _now()
     worker = await this.client.worker_status(this.round_id)
     _check_lease(this)
     this.leased_until_s = asked_s + _lease_s(this.settings)
@@ -324,7 +330,7 @@ async def _renew_lease(this: _Round) -> WorkerStatus:
 
 def _check_lease(this: _Round) -> None:
     """Raises once the lease may have ended: another round may have begun, and its steps must not be disturbed."""
-    if time.monotonic() > this.leased_until_s:
+    if _now() > this.leased_until_s:
         raise _RefusedError(
             f"the lease of {_lease_s(this.settings)} s ended before it was renewed: the replica or this process was "
             f"held up; the next round starts anew"
@@ -345,6 +351,16 @@ async def _open_session(client: VllmClient) -> None:
             await client.start_update()
         except Failed:
             raise _RefusedError(str(failed)) from failed
+
+
+def _waiting(this: _Round, what: str, error: type[Exception]) -> AbstractContextManager[Wait]:
+    """A wait for the replica, of at most `serving.update_timeout_s`."""
+    limit_s = this.settings.update_timeout_s
+    return this.waits.waiting(what, on=this.name, limit_s=limit_s, setting="serving.update_timeout_s", error=error)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 async def _settled(work: Coroutine[Any, Any, T]) -> T:
@@ -369,10 +385,7 @@ def _outcome(this: _Round, failure: Exception | None, serves: bool) -> RoundOutc
         status = "rejected"
     error = None
     if status != "updated":
-        limit_s = this.settings.update_timeout_s
-        error = str(failure or "the weights are proven, but the engine is still paused") or (
-            f"the steps inside the pause took longer than serving.update_timeout_s ({limit_s} s)"
-        )
+        error = str(failure or "the weights are proven, but the engine is still paused")
     return RoundOutcome(
         status=status,
         version=this.manifest.version,

@@ -18,6 +18,7 @@ import pytest
 from serving_bridge import weight_store
 from serving_bridge.config import StoreSettings
 from serving_bridge.fleet import Fleet
+from serving_bridge.guard import descendants
 from serving_bridge.registry import ReplicaRegistry, ReplicaRow
 from serving_bridge.vllm_client import VllmClient
 from serving_bridge.weight_publisher import Publisher
@@ -28,6 +29,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = pytest.mark.slow
 
 PROMPT = (5, 6, 7)
+#: an engine that samples nothing for so long is restarted
+HANG_S = 25.0
 #: to be whole again after any fault, a restart of the server included; more than it takes, for busy machines
 WHOLE_S = 90.0
 
@@ -55,11 +58,11 @@ class Running:
         tensors = tensors_of(self.model)
         return self.publisher.publish(tensors.items(), step=0, golden=golden_of(self.model)).version
 
-    def until_served(self, version: int, newer_than_s: float = 0.0) -> ReplicaRow:
+    def until_served(self, version: int, newer_than_s: float = 0.0, within_s: float = WHOLE_S) -> ReplicaRow:
         """Lets the fleet run until the replica is ready with a version, and says which that is."""
 
         async def wait() -> ReplicaRow:
-            deadline = time.monotonic() + WHOLE_S
+            deadline = time.monotonic() + within_s
             while True:
                 rows = [row for row in self.registry.ready() if row.version == version]
                 if rows and rows[0].heartbeat_s > newer_than_s:
@@ -100,7 +103,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     publisher = Publisher(store, StoreSettings(), log=log)
     stop = False
     fleet = Fleet(
-        SETTINGS,
+        SETTINGS.model_copy(update={"hang_s": HANG_S}),
         model_dir=folder / "model",
         store=store,
         registry=registry,
@@ -115,6 +118,16 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         stop = True
         runner.run(asyncio.wait_for(task, 60))
     publisher.close()
+
+
+def server_of(row: ReplicaRow) -> int:
+    """Process id of the API server that listens there."""
+    port = row.url.rpartition(":")[2].encode()
+    for pid in descendants(os.getpid()):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if b"vllm.entrypoints.openai.api_server" in command and port in command and b"--grace" not in command:
+            return pid
+    raise AssertionError(f"no server listens at {row.url}")
 
 
 def test_versions_are_followed_by_updates(running: Running):
@@ -186,15 +199,7 @@ def test_a_server_killed_while_paused_comes_back_with_the_newest_version(running
     async def kill_paused() -> None:
         async with aiohttp.ClientSession() as session:
             await VllmClient(row.url, session).pause()
-        # The server's own process; the others end with it.
-        port = row.url.rpartition(":")[2]
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                command = path.read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if b"vllm.entrypoints.openai.api_server" in command and port.encode() in command:
-                os.kill(int(path.parent.name), signal.SIGKILL)
+        os.kill(server_of(row), signal.SIGKILL)  # the server's own process; the others end with it
 
     running.runner.run(kill_paused())
     started, killed_s = time.monotonic(), time.time()
@@ -203,3 +208,27 @@ def test_a_server_killed_while_paused_comes_back_with_the_newest_version(running
     print(f"whole again after {time.monotonic() - started:.1f} s")
     running.assert_serves(row)
     assert running.named("replica_restart")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stopped", ["engine", "server"])
+def test_a_stopped_process_is_found_and_replaced_in_bounded_time(running: Running, stopped: str):
+    """SIGSTOP of the engine leaves /health answering; of the server, the engine idle."""
+    version = running.publish()
+    row = running.until_served(version)
+    server = server_of(row)
+    engine = descendants(server) if stopped == "engine" else [server]
+    assert engine
+    before, stopped_s = len(running.events), time.time()
+    for pid in engine:
+        os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    row = running.until_served(version, newer_than_s=stopped_s + HANG_S / 2, within_s=2 * HANG_S + WHOLE_S)
+    while not (lost := [r for r in running.events[before:] if r["event"] == "replica_lost"]):
+        assert time.monotonic() - started < 2 * HANG_S
+        row = running.until_served(version, newer_than_s=row.heartbeat_s, within_s=2 * HANG_S + WHOLE_S)
+    row = running.until_served(version, newer_than_s=time.time(), within_s=WHOLE_S)
+    print(f"{stopped} stopped: whole again after {time.monotonic() - started:.1f} s (hang_s = {HANG_S:g})")
+    expected = "samples nothing since" if stopped == "engine" else "no answer to /health for"
+    assert expected in lost[0]["reason"]
+    running.assert_serves(row)

@@ -163,17 +163,15 @@ def start_and_fail(folder: Path, settings: ServingSettings) -> tuple[str, Replic
 
 
 def test_a_server_that_ends_while_starting_is_reported_with_its_log(tmp_path: Path):
-    error, replica = start_and_fail(tmp_path, SETTINGS)
+    error, _ = start_and_fail(tmp_path, SETTINGS)
     assert "ended with status 1 while starting" in error
     assert "no_such_type" in error, "the end of the log belongs into the error"
-    assert replica.state == "stopped"
 
 
 def test_a_server_that_takes_too_long_is_reported_and_stopped(tmp_path: Path):
     before = set(descendants(os.getpid()))
-    error, replica = start_and_fail(tmp_path, SETTINGS.model_copy(update={"start_timeout_s": 0.5}))
-    assert "serving.start_timeout_s (0.5 s)" in error
-    assert replica.state == "stopped"
+    error, _ = start_and_fail(tmp_path, SETTINGS.model_copy(update={"start_timeout_s": 0.5}))
+    assert "serving.start_timeout_s = 0.5 s" in error
     assert set(descendants(os.getpid())) <= before
 
 

@@ -192,7 +192,7 @@ def test_steps_that_take_too_long_are_given_up(world: World):
         client = meddling(world.client, world, after=lambda route, slow=slow: dawdle_at(slow, route))
         outcome = world.run(run_round(client, world.store, wanted, settings))
         assert outcome.status == status
-        assert "serving.update_timeout_s (0.3 s)" in (outcome.error or "")
+        assert "serving.update_timeout_s = 0.3 s" in (outcome.error or "")
         if status == "rejected":
             assert assert_serves(world, {served.version: world.model_b}) == served.version
     assert world.run(world.client.is_paused()), "weights that nothing proved are served"
@@ -384,7 +384,6 @@ def test_the_probe_catches_weights_that_are_not_the_learners(world: World):
     wrong = world.publish(world.model_a, golden=golden_of(world.model_b))
     outcome, answered = world.run(round_amid_answers(world, wrong))
     assert outcome.status == "unfit"
-    assert world.replica.state == "unfit"
     assert outcome.probe_max_abs is not None
     assert outcome.probe_max_abs > 0.1
     assert "serving.probe_tolerance" in (outcome.error or "")
@@ -396,7 +395,6 @@ def test_the_probe_catches_weights_that_are_not_the_learners(world: World):
     assert world.run(world.replica.update(world.store, wrong)).status == "unfit"
     assert world.run(world.client.is_paused())
     world.update(world.model_b)
-    assert world.replica.state == "ready"
     assert not world.run(world.client.is_paused())
 
 
@@ -483,7 +481,6 @@ def test_stop_lets_answers_finish_and_leaves_no_process(world: World):
 
     answers = world.run(stop_amid_answers())
     assert [len(answer.tokens) for answer in answers] == [150] * 4
-    assert world.replica.state == "stopped"
     assert world.replica.exit_status() == 0
     assert alive(pids) == []
 

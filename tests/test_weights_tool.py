@@ -107,12 +107,12 @@ def test_rollback_publishes_the_old_weights_as_the_newest(store: WeightStore, ru
 
 def test_watch_says_how_far_each_replica_is_behind(store: WeightStore, run: Any):
     registry = ReplicaRegistry(store.root / "replicas")
-    registry.report("a", url="http://a:1", state="ready", version=1, step=0)
+    registry.report("a", url="http://a:1", state="healthy", version=1, step=0)
     registry.report("b", url="http://b:1", state="starting", version=-1, step=-1)
     text = run("watch", store.root, "--once")
     assert "newest version 3" in text
     (a,) = [line.split() for line in text.splitlines() if line.lstrip().startswith("a ")]
-    assert a[:5] == ["a", "ready", "1", "2", "0"]
+    assert a[:5] == ["a", "healthy", "1", "2", "0"]
     (b,) = [line.split() for line in text.splitlines() if line.lstrip().startswith("b ")]
     assert b[:5] == ["b", "starting", "-", "-", "-"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 
+from rewards.feedback import create_environment
 from serving_bridge.rollout import RolloutWorker, RunIdentity
 from tools import wiring
 
@@ -18,11 +19,12 @@ def main() -> None:
     parser.add_argument("--name", default="worker-0", help="unique among the workers that run at the same time")
     with wiring.clear_errors():
         arguments, config, paths = wiring.read_arguments(parser)
-        encoder, _ = wiring.build_encoder(config, wiring.base_model_dir(config, paths))
+        encoder, model_config = wiring.build_encoder(config, wiring.base_model_dir(config, paths))
+        task = wiring.build_task(config)
         worker = RolloutWorker(
             name=arguments.name,
             identity=RunIdentity(config.run.name, config.rollout.group_size),
-            task=wiring.build_task(config),
+            task=task,
             encoder=encoder,
             queue=wiring.build_queue(config, paths),
             registry=wiring.build_registry(paths),
@@ -31,6 +33,9 @@ def main() -> None:
             pace=wiring.build_pace(config),
             log=wiring.metrics_writer(paths, "rollout"),
             should_stop=wiring.StopRequest().install(),
+            environment=create_environment(task, config.task),
+            vocab_size=model_config.vocab_size,
+            renew_every_s=config.store.claim_lease_s / 4,
         )
         asyncio.run(worker.run())
 

@@ -1,35 +1,52 @@
-"""Runs the serving fleet: vLLM replicas that follow the run's weight store.
+"""Runs a serving fleet: vLLM replicas that follow the run's weight store.
 
-python -m tools.serve --config runs/demo/config.toml
+    python -m tools.serve --config runs/demo/config.toml [--name NAME]
+
+Another fleet, on this host or another, may join at any time under a name of its own, with replicas of its own, and
+leave again: rollout workers notice within a second or two. `python -m tools.fleet` gives orders to one that runs.
+SIGTERM or Ctrl-C lets answers in flight finish, at most serving.drain_timeout_s; a second one ends everything at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
+import time
 
+from learner_jax.waits import Waits
 from serving_bridge.fleet import Fleet
+from serving_bridge.fleet_orders import sole_controller
+from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wiring.config_arguments(parser)
+    parser.add_argument("--name", default=socket.gethostname(), help="of this fleet; unique in the run")
     with wiring.clear_errors():
-        _, config, paths = wiring.read_arguments(parser)
+        arguments, config, paths = wiring.read_arguments(parser)
         model_dir = wiring.base_model_dir(config, paths)
         wiring.build_encoder(config, model_dir)  # a folder that can't be served is refused before vLLM is started
+        waits, log, registry = Waits(), wiring.metrics_writer(paths, "fleet"), wiring.build_registry(paths)
         fleet = Fleet(
             config.serving,
             model_dir=model_dir,
             store=wiring.build_store(config, paths),
-            registry=wiring.build_registry(paths),
+            registry=registry,
             log_dir=paths.logs,
             keep_versions=config.store.keep_versions,
-            log=wiring.metrics_writer(paths, "fleet"),
+            log=log,
             should_stop=wiring.StopRequest().install(),
+            name=arguments.name,
+            waits=waits,
         )
-        asyncio.run(fleet.run())
+        with sole_controller(registry.folder, arguments.name), reported_waits(waits, log, clock=time.monotonic):
+            try:
+                asyncio.run(fleet.run())
+            except KeyboardInterrupt:
+                raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

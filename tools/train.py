@@ -2,7 +2,12 @@
 
     python -m tools.train --config configs/demo.toml [--set rollout.max_staleness=0] [--profile N]
 
-An unfinished run directory is taken up where it stopped; a finished one is left alone and a new one is begun.
+An unfinished run directory is taken up where it stopped; a finished one is left alone and a new one is begun. A process
+that ends with an error is started again, a bounded number of times, and the others go on; with learner.hosts.count
+above 1 the learner is that many processes, which are started again together.
+
+SIGTERM or Ctrl-C stops all of them in order, with the learner's state saved, and a second one at once; either way the
+same command goes on from there.
 """
 
 from __future__ import annotations
@@ -11,28 +16,39 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import aiohttp
 
 from configs.load import ConfigError, load_config, save_config
 from configs.schema import Config
+from learner_jax.waits import Waits
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.registry import ReplicaRow
 from serving_bridge.replica import check_plugin, claim_port, detect_platform
 from serving_bridge.supervisor import Supervisor
 from serving_bridge.telemetry import MetricsLog, MetricsTail, read_metrics
-from serving_bridge.vllm_client import VllmClient
+from serving_bridge.vllm_client import ReplicaError, VllmClient
+from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
 from tools.evaluate import evaluate_folder
 from tools.report import headline, write_report, write_summary
 from tools.view import LiveView
 from tools.wiring import RunPaths
 
+T = TypeVar("T")
+
 _TICK_S = 0.25
-_LEARNER_RESTARTS = 2
-_ROLLOUT_RESTARTS = 5
+#: restarts of each process within an hour
+_RESTARTS = {"serve": 3, "warm_start": 1, "learner": 3, "rollout": 5}
+#: beyond draining, what a fleet takes to end
+_SERVE_GRACE_S = 40.0
+_LEARNER_GRACE_S = 60.0
+_EVALUATION_TRIES = 3
+_INTERRUPTED = 130
+_LOOPBACK = "127.0.0.1"
 
 
 class TrainError(RuntimeError):
@@ -58,23 +74,27 @@ class Job:
         self._should_stop = should_stop
         self._metrics = MetricsLog(paths.metrics, "train")
         self._tail = MetricsTail(paths.metrics)
+        self._waits = Waits()
 
     def run(self) -> bool:
         """Returns whether the run is complete (and not stopped in between)."""
         config, paths = self._config, self._paths
         wiring.base_model_dir(config, paths)  # made here, before the processes that need it start
-        with Supervisor(paths.logs, self._metrics.write) as supervisor:
+        with (
+            reported_waits(self._waits, self._metrics.write, clock=time.monotonic),
+            Supervisor(paths.logs, self._metrics.write, waits=self._waits) as supervisor,
+        ):
             self._phase("starting")
-            supervisor.start("serve", self._command("tools.serve"), grace_s=config.serving.drain_timeout_s + 20)
+            serve_grace_s = config.serving.drain_timeout_s + _SERVE_GRACE_S
+            self._start(supervisor, "serve", self._command("tools.serve"), grace_s=serve_grace_s)
             if config.warm_start and not paths.start_model.exists():
                 self._phase("supervised start")
-                supervisor.start("warm_start", self._command("tools.learner", "--warm-start"))
+                self._start(supervisor, "warm_start", self._command("tools.learner", "--warm-start"))
                 self._watch(supervisor, until=lambda: supervisor.has_finished("warm_start"))
-            learner = self._command("tools.learner", "--profile", str(self._profile_steps))
-            supervisor.start("learner", learner, restarts=_LEARNER_RESTARTS, grace_s=60)
+            self._start_learner(supervisor)
             self._measure_before(supervisor)
             self._phase("training")
-            supervisor.start("rollout", self._command("tools.rollout"), restarts=_ROLLOUT_RESTARTS)
+            self._start(supervisor, "rollout", self._command("tools.rollout"))
             self._watch(supervisor, until=lambda: supervisor.has_finished("learner"))
             if self._should_stop():
                 return False
@@ -82,8 +102,34 @@ class Job:
             for name in ("rollout", "serve"):
                 supervisor.ask_to_stop(name)
             self._measure_after(supervisor)
+            if self._should_stop():
+                return False
         self._phase("finished")
         return True
+
+    def _start(self, supervisor: Supervisor, name: str, command: Sequence[str], *, grace_s: float = 30.0) -> None:
+        supervisor.start(name, command, restarts=_RESTARTS[name], grace_s=grace_s)
+
+    def _start_learner(self, supervisor: Supervisor) -> None:
+        """One process, or as many as learner.hosts.count says, which can only go on together."""
+        hosts = self._config.learner.hosts
+        supervisor.start_group(
+            "learner",
+            self._learner_commands,
+            restarts=_RESTARTS["learner"],
+            grace_s=_LEARNER_GRACE_S,
+            end_s=hosts.heartbeat_timeout_s + _LEARNER_GRACE_S,
+        )
+
+    def _learner_commands(self) -> list[list[str]]:
+        hosts = self._config.learner.hosts
+        command = self._command("tools.learner", "--profile", str(self._profile_steps))
+        if hosts.count == 1:
+            return [command]
+        # A port of its own for each start: the one before may still be held by what is ending.
+        address = hosts.coordinator or f"{_LOOPBACK}:{claim_port(_LOOPBACK, 0)}"
+        told = ["--set", f"learner.hosts.coordinator={address}", "--set"]
+        return [[*command, *told, f"learner.hosts.index={index}"] for index in range(hosts.count)]
 
     def _command(self, module: str, *arguments: str) -> list[str]:
         return [sys.executable, "-m", module, "--config", str(self._paths.config), *arguments]
@@ -111,10 +157,39 @@ class Job:
     def _measure_before(self, supervisor: Supervisor) -> None:
         """Held-out skill of the first published version, through the fleet, before anything is trained."""
         registry = wiring.build_registry(self._paths)
-        self._watch(supervisor, until=lambda: bool(registry.ready()) or supervisor.has_finished("learner"))
-        ready = registry.ready()
-        if ready and not self._measured("before"):
-            self._record("before", asyncio.run(self._evaluate_on(ready[0])))
+        for tries_left in reversed(range(_EVALUATION_TRIES)):
+            self._watch(supervisor, until=lambda: bool(registry.ready()) or supervisor.has_finished("learner"))
+            ready = registry.ready()
+            if not ready or self._measured("before") or self._should_stop():
+                return
+            try:
+                result = self._meanwhile(supervisor, self._evaluate_on(ready[0]))
+            except ReplicaError as error:
+                if not (error.retryable and tries_left):
+                    raise
+                self._metrics.write("retry", error=f"held-out evaluation before training: {error}")
+                time.sleep(_TICK_S)
+                continue
+            if result is not None:
+                self._record("before", result)
+            return
+
+    def _meanwhile(self, supervisor: Supervisor, work: Coroutine[Any, Any, T]) -> T | None:
+        """What `work` returns; it is looked after the processes meanwhile. None if a stop is asked for."""
+
+        async def watched() -> T | None:
+            task = asyncio.create_task(work)
+            try:
+                while not task.done() and not self._should_stop():
+                    supervisor.check()
+                    self._update_view()
+                    await asyncio.wait([task], timeout=_TICK_S)
+            finally:
+                task.cancel()
+                await asyncio.wait([task])
+            return None if task.cancelled() else task.result()
+
+        return asyncio.run(watched())
 
     async def _evaluate_on(self, replica: ReplicaRow) -> Evaluation:
         encoder, _ = wiring.build_encoder(self._config, wiring.base_model_dir(self._config, self._paths))
@@ -141,7 +216,11 @@ class Job:
             command += ["--dtype", self._config.learner.publish_dtype]
             supervisor.start("convert", command)
             self._watch(supervisor, until=lambda: supervisor.has_finished("convert"))
-        self._record("after", asyncio.run(evaluate_folder(self._config, self._paths, self._paths.final_model)))
+        if self._should_stop():
+            return
+        result = self._meanwhile(supervisor, evaluate_folder(self._config, self._paths, self._paths.final_model))
+        if result is not None:
+            self._record("after", result)
 
     def _record(self, which: str, result: Evaluation) -> None:
         self._metrics.write("evaluation", which=which, **result.as_fields())
@@ -212,7 +291,7 @@ def train(config_path: Path, overrides: list[str], *, profile_steps: int = 0) ->
         complete = Job(config, paths, view, stop, profile_steps=profile_steps).run()
     if not complete:
         print(f"stopped; the same command goes on from the last checkpoint in {paths.directory}")
-        return 130
+        return _INTERRUPTED
     summary = write_summary(paths.directory, wall_s=time.monotonic() - started)
     write_report(paths.directory)
     print(headline(summary, paths.directory))
@@ -225,7 +304,11 @@ def main() -> None:
     wiring.profile_argument(parser)
     arguments = parser.parse_args()
     with wiring.clear_errors():
-        status = train(arguments.config, arguments.overrides, profile_steps=arguments.profile)
+        try:
+            status = train(arguments.config, arguments.overrides, profile_steps=arguments.profile)
+        except KeyboardInterrupt:
+            print("ended at once; the same command goes on from the last checkpoint")
+            status = _INTERRUPTED
     raise SystemExit(status)
 
 

@@ -14,12 +14,15 @@ from pathlib import Path
 
 from configs.load import load_config, save_config
 from configs.schema import Config, CreateModelSettings
+from learner_jax.contracts import RecordLimits
 from learner_jax.hf_names import ModelConfig, read_model_config
+from learner_jax.waits import Waits
 from rewards.protocol import Task
 from rewards.tasks import create_task
 from serving_bridge.create_model import CreateModelError, create_model
+from serving_bridge.database import absolute_url
 from serving_bridge.evaluation import PromptEncoder
-from serving_bridge.queue import TrajectoryQueue
+from serving_bridge.queue import QueueBounds, TrajectoryQueue
 from serving_bridge.registry import ReplicaRegistry
 from serving_bridge.staleness import Pace
 from serving_bridge.telemetry import MetricsLog
@@ -37,7 +40,8 @@ class RunPaths:
     """Where a run keeps what."""
 
     directory: Path
-    database: Path
+    database: str
+    blobs: Path
     weights: Path
 
     @property
@@ -86,7 +90,8 @@ def run_paths(config: Config) -> RunPaths:
     directory = Path(config.run.directory or f"runs/{config.run.name}").absolute()
     return RunPaths(
         directory=directory,
-        database=Path(config.store.database).absolute() if config.store.database else directory / "state.db",
+        database=absolute_url(config.store.database or directory / "state.db", schema=config.run.name),
+        blobs=Path(config.store.blobs).absolute() if config.store.blobs else directory / "blobs",
         weights=Path(config.store.weights).absolute() if config.store.weights else directory / "weights",
     )
 
@@ -178,8 +183,27 @@ def build_encoder(config: Config, model_dir: Path) -> tuple[PromptEncoder, Model
     return encoder, model_config
 
 
-def build_queue(config: Config, paths: RunPaths) -> TrajectoryQueue:
-    return TrajectoryQueue(paths.database, lease_s=config.store.lease_s, max_tries=config.store.max_tries)
+def build_queue(
+    config: Config, paths: RunPaths, *, limits: RecordLimits | None = None, waits: Waits | None = None
+) -> TrajectoryQueue:
+    store = config.store
+    return TrajectoryQueue(
+        paths.database,
+        lease_s=store.lease_s,
+        claim_lease_s=store.claim_lease_s,
+        max_tries=store.max_tries,
+        limits=limits,
+        bounds=QueueBounds(
+            max_groups=store.max_queued_groups,
+            max_bytes=store.max_queued_bytes,
+            max_group_bytes=store.max_group_bytes,
+            max_age_s=store.max_age_s,
+        ),
+        blobs=paths.blobs,
+        blob_bytes=store.blob_bytes,
+        timeout_s=store.database_timeout_s,
+        waits=waits,
+    )
 
 
 def build_registry(paths: RunPaths) -> ReplicaRegistry:

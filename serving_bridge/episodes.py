@@ -1,0 +1,213 @@
+"""Plays a problem with the policy, token ids in and token ids out, and writes down what happened as a trajectory.
+
+What the policy sampled is never encoded again: an observation is rendered to ids of its own and appended after the
+sampler's. Re-encoding the text of a dialog gives other ids than were sampled (tokens merge across borders), for which
+the sampler's log-probs would be wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from learner_jax.contracts import NOT_SAMPLED, Trajectory
+from rewards.environments import Environment, EpisodeState, Outcome, Reply
+from rewards.protocol import Problem
+from serving_bridge.answers import Completion
+from serving_bridge.config import RolloutSettings
+from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.sampling import Prefix, Sampler
+
+
+class EpisodeError(RuntimeError):
+    """An episode can't become a sample: says why, and the setting to change."""
+
+
+@dataclass(frozen=True)
+class PlayedTurn:
+    """One turn.
+
+    Attributes:
+      given: token ids before the answer: the prompt, or an observation.
+    """
+
+    given: tuple[int, ...]
+    answer: Completion
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Episode:
+    problem: Problem
+    turns: tuple[PlayedTurn, ...]
+
+    @property
+    def num_sampled(self) -> int:
+        return sum(len(turn.answer) for turn in self.turns)
+
+    @property
+    def num_versions(self) -> int:
+        """Policy versions that sampled it."""
+        return len(np.unique(np.concatenate([turn.answer.policy_version for turn in self.turns])))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the trajectories of a run have in common.
+
+    Attributes:
+      run: with the prompt's index and the sample's, the trajectory's id: deterministic, hence the idempotency key.
+      tokenizer: fingerprint of the tokenizer behind the ids.
+    """
+
+    run: str
+    group_size: int
+    settings: RolloutSettings
+    reward_version: str
+    tokenizer: str
+
+
+class Player:
+    """Plays episodes of one environment.
+
+    Args:
+      scoring: threads in which answers are decoded and scored; the event loop goes on meanwhile.
+      count: "environment_turns" and "reward_errors" are counted here.
+    """
+
+    def __init__(
+        self,
+        environment: Environment,
+        encoder: PromptEncoder,
+        sampler: Sampler,
+        settings: RolloutSettings,
+        *,
+        scoring: Executor,
+        count: Counter[str],
+    ) -> None:
+        self._environment = environment
+        self._encoder = encoder
+        self._sampler = sampler
+        self._settings = settings
+        self._scoring = scoring
+        self._count = count
+        self._max_tokens = settings.episode_tokens(environment.max_turns)
+
+    async def play(self, problem: Problem, prompt: Sequence[int], shared: Prefix) -> Episode:
+        """One episode to its end.
+
+        Args:
+          shared: where the prompt is cached; common to the episodes of a group.
+
+        Raises:
+          ReplicaError, NoReplicaError: no answer could be had.
+          EpisodeError: it can't go on, or can't be scored.
+        """
+        state, context, turns = self._environment.reset(problem), list(prompt), list[PlayedTurn]()
+        given, prefix = tuple(prompt), shared
+        while True:
+            (answer,), replica = await self._sampler.sample(
+                context, n=1, max_tokens=self._settings.max_tokens, prefix=prefix
+            )
+            prefix = Prefix(replica)
+            context += answer.tokens.tolist()
+            (outcome,) = await self._step(state, [answer], is_last=not self._has_room(context))
+            turns.append(PlayedTurn(given, answer, outcome))
+            if outcome.observation is None:
+                return Episode(problem, tuple(turns))
+            given = self._observation(outcome.observation, answer)
+            context += given
+            state = outcome.state
+            self._count["environment_turns"] += 1
+
+    async def play_together(self, problem: Problem, prompt: Sequence[int], count: int) -> list[Episode]:
+        """`count` episodes of one turn in one request; raises what `play` does."""
+        answers, _ = await self._sampler.sample(prompt, n=count, max_tokens=self._settings.max_tokens, prefix=Prefix())
+        outcomes = await self._step(self._environment.reset(problem), answers, is_last=True)
+        return [
+            Episode(problem, (PlayedTurn(tuple(prompt), answer, outcome),))
+            for answer, outcome in zip(answers, outcomes, strict=True)
+        ]
+
+    async def _step(self, state: EpisodeState, answers: Sequence[Completion], *, is_last: bool) -> list[Outcome]:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._settings.reward_timeout_s):
+                outcomes = await loop.run_in_executor(self._scoring, self._score, state, answers, is_last)
+        except TimeoutError:
+            raise EpisodeError(
+                f"problem {state.problem.index}: no score after {self._settings.reward_timeout_s:g} s "
+                f"(rollout.reward_timeout_s); the verifier hangs, or rollout.reward_threads are too few"
+            ) from None
+        self._count["reward_errors"] += sum(outcome.verdict == "error" for outcome in outcomes)
+        return outcomes
+
+    def _score(self, state: EpisodeState, answers: Sequence[Completion], is_last: bool) -> list[Outcome]:
+        decode = self._encoder.tokenizer.decode
+        return [
+            self._environment.step(state, Reply(decode(answer.tokens.tolist()), answer.finish_reason, is_last))
+            for answer in answers
+        ]
+
+    def _has_room(self, context: Sequence[int]) -> bool:
+        """For the longest observation and the longest answer: no answer's budget depends on what came before."""
+        return len(context) + self._settings.max_prompt_tokens + self._settings.max_tokens <= self._max_tokens
+
+    def _observation(self, text: str, answer: Completion) -> tuple[int, ...]:
+        ids = self._encoder.observation(text, after=int(answer.tokens[-1]))
+        if not 0 < len(ids) <= self._settings.max_prompt_tokens:
+            raise EpisodeError(
+                f"observation {text[:80]!r} has {len(ids)} tokens, expected 1 to {self._settings.max_prompt_tokens}: "
+                f"raise rollout.max_prompt_tokens or shorten task.feedback"
+            )
+        return tuple(ids)
+
+
+def make_trajectories(origin: Origin, index: int, episodes: Sequence[Episode]) -> list[Trajectory]:
+    """The group of prompt `index`; ids never change between tries, token ids are exactly the sampler's."""
+    group_id = f"{origin.run}/{index}"
+    return [
+        Trajectory(
+            trajectory_id=f"{group_id}/{sample}",
+            group_id=group_id,
+            group_size=origin.group_size,
+            prompt={"index": index, "question": episode.problem.question},
+            **_arrays(episode.turns),
+            reward_parts=dict(episode.turns[-1].outcome.parts),
+            finish_reason=episode.turns[-1].answer.finish_reason,  # type: ignore[arg-type]
+            sampling={"temperature": origin.settings.temperature, "max_tokens": origin.settings.max_tokens},
+            reward_version=origin.reward_version,
+            tokenizer=origin.tokenizer,
+        )
+        for sample, episode in enumerate(episodes)
+    ]
+
+
+def _arrays(turns: Sequence[PlayedTurn]) -> dict[str, Any]:
+    """The arrays of a trajectory, all of one length; a turn is what was given and the answer to it."""
+    lengths = [(len(turn.given), len(turn.answer)) for turn in turns]
+    ends = np.cumsum([given + answer for given, answer in lengths])
+    length = int(ends[-1])
+    found = {
+        "tokens": np.empty(length, np.int32),
+        "loss_mask": np.zeros(length, np.bool_),
+        "behavior_logprobs": np.zeros(length, np.float32),
+        "policy_version": np.full(length, NOT_SAMPLED, np.int32),
+        "turn": np.repeat(np.arange(len(turns), dtype=np.int32), [given + answer for given, answer in lengths]),
+        "rewards": np.zeros(length, np.float32),
+    }
+    for turn, (_, sampled), end in zip(turns, lengths, ends, strict=True):
+        answer = slice(end - sampled, end)
+        found["tokens"][end - sampled - len(turn.given) : end - sampled] = turn.given
+        found["tokens"][answer] = turn.answer.tokens
+        found["loss_mask"][answer] = True
+        found["behavior_logprobs"][answer] = turn.answer.logprobs
+        found["policy_version"][answer] = turn.answer.policy_version
+        found["rewards"][end - 1] = turn.outcome.reward
+    return found

@@ -1,0 +1,358 @@
+"""What the queue's operations do to its rows, inside a transaction; every change of state goes by `queue_states`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from serving_bridge.database import Row, Session
+from serving_bridge.queue_states import ENDED, LIVE, STATES, TRANSITIONS, Event, State
+from serving_bridge.staleness import Pace, dispatch_room, is_stale
+
+T = TypeVar("T")
+
+#: Engines bound the parameters of a statement; longer lists are cut into such pieces.
+_PIECE = 500
+
+
+@dataclass(frozen=True)
+class Record:
+    """A group on its way into the queue; `blob` names the file that holds its payload, None for the row itself."""
+
+    group_id: str
+    prompt_index: int
+    oldest_version: int
+    payload: bytes
+    blob: str | None
+
+
+@dataclass(frozen=True)
+class LeasedRow:
+    sequence: int
+    group_id: str
+    num_bytes: int
+    token: int
+    blob: str | None
+    payload: bytes | None = None
+
+
+def pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (items[start : start + _PIECE] for start in range(0, len(items), _PIECE))
+
+
+def marks(items: Sequence[object]) -> str:
+    return ",".join("?" * len(items))
+
+
+def _among(states: Sequence[State]) -> str:
+    return ",".join(f"'{state}'" for state in states)
+
+
+# Numbers of the run.
+
+
+def get(session: Session, key: str, lock: str = "") -> int:
+    rows = session.execute(f"SELECT value FROM progress WHERE key = ?{lock}", (key,))
+    return rows[0][0] if rows else 0
+
+
+def put(session: Session, key: str, value: int) -> None:
+    session.execute("UPDATE progress SET value = ? WHERE key = ?", (value, key))
+
+
+def numbers(session: Session) -> dict[str, int]:
+    """All of them, by key."""
+    found: dict[str, int] = dict(session.execute("SELECT key, value FROM progress"))
+    return found
+
+
+# Groups.
+
+
+def change(
+    session: Session,
+    event: Event,
+    where: str,
+    parameters: Sequence[object] = (),
+    *,
+    also: str = "",
+    values: Sequence[object] = (),
+) -> list[Row]:
+    """Sends groups that meet a condition through an event; those in states that it can't meet are left alone.
+
+    Args:
+      where: condition, with `parameters`.
+      also: further assignments, with `values`.
+
+    Returns:
+      (sequence, group id, blob, lease token) of each.
+    """
+    transition = TRANSITIONS[event]
+    return session.execute(
+        f"UPDATE groups SET state = '{transition.target}'{', ' + also if also else ''} "
+        f"WHERE state IN ({_among(transition.sources)}) AND ({where}) RETURNING sequence, group_id, blob, lease_token",
+        (*values, *parameters),
+    )
+
+
+def change_named(
+    session: Session, event: Event, group_ids: Sequence[str], *, also: str = "", values: Sequence[object] = ()
+) -> list[Row]:
+    """`change` of groups by id."""
+    return [
+        row
+        for piece in pieces(group_ids)
+        for row in change(session, event, f"group_id IN ({marks(piece)})", piece, also=also, values=values)
+    ]
+
+
+def insert(session: Session, records: Sequence[Record], *, priority: int, now: float) -> list[Record]:
+    """Adds groups as ready and ends their claims; returns those that were new.
+
+    Known are groups with a row, and all of prompts below the watermark, whose rows are gone.
+    """
+    watermark = get(session, "watermark", session.dialect.for_share)
+    fresh = sorted((r for r in records if r.prompt_index >= watermark), key=lambda record: record.prompt_index)
+    added = session.executemany(
+        "INSERT INTO groups (group_id, prompt_index, state, priority, oldest_version, num_bytes, blob, created_s) "
+        "VALUES (?, ?, 'ready', ?, ?, ?, ?, ?) ON CONFLICT (group_id) DO NOTHING RETURNING sequence, group_id",
+        [(r.group_id, r.prompt_index, priority, r.oldest_version, len(r.payload), r.blob, now) for r in fresh],
+    )
+    sequences = {group_id: sequence for sequence, group_id in added}
+    new = [record for record in fresh if record.group_id in sequences]
+    session.executemany(
+        "INSERT INTO payloads VALUES (?, ?)",
+        [(sequences[record.group_id], record.payload) for record in new if record.blob is None],
+    )
+    for piece in pieces([record.prompt_index for record in records]):
+        session.execute(f"DELETE FROM claims WHERE prompt_index IN ({marks(piece)})", piece)
+    return new
+
+
+def queued(session: Session) -> tuple[int, int, int]:
+    """Groups that are ready, and groups and payload bytes that are ready or leased."""
+    ((ready, groups, num_bytes),) = session.execute(
+        "SELECT coalesce(sum(CASE state WHEN 'ready' THEN 1 ELSE 0 END), 0), count(*), coalesce(sum(num_bytes), 0) "
+        "FROM groups WHERE state IN ('ready', 'leased')"
+    )
+    return int(ready), groups, int(num_bytes)
+
+
+def can_lease(session: Session, now: float) -> bool:
+    """Whether there may be something to lease, or to take back."""
+    return bool(
+        session.execute(
+            "SELECT 1 FROM groups WHERE state = 'ready' OR (state = 'leased' AND lease_expires_s < ?) LIMIT 1", (now,)
+        )
+    )
+
+
+def take_back_expired(session: Session, now: float, max_tries: int) -> None:
+    ended, also = (now, max_tries), "reason = 'lease expired'"
+    change(session, "exhaust", "lease_expires_s < ? AND tries >= ?", ended, also=also)
+    change(session, "expire", "lease_expires_s < ? AND tries < ?", ended, also=also)
+
+
+def bury_old(session: Session, now: float, max_age_s: float) -> None:
+    reason = f"older than {max_age_s:g} s (store.max_age_s)"
+    change(session, "age", "created_s < ?", (now - max_age_s,), also="reason = ?", values=(reason,))
+
+
+def drop_stale(session: Session, trained_version: int, max_staleness: int) -> list[Row]:
+    """Drops ready groups that are too far behind; returns them as `change` does."""
+    dropped: list[Row] = []
+    for (oldest,) in session.execute("SELECT DISTINCT oldest_version FROM groups WHERE state = 'ready'"):
+        if is_stale(trained_version=trained_version, oldest_version=oldest, max_staleness=max_staleness):
+            reason = f"stale at version {trained_version}"
+            dropped += change(session, "drop", "oldest_version = ?", (oldest,), also="reason = ?", values=(reason,))
+    return free(session, dropped)
+
+
+def lease_ready(session: Session, count: int, *, consumer: str, expires_s: float, payloads: bool) -> list[LeasedRow]:
+    """Leases the foremost groups that nobody else is leasing just now: higher priority first, then older."""
+    rows = session.execute(
+        "SELECT sequence, num_bytes FROM groups WHERE state = 'ready' ORDER BY priority DESC, sequence LIMIT ?"
+        + session.dialect.skip_locked,
+        (count,),
+    )
+    found: dict[int, LeasedRow] = {}
+    sizes: dict[int, int] = dict(rows)
+    for piece in pieces(list(sizes)):
+        leased = change(
+            session,
+            "lease",
+            f"sequence IN ({marks(piece)})",
+            piece,
+            also="tries = tries + 1, lease_token = lease_token + 1, lease_expires_s = ?, leased_by = ?",
+            values=(expires_s, consumer),
+        )
+        held: dict[int, bytes] = {}
+        if payloads:
+            held = dict(session.execute(f"SELECT * FROM payloads WHERE sequence IN ({marks(piece)})", piece))
+        for sequence, group_id, blob, token in leased:
+            found[sequence] = LeasedRow(sequence, group_id, sizes[sequence], token, blob, held.get(sequence))
+    return [found[sequence] for sequence in sizes if sequence in found]
+
+
+def take_over(session: Session, consumed: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> list[Row]:
+    """Makes the groups agree with a checkpoint that holds the consumed ones; returns those as `change` does."""
+    ended = free(session, change_named(session, "settle", consumed))
+    # A stand-in for those without a row, which this queue forgot or never saw. Their prompts are below the cursor, and
+    # it stays until all of those have ended.
+    session.executemany(
+        "INSERT INTO groups (group_id, prompt_index, state, oldest_version, created_s) "
+        "VALUES (?, ?, 'acknowledged', 0, -1) ON CONFLICT (group_id) DO NOTHING",
+        [(group_id, prompt_cursor) for group_id in consumed],
+    )
+    change(session, "restore", "1 = 1", also="tries = 0")
+    put(session, "completed_steps", completed_steps)
+    put(session, "next_prompt", max(prompt_cursor, get(session, "next_prompt", session.dialect.for_update)))
+    put(session, "finished", 0)
+    return ended
+
+
+def requeue(session: Session, group_ids: Sequence[str] | None, now: float) -> list[str]:
+    """Makes dead letters, or all of them, as new; returns their ids."""
+    also, values = "tries = 0, created_s = ?", (now,)
+    if group_ids is None:
+        changed = change(session, "requeue", "1 = 1", also=also, values=values)
+    else:
+        changed = change_named(session, "requeue", group_ids, also=also, values=values)
+    return [group_id for _, group_id, _, _ in changed]
+
+
+def leased_payloads(session: Session, group_ids: Sequence[str]) -> dict[str, tuple[str | None, bytes | None]]:
+    """(blob, payload) of leased groups, by id."""
+    return {
+        group_id: (blob, payload)
+        for piece in pieces(group_ids)
+        for group_id, blob, payload in session.execute(
+            "SELECT group_id, blob, payload FROM groups LEFT JOIN payloads USING (sequence) "
+            f"WHERE state = 'leased' AND group_id IN ({marks(piece)})",
+            piece,
+        )
+    }
+
+
+def lease_of(session: Session, group_ids: Sequence[str]) -> dict[str, tuple[State, int, int]]:
+    """(state, lease token, tries) by id of groups that are known; they stay so until the transaction ends."""
+    return {
+        group_id: (state, token, tries)
+        for piece in pieces(group_ids)
+        for group_id, state, token, tries in session.execute(
+            f"SELECT group_id, state, lease_token, tries FROM groups WHERE group_id IN ({marks(piece)})"
+            + session.dialect.for_update,
+            piece,
+        )
+    }
+
+
+def free(session: Session, ended: list[Row]) -> list[Row]:
+    """Deletes the payloads of groups that ended; returns them."""
+    for piece in pieces([row[0] for row in ended]):
+        session.execute(f"DELETE FROM payloads WHERE sequence IN ({marks(piece)})", piece)
+    return ended
+
+
+def blobs_of(ended: Sequence[Row]) -> list[str]:
+    return [row[2] for row in ended if row[2] is not None]
+
+
+def wanted_blobs(session: Session) -> set[str]:
+    """Names of the blobs whose groups have not ended."""
+    states = [state for state in STATES if state not in ENDED]
+    return {
+        name
+        for (name,) in session.execute(
+            f"SELECT blob FROM groups WHERE state IN ({_among(states)}) AND blob IS NOT NULL"
+        )
+    }
+
+
+def purge(session: Session, *, max_dead: int) -> list[str]:
+    """Raises the watermark and removes the rows that it makes needless; returns blobs that nobody needs any more.
+
+    All prompts below the watermark have ended: they were dispatched, nobody holds a claim, and no group of theirs is on
+    its way. It never goes down, so that a group of theirs that comes late (a worker that was thought dead) is known
+    for good, also without a row. Dead letters keep their rows, the newest `max_dead` of them.
+    """
+    known = get(session, "watermark", session.dialect.for_update)
+    ((next_prompt, live, claimed),) = session.execute(
+        "SELECT (SELECT value FROM progress WHERE key = 'next_prompt'), "
+        f"(SELECT min(prompt_index) FROM groups WHERE state IN ({_among(LIVE)})), "
+        "(SELECT min(prompt_index) FROM claims)"
+    )
+    watermark = max(known, min(index for index in (next_prompt, live, claimed) if index is not None))
+    if watermark > known:
+        put(session, "watermark", watermark)
+    for state in ENDED:
+        gone = session.execute(
+            f"DELETE FROM groups WHERE state = '{state}' AND prompt_index < ? RETURNING created_s", (watermark,)
+        )
+        _count_removed(session, state, sum(created_s >= 0 for (created_s,) in gone))
+    # A dead letter is dropped only once the watermark stands for it.
+    excess = session.execute(
+        "DELETE FROM groups WHERE state = 'dead' AND prompt_index < ? AND sequence NOT IN "
+        "(SELECT sequence FROM groups WHERE state = 'dead' ORDER BY sequence DESC LIMIT ?) "
+        "RETURNING sequence, group_id, blob",
+        (watermark, max_dead),
+    )
+    _count_removed(session, "dead", len(excess))
+    return blobs_of(free(session, excess))
+
+
+def _count_removed(session: Session, state: State, count: int) -> None:
+    if count:
+        session.execute("UPDATE progress SET value = value + ? WHERE key = ?", (count, f"removed_{state}"))
+
+
+def counts(session: Session) -> Mapping[State, int]:
+    """Groups by state, also those whose rows are gone; stand-ins were counted in their time."""
+    found: dict[State, int] = dict.fromkeys(STATES, 0)
+    found |= {
+        key.removeprefix("removed_"): value
+        for key, value in session.execute("SELECT key, value FROM progress WHERE key LIKE 'removed%'")
+    }
+    for state, count in session.execute("SELECT state, count(*) FROM groups GROUP BY state"):
+        found[state] += count
+    ((stand_ins,),) = session.execute("SELECT count(*) FROM groups WHERE state = 'acknowledged' AND created_s < 0")
+    found["acknowledged"] -= stand_ins
+    return found
+
+
+# Claims.
+
+
+def expired_claims(session: Session, now: float, limit: int, lock: str = "") -> list[int]:
+    query = f"SELECT prompt_index FROM claims WHERE expires_s < ? ORDER BY prompt_index LIMIT ?{lock}"
+    return [row[0] for row in session.execute(query, (now, limit))]
+
+
+def room(session: Session, pace: Pace, served_step: int) -> int:
+    """How many more prompts the gate lets through; all its numbers are of one moment."""
+    ((completed, outstanding, running),) = session.execute(
+        "SELECT (SELECT value FROM progress WHERE key = 'completed_steps'), "
+        "(SELECT count(*) FROM groups WHERE state IN ('ready', 'leased')), (SELECT count(*) FROM claims)"
+    )
+    return dispatch_room(
+        pace, completed_steps=completed, served_step=served_step, outstanding=outstanding, running=running
+    )
+
+
+def claim(
+    session: Session, worker: str, limit: int, pace: Pace, *, served_step: int, now: float, expires_s: float
+) -> list[int]:
+    """Claims for a worker what others let expire, then new prompts."""
+    start = get(session, "next_prompt", session.dialect.for_update)  # one at a time: what there is room for is counted
+    expired = expired_claims(session, now, limit, session.dialect.skip_locked)
+    fresh = range(start, start + min(room(session, pace, served_step), limit - len(expired)))
+    if fresh:
+        put(session, "next_prompt", fresh.stop)
+    claimed = [*expired, *fresh]
+    session.executemany(
+        "INSERT INTO claims VALUES (?, ?, ?) "
+        "ON CONFLICT (prompt_index) DO UPDATE SET worker = excluded.worker, expires_s = excluded.expires_s",
+        [(index, worker, expires_s) for index in claimed],
+    )
+    return claimed

@@ -1,0 +1,93 @@
+"""A generation while the fake engine works on it, and what vLLM's answer to it looks like."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(eq=False)
+class Generation:
+    """One /inference/v1/generate of `num_rows` answers.
+
+    Attributes:
+      arrived_in_pause: pauses that the engine had seen when it came.
+      rows, logprobs, versions: of the tokens sampled so far, row by row; a version is the name that weights had then.
+      finished: finish reason by row, None while it is open.
+    """
+
+    request_id: str
+    prompt: list[int]
+    num_rows: int
+    max_tokens: int
+    temperature: float
+    stop_ids: frozenset[int]
+    draws: list[random.Random]
+    arrived_in_pause: int
+    rows: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[float]] = field(default_factory=list)
+    versions: list[list[str]] = field(default_factory=list)
+    finished: list[str | None] = field(default_factory=list)
+    aborted: bool = False
+
+    def __post_init__(self) -> None:
+        for _ in range(self.num_rows):
+            self.rows.append([])
+            self.logprobs.append([])
+            self.versions.append([])
+            self.finished.append(None)
+
+    @property
+    def open_rows(self) -> list[int]:
+        return [index for index, reason in enumerate(self.finished) if reason is None]
+
+    def add(self, row: int, token: int, logprob: float, version: str) -> None:
+        """One sampled token, which may end its row."""
+        self.rows[row].append(token)
+        self.logprobs[row].append(logprob)
+        self.versions[row].append(version)
+        if token in self.stop_ids:
+            self.finished[row] = "stop"
+        elif len(self.rows[row]) >= self.max_tokens:
+            self.finished[row] = "length"
+
+    def end(self) -> None:
+        """Rows that are still open were aborted."""
+        self.finished = [reason or "abort" for reason in self.finished]
+
+
+def answer(request: Generation, prompt_logprobs: list[float] | None) -> dict[str, Any]:
+    """What vLLM sends, as far as anybody reads it."""
+    choices = []
+    for index, tokens in enumerate(request.rows):
+        content = [
+            {"token_id": token, "token": "", "logprob": logprob, "rank": 1, "top_logprobs": []}
+            for token, logprob in zip(tokens, request.logprobs[index], strict=True)
+        ]
+        choices.append(
+            {
+                "index": index,
+                "finish_reason": request.finished[index],
+                "stop_reason": None,
+                "token_ids": tokens,
+                "weight_versions": spans(request.versions[index]),
+                "logprobs": {"content": content},
+            }
+        )
+    fields: dict[str, Any] = {"request_id": request.request_id, "choices": choices}
+    if prompt_logprobs is not None:
+        entries = zip(request.prompt[1:], prompt_logprobs, strict=True)
+        fields["prompt_logprobs"] = [None, *({str(token): {"logprob": value}} for token, value in entries)]
+    return fields
+
+
+def spans(names: list[str]) -> list[dict[str, Any]]:
+    """Version name by token -> spans that tile the tokens."""
+    found: list[dict[str, Any]] = []
+    for position, name in enumerate(names):
+        if found and found[-1]["version"] == name:
+            found[-1]["end"] = position + 1
+        else:
+            found.append({"version": name, "start": position, "end": position + 1})
+    return found

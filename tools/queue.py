@@ -1,0 +1,204 @@
+"""Looks into a run's queue: how full it is, who holds what, what went wrong; gives dead letters another chance.
+
+python -m tools.queue runs/demo                     (the same as `show`)
+python -m tools.queue runs/demo dead                (dead letters and why)
+python -m tools.queue runs/demo requeue ID...       (or --all)
+python -m tools.queue runs/demo blobs [--sweep]     (payloads in files; --sweep deletes what no group needs)
+
+Instead of the run's directory, the URL of its queue: a path, sqlite:///path or postgresql://...?schema=RUN. Payloads in
+files are then found only where the queue keeps them by default, or with --blobs FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from configs.load import load_config
+from serving_bridge import queue_rows
+from serving_bridge.database import DatabaseError, is_postgres, sqlite_path
+from serving_bridge.queue import Overview, QueueError, TrajectoryQueue
+from serving_bridge.queue_states import ENDED
+from tools import wiring
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.queue", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("queue", help="a run's directory, e.g. runs/demo, or the URL of a queue")
+    parser.add_argument("--blobs", type=Path, metavar="FOLDER", help="where the queue of a URL keeps big payloads")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    show = commands.add_parser("show", help="how full it is and who holds what (default)")
+    dead = commands.add_parser("dead", help="dead letters and why")
+    requeue = commands.add_parser("requeue", help="give dead letters another chance")
+    requeue.add_argument("ids", nargs="*", metavar="ID", help="group ids, as `dead` shows them")
+    requeue.add_argument("--all", action="store_true", help="all of them")
+    blobs = commands.add_parser("blobs", help="payloads in files")
+    blobs.add_argument("--sweep", action="store_true", help="delete files that no group needs and that are old enough")
+    for command in (show, dead):
+        command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "requeue" and bool(arguments.ids) == arguments.all:
+        parser.error("requeue: expected either group ids or --all")
+    console = Console()
+    with wiring.clear_errors(), opened(arguments.queue, arguments.blobs) as queue:
+        now = time.time()
+        match arguments.command:
+            case None | "show":
+                overview = queue.overview()
+                if getattr(arguments, "json", False):
+                    _print_json(overview)
+                else:
+                    print_overview(overview, console, name=queue.database.name, now=now)
+            case "dead":
+                overview = queue.overview()
+                if arguments.json:
+                    _print_json(overview.dead)
+                else:
+                    print_dead(overview, console, now=now)
+            case "requeue":
+                requeue_letters(queue, arguments.ids, console)
+            case "blobs":
+                print_blobs(queue, console, now=now, sweep=arguments.sweep)
+
+
+@contextmanager
+def opened(where: str, blobs: Path | None) -> Iterator[TrajectoryQueue]:
+    """The queue of a run's directory or behind a URL; it must exist.
+
+    Raises:
+      DatabaseError: there is none.
+    """
+    url = where
+    config = Path(where) / "config.toml"
+    if config.is_file():
+        paths = wiring.run_paths(load_config(config, []))
+        url, blobs = paths.database, paths.blobs if blobs is None else blobs
+    elif Path(where).is_dir():
+        raise DatabaseError(f"{where} has no config.toml: expected the directory of a run, or the URL of a queue")
+    if not is_postgres(url) and not sqlite_path(url).is_file():
+        raise DatabaseError(f"{sqlite_path(url)} does not exist: expected the queue of a run that has begun")
+    queue = TrajectoryQueue(url, blobs=blobs)
+    try:
+        yield queue
+    finally:
+        queue.close()
+
+
+def print_overview(overview: Overview, console: Console, *, name: str, now: float) -> None:
+    progress = overview.progress
+    finished = ", finished" if progress.finished else ""
+    console.print(f"[bold]{escape(name)}[/]", highlight=False, soft_wrap=True)
+    console.print(
+        f"learner: step {progress.completed_steps}, version {progress.trained_version}{finished}; "
+        f"prompts: {progress.next_prompt} dispatched, {progress.num_claimed} being worked on, "
+        f"all below {overview.watermark} ended"
+    )
+    states = Table("state", box=None)
+    for heading in ("groups", "payload", "oldest"):
+        states.add_column(heading, justify="right")
+    for row in overview.states:
+        kept = row.oldest_s is not None and row.state not in ENDED
+        states.add_row(
+            f"[red]{row.state}[/]" if row.state == "dead" and row.num_groups else row.state,
+            f"{row.num_groups:,}",
+            _size(row.num_bytes) if row.num_bytes else "",
+            f"{_duration(now - row.oldest_s)} ago" if kept and row.oldest_s is not None else "",
+        )
+    console.print(states)
+    if overview.leases:
+        table = Table("consumer", "leased groups", "until", box=None)
+        for lease in overview.leases:
+            table.add_row(escape(lease.consumer) or "unknown", f"{lease.num_groups:,}", _until(lease.until_s, now))
+        console.print(table)
+    if overview.claims:
+        table = Table("worker", "claimed prompts", "from", "to", "until", box=None)
+        for claim in overview.claims:
+            ends = (str(claim.first), str(claim.last), _until(claim.until_s, now))
+            table.add_row(escape(claim.worker), f"{claim.num_prompts:,}", *ends)
+        console.print(table)
+    if overview.num_blobs:
+        console.print(f"{overview.num_blobs:,} payloads are files (`blobs` says more)")
+    if overview.dead:
+        console.print(f"{len(overview.dead):,} dead letters (`dead` says why, `requeue` tries them again)")
+
+
+def print_dead(overview: Overview, console: Console, *, now: float) -> None:
+    if not overview.dead:
+        console.print("no dead letters")
+        return
+    table = Table(box=None)
+    table.add_column("group", no_wrap=True)
+    for heading in ("put", "tries", "payload"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for letter in overview.dead:
+        age = f"{_duration(now - letter.put_s)} ago"
+        size = _size(letter.num_bytes)
+        table.add_row(escape(letter.group_id), age, str(letter.tries), size, escape(letter.reason))
+    console.print(table)
+
+
+def requeue_letters(queue: TrajectoryQueue, group_ids: list[str], console: Console) -> None:
+    """Requeues these, or all without any.
+
+    Raises:
+      QueueError: one of them is no dead letter; the others were requeued.
+    """
+    done = queue.requeue(group_ids or None)
+    console.print(f"{len(done)} dead letters are ready again", highlight=False)
+    if unknown := sorted(set(group_ids) - set(done)):
+        raise QueueError(f"{', '.join(unknown)}: no dead letter; `dead` lists them")
+
+
+def print_blobs(queue: TrajectoryQueue, console: Console, *, now: float, sweep: bool) -> None:
+    if queue.blobs is None:
+        raise QueueError("where this queue keeps big payloads is not known: give the run's directory or --blobs FOLDER")
+    wanted = queue.database.read(queue_rows.wanted_blobs)
+    files = {name: (num_bytes, written_s) for name, num_bytes, written_s in queue.blobs.files()}
+    orphans = sorted(files.keys() - wanted, key=lambda name: files[name][1])
+    console.print(f"[bold]{escape(str(queue.blobs.folder))}[/]", highlight=False, soft_wrap=True)
+    table = Table("files", box=None)
+    for heading in ("number", "size", "oldest"):
+        table.add_column(heading, justify="right")
+    for label, names in (("of groups", sorted(files.keys() & wanted)), ("of no group", orphans)):
+        oldest = min((files[name][1] for name in names), default=now)
+        size = sum(files[name][0] for name in names)
+        table.add_row(label, f"{len(names):,}", _size(size), f"{_duration(now - oldest)} ago" if names else "")
+    console.print(table)
+    if missing := wanted - files.keys():
+        console.print(f"[red]{len(missing):,} groups miss their file[/] and will become dead letters")
+    if sweep:
+        console.print(f"deleted {queue.sweep_blobs():,} files of no group, all that were older than an hour")
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:,.1f} kB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def _until(end_s: float, now: float) -> str:
+    return f"in {_duration(end_s - now)}" if end_s >= now else f"[yellow]ran out {_duration(now - end_s)} ago[/]"
+
+
+def _print_json(value: object) -> None:
+    print(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
+
+
+if __name__ == "__main__":
+    main()
