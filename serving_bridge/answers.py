@@ -13,6 +13,8 @@ _TOKENS = np.dtype("<i4")
 _LOGPROBS = np.dtype("<f4")
 #: above 0 by no more than the rounding of a float32 softmax; as `Trajectory.validate` takes it
 _MAX_LOGPROB = 1e-4
+#: of a policy version: it fits an int32
+_MAX_DIGITS = 9
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
@@ -166,7 +168,8 @@ def prompt_logprobs(answer: Answer, token_ids: Sequence[int], where: str) -> np.
         if entry is None or token not in entry:
             raise Malformed(f"{where} sent no log-prob for prompt token {token}")
         values.append(entry[token].logprob)
-    return np.array(values, _LOGPROBS)
+    with np.errstate(over="ignore"):  # what is too big becomes infinite, and fails the probe
+        return np.array(values, _LOGPROBS)
 
 
 def _index(choice: Choice) -> int:
@@ -193,7 +196,8 @@ def _completion(choice: Choice, asked: Asked, where: str) -> Completion:
         raise Malformed(
             f"{where} stopped at {tokens[-1:] or 'no token'}, expected one of {sorted(asked.stop_token_ids)}"
         )
-    logprobs = np.array([entry.logprob for entry in content], _LOGPROBS)
+    with np.errstate(over="ignore"):  # what is too big becomes infinite, and is refused
+        logprobs = np.array([entry.logprob for entry in content], _LOGPROBS)
     if not np.isfinite(logprobs).all() or (logprobs > _MAX_LOGPROB).any():
         raise Malformed(f"{where}: log-probs from {logprobs.min()} to {logprobs.max()}, expected finite ones below 0")
     return Completion(
@@ -204,18 +208,24 @@ def _completion(choice: Choice, asked: Asked, where: str) -> Completion:
     )
 
 
+def version_named(name: str) -> int | None:
+    """The policy version that a server's name for its weights says; None if it says none."""
+    return int(name) if name.isascii() and name.isdecimal() and len(name) <= _MAX_DIGITS else None
+
+
 def _expand(spans: Sequence[Span], length: int, where: str) -> np.ndarray:
     """Version spans -> int32[T]; they must tile the tokens without gap or overlap."""
     versions = np.empty(length, _TOKENS)
     position = 0
     for span in spans:
-        if not (span.version.isascii() and span.version.isdecimal()) or len(span.version) > 9:
+        version = version_named(span.version)
+        if version is None:
             raise Unversioned(
                 f"{where} has weight version {span.version!r}, expected a policy version; update it first"
             )
         if span.start != position or not span.start <= span.end <= length:
             raise Malformed(f"{where}: version span {span.start}-{span.end} does not follow token {position}")
-        versions[span.start : span.end] = int(span.version)
+        versions[span.start : span.end] = version
         position = span.end
     if position != length:
         raise Malformed(f"{where}: version spans cover {position} of {length} tokens")

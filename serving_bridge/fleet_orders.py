@@ -125,5 +125,5 @@ def _read(path: Path, kind: type[T]) -> T | None:
     """The file's content. One that can't be read counts as none: its writer gets no answer, and writes it again."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return None

@@ -77,7 +77,7 @@ class ReplicaRegistry:
         for path in sorted(self._folder.glob("*.json")):
             try:
                 rows.append(msgspec.json.decode(path.read_bytes(), type=ReplicaRow))
-            except (FileNotFoundError, msgspec.MsgspecError):
+            except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
                 continue  # removed since it was listed; or damaged, until the controller writes it again
         return rows
 
@@ -105,7 +105,7 @@ class ReplicaRegistry:
         for path in sorted((self._folder / "requests").glob("*.json")):
             try:
                 totals = msgspec.json.decode(path.read_bytes(), type=_Requests).totals
-            except (FileNotFoundError, msgspec.MsgspecError):
+            except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
                 continue  # removed since it was listed; or damaged, until the worker writes it again
             for replica, (succeeded, failed) in totals.items():
                 before = sums.get(replica, (0, 0))

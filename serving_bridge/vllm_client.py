@@ -5,12 +5,13 @@ Routes as of vLLM 0.32: `/inference/v1/generate` (needs --enable-scale-out) and 
 
 from __future__ import annotations
 
+import math
 import re
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import msgspec
@@ -29,9 +30,10 @@ from serving_bridge.answers import (
     Unversioned,
     completions,
     prompt_logprobs,
+    version_named,
 )
 from serving_bridge.vllm_plugin import PROBE_ID_PREFIX
-from serving_bridge.worker_status import WorkerStatus, merge
+from serving_bridge.worker_status import WorkerReport, WorkerStatus, merge
 
 __all__ = [
     "Aborted",
@@ -48,10 +50,24 @@ __all__ = [
     "probe_ids",
 ]
 
+T = TypeVar("T")
+
 _GENERATE = "/inference/v1/generate"
 #: version name of weights that no probe has passed yet; answers that carry it are refused
 _UNPROVEN = "unproven"
 _METRIC = re.compile(r"^(vllm:[a-z0-9_]+)(?:\{[^}]*\})? ([-+.0-9a-zA-Z]+)$", re.MULTILINE)
+
+
+class _Paused(msgspec.Struct):
+    is_paused: bool
+
+
+class _Weights(msgspec.Struct):
+    weight_version: str
+
+
+class _Workers(msgspec.Struct):
+    results: list[WorkerReport]
 
 
 class Session(Protocol):
@@ -169,7 +185,7 @@ class VllmClient:
         await self._request("POST", "/resume")
 
     async def is_paused(self) -> bool:
-        return bool(msgspec.json.decode(await self._request("GET", "/is_paused"))["is_paused"])
+        return self._decoded(await self._request("GET", "/is_paused"), _Paused).is_paused
 
     async def stage(self, root: Path, version: int, content_sha256: str, round_id: str, lease_s: float) -> WorkerStatus:
         """Takes the replica's lease and has the workers read and check a version in the background.
@@ -219,8 +235,8 @@ class VllmClient:
 
     async def weight_version(self) -> int | None:
         """Policy version that answers carry; None for weights it started with, or that no probe has passed yet."""
-        name = msgspec.json.decode(await self._request("GET", "/weight_info"))["weight_version"]
-        return int(name) if name.isdecimal() else None
+        name = self._decoded(await self._request("GET", "/weight_info"), _Weights).weight_version
+        return version_named(name)
 
     async def abort_all(self) -> None:
         """Ends every request in flight with finish reason "abort"."""
@@ -231,13 +247,19 @@ class VllmClient:
         text = (await self._request("GET", "/metrics", timeout_s=timeout_s)).decode(errors="replace")
         totals: dict[str, float] = {}
         for name, value in _METRIC.findall(text):
-            totals[name] = totals.get(name, 0.0) + float(value)
+            try:
+                totals[name] = totals.get(name, 0.0) + float(value)
+            except ValueError:
+                raise Malformed(f"{self.base_url} says that {name} is {value!r}, expected a number") from None
         return totals
 
     async def num_requests(self) -> int:
         """Requests running or waiting, as of the engine's last step."""
         metrics = await self.metrics()
-        return int(metrics.get("vllm:num_requests_running", 0) + metrics.get("vllm:num_requests_waiting", 0))
+        number = metrics.get("vllm:num_requests_running", 0.0) + metrics.get("vllm:num_requests_waiting", 0.0)
+        if not 0 <= number < math.inf:
+            raise Malformed(f"{self.base_url} says that {number} requests run or wait")
+        return int(number)
 
     async def _generate(
         self,
@@ -255,15 +277,21 @@ class VllmClient:
         payload = await self._request("POST", _GENERATE, body=body, timeout_s=timeout_s)
         try:
             return self._answers.decode(payload)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"{self.base_url} sent an answer that can't be read: {error}") from error
+
+    def _decoded(self, payload: bytes, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(payload, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Malformed(f"{self.base_url} sent {payload[:200]!r}: {error}") from error
 
     async def _workers(self, method: str, arguments: dict[str, Any]) -> WorkerStatus:
         """Calls a method of the plugin on every worker of the replica, each of which returns its status."""
         payload = await self._request("POST", "/collective_rpc", body={"method": method, "kwargs": arguments})
-        workers = msgspec.json.decode(payload)["results"]
-        if not workers or not all(isinstance(worker, dict) for worker in workers):
-            raise Malformed(f"{self.base_url}: {method} returned {workers!r}, expected one status per worker")
+        workers = self._decoded(payload, _Workers).results
+        if not workers:
+            raise Malformed(f"{self.base_url}: {method} returned nothing, expected one status per worker")
         return merge(workers)
 
     async def _request(
@@ -315,5 +343,5 @@ def _detail(payload: bytes) -> str:
     try:
         decoded = msgspec.json.decode(payload)
         return str(decoded.get("error", {}).get("message") or decoded)
-    except (msgspec.MsgspecError, AttributeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, AttributeError):
         return payload[:500].decode(errors="replace")

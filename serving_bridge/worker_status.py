@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
+
+import msgspec
 
 #: of staging, the least advanced first
 _STATES = ("failed", "idle", "reading", "staged", "applied")
@@ -31,16 +33,27 @@ class WorkerStatus:
     intact: bool
 
 
-def merge(workers: Sequence[Mapping[str, Any]]) -> WorkerStatus:
+class WorkerReport(msgspec.Struct, frozen=True):
+    """What one worker says; the attributes are those of `WorkerStatus`."""
+
+    state: Literal["failed", "idle", "reading", "staged", "applied"]
+    staged: int | None
+    error: str
+    damaged: bool
+    applied: int | None
+    intact: bool
+
+
+def merge(workers: Sequence[WorkerReport]) -> WorkerStatus:
     """One status of all workers of a replica; at least one."""
     # A worker that holds the version already, by a round that broke off, has nothing to stage.
-    staged = {worker["staged"] for worker in workers if worker["state"] != "applied"} or {None}
-    applied = {worker["applied"] for worker in workers}
+    staged = {worker.staged for worker in workers if worker.state != "applied"} or {None}
+    applied = {worker.applied for worker in workers}
     return WorkerStatus(
-        state=min((worker["state"] for worker in workers), key=_STATES.index),
+        state=min((worker.state for worker in workers), key=_STATES.index),
         staged=staged.pop() if len(staged) == 1 else None,
-        error="; ".join(dict.fromkeys(worker["error"] for worker in workers if worker["error"])),
-        damaged=any(worker["damaged"] for worker in workers),
-        applied=workers[0]["applied"] if len(applied) == 1 else None,
-        intact=len(applied) == 1 and all(worker["intact"] for worker in workers),
+        error="; ".join(dict.fromkeys(worker.error for worker in workers if worker.error)),
+        damaged=any(worker.damaged for worker in workers),
+        applied=workers[0].applied if len(applied) == 1 else None,
+        intact=len(applied) == 1 and all(worker.intact for worker in workers),
     )
