@@ -10,8 +10,6 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from learner_jax.waits import Waits
 from serving_bridge.caretaker import Caretaker
 from serving_bridge.config import ServingSettings
@@ -23,6 +21,7 @@ from serving_bridge.registry import ReplicaRegistry
 from serving_bridge.replica import Replica
 from serving_bridge.restarts import RestartBudget
 from serving_bridge.store_follower import StoreFollower
+from serving_bridge.vllm_client import http_session
 from serving_bridge.weight_store import WeightStore
 
 Log = Callable[..., None]
@@ -31,17 +30,13 @@ _TICK_S = 0.03
 _HEARTBEAT_S = 5.0
 _ORDERS_S = 0.25
 _REQUESTS_S = 1.0
+_FILES_RETRY_S = 0.5
 #: beyond draining, what ending all servers may take
 END_S = 20.0
 
 
 class FleetError(RuntimeError):
     """The fleet can't serve any more; says why."""
-
-
-def open_aiohttp_session() -> AbstractAsyncContextManager[Any]:
-    """The HTTP session of a real fleet: any number of connections."""
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
 
 class Fleet:
@@ -73,7 +68,7 @@ class Fleet:
         should_stop: Callable[[], bool],
         name: str = "",
         make_replica: Callable[[str, int], Server] | None = None,
-        open_session: Callable[[], AbstractAsyncContextManager[Any]] = open_aiohttp_session,
+        open_session: Callable[[], AbstractAsyncContextManager[Any]] = http_session,
         run_blocking: Callable[..., Awaitable[Any]] = asyncio.to_thread,
         waits: Waits | None = None,
         clock: Callable[[], float] = time.time,
@@ -105,7 +100,8 @@ class Fleet:
 
         Raises:
           ReplicaStartError: a server could not start the first time.
-          FleetError: fewer than `serving.min_healthy` replicas served for `serving.min_healthy_s`, or can any more.
+          FleetError: fewer than `serving.min_healthy` replicas served for `serving.min_healthy_s`, or can any more; or
+            the files of store and registry were out of reach for that long.
         """
         async with self._open_session() as session:
             self._session = session
@@ -165,10 +161,38 @@ class Fleet:
 
         async def again_and_again() -> None:
             while True:
-                await look()
+                await self._look(what, look)
                 await asyncio.sleep(every_s)
 
         self._background[what] = asyncio.create_task(again_and_again(), name=what)
+
+    async def _look(self, what: str, look: Callable[[], Awaitable[None]]) -> None:
+        """Looks once, and where files can't be read or written again until they can: the replicas serve meanwhile.
+
+        Raises:
+          FleetError: that lasted for `serving.min_healthy_s`.
+        """
+        try:
+            await look()
+            return
+        except OSError as error:
+            reason = str(error)
+        self._log("files_failed", what=what, error=reason)
+        with self._waits.waiting(
+            f"files of the {what}",
+            on="the disk of store.weights",
+            limit_s=self._settings.min_healthy_s,
+            setting="serving.min_healthy_s",
+            error=FleetError,
+        ) as wait:
+            while True:
+                wait.hint(reason)
+                await wait.pause(_FILES_RETRY_S)
+                try:
+                    await look()
+                    return
+                except OSError as error:
+                    reason = str(error)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -219,14 +243,15 @@ class Fleet:
             before, at_s = self._reported.get(member.name, (None, float("-inf")))
             if row == before and self._now() - at_s < _HEARTBEAT_S:
                 continue
-            self._reported[member.name] = row, self._now()
+            at_s = self._now()
+            await self._run_blocking(lambda row=row: self._registry.report(fleet=self.name, **row._asdict()))
+            self._reported[member.name] = row, at_s
             if row != before:
                 self._log("replica", replica=member.name, state=row.state, version=row.version, reason=row.reason)
-            await self._run_blocking(lambda row=row: self._registry.report(fleet=self.name, **row._asdict()))
         for name in self._reported.keys() - {member.name for member in self.members}:
+            await self._run_blocking(self._registry.remove, name)
             del self._reported[name]
             self._log("replica", replica=name, state="gone", version=-1, reason="")
-            await self._run_blocking(self._registry.remove, name)
 
     async def _check_floor(self) -> None:
         """Ends the fleet when too few replicas serve for too long, once there is something to serve."""

@@ -89,8 +89,15 @@ MIGRATIONS: tuple[Migration, ...] = (
                ON CONFLICT (key) DO NOTHING""",
             "DELETE FROM progress WHERE key = 'next_lease_token'",
         ),
-        # Compressing random bytes takes long and gains nothing.
-        postgres_only=("ALTER TABLE payloads ALTER COLUMN payload SET STORAGE EXTERNAL",),
+        # Compressing random bytes takes long and gains nothing. What went through is to be reused soon: by default it
+        # is cleared away once it is a share of the table, and too slowly for the rates at which payloads come.
+        postgres_only=(
+            "ALTER TABLE payloads ALTER COLUMN payload SET STORAGE EXTERNAL",
+            "ALTER TABLE payloads SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500, "
+            "autovacuum_vacuum_cost_delay = 0, toast.autovacuum_vacuum_scale_factor = 0, "
+            "toast.autovacuum_vacuum_threshold = 5000, toast.autovacuum_vacuum_cost_delay = 0)",
+            "ALTER TABLE groups SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000)",
+        ),
     ),
 )
 

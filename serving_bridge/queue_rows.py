@@ -284,7 +284,7 @@ def purge(session: Session, *, max_dead: int) -> list[str]:
         "(SELECT min(prompt_index) FROM claims)"
     )
     watermark = max(known, min(index for index in (next_prompt, live, claimed) if index is not None))
-    if watermark > known:
+    if watermark != known:
         put(session, "watermark", watermark)
     for state in ENDED:
         gone = session.execute(

@@ -20,8 +20,14 @@ learner
   uncommitted step, waited_s: a checkpoint that takes long to reach the disk
   stopping    step: asked to stop
 rollout
-  interval    groups, tokens, seconds, idle_s, running, retries, mixed_version_answers, served_version;
-              about once a second, counts are of that interval; tokens are sampled ones
+  interval    about once a second, counts are of that interval: groups, tokens (sampled ones), seconds, idle_s, running
+              (groups), served_version, retries (of requests), mixed_version_answers, skipped_prompts (too long),
+              failed_groups (given up), reward_errors, resumed (answers taken up after an abort), segments (further
+              pieces of answers), spares_used, deadline_hits (episodes), environment_turns (observations given),
+              queue_full_waits (puts refused by a full queue), lost_claims (groups that another worker took over),
+              waiting_requests (now, for a replica with room), cuts (of limits), replicas: {name: {in_flight, limit}},
+              answers of this worker
+  retry       error, and what it was about: replica and attempt (a request), prompt_index and attempt (a group)
   heldout     version, step, accuracy, num_problems
 fleet
   round       replica, version, step, outcome, stage_s, pause_s, probe_s, running_at_pause, probe_max_abs,
@@ -31,6 +37,7 @@ fleet
   replica_lost      replica, reason, restart_in_s: its process ended, hangs, or failed too many rounds
   replica_restart   replica, reason
   replica_failed    replica, error: a server could not be started, or not be ended
+  files_failed      what, error: files of the registry, the store or orders can't be read or written; tried again
   version_damaged   version, error: what the store holds can't be loaded; it is asked for whole
 train
   phase       name

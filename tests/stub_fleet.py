@@ -41,6 +41,7 @@ class StubServer:
         self.status: int | None = 0
         self.answers = True
         self.samples = True
+        self.garbles = False
         self.start_error = ""
         self.by_hand = False
         self.outcomes: list[str] = []
@@ -64,7 +65,7 @@ class StubServer:
         await asyncio.sleep(START_S)
         if self.start_error:
             raise ReplicaStartError(self.start_error)
-        self.status, self.answers, self.samples = None, True, True
+        self.status, self.answers, self.samples, self.garbles = None, True, True, False
 
     async def update(self, store: WeightStore, manifest: WeightManifest, *, round_id: str) -> RoundOutcome:
         self.asked.append(manifest.version)
@@ -72,6 +73,8 @@ class StubServer:
         if not self.by_hand:
             await asyncio.sleep(ROUND_S)
             status: Any = self.outcomes.pop(0) if self.outcomes else "updated"
+            if status == "garbage":
+                raise KeyError("is_paused")
             return RoundOutcome(version=manifest.version, status=status, error=None if status == "updated" else "why")
         self.outcome = asyncio.get_running_loop().create_future()
         return RoundOutcome(version=manifest.version, **await self.outcome)
@@ -95,6 +98,8 @@ class StubServer:
         return self.answers
 
     async def metrics(self) -> Mapping[str, float]:
+        if self.garbles:
+            raise ValueError("could not convert string to float")
         return {"vllm:generation_tokens_total": 0.0}
 
     async def prompt_logprobs(

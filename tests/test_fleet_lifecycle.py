@@ -13,7 +13,7 @@ from serving_bridge.fleet_orders import OrderBook
 from serving_bridge.lifecycle import TAKES_REQUESTS
 from serving_bridge.replica import ReplicaStartError
 from serving_bridge.restarts import RestartBudget
-from tests.stub_fleet import ROUND_S, START_S, StubFleet
+from tests.stub_fleet import ROUND_S, START_S, StubFleet, StubServer
 from tests.virtual_time import run
 
 #: what the controller's own ticks and files may add to any time
@@ -94,6 +94,26 @@ def test_a_hung_replica_is_found_and_restarted_in_bounded_time(tmp_path: Path, f
             assert reason in fleet.named("replica_lost")[0]["reason"]
             assert len(server.did("kill")) == 1
             await fleet.until_healthy("host-0")
+
+    run(story())
+
+
+def test_a_replica_that_answers_garbage_is_replaced_and_the_fleet_goes_on(tmp_path: Path):
+    def broken(server: StubServer) -> None:
+        server.outcomes = ["garbage"] * 3 if server.name == "host-0" else []
+
+    async def story() -> None:
+        async with StubFleet(tmp_path, prepare=broken, replicas=2, hang_s=16.0).running() as fleet:
+            fleet.publish()
+            await fleet.until_healthy("host-0", "host-1")
+            server = fleet.servers["host-0"]
+            assert len(server.did("start")) == 2
+            errors = [record["error"] for record in fleet.named("round") if record["replica"] == "host-0"]
+            assert errors == ["its answer can't be read: KeyError('is_paused')"] * 3 + [None]
+            server.garbles = True
+            await fleet.until(lambda: len(server.did("start")) == 3, 30)
+            await fleet.until_healthy("host-0")
+            assert len(fleet.servers["host-1"].did("start")) == 1
 
     run(story())
 
@@ -312,7 +332,7 @@ def test_a_controller_that_starts_forgets_the_replicas_of_the_one_before(tmp_pat
 
 
 def test_too_few_replicas_for_too_long_end_the_fleet_with_all_reasons(tmp_path: Path):
-    def broken(server) -> None:
+    def broken(server: StubServer) -> None:
         server.outcomes = ["unfit"] * 1000 if server.name == "host-1" else []
 
     async def story() -> None:
@@ -350,7 +370,7 @@ def test_a_fleet_without_hope_ends_at_once(tmp_path: Path):
 
 
 def test_a_first_start_that_fails_is_the_settings_fault_and_ends_the_fleet(tmp_path: Path):
-    def broken(server) -> None:
+    def broken(server: StubServer) -> None:
         server.start_error = "port taken" if server.name == "host-1" else ""
 
     async def story() -> None:
@@ -390,3 +410,33 @@ def test_a_stop_drains_all_replicas_at_once_and_a_cancellation_ends_them_at_once
 
 def test_every_state_that_workers_route_to_is_one_of_the_two_serving_ones():
     assert TAKES_REQUESTS == ("healthy", "suspect")
+
+
+@pytest.mark.parametrize("for_ever", [False, True])
+def test_a_full_disk_is_waited_out_while_replicas_serve(
+    tmp_path: Path, for_ever: bool, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def story() -> None:
+        async with StubFleet(tmp_path, min_healthy_s=30.0).running() as fleet:
+            fleet.publish()
+            await fleet.until_healthy("host-0")
+            began_s = fleet.time()
+            with monkeypatch.context() as patch:
+                patch.setattr("serving_bridge.registry.write_file", full)
+                patch.setattr("serving_bridge.fleet_orders.write_file", full)
+                if for_ever:
+                    with pytest.raises(FleetError, match="No space left on device"):
+                        await fleet.until(lambda: False, 60)
+                    assert 30 <= fleet.time() - began_s < 30 + 5 + SLACK_S  # a heartbeat is due every 5 s
+                    return
+                fleet.publish()
+                await asyncio.sleep(20)
+                assert fleet.members[0].version == 2
+                assert fleet.registry.replicas()[0].version == 1
+            await fleet.until(lambda: fleet.registry.replicas()[0].version == 2, SLACK_S)
+            assert {record["what"] for record in fleet.named("files_failed")} == {"registry", "orders"}
+
+    run(story())

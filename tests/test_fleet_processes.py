@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from serving_bridge.fleet_orders import OrderBook
 from serving_bridge.guard import descendants
 from serving_bridge.registry import ReplicaRegistry, ReplicaRow
 from serving_bridge.telemetry import read_metrics
-from serving_bridge.vllm_client import Completion, VllmClient
+from serving_bridge.vllm_client import Completion, ReplicaError, VllmClient
 from serving_bridge.weight_store import WeightStore
 from tests.conftest import REPOSITORY
 from tests.weight_world import golden_of, make_model, tensors_of
@@ -163,7 +164,7 @@ def test_a_killed_and_a_hung_server_are_replaced_and_the_other_serves_on(run: Ru
     assert "serving.hang_s = 4" in lost[1]
 
 
-def test_orders_are_acknowledged_and_refused_and_a_second_fleet_joins_and_leaves(run: Run):
+def test_orders_are_acknowledged_or_refused(run: Run):
     folder, waits = run.registry.folder, Waits()
     book = OrderBook(folder, choose_fleet(folder, ""))
     status = give_order(book, waits, replicas=3, restart=False, wait_s=LONG_S)
@@ -181,6 +182,33 @@ def test_orders_are_acknowledged_and_refused_and_a_second_fleet_joins_and_leaves
     with pytest.raises(FleetToolError, match=r"expected --fleet to name one of \['a'\], got 'b'"):
         choose_fleet(folder, "b")
 
+
+def test_a_rolling_restart_loses_no_request(run: Run):
+    before = {name: run.until_healthy(name) for name in ("a-0", "a-1")}
+    failures: list[BaseException] = []
+    answered, stop = 0, threading.Event()
+
+    def sample_on() -> None:
+        nonlocal answered
+        while not stop.wait(0.01):
+            try:
+                run.sample(run.registry.ready()[0], 10)
+                answered += 1
+            except (ReplicaError, IndexError) as error:
+                failures.append(error)
+
+    worker = threading.Thread(target=sample_on)
+    worker.start()
+    book = OrderBook(run.registry.folder, "a")
+    give_order(book, Waits(), replicas=None, restart=True, wait_s=LONG_S)
+    stop.set()
+    worker.join(LONG_S)
+    assert not failures
+    assert answered > 5
+    assert all(run.until_healthy(name).url != row.url for name, row in before.items())
+
+
+def test_a_second_fleet_joins_and_leaves_with_its_answers_finished(run: Run):
     second = run.serve("b", "serving.replicas=1")
     row = run.until_healthy("b-0")
     with ThreadPoolExecutor(1) as pool:

@@ -29,7 +29,7 @@ def test_long_waits_are_told_when_they_change_and_now_and_then():
         8.0: [],
         20.0: [],
     }
-    for now_s, states in story.items():  # noqa: B007 - read by the log above
+    for now_s, states in story.items():
         report.look(states, now_s)
     assert [(at_s, [w["what"] for w in waits]) for at_s, waits in events] == [
         (1.0, ["a"]),
@@ -44,12 +44,11 @@ def test_long_waits_are_told_when_they_change_and_now_and_then():
 def test_a_thread_tells_it_while_the_process_stands_still():
     events: list[list[dict[str, Any]]] = []
     waits = Waits()
-    log = lambda event, waits: events.append(waits)  # noqa: E731
-    with reported_waits(waits, log, clock=time.monotonic, poll_s=0.05):
-        with waits.waiting("the disk", on="disk", limit_s=9):
-            time.sleep(1.3)
-        time.sleep(0.2)
+
+    def log(event: str, waits: list[dict[str, Any]]) -> None:
+        events.append(waits)
+
+    reported = reported_waits(waits, log, clock=time.monotonic, poll_s=0.05)
+    with reported, waits.waiting("the disk", on="disk", limit_s=9):
+        time.sleep(1.2)
     assert [[w["what"] for w in entry] for entry in events] == [["the disk"], []]
-    with reported_waits(waits, log, clock=time.monotonic, poll_s=0.05), waits.waiting("it all", on="disk", limit_s=9):
-        time.sleep(1.3)
-    assert [[w["what"] for w in entry] for entry in events[2:]] == [["it all"], []]
