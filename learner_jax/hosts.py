@@ -67,7 +67,8 @@ class Hosts:
         if count > 1 and store is None:
             raise ValueError("several hosts need a store that they share")
         self.index, self.count = index, count
-        self._store, self._timeout_s, self._waits = store, timeout_s, waits or Waits()
+        self.waits = waits or Waits()
+        self._store, self._timeout_s = store, timeout_s
         self._number = 0
         self._unread: list[str] = []  # keys of the leader's values that some host may not have read yet
         self._failed = False
@@ -167,7 +168,7 @@ class Hosts:
         """What a host announced as `what`."""
         assert self._store is not None
         limit_s = max(deadline - time.monotonic(), 0.0)
-        with self._waits.waiting(repr(what), on=f"host {host} of the learner", limit_s=limit_s) as wait:
+        with self.waits.waiting(repr(what), on=f"host {host} of the learner", limit_s=limit_s) as wait:
             while (payload := self._store.wait(key, min(_POLL_S, max(wait.remaining_s, 0.001)))) is None:
                 if (failure := self._store.wait(_FAILED, 0.001)) is not None:
                     failed, message = msgspec.msgpack.decode(failure)

@@ -15,6 +15,7 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 
 _MEMORY_LIMIT_BYTES = 8 << 30
+_END_S = 10.0
 
 
 class VerifierError(Exception):
@@ -64,7 +65,7 @@ class KillablePool:
 
     def close(self) -> None:
         self._pool.stop()
-        self._pool.join()
+        self._pool.join(timeout=_END_S)
 
 
 def _start_worker(warm_up: Callable[[], object]) -> None:

@@ -99,7 +99,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("serving_bridge/weight_round.py:_settled", "while not task.done()"): _SETTLED,
     ("serving_bridge/weight_round.py:_settled", "asyncio.wait([task])"): _SETTLED,
     ("rewards/isolation.py:KillablePool.call", "future.result()"): "the future is done",
-    ("rewards/isolation.py:KillablePool.close", "self._pool.join()"): "stopped just before: its processes are killed",
     (
         "tools/train.py:Job._watch",
         "while not until() and (not self._should_stop())",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import time
 from pathlib import Path
 
 from configs.schema import Config
@@ -26,9 +27,11 @@ from learner_jax.hosts import Hosts, connect
 from learner_jax.loop import Learner, Outcome
 from learner_jax.profiling import Profiler
 from learner_jax.train_step import Params, TrainState
+from learner_jax.waits import Waits
 from learner_jax.warm_start import warm_start
 from rewards.protocol import Split
 from serving_bridge.convert import to_hf
+from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
 from tools.wiring import RunPaths
 
@@ -72,12 +75,12 @@ def _supervised_state(
     )
 
 
-def connect_hosts(config: Config) -> Hosts:
+def connect_hosts(config: Config, waits: Waits) -> Hosts:
     """Joins the learner's other processes, if it has any."""
     if config.learner.cpu_cores:  # before JAX looks how many threads to start
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.learner.cpu_cores])
     # The leader may itself wait for groups, and then for the disk, before it answers.
-    return connect(config.learner.hosts, timeout_s=2 * config.learner.max_wait_s + 60)
+    return connect(config.learner.hosts, timeout_s=2 * config.learner.max_wait_s + 60, waits=waits)
 
 
 def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_steps: int = 0) -> Outcome:
@@ -96,7 +99,8 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
     task = wiring.build_task(config)
     prompts = (encoder.encode(task.problem("validation", index)) for index in itertools.count())
     golden = list(itertools.islice((p for p in prompts if p and len(p) > 1), config.learner.num_golden))
-    queue = wiring.build_queue(config, paths)
+    limits = wiring.record_limits(config, encoder, model_config)
+    queue = wiring.build_queue(config, paths, limits=limits, waits=hosts.waits)
     publisher = wiring.build_publisher(config, paths, log)
     checkpoints = Checkpoints(
         paths.checkpoints,
@@ -104,6 +108,7 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
         run=config.run.name,
         config=config.model_dump(mode="json"),
         log=log,
+        waits=hosts.waits,
     )
     try:
         learner = Learner(
@@ -119,8 +124,10 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
             should_stop=stop,
             reference_params=kl_reference(config, engine, model_config),
             profiler=Profiler(paths.profile / f"host-{hosts.index}", profile_steps),
+            waits=hosts.waits,
         )
-        return learner.run()
+        with reported_waits(hosts.waits, log, clock=time.monotonic):
+            return learner.run()
     finally:
         publisher.close()
         checkpoints.close()
@@ -150,7 +157,7 @@ def main() -> None:
                 f"supervised start reached {accuracy:.1%} greedy accuracy on validation problems: {paths.start_model}"
             )
         else:
-            with connect_hosts(config) as hosts:
+            with connect_hosts(config, Waits()) as hosts:
                 outcome = run_reinforcement(config, paths, hosts, profile_steps=arguments.profile)
             if hosts.is_leader:
                 print(f"learner {outcome.reason} after {outcome.position.completed_steps} steps")

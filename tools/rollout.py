@@ -7,10 +7,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
+import time
 
+from learner_jax.waits import Waits
 from rewards.feedback import create_environment
 from serving_bridge.rollout import RolloutWorker, RunIdentity
+from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
+
+
+def collect_garbage_less_often() -> None:
+    """For processes with thousands of episodes in flight: each full look at them all stops the event loop."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 100)
 
 
 def main() -> None:
@@ -21,23 +32,29 @@ def main() -> None:
         arguments, config, paths = wiring.read_arguments(parser)
         encoder, model_config = wiring.build_encoder(config, wiring.base_model_dir(config, paths))
         task = wiring.build_task(config)
+        log, waits = wiring.metrics_writer(paths, "rollout"), Waits()
         worker = RolloutWorker(
             name=arguments.name,
             identity=RunIdentity(config.run.name, config.rollout.group_size),
             task=task,
             encoder=encoder,
-            queue=wiring.build_queue(config, paths),
+            queue=wiring.build_queue(
+                config, paths, limits=wiring.record_limits(config, encoder, model_config), waits=waits
+            ),
             registry=wiring.build_registry(paths),
             settings=config.rollout,
             evaluation=config.evaluation,
             pace=wiring.build_pace(config),
-            log=wiring.metrics_writer(paths, "rollout"),
+            log=log,
+            waits=waits,
             should_stop=wiring.StopRequest().install(),
             environment=create_environment(task, config.task),
             vocab_size=model_config.vocab_size,
             renew_every_s=config.store.claim_lease_s / 4,
         )
-        asyncio.run(worker.run())
+        collect_garbage_less_often()
+        with reported_waits(waits, log, clock=time.monotonic):
+            asyncio.run(worker.run())
 
 
 if __name__ == "__main__":

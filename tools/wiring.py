@@ -206,6 +206,16 @@ def build_queue(
     )
 
 
+def record_limits(config: Config, encoder: PromptEncoder, model: ModelConfig) -> RecordLimits:
+    """What the run's queue takes in."""
+    return RecordLimits(
+        vocab_size=model.vocab_size,
+        max_length=config.learner.sequence_length,
+        group_size=config.rollout.group_size,
+        tokenizer=encoder.tokenizer.fingerprint,
+    )
+
+
 def build_registry(paths: RunPaths) -> ReplicaRegistry:
     return ReplicaRegistry(paths.weights / "replicas")
 
