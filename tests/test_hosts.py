@@ -270,7 +270,11 @@ def fill(directory: Path, count: int, *, versions: Callable[[int], int] = lambda
 def damage(directory: Path, *group_ids: str) -> None:
     queue = TrajectoryQueue(directory / "state.db")
     for group_id in group_ids:
-        queue._db.execute("UPDATE groups SET payload = ? WHERE group_id = ?", (b"nonsense", group_id))
+        change = (
+            "UPDATE payloads SET payload = ? WHERE sequence = (SELECT sequence FROM groups WHERE group_id = ?)",
+            (b"nonsense", group_id),
+        )
+        queue.database.write(lambda session, change=change: session.execute(*change))  # type: ignore[misc]
     queue.close()
 
 

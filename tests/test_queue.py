@@ -204,6 +204,15 @@ def test_recovery_agrees_with_the_checkpoint(queue: TrajectoryQueue, place: Plac
     assert restarted.prompt_cursor() == 9
 
 
+def test_prompts_dispatched_after_the_checkpoint_are_not_dispatched_again(queue: TrajectoryQueue) -> None:
+    assert queue.claim_prompts("w", 4, PACE, served_step=0) == [0, 1, 2, 3]
+    put(queue, 0, 1, 2, 3)
+    queue.recover([], completed_steps=0, prompt_cursor=1)
+    assert queue.prompt_cursor() == 4
+    train(queue, lease(queue))
+    assert queue.claim_prompts("w", 2, PACE, served_step=1) == [4, 5]
+
+
 def test_a_learner_that_was_taken_for_dead_is_refused(queue: TrajectoryQueue, place: Place) -> None:
     put(queue, 0, 1, 2)
     queue.recover([], completed_steps=0, prompt_cursor=0)
@@ -312,7 +321,6 @@ def test_a_full_queue_refuses_until_the_learner_has_trained(place: Place, bounds
         put(queue, 2, 3)
     assert refused.value.retry_after_s > 0
     assert queue.progress().num_ready == 2
-    assert put(queue, 0, 1) == 0  # known ones are no burden
     assert put(queue, 2) == 1
     leased = lease(queue, 1)
     with pytest.raises(QueueFullError):
@@ -326,6 +334,7 @@ def test_a_learner_that_gathers_more_than_the_queue_may_hold_is_not_starved(plac
     assert put(queue, 0, 1) == 2
     assert len(lease(queue)) == 2
     assert put(queue, 2) == 1
+    assert put(queue, 0, 2) == 0  # known ones are no burden to a queue that is too full
     assert len(lease(queue)) == 1
 
 
@@ -371,9 +380,11 @@ def test_rows_of_ended_prompts_go_and_the_watermark_stands_for_them(queue: Traje
     restarted.recover([f"run/{i}" for i in (0, 1, 72, 73)], completed_steps=18, prompt_cursor=60)  # an older checkpoint
     assert put(worker, 0, 1, 40, 72) == 0
     assert lease(restarted) == []
-    assert restarted.progress().num_acknowledged == 40
+    progress = restarted.progress()
+    assert (progress.num_acknowledged, progress.num_dropped) == (40, 20)
     restarted.acknowledge([])
-    assert restarted.progress().num_acknowledged == 40
+    progress = restarted.progress()
+    assert (progress.num_acknowledged, progress.num_dropped) == (40, 20)
 
 
 def test_the_watermark_waits_for_claims_and_groups_on_their_way(queue: TrajectoryQueue, clock: Clock) -> None:

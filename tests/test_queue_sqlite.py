@@ -95,6 +95,19 @@ def test_a_file_of_the_first_schema_goes_on(path: Path) -> None:
     queue.close()
 
 
+def test_old_rows_stay_until_every_prompt_that_they_may_be_of_has_ended(path: Path) -> None:
+    _write_schema_1(path)
+    with sqlite3.connect(path) as raw:
+        raw.execute("DELETE FROM groups WHERE group_id <> 'run/0/5'")
+        raw.execute("UPDATE claims SET prompt_index = 2")
+    raw.close()
+    queue = TrajectoryQueue(path)
+    queue.acknowledge([])
+    assert queue.overview().watermark == 2
+    assert queue.put([(5, make_group("run/0/5"))]) == 0
+    queue.close()
+
+
 def test_a_migration_that_is_cut_off_leaves_the_old_schema(path: Path) -> None:
     _write_schema_1(path)
     database = SqliteDatabase(path, timeout_s=1, waits=Waits())
