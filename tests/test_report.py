@@ -79,6 +79,14 @@ def write_run(directory: Path, *, finished: bool = True) -> Path:
     train.write("evaluation", which="before", accuracy=0.25, mean_score=0.25, num_problems=200, samples=samples)
     now[0] = 1100.0
     train.write("phase", name="training")
+    learner.write(
+        "waits", waits=[{"what": "3 of 64 groups of step 11", "on": "rollout", "waited_s": 2.0, "limit_s": 600.0}]
+    )
+    fleet.write("waits", waits=[{"what": "an answer", "on": "r0", "waited_s": 1.0, "limit_s": 5.0}])
+    fleet.write("waits", waits=[])
+    fleet.write("replica", replica="r0", state="stale", version=-1, reason="")
+    fleet.write("replica", replica="r0", state="healthy", version=1, reason="")
+    fleet.write("replica", replica="r1", state="gone", version=-1, reason="")
     learner.write("engine", platform="cpu", mesh={"data": 1, "model": 1})
     for number in range(1, 11):
         now[0] += 1
@@ -253,6 +261,7 @@ def test_the_picture_says_what_the_run_does(tmp_path: Path):
     for part in ("training", "step 10 of 20", "0.800", "0.1000 of 0.5", "1.50 mean, 2 max (bound 2)", "275 tokens/s",
                  "9, pause 57 ms mean, 100 max", "30 answers spanned an update", "50% idle", "rollout-bound",
                  "0.8 of 2 cores for the learner and 1.2 for sampling", "0: 25%, 1: 50%, 2: 25%",
+                 "learner waits for 3 of 64 groups of step 11 from rollout", "1 healthy",
                  "golden log-probs differ", "0:10 left"):  # fmt: skip
         assert part in shown, part
     assert max(len(line) for line in shown.splitlines() if "\x1b" not in line) <= 100

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -17,6 +17,9 @@ Bottleneck = Literal["rollout-bound", "train-bound", "balanced"]
 #: Idle shares nearer to each other than this name no bottleneck.
 _BALANCED = 0.05
 
+#: A `waits` event speaks for the time after it for so long; while waits last it comes three times as often.
+_WAITS_FOR_S = 15.0
+
 #: Steps over which the first and the last reward are averaged.
 _REWARD_STEPS = 5
 
@@ -29,6 +32,8 @@ class RunHistory:
       steps: by step number; a step that a restart trained again counts as it came last.
       intervals: the rollout workers' counters; bounded when the caller needs recent ones only.
       rounds: weight rounds of every replica.
+      waits: the last `waits` event of each process: what it waits for now.
+      replicas: the last `replica` event of each replica: its state and version.
       problems: (time, line) per event that carries an error or tells of a restart, newest last.
     """
 
@@ -41,6 +46,8 @@ class RunHistory:
     phases: list[Record] = field(default_factory=list)
     problems: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=50))
     engine: Record | None = None
+    waits: dict[str, Record] = field(default_factory=dict)
+    replicas: dict[str, Record] = field(default_factory=dict)
     mixed_version_answers: int = 0
     first_t: float | None = None
     last_t: float | None = None
@@ -70,6 +77,10 @@ class RunHistory:
                 self.evaluations[record["which"]] = record
             case "engine":
                 self.engine = record
+            case "waits":
+                self.waits[str(record.get("process"))] = record
+            case "replica":
+                self.replicas[record["replica"]] = record
             case "phase":
                 self.phases.append(record)
         if record.get("error") or record["event"] == "restart":
@@ -200,6 +211,23 @@ def tokens_per_s(intervals: Sequence[Record]) -> float | None:
         own = [record for record in intervals if record.get("process") == worker]
         rates.append(_share(own, "tokens", "seconds") or 0.0)
     return math.fsum(rates) if rates else None
+
+
+def waits_now(history: RunHistory) -> list[tuple[str, dict[str, Any], float]]:
+    """(process, wait, seconds so far) of every wait that goes on as of the last event, the longest first."""
+    now = history.last_t or 0.0
+    found = [
+        (process, wait, wait["waited_s"] + now - record["t"])
+        for process, record in history.waits.items()
+        if now - record["t"] < _WAITS_FOR_S  # else the process was killed: it would have said so again
+        for wait in record.get("waits") or []
+    ]
+    return sorted(found, key=lambda row: -row[2])
+
+
+def replica_states(history: RunHistory) -> dict[str, int]:
+    """Number of replicas in each state; those that have left are not counted."""
+    return dict(Counter(r["state"] for r in history.replicas.values() if r["state"] != "gone"))
 
 
 def staleness_shares(steps: Sequence[Record]) -> list[float]:

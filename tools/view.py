@@ -33,10 +33,12 @@ from tools.figures import (
     idle_shares,
     intervals_during,
     mean,
+    replica_states,
     staleness_shares,
     steps_in_order,
     tokens_per_s,
     values,
+    waits_now,
     weight_updates,
 )
 
@@ -50,6 +52,7 @@ _PLAIN_EVERY_S = 5.0
 _ATTACH_TICK_S = 0.5
 _SILENT_AFTER_S = 20.0
 _MAX_WIDTH = 100
+_MOST_WAITS = 4
 _SPARKS = "▁▂▃▄▅▆▇█"
 _ENDED = "finished"
 
@@ -290,6 +293,8 @@ def _flow(history: RunHistory, config: Config, steps: Sequence[Record]) -> Rende
         table.add_row(
             "learner", f"{used}, {_percent(mean(values(recent, 'real_token_share')))} of the slots real tokens"
         )
+    if states := replica_states(history):
+        table.add_row("replicas", ", ".join(f"{number} {state}" for state, number in sorted(states.items())))
     dropped = sum(values(steps, "dropped_stale"))
     retries = sum(values(intervals, "retries"))
     table.add_row("lost work", f"{dropped:.0f} stale groups, {retries:.0f} retries")
@@ -305,6 +310,14 @@ def _waiting(history: RunHistory, config: Config, steps: Sequence[Record]) -> Re
     lines: list[RenderableType] = [table, _verdict(shares)]
     if shares.bottleneck != "balanced" and (better := balance(shares, config, history.engine)) is not None:
         lines.append(Text(balance_text(better), style="dim"))
+    for process, wait, waited_s in waits_now(history)[:_MOST_WAITS]:
+        left = clock(max(wait["limit_s"] - waited_s, 0))
+        lines.append(
+            Text.assemble(
+                (process, "bold"), f" waits for {wait['what']} from ", (str(wait["on"]), "bold"),
+                (f"  {clock(waited_s)}, gives up in {left}", "dim"), no_wrap=True, overflow="ellipsis",
+            )
+        )  # fmt: skip
     return Group(*lines)
 
 
