@@ -56,17 +56,19 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        answer = max(self.rollout.max_tokens, self.evaluation.max_tokens or 0)
-        needed = self.rollout.max_prompt_tokens + self.rollout.max_tokens
+        needed = self.rollout.episode_tokens(self.task.turns)
         if needed > self.learner.sequence_length:
             raise ValueError(
-                f"learner.sequence_length is {self.learner.sequence_length}, but rollout.max_prompt_tokens + "
-                f"rollout.max_tokens is {needed}: raise the first or lower the others"
+                f"learner.sequence_length is {self.learner.sequence_length}, but an episode can take {needed} tokens "
+                f"(rollout.max_prompt_tokens + rollout.max_tokens for each of task.turns, or "
+                f"rollout.max_episode_tokens): raise the first or lower the others"
             )
-        if self.rollout.max_prompt_tokens + answer > self.serving.max_model_len:
+        answer = max(self.rollout.max_tokens, self.evaluation.max_tokens or 0)
+        longest = max(needed, self.rollout.max_prompt_tokens + answer)
+        if longest > self.serving.max_model_len:
             raise ValueError(
                 f"serving.max_model_len is {self.serving.max_model_len}, but prompt and answer can take "
-                f"{self.rollout.max_prompt_tokens + answer} tokens: vLLM would cut answers silently; raise it"
+                f"{longest} tokens: vLLM would cut answers silently; raise it"
             )
         if self.learner.loss.advantage.estimator == "rloo" and self.rollout.group_size < 2:
             raise ValueError(

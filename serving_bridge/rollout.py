@@ -39,9 +39,12 @@ __all__ = ["NoReplicaError", "RolloutWorker", "RunIdentity"]
 
 Log = Callable[..., None]
 
-_REGISTRY_EVERY_S = 0.25
+#: Between two looks at the registry, per replica: what they serve opens the gate, and each look reads a file of each.
+_REGISTRY_S_PER_REPLICA, _MAX_REGISTRY_S = 0.02, 0.25
 #: tries of a group before it is given up; requests have tries of their own
 _GROUP_TRIES = 2
+#: prompts claimed ahead are one for so many groups at once
+_AHEAD_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,10 @@ class _Running:
             log=worker.log,
         )
         self._groups: dict[int, asyncio.Task[None]] = {}
+        # Prompts claimed ahead take the place of groups that end, without waiting for the queue.
+        self._num_ahead = worker.settings.concurrent_groups // _AHEAD_SHARE
+        self._places = asyncio.Semaphore(worker.settings.concurrent_groups)
+        self._playing: set[int] = set()
         self._background: set[asyncio.Task[None]] = set()
         self._held_out = HeldOut(
             worker.task, worker.encoder, worker.evaluation, worker.settings, scoring=scoring, log=worker.log
@@ -192,8 +199,8 @@ class _Running:
         while not self._worker.should_stop():
             if await self._look_around():
                 return
+            await self._claim()  # first: a group counts until it is put, so that putting makes no room
             await self._queue.put()
-            await self._claim()
             await self._keep_up()
         await self._drain()
 
@@ -208,9 +215,9 @@ class _Running:
     async def _look_around(self) -> bool:
         """Learns of replicas and of the learner's progress; returns whether the run has finished."""
         now = self._loop.time()
-        if now >= self._registry_s + _REGISTRY_EVERY_S:
-            self._registry_s = now
+        if now >= self._registry_s:
             self._replicas = await self._queue.call("the list of replicas", self._worker.registry.ready)
+            self._registry_s = now + min(_MAX_REGISTRY_S, _REGISTRY_S_PER_REPLICA * len(self._replicas))
             self._dispatcher.update(self._replicas)
             self._evaluate_if_due()
         self._unserved.look(not self._replicas, self._known_replicas)
@@ -229,7 +236,7 @@ class _Running:
         return f"known replicas: {[f'{row.name} is {row.state}' for row in rows] or 'none'}"
 
     async def _claim(self) -> None:
-        free = self._settings.concurrent_groups - len(self._groups)
+        free = self._settings.concurrent_groups + self._num_ahead - len(self._groups)
         if self._replicas and free > 0 and not self._queue.is_full:
             served = min(replica.step for replica in self._replicas)
             self._start(await self._queue.claim(free, self._worker.pace, served_step=served))
@@ -247,13 +254,16 @@ class _Running:
             async with asyncio.timeout(self._worker.tick_s):
                 await self._wake.wait()
         self._wake.clear()
-        if not self._groups:
+        if not self._playing:
             self._interval.idle_s += self._loop.time() - before
         if self._failure is not None:
             raise self._failure
 
     async def _drain(self) -> None:
         """Asked to stop: lets groups end for a while, and hands on the claims of those that did not."""
+        for index, group in self._groups.items():
+            if index not in self._playing:
+                group.cancel()
         until = self._loop.time() + self._settings.drain_s
         while (self._groups or self._queue.is_full) and self._loop.time() < until:
             await self._queue.put()
@@ -292,7 +302,9 @@ class _Running:
             return
         for attempt in range(1, _GROUP_TRIES + 1):
             try:
-                self._accept(index, await self._play(problem, prompt))
+                async with self._place(index):
+                    episodes = await self._play(problem, prompt)
+                self._accept(index, episodes)
                 return
             except (*BREAKS, GroupError) as error:
                 self._worker.log("retry", prompt_index=index, attempt=attempt, error=str(error) or repr(error))
@@ -300,6 +312,16 @@ class _Running:
                     break
         self._count["failed_groups"] += 1
         await self._queue.skip(index)
+
+    @asynccontextmanager
+    async def _place(self, index: int) -> AsyncIterator[None]:
+        """One of the places for groups that are played at the same time."""
+        async with self._places:
+            self._playing.add(index)
+            try:
+                yield
+            finally:
+                self._playing.discard(index)
 
     async def _play(self, problem: Problem, prompt: Sequence[int]) -> list[Episode]:
         """A complete group; one request where all of it can be known beforehand."""
@@ -341,7 +363,7 @@ class _Running:
             return
         self._interval.write(
             now,
-            running=len(self._groups),
+            running=len(self._playing),
             waiting_requests=self._dispatcher.num_waiting,
             served_version=min((replica.version for replica in self._replicas), default=-1),
             replicas={name: {"in_flight": f, "limit": m} for name, (f, m) in self._dispatcher.loads().items()},

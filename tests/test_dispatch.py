@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import random
 from collections.abc import Sequence
@@ -196,6 +197,22 @@ def test_a_replica_that_fails_in_a_row_is_avoided_longer_and_longer_until_it_ans
     virtually(story())
 
 
+def test_requests_from_before_a_replica_was_avoided_say_nothing_about_it_afterwards() -> None:
+    async def story() -> None:
+        found = dispatcher(["a"], failures_to_avoid=2, min_concurrency=50)
+        old = [await found.take(1) for _ in range(6)]
+        for slot in old[:2]:
+            await asyncio.sleep(0.1)
+            found.give_back(slot, Unreachable("on purpose"))
+        await found.take(1)  # a second later
+        for slot in old[2:]:
+            found.give_back(slot, Unreachable("late"))
+        async with asyncio.timeout(0.1):
+            await found.take(1)
+
+    virtually(story())
+
+
 def test_aborted_and_wrong_requests_are_not_reported_as_failures() -> None:
     async def story() -> None:
         found = dispatcher(["a"])
@@ -292,3 +309,16 @@ def test_metrics_that_are_polled_move_the_limit_and_wake_who_waits() -> None:
         watching.cancel()
 
     virtually(story())
+
+
+def test_the_benchmark_measures_a_small_fleet() -> None:
+    from tools.bench import dispatch
+
+    thresholds = gc.get_threshold()
+    try:
+        found = asyncio.run(dispatch.measure(40, 4, 16, 0.5, answer_s=0.1))
+    finally:
+        gc.set_threshold(*thresholds)
+    assert 40 * 16 / (0.1 * 1.5 * 1.5) / 3 < found.tokens_per_s < 40 * 24 / (0.1 * 0.7 * 0.5)
+    assert 1.0 <= found.fairness.median <= found.fairness_max
+    assert found.take_us > 0

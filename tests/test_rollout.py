@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ from serving_bridge.registry import ReplicaRegistry
 from serving_bridge.rollout import NoReplicaError, RolloutWorker, RunIdentity
 from serving_bridge.staleness import Pace
 from serving_bridge.tokenization import Tokenizer, load_tokenizer
-from tests.rollout_world import EOS, VOCAB, AdditionTask, FakeReplica, choice, reply, session_factory
+from serving_bridge.worker_queue import WorkerQueue
+from tests.rollout_world import EOS, VOCAB, AdditionTask, FakeReplica, Inline, choice, reply, session_factory
 from tests.test_tokenization import SMALL
+from tests.trajectories import make_group
 
 
 @pytest.fixture(scope="module")
@@ -269,7 +273,7 @@ def test_a_full_queue_that_stays_full_is_a_clear_error(tmp_path: Path, tokenizer
     bench = Bench(tmp_path, tokenizer, FakeReplica(), queue=queue, pace=pace, concurrent_groups=1, max_wait_s=0.7)
     bench.ready()
     with error_of(bench, WaitTimeoutError, "for room in the queue from learner and gave up .* the queue is full"):
-        assert queue.resume_claims("w") == [1]
+        assert queue.resume_claims("w") == [1, 2]
 
 
 def test_a_group_that_the_run_does_not_take_is_given_up_and_the_others_are_put(
@@ -281,6 +285,60 @@ def test_a_group_that_the_run_does_not_take_is_given_up_and_the_others_are_put(
     bench.ready()
     bench.run(lambda: bench.num_ready() == 2)
     assert (bench.num_ready(), bench.total("failed_groups"), queue.progress().num_claimed) == (2, 1, 0)
+
+
+def test_one_group_that_the_run_does_not_take_costs_no_other_of_its_batch(tmp_path: Path) -> None:
+    queue = TrajectoryQueue(tmp_path / "state.db", limits=RecordLimits(vocab_size=50, max_length=64, group_size=2))
+    count: Counter[str] = Counter()
+    link = WorkerQueue(
+        queue,
+        "w",
+        thread=Inline(),
+        waits=Waits(),
+        max_wait_s=5,
+        renew_every_s=9,
+        count=count,
+        log=lambda *_, **__: None,
+    )
+
+    async def story() -> None:
+        pace = Pace(max_staleness=0, groups_per_step=4, total_steps=1)
+        for index in await link.claim(4, pace, served_step=0):
+            group = make_group(f"run/{index}", size=2, rewards=[0.0, 1.0])
+            link.add(index, [replace(t, tokens=t.tokens + 50 * (index == 2)) for t in group])
+        await link.put()
+
+    asyncio.run(story())
+    progress = queue.progress()
+    assert (progress.num_ready, progress.num_claimed, count["failed_groups"]) == (3, 0, 1)
+
+
+def test_prompts_claimed_ahead_take_the_places_of_groups_that_end(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    most = [0]
+
+    def answer(body: dict[str, Any]) -> Any:
+        async def slow() -> Any:
+            most[0] = max(most[0], len(bench.replicas["r0"].bodies) - ended[0])
+            await asyncio.sleep(0.05)
+            ended[0] += 1
+            return two(9, 1)(body)
+
+        return slow()
+
+    ended = [0]
+    pace = Pace(max_staleness=0, groups_per_step=20, total_steps=1)
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=[answer] * 20), pace=pace, concurrent_groups=4)
+    bench.ready()
+    claims = [0]
+
+    def look() -> bool:
+        progress = bench.queue.progress()
+        claims[0] = max(claims[0], progress.num_claimed)
+        return progress.num_ready == 20
+
+    bench.run(look)
+    assert most[0] == 4
+    assert claims[0] >= 5
 
 
 def test_claims_are_renewed_and_what_was_handed_on_is_dropped(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -45,7 +45,9 @@ def train_while_killing(folder: Path, *, steps: int, seed: int, kills: int) -> l
             assert time.monotonic() < deadline, (queue.progress(), trained)
             for i in range(2):
                 registry.report(f"r{i}", url=f"http://r{i}", state="healthy", version=1, step=completed)
-            for group in queue.lease_groups(GROUPS_PER_STEP - len(pending), trained_version=1, max_staleness=9).groups:
+            waits = kills and completed == steps - 1  # the end comes after all kills
+            wanted = 0 if waits else GROUPS_PER_STEP - len(pending)
+            for group in queue.lease_groups(wanted, trained_version=1, max_staleness=9).groups:
                 pending.append(group[0].group_id)
                 trained.append(int(group[0].prompt["index"]))
             if len(pending) == GROUPS_PER_STEP:

@@ -1,4 +1,4 @@
-"""Dialogs and broken-off answers on a real vLLM server: the log-probs kept are the server's own for the whole sequence."""
+"""Dialogs and broken-off answers on a real vLLM server: their log-probs are its own for the whole sequence."""
 
 from __future__ import annotations
 

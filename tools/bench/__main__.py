@@ -3,6 +3,7 @@
 python -m tools.bench losses [--batch 64] [--lengths 256 4096 32768] [--repeats 10] [--json PATH]
 python -m tools.bench learner [--cases uniform lognormal prefix head] [--sides weir tunix trl] [--json PATH]
 python -m tools.bench convert [--gib 4] [--dir FOLDER] [--rounds 3] [--json PATH]
+python -m tools.bench save | sync | queue | rollout | dispatch | overlap
 
 Exit status 1 if the results disagree with the peer's or the peer cannot be had, 2 for arguments that make no sense.
 """
@@ -23,7 +24,10 @@ BENCHMARKS = {
     "convert": "tools.bench.convert",
     "save": "tools.bench.save",
     "sync": "tools.bench.sync",
+    "queue": "tools.bench.queue",
     "overlap": "tools.bench.overlap",
+    "dispatch": "tools.bench.dispatch",
+    "rollout": "tools.bench.rollout",
 }
 
 

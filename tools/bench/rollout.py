@@ -1,0 +1,316 @@
+"""How much of vLLM's own speed a rollout worker gets: tokens per second through it, beside vLLM's benchmark client.
+
+python -m tools.bench rollout [--groups 96] [--group-size 8] [--tokens 64] [--concurrency 16] [--rounds 5] [--json PATH]
+
+One real vLLM server with a small model that is made for it. In every round, in turn, with the same prompts, answers per
+prompt, tokens per answer (no end token ends any) and prompts at once:
+
+  weir    the worker: claims, prompts, dispatch, checks, decoding and scoring, groups put in a durable SQLite queue;
+          from its start until the last group is in the queue
+  vllm    vllm.benchmarks.serve against /v1/completions, as `vllm bench serve` runs it: streamed, without log-probs
+  bare    the worker's very requests, sent and read and looked at no further: what its route can give
+
+The ratios are of throughputs within a round. Not covered: GPUs, several replicas, long answers, and multi-turn dialogs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.table import Table
+
+from configs.schema import CreateModelSettings
+from rewards.protocol import Problem, RewardRequest, RewardResult, Split, scored
+from serving_bridge.config import EvaluationSettings, RolloutSettings, ServingSettings
+from serving_bridge.create_model import create_model
+from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.queue import TrajectoryQueue
+from serving_bridge.registry import ReplicaRegistry
+from serving_bridge.replica import SERVED_MODEL_NAME, Replica
+from serving_bridge.rollout import RolloutWorker, RunIdentity
+from serving_bridge.staleness import Pace
+from serving_bridge.tokenization import load_tokenizer
+from serving_bridge.vllm_client import http_session
+from tools.bench import BenchmarkError
+from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
+from tools.rollout import collect_garbage_less_often
+
+SIDES = ("weir", "vllm", "bare")
+AIM = 0.95
+#: as configs/demo.toml has it
+_SHAPE = CreateModelSettings(
+    hidden_size=128, intermediate_size=512, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32
+)
+_MAX_PROMPT_TOKENS = 64
+_POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is sampled in every round."""
+
+    groups: int
+    group_size: int
+    tokens: int
+    concurrency: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.groups * self.group_size * self.tokens
+
+
+@dataclass(frozen=True)
+class Result:
+    """Tokens per second of each side over the rounds, and the worker's relative to the others'."""
+
+    tokens_per_s: dict[str, Spread]
+    of_vllm: Spread
+    of_bare: Spread
+
+
+class _Additions:
+    """Prompts that differ from round to round, so that no round finds the cache of another."""
+
+    version = "bench"
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def problem(self, split: Split, index: int) -> Problem:
+        number = self._first + index
+        return Problem(index, f"Calculate {number} + {7 * number % 1000} - {13 * number % 1000}.", "", {})
+
+    def num_distinct(self, split: Split) -> int | None:
+        return None
+
+    def target(self, problem: Problem) -> str:
+        return problem.answer
+
+    def score(self, request: RewardRequest) -> RewardResult:
+        return scored(float(len(request.response) % 2), {})
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class _Server:
+    """The server, and one round of each side against it."""
+
+    def __init__(self, replica: Replica, folder: Path, model_dir: Path, work: Work) -> None:
+        self._url = replica.base_url
+        self._folder = folder
+        self._work = work
+        tokenizer = dataclasses.replace(load_tokenizer(model_dir), eos_ids=())  # no token ends an answer
+        self._encoder = PromptEncoder(
+            tokenizer, template="{question}", chat=False, max_prompt_tokens=_MAX_PROMPT_TOKENS
+        )
+
+    async def weir(self, number: int) -> float:
+        """Seconds until all groups of the round are in the queue."""
+        folder, size = self._folder / f"round-{number}", self._work.concurrency * self._work.group_size
+        folder.mkdir()
+        queue, registry = TrajectoryQueue(folder / "state.db"), ReplicaRegistry(folder / "replicas")
+        registry.report("bench", url=self._url, state="healthy", version=0, step=0)
+        events: list[dict[str, Any]] = []
+        worker = RolloutWorker(
+            name="bench",
+            identity=RunIdentity("bench", self._work.group_size),
+            task=_Additions(number * self._work.groups),
+            encoder=self._encoder,
+            queue=queue,
+            registry=registry,
+            settings=RolloutSettings(
+                group_size=self._work.group_size,
+                max_prompt_tokens=_MAX_PROMPT_TOKENS,
+                max_tokens=self._work.tokens,
+                concurrent_groups=self._work.concurrency,
+                min_concurrency=size,
+                max_concurrency=size,
+            ),
+            evaluation=EvaluationSettings(),
+            pace=Pace(max_staleness=0, groups_per_step=self._work.groups, total_steps=1),
+            log=lambda event, **fields: events.append({"event": event, **fields}),
+            should_stop=lambda: False,
+        )
+        began = time.perf_counter()
+        running = asyncio.create_task(worker.run())
+        while queue.progress().num_ready < self._work.groups:
+            if running.done():
+                await running
+            await asyncio.sleep(_POLL_S)
+        seconds = time.perf_counter() - began
+        queue.finish()
+        await running
+        queue.close()
+        if failures := [event for event in events if event["event"] == "retry"]:
+            raise BenchmarkError(f"{len(failures)} requests were tried again, the first: {failures[0]}")
+        return seconds
+
+    async def vllm(self, number: int) -> float:
+        """Seconds that vLLM's client counts for the same prompts."""
+        from vllm.benchmarks.datasets import SampleRequest
+        from vllm.benchmarks.serve import TaskType, benchmark
+
+        requests = [
+            SampleRequest(prompt=prompt, prompt_len=len(prompt), expected_output_len=self._work.tokens)
+            for prompt in self._prompts(number)
+        ]
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            found = await benchmark(
+                task_type=TaskType.GENERATION,
+                endpoint_type="openai",
+                api_url=f"{self._url}/v1/completions",
+                base_url=self._url,
+                model_id=SERVED_MODEL_NAME,
+                model_name=SERVED_MODEL_NAME,
+                tokenizer=None,
+                input_requests=requests,
+                logprobs=None,
+                request_rate=float("inf"),
+                burstiness=1.0,
+                disable_tqdm=True,
+                num_warmups=0,
+                profile=False,
+                selected_percentile_metrics=[],
+                selected_percentiles=[],
+                ignore_eos=True,
+                goodput_config_dict={},
+                max_concurrency=self._work.concurrency,
+                lora_modules=None,
+                extra_headers=None,
+                extra_body={"n": self._work.group_size, "temperature": 1.0},
+                ready_check_timeout_sec=0,
+            )
+        if found["total_output_tokens"] != self._work.total_tokens:
+            raise BenchmarkError(
+                f"vLLM's client got {found['total_output_tokens']} tokens, expected {self._work.total_tokens}"
+            )
+        return float(found["duration"])
+
+    async def bare(self, number: int) -> float:
+        """Seconds for the worker's requests alone."""
+        parameters = {
+            "n": self._work.group_size,
+            "max_tokens": self._work.tokens,
+            "temperature": 1.0,
+            "ignore_eos": True,
+            "logprobs": 0,
+            "detokenize": False,
+        }
+        bodies = [
+            msgspec.json.encode({"token_ids": prompt, "sampling_params": parameters})
+            for prompt in self._prompts(number)
+        ]
+        limit = asyncio.Semaphore(self._work.concurrency)
+        async with http_session() as session:
+
+            async def ask(body: bytes) -> None:
+                async with (
+                    limit,
+                    session.request(
+                        "POST",
+                        f"{self._url}/inference/v1/generate",
+                        data=body,
+                        headers={"Content-Type": "application/json"},
+                    ) as response,
+                ):
+                    await response.read()
+                    if response.status != 200:
+                        raise BenchmarkError(f"the server answered {response.status}")
+
+            began = time.perf_counter()
+            await asyncio.gather(*(ask(body) for body in bodies))
+            return time.perf_counter() - began
+
+    def _prompts(self, number: int) -> list[list[int]]:
+        task = _Additions(number * self._work.groups)
+        return [self._encoder.encode(task.problem("train", i)) or [] for i in range(self._work.groups)]
+
+
+async def measure(work: Work, rounds: int, folder: Path, done: Any) -> Result:
+    """Starts the server, warms every side up, and takes the rounds, each begun by another side."""
+    model_dir = folder / "model"
+    texts = [_Additions(0).problem("train", index).question for index in range(2000)]
+    create_model(model_dir, _SHAPE, texts, seed=0)
+    settings = ServingSettings(
+        max_model_len=_MAX_PROMPT_TOKENS + work.tokens + 1, max_num_seqs=work.concurrency * work.group_size
+    )
+    rates: dict[str, list[float]] = {side: [] for side in SIDES}
+    async with http_session() as session:
+        replica = Replica("bench", model_dir, settings, session, log_path=folder / "server.log")
+        await replica.start()
+        try:
+            await replica.client.name_version(0)
+            server = _Server(replica, folder, model_dir, work)
+            sides = {"weir": server.weir, "vllm": server.vllm, "bare": server.bare}
+            for number in range(rounds + 1):
+                for i in range(len(SIDES)):
+                    side = SIDES[(number + i) % len(SIDES)]
+                    seconds = await sides[side](number)
+                    done(side)
+                    if number:  # the first one warms up
+                        rates[side].append(work.total_tokens / seconds)
+        finally:
+            await replica.stop()
+    return Result(
+        tokens_per_s={side: spread(rates[side]) for side in SIDES},
+        of_vllm=ratio(rates["weir"], rates["vllm"]),
+        of_bare=ratio(rates["weir"], rates["bare"]),
+    )
+
+
+def table(result: Result) -> Table:
+    found = Table("side", "tokens per second", "weir relative to it")
+    for side, relative in (("weir", None), ("vllm", result.of_vllm), ("bare", result.of_bare)):
+        rate = result.tokens_per_s[side].show()
+        found.add_row(side, rate, "" if relative is None else relative.show())
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures, prints the table and the aim, and writes the figures as JSON where asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench rollout", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--groups", type=positive, default=96, help="prompts of a round (default 96)")
+    parser.add_argument("--group-size", type=positive, default=8, help="answers to a prompt (default 8)")
+    parser.add_argument("--tokens", type=positive, default=64, help="of each answer (default 64)")
+    parser.add_argument("--concurrency", type=positive, default=16, help="prompts at once (default 16)")
+    parser.add_argument("--rounds", type=positive, default=5, help="default 5")
+    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
+    given = parser.parse_args(argv)
+    try:
+        import vllm.benchmarks.serve  # noqa: F401
+    except ImportError as error:
+        raise BenchmarkError(f"the peer needs vLLM ({error}): run tools/install.sh demo") from None
+    hardware, out = this_hardware(), console()
+    out.print(str(hardware), highlight=False, soft_wrap=True)
+    collect_garbage_less_often()
+    work = Work(given.groups, given.group_size, given.tokens, given.concurrency)
+    with progress() as bar, tempfile.TemporaryDirectory() as folder:
+        task = bar.add_task("starting the server", total=(given.rounds + 1) * len(SIDES))
+        result = asyncio.run(
+            measure(
+                work,
+                given.rounds,
+                Path(folder),
+                lambda side: bar.update(task, advance=1, description=f"{side} is done"),
+            )
+        )
+    out.print(table(result))
+    met = "met" if result.of_vllm.median >= AIM else "NOT met"
+    out.print(f"throughput relative to vLLM's client: {result.of_vllm.show()} (aim {AIM}): {met}", highlight=False)
+    if given.json is not None:
+        write_json(given.json, "rollout", hardware, asdict(work) | {"rounds": given.rounds}, asdict(result))
+        out.print(f"wrote {given.json}", highlight=False)
