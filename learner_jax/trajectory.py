@@ -1,0 +1,252 @@
+"""The trajectory: one sampled answer on its way from rollout worker to learner, as a record and as bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import msgspec
+import numpy as np
+
+TRAJECTORY_SCHEMA = 2
+
+#: Value of `policy_version` on tokens that no policy sampled (prompt and environment tokens).
+NOT_SAMPLED = -1
+
+#: "stop": the policy ended its answer; "length": its limit did; "abort": generation was broken off.
+FinishReason = Literal["stop", "length", "abort"]
+Source = Literal["rollout", "online", "replay"]
+
+_ARRAY_DTYPES: dict[str, np.dtype] = {
+    "tokens": np.dtype("<i4"),
+    "loss_mask": np.dtype("?"),
+    "behavior_logprobs": np.dtype("<f4"),
+    "policy_version": np.dtype("<i4"),
+    "turn": np.dtype("<i4"),
+    "rewards": np.dtype("<f4"),
+}
+
+
+class ContractError(ValueError):
+    """A record breaks its contract: says the field, what was expected and what came."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One sampled answer with everything needed to train on it.
+
+    Produced by the rollout worker, consumed by the learner. Arrays share one length T.
+
+    Attributes:
+      trajectory_id: `{group_id}/{sample}`; deterministic, hence the idempotency key.
+      group_id: the group of answers to one prompt; `{run}/{epoch}/{prompt_index}`.
+      tokens: int32[T], prompt followed by everything sampled, exactly as the sampler used them.
+      loss_mask: bool[T], True on tokens that the policy sampled.
+      behavior_logprobs: float32[T], nats, processed (after temperature) as the sampler used them;
+        entry t is log p(tokens[t] | tokens[:t]); 0 where `loss_mask` is False.
+      policy_version: int32[T], version that sampled each token, `NOT_SAMPLED` elsewhere.
+      turn: int32[T], index of the dialog turn each token belongs to.
+      rewards: float32[T], placed on the token at which each reward is earned.
+      reward_parts: named components of the reward, for people and for metrics.
+      prompt: where the prompt came from, e.g. {"task": ..., "index": ...}.
+      sampling: the sampling parameters sent, e.g. {"temperature": 1.0, "max_tokens": 8}.
+      reward_version: name and version of the verifier.
+      tokenizer: fingerprint of the tokenizer behind the token ids; "" where it is not known.
+    """
+
+    trajectory_id: str
+    group_id: str
+    group_size: int
+    prompt: Mapping[str, Any]
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    behavior_logprobs: np.ndarray
+    policy_version: np.ndarray
+    turn: np.ndarray
+    rewards: np.ndarray
+    reward_parts: Mapping[str, float]
+    finish_reason: FinishReason
+    sampling: Mapping[str, Any]
+    reward_version: str
+    source: Source = "rollout"
+    consent: bool = True
+    tokenizer: str = ""
+
+    @property
+    def total_reward(self) -> float:
+        return float(self.rewards.sum())
+
+    @property
+    def oldest_version(self) -> int:
+        """The oldest policy version among the sampled tokens (the one staleness is counted from)."""
+        return int(self.policy_version[self.loss_mask].min())
+
+    def validate(self) -> None:
+        """Raises `ContractError` naming the first field that breaks the contract."""
+        length = len(self.tokens)
+        for name, dtype in _ARRAY_DTYPES.items():
+            array = getattr(self, name)
+            if array.shape != (length,):
+                raise ContractError(f"{self.trajectory_id}: {name} has shape {array.shape}, expected ({length},)")
+            if array.dtype != dtype:
+                raise ContractError(f"{self.trajectory_id}: {name} has dtype {array.dtype}, expected {dtype}")
+        mask = self.loss_mask
+        if not mask.any():
+            raise ContractError(f"{self.trajectory_id}: no token was sampled by the policy (loss_mask is all False)")
+        if mask.view(np.uint8).max() > 1:
+            raise ContractError(f"{self.trajectory_id}: loss_mask holds bytes other than 0 and 1")
+        if mask[0]:
+            raise ContractError(f"{self.trajectory_id}: the first token has no context and can't have been sampled")
+        # Off the mask too: losses multiply what they leave out by zero, and zero times NaN is NaN.
+        if not np.isfinite(self.behavior_logprobs).all() or (self.behavior_logprobs[mask] > 1e-4).any():
+            raise ContractError(f"{self.trajectory_id}: behavior_logprobs must be finite, and <= 0 on sampled tokens")
+        if not np.isfinite(self.rewards).all():
+            raise ContractError(f"{self.trajectory_id}: rewards must be finite")
+        if (self.policy_version[mask] < 0).any():
+            raise ContractError(f"{self.trajectory_id}: a sampled token has no policy version")
+        if (self.policy_version[~mask] != NOT_SAMPLED).any():
+            raise ContractError(f"{self.trajectory_id}: a token that no policy sampled has a policy version")
+        if (self.tokens < 0).any():
+            raise ContractError(f"{self.trajectory_id}: token ids must be >= 0")
+        if self.turn[0] < 0 or (np.diff(self.turn) < 0).any():
+            raise ContractError(f"{self.trajectory_id}: turn must start at 0 or above and never go down")
+        if self.finish_reason not in get_args(FinishReason):
+            raise ContractError(
+                f"{self.trajectory_id}: finish_reason is {self.finish_reason!r}, expected one of "
+                f"{', '.join(get_args(FinishReason))}"
+            )
+        if self.source not in get_args(Source):
+            raise ContractError(
+                f"{self.trajectory_id}: source is {self.source!r}, expected one of {', '.join(get_args(Source))}"
+            )
+        if self.group_size < 1:
+            raise ContractError(f"{self.trajectory_id}: group_size is {self.group_size}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class RecordLimits:
+    """What a run takes in; a group outside of it would break a batch, or train the policy on what is not its own.
+
+    Attributes:
+      vocab_size: token ids are below it.
+      max_length: tokens of a trajectory (learner.sequence_length).
+      group_size: trajectories of a group.
+      tokenizer: fingerprint that trajectories must carry; "" takes any.
+    """
+
+    vocab_size: int
+    max_length: int
+    group_size: int
+    tokenizer: str = ""
+
+
+def check_group(group: Sequence[Trajectory], limits: RecordLimits) -> None:
+    """Raises `ContractError` naming the first limit that a group breaks; `Trajectory.validate` is not repeated."""
+    if len(group) != limits.group_size:
+        raise ContractError(f"group {group[0].group_id} has {len(group)} trajectories, expected {limits.group_size}")
+    if len({trajectory.trajectory_id for trajectory in group}) != len(group):
+        raise ContractError(f"group {group[0].group_id} holds a trajectory id twice")
+    for trajectory in group:
+        name = trajectory.trajectory_id
+        if len(trajectory.tokens) > limits.max_length:
+            raise ContractError(f"{name}: {len(trajectory.tokens)} tokens, expected at most {limits.max_length}")
+        if (highest := int(trajectory.tokens.max())) >= limits.vocab_size:
+            raise ContractError(f"{name}: token id {highest} is outside of the vocabulary of {limits.vocab_size}")
+        if limits.tokenizer and trajectory.tokenizer != limits.tokenizer:
+            raise ContractError(
+                f"{name}: token ids are of tokenizer {trajectory.tokenizer or 'unknown'}, the learner's is "
+                f"{limits.tokenizer}: start the rollout worker and the learner from the same model folder"
+            )
+        if trajectory.finish_reason == "abort":
+            raise ContractError(f"{name}: the answer was broken off (finish_reason abort) and is no sample")
+        if not trajectory.consent:
+            raise ContractError(f"{name}: its user did not consent to training")
+
+
+class _TrajectoryWire(msgspec.Struct, array_like=False, forbid_unknown_fields=True):
+    schema: int
+    trajectory_id: str
+    group_id: str
+    group_size: int
+    prompt: dict[str, Any]
+    tokens: bytes
+    loss_mask: bytes
+    behavior_logprobs: bytes
+    policy_version: bytes
+    turn: bytes
+    rewards: bytes
+    reward_parts: dict[str, float]
+    finish_reason: str
+    sampling: dict[str, Any]
+    reward_version: str
+    source: str
+    consent: bool
+    tokenizer: str
+
+
+class _AnySchema(msgspec.Struct):
+    schema: int = -1
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[_TrajectoryWire])
+_schema_decoder = msgspec.msgpack.Decoder(list[_AnySchema])
+
+
+def encode_group(group: Sequence[Trajectory]) -> bytes:
+    """Encodes the trajectories of one group as msgpack with raw little-endian arrays (schema 2)."""
+    records = []
+    for trajectory in group:
+        trajectory.validate()
+        fields = {name: getattr(trajectory, name) for name in Trajectory.__dataclass_fields__}
+        for name, dtype in _ARRAY_DTYPES.items():
+            fields[name] = np.ascontiguousarray(fields[name], dtype).tobytes()
+        fields["prompt"], fields["sampling"] = dict(fields["prompt"]), dict(fields["sampling"])
+        fields["reward_parts"] = {key: float(value) for key, value in trajectory.reward_parts.items()}
+        records.append(_TrajectoryWire(schema=TRAJECTORY_SCHEMA, **fields))
+    return _encoder.encode(records)
+
+
+def decode_group(payload: bytes) -> list[Trajectory]:
+    """Inverse of `encode_group`.
+
+    Raises:
+      ContractError: the bytes are not a group of trajectories of a known schema, or break the contract.
+    """
+    try:
+        wires = _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        _check_schema(payload)
+        raise ContractError(f"not a group of trajectories: {error}") from error
+    if not wires:
+        raise ContractError("a group must hold at least one trajectory")
+    group = []
+    for wire in wires:
+        if wire.schema != TRAJECTORY_SCHEMA:
+            raise _schema_error(wire.schema)
+        fields = {name: getattr(wire, name) for name in Trajectory.__dataclass_fields__}
+        for name, dtype in _ARRAY_DTYPES.items():
+            if len(fields[name]) % dtype.itemsize:
+                raise ContractError(f"{wire.trajectory_id}: {name} has {len(fields[name])} bytes, not whole {dtype}")
+            fields[name] = np.frombuffer(fields[name], dtype)
+        trajectory = Trajectory(**fields)
+        trajectory.validate()
+        group.append(trajectory)
+    if any(t.group_id != group[0].group_id or t.group_size != len(group) for t in group):
+        raise ContractError(f"{group[0].group_id}: trajectories disagree on group id or size ({len(group)} came)")
+    return group
+
+
+def _check_schema(payload: bytes) -> None:
+    """Raises if the bytes are trajectories of another schema, whatever fields that one has."""
+    try:
+        schemas = {wire.schema for wire in _schema_decoder.decode(payload)} - {TRAJECTORY_SCHEMA, -1}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return
+    if schemas:
+        raise _schema_error(min(schemas))
+
+
+def _schema_error(schema: int) -> ContractError:
+    return ContractError(f"trajectory schema {schema}, this build reads {TRAJECTORY_SCHEMA}")
