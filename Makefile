@@ -12,9 +12,10 @@ demo:
 	@tools/install.sh demo
 	@.venv/bin/python -m tools.train --config configs/demo.toml $(ARGS)
 
+# Two at a time, file by file: most tests keep one core busy, and those of a file share its servers.
 test:
 	@tools/install.sh dev
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 soak:
 	@tools/install.sh dev
