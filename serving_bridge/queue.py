@@ -256,6 +256,7 @@ class TrajectoryQueue:
             rows.put(session, "trained_version", trained_version)
 
         self._db.write(work)
+        self._forget(group_ids)
 
     def acknowledge(self, group_ids: Sequence[str]) -> None:
         """Ends groups whose training is committed in a checkpoint; their payload is freed."""
@@ -266,7 +267,6 @@ class TrajectoryQueue:
             return rows.blobs_of(ended) + rows.purge(session, max_dead=self._bounds.max_dead)
 
         self._payloads.delete(self._db.write(work))
-        self._forget(group_ids)
 
     def reject(self, group_id: str, reason: str) -> None:
         """Negative acknowledgement: the group goes back to ready, or becomes a dead letter after too many tries."""
@@ -349,6 +349,8 @@ class TrajectoryQueue:
 
         def work(session: Session) -> tuple[list[LeasedRow], list[Row]]:
             self._require_epoch(session)
+            # Whoever asks for more lives: what it gathers for one step must not come to it a second time.
+            rows.renew_leases(session, self._tokens, now + self._lease_s)
             rows.take_back_expired(session, now, self._max_tries)
             if self._bounds.max_age_s is not None:
                 rows.bury_old(session, now, self._bounds.max_age_s)

@@ -148,6 +148,15 @@ def can_lease(session: Session, now: float) -> bool:
     )
 
 
+def renew_leases(session: Session, tokens: Mapping[str, int], expires_s: float) -> None:
+    """Prolongs the leases that a consumer holds, also one that ran out and that nobody else took since."""
+    session.executemany(
+        "UPDATE groups SET lease_expires_s = ? "
+        "WHERE group_id = ? AND lease_token = ? AND state = 'leased' RETURNING sequence",
+        [(expires_s, group_id, token) for group_id, token in tokens.items()],
+    )
+
+
 def take_back_expired(session: Session, now: float, max_tries: int) -> None:
     ended, also = (now, max_tries), "reason = 'lease expired'"
     change(session, "exhaust", "lease_expires_s < ? AND tries >= ?", ended, also=also)

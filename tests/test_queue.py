@@ -78,6 +78,19 @@ def test_expired_lease_returns_and_the_late_consumer_is_fenced_off(
     assert queue.progress().num_trained == 1
 
 
+def test_what_a_consumer_gathers_does_not_come_to_it_twice_however_long_it_takes(
+    queue: TrajectoryQueue, place: Place, clock: Clock
+) -> None:
+    put(queue, 0, 1)
+    assert lease(queue, 1) == ["run/0"]
+    clock.now_s += 10_000  # a slow step, or a clock that was put right
+    assert lease(queue) == ["run/1"]
+    clock.now_s += 59
+    assert lease(place.open()) == []
+    train(queue, ["run/0", "run/1"])
+    assert queue.progress().num_trained == 2
+
+
 def test_training_on_several_groups_is_recorded_whole_or_not_at_all(
     queue: TrajectoryQueue, place: Place, clock: Clock
 ) -> None:
@@ -99,10 +112,10 @@ def test_too_many_tries_make_a_dead_letter_that_keeps_its_reason(queue: Trajecto
     assert queue.dead_letters() == [("run/0", "the learner choked")]
 
 
-def test_expired_leases_also_end_as_dead_letters(queue: TrajectoryQueue, clock: Clock) -> None:
+def test_expired_leases_also_end_as_dead_letters(queue: TrajectoryQueue, place: Place, clock: Clock) -> None:
     put(queue, 0)
     for _ in range(2):
-        assert lease(queue) == ["run/0"]
+        assert lease(place.open()) == ["run/0"]
         clock.now_s += 61
     assert lease(queue) == []
     assert queue.dead_letters() == [("run/0", "lease expired")]
