@@ -314,7 +314,18 @@ class TrajectoryQueue:
     # For everybody.
 
     def prompt_cursor(self) -> int:
-        return self._db.read(lambda session: rows.get(session, "next_prompt"))
+        """Index of the next prompt that was never dispatched: a checkpoint begins with it, and a learner that was
+        replaced must not write one any more.
+
+        Raises:
+          LeaseLostError: another learner has taken over.
+        """
+
+        def work(session: Session) -> int:
+            self._require_epoch(session, lock=False)
+            return rows.get(session, "next_prompt")
+
+        return self._db.read(work)
 
     def progress(self) -> Progress:
         return self._db.read(queue_view.progress)

@@ -240,6 +240,7 @@ def test_a_learner_that_was_taken_for_dead_is_refused(queue: TrajectoryQueue, pl
         lambda: queue.acknowledge(["run/0"]),
         lambda: queue.bury("run/0", ""),
         lambda: queue.reject("run/0", ""),
+        queue.prompt_cursor,
         queue.finish,
     ):
         with pytest.raises(LeaseLostError, match="another learner has taken over"):
