@@ -1,0 +1,232 @@
+"""An event loop whose time is a number, and processes in it that can be killed, stopped and continued like real ones.
+
+Nothing ever waits: when no callback is ready, time moves on to the next timer. What a process does is what callbacks
+with its context do, so a killed process simply never runs again (no cleanup, as after SIGKILL), and a stopped one runs
+late. Order is decided by the order of calls alone: the same seed gives the same run, bit by bit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+_PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("simulated process", default=None)
+_NOBODY = contextvars.Context()
+#: wall clocks show this when a simulation begins
+EPOCH_S = 1.7e9
+#: no timer goes off sooner
+_TICK_S = 1e-6
+
+
+class ProcessDiedError(BaseException):
+    """Unwinds what a process was doing when it died; nothing of a simulation may catch it."""
+
+
+class StalledError(RuntimeError):
+    """Everything waits for something that nothing will bring about."""
+
+
+class Process:
+    """A process of the simulation.
+
+    Attributes:
+      num_held: callbacks that wait for it to be continued.
+      clock_offset_s: what its wall clock is ahead of the loop's time.
+      ended: set when it has ended, with the error that it ended with (None: in order, or killed).
+    """
+
+    def __init__(self, name: str, loop: SimulatedLoop) -> None:
+        self.name, self.loop = name, loop
+        self.is_alive = True
+        self.stopped_until_s = 0.0
+        self.num_held = 0
+        self.clock_offset_s = 0.0
+        self.ended: asyncio.Future[BaseException | None] = loop.create_future()
+        self._context = contextvars.Context()
+        self._context.run(_PROCESS.set, self)
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Runs a coroutine as this process."""
+        return self.loop.create_task(work, context=self._context.copy())
+
+    def run_main(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Runs what the process is for; it ends when that does."""
+        self.spawn(work).add_done_callback(self._main_ended, context=_NOBODY)
+
+    def kill(self) -> None:
+        """Ends it as SIGKILL does. From within, raise `ProcessDiedError` after."""
+        self._end(None)
+
+    def stop(self, seconds: float) -> None:
+        """Lets it run no further for a while, as SIGSTOP and SIGCONT do."""
+        if self.stopped_until_s <= self.loop.time():
+            self.num_held = 0
+        self.stopped_until_s = max(self.stopped_until_s, self.loop.time() + seconds)
+
+    def wall_clock(self) -> float:
+        """Seconds since the epoch, by this process."""
+        return EPOCH_S + self.loop.time() + self.clock_offset_s
+
+    def check(self) -> None:
+        """Raises once the process is dead: what is unwound must change nothing any more."""
+        if not self.is_alive:
+            raise ProcessDiedError(self.name)
+
+    def _main_ended(self, task: asyncio.Task[Any]) -> None:
+        error = task.exception() if not task.cancelled() else None
+        self._end(None if isinstance(error, ProcessDiedError) else error)
+
+    def _end(self, error: BaseException | None) -> None:
+        self.is_alive = False
+        if not self.ended.done():
+            self.ended.set_result(error)
+
+
+class _OrderedTask(asyncio.Task):
+    """A task whose place in sets does not depend on where it lies in memory."""
+
+    def __init__(self, work: Any, *, number: int, **options: Any) -> None:
+        self.number = number  # before asyncio puts it into a set of all tasks
+        super().__init__(work, **options)
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class _OrderedFuture(asyncio.Future):
+    number = 0
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class _Timeless:
+    """In place of a selector: there is no input, and waiting is moving the time on."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            raise StalledError("everything waits for something that nothing will bring about")
+        self.now_s += max(timeout, 0.0)
+        return []
+
+
+class SimulatedLoop(asyncio.BaseEventLoop):
+    """See the module.
+
+    Args:
+      executor_delay: seconds until the result of work given to an executor is known; the work itself is done at once.
+    """
+
+    def __init__(self, executor_delay: Callable[[], float] = lambda: 0.0) -> None:
+        super().__init__()
+        self._selector = _Timeless()
+        self._clock_resolution = 1e-9
+        self._executor_delay = executor_delay
+        self._numbers = 0
+        self._tasks: list[asyncio.Task[Any]] = []
+        self.set_task_factory(self._make_task)
+        self.set_exception_handler(lambda loop, context: None)
+
+    def time(self) -> float:
+        return self._selector.now_s
+
+    def create_future(self) -> asyncio.Future[Any]:
+        future = _OrderedFuture(loop=self)
+        self._numbers += 1
+        future.number = self._numbers
+        return future
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        process = _owner(context)
+        if process is not None:
+            callback, args = self._as_process, (process, context, callback, args)
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        process = _owner(context)
+        if process is not None:
+            callback, args = self._as_process, (process, context, callback, args)
+        # A bound that lies less ahead than the time's last digit would be looked at again and again, and never reached.
+        when = max(when, self.time() + _TICK_S)
+        return super().call_at(when, callback, *args, context=context)
+
+    def call_later_for_nobody(self, delay: float, callback: Callable[..., Any], *args: Any) -> None:
+        """A timer that goes off whatever happens to processes: what is on the wire, or on a disk."""
+        self.call_at(self.time() + delay, callback, *args, context=_NOBODY)
+
+    def when_done(self, future: asyncio.Future[Any], callback: Callable[[Any], None]) -> None:
+        """Calls back whatever happens to the process that waits now."""
+        future.add_done_callback(callback, context=_NOBODY)
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+        """Does the work now; its outcome is known after the delay."""
+        future = self.create_future()
+        try:
+            result, error = func(*args), None
+        except Exception as caught:  # noqa: BLE001 - handed to who waits for the work
+            result, error = None, caught
+        delay_s = self._executor_delay()
+        if delay_s:
+            self.call_at(self.time() + delay_s, _resolve, future, result, error)
+        else:
+            _resolve(future, result, error)
+        return future
+
+    def abandon(self) -> None:
+        """Ends the simulation: closes what never ended, quietly."""
+        for task in self._tasks:
+            if not task.done():
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                coroutine = task.get_coro()
+                try:
+                    coroutine.close()
+                except BaseException:  # noqa: BLE001 - dead code objects to being unwound; nobody is left to care
+                    continue
+        self._tasks.clear()
+        self.close()
+
+    def _as_process(
+        self, process: Process, context: contextvars.Context | None, callback: Any, args: tuple[Any, ...]
+    ) -> None:
+        if not process.is_alive:
+            return
+        if process.stopped_until_s > self.time():
+            super().call_at(
+                process.stopped_until_s, self._as_process, process, context, callback, args, context=context
+            )
+            return
+        callback(*args)
+
+    def _make_task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        self._numbers += 1
+        task = _OrderedTask(work, number=self._numbers, loop=loop, **options)
+        self._tasks.append(task)
+        return task
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        """There are none."""
+
+    def _write_to_self(self) -> None:
+        """Nobody sleeps."""
+
+
+def _owner(context: contextvars.Context | None) -> Process | None:
+    return _PROCESS.get() if context is None else context.get(_PROCESS)
+
+
+def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

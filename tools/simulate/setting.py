@@ -1,0 +1,70 @@
+"""The run that a seed simulates: small, and in each seed configured another way."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from serving_bridge.config import RolloutSettings, ServingSettings
+from serving_bridge.queue import QueueBounds
+from serving_bridge.staleness import Pace
+
+#: how often processes look around: more rarely than real ones, to make seeds cheap
+LOOK_S = 0.1
+MAX_MODEL_LEN = 16
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the run's configuration says; times are short, so that bounds are reached within seconds."""
+
+    pace: Pace
+    serving: ServingSettings
+    rollout: RolloutSettings
+    bounds: QueueBounds
+    workers: tuple[str, ...]
+    checkpoint_every: int
+    lease_s: float = 30.0
+    claim_lease_s: float = 4.0
+    max_wait_s: float = 20.0
+
+
+def draw_setting(draws: random.Random) -> Setting:
+    """A configuration from the seed's randomness."""
+    pace = Pace(max_staleness=draws.choice((0, 1, 1, 2)), groups_per_step=draws.choice((1, 2, 2, 3)), total_steps=6)
+    replicas = draws.choice((1, 2, 2, 3))
+    serving = ServingSettings(
+        replicas=replicas,
+        max_model_len=MAX_MODEL_LEN,
+        start_timeout_s=5.0,
+        update_timeout_s=3.0,
+        updates_at_once=draws.choice((0, 1)),
+        drain_timeout_s=1.0,
+        health_interval_s=0.5,
+        hang_s=4.0,
+        max_restarts=1000,
+        min_healthy=1,
+        min_healthy_s=20.0,
+        probe_tolerance=1e-3,
+    )
+    rollout = RolloutSettings(
+        group_size=2,
+        max_staleness=pace.max_staleness,
+        max_prompt_tokens=4,
+        max_tokens=3,
+        concurrent_groups=draws.choice((2, 4)),
+        segment_tokens=draws.choice((0, 0, 2)),
+        spare_samples=draws.choice((0, 0, 1)),
+        request_timeout_s=3.0,
+        episode_timeout_s=10.0,
+        max_wait_s=20.0,
+        drain_s=1.0,
+    )
+    return Setting(
+        pace=pace,
+        serving=serving,
+        rollout=rollout,
+        bounds=QueueBounds(max_groups=draws.choice((2, 1000))),
+        workers=("worker-0", "worker-1")[: draws.choice((1, 2, 2))],
+        checkpoint_every=draws.choice((1, 2, 2, 3)),
+    )
