@@ -12,10 +12,10 @@ demo:
 	@tools/install.sh demo
 	@.venv/bin/python -m tools.train --config configs/demo.toml $(ARGS)
 
-# Two at a time, file by file: most tests keep one core busy, and those of a file share its servers.
+# Two at a time, file by file and in order: most tests keep one core busy, and files share servers.
 test:
 	@tools/install.sh dev
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak:
 	@tools/install.sh dev

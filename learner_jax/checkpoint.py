@@ -24,6 +24,7 @@ from learner_jax.checkpoint_manifest import (
     read_manifest,
     this_code,
 )
+from learner_jax.crash_points import crash_point
 from learner_jax.train_step import Params, TrainState
 from learner_jax.value_model import KEY as VALUE_KEY
 from learner_jax.waits import Waits
@@ -116,6 +117,7 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
         def hashed(verified: bool, seconds: float) -> None:
+            crash_point("hashed")
             if self._log is not None:
                 total = time.monotonic() - started
                 self._log("committed", step=step, verified=verified, hash_s=seconds, seconds=total - seconds)
@@ -156,7 +158,13 @@ class Checkpoints:
         return self._manager.is_saving_in_progress()
 
     def latest_step(self) -> int | None:
+        """The newest committed step, also of another process that wrote it until just now."""
+        self._manager.reload()
         return self._manager.latest_step()
+
+    def newest_on_disk(self) -> int | None:
+        """The newest committed step, whoever wrote it; None if there is none."""
+        return max(_steps(self._directory), default=None)
 
     def check(self, step: int) -> bool:
         """Checks the files of a checkpoint against their hashes; returns whether it has any.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +17,7 @@ from learner_jax import flops
 from learner_jax.batch import Batch, BatchStats, Reference, Sequences, rl_batch
 from learner_jax.checkpoint import CheckpointError, Checkpoints, Position
 from learner_jax.contracts import TrajectorySource, WeightPublisher
+from learner_jax.crash_points import crash_point
 from learner_jax.engine import Engine, Mismatch
 from learner_jax.feed import Feed, Groups, StepGroups
 from learner_jax.kl import adapted_coefficient
@@ -30,6 +32,8 @@ Log = Callable[..., None]
 
 #: Fewer older tokens than this prove nothing when all their ratios are 1.
 _HONEST_FROM_TOKENS = 16
+#: Set in the environment, each step logs which groups it consumed: what a check of a run's history goes by.
+_RECORD_CONSUMED = "WEIR_RECORD_CONSUMED"
 #: Newest policy versions whose optimizer steps a checkpoint remembers.
 _VERSIONS_REMEMBERED = 256
 
@@ -132,6 +136,7 @@ class Learner:
             else self._settings.microbatch_rows * max(self._settings.row_lengths),
         )
         self._completed, self._version = 0, -1
+        self._saved_step: int | None = None
         self._steps_of_versions: dict[int, int] = {}
         self._changed_version = -1
         self._peak_flops = 0.0
@@ -214,6 +219,8 @@ class Learner:
     def _resume(self) -> None:
         consumed: Sequence[str] = ()
         cursor = 0
+        if self._hosts.is_leader:
+            self._source.take_over()
         latest, verified = self._checked_checkpoint()
         if latest is not None:
             self._state, position, reference = self._checkpoints.restore(
@@ -221,7 +228,7 @@ class Learner:
             )
             self._reference = self._reference if reference is None else reference
             self._kl_coefficient = position.kl_coefficient or self._kl_coefficient
-            self._completed = position.completed_steps
+            self._completed = self._saved_step = position.completed_steps
             self._steps_of_versions = dict(position.steps_of_versions)
             self._unconfirmed.in_checkpoint = list(position.consumed_trajectory_ids)
             consumed, cursor = position.consumed_group_ids, position.prompt_cursor
@@ -253,11 +260,13 @@ class Learner:
         if taken is None:
             return None
         waited = time.monotonic()
+        crash_point("leased")
         batch, stats = self._batch(taken)
         lagging = self._engine.lagging_mismatch(batch, self._publishing.weights, current_version=self._version)
         prepared = time.monotonic()
         metrics = self._update(batch, taken.update_rows)
         trained = time.monotonic()
+        crash_point("trained")
 
         sampled_version, kl_coefficient = self._version, self._kl_coefficient
         self._completed += 1
@@ -265,8 +274,11 @@ class Learner:
         self._publish()
         if not (metrics["skipped"] or metrics["empty"]):
             self._changed_version = self._version
+        crash_point("published")
         if self._hosts.is_leader:
             self._source.mark_trained(taken.group_ids, completed_steps=self._completed, trained_version=self._version)
+        crash_point("marked")
+        self._record_consumed(taken, sampled_version)
         self._unconfirmed.since_checkpoint += taken.trajectory_ids
         published = time.monotonic()
         self._confirm(wait=False)
@@ -380,15 +392,33 @@ class Learner:
         for version in list(self._steps_of_versions)[:-_VERSIONS_REMEMBERED]:
             del self._steps_of_versions[version]
 
+    def _record_consumed(self, taken: StepGroups, version: int) -> None:
+        """Logs what this step consumed, for a check of the history; called once the queue knows it, too."""
+        if _RECORD_CONSUMED in os.environ:
+            oldest = [min(trajectory.oldest_version for trajectory in group) for group in taken.groups]
+            self._log("consumed", step=self._completed, version=version, groups=taken.group_ids, oldest=oldest)
+
     def _save(self) -> None:
-        if self._checkpoints.latest_step() == self._completed:
+        if self._saved_step == self._completed:
             return
         started = time.monotonic()
         self._confirm(wait=True)
+        self._refuse_foreign_checkpoints()
+        crash_point("save")
         self._checkpoints.save(self._state, self._position(), reference=self._saved_reference())
+        crash_point("saving")
         self._unconfirmed = _Unconfirmed(in_checkpoint=list(self._unconfirmed.all()))
-        self._saving = True
+        self._saving, self._saved_step = True, self._completed
         self._log("checkpoint", step=self._completed, blocking_s=time.monotonic() - started)
+
+    def _refuse_foreign_checkpoints(self) -> None:
+        """Raises if the folder holds a step that this learner has not come to: it would be gone on from next time."""
+        newest = self._checkpoints.newest_on_disk() if self._hosts.is_leader else None
+        if newest is not None and newest >= self._completed:
+            raise CheckpointError(
+                f"step {self._completed} can't be saved: the folder holds checkpoint {newest} of another learner, that "
+                f"was taken for dead while it saved; started again, this one goes on from there"
+            )
 
     def _confirm(self, *, wait: bool) -> None:
         """Acknowledges what the last checkpoint holds, once that is committed."""
@@ -398,9 +428,11 @@ class Learner:
             return
         self._checkpoints.wait(self._settings.max_wait_s)
         self._saving = False
+        crash_point("committed")
         groups = Position(0, 0, 0, tuple(self._unconfirmed.in_checkpoint)).consumed_group_ids
         if self._hosts.is_leader:
             self._source.acknowledge(groups)
+        crash_point("acknowledged")
         self._unconfirmed.in_checkpoint = []
 
     def _position(self) -> Position:

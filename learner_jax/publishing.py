@@ -11,6 +11,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 import numpy as np
 
 from learner_jax.contracts import GoldenPrompt, WeightManifest, WeightPublisher
+from learner_jax.crash_points import crash_point
 from learner_jax.device_changes import TooManyChangesError, device_changes
 from learner_jax.engine import Engine
 from learner_jax.hf_io import export_tensors
@@ -85,11 +86,13 @@ class Publishing:
             tensors = kept
 
         def store() -> None:
+            crash_point("storing")
             started = time.monotonic()
             prompts = self._engine.golden(golden, self._golden_prompts)
             manifest = self._changed(weights, version, step, prompts)
             if manifest is None:
                 manifest = self._publisher.publish(tensors, version=version, step=step, golden=prompts)
+            crash_point("stored")
             self._log(
                 "published",
                 version=version,

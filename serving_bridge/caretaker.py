@@ -95,6 +95,25 @@ class Caretaker:
         elif not verdict.suspect and member.state == "suspect" and not member.proof_wanted:
             member.happens("recovered")
 
+    async def check_name(self, member: Member) -> None:
+        """Has weights proven again that carry another version's name than they were given.
+
+        A request of a round that was given up may be carried out late, after the next round: it names weights that it
+        was not meant for.
+        """
+        expected = member.version
+        if member.state not in TAKES_REQUESTS or member.in_round:
+            return
+        try:
+            name = await member.server.client.weight_version()
+        except ReplicaError:
+            return  # that is for the health checks to see
+        if name == expected or member.in_round or member.version != expected or member.state not in TAKES_REQUESTS:
+            return
+        member.proof_wanted = True
+        if member.state == "healthy":
+            member.happens("suspected", f"its weights are named {name}, expected version {expected}")
+
     def _lose(self, member: Member, reason: str) -> None:
         """The replica is dead; says when it is started again."""
         now = _now()

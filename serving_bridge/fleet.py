@@ -205,6 +205,7 @@ class Fleet:
     async def _check_health(self, member: Member) -> None:
         if member.is_running:
             await member.health.check(member.server.client)
+        await self._caretaker.check_name(member)
 
     async def _check_sampling(self, member: Member) -> None:
         if member.is_running and not member.in_round:

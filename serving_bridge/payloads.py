@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from learner_jax.contracts import ContractError, RecordLimits, Trajectory, check_group, decode_group, encode_group
+from learner_jax.crash_points import crash_point
 from serving_bridge.blobs import BlobError, BlobFolder
 from serving_bridge.database import MEMORY, is_postgres, sqlite_path
 from serving_bridge.queue_rows import Record
@@ -58,6 +59,7 @@ class Payloader:
         blob = None
         if self._blobs is not None and len(payload) > self._blob_bytes:
             blob = self._blobs.write(payload)
+            crash_point("blob")
         return Record(
             group_id=group[0].group_id,
             prompt_index=prompt_index,

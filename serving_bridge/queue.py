@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from learner_jax.contracts import ContractError, Lease, LeaseReport, Payloads, RecordLimits, Trajectory
+from learner_jax.crash_points import crash_point
 from learner_jax.waits import Wait, Waits
 from serving_bridge import queue_rows as rows
 from serving_bridge import queue_view
@@ -78,6 +79,7 @@ class TrajectoryQueue:
         self._payloads = Payloader(limits, folder, blob_bytes=blob_bytes, max_bytes=self._bounds.max_group_bytes)
         self._consumer = consumer or f"{socket.gethostname()}:{os.getpid()}"
         self._tokens: dict[str, int] = {}
+        self._is_in_charge = False
         self._epoch = self._db.read(lambda session: rows.get(session, "consumer_epoch"))
 
     @property
@@ -106,11 +108,13 @@ class TrajectoryQueue:
 
         if limit < 1 or not self._db.read(is_open):
             return []  # the common case while the gate is closed costs no write
-        return self._db.write(
+        claimed = self._db.write(
             lambda session: rows.claim(
                 session, worker, limit, pace, served_step=served_step, now=now, expires_s=expires_s
             )
         )
+        crash_point("claimed")
+        return claimed
 
     def renew_claims(self, worker: str) -> list[int]:
         """A worker's sign of life: its claims last `claim_lease_s` from now. Returns them.
@@ -171,6 +175,7 @@ class TrajectoryQueue:
             return new
 
         new = self._db.write(work)
+        crash_point("put")
         self._payloads.keep(new)
         return len(new)
 
@@ -280,24 +285,40 @@ class TrajectoryQueue:
         self._db.write(work)
         self._forget([group_id])
 
-    def recover(self, consumed_group_ids: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> None:
-        """Takes over as the learner, and makes the queue agree with the checkpoint that it (re)starts from.
+    def take_over(self) -> None:
+        """Becomes the learner; an earlier one, should it still be alive, is refused from now on.
 
-        Groups that the checkpoint holds are acknowledged (also when this queue never saw them); all others that an
-        earlier life of the learner leased or trained on are ready again. That life, should it still be alive, is
-        refused from now on.
+        To be called before the checkpoint to go on from is chosen: from then on nobody else acknowledges anything, or
+        begins to save a checkpoint.
         """
 
-        def work(session: Session) -> tuple[int, list[str], set[str]]:
-            # Before all else: consumers read it first too, so that none of them is halfway through a change.
+        def work(session: Session) -> int:
             epoch = rows.get(session, "consumer_epoch", session.dialect.for_update) + 1
             rows.put(session, "consumer_epoch", epoch)
+            return epoch
+
+        self._epoch = self._db.write(work)
+        self._tokens.clear()
+        self._is_in_charge = True
+
+    def recover(self, consumed_group_ids: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> None:
+        """Makes the queue agree with the checkpoint that the learner (re)starts from; takes over if that is to be done.
+
+        Groups that the checkpoint holds are acknowledged (also when this queue never saw them); all others that an
+        earlier life of the learner leased or trained on are ready again.
+        """
+        if not self._is_in_charge:
+            self.take_over()
+
+        def work(session: Session) -> tuple[list[str], set[str]]:
+            # Before all else: consumers read it first too, so that none of them is halfway through a change.
+            self._require_epoch(session)
             ended = rows.take_over(
                 session, consumed_group_ids, completed_steps=completed_steps, prompt_cursor=prompt_cursor
             )
-            return epoch, rows.blobs_of(ended), rows.wanted_blobs(session)
+            return rows.blobs_of(ended), rows.wanted_blobs(session)
 
-        self._epoch, needless, wanted = self._db.write(work)
+        needless, wanted = self._db.write(work)
         self._tokens.clear()
         self._payloads.delete(needless)
         self._payloads.sweep(wanted, self._clock())
@@ -397,7 +418,9 @@ class TrajectoryQueue:
             )
 
     def _require_leases(self, session: Session, group_ids: Sequence[str]) -> dict[str, int]:
-        """Tries of each group, all of them leased to this consumer."""
+        """Tries of each group, all of them leased to this consumer, and none named twice."""
+        if len(set(group_ids)) < len(group_ids):
+            raise QueueError(f"a group is named twice among {list(group_ids)}: nothing was recorded")
         found = rows.lease_of(session, group_ids)
         for group_id in group_ids:
             state, token, _ = found.get(group_id, ("unknown", -1, 0))

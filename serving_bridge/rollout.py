@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from learner_jax.crash_points import crash_point
 from learner_jax.waits import Waits, WaitTimeoutError
 from rewards.environments import Environment
 from rewards.feedback import FeedbackEnvironment
@@ -338,6 +339,7 @@ class _Running:
         )
 
     def _accept(self, index: int, episodes: Sequence[Episode]) -> None:
+        crash_point("sampled")
         self._queue.add(index, make_trajectories(self._origin, index, episodes))
         self._count["groups"] += 1
         self._count["tokens"] += sum(episode.num_sampled for episode in episodes)
@@ -371,7 +373,10 @@ class _Running:
         )
         if totals := dict(self._dispatcher.totals()):
             report = self._worker.registry.report_requests
-            await self._queue.call("the report of requests", report, self._worker.name, totals)
+            try:
+                await self._queue.call("the report of requests", report, self._worker.name, totals)
+            except OSError as error:  # figures for the controller: the next report has these too
+                self._worker.log("retry", error=f"requests can't be reported: {error}")
 
     async def _cancel(self) -> None:
         tasks = list(self._background)

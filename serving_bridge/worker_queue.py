@@ -90,7 +90,7 @@ class WorkerQueue:
 
     async def skip(self, index: int) -> None:
         """Gives a claim up for good."""
-        await self.call("the end of a claim", self._queue.release_claim, index)
+        await self.call("the end of a claim", lambda: self._queue.release_claim(index, worker=self._worker))
 
     async def renew(self, held: Sequence[int]) -> set[int]:
         """Renews the claims if it is time; returns those of the `held` that are no longer this worker's."""

@@ -32,6 +32,7 @@ class StubServer:
 
     Attributes:
       by_hand: rounds end only when the test sets `outcome`; else after `ROUND_S`, as `outcomes` says, else updated.
+      named: version that its weights say they are.
       history: what the controller asked of it, with times.
     """
 
@@ -49,6 +50,7 @@ class StubServer:
         self.asked: list[int] = []
         self.round_ids: set[str] = set()
         self.in_flight_s = 0.0
+        self.named: int | None = None
         self.history: list[tuple[str, float]] = []
 
     def _did(self, what: str) -> None:
@@ -65,7 +67,7 @@ class StubServer:
         await asyncio.sleep(START_S)
         if self.start_error:
             raise ReplicaStartError(self.start_error)
-        self.status, self.answers, self.samples, self.garbles = None, True, True, False
+        self.status, self.answers, self.samples, self.garbles, self.named = None, True, True, False, None
 
     async def update(self, store: WeightStore, manifest: WeightManifest, *, round_id: str) -> RoundOutcome:
         self.asked.append(manifest.version)
@@ -75,9 +77,12 @@ class StubServer:
             status: Any = self.outcomes.pop(0) if self.outcomes else "updated"
             if status == "garbage":
                 raise KeyError("is_paused")
+            self.named = manifest.version if status == "updated" else self.named
             return RoundOutcome(version=manifest.version, status=status, error=None if status == "updated" else "why")
         self.outcome = asyncio.get_running_loop().create_future()
-        return RoundOutcome(version=manifest.version, **await self.outcome)
+        outcome = RoundOutcome(version=manifest.version, **await self.outcome)
+        self.named = manifest.version if outcome.status == "updated" else self.named
+        return outcome
 
     async def drain(self) -> bool:
         self._did("drain")
@@ -96,6 +101,9 @@ class StubServer:
         if not self.answers:
             await asyncio.sleep(timeout_s)
         return self.answers
+
+    async def weight_version(self) -> int | None:
+        return self.named
 
     async def metrics(self) -> Mapping[str, float]:
         if self.garbles:

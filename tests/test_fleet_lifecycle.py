@@ -170,6 +170,25 @@ def test_a_replica_that_fails_requests_must_prove_its_weights_again_or_be_restar
     run(story())
 
 
+def test_weights_under_another_name_than_they_were_given_are_proven_again(tmp_path: Path):
+    """A request of a round that was given up can be carried out after the next round has ended."""
+
+    async def story() -> None:
+        fleet = StubFleet(tmp_path)
+        async with fleet.running():
+            fleet.publish()
+            await fleet.until_healthy("host-0")
+            server = fleet.servers["host-0"]
+            await asyncio.sleep(10)
+            assert server.asked == [1]
+            server.named = 0
+            await fleet.until(lambda: fleet.states()["host-0"] == "suspect", within_s=3)
+            await fleet.until_healthy("host-0", within_s=5)
+            assert server.asked == [1, 1]
+
+    run(story())
+
+
 def test_requests_that_go_on_failing_do_not_pause_a_replica_all_the_time(tmp_path: Path):
     async def story() -> None:
         async with StubFleet(tmp_path, replicas=2).running() as fleet:

@@ -14,7 +14,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from learner_jax import objective
-from learner_jax.checkpoint import Checkpoints, restore_parameters
+from learner_jax.checkpoint import CheckpointError, Checkpoints, restore_parameters
 from learner_jax.config import (
     AdvantageSettings,
     CheckpointSettings,
@@ -268,6 +268,42 @@ def test_graceful_stop_leaves_a_checkpoint_and_goes_on(engine: Engine, params: A
     assert [record["step"] for record in second.steps()] == [4, 5, 6]
     for path, value in final_parameters(whole).items():
         np.testing.assert_array_equal(final_parameters(stopped)[path], value)
+
+
+def test_the_queue_is_taken_over_before_a_checkpoint_is_chosen(
+    engine: Engine, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a learner that still lives commits one and acknowledges it in between."""
+    order: list[str] = []
+    for owner, name in ((TrajectoryQueue, "take_over"), (Checkpoints, "latest_step"), (TrajectoryQueue, "recover")):
+        real = getattr(owner, name)
+
+        def noted(*arguments: Any, real: Any = real, name: str = name, **named: Any) -> Any:
+            order.append(name)
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, noted)
+    fill(tmp_path, 12)
+    run(engine, params, tmp_path)
+    assert order[:3] == ["take_over", "latest_step", "recover"]
+
+
+def test_a_checkpoint_of_another_learner_is_neither_overwritten_nor_taken_for_its_own(
+    engine: Engine, params: Any, tmp_path: Path
+) -> None:
+    fill(tmp_path, 12)
+    log = Records()
+
+    def another_saves() -> bool:
+        if len(log.steps()) == 3:
+            (tmp_path / "checkpoints" / "4").mkdir(exist_ok=True)
+        return False
+
+    with pytest.raises(
+        CheckpointError, match=r"step 4 can't be saved: the folder holds checkpoint 4 of another learner"
+    ):
+        run(engine, params, tmp_path, log=log, should_stop=another_saves)
+    assert TrajectoryQueue(tmp_path / "state.db").progress().num_acknowledged == 4
 
 
 def test_stale_groups_are_dropped_and_never_trained_on(engine: Engine, params: Any, tmp_path: Path) -> None:

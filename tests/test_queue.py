@@ -252,6 +252,23 @@ def test_a_learner_that_was_taken_for_dead_is_refused(queue: TrajectoryQueue, pl
     assert queue.progress().finished
 
 
+def test_who_takes_over_is_in_charge_before_it_has_chosen_a_checkpoint(queue: TrajectoryQueue, place: Place) -> None:
+    put(queue, 0, 1)
+    queue.recover([], completed_steps=0, prompt_cursor=0)
+    lease(queue)
+    train(queue, ["run/0", "run/1"])
+    other = place.open()
+    other.take_over()
+    with pytest.raises(LeaseLostError, match="another learner has taken over"):
+        queue.acknowledge(["run/0"])
+    other.recover(["run/1"], completed_steps=1, prompt_cursor=2)
+    assert lease(other) == ["run/0"]
+    third = place.open()
+    third.take_over()
+    with pytest.raises(LeaseLostError, match="another learner has taken over"):
+        other.recover(["run/1"], completed_steps=1, prompt_cursor=2)
+
+
 def _claim_many(place: Place, worker: str) -> list[int]:
     queue = TrajectoryQueue(place.url)
     pace = Pace(max_staleness=0, groups_per_step=100, total_steps=1)

@@ -104,6 +104,7 @@ class SimulatedLearner:
         self._queue.finish()
 
     def _resume(self) -> None:
+        self._queue.take_over()
         latest = self._checkpoints.latest()
         consumed: tuple[str, ...] = ()
         cursor = 0

@@ -1,0 +1,1 @@
+"""Faults on real processes: a small training job is killed, cut off and damaged, and what must hold is checked."""
