@@ -550,6 +550,7 @@ def test_sigterm_saves_within_the_grace_and_says_so(tmp_path: Path) -> None:
             f"run.directory={tmp_path}",
             "learner.steps=1000",
             "learner.groups_per_step=2",
+            "rollout.group_size=2",
             "learner.microbatch_rows=4",
             "learner.checkpoint.every=1000",
             "learner.peak_tflops=1",
@@ -559,7 +560,8 @@ def test_sigterm_saves_within_the_grace_and_says_so(tmp_path: Path) -> None:
     save_config(config, tmp_path / "config.toml")
     paths = wiring.run_paths(config)
     shutil.copytree(wiring.base_model_dir(config, paths), paths.start_model)  # as if a supervised start had been
-    fill(tmp_path, 600)
+    encoder, model = wiring.build_encoder(config, paths.start_model)
+    fill(tmp_path, 600, vocabulary=model.vocab_size, tokenizer=encoder.tokenizer.fingerprint)
     command = [sys.executable, "-m", "tools.learner", "--config", str(tmp_path / "config.toml")]
     with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(

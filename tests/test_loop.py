@@ -112,9 +112,11 @@ def run(
     return outcome, log
 
 
-def fill(directory: Path, count: int, *, version: int = 1) -> None:
+def fill(directory: Path, count: int, *, version: int = 1, vocabulary: int = 32, tokenizer: str = "") -> None:
     queue = TrajectoryQueue(directory / "state.db")
-    queue.put([(i, make_group(f"run/{i}", seed=i, version=version, rewards=[0.0, 1.0])) for i in range(count)])
+    for i in range(count):
+        group = make_group(f"run/{i}", seed=i, version=version, vocabulary=vocabulary, rewards=[0.0, 1.0])
+        queue.put([(i, [dataclasses.replace(trajectory, tokenizer=tokenizer) for trajectory in group])])
     queue.close()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import re
 import subprocess
 import sys
+import warnings
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +25,21 @@ from tools.simulate.loop import Process, SimulatedLoop, StalledError
 from tools.simulate.run import Outcome, simulate
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
+
+#: a simulated SIGKILL drops coroutines where they are
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def dropped_coroutines() -> Iterator[None]:
+    """Collects what was killed before the next test, in which it would be an error."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 def runs(seeds: Sequence[int]) -> list[Outcome]:
