@@ -32,8 +32,8 @@ Log = Callable[..., None]
 
 #: Fewer older tokens than this prove nothing when all their ratios are 1.
 _HONEST_FROM_TOKENS = 16
-#: Set in the environment, each step logs which groups it consumed: what a check of a run's history goes by.
-_RECORD_CONSUMED = "WEIR_RECORD_CONSUMED"
+#: Set in the environment, lives, steps and saves are logged with what they consumed: for checks of a run's history.
+_RECORD_HISTORY = "WEIR_RECORD_HISTORY"
 #: Newest policy versions whose optimizer steps a checkpoint remembers.
 _VERSIONS_REMEMBERED = 256
 
@@ -236,6 +236,7 @@ class Learner:
             self._log("resumed", step=self._completed, consumed=consumed_ids, verified=verified)
         if self._hosts.is_leader:
             self._source.recover(consumed, completed_steps=self._completed, prompt_cursor=cursor)
+        self._record_history("life")
         self._unconfirmed.in_checkpoint = []
 
     def _checked_checkpoint(self) -> tuple[int | None, bool]:
@@ -278,7 +279,7 @@ class Learner:
         if self._hosts.is_leader:
             self._source.mark_trained(taken.group_ids, completed_steps=self._completed, trained_version=self._version)
         crash_point("marked")
-        self._record_consumed(taken, sampled_version)
+        self._record_history("consumed", taken, version=sampled_version)
         self._unconfirmed.since_checkpoint += taken.trajectory_ids
         published = time.monotonic()
         self._confirm(wait=False)
@@ -392,11 +393,14 @@ class Learner:
         for version in list(self._steps_of_versions)[:-_VERSIONS_REMEMBERED]:
             del self._steps_of_versions[version]
 
-    def _record_consumed(self, taken: StepGroups, version: int) -> None:
-        """Logs what this step consumed, for a check of the history; called once the queue knows it, too."""
-        if _RECORD_CONSUMED in os.environ:
+    def _record_history(self, event: str, taken: StepGroups | None = None, **fields: Any) -> None:
+        """Logs what a check of the history needs, if asked to: two learners may live at the same time there."""
+        if _RECORD_HISTORY not in os.environ:
+            return
+        if taken is not None:
             oldest = [min(trajectory.oldest_version for trajectory in group) for group in taken.groups]
-            self._log("consumed", step=self._completed, version=version, groups=taken.group_ids, oldest=oldest)
+            fields |= {"groups": taken.group_ids, "oldest": oldest}
+        self._log(event, step=self._completed, life=os.getpid(), **fields)
 
     def _save(self) -> None:
         if self._saved_step == self._completed:
@@ -405,6 +409,7 @@ class Learner:
         self._confirm(wait=True)
         self._refuse_foreign_checkpoints()
         crash_point("save")
+        self._record_history("saving")
         self._checkpoints.save(self._state, self._position(), reference=self._saved_reference())
         crash_point("saving")
         self._unconfirmed = _Unconfirmed(in_checkpoint=list(self._unconfirmed.all()))

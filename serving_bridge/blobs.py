@@ -60,12 +60,7 @@ class BlobFolder:
 
     def files(self) -> Iterator[tuple[str, int, float]]:
         """(name, bytes, time of writing in wall-clock seconds) of every file, whole or partial."""
-        for path in self.folder.glob("??/*"):
-            try:
-                found = path.stat()
-            except FileNotFoundError:
-                continue  # another process ended its group
-            yield path.name, found.st_size, found.st_mtime
+        return ((path.name, found.st_size, found.st_mtime) for path, found in self._files())
 
     def sweep(self, wanted: Collection[str], *, before_s: float) -> int:
         """Deletes what no row refers to and was written before this time; returns how many.
@@ -73,12 +68,19 @@ class BlobFolder:
         A process that dies between file and row leaves such an orphan. Younger ones may get their row yet.
         """
         num_deleted = 0
-        for name, _, written_s in self.files():
-            if name not in wanted and written_s < before_s:
-                for path in self.folder.glob(f"??/{name}"):
-                    path.unlink(missing_ok=True)
-                    num_deleted += 1
+        for path, found in self._files():
+            if path.name not in wanted and found.st_mtime < before_s:
+                path.unlink(missing_ok=True)
+                num_deleted += 1
         return num_deleted
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        for path in self.folder.glob("??/*"):
+            try:
+                found = path.stat()
+            except FileNotFoundError:
+                continue  # another process ended its group
+            yield path, found
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / name

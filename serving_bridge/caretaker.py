@@ -9,7 +9,6 @@ from typing import Any
 from learner_jax.contracts import WeightManifest
 from serving_bridge.config import ServingSettings
 from serving_bridge.guard import GuardError
-from serving_bridge.health import UNREADABLE
 from serving_bridge.lifecycle import TAKES_REQUESTS
 from serving_bridge.member import Member
 from serving_bridge.replica import ReplicaStartError
@@ -105,8 +104,9 @@ class Caretaker:
         if member.state not in TAKES_REQUESTS or member.in_round:
             return
         try:
-            name = await member.server.client.weight_version()
-        except ReplicaError:
+            async with asyncio.timeout(self._settings.hang_s / 4):
+                name = await member.server.client.weight_version()
+        except (ReplicaError, TimeoutError):
             return  # that is for the health checks to see
         if name == expected or member.in_round or member.version != expected or member.state not in TAKES_REQUESTS:
             return
@@ -176,9 +176,8 @@ class Caretaker:
     async def _update(self, member: Member, manifest: WeightManifest) -> None:
         try:
             outcome = await member.server.update(self._store, manifest, round_id=self._round_id)
-        except (ReplicaError, *UNREADABLE) as error:
-            text = str(error) if isinstance(error, ReplicaError) else f"its answer can't be read: {error!r}"
-            outcome = RoundOutcome(status="unfit", version=manifest.version, error=text)
+        except ReplicaError as error:
+            outcome = RoundOutcome(status="unfit", version=manifest.version, error=str(error))
         self._log_round(member, manifest, outcome)
         member.health.round_ended(_now(), sampled=outcome.status == "updated")
         if outcome.status == "updated":

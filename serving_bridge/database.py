@@ -219,7 +219,7 @@ class SqliteDatabase:
             try:
                 return self._transact(begin, work)
             except apsw.BusyError:
-                pass
+                pass  # waited for below: most transactions need not be seen as waits
             with self._waits.waiting(
                 f"the lock of {self.name}",
                 on="other processes that use it",

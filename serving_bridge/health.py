@@ -12,14 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import msgspec
 import numpy as np
 
 from serving_bridge.config import ServingSettings
 from serving_bridge.vllm_client import ReplicaError
-
-#: what reading an answer raises that is not one of vLLM's: the replica's fault, not the controller's
-UNREADABLE = (msgspec.MsgspecError, ValueError, KeyError, TypeError, AttributeError)
 
 _HEALTH_TIMEOUT_S = 5.0
 #: prompt whose log-prob shows that the engine runs; any two tokens do
@@ -92,7 +88,7 @@ class Health:
             before, self._tokens = self._tokens, sum(metrics.get(name, 0.0) for name in _TOKENS_SEEN)
             if before is None or self._tokens == before:
                 await replica.prompt_logprobs(_SIGN_OF_LIFE, timeout_s=bound_s, priority=_PRIORITY)
-        except (ReplicaError, TimeoutError, *UNREADABLE):
+        except (ReplicaError, TimeoutError):
             return
         self._sampled_s = asyncio.get_running_loop().time()
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from learner_jax.contracts import ContractError, Lease, LeaseReport, Payloads, RecordLimits, Trajectory
 from learner_jax.crash_points import crash_point
-from learner_jax.waits import Wait, Waits
+from learner_jax.waits import Waits
 from serving_bridge import queue_rows as rows
 from serving_bridge import queue_view
 from serving_bridge.blobs import BlobError, BlobFolder
@@ -179,17 +179,6 @@ class TrajectoryQueue:
         self._payloads.keep(new)
         return len(new)
 
-    async def put_waiting(
-        self, groups: Sequence[tuple[int, Sequence[Trajectory]]], wait: Wait, *, priority: int = 0
-    ) -> int:
-        """`put` that waits while the queue is full, at most until the wait's bound."""
-        while True:
-            try:
-                return self.put(groups, priority=priority)
-            except QueueFullError as error:
-                wait.hint(str(error))
-                await wait.pause(error.retry_after_s)
-
     # Learner side.
 
     def lease_groups(self, count: int, *, trained_version: int, max_staleness: int) -> LeaseReport:
@@ -313,7 +302,7 @@ class TrajectoryQueue:
         def work(session: Session) -> tuple[list[str], set[str]]:
             # Before all else: consumers read it first too, so that none of them is halfway through a change.
             self._require_epoch(session)
-            ended = rows.take_over(
+            ended = rows.recover(
                 session, consumed_group_ids, completed_steps=completed_steps, prompt_cursor=prompt_cursor
             )
             return rows.blobs_of(ended), rows.wanted_blobs(session)
@@ -381,8 +370,9 @@ class TrajectoryQueue:
 
         def work(session: Session) -> tuple[list[LeasedRow], list[Row]]:
             self._require_epoch(session)
-            # Whoever asks for more lives: what it gathers for one step must not come to it a second time.
-            rows.renew_leases(session, self._tokens, now + self._lease_s)
+            if rows.any_expired(session, now):
+                # Whoever asks for more lives: what it gathers for one step must not come to it a second time.
+                rows.renew_leases(session, self._tokens, now + self._lease_s)
             rows.take_back_expired(session, now, self._max_tries)
             if self._bounds.max_age_s is not None:
                 rows.bury_old(session, now, self._bounds.max_age_s)

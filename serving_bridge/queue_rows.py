@@ -148,6 +148,11 @@ def can_lease(session: Session, now: float) -> bool:
     )
 
 
+def any_expired(session: Session, now: float) -> bool:
+    """Whether a lease has run out."""
+    return bool(session.execute("SELECT 1 FROM groups WHERE state = 'leased' AND lease_expires_s < ? LIMIT 1", (now,)))
+
+
 def renew_leases(session: Session, tokens: Mapping[str, int], expires_s: float) -> None:
     """Prolongs the leases that a consumer holds, also one that ran out and that nobody else took since."""
     session.executemany(
@@ -204,7 +209,7 @@ def lease_ready(session: Session, count: int, *, consumer: str, expires_s: float
     return [found[sequence] for sequence in sizes if sequence in found]
 
 
-def take_over(session: Session, consumed: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> list[Row]:
+def recover(session: Session, consumed: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> list[Row]:
     """Makes the groups agree with a checkpoint that holds the consumed ones; returns those as `change` does."""
     ended = free(session, change_named(session, "settle", consumed))
     # A stand-in for those without a row, which this queue forgot or never saw. Their prompts are below the cursor, and

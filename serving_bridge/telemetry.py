@@ -19,7 +19,8 @@ learner
   committed   step, verified, hash_s, seconds
   uncommitted step, waited_s: a checkpoint that takes long to reach the disk
   stopping    step: asked to stop
-  consumed    step, version, groups, oldest: with WEIR_RECORD_CONSUMED in the environment only; for checks of a history
+  life, consumed, saving   step, life (process id); consumed also version, groups, oldest: with WEIR_RECORD_HISTORY in
+              the environment only, for checks of a run's history
 rollout
   interval    about once a second, counts are of that interval: groups, tokens (sampled ones), seconds, idle_s, running
               (groups), served_version, retries (of requests), mixed_version_answers, skipped_prompts (too long),

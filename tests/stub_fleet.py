@@ -17,7 +17,7 @@ from serving_bridge.fleet import Fleet
 from serving_bridge.member import Member
 from serving_bridge.registry import ReplicaRegistry
 from serving_bridge.replica import ReplicaStartError
-from serving_bridge.vllm_client import Unreachable
+from serving_bridge.vllm_client import Malformed, Unreachable
 from serving_bridge.weight_round import RoundOutcome
 from serving_bridge.weight_store import WeightStore
 from tests.virtual_time import inline
@@ -76,7 +76,7 @@ class StubServer:
             await asyncio.sleep(ROUND_S)
             status: Any = self.outcomes.pop(0) if self.outcomes else "updated"
             if status == "garbage":
-                raise KeyError("is_paused")
+                raise Malformed("its answer can't be read")
             self.named = manifest.version if status == "updated" else self.named
             return RoundOutcome(version=manifest.version, status=status, error=None if status == "updated" else "why")
         self.outcome = asyncio.get_running_loop().create_future()
@@ -107,7 +107,7 @@ class StubServer:
 
     async def metrics(self) -> Mapping[str, float]:
         if self.garbles:
-            raise ValueError("could not convert string to float")
+            raise Malformed("its metrics can't be read")
         return {"vllm:generation_tokens_total": 0.0}
 
     async def prompt_logprobs(

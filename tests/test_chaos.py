@@ -23,7 +23,7 @@ from learner_jax.crash_points import CrashTrap
 from tools import wiring
 from tools.chaos import damage, report
 from tools.chaos.checker import check, check_accuracy
-from tools.chaos.history import Begun, Committed, Consumed, Entry, History, Ledger, WentBack, entries
+from tools.chaos.history import Begun, Committed, Consumed, Entry, History, Ledger, Rival, Saved, WentBack, entries
 from tools.chaos.job import JobRecord, JobSpec, SeedRecord, run_job
 from tools.chaos.plan import KINDS, Fault, draw
 from tools.chaos.prepare import CONFIG
@@ -65,6 +65,18 @@ def with_ledger(**changes: object) -> History:
 
 def test_a_history_with_a_restart_is_accepted() -> None:
     assert check(history()) == []
+
+
+def test_what_a_life_goes_on_from_is_what_its_checkpoint_holds_whoever_wrote_it() -> None:
+    """The second life begins from step 1 and comes to step 2; the first saves its own step 2 meanwhile."""
+    entries = [
+        *(Begun(0, 1), replace(consumed(1), life=1), Saved(1, 1), Committed(1), replace(consumed(2), life=1)),
+        *(Rival(), Begun(1, 2), Saved(2, 1), Committed(2), replace(consumed(2, version=5, first=8), life=2)),
+        *(Begun(2, 3), replace(consumed(3, version=7), life=3), replace(consumed(4, version=8), life=3)),
+    ]
+    assert check(history(*entries)) == []
+    late = [*entries[:5], Saved(2, 1), Committed(2), Begun(1, 2), *entries[9:]]
+    assert any("a life began after step 1, although step 2 was committed" in found for found in check(history(*late)))
 
 
 DOCTORED: dict[str, tuple[History, str]] = {
@@ -157,15 +169,18 @@ def test_accuracy_is_compared_by_its_error() -> None:
 
 def test_lives_are_read_from_the_metrics() -> None:
     records = [
-        {"event": "engine"},
-        {"event": "consumed", "step": 1, "version": 1, "groups": ["run/0"], "oldest": [1]},
+        {"event": "life", "step": 0, "life": 7},
+        {"event": "consumed", "step": 1, "version": 1, "groups": ["run/0"], "oldest": [1], "life": 7},
+        {"event": "saving", "step": 1, "life": 7},
+        {"event": "fault", "name": "kill learner"},
+        {"event": "fault", "name": "zombie learner"},
         {"event": "committed", "step": 1},
-        {"event": "resumed", "step": 1},
-        {"event": "engine"},
+        {"event": "life", "step": 1, "life": 8},
         {"event": "way_back", "step": 0},
-        {"event": "engine"},
+        {"event": "life", "step": 0, "life": 9},
     ]
-    expected = [Begun(0), Consumed(1, 1, ("run/0",), (1,)), Committed(1), Begun(1), WentBack(0), Begun(0)]
+    first = [Begun(0, 7), Consumed(1, 1, ("run/0",), (1,), 7), Saved(1, 7), Rival(), Committed(1)]
+    expected = [*first, Begun(1, 8), WentBack(0), Begun(0, 9)]
     assert entries(records) == expected
 
 

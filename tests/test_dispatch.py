@@ -208,7 +208,7 @@ def test_requests_from_before_a_replica_was_avoided_say_nothing_about_it_afterwa
         for slot in old[2:]:
             found.give_back(slot, Unreachable("late"))
         async with asyncio.timeout(0.1):
-            await found.take(1)
+            assert (await found.take(1)).target.name == "a"
 
     virtually(story())
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from learner_jax.contracts import ContractError, RecordLimits
-from learner_jax.waits import Waits, WaitTimeoutError
 from serving_bridge.database import open_database
 from serving_bridge.queue import LeaseLostError, QueueBounds, QueueError, QueueFullError, TrajectoryQueue
 from serving_bridge.staleness import Pace, dispatch_room, is_stale
@@ -367,21 +365,6 @@ def test_a_learner_that_gathers_more_than_the_queue_may_hold_is_not_starved(plac
     assert put(queue, 2) == 1
     assert put(queue, 0, 2) == 0  # known ones are no burden to a queue that is too full
     assert len(lease(queue)) == 1
-
-
-def test_putting_waits_while_the_queue_is_full_and_not_for_ever(place: Place) -> None:
-    queue = place.open(bounds=QueueBounds(max_groups=1))
-    put(queue, 0)
-
-    async def put_and_train(limit_s: float) -> int:
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.2, lambda: limit_s > 1 and train(queue, lease(queue)))
-        with Waits(loop.time).waiting("room", on="the learner", limit_s=limit_s, setting="rollout.max_wait_s") as wait:
-            return await queue.put_waiting([(1, make_group("run/1"))], wait)
-
-    with pytest.raises(WaitTimeoutError, match=r"waited 0.\d s for room.*max_wait_s.*the queue is full.*2 groups"):
-        asyncio.run(put_and_train(0.3))
-    assert asyncio.run(put_and_train(30)) == 1
 
 
 # Nothing grows for ever.

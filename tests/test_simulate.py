@@ -129,7 +129,7 @@ def a_pause_that_ends_whatever_the_weights_are(patch: pytest.MonkeyPatch) -> Non
 
 
 def a_recovery_that_gives_nothing_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(queue_rows, "take_over", lambda session, consumed, **numbers: [])
+    patch.setattr(queue_rows, "recover", lambda session, consumed, **numbers: [])
 
 
 def claims_that_never_run_out(patch: pytest.MonkeyPatch) -> None:

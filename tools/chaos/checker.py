@@ -1,7 +1,8 @@
 """What must hold of a finished job whatever went wrong in it: nothing lost, nothing trained twice, nothing too stale.
 
-A checkpoint that a life of the learner begins from voids the steps after it: the history that survives is that of the
-last life, of what it began from, and so on. Not seen: an answer that was damaged on its way without being noticed.
+A life of the learner goes on from a checkpoint, with what that checkpoint holds: the history that survives is that of
+the last life, of what it began from, and so on, whoever lived in between. Not seen: an answer that was damaged on its
+way without being noticed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tools.chaos.history import Begun, Committed, Consumed, History, WentBack
+from tools.chaos.history import Begun, Committed, Consumed, History, Rival, Saved, WentBack
 
 _SHOWN = 5
 #: standard errors by which held-out accuracies may differ; both are estimates, and so is what is learned by chance
@@ -23,9 +24,15 @@ class _Survivors:
     """Steps that count, as the entries are gone through."""
 
     steps: dict[int, Consumed] = field(default_factory=dict)
+    #: of each life; `steps` are those of the life that began last
+    steps_of: dict[int, dict[int, Consumed]] = field(default_factory=dict)
     #: groups of steps that were given up by going back to an older checkpoint on purpose
     forsaken: set[str] = field(default_factory=set)
+    #: what the checkpoint of a step holds
+    saved: dict[int, dict[int, Consumed]] = field(default_factory=dict)
     committed: int = 0
+    #: a second learner may begin before a commit of the first
+    has_rival: bool = False
     problems: list[str] = field(default_factory=list)
 
 
@@ -45,12 +52,18 @@ def _walk(history: History) -> _Survivors:
     state = _Survivors()
     for entry in history.entries:
         match entry:
-            case Begun(step):
-                if step < state.committed:
+            case Begun(step, life):
+                if step < state.committed and not state.has_rival:
                     state.problems.append(
                         f"a life began after step {step}, although step {state.committed} was committed before"
                     )
-                state.steps = {n: consumed for n, consumed in state.steps.items() if n <= step}
+                kept = {n: consumed for n, consumed in state.steps.items() if n <= step}
+                state.steps = state.steps_of[life] = dict(state.saved.get(step, kept))
+                state.committed, state.has_rival = step, False
+            case Saved(step, life):
+                state.saved[step] = dict(state.steps_of.get(life, {}))
+            case Rival():
+                state.has_rival = True
             case Committed(step):
                 state.committed = max(state.committed, step)
             case WentBack(step):
@@ -62,12 +75,12 @@ def _walk(history: History) -> _Survivors:
 
 
 def _consume(history: History, state: _Survivors, entry: Consumed) -> None:
-    step = entry.step
-    if step - 1 and step - 1 not in state.steps:
+    step, steps = entry.step, state.steps_of.setdefault(entry.life, {})
+    if step - 1 and step - 1 not in steps:
         state.problems.append(f"step {step} follows no step {step - 1}")
-    if step in state.steps:
+    if step in steps:
         state.problems.append(f"step {step} was made twice in one history")
-    before = {group for n, consumed in state.steps.items() if n != step for group in consumed.groups}
+    before = {group for n, consumed in steps.items() if n != step for group in consumed.groups}
     twice = [group for group, count in Counter(entry.groups).items() if count > 1 or group in before]
     if twice:
         state.problems.append(f"trained on twice, again in step {step}: {_some(twice)}")
@@ -82,7 +95,7 @@ def _consume(history: History, state: _Survivors, entry: Consumed) -> None:
                 f"step {step} trained version {entry.version} on {group}, whose oldest token is of version {oldest}: "
                 f"more than {history.max_staleness} behind"
             )
-    state.steps[step] = entry
+    steps[step] = entry
 
 
 def _check_steps(history: History, survivors: _Survivors) -> list[str]:

@@ -10,6 +10,8 @@ from serving_bridge.queue import TrajectoryQueue
 
 #: written by the harness when it went back to an older checkpoint, as a refusal of a damaged one says
 WAY_BACK = "way_back"
+#: name of the fault that lets two learners meet
+RIVAL = "zombie learner"
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,14 @@ class Consumed:
     Attributes:
       version: trained on.
       oldest: policy version of each group's oldest token.
+      life: of the learner, which two may be at the same time.
     """
 
     step: int
     version: int
     groups: tuple[str, ...]
     oldest: tuple[int, ...]
+    life: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Begun:
     """A life of the learner begins after `step`: 0, or that of its checkpoint."""
 
     step: int
+    life: int = 0
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,26 @@ class Committed:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """A life saves a step's checkpoint: it will hold what that life consumed so far, and what it began from."""
+
+    step: int
+    life: int = 0
+
+
+@dataclass(frozen=True)
+class Rival:
+    """The learner is stopped, wherever it is, and a second one is started: a save may end after that one has begun."""
+
+
+@dataclass(frozen=True)
 class WentBack:
     """A person (here the harness) put the checkpoints after `step` aside."""
 
     step: int
 
 
-Entry = Consumed | Begun | Committed | WentBack
+Entry = Consumed | Begun | Saved | Committed | Rival | WentBack
 
 
 @dataclass(frozen=True)
@@ -92,17 +110,17 @@ class History:
 def entries(records: Iterable[Mapping[str, Any]]) -> list[Entry]:
     """The learner's history in a metrics file."""
     found: list[Entry] = []
-    resumed = 0
     for record in records:
         match record["event"]:
-            case "resumed":
-                resumed = record["step"]
-            case "engine":  # logged once per life, after it resumed or began anew
-                found.append(Begun(resumed))
-                resumed = 0
+            case "life":
+                found.append(Begun(record["step"], record["life"]))
             case "consumed":
                 fields = (tuple(record["groups"]), tuple(record["oldest"]))
-                found.append(Consumed(record["step"], record["version"], *fields))
+                found.append(Consumed(record["step"], record["version"], *fields, record["life"]))
+            case "saving":
+                found.append(Saved(record["step"], record["life"]))
+            case "fault" if record["name"] == RIVAL:
+                found.append(Rival())
             case "committed":
                 found.append(Committed(record["step"]))
             case "way_back":

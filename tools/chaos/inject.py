@@ -335,7 +335,7 @@ def environment(folder: Path, engine_module: str, patch: Path | None) -> dict[st
         "WEIR_CHAOS_CLOCK": str(folder / "clock.json"),
         "WEIR_CHAOS_ENGINE": engine_module,
         "WEIR_CRASH_AT": f"@{folder / 'crash'}",
-        "WEIR_RECORD_CONSUMED": "1",
+        "WEIR_RECORD_HISTORY": "1",
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
