@@ -110,8 +110,10 @@ def change_named(
 def insert(session: Session, records: Sequence[Record], *, priority: int, now: float) -> list[Record]:
     """Adds groups as ready and ends their claims; returns those that were new.
 
-    Known are groups with a row, and all of prompts below the watermark, whose rows are gone.
+    Known are groups with a row, and all of prompts below the watermark, whose rows are gone. The first of records of one
+    group counts: a worker that lost a claim and got it again may bring a group twice.
     """
+    records = list({record.group_id: record for record in reversed(records)}.values())
     watermark = get(session, "watermark", session.dialect.for_share)
     fresh = sorted((r for r in records if r.prompt_index >= watermark), key=lambda record: record.prompt_index)
     added = session.executemany(

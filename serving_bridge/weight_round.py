@@ -186,7 +186,8 @@ async def _stage(this: _Round) -> None:
             while worker.state == "reading":
                 await wait.pause(poll_s)
                 poll_s = min(2 * poll_s, _MAX_POLL_S)
-                worker = await _renew_lease(this)
+                async with wait.bound():  # the request itself has as long a bound
+                    worker = await _renew_lease(this)
     except Failed as failed:
         raise _RefusedError(str(failed)) from failed
     finally:

@@ -250,6 +250,14 @@ def test_a_learner_that_was_taken_for_dead_is_refused(queue: TrajectoryQueue, pl
     assert queue.progress().finished
 
 
+def test_a_group_that_comes_twice_at_once_is_taken_once(queue: TrajectoryQueue) -> None:
+    first, second = make_group("run/0", seed=1), make_group("run/0", seed=2)
+    assert queue.put([(0, first), (1, make_group("run/1")), (0, second)]) == 2
+    groups = queue.lease_groups(5, trained_version=1, max_staleness=5).groups
+    assert [group[0].group_id for group in groups] == ["run/0", "run/1"]
+    assert groups[0][0].tokens.tolist() == first[0].tokens.tolist()
+
+
 def test_who_takes_over_is_in_charge_before_it_has_chosen_a_checkpoint(queue: TrajectoryQueue, place: Place) -> None:
     put(queue, 0, 1)
     queue.recover([], completed_steps=0, prompt_cursor=0)

@@ -32,13 +32,18 @@ def mode_of(seed: int, asked: Mode | None) -> Mode:
     return asked or _MODES[seed % 2]
 
 
+#: seeds that a process takes at a time, and how often before it is replaced
+_CHUNK, _CHUNKS_PER_PROCESS = 8, 64
+
+
 def run_many(jobs: list[tuple[int, Mode]], num_processes: int) -> Iterator[Outcome]:
     """Outcomes in no particular order."""
     if num_processes == 1:
         yield from map(run_job, jobs)
         return
-    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
-        yield from pool.imap_unordered(run_job, jobs, chunksize=8)
+    # What was killed is kept alive by what it waited for, about half a megabyte a seed: processes are made anew.
+    with multiprocessing.get_context("spawn").Pool(num_processes, maxtasksperchild=_CHUNKS_PER_PROCESS) as pool:
+        yield from pool.imap_unordered(run_job, jobs, chunksize=_CHUNK)
 
 
 def command_of(outcome: Outcome) -> str:
