@@ -109,7 +109,7 @@ def test_a_replica_that_answers_garbage_is_replaced_and_the_fleet_goes_on(tmp_pa
             server = fleet.servers["host-0"]
             assert len(server.did("start")) == 2
             errors = [record["error"] for record in fleet.named("round") if record["replica"] == "host-0"]
-            assert errors == ["its answer can't be read: KeyError('is_paused')"] * 3 + [None]
+            assert errors == ["its answer can't be read"] * 3 + [None]
             server.garbles = True
             await fleet.until(lambda: len(server.did("start")) == 3, 30)
             await fleet.until_healthy("host-0")
