@@ -17,6 +17,10 @@ NOT_SAMPLED = -1
 #: "stop": the policy ended its answer; "length": its limit did; "abort": generation was broken off.
 FinishReason = Literal["stop", "length", "abort"]
 Source = Literal["rollout", "online", "replay"]
+_FINISH_REASONS, _SOURCES = get_args(FinishReason), get_args(Source)
+
+#: Log-probabilities may be above 0 by so much.
+_ROUNDING = 1e-4
 
 _ARRAY_DTYPES: dict[str, np.dtype] = {
     "tokens": np.dtype("<i4"),
@@ -80,7 +84,8 @@ class Trajectory:
     @property
     def oldest_version(self) -> int:
         """The oldest policy version among the sampled tokens (the one staleness is counted from)."""
-        return int(self.policy_version[self.loss_mask].min())
+        # Taken for unsigned, `NOT_SAMPLED` is above every version.
+        return int(self.policy_version.view(np.uint32).min())
 
     def validate(self) -> None:
         """Raises `ContractError` naming the first field that breaks the contract."""
@@ -91,34 +96,40 @@ class Trajectory:
                 raise ContractError(f"{self.trajectory_id}: {name} has shape {array.shape}, expected ({length},)")
             if array.dtype != dtype:
                 raise ContractError(f"{self.trajectory_id}: {name} has dtype {array.dtype}, expected {dtype}")
+        # Every trajectory comes by here twice: reductions over whole arrays, and no copies of what a mask selects.
         mask = self.loss_mask
-        if not mask.any():
+        highest = mask.view(np.uint8).max(initial=0)
+        if highest == 0:
             raise ContractError(f"{self.trajectory_id}: no token was sampled by the policy (loss_mask is all False)")
-        if mask.view(np.uint8).max() > 1:
+        if highest > 1:
             raise ContractError(f"{self.trajectory_id}: loss_mask holds bytes other than 0 and 1")
         if mask[0]:
             raise ContractError(f"{self.trajectory_id}: the first token has no context and can't have been sampled")
-        # Off the mask too: losses multiply what they leave out by zero, and zero times NaN is NaN.
-        if not np.isfinite(self.behavior_logprobs).all() or (self.behavior_logprobs[mask] > 1e-4).any():
-            raise ContractError(f"{self.trajectory_id}: behavior_logprobs must be finite, and <= 0 on sampled tokens")
-        if not np.isfinite(self.rewards).all():
+        # Off the mask too: losses multiply what they leave out by zero, and zero times NaN is NaN. Extremes of an array
+        # with a NaN are NaN, which fails every comparison.
+        if not (-np.inf < self.behavior_logprobs.min() and self.behavior_logprobs.max() <= _ROUNDING):
+            raise ContractError(f"{self.trajectory_id}: behavior_logprobs must be finite and <= 0")
+        if not (-np.inf < self.rewards.min() and self.rewards.max() < np.inf):
             raise ContractError(f"{self.trajectory_id}: rewards must be finite")
-        if (self.policy_version[mask] < 0).any():
-            raise ContractError(f"{self.trajectory_id}: a sampled token has no policy version")
-        if (self.policy_version[~mask] != NOT_SAMPLED).any():
-            raise ContractError(f"{self.trajectory_id}: a token that no policy sampled has a policy version")
-        if (self.tokens < 0).any():
+        has_version = self.policy_version >= 0
+        if self.policy_version.min() < NOT_SAMPLED or not np.array_equal(has_version, mask):
+            if (mask & ~has_version).any():
+                raise ContractError(f"{self.trajectory_id}: a sampled token has no policy version")
+            raise ContractError(
+                f"{self.trajectory_id}: a token that no policy sampled has a policy version, expected {NOT_SAMPLED}"
+            )
+        if self.tokens.min() < 0:
             raise ContractError(f"{self.trajectory_id}: token ids must be >= 0")
-        if self.turn[0] < 0 or (np.diff(self.turn) < 0).any():
+        if self.turn[0] < 0 or (self.turn[1:] < self.turn[:-1]).any():
             raise ContractError(f"{self.trajectory_id}: turn must start at 0 or above and never go down")
-        if self.finish_reason not in get_args(FinishReason):
+        if self.finish_reason not in _FINISH_REASONS:
             raise ContractError(
                 f"{self.trajectory_id}: finish_reason is {self.finish_reason!r}, expected one of "
-                f"{', '.join(get_args(FinishReason))}"
+                f"{', '.join(_FINISH_REASONS)}"
             )
-        if self.source not in get_args(Source):
+        if self.source not in _SOURCES:
             raise ContractError(
-                f"{self.trajectory_id}: source is {self.source!r}, expected one of {', '.join(get_args(Source))}"
+                f"{self.trajectory_id}: source is {self.source!r}, expected one of {', '.join(_SOURCES)}"
             )
         if self.group_size < 1:
             raise ContractError(f"{self.trajectory_id}: group_size is {self.group_size}, expected at least 1")

@@ -1,18 +1,39 @@
-"""Payloads too big for a row, as files named after their content (the claim check: Hohpe, Woolf, 2003)."""
+"""Payloads too big for a row: those of one `put` share a file, of which each row names a part (the claim check: Hohpe,
+Woolf, 2003).
+
+A file that no row needs any more is kept as a spare for a while: overwriting bytes that the disk has room for already
+takes a fraction of the time of finding room for new ones.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-_PARTIAL = ".partial"
+import xxhash
+
+_SPARE = "spare"
+#: Kept for the next ones to write; what is beyond is deleted.
+_SPARE_BYTES = 2**29
 
 
 class BlobError(RuntimeError):
     """A blob is missing or damaged; the message names it."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Where a payload is: so many bytes from `offset` in `file`, with this XXH3-128 in hexadecimal digits."""
+
+    file: str
+    offset: int
+    num_bytes: int
+    hash: str
 
 
 class BlobFolder:
@@ -20,70 +41,122 @@ class BlobFolder:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._spares = folder / _SPARE
 
-    def write(self, data: bytes) -> str:
-        """Stores bytes durably; returns their name. The same bytes again refresh the file's age."""
-        name = hashlib.sha256(data).hexdigest()
-        path = self._path(name)
-        if not path.parent.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _sync_folder(self.folder)
-        partial = path.parent / f"{uuid.uuid4().hex}{_PARTIAL}"
-        try:
-            with partial.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-        return name
+    def write(self, payloads: Sequence[bytes]) -> list[Blob]:
+        """Stores payloads durably in one file under a name that was never used before; says where each is."""
+        name = uuid.uuid4().hex
+        self._write(name, payloads)
+        blobs, offset = [], 0
+        for payload in payloads:
+            blobs.append(Blob(name, offset, len(payload), xxhash.xxh3_128_hexdigest(payload)))
+            offset += len(payload)
+        return blobs
+
+    def write_again(self, name: str, payloads: Sequence[bytes]) -> None:
+        """Stores what `write` stored, for a file that has gone since."""
+        self._write(name, payloads)
 
     def holds(self, name: str) -> bool:
-        return self._path(name).exists()
+        return (self.folder / name).exists()
 
-    def read(self, name: str) -> bytes:
-        """Raises `BlobError` where the file is missing or does not hold what it held."""
-        try:
-            data = self._path(name).read_bytes()
-        except FileNotFoundError:
-            raise BlobError(f"blob {name} is not in {self.folder}") from None
-        if (found := hashlib.sha256(data).hexdigest()) != name:
-            raise BlobError(f"blob {name} in {self.folder} is damaged: its {len(data)} bytes hash to {found}")
-        return data
+    @contextmanager
+    def reader(self) -> Iterator[Callable[[Blob], bytes]]:
+        """What reads blobs: raises `BlobError` where a file is missing or does not hold what it held.
 
-    def delete(self, names: Iterable[str]) -> None:
+        Each file is opened once for as long as the context lasts, which is also when network file systems look for what
+        other hosts wrote: a reader is not to be kept.
+        """
+        with ExitStack() as stack:
+
+            @cache
+            def opened(name: str) -> int:
+                return stack.enter_context((self.folder / name).open("rb", buffering=0)).fileno()
+
+            def read(blob: Blob) -> bytes:
+                try:
+                    data = os.pread(opened(blob.file), blob.num_bytes, blob.offset)
+                except FileNotFoundError:
+                    raise BlobError(f"blob {blob.file} is not in {self.folder}") from None
+                if xxhash.xxh3_128_hexdigest(data) != blob.hash:
+                    raise BlobError(
+                        f"blob {blob.file} in {self.folder} is damaged: the {blob.num_bytes} bytes from {blob.offset} "
+                        f"are not what was written"
+                    )
+                return data
+
+            yield read
+
+    def release(self, names: Iterable[str]) -> None:
+        """Takes back files that no row needs any more: as spares, or for good where there are enough of them."""
+        spare_bytes: int | None = None
         for name in names:
-            self._path(name).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # whoever released it before died in between, or was only slow
+                size = (self.folder / name).stat().st_size
+                if spare_bytes is None:
+                    self._spares.mkdir(exist_ok=True)
+                    spare_bytes = sum(num_bytes for _, num_bytes, _ in self.spares())
+                if spare_bytes + size > _SPARE_BYTES:
+                    (self.folder / name).unlink()
+                else:
+                    (self.folder / name).rename(self._spares / name)
+                    spare_bytes += size
 
     def files(self) -> Iterator[tuple[str, int, float]]:
-        """(name, bytes, time of writing in wall-clock seconds) of every file, whole or partial."""
-        return ((path.name, found.st_size, found.st_mtime) for path, found in self._files())
+        """(name, bytes, time of writing in wall-clock seconds) of every file that is no spare."""
+        return _listed(self.folder)
+
+    def spares(self) -> Iterator[tuple[str, int, float]]:
+        """The same of the spare ones."""
+        return _listed(self._spares)
 
     def sweep(self, wanted: Collection[str], *, before_s: float) -> int:
-        """Deletes what no row refers to and was written before this time; returns how many.
+        """Takes back what no row refers to and was written before this time; returns how many.
 
         A process that dies between file and row leaves such an orphan. Younger ones may get their row yet.
         """
-        num_deleted = 0
-        for path, found in self._files():
-            if path.name not in wanted and found.st_mtime < before_s:
-                path.unlink(missing_ok=True)
-                num_deleted += 1
-        return num_deleted
+        orphans = [name for name, _, written_s in self.files() if name not in wanted and written_s < before_s]
+        self.release(orphans)
+        return len(orphans)
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in self.folder.glob("??/*"):
-            try:
-                found = path.stat()
-            except FileNotFoundError:
-                continue  # another process ended its group
-            yield path, found
+    def _write(self, name: str, payloads: Sequence[bytes]) -> None:
+        path = self.folder / name
+        try:
+            with path.open("r+b" if self._take_spare(path) else "xb") as file:
+                file.writelines(payloads)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        _sync_folder(self.folder)
 
-    def _path(self, name: str) -> Path:
-        return self.folder / name[:2] / name
+    def _take_spare(self, path: Path) -> bool:
+        """Renames a spare file, if there is one that no other process takes just now."""
+        try:
+            with os.scandir(self._spares) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        os.rename(entry.path, path)
+                        return True
+        except FileNotFoundError:
+            if not self.folder.exists():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _sync_folder(self.folder.parent)
+        return False
+
+
+def _listed(folder: Path) -> Iterator[tuple[str, int, float]]:
+    try:
+        entries = os.scandir(folder)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # another process ended its groups
+                if entry.is_file():
+                    found = entry.stat()
+                    yield entry.name, found.st_size, found.st_mtime
 
 
 def _sync_folder(folder: Path) -> None:

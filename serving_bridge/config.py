@@ -122,7 +122,7 @@ class StoreSettings(_Settings):
         60, gt=0, description="give up when the database is locked, or its server away, for so long"
     )
     blobs: str = Field("", description="folder of payloads above blob_bytes; every host must see it under this path")
-    blob_bytes: int = Field(2**20, gt=0, description="larger payloads are files, not rows")
+    blob_bytes: int = Field(2**16, gt=0, description="larger payloads go to files, not rows")
     weights: str = Field("", description="folder of the weight store; every host must see it under this path")
     keep_versions: int = Field(8, ge=2)
     anchor_every: int = Field(16, ge=1, description="versions between full ones; 1 publishes every version whole")

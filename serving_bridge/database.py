@@ -19,8 +19,8 @@ Row = tuple[Any, ...]
 
 APPLICATION_ID = 0x57454952  # "WEIR"
 MEMORY = ":memory:"
-#: Bigger ones make payloads cheaper and changes of state dearer. Chosen when a file is made; older files keep theirs.
-_PAGE_BYTES = 8192
+#: Bigger ones make payloads in rows cheaper and changes of state dearer. Chosen when a file is made.
+_PAGE_BYTES = 4096
 #: The log is copied into the file each time it has grown so far: rarely enough to cost little, and never a big pause.
 _LOG_BYTES = 16 * 2**20
 _FIRST_POLL_S, _POLL_S = 0.0005, 0.02
@@ -92,8 +92,12 @@ class Database(Protocol):
     def name(self) -> str:
         """For messages: a path, or a URL without its password."""
 
-    def write(self, work: Callable[[Session], T]) -> T:
-        """Runs `work` in a transaction that is durable when this returns.
+    def write(self, work: Callable[[Session], T], *, synced: bool = True) -> T:
+        """Runs `work` in a transaction.
+
+        Args:
+          synced: it is durable when this returns. Otherwise it may be lost if the machine that holds the database goes
+            down before a later transaction is synced, for changes that nobody outlives who relies on them.
 
         Raises:
           DatabaseError: it could not be had within the bound; unless the message says otherwise nothing was changed.
@@ -182,9 +186,9 @@ class SqliteSession:
 
 
 class SqliteDatabase:
-    """A file in WAL mode with an fsync on every commit; implements `Database`.
+    """A file in WAL mode with an fsync on every commit that is to be durable; implements `Database`.
 
-    The file must be on a local disk: WAL needs memory that all processes share.
+    The file must be on a local disk: WAL needs memory that all processes share. They go down with the machine.
     """
 
     def __init__(self, path: Path, *, timeout_s: float, waits: Waits):
@@ -200,13 +204,14 @@ class SqliteDatabase:
             self._connection.pragma("page_size", _PAGE_BYTES)
             self._connection.pragma("journal_mode", "wal")
             self._connection.pragma("synchronous", "full")
+            self._synced = True
             page_bytes = self._connection.pragma("page_size")
             self._connection.wal_autocheckpoint(max(1, _LOG_BYTES // page_bytes))
             self._connection.pragma("journal_size_limit", 2 * _LOG_BYTES)  # cut to it after what made the log longer
             self._connection.set_busy_timeout(0)
 
-    def write(self, work: Callable[[Session], T]) -> T:
-        return self._run("BEGIN IMMEDIATE", work)
+    def write(self, work: Callable[[Session], T], *, synced: bool = True) -> T:
+        return self._run("BEGIN IMMEDIATE", work, synced=synced)
 
     def read(self, work: Callable[[Session], T]) -> T:
         return self._run("BEGIN", work)
@@ -214,8 +219,11 @@ class SqliteDatabase:
     def close(self) -> None:
         self._connection.close()
 
-    def _run(self, begin: str, work: Callable[[Session], T]) -> T:
+    def _run(self, begin: str, work: Callable[[Session], T], *, synced: bool | None = None) -> T:
         with self._lock, self._clear_errors():
+            if synced is not None and synced != self._synced:
+                self._connection.pragma("synchronous", "full" if synced else "normal")
+                self._synced = synced
             try:
                 return self._transact(begin, work)
             except apsw.BusyError:

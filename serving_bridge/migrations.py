@@ -64,6 +64,8 @@ MIGRATIONS: tuple[Migration, ...] = (
               oldest_version {int} NOT NULL,
               num_bytes {int} NOT NULL DEFAULT 0,
               blob TEXT,
+              blob_offset {int},
+              blob_hash TEXT,
               tries {int} NOT NULL DEFAULT 0,
               lease_token {int} NOT NULL DEFAULT 0,
               lease_expires_s {float},
@@ -81,6 +83,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             "INSERT INTO payloads SELECT sequence, payload FROM old_groups WHERE payload IS NOT NULL",
             "DROP TABLE old_groups",
             "CREATE INDEX groups_by_state ON groups (state, priority DESC, sequence, num_bytes)",
+            "CREATE INDEX groups_by_blob ON groups (blob) WHERE blob IS NOT NULL",
             "CREATE INDEX claims_by_worker ON claims (worker)",
             """INSERT INTO progress VALUES
                  ('completed_steps', 0), ('trained_version', 0), ('finished', 0), ('next_prompt', 0),

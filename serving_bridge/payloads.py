@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from learner_jax.contracts import ContractError, RecordLimits, Trajectory, check_group, decode_group, encode_group
+from learner_jax.contracts import (
+    ContractError,
+    Payloads,
+    RecordLimits,
+    Trajectory,
+    check_group,
+    decode_group,
+    encode_group,
+)
 from learner_jax.crash_points import crash_point
-from serving_bridge.blobs import BlobError, BlobFolder
+from serving_bridge.blobs import Blob, BlobError, BlobFolder
 from serving_bridge.database import MEMORY, is_postgres, sqlite_path
 from serving_bridge.queue_rows import Record
 
@@ -42,12 +52,64 @@ class Payloader:
     def blobs(self) -> BlobFolder | None:
         return self._blobs
 
-    def pack(self, prompt_index: int, group: Sequence[Trajectory]) -> Record:
-        """Encodes a group, and writes it to a file if it is big.
+    def pack(self, groups: Sequence[tuple[int, Sequence[Trajectory]]]) -> list[Record]:
+        """Encodes groups, given as (prompt index, trajectories), and writes the big ones to a file.
 
         Raises:
-          ContractError: it breaks its contract, the run's limits or the size limit.
+          ContractError: one of them breaks its contract, the run's limits or the size limit; nothing was written.
         """
+        records = [self._encoded(prompt_index, group) for prompt_index, group in groups]
+        if self._blobs is None:
+            return records
+        big = [i for i, record in enumerate(records) if record.num_bytes > self._blob_bytes]
+        if big:
+            for i, blob in zip(big, self._blobs.write([records[i].payload for i in big]), strict=True):
+                records[i] = replace(records[i], blob=blob)
+            crash_point("blob")
+        return records
+
+    def unpack(self, held: Iterable[tuple[str, Blob | None, bytes | None]]) -> Payloads:
+        """The groups of rows, given as (group id, blob, payload), and why others are not readable or not of this run."""
+        found = Payloads({}, {})
+        with _no_reader() if self._blobs is None else self._blobs.reader() as read:
+            for group_id, blob, payload in held:
+                try:
+                    found.groups[group_id] = self._decoded(payload if blob is None else read(blob))
+                except (ContractError, BlobError) as error:
+                    found.unreadable[group_id] = str(error)
+        return found
+
+    def settle(self, records: Sequence[Record], accepted: Sequence[Record]) -> None:
+        """Called once it is known which records got a row.
+
+        A file that was taken for an orphan just before its row came is written again; one without any row is released.
+        """
+        file = next((record.blob.file for record in records if record.blob is not None), None)
+        if self._blobs is None or file is None:
+            return
+        if all(record.blob is None for record in accepted):
+            self._blobs.release([file])
+        elif not self._blobs.holds(file):
+            self._blobs.write_again(file, [record.payload for record in records if record.blob is not None])
+
+    def release(self, files: Iterable[str]) -> None:
+        """Called once no row needs these files: a process that dies in between leaves orphans."""
+        if self._blobs is not None:
+            self._blobs.release(files)
+
+    def sweep(self, wanted: Collection[str], now: float) -> int:
+        """Takes orphans back; returns how many."""
+        return 0 if self._blobs is None else self._blobs.sweep(wanted, before_s=now - _ORPHAN_AGE_S)
+
+    def _decoded(self, payload: bytes | None) -> list[Trajectory]:
+        if payload is None:
+            raise ContractError("the payload is missing")
+        group = decode_group(payload)
+        if self._limits is not None:
+            check_group(group, self._limits)
+        return group
+
+    def _encoded(self, prompt_index: int, group: Sequence[Trajectory]) -> Record:
         payload = encode_group(group)
         if self._limits is not None:
             check_group(group, self._limits)
@@ -56,47 +118,19 @@ class Payloader:
                 f"group {group[0].group_id} has {len(payload)} bytes, expected at most {self._max_bytes} "
                 f"(store.max_group_bytes)"
             )
-        blob = None
-        if self._blobs is not None and len(payload) > self._blob_bytes:
-            blob = self._blobs.write(payload)
-            crash_point("blob")
         return Record(
             group_id=group[0].group_id,
             prompt_index=prompt_index,
             oldest_version=min(trajectory.oldest_version for trajectory in group),
             payload=payload,
-            blob=blob,
         )
 
-    def unpack(self, blob: str | None, payload: bytes | None) -> list[Trajectory]:
-        """The group of a row.
 
-        Raises:
-          ContractError: it holds none, or none of this run.
-          BlobError: its file is missing or damaged.
-        """
-        if blob is not None:
-            if self._blobs is None:
-                raise BlobError(f"blob {blob} can't be read: this process was given no folder of blobs (store.blobs)")
-            payload = self._blobs.read(blob)
-        if payload is None:
-            raise ContractError("the payload is missing")
-        group = decode_group(payload)
-        if self._limits is not None:
-            check_group(group, self._limits)
-        return group
+@contextmanager
+def _no_reader() -> Iterator[Callable[[Blob], bytes]]:
+    """For a process without a folder."""
 
-    def keep(self, records: Sequence[Record]) -> None:
-        """Called once their rows are there: writes files again that were taken for orphans just before."""
-        for record in records:
-            if self._blobs is not None and record.blob is not None and not self._blobs.holds(record.blob):
-                self._blobs.write(record.payload)
+    def refuse(blob: Blob) -> bytes:
+        raise BlobError(f"blob {blob.file} can't be read: this process was given no folder of blobs (store.blobs)")
 
-    def delete(self, blobs: Sequence[str]) -> None:
-        """Called once no row needs them: a process that dies in between leaves orphans."""
-        if self._blobs is not None:
-            self._blobs.delete(blobs)
-
-    def sweep(self, wanted: Collection[str], now: float) -> int:
-        """Deletes orphans; returns how many."""
-        return 0 if self._blobs is None else self._blobs.sweep(wanted, before_s=now - _ORPHAN_AGE_S)
+    yield refuse

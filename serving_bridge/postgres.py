@@ -90,7 +90,8 @@ class PostgresDatabase:
         self._session: PostgresSession | None = None
         self.read(lambda session: None)
 
-    def write(self, work: Callable[[Session], T]) -> T:
+    def write(self, work: Callable[[Session], T], *, synced: bool = True) -> T:
+        # Always synced: the queue's processes outlive the server's machine, and rely on what they were told.
         done: list[T] = []  # the result of an attempt that may have been committed
 
         def attempt(connection: psycopg.Connection, session: PostgresSession) -> T:

@@ -13,16 +13,16 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from learner_jax.contracts import ContractError, Lease, LeaseReport, Payloads, RecordLimits, Trajectory
+from learner_jax.contracts import Lease, LeaseReport, Payloads, RecordLimits, Trajectory
 from learner_jax.crash_points import crash_point
 from learner_jax.waits import Waits
 from serving_bridge import queue_rows as rows
 from serving_bridge import queue_view
-from serving_bridge.blobs import BlobError, BlobFolder
-from serving_bridge.database import Database, Row, Session, open_database
+from serving_bridge.blobs import BlobFolder
+from serving_bridge.database import Database, Session, open_database
 from serving_bridge.payloads import Payloader, blobs_beside
 from serving_bridge.queue_bounds import QueueBounds, QueueError, QueueFullError, check_room
 from serving_bridge.queue_rows import LeasedRow, Record
@@ -65,7 +65,7 @@ class TrajectoryQueue:
         limits: RecordLimits | None = None,
         bounds: QueueBounds | None = None,
         blobs: str | Path | None = None,
-        blob_bytes: int = 2**20,
+        blob_bytes: int = 2**16,
         timeout_s: float = 30.0,
         waits: Waits | None = None,
         consumer: str = "",
@@ -111,7 +111,8 @@ class TrajectoryQueue:
         claimed = self._db.write(
             lambda session: rows.claim(
                 session, worker, limit, pace, served_step=served_step, now=now, expires_s=expires_s
-            )
+            ),
+            synced=False,
         )
         crash_point("claimed")
         return claimed
@@ -129,7 +130,7 @@ class TrajectoryQueue:
             )
             return sorted(index for (index,) in renewed)
 
-        return self._db.write(work)
+        return self._db.write(work, synced=False)
 
     def hand_on_claims(self, worker: str) -> None:
         """Lets others take a worker's claims at once: it stops, and won't finish them."""
@@ -164,7 +165,7 @@ class TrajectoryQueue:
         """
         if not groups:
             return 0
-        records = [self._payloads.pack(index, group) for index, group in groups]
+        records = self._payloads.pack(groups)
         now = self._clock()
 
         def work(session: Session) -> list[Record]:
@@ -174,9 +175,13 @@ class TrajectoryQueue:
                 check_room(session, self._bounds)
             return new
 
-        new = self._db.write(work)
+        try:
+            new = self._db.write(work)
+        except QueueFullError:
+            self._payloads.settle(records, [])
+            raise
         crash_point("put")
-        self._payloads.keep(new)
+        self._payloads.settle(records, new)
         return len(new)
 
     # Learner side.
@@ -188,15 +193,10 @@ class TrajectoryQueue:
           LeaseLostError: another learner has taken over (as do `lease`, `mark_trained`, `acknowledge` and `finish`).
         """
         leased, num_dropped = self._lease(count, trained_version, max_staleness, payloads=True)
-        groups, unreadable = [], {}
-        for row in leased:
-            try:
-                groups.append(self._payloads.unpack(row.blob, row.payload))
-            except (ContractError, BlobError) as error:
-                unreadable[row.group_id] = str(error)
-        if unreadable:
-            self._bury(unreadable)
-        return LeaseReport(groups=groups, num_dropped_stale=num_dropped)
+        found = self._payloads.unpack((row.group_id, row.blob, row.payload) for row in leased)
+        if found.unreadable:
+            self._bury(found.unreadable)
+        return LeaseReport(groups=list(found.groups.values()), num_dropped_stale=num_dropped)
 
     def lease(self, count: int, *, trained_version: int, max_staleness: int) -> Lease:
         """As `lease_groups`, for groups that other connections to this queue `read`."""
@@ -214,18 +214,12 @@ class TrajectoryQueue:
           QueueError: a group is not leased in this queue.
         """
         found = self._db.read(lambda session: rows.leased_payloads(session, group_ids))
-        read = Payloads({}, {})
-        for group_id in group_ids:
-            if group_id not in found:
-                raise QueueError(
-                    f"group {group_id} is not leased in {self._db.name}: all hosts of the learner must open the "
-                    f"same queue (store.database)"
-                )
-            try:
-                read.groups[group_id] = self._payloads.unpack(*found[group_id])
-            except (ContractError, BlobError) as error:
-                read.unreadable[group_id] = str(error)
-        return read
+        if unknown := [group_id for group_id in group_ids if group_id not in found]:
+            raise QueueError(
+                f"group {unknown[0]} is not leased in {self._db.name}: all hosts of the learner must open the "
+                f"same queue (store.database)"
+            )
+        return self._payloads.unpack((group_id, *found[group_id]) for group_id in group_ids)
 
     def bury(self, group_id: str, reason: str) -> None:
         """Makes a leased group a dead letter.
@@ -249,7 +243,7 @@ class TrajectoryQueue:
             rows.put(session, "completed_steps", completed_steps)
             rows.put(session, "trained_version", trained_version)
 
-        self._db.write(work)
+        self._db.write(work, synced=False)
         self._forget(group_ids)
 
     def acknowledge(self, group_ids: Sequence[str]) -> None:
@@ -258,9 +252,9 @@ class TrajectoryQueue:
         def work(session: Session) -> list[str]:
             self._require_epoch(session)
             ended = rows.free(session, rows.change_named(session, "acknowledge", group_ids))
-            return rows.blobs_of(ended) + rows.purge(session, max_dead=self._bounds.max_dead)
+            return rows.needless_files(session, ended + rows.purge(session, max_dead=self._bounds.max_dead))
 
-        self._payloads.delete(self._db.write(work))
+        self._payloads.release(self._db.write(work))
 
     def reject(self, group_id: str, reason: str) -> None:
         """Negative acknowledgement: the group goes back to ready, or becomes a dead letter after too many tries."""
@@ -299,17 +293,17 @@ class TrajectoryQueue:
         if not self._is_in_charge:
             self.take_over()
 
-        def work(session: Session) -> tuple[list[str], set[str]]:
+        def work(session: Session) -> tuple[list[str], Collection[str]]:
             # Before all else: consumers read it first too, so that none of them is halfway through a change.
             self._require_epoch(session)
             ended = rows.recover(
                 session, consumed_group_ids, completed_steps=completed_steps, prompt_cursor=prompt_cursor
             )
-            return rows.blobs_of(ended), rows.wanted_blobs(session)
+            return rows.needless_files(session, ended), rows.wanted_files(session)
 
         needless, wanted = self._db.write(work)
         self._tokens.clear()
-        self._payloads.delete(needless)
+        self._payloads.release(needless)
         self._payloads.sweep(wanted, self._clock())
 
     def finish(self) -> None:
@@ -350,7 +344,7 @@ class TrajectoryQueue:
 
     def sweep_blobs(self) -> int:
         """Deletes files that a process left behind that died; returns how many. `recover` does so too."""
-        return self._payloads.sweep(self._db.read(rows.wanted_blobs), self._clock())
+        return self._payloads.sweep(self._db.read(rows.wanted_files), self._clock())
 
     def requeue(self, group_ids: Sequence[str] | None = None) -> list[str]:
         """Gives dead letters another chance, as if they had come now; None: all. Returns the ids of those that were."""
@@ -368,26 +362,26 @@ class TrajectoryQueue:
             self._require_epoch(session, lock=False)
             return rows.can_lease(session, now)
 
-        def work(session: Session) -> tuple[list[LeasedRow], list[Row]]:
+        def work(session: Session) -> tuple[list[LeasedRow], int, list[str]]:
             self._require_epoch(session)
             if rows.any_expired(session, now):
                 # Whoever asks for more lives: what it gathers for one step must not come to it a second time.
                 rows.renew_leases(session, self._tokens, now + self._lease_s)
-            rows.take_back_expired(session, now, self._max_tries)
+                rows.take_back_expired(session, now, self._max_tries)
             if self._bounds.max_age_s is not None:
                 rows.bury_old(session, now, self._bounds.max_age_s)
             dropped = rows.drop_stale(session, trained_version, max_staleness)
             leased = rows.lease_ready(
                 session, count, consumer=self._consumer, expires_s=now + self._lease_s, payloads=payloads
             )
-            return leased, dropped
+            return leased, len(dropped), rows.needless_files(session, dropped)
 
         if not self._db.read(has_any):
             return [], 0
-        leased, dropped = self._db.write(work)
+        leased, num_dropped, needless = self._db.write(work, synced=False)
         self._tokens |= {row.group_id: row.token for row in leased}
-        self._payloads.delete(rows.blobs_of(dropped))
-        return leased, len(dropped)
+        self._payloads.release(needless)
+        return leased, num_dropped
 
     def _bury(self, reasons: dict[str, str]) -> None:
         def work(session: Session) -> None:

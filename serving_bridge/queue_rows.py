@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from serving_bridge.blobs import Blob
 from serving_bridge.database import Row, Session
 from serving_bridge.queue_states import ENDED, LIVE, STATES, TRANSITIONS, Event, State
 from serving_bridge.staleness import Pace, dispatch_room, is_stale
@@ -14,17 +15,25 @@ T = TypeVar("T")
 
 #: Engines bound the parameters of a statement; longer lists are cut into such pieces.
 _PIECE = 500
+#: States in which a group's payload is kept.
+_HELD = tuple(state for state in STATES if state not in ENDED)
+#: What `_blob` takes.
+_BLOB = "blob, blob_offset, num_bytes, blob_hash"
 
 
 @dataclass(frozen=True)
 class Record:
-    """A group on its way into the queue; `blob` names the file that holds its payload, None for the row itself."""
+    """A group on its way into the queue; its payload is in a file where `blob` says so, otherwise in a row."""
 
     group_id: str
     prompt_index: int
     oldest_version: int
     payload: bytes
-    blob: str | None
+    blob: Blob | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.payload)
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class LeasedRow:
     group_id: str
     num_bytes: int
     token: int
-    blob: str | None
+    blob: Blob | None
     payload: bytes | None = None
 
 
@@ -110,16 +119,17 @@ def change_named(
 def insert(session: Session, records: Sequence[Record], *, priority: int, now: float) -> list[Record]:
     """Adds groups as ready and ends their claims; returns those that were new.
 
-    Known are groups with a row, and all of prompts below the watermark, whose rows are gone. The first of records of one
-    group counts: a worker that lost a claim and got it again may bring a group twice.
+    Known are groups with a row, and all of prompts below the watermark, whose rows are gone. Of several records of one
+    group the first counts: a worker that lost a claim and got it again may bring a group twice.
     """
     records = list({record.group_id: record for record in reversed(records)}.values())
     watermark = get(session, "watermark", session.dialect.for_share)
     fresh = sorted((r for r in records if r.prompt_index >= watermark), key=lambda record: record.prompt_index)
     added = session.executemany(
-        "INSERT INTO groups (group_id, prompt_index, state, priority, oldest_version, num_bytes, blob, created_s) "
-        "VALUES (?, ?, 'ready', ?, ?, ?, ?, ?) ON CONFLICT (group_id) DO NOTHING RETURNING sequence, group_id",
-        [(r.group_id, r.prompt_index, priority, r.oldest_version, len(r.payload), r.blob, now) for r in fresh],
+        "INSERT INTO groups (group_id, prompt_index, state, priority, oldest_version, num_bytes, created_s, "
+        "blob, blob_offset, blob_hash) "
+        "VALUES (?, ?, 'ready', ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (group_id) DO NOTHING RETURNING sequence, group_id",
+        [(r.group_id, r.prompt_index, priority, r.oldest_version, r.num_bytes, now, *_columns(r.blob)) for r in fresh],
     )
     sequences = {group_id: sequence for sequence, group_id in added}
     new = [record for record in fresh if record.group_id in sequences]
@@ -188,13 +198,13 @@ def drop_stale(session: Session, trained_version: int, max_staleness: int) -> li
 def lease_ready(session: Session, count: int, *, consumer: str, expires_s: float, payloads: bool) -> list[LeasedRow]:
     """Leases the foremost groups that nobody else is leasing just now: higher priority first, then older."""
     rows = session.execute(
-        "SELECT sequence, num_bytes FROM groups WHERE state = 'ready' ORDER BY priority DESC, sequence LIMIT ?"
-        + session.dialect.skip_locked,
+        f"SELECT sequence, num_bytes, {_BLOB} FROM groups WHERE state = 'ready' "
+        "ORDER BY priority DESC, sequence LIMIT ?" + session.dialect.skip_locked,
         (count,),
     )
     found: dict[int, LeasedRow] = {}
-    sizes: dict[int, int] = dict(rows)
-    for piece in pieces(list(sizes)):
+    places = {sequence: (num_bytes, _blob(*place)) for sequence, num_bytes, *place in rows}
+    for piece in pieces(list(places)):
         leased = change(
             session,
             "lease",
@@ -206,9 +216,10 @@ def lease_ready(session: Session, count: int, *, consumer: str, expires_s: float
         held: dict[int, bytes] = {}
         if payloads:
             held = dict(session.execute(f"SELECT * FROM payloads WHERE sequence IN ({marks(piece)})", piece))
-        for sequence, group_id, blob, token in leased:
-            found[sequence] = LeasedRow(sequence, group_id, sizes[sequence], token, blob, held.get(sequence))
-    return [found[sequence] for sequence in sizes if sequence in found]
+        for sequence, group_id, _, token in leased:
+            num_bytes, blob = places[sequence]
+            found[sequence] = LeasedRow(sequence, group_id, num_bytes, token, blob, held.get(sequence))
+    return [found[sequence] for sequence in places if sequence in found]
 
 
 def recover(session: Session, consumed: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> list[Row]:
@@ -238,13 +249,13 @@ def requeue(session: Session, group_ids: Sequence[str] | None, now: float) -> li
     return [group_id for _, group_id, _, _ in changed]
 
 
-def leased_payloads(session: Session, group_ids: Sequence[str]) -> dict[str, tuple[str | None, bytes | None]]:
+def leased_payloads(session: Session, group_ids: Sequence[str]) -> dict[str, tuple[Blob | None, bytes | None]]:
     """(blob, payload) of leased groups, by id."""
     return {
-        group_id: (blob, payload)
+        group_id: (_blob(*place), payload)
         for piece in pieces(group_ids)
-        for group_id, blob, payload in session.execute(
-            "SELECT group_id, blob, payload FROM groups LEFT JOIN payloads USING (sequence) "
+        for group_id, payload, *place in session.execute(
+            f"SELECT group_id, payload, {_BLOB} FROM groups LEFT JOIN payloads USING (sequence) "
             f"WHERE state = 'leased' AND group_id IN ({marks(piece)})",
             piece,
         )
@@ -271,23 +282,39 @@ def free(session: Session, ended: list[Row]) -> list[Row]:
     return ended
 
 
-def blobs_of(ended: Sequence[Row]) -> list[str]:
-    return [row[2] for row in ended if row[2] is not None]
-
-
-def wanted_blobs(session: Session) -> set[str]:
-    """Names of the blobs whose groups have not ended."""
-    states = [state for state in STATES if state not in ENDED]
-    return {
-        name
-        for (name,) in session.execute(
-            f"SELECT blob FROM groups WHERE state IN ({_among(states)}) AND blob IS NOT NULL"
+def needless_files(session: Session, ended: Sequence[Row]) -> list[str]:
+    """Files of groups that ended, or were deleted, which hold no other group's payload that is needed yet."""
+    files = sorted({row[2] for row in ended if row[2] is not None})
+    needed = {
+        file
+        for piece in pieces(files)
+        for (file,) in session.execute(
+            f"SELECT blob FROM groups WHERE blob IN ({marks(piece)}) AND state IN ({_among(_HELD)})", piece
         )
     }
+    return [file for file in files if file not in needed]
 
 
-def purge(session: Session, *, max_dead: int) -> list[str]:
-    """Raises the watermark and removes the rows that it makes needless; returns blobs that nobody needs any more.
+def wanted_files(session: Session) -> dict[str, int]:
+    """How many groups that have not ended have their payload in each file."""
+    return dict(
+        session.execute(
+            f"SELECT blob, count(*) FROM groups WHERE state IN ({_among(_HELD)}) AND blob IS NOT NULL GROUP BY blob"
+        )
+    )
+
+
+def _blob(file: str | None, *rest: Any) -> Blob | None:
+    return None if file is None else Blob(file, *rest)
+
+
+def _columns(blob: Blob | None) -> tuple[str | None, int | None, str | None]:
+    return (None, None, None) if blob is None else (blob.file, blob.offset, blob.hash)
+
+
+def purge(session: Session, *, max_dead: int) -> list[Row]:
+    """Raises the watermark and removes the rows that it makes needless; returns the dead letters among them as `change`
+    does.
 
     All prompts below the watermark have ended: they were dispatched, nobody holds a claim, and no group of theirs is on
     its way. It never goes down, so that a group of theirs that comes late (a worker that was thought dead) is known
@@ -308,14 +335,17 @@ def purge(session: Session, *, max_dead: int) -> list[str]:
         )
         _count_removed(session, state, sum(created_s >= 0 for (created_s,) in gone))
     # A dead letter is dropped only once the watermark stands for it.
+    ((num_dead,),) = session.execute("SELECT count(*) FROM groups WHERE state = 'dead'")
+    if num_dead <= max_dead:
+        return []
     excess = session.execute(
         "DELETE FROM groups WHERE state = 'dead' AND prompt_index < ? AND sequence NOT IN "
         "(SELECT sequence FROM groups WHERE state = 'dead' ORDER BY sequence DESC LIMIT ?) "
-        "RETURNING sequence, group_id, blob",
+        "RETURNING sequence, group_id, blob, lease_token",
         (watermark, max_dead),
     )
     _count_removed(session, "dead", len(excess))
-    return blobs_of(free(session, excess))
+    return free(session, excess)
 
 
 def _count_removed(session: Session, state: State, count: int) -> None:

@@ -135,7 +135,7 @@ def overview(session: Session) -> Overview:
     return Overview(
         progress=progress(session),
         watermark=rows.get(session, "watermark"),
-        num_blobs=len(rows.wanted_blobs(session)),
+        num_blobs=sum(rows.wanted_files(session).values()),
         states=states,
         leases=[LeaseRow(*row) for row in leases],
         claims=[ClaimRow(*row) for row in claims],

@@ -105,7 +105,7 @@ class CountedDatabase:
     def name(self) -> str:
         return self.inner.name
 
-    def write(self, work: Callable[[Session], Any]) -> Any:
+    def write(self, work: Callable[[Session], Any], *, synced: bool = True) -> Any:
         self.num_writes += 1
 
         def failing(session: Session) -> Any:
@@ -113,7 +113,7 @@ class CountedDatabase:
             self.before(self.num_writes)
             return result
 
-        return self.inner.write(failing)
+        return self.inner.write(failing, synced=synced)
 
     def read(self, work: Callable[[Session], Any]) -> Any:
         return self.inner.read(work)

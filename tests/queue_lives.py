@@ -52,7 +52,7 @@ class MortalDatabase:
     def __init__(self, inner: Database, reaper: Reaper):
         self.inner, self.reaper, self.name, self.operation = inner, reaper, inner.name, ""
 
-    def write(self, work: Callable[[Session], Any]) -> Any:
+    def write(self, work: Callable[[Session], Any], *, synced: bool = True) -> Any:
         def mortal(session: Session) -> Any:
             result = work(session)
             self.reaper.at(f"before {self.operation}")
@@ -60,7 +60,7 @@ class MortalDatabase:
 
         if self.operation == "put":
             self.reaper.at("with the file and without the row")
-        result = self.inner.write(mortal)
+        result = self.inner.write(mortal, synced=synced)
         self.reaper.at(f"after {self.operation}")
         return result
 
@@ -76,15 +76,15 @@ def life(url: str, folder: Path, point: str | None) -> None:
     reaper = Reaper(point)
     database = MortalDatabase(open_database(url), reaper)
     queue = TrajectoryQueue(database=database, blobs=folder / "blobs", blob_bytes=2000)
-    delete = queue.blobs.delete if queue.blobs else None
+    release = queue.blobs.release if queue.blobs else None
 
-    def delete_late(names: Any) -> None:
+    def release_late(names: Any) -> None:
         if names:
             reaper.at("after the row's end and before the file's")
-        assert delete is not None
-        delete(names)
+        assert release is not None
+        release(names)
 
-    queue.blobs.delete = delete_late  # type: ignore[method-assign, union-attr]
+    queue.blobs.release = release_late  # type: ignore[method-assign, union-attr]
     checkpoint, accepted = folder / "checkpoint.json", folder / "accepted"
     ledger: list[str] = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
     database.operation = "recover"

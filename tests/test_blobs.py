@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from serving_bridge.blobs import BlobError, BlobFolder
+from serving_bridge.blobs import Blob, BlobError, BlobFolder
 from serving_bridge.queue import QueueBounds, QueueFullError, TrajectoryQueue
 from tests.queue_engines import PACE, Clock, Place, clock, execute, lease, place, put, train
+from tests.trajectories import make_group
 
 __all__ = ["clock", "place"]  # fixtures
 
@@ -29,30 +32,40 @@ def put_big(queue: TrajectoryQueue, *indices: int) -> int:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+    """Those that are no spares."""
+    return sorted(folder / name for name, _, _ in BlobFolder(folder).files())
 
 
-def test_big_payloads_are_files_and_small_ones_rows(queue: TrajectoryQueue, folder: Path, place: Place) -> None:
-    put_big(queue, 0)
-    put(queue, 1)
-    (blob,) = files(folder)
+def spares(folder: Path) -> list[Path]:
+    return sorted(folder / "spare" / name for name, _, _ in BlobFolder(folder).spares())
+
+
+def read(folder: Path, blob: Blob) -> bytes:
+    with BlobFolder(folder).reader() as read:
+        return read(blob)
+
+
+def test_big_payloads_share_a_file_and_small_ones_are_rows(queue: TrajectoryQueue, folder: Path, place: Place) -> None:
+    queue.put([(i, make_group(f"run/{i}", answer_tokens=200 if i else 2)) for i in range(3)])
+    (file,) = files(folder)
     assert execute(queue, "SELECT count(*) FROM payloads") == [(1,)]
     report = queue.lease_groups(5, trained_version=1, max_staleness=1)
-    assert [len(group[0].tokens) for group in report.groups] == [203, 5]
-    assert len(place.open(blobs=folder).read(["run/0"]).groups["run/0"][0].tokens) == 203
-    assert queue.overview().num_blobs == 1
-    assert blob.stat().st_size == queue.overview().states[1].num_bytes - len(
+    assert [len(group[0].tokens) for group in report.groups] == [5, 203, 203]
+    assert len(place.open(blobs=folder).read(["run/1"]).groups["run/1"][0].tokens) == 203
+    assert queue.overview().num_blobs == 2
+    assert file.stat().st_size == queue.overview().states[1].num_bytes - len(
         execute(queue, "SELECT payload FROM payloads")[0][0]
     )
 
 
-def test_files_end_with_their_groups(queue: TrajectoryQueue, folder: Path) -> None:
-    put_big(queue, 0, 1, 2)
+def test_files_end_with_the_last_of_their_groups(queue: TrajectoryQueue, folder: Path) -> None:
+    put_big(queue, 0)
+    put_big(queue, 1, 2)
     trained = lease(queue, 1)
     train(queue, trained)
-    assert len(files(folder)) == 3
-    queue.acknowledge(trained)
     assert len(files(folder)) == 2
+    queue.acknowledge(trained)
+    assert len(files(folder)) == 1
     queue.bury(lease(queue, 1)[0], "kept with what it holds")
     queue.lease_groups(1, trained_version=99, max_staleness=1)
     assert len(files(folder)) == 1
@@ -60,6 +73,55 @@ def test_files_end_with_their_groups(queue: TrajectoryQueue, folder: Path) -> No
     assert lease(queue, 1) == ["run/1"]
     queue.recover(["run/1"], completed_steps=1, prompt_cursor=3)
     assert files(folder) == []
+
+
+def test_ended_files_are_written_again_under_new_names(queue: TrajectoryQueue, folder: Path) -> None:
+    put_big(queue, 0, 1)
+    (first,) = files(folder)
+    old = [Blob(*row) for row in execute(queue, "SELECT blob, blob_offset, num_bytes, blob_hash FROM groups")]
+    number = first.stat().st_ino
+    trained = lease(queue)
+    train(queue, trained)
+    queue.acknowledge(trained)
+    assert [path.stat().st_ino for path in spares(folder)] == [number]
+    put_big(queue, 2)
+    (second,) = files(folder)
+    assert (second.stat().st_ino, spares(folder)) == (number, [])
+    assert second.name != first.name
+    with pytest.raises(BlobError, match=f"{first.name} is not in"):
+        read(folder, old[0])
+    assert lease(queue) == ["run/2"]
+
+
+def test_spares_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving_bridge.blobs._SPARE_BYTES", 25)
+    blobs = BlobFolder(folder)
+    names = [blobs.write([bytes(10)])[0].file for _ in range(4)]
+    blobs.release(names[:3])
+    assert (len(files(folder)), len(spares(folder))) == (1, 2)
+    blobs.release([names[0], "never there", names[3]])
+    assert (len(files(folder)), len(spares(folder))) == (0, 2)
+
+
+def test_writers_at_once_never_share_a_spare_file(folder: Path) -> None:
+    payloads = [[bytes([i]) * (1000 + i)] * 3 for i in range(40)]
+    blobs = BlobFolder(folder)
+    blobs.release([blobs.write([b"old" * 5000])[0].file for _ in range(20)])
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(lambda part: BlobFolder(folder).write(part), payloads))
+    assert len({blob.file for part in written for blob in part}) == 40
+    assert spares(folder) == []
+    assert [[read(folder, blob) for blob in part] for part in written] == payloads
+
+
+def test_a_put_that_adds_nothing_leaves_no_file(place: Place, folder: Path) -> None:
+    queue = place.open(blobs=folder, blob_bytes=2000, bounds=QueueBounds(max_groups=1))
+    put_big(queue, 0)
+    assert put_big(queue, 0) == 0
+    with pytest.raises(QueueFullError):
+        put_big(queue, 1)
+    assert (len(files(folder)), len(spares(folder))) == (1, 1)
+    assert lease(queue) == ["run/0"]
 
 
 def test_a_deleted_dead_letter_takes_its_file_along(place: Place, folder: Path) -> None:
@@ -71,16 +133,19 @@ def test_a_deleted_dead_letter_takes_its_file_along(place: Place, folder: Path) 
 
 
 def test_damaged_and_missing_files_become_dead_letters_with_the_reason(queue: TrajectoryQueue, folder: Path) -> None:
-    put_big(queue, 0, 1, 2)
-    names = [name for (name,) in execute(queue, "SELECT blob FROM groups ORDER BY sequence")]
-    whole = BlobFolder(folder).read(names[0])
-    (folder / names[0][:2] / names[0]).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    (folder / names[1][:2] / names[1]).unlink()
+    for index in range(3):
+        put_big(queue, index)
+    damaged_file, missing_file = (
+        name for (name,) in execute(queue, "SELECT blob FROM groups ORDER BY sequence LIMIT 2")
+    )
+    content = (folder / damaged_file).read_bytes()
+    (folder / damaged_file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (folder / missing_file).unlink()
     assert lease(queue) == ["run/2"]
     (damaged, missing) = queue.dead_letters()
     assert damaged[0] == "run/0"
     assert "is damaged" in damaged[1]
-    assert missing == ("run/1", f"blob {names[1]} is not in {folder}")
+    assert missing == ("run/1", f"blob {missing_file} is not in {folder}")
 
 
 def test_a_process_without_the_folder_says_so(queue: TrajectoryQueue, place: Place) -> None:
@@ -93,14 +158,12 @@ def test_a_process_without_the_folder_says_so(queue: TrajectoryQueue, place: Pla
 def test_orphans_are_swept_by_age_and_wanted_files_never(queue: TrajectoryQueue, folder: Path, clock: Clock) -> None:
     put_big(queue, 0)
     blobs = BlobFolder(folder)
-    old, young = blobs.write(b"a process died before the row"), blobs.write(b"its row may be on the way")
-    partial = folder / old[:2] / "0123.partial"
-    partial.write_bytes(b"cut off")
+    old = blobs.write([b"a process died before the row"])[0].file
+    young = blobs.write([b"its row may be on the way"])[0].file
     clock.now_s = 10_000.0
     for path in files(folder):
         os.utime(path, (0, clock.now_s if path.name == young else 1000.0))
     queue.recover([], completed_steps=0, prompt_cursor=0)
-    assert not partial.exists()
     assert not blobs.holds(old)
     assert blobs.holds(young)
     assert lease(queue) == ["run/0"]
@@ -109,15 +172,15 @@ def test_orphans_are_swept_by_age_and_wanted_files_never(queue: TrajectoryQueue,
 def test_a_file_that_was_swept_before_its_row_came_is_written_again(
     queue: TrajectoryQueue, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_and_lose(self: BlobFolder, data: bytes, write=BlobFolder.write) -> str:
-        name = write(self, data)
+    def write_and_lose(self: BlobFolder, payloads: Sequence[bytes], write=BlobFolder.write) -> list[Blob]:
+        blobs = write(self, payloads)
         monkeypatch.undo()
-        self.delete([name])
-        return name
+        self.release([blob.file for blob in blobs])
+        return blobs
 
     monkeypatch.setattr(BlobFolder, "write", write_and_lose)
-    put_big(queue, 0)
-    assert lease(queue) == ["run/0"]
+    put_big(queue, 0, 1)
+    assert lease(queue) == ["run/0", "run/1"]
 
 
 def test_a_refused_put_can_be_repeated(place: Place, folder: Path) -> None:
@@ -132,25 +195,24 @@ def test_a_refused_put_can_be_repeated(place: Place, folder: Path) -> None:
 
 def test_a_cut_off_write_leaves_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blobs = BlobFolder(folder)
+    blobs.release([blobs.write([b"spare"])[0].file])
 
     def fail(descriptor: int) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
-    folder.mkdir()
-    (folder / "9f").mkdir()
-    with pytest.raises(OSError, match="disk full"):
-        blobs.write(b"")
-    with pytest.raises(OSError, match="disk full"):
-        blobs.write(b"test")  # of hash 9f86d0...
-    assert files(folder) == []
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk full"):
+            blobs.write([b"test"])
+    assert files(folder) == spares(folder) == []
 
 
 def test_reading_checks_the_content(folder: Path) -> None:
     blobs = BlobFolder(folder)
-    name = blobs.write(b"payload")
-    assert blobs.read(name) == b"payload"
-    assert next(iter(blobs.files()))[:2] == (name, 7)
-    (folder / name[:2] / name).write_bytes(b"Payload")
-    with pytest.raises(BlobError, match=f"{name} in .* is damaged: its 7 bytes hash to"):
-        blobs.read(name)
+    first, second = blobs.write([b"first", b"second"])
+    assert (read(folder, first), read(folder, second)) == (b"first", b"second")
+    assert next(iter(blobs.files()))[:2] == (first.file, 11)
+    (folder / first.file).write_bytes(b"firstsecond"[:-1])
+    assert read(folder, first) == b"first"
+    with pytest.raises(BlobError, match=f"{second.file} in .* is damaged: the 6 bytes from 5 are not what was written"):
+        read(folder, second)

@@ -278,14 +278,14 @@ def test_leases_of_one_moment_go_past_each_other(url: str) -> None:
         def read(self, work: Callable[[Session], Any]) -> Any:
             return self.inner.read(work)
 
-        def write(self, work: Callable[[Session], Any]) -> Any:
+        def write(self, work: Callable[[Session], Any], *, synced: bool = True) -> Any:
             def slowly(session: Session) -> Any:
                 result = work(session)
                 inside.set()
                 assert go_on.wait(20)
                 return result
 
-            return self.inner.write(slowly)
+            return self.inner.write(slowly, synced=synced)
 
         def close(self) -> None:
             self.inner.close()

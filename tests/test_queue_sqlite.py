@@ -169,7 +169,7 @@ def test_a_queue_in_memory_works_like_any_other() -> None:
 
 
 def test_full_disk_refuses_the_put_and_loses_nothing(path: Path) -> None:
-    queue = TrajectoryQueue(path)
+    queue = TrajectoryQueue(path, blob_bytes=2**30)
     put(queue, 0)
     ((pages,),) = queue.database.read(lambda session: session.execute("PRAGMA page_count"))
     queue.database.read(lambda session: session.execute(f"PRAGMA max_page_count = {pages + 2}"))

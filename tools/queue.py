@@ -163,22 +163,26 @@ def requeue_letters(queue: TrajectoryQueue, group_ids: list[str], console: Conso
 def print_blobs(queue: TrajectoryQueue, console: Console, *, now: float, sweep: bool) -> None:
     if queue.blobs is None:
         raise QueueError("where this queue keeps big payloads is not known: give the run's directory or --blobs FOLDER")
-    wanted = queue.database.read(queue_rows.wanted_blobs)
+    wanted = queue.database.read(queue_rows.wanted_files)
     files = {name: (num_bytes, written_s) for name, num_bytes, written_s in queue.blobs.files()}
-    orphans = sorted(files.keys() - wanted, key=lambda name: files[name][1])
+    spares = {name: (num_bytes, written_s) for name, num_bytes, written_s in queue.blobs.spares()}
     console.print(f"[bold]{escape(str(queue.blobs.folder))}[/]", highlight=False, soft_wrap=True)
     table = Table("files", box=None)
     for heading in ("number", "size", "oldest"):
         table.add_column(heading, justify="right")
-    for label, names in (("of groups", sorted(files.keys() & wanted)), ("of no group", orphans)):
-        oldest = min((files[name][1] for name in names), default=now)
-        size = sum(files[name][0] for name in names)
-        table.add_row(label, f"{len(names):,}", _size(size), f"{_duration(now - oldest)} ago" if names else "")
+    for label, shown in (
+        ("of groups", {name: file for name, file in files.items() if name in wanted}),
+        ("of no group", {name: file for name, file in files.items() if name not in wanted}),
+        ("spare", spares),
+    ):
+        oldest = min((written_s for _, written_s in shown.values()), default=now)
+        size = sum(num_bytes for num_bytes, _ in shown.values())
+        table.add_row(label, f"{len(shown):,}", _size(size), f"{_duration(now - oldest)} ago" if shown else "")
     console.print(table)
-    if missing := wanted - files.keys():
-        console.print(f"[red]{len(missing):,} groups miss their file[/] and will become dead letters")
+    if missing := sum(count for name, count in wanted.items() if name not in files):
+        console.print(f"[red]{missing:,} groups miss their file[/] and will become dead letters")
     if sweep:
-        console.print(f"deleted {queue.sweep_blobs():,} files of no group, all that were older than an hour")
+        console.print(f"took back {queue.sweep_blobs():,} files of no group, all that were older than an hour")
 
 
 def _size(num_bytes: int) -> str:

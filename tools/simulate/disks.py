@@ -197,7 +197,7 @@ class SimulatedDatabase:
         self.name = ":memory:"
         self._real, self._process, self._draw_fate, self._audit = real, process, draw_fate, audit
 
-    def write(self, work: Callable[[Session], T]) -> T:
+    def write(self, work: Callable[[Session], T], *, synced: bool = True) -> T:
         self._process.check()
         match fate := self._draw_fate():
             case "full":
@@ -208,7 +208,7 @@ class SimulatedDatabase:
                 self._undone(work)
                 if fate != "twice":
                     self._die()
-        result = self._real.write(work)
+        result = self._real.write(work, synced=synced)
         self._audit(self._process.name)
         if fate == "crash after commit":
             self._die()
