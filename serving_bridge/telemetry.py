@@ -56,13 +56,16 @@ Consumers are `tools.view` and `tools.report`; they take unknown events and fiel
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -70,6 +73,8 @@ import numpy as np
 
 Record = dict[str, Any]
 
+#: A second in all; the lock is held for microseconds.
+_LOCK_TRIES, _LOCK_POLL_S = 2000, 0.0005
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s {process} %(name)s: %(message)s"
 
 
@@ -77,29 +82,55 @@ class MetricsLog:
     """Appends events to a metrics file that several processes share.
 
     Each event is a single `write` to a descriptor opened with O_APPEND, so that lines of different processes never
-    mix (on a local file system; NFS gives no such promise).
+    mix (on a local file system; NFS gives no such promise). A line that a crash or a full disk tore is ended by whoever
+    writes next, so that only that one is lost; not by who finds the file locked for a second, by a process that was
+    stopped in the middle of a write. Safe to use from several threads.
     """
 
     def __init__(self, path: str | Path, process: str, *, clock: Callable[[], float] = time.time) -> None:
-        self._process = process
-        self._clock = clock
+        self._path, self._process, self._clock = path, process, clock
+        self._lock = threading.Lock()  # flock knows descriptors, not threads
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        size = os.fstat(self._descriptor).st_size
-        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-            os.write(self._descriptor, b"\n")  # ends the line that a crash tore, so that only that one is lost
 
     def write(self, event: str, **fields: Any) -> None:
         """Appends one event. Numbers may be Python's or NumPy's; one that is not finite is written as null.
 
         Raises:
           TypeError: a field is of a type that JSON has no place for.
-          OSError: the line could not be written whole (disk full).
+          OSError: the line could not be written whole, as where the disk is full; names the file.
         """
         record = {"t": round(self._clock(), 3), "process": self._process, "event": event, **fields}
         line = (json.dumps(_plain(record), allow_nan=False, separators=(",", ":")) + "\n").encode()
-        written = os.write(self._descriptor, line)
-        if written != len(line):
-            raise OSError(f"only {written} of {len(line)} bytes of a metrics line were written; is the disk full?")
+        try:
+            with self._lock:
+                self._append(line)
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno or 0), str(self._path)) from error
+
+    def _append(self, line: bytes) -> None:
+        """Writes, under the file's lock: without it, a line that another process is just writing would look torn."""
+        with self._file_lock() as is_locked:
+            size = os.fstat(self._descriptor).st_size
+            if is_locked and size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+                line = b"\n" + line
+            while line:  # what a full disk took only a part of is tried again, for the error that says why
+                line = line[os.write(self._descriptor, line) :]
+
+    @contextmanager
+    def _file_lock(self) -> Iterator[bool]:
+        """Holds the file's lock while the block runs; gives False if it could not be had in time."""
+        for _ in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_LOCK_POLL_S)
+                continue
+            try:
+                yield True
+            finally:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            return
+        yield False
 
     def close(self) -> None:
         os.close(self._descriptor)
