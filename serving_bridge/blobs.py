@@ -77,7 +77,9 @@ class BlobFolder:
                 try:
                     data = os.pread(opened(blob.file), blob.num_bytes, blob.offset)
                 except FileNotFoundError:
-                    raise BlobError(f"blob {blob.file} is not in {self.folder}") from None
+                    raise BlobError(
+                        f"blob {blob.file} is not in {self.folder}: all hosts must see the same folder (store.blobs)"
+                    ) from None
                 if xxhash.xxh3_128_hexdigest(data) != blob.hash:
                     raise BlobError(
                         f"blob {blob.file} in {self.folder} is damaged: the {blob.num_bytes} bytes from {blob.offset} "

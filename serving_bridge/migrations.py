@@ -82,7 +82,7 @@ MIGRATIONS: tuple[Migration, ...] = (
                FROM old_groups ORDER BY sequence""",
             "INSERT INTO payloads SELECT sequence, payload FROM old_groups WHERE payload IS NOT NULL",
             "DROP TABLE old_groups",
-            "CREATE INDEX groups_by_state ON groups (state, priority DESC, sequence, num_bytes)",
+            "CREATE INDEX groups_by_state ON groups (state, priority DESC, sequence, num_bytes, oldest_version)",
             "CREATE INDEX groups_by_blob ON groups (blob) WHERE blob IS NOT NULL",
             "CREATE INDEX claims_by_worker ON claims (worker)",
             """INSERT INTO progress VALUES

@@ -69,7 +69,7 @@ class Payloader:
         return records
 
     def unpack(self, held: Iterable[tuple[str, Blob | None, bytes | None]]) -> Payloads:
-        """The groups of rows, given as (group id, blob, payload), and why others are not readable or not of this run."""
+        """The groups of rows, given as (group id, blob, payload), and why others can't be taken."""
         found = Payloads({}, {})
         with _no_reader() if self._blobs is None else self._blobs.reader() as read:
             for group_id, blob, payload in held:

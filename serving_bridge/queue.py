@@ -169,10 +169,9 @@ class TrajectoryQueue:
         now = self._clock()
 
         def work(session: Session) -> list[Record]:
-            ready = rows.queued(session)[0]
+            before = rows.queued(session)
             new = rows.insert(session, records, priority=priority, now=now)
-            if new and ready:
-                check_room(session, self._bounds)
+            check_room(self._bounds, before, new)
             return new
 
         try:

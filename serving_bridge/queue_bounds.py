@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serving_bridge import queue_rows as rows
-from serving_bridge.database import Session
+from serving_bridge.queue_rows import Queued, Record
 
 _RETRY_AFTER_S = 0.5
 
@@ -42,10 +42,11 @@ class QueueBounds:
     max_dead: int = 1000
 
 
-def check_room(session: Session, bounds: QueueBounds) -> None:
-    """Raises `QueueFullError` if the queue holds more than it may."""
-    _, groups, num_bytes = rows.queued(session)
-    if groups > bounds.max_groups or num_bytes > bounds.max_bytes:
+def check_room(bounds: QueueBounds, before: Queued, new: Sequence[Record]) -> None:
+    """Raises `QueueFullError` if the queue would hold more than it may, unless nothing was ready before."""
+    groups = before.num_groups + len(new)
+    num_bytes = before.num_bytes + sum(record.num_bytes for record in new)
+    if new and before.num_ready and (groups > bounds.max_groups or num_bytes > bounds.max_bytes):
         raise QueueFullError(
             f"the queue is full: it would hold {groups} groups of {num_bytes} bytes, expected at most "
             f"{bounds.max_groups} (store.max_queued_groups) and {bounds.max_bytes} (store.max_queued_bytes); "

@@ -46,6 +46,15 @@ class LeasedRow:
     payload: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Queued:
+    """Groups that are ready; groups and payload bytes that are ready or leased."""
+
+    num_ready: int
+    num_groups: int
+    num_bytes: int
+
+
 def pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
     return (items[start : start + _PIECE] for start in range(0, len(items), _PIECE))
 
@@ -87,20 +96,23 @@ def change(
     *,
     also: str = "",
     values: Sequence[object] = (),
+    by_key: bool = False,
 ) -> list[Row]:
     """Sends groups that meet a condition through an event; those in states that it can't meet are left alone.
 
     Args:
       where: condition, with `parameters`.
+      by_key: it names the groups: they are to be looked up, and not looked for among all in the same state.
       also: further assignments, with `values`.
 
     Returns:
       (sequence, group id, blob, lease token) of each.
     """
     transition = TRANSITIONS[event]
+    state = session.dialect.unindexed("state") if by_key else "state"
     return session.execute(
         f"UPDATE groups SET state = '{transition.target}'{', ' + also if also else ''} "
-        f"WHERE state IN ({_among(transition.sources)}) AND ({where}) RETURNING sequence, group_id, blob, lease_token",
+        f"WHERE {state} IN ({_among(transition.sources)}) AND ({where}) RETURNING sequence, group_id, blob, lease_token",
         (*values, *parameters),
     )
 
@@ -112,7 +124,9 @@ def change_named(
     return [
         row
         for piece in pieces(group_ids)
-        for row in change(session, event, f"group_id IN ({marks(piece)})", piece, also=also, values=values)
+        for row in change(
+            session, event, f"group_id IN ({marks(piece)})", piece, also=also, values=values, by_key=True
+        )
     ]
 
 
@@ -142,13 +156,12 @@ def insert(session: Session, records: Sequence[Record], *, priority: int, now: f
     return new
 
 
-def queued(session: Session) -> tuple[int, int, int]:
-    """Groups that are ready, and groups and payload bytes that are ready or leased."""
-    ((ready, groups, num_bytes),) = session.execute(
+def queued(session: Session) -> Queued:
+    ((num_ready, num_groups, num_bytes),) = session.execute(
         "SELECT coalesce(sum(CASE state WHEN 'ready' THEN 1 ELSE 0 END), 0), count(*), coalesce(sum(num_bytes), 0) "
         "FROM groups WHERE state IN ('ready', 'leased')"
     )
-    return int(ready), groups, int(num_bytes)
+    return Queued(int(num_ready), num_groups, int(num_bytes))
 
 
 def can_lease(session: Session, now: float) -> bool:
@@ -212,6 +225,7 @@ def lease_ready(session: Session, count: int, *, consumer: str, expires_s: float
             piece,
             also="tries = tries + 1, lease_token = lease_token + 1, lease_expires_s = ?, leased_by = ?",
             values=(expires_s, consumer),
+            by_key=True,
         )
         held: dict[int, bytes] = {}
         if payloads:

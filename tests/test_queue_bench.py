@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from learner_jax.contracts import decode_group, encode_group
-from tools.bench import BenchmarkError, queue, queue_sides
+from tools.bench import BenchmarkError, queue, queue_sides, queue_streams
 from tools.bench.__main__ import main
 from tools.bench.queue import Sample
 from tools.bench.timing import Spread
@@ -29,6 +29,9 @@ def test_it_runs_and_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert set(rows[0]["p99_ms"]) == {"put", "lease", "mark_trained", "acknowledge"}
     assert rows[1]["of_disk"]["median"] == 1.0
     assert rows[0]["of_peer"] is None
+    streams = json.loads(out.read_text())["results"]["streams"]
+    assert [row["side"] for row in streams] == SIDES[:2]
+    assert streams[0]["trajectories_per_s"]["median"] > 0
     assert "of the disk's throughput; at least 0.5 is the aim" in printed.out
     assert list(tmp_path.iterdir()) == [out]
 
@@ -69,6 +72,31 @@ def test_the_peer_takes_them_through_too(tmp_path: Path, whole: bool) -> None:
     }
     assert side._queue.qsize() == 0
     side.close()
+
+
+def test_a_stream_ends_with_everything_acknowledged(tmp_path: Path) -> None:
+    with queue.streaming("sqlite", tmp_path, batch=3, num_bytes=100_000) as stream:
+        assert isinstance(stream, queue_streams.WeirStream)
+        for _ in range(2):
+            assert stream.through([stream.prepare(3) for _ in range(2)]) > 0
+        assert stream.queue.progress().num_acknowledged == 12
+        assert stream.queue.blobs is not None
+        assert list(stream.queue.blobs.files()) == []
+        stream._worker.send([])
+        with pytest.raises(BenchmarkError, match="sent ready, expected opened"):
+            stream._receive("opened")
+        stream._worker.send("go")
+        stream._receive("done")
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_the_peer_streams_too(tmp_path: Path, whole: bool) -> None:
+    pytest.importorskip("persistqueue")
+    stream = queue_streams.PersistQueueStream(tmp_path, whole=whole, num_bytes=500, batch=3)
+    assert stream.through([stream.prepare(3) for _ in range(2)]) > 0
+    assert stream._queue.qsize() == 0
+    stream.close()
 
 
 def test_the_verdicts_can_fail() -> None:

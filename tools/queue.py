@@ -3,7 +3,7 @@
 python -m tools.queue runs/demo                     (the same as `show`)
 python -m tools.queue runs/demo dead                (dead letters and why)
 python -m tools.queue runs/demo requeue ID...       (or --all)
-python -m tools.queue runs/demo blobs [--sweep]     (payloads in files; --sweep deletes what no group needs)
+python -m tools.queue runs/demo blobs [--sweep]     (payloads in files; --sweep takes back what no group needs)
 
 Instead of the run's directory, the URL of its queue: a path, sqlite:///path or postgresql://...?schema=RUN. Payloads in
 files are then found only where the queue keeps them by default, or with --blobs FOLDER.
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     requeue.add_argument("ids", nargs="*", metavar="ID", help="group ids, as `dead` shows them")
     requeue.add_argument("--all", action="store_true", help="all of them")
     blobs = commands.add_parser("blobs", help="payloads in files")
-    blobs.add_argument("--sweep", action="store_true", help="delete files that no group needs and that are old enough")
+    blobs.add_argument("--sweep", action="store_true", help="take back files that no group needs and that are old enough")
     for command in (show, dead):
         command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments = parser.parse_args(argv)

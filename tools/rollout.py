@@ -10,6 +10,7 @@ import asyncio
 import gc
 import time
 
+from learner_jax.heap import keep_freed_memory
 from learner_jax.waits import Waits
 from rewards.feedback import create_environment
 from serving_bridge.rollout import RolloutWorker, RunIdentity
@@ -28,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wiring.config_arguments(parser)
     parser.add_argument("--name", default="worker-0", help="unique among the workers that run at the same time")
+    keep_freed_memory()
     with wiring.clear_errors():
         arguments, config, paths = wiring.read_arguments(parser)
         encoder, model_config = wiring.build_encoder(config, wiring.base_model_dir(config, paths))

@@ -3,15 +3,19 @@
 python -m tools.bench queue [--batch 16] [--kilobytes 100] [--rounds 9] [--directory DIR] [--json PATH]
 python -m tools.bench queue --volume [--hours 24] [--rate 4] [--sides sqlite postgres]
 
-Sides take turns, `--batches` batches each: Weir on SQLite and on PostgreSQL (over a local socket, on the same disk),
-persist-queue's SQLiteAckQueue with one item a trajectory and with one item a batch, the disk itself (the same bytes
-written and synced once per batch, encoding not counted), and encoding, checking and decoding alone, which is part of
-what the queues' sides take. Ratios are throughputs, taken within a round.
+Sides take turns, `--batches` batches each: Weir on SQLite and on PostgreSQL (over a local socket, on the same disk;
+"postgres rows" keeps payloads in the server instead of files that all hosts see), persist-queue's SQLiteAckQueue with
+one item a trajectory and with one item a batch, the disk itself (the same bytes written and synced once per batch,
+encoding not counted), and encoding, checking and decoding alone. Ratios are throughputs, taken within a round.
+
+Each turn comes in two ways: as in a run, where one process puts while another leases, marks and acknowledges
+(persist-queue's items can't be shared by processes: two threads), and in one process, one timed operation after the
+other.
 
 `--volume` takes what a run puts in in `--hours` at `--rate` trajectories per second through as fast as it can, with a
 checkpoint every 8 batches, and shows whether memory, open files and database grow: the last quarter against the second.
 
-Name a --directory on the disk that a run would use. Not covered: many processes at once, network between the hosts.
+Name a --directory on the disk that a run would use. Not covered: many workers at once, network between the hosts.
 """
 
 from __future__ import annotations
@@ -33,12 +37,15 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from learner_jax.heap import keep_freed_memory
+from serving_bridge.config import StoreSettings
 from tools.bench import BenchmarkError
 from tools.bench.postgres_server import NoServerError, running_server
 from tools.bench.queue_sides import CodecSide, DiskSide, PersistQueueSide, Side, WeirSide, named, trajectories
+from tools.bench.queue_streams import DiskStream, PersistQueueStream, Stream, WeirStream
 from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
 
-SIDES = ("sqlite", "postgres", "persist-queue", "persist-queue whole", "disk", "codec")
+SIDES = ("sqlite", "postgres", "postgres rows", "persist-queue", "persist-queue whole", "disk", "codec")
 #: Weir's throughput should be at least this share of the disk's, and this many times the peer's.
 DISK_AIM, PEER_AIM = 0.5, 5.0
 _CHECKPOINT_EVERY = 8
@@ -96,6 +103,7 @@ def main(argv: Sequence[str]) -> None:
     sides: list[str] = given.sides or (["sqlite"] if given.volume else list(SIDES))
     if given.volume and not set(sides) <= {"sqlite", "postgres"}:
         parser.error("--volume: expected --sides sqlite or postgres")
+    keep_freed_memory()  # as the run's processes do
     hardware = this_hardware()
     out = console()
     out.print(f"queue: {given.kilobytes} KB trajectories in batches of {given.batch}", highlight=False)
@@ -115,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
                 out.print(volume_verdict(side, samples, seconds, num_bytes=1000 * given.kilobytes), highlight=False)
                 results[side] = {"seconds": seconds, "samples": [asdict(sample) for sample in samples]}
         else:
-            rows = compare(
+            streams, rows = compare(
                 sides,
                 Path(folder),
                 batch=given.batch,
@@ -123,10 +131,11 @@ def main(argv: Sequence[str]) -> None:
                 batches=given.batches,
                 rounds=given.rounds,
             )
-            out.print(table(rows))
-            for line in itertools.chain.from_iterable(map(verdicts, rows)):
+            out.print(table("one process puts, another takes out", streams))
+            for line in itertools.chain.from_iterable(map(verdicts, streams)):
                 out.print(line, highlight=False)
-            results["rows"] = [asdict(row) for row in rows]
+            out.print(table("one process, one operation after the other", rows))
+            results |= {"streams": [asdict(row) for row in streams], "rows": [asdict(row) for row in rows]}
     if given.json is not None:
         settings = {key: value for key, value in vars(given).items() if key not in ("json", "directory")}
         write_json(given.json, "queue", hardware, settings, results)
@@ -144,15 +153,8 @@ def opened(name: str, folder: Path) -> Iterator[Side]:
     place.mkdir(mode=0o755)
     with ExitStack() as stack:
         match name:
-            case "sqlite":
-                side: Side = WeirSide(str(place / "state.db"))
-            case "postgres":
-                folder.chmod(0o755)  # the server runs as another user
-                try:
-                    server = stack.enter_context(running_server(directory=folder, settings=_SERVER))
-                except NoServerError as error:
-                    raise BenchmarkError(f"side postgres: {error}") from error
-                side = WeirSide(server.url)
+            case "sqlite" | "postgres" | "postgres rows":
+                side: Side = WeirSide(**stack.enter_context(_weir(name, folder, place)))
             case "persist-queue" | "persist-queue whole":
                 side = PersistQueueSide(place, whole=name.endswith("whole"))
             case "codec":
@@ -163,17 +165,57 @@ def opened(name: str, folder: Path) -> Iterator[Side]:
         yield side
 
 
-def compare(names: Sequence[str], folder: Path, *, batch: int, num_bytes: int, batches: int, rounds: int) -> list[Row]:
-    """Takes turns; the first, of each side, is not counted."""
+@contextmanager
+def streaming(name: str, folder: Path, *, batch: int, num_bytes: int) -> Iterator[Stream]:
+    """The same as a stream; of `SIDES` all but "codec"."""
+    place = folder / f"{name.replace(' ', '-')}-stream"
+    place.mkdir(mode=0o755)
+    with ExitStack() as stack:
+        match name:
+            case "sqlite" | "postgres" | "postgres rows":
+                where = stack.enter_context(_weir(name, folder, place))
+                stream: Stream = WeirStream(**where, num_bytes=num_bytes, batch=batch)
+            case "persist-queue" | "persist-queue whole":
+                stream = PersistQueueStream(place, whole=name.endswith("whole"), num_bytes=num_bytes, batch=batch)
+            case _:
+                stream = DiskStream(place / "file", num_bytes=num_bytes, batch=batch)
+        stack.callback(stream.close)
+        yield stream
+
+
+@contextmanager
+def _weir(name: str, folder: Path, place: Path) -> Iterator[dict[str, Any]]:
+    """Settings of a queue of its own."""
+    blob_bytes = 2**30 if name.endswith("rows") else StoreSettings().blob_bytes
+    if name == "sqlite":
+        yield {"url": str(place / "state.db"), "blobs": place / "blobs", "blob_bytes": blob_bytes}
+        return
+    folder.chmod(0o755)  # the server runs as another user
+    try:
+        with running_server(directory=folder, settings=_SERVER) as server:
+            yield {"url": server.url, "blobs": place / "blobs", "blob_bytes": blob_bytes}
+    except NoServerError as error:
+        raise BenchmarkError(f"side {name}: {error}") from error
+
+
+def compare(
+    names: Sequence[str], folder: Path, *, batch: int, num_bytes: int, batches: int, rounds: int
+) -> tuple[list[Row], list[Row]]:
+    """Takes turns, the first of which is not counted; returns the figures of streams and of single operations."""
     prototypes = trajectories(batch, num_bytes)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    streamed: dict[str, list[float]] = {name: [] for name in names if name != "codec"}
     operations: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in names}
     with ExitStack() as stack, progress() as bar:
         sides = {name: stack.enter_context(opened(name, folder)) for name in names}
-        task = bar.add_task("warming up", total=(rounds + 1) * len(names))
+        streams = {
+            name: stack.enter_context(streaming(name, folder, batch=batch, num_bytes=num_bytes)) for name in streamed
+        }
+        task = bar.add_task("warming up", total=(rounds + 1) * (len(sides) + len(streams)))
         for i in range(rounds + 1):
             first = i % len(names)
             for name in [*names[first:], *names[:first]]:
+                bar.update(task, advance=1, description=name)
                 turn = 0.0
                 for _ in range(batches):
                     indices = sides[name].prepare(batch)
@@ -182,11 +224,16 @@ def compare(names: Sequence[str], folder: Path, *, batch: int, num_bytes: int, b
                     for operation, taken in found.items():
                         operations[name][operation] += [taken] if i else []
                 seconds[name] += [turn] if i else []
-                bar.update(task, advance=1, description=name)
-    return [
-        _row(name, seconds, operations[name], count=batch * batches, num_bytes=batch * batches * num_bytes)
-        for name in names
-    ]
+            for name in [*names[first:], *names[:first]]:
+                if name in streams:
+                    bar.update(task, advance=1, description=name)
+                    turn = streams[name].through([streams[name].prepare(batch) for _ in range(batches)])
+                    streamed[name] += [turn] if i else []
+    count = batch * batches
+    return (
+        [_row(name, streamed, {}, count=count, num_bytes=count * num_bytes) for name in streamed],
+        [_row(name, seconds, operations[name], count=count, num_bytes=count * num_bytes) for name in names],
+    )
 
 
 def _row(
@@ -203,12 +250,14 @@ def _row(
     )
 
 
-def table(rows: Sequence[Row]) -> Table:
-    found = Table(title="median (10th-90th percentile) over rounds", title_justify="left")
+def table(title: str, rows: Sequence[Row]) -> Table:
+    found = Table(title=f"{title}: median (10th-90th percentile) over rounds", title_justify="left")
     found.add_column("side")
     for heading in ("trajectories/s", "MB/s", "of the disk", "times persist-queue"):
         found.add_column(heading, justify="right")
-    found.add_column("p99 of a batch, ms")
+    timed = any(row.p99_ms for row in rows)
+    if timed:
+        found.add_column("p99 of a batch, ms")
     for row in rows:
         found.add_row(
             row.side,
@@ -216,14 +265,14 @@ def table(rows: Sequence[Row]) -> Table:
             row.megabytes_per_s.show(),
             "" if row.of_disk is None else row.of_disk.show(digits=2),
             "" if row.of_peer is None else row.of_peer.show(digits=2),
-            ", ".join(f"{operation} {taken:.1f}" for operation, taken in row.p99_ms.items()),
+            *([", ".join(f"{operation} {taken:.1f}" for operation, taken in row.p99_ms.items())] if timed else []),
         )
     return found
 
 
 def verdicts(row: Row) -> Iterator[str]:
     """Whether Weir's own sides are as fast as they should be."""
-    if row.side not in ("sqlite", "postgres"):
+    if not row.side.startswith(("sqlite", "postgres")):
         return
     if row.of_disk is not None:
         met = "met" if row.of_disk.median >= DISK_AIM else "missed"

@@ -14,11 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from learner_jax.contracts import NOT_SAMPLED, Trajectory, decode_group, encode_group
+from serving_bridge.config import StoreSettings
 from serving_bridge.queue import TrajectoryQueue
 from serving_bridge.staleness import Pace
 from tools.bench import BenchmarkError
 
-_ENDLESS = Pace(max_staleness=0, groups_per_step=10**12, total_steps=1)
+#: A gate that is always open.
+CLAIM_ALL = Pace(max_staleness=0, groups_per_step=10**12, total_steps=1)
 
 
 class Side(Protocol):
@@ -48,12 +50,12 @@ class Numbered:
 class WeirSide:
     """Weir's queue on either engine; groups of one trajectory."""
 
-    def __init__(self, url: str, *, blobs: Path | None = None):
-        self.queue = TrajectoryQueue(url, blobs=blobs)
+    def __init__(self, url: str, *, blobs: Path | None = None, blob_bytes: int = StoreSettings().blob_bytes):
+        self.queue = TrajectoryQueue(url, blobs=blobs, blob_bytes=blob_bytes)
         self._step = 0
 
     def prepare(self, count: int) -> list[int]:
-        return self.queue.claim_prompts("bench", count, _ENDLESS, served_step=0)
+        return self.queue.claim_prompts("bench", count, CLAIM_ALL, served_step=0)
 
     def take(self, indices: Sequence[int], groups: Sequence[Sequence[Trajectory]]) -> Mapping[str, float]:
         seconds: dict[str, float] = {}
