@@ -112,7 +112,8 @@ def change(
     state = session.dialect.unindexed("state") if by_key else "state"
     return session.execute(
         f"UPDATE groups SET state = '{transition.target}'{', ' + also if also else ''} "
-        f"WHERE {state} IN ({_among(transition.sources)}) AND ({where}) RETURNING sequence, group_id, blob, lease_token",
+        f"WHERE {state} IN ({_among(transition.sources)}) AND ({where}) "
+        "RETURNING sequence, group_id, blob, lease_token",
         (*values, *parameters),
     )
 
