@@ -32,6 +32,8 @@ _LEFTOVER_GRACE_S = 2.0
 _KILL_TIMEOUT_S = 10.0
 #: inherited by every process under one guard, so that they can be found even after the guard itself was killed
 _MARK = "WEIR_GUARD_ID"
+#: vLLM's processes name themselves by setproctitle, which writes over the environment that /proc shows unless told this
+_KEEPS_ENVIRONMENT = {"SPT_NOENV": "1"}
 
 
 class GuardError(RuntimeError):
@@ -62,7 +64,7 @@ class GuardedProcess:
             with open(log_path, "ab") as log:
                 self._process = subprocess.Popen(
                     [*guard, "--", *self.command],
-                    env={**env, _MARK: self._mark},
+                    env={**env, **_KEEPS_ENVIRONMENT, _MARK: self._mark},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -160,6 +160,31 @@ def test_kill_9_of_the_guard_is_noticed_and_the_tree_ended(tmp_path: Path):
     assert not any(is_alive(pid) for pid in pids)
 
 
+# As vLLM's engine core: a process in the same session whose title is set.
+RENAMED = """
+import os, sys, time
+import setproctitle
+if os.fork() == 0:
+    setproctitle.setproctitle("VLLM::EngineCore " + "x" * 100)
+    with open(sys.argv[1] + ".tmp", "w") as file: file.write(str(os.getpid()))
+    os.rename(sys.argv[1] + ".tmp", sys.argv[1])
+time.sleep(60)
+"""
+
+
+def test_kill_9_of_the_guard_ends_a_process_that_named_itself(tmp_path: Path):
+    pytest.importorskip("setproctitle")
+    noted = tmp_path / "renamed"
+    command = [sys.executable, "-c", RENAMED, str(noted)]
+    process = GuardedProcess(command, env=dict(os.environ), log_path=tmp_path / "log", grace_s=0.5)
+    wait_for(noted.exists)
+    renamed = int(noted.read_text())
+    assert b"VLLM::EngineCore" in Path(f"/proc/{renamed}/cmdline").read_bytes()
+    os.kill(process.pid, signal.SIGKILL)
+    wait_for(lambda: process.poll() is not None)
+    assert not is_alive(renamed)
+
+
 def test_a_guard_survives_the_thread_that_started_it(tmp_path: Path):
     processes: list[GuardedProcess] = []
 
