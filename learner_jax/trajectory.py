@@ -22,6 +22,9 @@ _FINISH_REASONS, _SOURCES = get_args(FinishReason), get_args(Source)
 #: Log-probabilities may be above 0 by so much.
 _ROUNDING = 1e-4
 
+#: Extremes of an array, without what the methods of that name look at first.
+_lowest, _highest = np.minimum.reduce, np.maximum.reduce
+
 _ARRAY_DTYPES: dict[str, np.dtype] = {
     "tokens": np.dtype("<i4"),
     "loss_mask": np.dtype("?"),
@@ -85,7 +88,7 @@ class Trajectory:
     def oldest_version(self) -> int:
         """The oldest policy version among the sampled tokens (the one staleness is counted from)."""
         # Taken for unsigned, `NOT_SAMPLED` is above every version.
-        return int(self.policy_version.view(np.uint32).min())
+        return int(_lowest(self.policy_version.view(np.uint32)))
 
     def validate(self) -> None:
         """Raises `ContractError` naming the first field that breaks the contract."""
@@ -98,7 +101,7 @@ class Trajectory:
                 raise ContractError(f"{self.trajectory_id}: {name} has dtype {array.dtype}, expected {dtype}")
         # Every trajectory comes by here twice: reductions over whole arrays, and no copies of what a mask selects.
         mask = self.loss_mask
-        highest = mask.view(np.uint8).max(initial=0)
+        highest = _highest(mask.view(np.uint8)) if length else 0
         if highest == 0:
             raise ContractError(f"{self.trajectory_id}: no token was sampled by the policy (loss_mask is all False)")
         if highest > 1:
@@ -107,18 +110,18 @@ class Trajectory:
             raise ContractError(f"{self.trajectory_id}: the first token has no context and can't have been sampled")
         # Off the mask too: losses multiply what they leave out by zero, and zero times NaN is NaN. Extremes of an array
         # with a NaN are NaN, which fails every comparison.
-        if not (-np.inf < self.behavior_logprobs.min() and self.behavior_logprobs.max() <= _ROUNDING):
+        if not (-np.inf < _lowest(self.behavior_logprobs) and _highest(self.behavior_logprobs) <= _ROUNDING):
             raise ContractError(f"{self.trajectory_id}: behavior_logprobs must be finite and <= 0")
-        if not (-np.inf < self.rewards.min() and self.rewards.max() < np.inf):
+        if not (-np.inf < _lowest(self.rewards) and _highest(self.rewards) < np.inf):
             raise ContractError(f"{self.trajectory_id}: rewards must be finite")
         has_version = self.policy_version >= 0
-        if self.policy_version.min() < NOT_SAMPLED or not np.array_equal(has_version, mask):
+        if _lowest(self.policy_version) < NOT_SAMPLED or (has_version != mask).any():
             if (mask & ~has_version).any():
                 raise ContractError(f"{self.trajectory_id}: a sampled token has no policy version")
             raise ContractError(
                 f"{self.trajectory_id}: a token that no policy sampled has a policy version, expected {NOT_SAMPLED}"
             )
-        if self.tokens.min() < 0:
+        if _lowest(self.tokens) < 0:
             raise ContractError(f"{self.trajectory_id}: token ids must be >= 0")
         if self.turn[0] < 0 or (self.turn[1:] < self.turn[:-1]).any():
             raise ContractError(f"{self.trajectory_id}: turn must start at 0 or above and never go down")
@@ -210,7 +213,7 @@ def encode_group(group: Sequence[Trajectory]) -> bytes:
     records = []
     for trajectory in group:
         trajectory.validate()
-        fields = {name: getattr(trajectory, name) for name in Trajectory.__dataclass_fields__}
+        fields = dict(vars(trajectory))
         for name, dtype in _ARRAY_DTYPES.items():
             fields[name] = np.ascontiguousarray(fields[name], dtype).tobytes()
         fields["prompt"], fields["sampling"] = dict(fields["prompt"]), dict(fields["sampling"])
@@ -236,7 +239,8 @@ def decode_group(payload: bytes) -> list[Trajectory]:
     for wire in wires:
         if wire.schema != TRAJECTORY_SCHEMA:
             raise _schema_error(wire.schema)
-        fields = {name: getattr(wire, name) for name in Trajectory.__dataclass_fields__}
+        fields = msgspec.structs.asdict(wire)
+        del fields["schema"]
         for name, dtype in _ARRAY_DTYPES.items():
             if len(fields[name]) % dtype.itemsize:
                 raise ContractError(f"{wire.trajectory_id}: {name} has {len(fields[name])} bytes, not whole {dtype}")

@@ -42,6 +42,7 @@ class BlobFolder:
     def __init__(self, folder: Path):
         self.folder = folder
         self._spares = folder / _SPARE
+        self._spare_bytes = _SPARE_BYTES  # as far as this process knows
 
     def write(self, payloads: Sequence[bytes]) -> list[Blob]:
         """Stores payloads durably in one file under a name that was never used before; says where each is."""
@@ -91,18 +92,18 @@ class BlobFolder:
 
     def release(self, names: Iterable[str]) -> None:
         """Takes back files that no row needs any more: as spares, or for good where there are enough of them."""
-        spare_bytes: int | None = None
         for name in names:
+            path = self.folder / name
             with suppress(FileNotFoundError):  # whoever released it before died in between, or was only slow
-                size = (self.folder / name).stat().st_size
-                if spare_bytes is None:
+                num_bytes = path.stat().st_size
+                if self._spare_bytes + num_bytes > _SPARE_BYTES:  # or fewer, as others take them
                     self._spares.mkdir(exist_ok=True)
-                    spare_bytes = sum(num_bytes for _, num_bytes, _ in self.spares())
-                if spare_bytes + size > _SPARE_BYTES:
-                    (self.folder / name).unlink()
+                    self._spare_bytes = sum(size for _, size, _ in self.spares())
+                if self._spare_bytes + num_bytes > _SPARE_BYTES:
+                    path.unlink()
                 else:
-                    (self.folder / name).rename(self._spares / name)
-                    spare_bytes += size
+                    path.rename(self._spares / name)
+                    self._spare_bytes += num_bytes
 
     def files(self) -> Iterator[tuple[str, int, float]]:
         """(name, bytes, time of writing in wall-clock seconds) of every file that is no spare."""
