@@ -80,6 +80,8 @@ class TrajectoryQueue:
         self._consumer = consumer or f"{socket.gethostname()}:{os.getpid()}"
         self._tokens: dict[str, int] = {}
         self._is_in_charge = False
+        self._finds_groups = False
+        self._needless: list[str] = []  # files that are to be released once it is durable that their groups ended
         self._epoch = self._db.read(lambda session: rows.get(session, "consumer_epoch"))
 
     @property
@@ -239,8 +241,7 @@ class TrajectoryQueue:
             self._require_epoch(session)
             self._require_leases(session, group_ids)
             rows.change_named(session, "train", group_ids)
-            rows.put(session, "completed_steps", completed_steps)
-            rows.put(session, "trained_version", trained_version)
+            rows.put(session, completed_steps=completed_steps, trained_version=trained_version)
 
         self._db.write(work, synced=False)
         self._forget(group_ids)
@@ -253,7 +254,9 @@ class TrajectoryQueue:
             ended = rows.free(session, rows.change_named(session, "acknowledge", group_ids))
             return rows.needless_files(session, ended + rows.purge(session, max_dead=self._bounds.max_dead))
 
-        self._payloads.release(self._db.write(work))
+        needless = self._db.write(work)
+        self._payloads.release(self._needless + needless)
+        self._needless.clear()
 
     def reject(self, group_id: str, reason: str) -> None:
         """Negative acknowledgement: the group goes back to ready, or becomes a dead letter after too many tries."""
@@ -276,7 +279,7 @@ class TrajectoryQueue:
 
         def work(session: Session) -> int:
             epoch = rows.get(session, "consumer_epoch", session.dialect.for_update) + 1
-            rows.put(session, "consumer_epoch", epoch)
+            rows.put(session, consumer_epoch=epoch)
             return epoch
 
         self._epoch = self._db.write(work)
@@ -310,7 +313,7 @@ class TrajectoryQueue:
 
         def work(session: Session) -> None:
             self._require_epoch(session)
-            rows.put(session, "finished", 1)
+            rows.put(session, finished=1)
 
         self._db.write(work)
 
@@ -375,11 +378,13 @@ class TrajectoryQueue:
             )
             return leased, len(dropped), rows.needless_files(session, dropped)
 
-        if not self._db.read(has_any):
+        # Nothing is looked for without a lock where something was found just now.
+        if not self._finds_groups and not self._db.read(has_any):
             return [], 0
         leased, num_dropped, needless = self._db.write(work, synced=False)
+        self._finds_groups = bool(leased)
         self._tokens |= {row.group_id: row.token for row in leased}
-        self._payloads.release(needless)
+        self._needless += needless
         return leased, num_dropped
 
     def _bury(self, reasons: dict[str, str]) -> None:

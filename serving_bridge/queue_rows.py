@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -75,8 +76,8 @@ def get(session: Session, key: str, lock: str = "") -> int:
     return rows[0][0] if rows else 0
 
 
-def put(session: Session, key: str, value: int) -> None:
-    session.execute("UPDATE progress SET value = ? WHERE key = ?", (value, key))
+def put(session: Session, **values: int) -> None:
+    session.executemany("UPDATE progress SET value = ? WHERE key = ?", [(value, key) for key, value in values.items()])
 
 
 def numbers(session: Session) -> dict[str, int]:
@@ -125,9 +126,7 @@ def change_named(
     return [
         row
         for piece in pieces(group_ids)
-        for row in change(
-            session, event, f"group_id IN ({marks(piece)})", piece, also=also, values=values, by_key=True
-        )
+        for row in change(session, event, f"group_id IN ({marks(piece)})", piece, also=also, values=values, by_key=True)
     ]
 
 
@@ -229,7 +228,7 @@ def lease_ready(session: Session, count: int, *, consumer: str, expires_s: float
             by_key=True,
         )
         held: dict[int, bytes] = {}
-        if payloads:
+        if payloads and any(blob is None for _, blob in places.values()):
             held = dict(session.execute(f"SELECT * FROM payloads WHERE sequence IN ({marks(piece)})", piece))
         for sequence, group_id, _, token in leased:
             num_bytes, blob = places[sequence]
@@ -248,9 +247,8 @@ def recover(session: Session, consumed: Sequence[str], *, completed_steps: int, 
         [(group_id, prompt_cursor) for group_id in consumed],
     )
     change(session, "restore", "1 = 1", also="tries = 0")
-    put(session, "completed_steps", completed_steps)
-    put(session, "next_prompt", max(prompt_cursor, get(session, "next_prompt", session.dialect.for_update)))
-    put(session, "finished", 0)
+    next_prompt = max(prompt_cursor, get(session, "next_prompt", session.dialect.for_update))
+    put(session, completed_steps=completed_steps, next_prompt=next_prompt, finished=0)
     return ended
 
 
@@ -292,7 +290,7 @@ def lease_of(session: Session, group_ids: Sequence[str]) -> dict[str, tuple[Stat
 
 def free(session: Session, ended: list[Row]) -> list[Row]:
     """Deletes the payloads of groups that ended; returns them."""
-    for piece in pieces([row[0] for row in ended]):
+    for piece in pieces([row[0] for row in ended if row[2] is None]):
         session.execute(f"DELETE FROM payloads WHERE sequence IN ({marks(piece)})", piece)
     return ended
 
@@ -336,23 +334,23 @@ def purge(session: Session, *, max_dead: int) -> list[Row]:
     for good, also without a row. Dead letters keep their rows, the newest `max_dead` of them.
     """
     known = get(session, "watermark", session.dialect.for_update)
-    ((next_prompt, live, claimed),) = session.execute(
+    ((next_prompt, live, claimed, num_dead),) = session.execute(
         "SELECT (SELECT value FROM progress WHERE key = 'next_prompt'), "
         f"(SELECT min(prompt_index) FROM groups WHERE state IN ({_among(LIVE)})), "
-        "(SELECT min(prompt_index) FROM claims)"
+        "(SELECT min(prompt_index) FROM claims), (SELECT count(*) FROM groups WHERE state = 'dead')"
     )
     watermark = max(known, min(index for index in (next_prompt, live, claimed) if index is not None))
     if watermark != known:
-        put(session, "watermark", watermark)
-    for state in ENDED:
+        put(session, watermark=watermark)
         gone = session.execute(
-            f"DELETE FROM groups WHERE state = '{state}' AND prompt_index < ? RETURNING created_s", (watermark,)
+            f"DELETE FROM groups WHERE state IN ({_among(ENDED)}) AND prompt_index < ? RETURNING state, created_s",
+            (watermark,),
         )
-        _count_removed(session, state, sum(created_s >= 0 for (created_s,) in gone))
-    # A dead letter is dropped only once the watermark stands for it.
-    ((num_dead,),) = session.execute("SELECT count(*) FROM groups WHERE state = 'dead'")
+        for state, count in Counter(state for state, created_s in gone if created_s >= 0).items():
+            _count_removed(session, state, count)
     if num_dead <= max_dead:
         return []
+    # A dead letter is dropped only once the watermark stands for it.
     excess = session.execute(
         "DELETE FROM groups WHERE state = 'dead' AND prompt_index < ? AND sequence NOT IN "
         "(SELECT sequence FROM groups WHERE state = 'dead' ORDER BY sequence DESC LIMIT ?) "
@@ -364,8 +362,7 @@ def purge(session: Session, *, max_dead: int) -> list[Row]:
 
 
 def _count_removed(session: Session, state: State, count: int) -> None:
-    if count:
-        session.execute("UPDATE progress SET value = value + ? WHERE key = ?", (count, f"removed_{state}"))
+    session.execute("UPDATE progress SET value = value + ? WHERE key = ?", (count, f"removed_{state}"))
 
 
 def counts(session: Session) -> Mapping[State, int]:
@@ -409,7 +406,7 @@ def claim(
     expired = expired_claims(session, now, limit, session.dialect.skip_locked)
     fresh = range(start, start + min(room(session, pace, served_step), limit - len(expired)))
     if fresh:
-        put(session, "next_prompt", fresh.stop)
+        put(session, next_prompt=fresh.stop)
     claimed = [*expired, *fresh]
     session.executemany(
         "INSERT INTO claims VALUES (?, ?, ?) "

@@ -75,6 +75,14 @@ def test_files_end_with_the_last_of_their_groups(queue: TrajectoryQueue, folder:
     assert files(folder) == []
 
 
+def test_files_of_dropped_groups_stay_until_that_is_durable(queue: TrajectoryQueue, folder: Path) -> None:
+    put_big(queue, 0)
+    assert queue.lease_groups(1, trained_version=99, max_staleness=1).num_dropped_stale == 1
+    assert len(files(folder)) == 1
+    queue.acknowledge([])
+    assert files(folder) == []
+
+
 def test_ended_files_are_written_again_under_new_names(queue: TrajectoryQueue, folder: Path) -> None:
     put_big(queue, 0, 1)
     (first,) = files(folder)
