@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from learner_jax.checkpoint_manifest import (
     this_code,
 )
 from learner_jax.crash_points import crash_point
+from learner_jax.disk_errors import disk_failure
 from learner_jax.train_step import Params, TrainState
 from learner_jax.value_model import KEY as VALUE_KEY
 from learner_jax.waits import Waits
@@ -80,15 +82,16 @@ class Checkpoints:
         self._waits = waits or Waits()
         arrays = {item: _array_handler() for item in ("state", "reference")}
         self._directory = Path(directory).absolute()
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True),
-            item_handlers=arrays | {ITEM: ocp.JsonCheckpointHandler()},
-        )
+        self._saving_step = -1
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True),
+                item_handlers=arrays | {ITEM: ocp.JsonCheckpointHandler()},
+            )
         self._run, self._config, self._code = run, dict(config or {}), this_code()
         self._log = log
         self._hashing: Hashing | None = None
-        self._saving_step = -1
         self._leftovers = unfinished(self._directory)
 
     def save(self, state: TrainState, position: Position, *, reference: Params | None = None) -> None:
@@ -97,7 +100,7 @@ class Checkpoints:
         Args:
           reference: the KL's reference policy, where a resumed run could not find it elsewhere.
         Raises:
-          CheckpointError: the save before could not be committed.
+          CheckpointError: the save before could not be committed, or this one not be begun.
         """
         self.finish()
         step, started = position.completed_steps, time.monotonic()
@@ -114,7 +117,8 @@ class Checkpoints:
                 shutil.rmtree(self._directory / name, ignore_errors=True)
             self._leftovers = ()
         self._saving_step = step
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with self._writing():
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
         def hashed(verified: bool, seconds: float) -> None:
             crash_point("hashed")
@@ -132,9 +136,8 @@ class Checkpoints:
           CheckpointError: it is not within `timeout_s`, or it failed.
         """
         told = False
-        name = f"checkpoint {self._directory / str(self._saving_step)}"
         with self._waits.waiting(
-            f"{name} to be committed",
+            f"{self._name()} to be committed",
             on="the disk",
             limit_s=timeout_s,
             setting="learner.max_wait_s",
@@ -146,9 +149,19 @@ class Checkpoints:
                     self._log("uncommitted", step=self._saving_step, waited_s=wait.waited_s)
                     told = True
                 wait.sleep(_POLL_S)
-        try:
+        with self._writing():
             self._manager.wait_until_finished()
+
+    def _name(self) -> str:
+        """What a save in progress is of."""
+        return f"checkpoint {self._directory / str(self._saving_step)}"
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
         except (ValueError, OSError, RuntimeError) as error:
+            name = self._name() if self._saving_step >= 0 else f"checkpoint folder {self._directory}"
             raise CheckpointError(
                 f"{name} could not be written: {_reason(error)}; the checkpoints before it are kept"
             ) from error
@@ -231,12 +244,13 @@ class Checkpoints:
     def close(self) -> None:
         """As `finish`; nothing can be saved afterwards."""
         self.finish()
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     def _finish_hashing(self) -> None:
-        if self._hashing is not None:
-            self._hashing.finish(_HASHES_WITHIN_S)
-            self._hashing = None
+        hashing, self._hashing = self._hashing, None
+        if hashing is not None:
+            hashing.finish(_HASHES_WITHIN_S)
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
@@ -276,7 +290,9 @@ def _restore_args(tree: Any) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What happened, without the specifications that TensorStore appends, which are many times longer."""
+    """What happened, without the paths and specifications that TensorStore adds, which are many times longer."""
+    if (failure := disk_failure(error)) is not None:
+        return failure.strerror or str(failure)
     return str(error).partition(" [tensorstore_spec")[0]
 
 

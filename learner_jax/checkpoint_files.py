@@ -116,12 +116,14 @@ class Hashing:
     Args:
       folder: where the checkpoint will be.
       is_writing: whether it is still being written.
-      on_end: called in the background with whether there are hashes now, and the seconds that they took.
+      on_end: called in the background with whether there are hashes now, and the seconds that they took; an OSError of
+        its own is raised by `finish`.
     """
 
     def __init__(self, folder: Path, *, is_writing: Callable[[], bool], on_end: Callable[[bool, float], None]) -> None:
         self._folder, self._is_writing, self._on_end = folder, is_writing, on_end
         self._stop = threading.Event()
+        self._failure: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="checkpoint-hashes", daemon=True)
         self._thread.start()
 
@@ -130,6 +132,8 @@ class Hashing:
         self._thread.join(timeout_s)
         self._stop.set()
         self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
     def _run(self) -> None:
         while self._is_writing():
@@ -141,4 +145,7 @@ class Hashing:
         with contextlib.suppress(OSError, Stopped):
             write_hashes(self._folder, should_stop=self._stop.is_set, threads=_BACKGROUND_THREADS)
             hashed = True
-        self._on_end(hashed, time.monotonic() - started)
+        try:
+            self._on_end(hashed, time.monotonic() - started)
+        except OSError as error:
+            self._failure = error

@@ -8,6 +8,7 @@ settings has another fingerprint, and begins afresh.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from learner_jax.direct_io import File
+from learner_jax.disk_errors import at
 
 
 class WorkError(ValueError):
@@ -79,7 +81,7 @@ def open_work(out: Path, fingerprint: Any, say: Callable[[str], None]) -> Iterat
     refuse_used(out)
     folder = out.with_name(f".{out.name}.converting")
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
-    with _locked(folder, out):
+    with at(folder), _locked(folder, out):
         refuse_used(out)  # it may have been made while we waited for the lock's file
         work = Work(out, folder, folder / "result", _take_up(folder, digest, say))
         try:
@@ -208,7 +210,7 @@ def require_space(folder: Path, nbytes: int) -> None:
         raise WorkError(
             f"{folder} needs {nbytes / 1e9:.1f} GB more, but its disk has {free / 1e9:.1f} GB free: make room or name "
             f"a folder on another disk"
-        )
+        ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def sync(path: Path) -> None:

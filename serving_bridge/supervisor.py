@@ -21,7 +21,11 @@ _END_S = 30.0
 
 
 class ProcessFailedError(RuntimeError):
-    """A process ended with an error and may not be restarted (any more); carries the end of its log."""
+    """A process ended with an error and may not be restarted (any more); carries the end of its log and its status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass
@@ -47,6 +51,7 @@ class _Group:
     #: when the first of them was seen to have failed
     failed_s: float | None = None
     failure: str = ""
+    failure_status: int = 0
     restart_s: float | None = None
 
 
@@ -150,13 +155,13 @@ class Supervisor:
         statuses = [child.process.poll() for child in group.children]
         now = self._clock()
         if group.failed_s is None:
-            failed = [at for at, status in enumerate(statuses) if status]
+            failed = [(child, status) for child, status in zip(group.children, statuses, strict=True) if status]
             if not failed:
                 return
             group.failed_s = now
-            child = group.children[failed[0]]
+            child, group.failure_status = failed[0]
             group.failure = (
-                f"process {child.name} ended with status {statuses[failed[0]]}; the end of {child.log_path}:\n"
+                f"process {child.name} ended with status {group.failure_status}; the end of {child.log_path}:\n"
                 f"{log_tail(child.log_path, child.log_start)}"
             )
         if None in statuses:
@@ -167,7 +172,7 @@ class Supervisor:
         if group.restart_s is None:
             pause_s = group.budget.spend(now)
             if pause_s is None:
-                raise ProcessFailedError(group.failure)
+                raise ProcessFailedError(group.failure, group.failure_status)
             group.restart_s = now + pause_s
         if now >= group.restart_s:
             self._log("restart", name=group.name, status=statuses, restarts_left=group.budget.left(now))

@@ -71,6 +71,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from learner_jax.disk_errors import at
+
 Record = dict[str, Any]
 
 #: A second in all; the lock is held for microseconds.
@@ -101,11 +103,8 @@ class MetricsLog:
         """
         record = {"t": round(self._clock(), 3), "process": self._process, "event": event, **fields}
         line = (json.dumps(_plain(record), allow_nan=False, separators=(",", ":")) + "\n").encode()
-        try:
-            with self._lock:
-                self._append(line)
-        except OSError as error:
-            raise OSError(error.errno, os.strerror(error.errno or 0), str(self._path)) from error
+        with at(self._path), self._lock:
+            self._append(line)
 
     def _append(self, line: bytes) -> None:
         """Writes, under the file's lock: without it, a line that another process is just writing would look torn."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from learner_jax.waits import Waits, WaitState
 
@@ -45,15 +45,21 @@ class WaitReport:
 def reported_waits(waits: Waits, log: Log, *, clock: Callable[[], float], poll_s: float = _POLL_S) -> Iterator[None]:
     """While the block runs, waits of a second and more appear in the log as events `waits`.
 
+    An event that can't be written is left out: the process meets the same disk at its own next event, and says so.
+
     Args:
       clock: monotonic seconds.
     """
     report, ended = WaitReport(log), threading.Event()
 
+    def look(states: Sequence[WaitState]) -> None:
+        with suppress(OSError):
+            report.look(states, clock())
+
     def run() -> None:
         while not ended.wait(poll_s):
-            report.look(waits.current(), clock())
-        report.look([], clock())
+            look(waits.current())
+        look([])
 
     thread = threading.Thread(target=run, name="wait-reporter", daemon=True)
     thread.start()

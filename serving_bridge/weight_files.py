@@ -18,6 +18,7 @@ import numpy as np
 import xxhash
 
 from learner_jax.contracts import TensorEntry, WeightFile
+from learner_jax.disk_errors import at
 
 _READ_BYTES = 1 << 20
 #: numpy's name of a dtype -> its code in the safetensors header
@@ -169,7 +170,8 @@ def write_durably(path: Path, payload: bytes) -> None:
 def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        with at(folder):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -177,7 +179,7 @@ def sync_folder(folder: Path) -> None:
 def _write(path: Path, blocks: Iterable[memoryview]) -> WeightFile:
     digest = hashlib.sha256()
     num_bytes = 0
-    with path.open("wb") as stream:
+    with at(path), path.open("wb") as stream:
         for block in blocks:
             digest.update(block)
             num_bytes += stream.write(block)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,7 +172,8 @@ class Publisher:
 
     def _mend(self) -> None:
         while not self._closed.wait(_POLL_S):
-            self._mend_once()
+            with suppress(OSError):  # looked at again; what publishes meets the same disk, and says so
+                self._mend_once()
 
     def _mend_once(self) -> None:
         """Stores the newest version whole where its own form was found damaged by someone who must load it."""

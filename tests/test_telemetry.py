@@ -25,8 +25,8 @@ with MetricsLog(sys.argv[1], sys.argv[2]) as log:
         log.write("tick", number=number, padding="x" * (number * 7 % 900))
 """
 
-#: At each tick of a clock that all see, opens the file anew and writes a line. Half a tick before, one of them tears one,
-#: as a process that is killed in the middle of its write.
+#: At each tick of a clock that all see, opens the file anew and writes a line. Half a tick before, one of them tears
+#: one, as a process that is killed in the middle of its write.
 _SHORT_LIVES = """
 import fcntl, os, sys, time
 from serving_bridge.telemetry import MetricsLog

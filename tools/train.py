@@ -24,6 +24,7 @@ import aiohttp
 
 from configs.load import ConfigError, load_config, save_config
 from configs.schema import Config
+from learner_jax.disk_errors import at
 from learner_jax.waits import Waits
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.registry import ReplicaRow
@@ -285,7 +286,8 @@ def train(config_path: Path, overrides: list[str], *, profile_steps: int = 0) ->
     paths = wiring.run_paths(config)
     check_parts(config)
     paths.logs.mkdir(parents=True, exist_ok=True)
-    save_config(config, paths.config)
+    with at(paths.config):
+        save_config(config, paths.config)
     stop = wiring.StopRequest().install()
     with LiveView(config, paths.directory) as view:
         complete = Job(config, paths, view, stop, profile_steps=profile_steps).run()

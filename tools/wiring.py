@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -15,16 +16,18 @@ from pathlib import Path
 from configs.load import load_config, save_config
 from configs.schema import Config, CreateModelSettings
 from learner_jax.contracts import RecordLimits
+from learner_jax.disk_errors import at, disk_failure
 from learner_jax.hf_names import ModelConfig, read_model_config
 from learner_jax.waits import Waits
 from rewards.protocol import Task
 from rewards.tasks import create_task
 from serving_bridge.create_model import CreateModelError, create_model
-from serving_bridge.database import absolute_url
+from serving_bridge.database import DiskFullError, absolute_url
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.queue import QueueBounds, TrajectoryQueue
 from serving_bridge.registry import ReplicaRegistry
 from serving_bridge.staleness import Pace
+from serving_bridge.supervisor import ProcessFailedError
 from serving_bridge.telemetry import MetricsLog
 from serving_bridge.tokenization import load_tokenizer
 from serving_bridge.weight_publisher import Publisher
@@ -32,6 +35,12 @@ from serving_bridge.weight_store import WeightStore
 
 #: problems whose texts the tokenizer of a created model is trained on
 _TOKENIZER_PROBLEMS = 2000
+#: Exit status where a disk is full or fails (EX_IOERR of sysexits.h); every other clear error has 1.
+DISK_STATUS = os.EX_IOERR
+_KEPT = (
+    "nothing that was accepted is lost: see to that disk and start again; a learner goes on from its last committed "
+    "checkpoint"
+)
 _OWN_PACKAGES = ("learner_jax", "serving_bridge", "rewards", "configs", "tools")
 
 
@@ -161,7 +170,8 @@ def _save_for_all(config: Config, path: Path) -> None:
     hosts = config.learner.hosts.model_copy(update={"index": -1})
     learner = config.learner.model_copy(update={"hosts": hosts})
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    save_config(config.model_copy(update={"learner": learner}), temporary)
+    with at(path):
+        save_config(config.model_copy(update={"learner": learner}), temporary)
     temporary.replace(path)
 
 
@@ -269,11 +279,29 @@ class StopRequest:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns the project's own errors, all written for people, into one line on stderr and exit status 1."""
+    """Turns errors that a person can do something about into one line on stderr and an exit status.
+
+    These are the project's own errors, all written for people, with status 1, and those of full or failing disks,
+    whoever raised them, with `DISK_STATUS`.
+    """
     try:
         yield
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in _OWN_PACKAGES:
+        text, status = _told(error)
+        if text is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        with contextlib.suppress(OSError):  # stderr may be a file on that disk; the status then has to do
+            print(f"error: {text}", file=sys.stderr)
+        raise SystemExit(status) from None
+
+
+def _told(error: Exception) -> tuple[str | None, int]:
+    """What a person reads of an error, and the exit status; None if it is not one for people."""
+    failure = disk_failure(error)
+    text = str(error) if type(error).__module__.partition(".")[0] in _OWN_PACKAGES else None
+    if text is None and failure is not None:
+        text = f"{failure.filename or 'a file'} can't be written or read: {failure.strerror}"
+    of_child = isinstance(error, ProcessFailedError) and error.status == DISK_STATUS
+    if failure is None and not of_child and not isinstance(error, DiskFullError):
+        return text, 1
+    return f"{text}; {_KEPT}", DISK_STATUS
