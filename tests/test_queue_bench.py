@@ -108,16 +108,17 @@ def test_the_verdicts_can_fail() -> None:
 
 
 def test_volume_runs_and_sees_growth(tmp_path: Path) -> None:
-    samples, _ = queue.volume("sqlite", tmp_path, 400, batch=4, num_bytes=1000, num_samples=8)
+    samples, _ = queue.volume("sqlite", tmp_path, 400, batch=4, num_bytes=100_000, num_samples=8)
     assert samples[-1].count == 400
     assert max(sample.database_bytes for sample in samples) < 20e6
-    steady = [Sample(i, 100_000_000, 5, 1000) for i in range(8)]
+    assert 400_000 <= max(sample.blob_bytes for sample in samples) < 15e6
+    steady = [Sample(i, 100_000_000, 5, 1000, 1000) for i in range(8)]
     assert queue.volume_verdict("sqlite", steady, 1.0, num_bytes=10).endswith("steady")
     leaks = [dataclasses.replace(sample, num_files=5 + sample.count) for sample in steady]
     told = queue.volume_verdict("sqlite", leaks, 1.0, num_bytes=10**9)
-    assert told.endswith("memory +0.0%, open files +53.3%, database +0.0%: growing")
+    assert told.endswith("memory +0.0%, open files +53.3%, database +0.0%, payload files +0.0%: growing")
     grows = [dataclasses.replace(sample, rss_bytes=(100 + 5 * sample.count) * 10**6) for sample in steady]
-    assert queue.volume_verdict("sqlite", grows, 1.0, num_bytes=10**9).endswith("database +0.0%: growing")
+    assert queue.volume_verdict("sqlite", grows, 1.0, num_bytes=10**9).endswith("files +0.0%: growing")
     keeps = [dataclasses.replace(sample, database_bytes=10**6 * sample.count) for sample in steady]
     assert queue.volume_verdict("sqlite", keeps, 1.0, num_bytes=10**6).endswith("growing")
     assert queue.volume_verdict("sqlite", keeps, 1.0, num_bytes=10**9).endswith("steady")  # below 1 % of what passed

@@ -22,6 +22,7 @@ from learner_jax.checkpoint import Checkpoints, Position, restore_parameters
 from learner_jax.config import LossSettings, WarmStartSettings
 from learner_jax.disk_errors import tell_once
 from learner_jax.engine import Engine
+from learner_jax.heap import keep_freed_memory
 from learner_jax.hf_io import load_parameters
 from learner_jax.hf_names import ModelConfig
 from learner_jax.hosts import Hosts, connect
@@ -151,6 +152,7 @@ def main() -> None:
     parser.add_argument("--warm-start", action="store_true", help="run only the supervised start")
     wiring.profile_argument(parser)
     tell_once()
+    keep_freed_memory()
     with wiring.clear_errors():
         arguments, config, paths = wiring.read_arguments(parser)
         if arguments.warm_start:

@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
     requeue.add_argument("ids", nargs="*", metavar="ID", help="group ids, as `dead` shows them")
     requeue.add_argument("--all", action="store_true", help="all of them")
     blobs = commands.add_parser("blobs", help="payloads in files")
-    blobs.add_argument("--sweep", action="store_true", help="take back files that no group needs and that are old enough")
+    blobs.add_argument(
+        "--sweep", action="store_true", help="take back files that no group needs and that are old enough"
+    )
     for command in (show, dead):
         command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments = parser.parse_args(argv)

@@ -80,6 +80,7 @@ class Sample:
     rss_bytes: int
     num_files: int
     database_bytes: int
+    blob_bytes: int
 
 
 def main(argv: Sequence[str]) -> None:
@@ -322,14 +323,19 @@ def _sample(side: WeirSide, folder: Path, count: int) -> Sample:
         database_bytes = int(found)
     else:
         database_bytes = sum(path.stat().st_size for path in folder.rglob("state.db*") if path.is_file())
+    assert side.queue.blobs is not None
+    blob_bytes = sum(size for _, size, _ in itertools.chain(side.queue.blobs.files(), side.queue.blobs.spares()))
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return Sample(count, pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), database_bytes)
+    return Sample(
+        count, pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), database_bytes, blob_bytes
+    )
 
 
 _FIGURES: Mapping[str, Callable[[Sample], float]] = {
     "memory, MB": lambda sample: sample.rss_bytes / 1e6,
     "open files": lambda sample: sample.num_files,
     "database, MB": lambda sample: sample.database_bytes / 1e6,
+    "payload files, MB": lambda sample: sample.blob_bytes / 1e6,
 }
 
 
@@ -355,9 +361,9 @@ def volume_verdict(name: str, samples: Sequence[Sample], seconds: float, *, num_
     told, steady = [], True
     for label, figure in _FIGURES.items():
         before, after = (statistics.median(map(figure, quarter)) for quarter in (second, last))
-        slack = max(_STEADY * before, _KEPT * passed if label.startswith("database") else 0)
+        slack = max(_STEADY * before, _KEPT * passed if label.endswith(", MB") and label != "memory, MB" else 0)
         steady &= after - before <= slack
-        told.append(f"{label.partition(',')[0]} {after / before - 1:+.1%}")
+        told.append(f"{label.partition(',')[0]} {after / max(before, 1e-9) - 1:+.1%}")
     changes = ", ".join(told)
     return (
         f"{name}: {samples[-1].count:,} in {seconds:.0f} s; from the second to the last quarter {changes}: "
