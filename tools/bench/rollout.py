@@ -22,7 +22,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -238,7 +238,7 @@ class _Server:
         return [self._encoder.encode(task.problem("train", i)) or [] for i in range(self._work.groups)]
 
 
-async def measure(work: Work, rounds: int, folder: Path, done: Any) -> Result:
+async def measure(work: Work, rounds: int, folder: Path, done: Callable[[str], object]) -> Result:
     """Starts the server, warms every side up, and takes the rounds, each begun by another side."""
     model_dir = folder / "model"
     texts = [_Additions(0).problem("train", index).question for index in range(2000)]
@@ -263,11 +263,22 @@ async def measure(work: Work, rounds: int, folder: Path, done: Any) -> Result:
                         rates[side].append(work.total_tokens / seconds)
         finally:
             await replica.stop()
+    return summarized(rates)
+
+
+def summarized(rates: Mapping[str, Sequence[float]]) -> Result:
+    """From each side's tokens per second, one figure a round."""
     return Result(
         tokens_per_s={side: spread(rates[side]) for side in SIDES},
         of_vllm=ratio(rates["weir"], rates["vllm"]),
         of_bare=ratio(rates["weir"], rates["bare"]),
     )
+
+
+def verdict(result: Result) -> str:
+    """The aim, and whether the median meets it."""
+    met = "met" if result.of_vllm.median >= AIM else "NOT met"
+    return f"throughput relative to vLLM's client: {result.of_vllm.show()} (aim {AIM}): {met}"
 
 
 def table(result: Result) -> Table:
@@ -309,8 +320,7 @@ def main(argv: Sequence[str]) -> None:
             )
         )
     out.print(table(result))
-    met = "met" if result.of_vllm.median >= AIM else "NOT met"
-    out.print(f"throughput relative to vLLM's client: {result.of_vllm.show()} (aim {AIM}): {met}", highlight=False)
+    out.print(verdict(result), highlight=False)
     if given.json is not None:
         write_json(given.json, "rollout", hardware, asdict(work) | {"rounds": given.rounds}, asdict(result))
         out.print(f"wrote {given.json}", highlight=False)
