@@ -17,6 +17,8 @@ from pathlib import Path
 
 import xxhash
 
+from learner_jax.disk_errors import at
+
 _SPARE = "spare"
 #: Kept for the next ones to write; what is beyond is deleted.
 _SPARE_BYTES = 2**29
@@ -125,7 +127,7 @@ class BlobFolder:
     def _write(self, name: str, payloads: Sequence[bytes]) -> None:
         path = self.folder / name
         try:
-            with path.open("r+b" if self._take_spare(path) else "xb") as file:
+            with at(path), path.open("r+b" if self._take_spare(path) else "xb") as file:
                 file.writelines(payloads)
                 file.flush()
                 os.fsync(file.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -207,11 +208,11 @@ def test_a_cut_off_write_leaves_no_file(folder: Path, monkeypatch: pytest.Monkey
     blobs.release([blobs.write([b"spare"])[0].file])
 
     def fail(descriptor: int) -> None:
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     for _ in range(2):
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(OSError, match=f"No space left on device: '{folder}"):
             blobs.write([b"test"])
     assert files(folder) == spares(folder) == []
 
