@@ -26,12 +26,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tools.chaos import report
+from tools.chaos.engines import EngineName
 from tools.chaos.job import JobRecord, JobSpec, end_with_parent, run_job
-from tools.chaos.plan import EngineName
 from tools.chaos.prepare import CONFIG, prepared_model, remember_skill, remembered_skill
 
-#: steps of a job per seed, so that few are left when the last seed has recovered
-_STEPS_PER_SEED = 25
+#: steps of a job: per seed what a seed takes on a machine of its own, and some more, so that the last gets its turn
+_STEPS_PER_SEED, _STEPS_MORE = 10, 15
+#: of the run without faults: more of them teach nothing more
+_CLEAN_STEPS = 120
 
 
 def job_specs(seeds: Sequence[int], *, per_job: int, work: Path, model: Path, engine: EngineName) -> list[JobSpec]:
@@ -39,6 +41,7 @@ def job_specs(seeds: Sequence[int], *, per_job: int, work: Path, model: Path, en
 
     Every second job keeps its payloads in files beside the database.
     """
+    steps = per_job * _STEPS_PER_SEED + _STEPS_MORE
     numbers = sorted({seed // per_job for seed in seeds})
     members = {number: [seed for seed in seeds if seed // per_job == number] for number in numbers}
     return [
@@ -48,14 +51,13 @@ def job_specs(seeds: Sequence[int], *, per_job: int, work: Path, model: Path, en
             model=model,
             seeds=tuple(members[number]),
             engine=engine,
-            overrides=(*steps_of(per_job), *(("store.blob_bytes=1",) if number % 2 else ())),
+            overrides=(
+                f"learner.steps={steps}",
+                *(("store.blob_bytes=1",) if number % 2 else ()),
+            ),
         )
         for number in numbers
     ]
-
-
-def steps_of(per_job: int) -> tuple[str, ...]:
-    return (f"learner.steps={per_job * _STEPS_PER_SEED}",)
 
 
 def clean_run(spec: JobSpec) -> tuple[int, JobRecord | None]:
@@ -119,10 +121,14 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     console.print("preparing the model that all jobs begin from, and a run without faults; kept for the next time")
     specs = job_specs(seeds, per_job=per_job, work=work, model=prepared_model(work), engine=engine)
-    unharmed = dataclasses.replace(specs[0], folder=work / "clean", seeds=(), overrides=steps_of(per_job))
+    unharmed = dataclasses.replace(
+        specs[0], folder=work / "clean", seeds=(), overrides=(f"learner.steps={_CLEAN_STEPS}",)
+    )
     clean, clean_record = clean_run(unharmed)
     if clean_record is not None and clean_record.problems:
-        console.print(*report.failures([clean_record], commit=commit(), engine=engine), sep="\n", style="red")
+        console.print(
+            *report.failures([clean_record], commit=commit(), engine=engine, per_job=per_job), sep="\n", style="red"
+        )
         return 1
     specs = [dataclasses.replace(spec, clean_correct=clean) for spec in specs]
     jobs = run_jobs(specs, at_once=options.at_once, console=console)
@@ -133,7 +139,7 @@ def main() -> int:
     if options.report is not None:
         text = report.as_json(jobs, engine=engine, commit=commit(), clean_correct=clean, seconds=seconds)
         report.write(options.report, text)
-    for line in report.failures(jobs, commit=commit(), engine=engine):
+    for line in report.failures(jobs, commit=commit(), engine=engine, per_job=per_job):
         console.print(line, style="red")
     return int(any(job.problems for job in jobs))
 

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tools.chaos.history import Begun, Committed, Consumed, History, Rival, Saved, WentBack
+from tools.chaos.history import Begun, Committed, Consumed, History, Rival, RivalEnded, Saved, WentBack
 
 _SHOWN = 5
 #: standard errors by which held-out accuracies may differ; both are estimates, and so is what is learned by chance
@@ -31,8 +31,10 @@ class _Survivors:
     #: what the checkpoint of a step holds
     saved: dict[int, dict[int, Consumed]] = field(default_factory=dict)
     committed: int = 0
-    #: a second learner may begin before a commit of the first
-    has_rival: bool = False
+    #: while two learners run, one may begin before a commit of the other
+    rival_runs: bool = False
+    #: lives that a second learner brings about: its own, and that of the one that takes over from it
+    takeovers: int = 0
     problems: list[str] = field(default_factory=list)
 
 
@@ -53,17 +55,19 @@ def _walk(history: History) -> _Survivors:
     for entry in history.entries:
         match entry:
             case Begun(step, life):
-                if step < state.committed and not state.has_rival:
+                if step < state.committed and not (state.rival_runs or state.takeovers):
                     state.problems.append(
                         f"a life began after step {step}, although step {state.committed} was committed before"
                     )
                 kept = {n: consumed for n, consumed in state.steps.items() if n <= step}
                 state.steps = state.steps_of[life] = dict(state.saved.get(step, kept))
-                state.committed, state.has_rival = step, False
+                state.committed, state.takeovers = step, max(0, state.takeovers - 1)
             case Saved(step, life):
                 state.saved[step] = dict(state.steps_of.get(life, {}))
             case Rival():
-                state.has_rival = True
+                state.rival_runs, state.takeovers = True, 2
+            case RivalEnded():
+                state.rival_runs = False
             case Committed(step):
                 state.committed = max(state.committed, step)
             case WentBack(step):

@@ -60,13 +60,18 @@ class Rival:
 
 
 @dataclass(frozen=True)
+class RivalEnded:
+    """The second learner is gone; the life that took over from it may be logged only now."""
+
+
+@dataclass(frozen=True)
 class WentBack:
     """A person (here the harness) put the checkpoints after `step` aside."""
 
     step: int
 
 
-Entry = Consumed | Begun | Saved | Committed | Rival | WentBack
+Entry = Consumed | Begun | Saved | Committed | Rival | RivalEnded | WentBack
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ def entries(records: Iterable[Mapping[str, Any]]) -> list[Entry]:
                 found.append(Saved(record["step"], record["life"]))
             case "fault" if record["name"] == RIVAL:
                 found.append(Rival())
+            case "rival_ended":
+                found.append(RivalEnded())
             case "committed":
                 found.append(Committed(record["step"]))
             case "way_back":

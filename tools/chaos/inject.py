@@ -21,16 +21,15 @@ from learner_jax.waits import Waits, WaitTimeoutError
 from serving_bridge.queue import TrajectoryQueue
 from tools import wiring
 from tools.chaos import damage, deliveries
+from tools.chaos.engines import EngineTraits
 from tools.chaos.plan import Fault, Kind
 from tools.chaos.processes import pids_of, send, stopped
 from tools.chaos.wire import WireFault, tell
 
 _POLL_S = 0.02
-#: a crash point that is not passed for so long is not waited for any more
-_CRASH_S = 20.0
 _STOP_S = 2.0
-#: what a second learner may take to start and take over, and the one that it replaces to notice
-_TAKE_OVER_S = 60.0
+#: a slow vLLM: its processes run for the first of these times and are stopped for the second, again and again
+_RUNS_S, _RESTS_S = 0.02, 0.08
 _ROLE_MODULES = {"all": "", "learner": "tools.learner", "worker": "tools.rollout", "controller": "tools.serve"}
 
 
@@ -54,6 +53,7 @@ class Site:
 
     folder: Path
     config: Config
+    engine: EngineTraits
     disks: Mapping[str, Path]
     log: Callable[..., None]
     waits: Waits
@@ -110,7 +110,9 @@ async def _crash(site: Site, fault: Fault) -> None:
     partial.write_text(f"{fault.how}:{site.draws.randint(1, 3)}")
     partial.replace(site.crash)
     try:
-        await wait_until(site, f"crash point {fault.how}", fault.target, _CRASH_S, lambda: not site.crash.exists())
+        await wait_until(
+            site, f"crash point {fault.how}", fault.target, site.engine.crash_s, lambda: not site.crash.exists()
+        )
     except WaitTimeoutError as error:
         site.crash.unlink(missing_ok=True)
         raise SkippedError(str(error)) from error
@@ -136,6 +138,33 @@ async def _wire(site: Site, fault: Fault) -> None:
 
 
 async def _engine(site: Site, fault: Fault) -> None:
+    if site.engine.module == "tools.faults.server":
+        await _engine_told(site, fault)
+    else:
+        await _engine_signalled(site, fault)
+
+
+async def _engine_signalled(site: Site, fault: Fault) -> None:
+    """vLLM's engine and worker processes, behind a server that goes on answering."""
+    pids = pids_of(site.folder, "core")
+    if not pids:
+        raise SkippedError("vLLM has no engine processes at that moment")
+    if fault.how == "dies":
+        send([site.draws.choice(pids)], signal.SIGKILL)
+        return
+    runs_s, rests_s = (_RUNS_S, _RESTS_S) if fault.how == "slow" else (0.0, fault.lasts_s)
+    end_s = asyncio.get_running_loop().time() + fault.lasts_s
+    try:
+        while asyncio.get_running_loop().time() < end_s:
+            send(pids, signal.SIGSTOP)
+            await asyncio.sleep(rests_s)
+            send(pids, signal.SIGCONT)
+            await asyncio.sleep(runs_s)
+    finally:
+        send(pids, signal.SIGCONT)
+
+
+async def _engine_told(site: Site, fault: Fault) -> None:
     disturbances: dict[str, dict[str, Any]] = {
         "hangs": {"hangs": True},
         "slow": {"slowness": 5.0},
@@ -211,7 +240,9 @@ async def _damage(site: Site, fault: Fault) -> None:
 async def _damage_checkpoint(site: Site, fault: Fault) -> None:
     """The learner must refuse it by name, and what the refusal says must lead on."""
     folder = site.paths.checkpoints
-    await wait_until(site, "two checkpoints with hashes", "learner", _CRASH_S, lambda: damage.newest_hashed(folder) > 0)
+    await wait_until(
+        site, "two checkpoints with hashes", "learner", site.engine.crash_s, lambda: damage.newest_hashed(folder) > 0
+    )
     pids = pids_of(site.folder, "learner")
     send(pids, signal.SIGSTOP)
     step = damage.newest_hashed(folder)
@@ -232,7 +263,9 @@ async def _damage_checkpoint(site: Site, fault: Fault) -> None:
             file.seek(seen)
             return damage.refusal(file.read().decode(errors="replace"), folder / str(step))
 
-    await wait_until(site, "the refusal of a damaged checkpoint", "learner", _TAKE_OVER_S, lambda: bool(refusal()))
+    await wait_until(
+        site, "the refusal of a damaged checkpoint", "learner", site.engine.take_over_s, lambda: bool(refusal())
+    )
     text = refusal() or ""
     if path.name not in text:
         raise ChaosError(f"the learner refused checkpoint {step} without naming {path}: {text}")
@@ -263,21 +296,30 @@ async def _zombie(site: Site, fault: Fault) -> None:
         def taken() -> bool:
             return deliveries.epoch(site.open_queue) > epoch or running.poll() is not None
 
-        await wait_until(site, "a second learner to take over", "second learner", _TAKE_OVER_S, taken)
+        await wait_until(site, "a second learner to take over", "second learner", site.engine.take_over_s, taken)
         await asyncio.sleep(fault.lasts_s)
         send(first, signal.SIGCONT)
         # The first finds itself replaced, ends, and is started again; its next life takes over from the second.
         await wait_until(
-            site, "the learner that was replaced to end", "learner", _TAKE_OVER_S, lambda: not _any_alive(first)
+            site,
+            "the learner that was replaced to end",
+            "learner",
+            site.engine.take_over_s,
+            lambda: not _any_alive(first),
         )
         await wait_until(
-            site, "the second learner to end", "second learner", _TAKE_OVER_S, lambda: running.poll() is not None
+            site,
+            "the second learner to end",
+            "second learner",
+            site.engine.take_over_s,
+            lambda: running.poll() is not None,
         )
     finally:
         send(first, signal.SIGCONT)
         if rival is not None and rival.poll() is None:
             rival.kill()
             rival.wait(_STOP_S)
+        site.log("rival_ended")
 
 
 def _any_alive(pids: list[int]) -> bool:
@@ -342,5 +384,7 @@ def environment(folder: Path, engine_module: str, patch: Path | None) -> dict[st
         # The programs are tiny: LLVM shall not work hard on them.
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         "OPENBLAS_NUM_THREADS": "1",
+        # Processes start again and again: the second time shall find what the first compiled.
+        "PYTHONDONTWRITEBYTECODE": "",
     }
     return found if patch is None else found | {"WEIR_CHAOS_PATCH": str(patch)}

@@ -25,13 +25,14 @@ from tools import wiring
 from tools.chaos import history
 from tools.chaos.checker import check, check_accuracy
 from tools.chaos.disks import small_disks
+from tools.chaos.engines import ENGINES, EngineName
 from tools.chaos.inject import Site, SkippedError, heal, inject
-from tools.chaos.plan import EngineName, Fault, draw
+from tools.chaos.plan import Fault, draw
 from tools.chaos.prepare import job_config, job_environment
 from tools.chaos.processes import processes, wake_all
 from tools.chaos.skill import correct_answers
 
-_TICK_S = 0.02
+_TICK_S = 0.05
 #: A fault may end any process again and again; the pause between two starts is bounded by the window.
 _RESTARTS, _WINDOW_S = 10_000, 3.0
 _GRACE_S = {"serve": 15.0, "learner": 20.0, "rollout": 10.0}
@@ -52,7 +53,6 @@ class JobSpec:
       folder: of its own.
       work: shared by all jobs.
       seeds: faults are drawn from these, in this order; empty for a run without faults.
-      recover_s: bound on the time from the end of a seed's faults until the job works again.
       clean_correct: right answers of a run without faults, to compare with; None compares nothing.
       patch: Python code that the learner runs first.
       faults: of every seed, in place of those that are drawn.
@@ -64,8 +64,6 @@ class JobSpec:
     seeds: tuple[int, ...]
     engine: EngineName = "fake"
     overrides: tuple[str, ...] = ()
-    recover_s: float = 60.0
-    start_s: float = 120.0
     measures_skill: bool = True
     clean_correct: int | None = None
     patch: Path | None = None
@@ -218,7 +216,8 @@ class _Job:
         self._log = MetricsLog(self._paths.metrics, "chaos").write
         self._tail = MetricsTail(self._paths.metrics)
         self._waits = Waits()
-        self._site = Site(spec.folder, config, disks, self._log, self._waits, random.Random(0))
+        self._engine = ENGINES[spec.engine]
+        self._site = Site(spec.folder, config, self._engine, disks, self._log, self._waits, random.Random(0))
         self._step = self._num_steps = 0
 
     async def run(self) -> None:
@@ -258,7 +257,7 @@ class _Job:
                 self._num_steps += 1
 
     async def _seeds(self, supervisor: Supervisor) -> None:
-        await self._until("the first steps", self._spec.start_s, lambda: self._num_steps >= _STEPS_TO_RECOVER)
+        await self._until("the first steps", self._engine.start_s, lambda: self._num_steps >= _STEPS_TO_RECOVER)
         for record in self._record.seeds:
             if self._config.learner.steps - self._step < _LEAST_STEPS:
                 break
@@ -273,7 +272,7 @@ class _Job:
         def made() -> bool:
             return self._num_steps >= target or supervisor.has_finished("learner")
 
-        await self._until(f"{count} more steps", self._spec.recover_s, made)
+        await self._until(f"{count} more steps", self._engine.recover_s, made)
 
     async def _one_seed(self, record: SeedRecord, supervisor: Supervisor) -> None:
         self._site.draws = random.Random(f"chaos job {record.seed}")
@@ -298,9 +297,9 @@ class _Job:
 
     async def _end(self, supervisor: Supervisor) -> None:
         """All ends by itself: the learner after its steps, then the worker; the fleet is asked to."""
-        left_s = self._spec.recover_s + (self._config.learner.steps - self._step) * 2.0
+        left_s = self._engine.recover_s + (self._config.learner.steps - self._step) * 2.0
         await self._until("the run's end", left_s, lambda: supervisor.has_finished("learner"))
-        await self._until("the worker's end", self._spec.recover_s, lambda: supervisor.has_finished("rollout"))
+        await self._until("the worker's end", self._engine.recover_s, lambda: supervisor.has_finished("rollout"))
 
     async def _until(self, what: str, limit_s: float, holds: Callable[[], bool]) -> None:
         with self._waits.waiting(what, on="the job", limit_s=limit_s) as wait:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from tools.chaos.engines import ENGINES, EngineName
 from tools.chaos.wire import SIDES, WIRE_KINDS
 
-EngineName = Literal["fake", "vllm"]
 Kind = Literal["kill", "crash", "stop", "wire", "engine", "clock", "full", "damage", "zombie", "redeliver"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -19,7 +19,6 @@ SAVE_POINTS = ("save", "saving", "hashed", "committed", "acknowledged")
 #: those that the rollout worker passes with every group
 WORKER_POINTS = ("claimed", "sampled", "put", "blob")
 ROLES = ("learner", "worker", "controller", "engine")
-DISTURBANCES = ("hangs", "slow", "garbage", "failures", "aborts", "dies", "breaks")
 DISKS = ("database", "weights", "checkpoints")
 FILES = ("weights", "manifest", "registry", "checkpoint")
 _JUMPS_S = (-7200.0, -30.0, -2.0, 2.0, 30.0, 7200.0)
@@ -55,12 +54,11 @@ def draw(seed: int, engine: EngineName) -> tuple[Fault, ...]:
     """One to three faults."""
     draws = random.Random(f"chaos {seed}")
     count = draws.choice((1, 1, 2, 2, 3))
-    kinds = draws.sample([kind for kind in KINDS if engine == "fake" or kind != "engine"], count)
-    return tuple(_fault(kind, draws) for kind in kinds)
+    return tuple(_fault(kind, draws, engine) for kind in draws.sample(KINDS, count))
 
 
-def _fault(kind: Kind, draws: random.Random) -> Fault:
-    target, how, amount = _DRAWS[kind](draws)
+def _fault(kind: Kind, draws: random.Random, engine: EngineName) -> Fault:
+    target, how, amount = _DRAWS[kind](draws, engine)
     return Fault(
         kind,
         target,
@@ -71,18 +69,18 @@ def _fault(kind: Kind, draws: random.Random) -> Fault:
     )
 
 
-_DRAWS: dict[Kind, Callable[[random.Random], tuple[str, str, float]]] = {
-    "kill": lambda d: (d.choice((*ROLES, "proxy", "engine_guard")), "", 0.0),
-    "crash": lambda d: (
+_DRAWS: dict[Kind, Callable[[random.Random, EngineName], tuple[str, str, float]]] = {
+    "kill": lambda d, e: (d.choice((*ROLES, "proxy", "engine_guard")), "", 0.0),
+    "crash": lambda d, e: (
         *d.choice([("learner", p) for p in (*STEP_POINTS, *SAVE_POINTS)] + [("worker", p) for p in WORKER_POINTS]),
         0.0,
     ),
-    "stop": lambda d: (d.choice(ROLES), "", 0.0),
-    "wire": lambda d: (d.choice(SIDES), d.choice(WIRE_KINDS[1:]), 0.0),
-    "engine": lambda d: ("engine", d.choice(DISTURBANCES), 0.0),
-    "clock": lambda d: (d.choice(("all", "learner", "worker", "controller")), "", d.choice(_JUMPS_S)),
-    "full": lambda d: (d.choice(DISKS), "", 0.0),
-    "damage": lambda d: (d.choice(FILES), d.choice(("flip", "tear")), 0.0),
-    "zombie": lambda d: (d.choice(("consumer", "learner")), "", 0.0),
-    "redeliver": lambda d: ("groups", "", 0.0),
+    "stop": lambda d, e: (d.choice(ROLES), "", 0.0),
+    "wire": lambda d, e: (d.choice(SIDES), d.choice(WIRE_KINDS[1:]), 0.0),
+    "engine": lambda d, e: ("engine", d.choice(ENGINES[e].disturbances), 0.0),
+    "clock": lambda d, e: (d.choice(("all", "learner", "worker", "controller")), "", d.choice(_JUMPS_S)),
+    "full": lambda d, e: (d.choice(DISKS), "", 0.0),
+    "damage": lambda d, e: (d.choice(FILES), d.choice(("flip", "tear")), 0.0),
+    "zombie": lambda d, e: (d.choice(("consumer", "learner")), "", 0.0),
+    "redeliver": lambda d, e: ("groups", "", 0.0),
 }

@@ -12,23 +12,10 @@ from pathlib import Path
 
 from configs.load import load_config, parse_config, save_config
 from configs.schema import Config
+from tools.chaos.engines import ENGINES, EngineName
 from tools.chaos.inject import environment
-from tools.chaos.plan import EngineName
 
 CONFIG = Path(__file__).parent / "job.toml"
-ENGINE_MODULES: dict[EngineName, str] = {
-    "fake": "tools.faults.server",
-    "vllm": "vllm.entrypoints.openai.api_server",
-}
-#: a real engine takes its time to start, and to answer
-_VLLM = (
-    "serving.start_timeout_s=300",
-    "serving.min_healthy_s=600",
-    "serving.hang_s=60",
-    "serving.update_timeout_s=30",
-    "rollout.max_wait_s=300",
-    "learner.max_wait_s=300",
-)
 
 
 class PrepareError(RuntimeError):
@@ -52,13 +39,12 @@ def prepared_model(work: Path) -> Path:
 def job_environment(work: Path, folder: Path, engine: EngineName, patch: Path | None = None) -> dict[str, str]:
     """The whole environment of a job's processes; they share the cache of compiled programs."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(work / "compiled")}
-    return {**os.environ, **cache, **environment(folder, ENGINE_MODULES[engine], patch)}
+    return {**os.environ, **cache, **environment(folder, ENGINES[engine].module, patch)}
 
 
 def job_config(model: Path, folder: Path, engine: EngineName, overrides: Sequence[str]) -> Config:
     """The settings of the job in a folder, saved there; it begins from a model that is there already."""
-    engine_settings = _VLLM if engine == "vllm" else ()
-    tree = load_config(CONFIG, [*engine_settings, *overrides]).model_dump(mode="json", exclude_none=True)
+    tree = load_config(CONFIG, [*ENGINES[engine].settings, *overrides]).model_dump(mode="json", exclude_none=True)
     del tree["warm_start"], tree["model"]["create"]
     tree["model"]["path"] = str(model)
     tree["run"]["directory"] = str(folder / "run")

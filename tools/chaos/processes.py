@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Role = Literal["learner", "worker", "controller", "engine", "proxy", "guard"]
+Role = Literal["learner", "worker", "controller", "engine", "core", "proxy", "guard", "other"]
 
 #: in the environment of every process of a job: its folder
 MARK = "WEIR_CHAOS_JOB"
@@ -22,7 +22,7 @@ _ROLES: tuple[tuple[str, Role], ...] = (
     ("tools.chaos.server", "proxy"),
     ("tools.faults.server", "engine"),
     ("vllm.entrypoints", "engine"),
-    ("VLLM::EngineCore", "engine"),
+    ("VLLM::", "core"),
 )
 
 
@@ -47,9 +47,8 @@ def processes(folder: Path) -> list[Process]:
                 continue
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             roles = [role for part, role in _ROLES if part in command]
-            if roles:
-                guards = roles[1] if roles[0] == "guard" and len(roles) > 1 else None
-                found.append(Process(int(entry.name), roles[0], guards))
+            guards = roles[1] if roles[:1] == ["guard"] and len(roles) > 1 else None
+            found.append(Process(int(entry.name), roles[0] if roles else "other", guards))
     return found
 
 

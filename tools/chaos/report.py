@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from tools.chaos.engines import EngineName
 from tools.chaos.job import JobRecord, SeedRecord
-from tools.chaos.plan import EngineName
 
 _RECORD_SCHEMA = 1
 
@@ -111,7 +111,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(text + "\n")
 
 
-def failures(jobs: Sequence[JobRecord], *, commit: str, engine: EngineName) -> list[str]:
+def failures(jobs: Sequence[JobRecord], *, commit: str, engine: EngineName, per_job: int) -> list[str]:
     """For each job with something wrong: what, in which seed, at which commit, and how to see it again."""
     lines = []
     for job in jobs:
@@ -120,7 +120,8 @@ def failures(jobs: Sequence[JobRecord], *, commit: str, engine: EngineName) -> l
         seed = _guilty(job.seeds)
         where = f"seed {seed}" if seed is not None else "a run without faults"
         lines.append(f"{where}, commit {commit}: " + "; ".join(job.problems))
-        lines.append(f"  python -m tools.chaos --engine {engine} --seed {seed}" if seed is not None else "")
+        again = f"  python -m tools.chaos --engine {engine} --jobs-seeds {per_job} --seed {seed}"
+        lines.append(again if seed is not None else "")
         lines.append(f"  the job's folder is {job.folder}")
     return [line for line in lines if line]
 
