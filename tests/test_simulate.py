@@ -42,6 +42,17 @@ def dropped_coroutines() -> Iterator[None]:
         gc.collect()
 
 
+def test_a_run_leaves_nothing_behind():
+    def num_objects() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
+    runs(range(4))
+    before = num_objects()
+    runs(range(4))
+    assert num_objects() - before < 2000  # of one run, more than ten thousand
+
+
 def runs(seeds: Sequence[int]) -> list[Outcome]:
     return [simulate(seed, mode_of(seed, None)) for seed in seeds]
 

@@ -32,8 +32,8 @@ def mode_of(seed: int, asked: Mode | None) -> Mode:
     return asked or _MODES[seed % 2]
 
 
-#: seeds that a process takes at a time, and how often before it is replaced
-_CHUNK, _CHUNKS_PER_PROCESS = 8, 64
+#: seeds that a process takes at a time
+_CHUNK = 8
 
 
 def run_many(jobs: list[tuple[int, Mode]], num_processes: int) -> Iterator[Outcome]:
@@ -41,8 +41,7 @@ def run_many(jobs: list[tuple[int, Mode]], num_processes: int) -> Iterator[Outco
     if num_processes == 1:
         yield from map(run_job, jobs)
         return
-    # What was killed is kept alive by what it waited for, about half a megabyte a seed: processes are made anew.
-    with multiprocessing.get_context("spawn").Pool(num_processes, maxtasksperchild=_CHUNKS_PER_PROCESS) as pool:
+    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
         yield from pool.imap_unordered(run_job, jobs, chunksize=_CHUNK)
 
 

@@ -183,6 +183,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def abandon(self) -> None:
         """Ends the simulation: closes what never ended, quietly."""
+        # What dying code still wants to run has no loop. By default asyncio would make one, which never runs, and keep
+        # in it all that it hears of.
+        asyncio.set_event_loop(None)
         for task in self._tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
