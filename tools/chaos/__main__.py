@@ -31,7 +31,7 @@ from tools.chaos.job import JobRecord, JobSpec, end_with_parent, run_job
 from tools.chaos.prepare import CONFIG, prepared_model, remember_skill, remembered_skill
 
 #: steps of a job: per seed what a seed takes on a machine of its own, and some more, so that the last gets its turn
-_STEPS_PER_SEED, _STEPS_MORE = 10, 15
+_STEPS_PER_SEED, _STEPS_MORE = 12, 15
 #: of the run without faults: more of them teach nothing more
 _CLEAN_STEPS = 120
 
