@@ -87,7 +87,7 @@ MIGRATIONS: tuple[Migration, ...] = (
             "CREATE INDEX claims_by_worker ON claims (worker)",
             """INSERT INTO progress VALUES
                  ('completed_steps', 0), ('trained_version', 0), ('finished', 0), ('next_prompt', 0),
-                 ('consumer_epoch', 0), ('watermark', 0),
+                 ('consumer_epoch', 0), ('watermark', 0), ('blobs_id', 0),
                  ('removed_acknowledged', 0), ('removed_dropped', 0), ('removed_dead', 0)
                ON CONFLICT (key) DO NOTHING""",
             "DELETE FROM progress WHERE key = 'next_lease_token'",

@@ -22,7 +22,7 @@ from learner_jax.waits import Waits
 from serving_bridge import queue_rows as rows
 from serving_bridge import queue_view
 from serving_bridge.blobs import BlobFolder
-from serving_bridge.database import Database, Session, open_database
+from serving_bridge.database import Database, Session, is_postgres, open_database
 from serving_bridge.payloads import Payloader, blobs_beside
 from serving_bridge.queue_bounds import QueueBounds, QueueError, QueueFullError, check_room
 from serving_bridge.queue_rows import LeasedRow, Record
@@ -52,6 +52,10 @@ class TrajectoryQueue:
       timeout_s: bound on waiting for the database.
       consumer: name of this process in leases, for people.
       database: takes the place of `url`; its schema must be there (`database.open_database`, `migrations.migrate`).
+
+    Raises:
+      DatabaseError: `open_database` does.
+      QueueError: this host sees another folder of blobs than the others.
     """
 
     def __init__(
@@ -82,6 +86,8 @@ class TrajectoryQueue:
         self._is_in_charge = False
         self._finds_groups = False
         self._needless: list[str] = []  # files that are to be released once it is durable that their groups ended
+        if self.blobs is not None and is_postgres(self._db.name):
+            self._require_one_folder(self.blobs)
         self._epoch = self._db.read(lambda session: rows.get(session, "consumer_epoch"))
 
     @property
@@ -354,6 +360,23 @@ class TrajectoryQueue:
         return self._db.write(lambda session: rows.requeue(session, group_ids, now))
 
     # Pieces of the above.
+
+    def _require_one_folder(self, blobs: BlobFolder) -> None:
+        """Hosts that share a server may see different folders under one path."""
+        own = blobs.identity()
+
+        def work(session: Session) -> int:
+            known = rows.get(session, "blobs_id", session.dialect.for_update)
+            if not known:
+                rows.put(session, blobs_id=own)
+            return known or own
+
+        if self._db.write(work) != own:
+            self._db.close()
+            raise QueueError(
+                f"{blobs.folder} on this host is not the folder that {self._db.name} was begun with: all hosts must "
+                f"see the same one there (store.blobs)"
+            )
 
     def _lease(
         self, count: int, trained_version: int, max_staleness: int, *, payloads: bool

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from serving_bridge.blobs import Blob, BlobError, BlobFolder
-from serving_bridge.queue import QueueBounds, QueueFullError, TrajectoryQueue
-from tests.queue_engines import PACE, Clock, Place, clock, execute, lease, place, put, train
+from serving_bridge.queue import QueueBounds, QueueError, QueueFullError, TrajectoryQueue
+from tests.queue_engines import PACE, Clock, Place, clock, execute, fresh_url, lease, place, put, train
 from tests.trajectories import make_group
 
 __all__ = ["clock", "place"]  # fixtures
@@ -163,6 +163,27 @@ def test_a_process_without_the_folder_says_so(queue: TrajectoryQueue, place: Pla
     other = place.open(blobs=None) if place.url.startswith("postgresql") else place.open(blobs=place.url + "-none")
     assert lease(other) == []
     assert "blob " in other.dead_letters()[0][1]
+
+
+@pytest.mark.postgres
+def test_a_host_that_sees_another_folder_is_refused(postgres_url: str, tmp_path: Path) -> None:
+    url = fresh_url(postgres_url)
+    first = TrajectoryQueue(url, blobs=tmp_path / "shared" / "blobs")
+    again = TrajectoryQueue(url, blobs=tmp_path / "shared" / "blobs")
+    with pytest.raises(QueueError, match=r"other on this host is not the folder .* was begun with.*store\.blobs"):
+        TrajectoryQueue(url, blobs=tmp_path / "other")
+    TrajectoryQueue(url).close()  # it may look on without one
+    assert files(tmp_path / "shared" / "blobs") == []
+    first.close()
+    again.close()
+
+
+def test_processes_that_ask_at_once_agree_on_a_folders_identity(folder: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: BlobFolder(folder).identity(), range(32)))
+    assert len(found) == 1
+    assert 0 < found.pop() < 2**63
+    assert [path.name for path in folder.iterdir()] == [".id"]
 
 
 def test_orphans_are_swept_by_age_and_wanted_files_never(queue: TrajectoryQueue, folder: Path, clock: Clock) -> None:
