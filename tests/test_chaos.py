@@ -8,8 +8,10 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -38,6 +40,7 @@ from tools.chaos.history import (
     WentBack,
     entries,
 )
+from tools.chaos.inject import SkippedError, disturb
 from tools.chaos.job import JobRecord, JobSpec, SeedRecord, run_job
 from tools.chaos.plan import KINDS, Fault, draw
 from tools.chaos.prepare import CONFIG
@@ -489,6 +492,22 @@ def chaos(work: Path, *options: str, timeout_s: float) -> dict[str, Any]:
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     record: dict[str, Any] = json.loads(path.read_text())
     return record
+
+
+def test_an_engine_behind_a_damaged_wire_can_not_be_told_anything() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"H\xffTP/1.1\xff200 OK\r\n\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        with pytest.raises(SkippedError, match="does not answer"):
+            disturb(f"http://127.0.0.1:{server.getsockname()[1]}", {})
+        answering.join()
 
 
 # Minutes on an idle machine; the bounds are for one that does much else.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import http.client
 import json
 import os
 import random
@@ -179,23 +180,24 @@ async def _engine_told(site: Site, fault: Fault) -> None:
     if not urls:
         raise SkippedError("no engine is known")
     for url in urls:
-        await asyncio.to_thread(_disturb, url, disturbances[fault.how])
+        await asyncio.to_thread(disturb, url, disturbances[fault.how])
     try:
         await asyncio.sleep(fault.lasts_s)
     finally:
         for url in urls:
             try:
-                await asyncio.to_thread(_disturb, url, {})
+                await asyncio.to_thread(disturb, url, {})
             except SkippedError:
-                continue  # it died, and is started again as it should be
+                continue  # it died, or is unreachable as it is: the fleet has to see to it
 
 
-def _disturb(url: str, disturbance: dict[str, Any]) -> None:
+def disturb(url: str, disturbance: dict[str, Any]) -> None:
+    """Tells the fake engine behind a URL what is to be wrong with it from now on."""
     request = urllib.request.Request(f"{url}/disturb", json.dumps(disturbance).encode(), method="POST")
     try:
         with urllib.request.urlopen(request, timeout=2.0):
             pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:  # the wire may be damaged at the same time
         raise SkippedError(f"{url} does not answer: {error}") from error
 
 
