@@ -8,6 +8,7 @@ takes about half the time of making a file.
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -54,24 +55,37 @@ class BlobFolder:
             self._make()
             partial = path.with_name(f"{_ID}.{uuid.uuid4().hex}")
             partial.write_text(str(uuid.uuid4().int >> 66))  # as many bits as a database's integer has
-            with suppress(FileExistsError):  # another process was first
+            try:
                 os.link(partial, path)
+            except FileExistsError:
+                pass  # another process was first
+            except OSError:
+                shutil.copyfile(partial, path)  # a file system without hard links
             partial.unlink()
         return int(path.read_text())
 
     def write(self, payloads: Sequence[bytes]) -> list[Blob]:
         """Stores payloads durably in one file under a name that was never used before; says where each is."""
         name = uuid.uuid4().hex
-        self._write(name, payloads)
+        self.write_as(name, payloads)
         blobs, offset = [], 0
         for payload in payloads:
             blobs.append(Blob(name, offset, len(payload), xxhash.xxh3_128_hexdigest(payload)))
             offset += len(payload)
         return blobs
 
-    def write_again(self, name: str, payloads: Sequence[bytes]) -> None:
-        """Stores what `write` stored, for a file that has gone since."""
-        self._write(name, payloads)
+    def write_as(self, name: str, payloads: Sequence[bytes]) -> None:
+        """Stores payloads durably in the file of that name, one after the other."""
+        path = self.folder / name
+        try:
+            with at(path), path.open("r+b" if self._take_spare(path) else "xb") as file:
+                file.writelines(payloads)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        _sync_folder(self.folder)
 
     def holds(self, name: str) -> bool:
         return (self.folder / name).exists()
@@ -136,18 +150,6 @@ class BlobFolder:
         orphans = [name for name, _, written_s in self.files() if name not in wanted and written_s < before_s]
         self.release(orphans)
         return len(orphans)
-
-    def _write(self, name: str, payloads: Sequence[bytes]) -> None:
-        path = self.folder / name
-        try:
-            with at(path), path.open("r+b" if self._take_spare(path) else "xb") as file:
-                file.writelines(payloads)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        _sync_folder(self.folder)
 
     def _take_spare(self, path: Path) -> bool:
         """Renames a spare file, if there is one that no other process takes just now."""

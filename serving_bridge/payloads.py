@@ -79,7 +79,7 @@ class Payloader:
                     found.unreadable[group_id] = str(error)
         return found
 
-    def settle(self, records: Sequence[Record], accepted: Sequence[Record]) -> None:
+    def confirm(self, records: Sequence[Record], accepted: Sequence[Record]) -> None:
         """Called once it is known which records got a row.
 
         A file that was taken for an orphan just before its row came is written again; one without any row is released.
@@ -90,7 +90,7 @@ class Payloader:
         if all(record.blob is None for record in accepted):
             self._blobs.release([file])
         elif not self._blobs.holds(file):
-            self._blobs.write_again(file, [record.payload for record in records if record.blob is not None])
+            self._blobs.write_as(file, [record.payload for record in records if record.blob is not None])
 
     def release(self, files: Iterable[str]) -> None:
         """Called once no row needs these files: a process that dies in between leaves orphans."""

@@ -185,10 +185,10 @@ class TrajectoryQueue:
         try:
             new = self._db.write(work)
         except QueueFullError:
-            self._payloads.settle(records, [])
+            self._payloads.confirm(records, [])
             raise
         crash_point("put")
-        self._payloads.settle(records, new)
+        self._payloads.confirm(records, new)
         return len(new)
 
     # Learner side.

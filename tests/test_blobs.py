@@ -186,6 +186,14 @@ def test_processes_that_ask_at_once_agree_on_a_folders_identity(folder: Path) ->
     assert [path.name for path in folder.iterdir()] == [".id"]
 
 
+def test_a_folder_without_hard_links_has_an_identity_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert BlobFolder(folder).identity() == BlobFolder(folder).identity()
+
+
 def test_orphans_are_swept_by_age_and_wanted_files_never(queue: TrajectoryQueue, folder: Path, clock: Clock) -> None:
     put_big(queue, 0)
     blobs = BlobFolder(folder)
