@@ -459,6 +459,7 @@ def job(
     return run_job(spec)
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_a_job_lives_through_kills_a_partition_and_a_damaged_checkpoint(tmp_path: Path) -> None:
     faults = (
