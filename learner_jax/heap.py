@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -17,8 +16,7 @@ def keep_freed_memory() -> bool:
     are then given back and taken again all the time, and the kernel clears each page anew: encoding groups of 100 KB
     takes three times as long. What is bigger than 32 MiB still goes back at once, as by default.
     """
-    libc = ctypes.util.find_library("c")
-    mallopt = getattr(ctypes.CDLL(libc), "mallopt", None) if libc is not None else None
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False  # another C library
     options = ((_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_TOP_PAD, _PAD_BYTES), (_M_MMAP_THRESHOLD, _MAPPED_BYTES))

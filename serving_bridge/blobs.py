@@ -19,6 +19,7 @@ from pathlib import Path
 import xxhash
 
 from learner_jax.disk_errors import at
+from serving_bridge.weight_files import sync_folder
 
 _SPARE = "spare"
 _ID = ".id"
@@ -85,7 +86,7 @@ class BlobFolder:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def holds(self, name: str) -> bool:
         return (self.folder / name).exists()
@@ -166,7 +167,7 @@ class BlobFolder:
     def _make(self) -> None:
         if not self.folder.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _sync_folder(self.folder.parent)
+            sync_folder(self.folder.parent)
 
 
 def _listed(folder: Path) -> Iterator[tuple[str, int, float]]:
@@ -180,11 +181,3 @@ def _listed(folder: Path) -> Iterator[tuple[str, int, float]]:
                 if entry.is_file() and not entry.name.startswith("."):
                     found = entry.stat()
                     yield entry.name, found.st_size, found.st_mtime
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -351,7 +351,7 @@ class TrajectoryQueue:
         return self._db.read(queue_view.overview)
 
     def sweep_blobs(self) -> int:
-        """Deletes files that a process left behind that died; returns how many. `recover` does so too."""
+        """Takes back files that a process left behind that died; returns how many. `recover` does so too."""
         return self._payloads.sweep(self._db.read(rows.wanted_files), self._clock())
 
     def requeue(self, group_ids: Sequence[str] | None = None) -> list[str]:

@@ -6,14 +6,18 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
 from learner_jax.contracts import encode_group
 from learner_jax.waits import Waits
+from serving_bridge import queue_rows
 from serving_bridge.database import (
+    Database,
     DatabaseError,
     DiskFullError,
     Session,
@@ -25,7 +29,7 @@ from serving_bridge.database import (
 from serving_bridge.migrations import migrate
 from serving_bridge.queue import QueueBounds, QueueFullError, TrajectoryQueue
 from serving_bridge.staleness import Pace
-from tests.queue_engines import execute, lease, put, train
+from tests.queue_engines import PACE, execute, lease, put, train
 from tests.trajectories import make_group
 
 #: The schema as its first version wrote it.
@@ -176,6 +180,57 @@ def test_full_disk_refuses_the_put_and_loses_nothing(path: Path) -> None:
     with pytest.raises(DiskFullError, match="free disk space"):
         put(queue, *range(1, 4), size=8, answer_tokens=5000)
     assert lease(TrajectoryQueue(path)) == ["run/0"]
+    queue.close()
+
+
+def test_the_disk_is_waited_for_where_somebody_may_outlive_the_machine(path: Path) -> None:
+    """Workers and checkpoints rely on what is put and acknowledged; who holds claims and leases goes down with it."""
+
+    class Noting:
+        def __init__(self, inner: Database):
+            self.inner, self.name, self.levels = inner, inner.name, list[int]()
+
+        def write(self, work: Callable[[Session], Any], *, synced: bool = True) -> Any:
+            def noting(session: Session) -> Any:
+                self.levels += [level for (level,) in session.execute("PRAGMA synchronous")]
+                return work(session)
+
+            return self.inner.write(noting, synced=synced)
+
+        def read(self, work: Callable[[Session], Any]) -> Any:
+            return self.inner.read(work)
+
+        def close(self) -> None:
+            self.inner.close()
+
+    full, normal = 2, 1
+    database = Noting(open_database(path))
+    queue = TrajectoryQueue(database=database)
+    queue.claim_prompts("w", 1, PACE, served_step=0)
+    put(queue, 0)
+    trained = lease(queue)
+    train(queue, trained)
+    queue.acknowledge(trained)
+    assert database.levels == [normal, full, normal, normal, full]
+    queue.close()
+
+
+def test_groups_that_are_named_are_looked_up_and_not_looked_for(path: Path) -> None:
+    queue = TrajectoryQueue(path)
+    statements: list[str] = []
+
+    def work(session: Session) -> list[Any]:
+        class Noting:
+            dialect = session.dialect
+
+            def execute(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[Any]:
+                statements.append(sql)
+                return session.execute("EXPLAIN QUERY PLAN " + sql, parameters)
+
+        return queue_rows.change_named(Noting(), "train", ["run/0"])  # type: ignore[arg-type]
+
+    ((*_, plan),) = queue.database.write(work)
+    assert "(group_id=?)" in plan, (plan, statements)
     queue.close()
 
 

@@ -15,7 +15,8 @@ class EngineTraits:
 
     Attributes:
       module: of its server.
-      disturbances: what can be made wrong inside it; the fake one is told, vLLM's processes get signals.
+      disturbances: what can be made wrong inside it.
+      is_told: of them, which only an engine that was made for it does; another one's processes get signals.
       settings: of the job, where they differ from `job.toml`.
       start_s: bound on the time from the job's start to its first steps.
       recover_s: bound on the time from the end of a seed's faults until the job works again.
@@ -25,6 +26,7 @@ class EngineTraits:
 
     module: str
     disturbances: tuple[str, ...]
+    is_told: bool = False
     settings: tuple[str, ...] = ()
     start_s: float = 120.0
     recover_s: float = 60.0
@@ -36,6 +38,7 @@ ENGINES: Mapping[EngineName, EngineTraits] = {
     "fake": EngineTraits(
         module="tools.faults.server",
         disturbances=("hangs", "slow", "garbage", "failures", "aborts", "dies", "breaks"),
+        is_told=True,
     ),
     # It takes 25 to 60 s to start on two cores, and then all that waits for an answer waits with it.
     "vllm": EngineTraits(

@@ -139,7 +139,7 @@ async def _wire(site: Site, fault: Fault) -> None:
 
 
 async def _engine(site: Site, fault: Fault) -> None:
-    if site.engine.module == "tools.faults.server":
+    if site.engine.is_told:
         await _engine_told(site, fault)
     else:
         await _engine_signalled(site, fault)
