@@ -227,7 +227,7 @@ def test_groups_that_are_named_are_looked_up_and_not_looked_for(path: Path) -> N
                 statements.append(sql)
                 return session.execute("EXPLAIN QUERY PLAN " + sql, parameters)
 
-        return queue_rows.change_named(Noting(), "train", ["run/0"])  # type: ignore[arg-type]
+        return queue_rows.change_named(Noting(), "train", [f"run/{i}" for i in range(16)])  # type: ignore[arg-type]
 
     ((*_, plan),) = queue.database.write(work)
     assert "(group_id=?)" in plan, (plan, statements)
