@@ -83,12 +83,15 @@ class ReplicaRegistry:
 
     def ready(self) -> list[ReplicaRow]:
         """Replicas that take requests now: the healthy ones, or the suspect ones where there are none."""
-        oldest = self._clock() - self._max_silence_s
-        fresh = [row for row in self.replicas() if row.heartbeat_s >= oldest]
+        found = self.replicas()
         for state in TAKES_REQUESTS:
-            if rows := [row for row in fresh if row.state == state]:
+            if rows := [row for row in found if self.state(row) == state]:
                 return rows
         return []
+
+    def state(self, row: ReplicaRow) -> str:
+        """A row's state, or "silent" if its controller has not written it for too long to still be believed."""
+        return row.state if row.heartbeat_s >= self._clock() - self._max_silence_s else "silent"
 
     def report_requests(self, worker: str, totals: Mapping[str, tuple[int, int]]) -> None:
         """Writes a rollout worker's running totals per replica, (succeeded, failed), by atomic rename."""

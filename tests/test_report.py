@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from configs.load import load_config
+from serving_bridge.registry import ReplicaRegistry
 from serving_bridge.telemetry import MetricsLog, Record, read_metrics
 from tools.figures import RunHistory, idle_shares, summarize
 from tools.report import ReportError, headline, pair_samples, write_report, write_summary
@@ -113,7 +114,7 @@ def _history(directory: Path) -> RunHistory:
 
 
 def test_the_summary_adds_up(tmp_path: Path):
-    summary = write_summary(write_run(tmp_path), wall_s=123.0)
+    summary = write_summary(write_run(tmp_path))
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     expected = {
         "accuracy_before": 0.25,
@@ -121,7 +122,7 @@ def test_the_summary_adds_up(tmp_path: Path):
         "reward_first": 0.3,  # mean of 0.1 to 0.5
         "reward_last": 0.8,
         "steps": 10,
-        "wall_s": 123.0,
+        "wall_s": 115.0,
         "train_wall_s": 10.0,
         "staleness_mean": 1.5,
         "staleness_max": 2.0,
@@ -141,9 +142,9 @@ def test_the_summary_adds_up(tmp_path: Path):
 
 
 def test_the_headline_says_what_was_gained(tmp_path: Path):
-    line = headline(write_summary(write_run(tmp_path), wall_s=123.0), "runs/x")
+    line = headline(write_summary(write_run(tmp_path)), "runs/x")
     assert line == (
-        "held-out accuracy 25.0% → 75.0% (+50.0 points) after 10 steps and 2 min 3 s; report: runs/x/report.html"
+        "held-out accuracy 25.0% → 75.0% (+50.0 points) after 10 steps and 1 min 55 s; report: runs/x/report.html"
     )
 
 
@@ -152,7 +153,7 @@ def test_steps_that_a_restart_trained_again_count_once():
     for number, reward in [(1, 0.1), (2, 0.2), (3, 0.9), (2, 0.3), (3, 0.4)]:
         history.add([{"t": 1.0, "process": "learner", "event": "step"} | _step(number, reward=reward)])
     assert [(r["step"], r["reward"]) for r in history.steps.values()] == [(1, 0.1), (2, 0.3), (3, 0.4)]
-    assert summarize(history, wall_s=1.0)["reward_last"] == pytest.approx((0.1 + 0.3 + 0.4) / 3)
+    assert summarize(history)["reward_last"] == pytest.approx((0.1 + 0.3 + 0.4) / 3)
     history.add([{"t": 2.0, "process": "learner", "event": "step"} | _step(2, reward=0.5)])
     assert list(history.steps) == [1, 2]  # step 3 of the former life is void until it is trained again
 
@@ -169,7 +170,7 @@ def test_the_side_that_waits_is_not_the_bottleneck(wait_s: float, idle_s: float,
 def test_a_run_that_measured_nothing_has_a_summary_of_nulls(tmp_path: Path):
     with MetricsLog(tmp_path / "metrics.jsonl", "train") as log:
         log.write("phase", name="starting")
-    summary = write_summary(tmp_path, wall_s=1.0)
+    summary = write_summary(tmp_path)
     assert summary["steps"] == 0
     assert summary["reward_first"] is None
     assert summary["learner_idle_share"] is None
@@ -203,7 +204,7 @@ class _Page(HTMLParser):
 
 
 def test_the_report_is_one_page_that_loads_and_runs_nothing(tmp_path: Path):
-    write_summary(write_run(tmp_path), wall_s=123.0)
+    write_summary(write_run(tmp_path))
     html = write_report(tmp_path).read_text()
     page = _Page()
     page.feed(html)
@@ -223,7 +224,7 @@ def test_the_report_is_one_page_that_loads_and_runs_nothing(tmp_path: Path):
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path):
-    write_summary(write_run(tmp_path), wall_s=123.0)
+    write_summary(write_run(tmp_path))
     assert write_report(tmp_path).read_text() == write_report(tmp_path).read_text()
 
 
@@ -239,10 +240,10 @@ def test_samples_are_paired_by_prompt():
 
 
 def test_the_command_keeps_the_wall_time_of_the_run(tmp_path: Path):
-    write_summary(write_run(tmp_path), wall_s=123.0)
+    write_summary(write_run(tmp_path))
     done = subprocess.run([sys.executable, "-m", "tools.report", tmp_path], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "report.html")), done.stderr
-    assert json.loads((tmp_path / "summary.json").read_text())["wall_s"] == 123.0
+    assert json.loads((tmp_path / "summary.json").read_text())["wall_s"] == 115.0
 
 
 def _render(directory: Path, records: list[Record], *, terminal: bool, width: int = 100) -> str:
@@ -290,3 +291,103 @@ def test_sparklines_and_clocks():
     assert sparkline([0, 0, 7, 7], 2) == "▁█"
     assert sparkline([3, 3], 4) == "▁▁"
     assert (clock(59.9), clock(61), clock(3661)) == ("0:59", "1:01", "1:01:01")
+
+
+def _write(directory: Path, *events: tuple[float, str, dict[str, object]]) -> RunHistory:
+    """A run of these (time, event, fields), all of the learner's."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.toml").write_text(CONFIG)
+    now = [0.0]
+    with MetricsLog(directory / "metrics.jsonl", "learner", clock=lambda: now[0]) as log:
+        for now[0], event, fields in events:
+            log.write(event, **fields)
+    return _history(directory)
+
+
+def _measured(accuracy: float, mean_score: float) -> dict[str, object]:
+    return dict(accuracy=accuracy, mean_score=mean_score, num_problems=40, samples=[])
+
+
+def test_the_wall_time_is_that_of_all_sittings(tmp_path: Path):
+    begin = ("phase", {"name": "starting"})
+    history = _write(tmp_path, (100.0, *begin), (160.0, "step", _step(1)), (5000.0, *begin), (5030.0, "step", _step(2)))
+    assert (history.wall_s(), history.sittings) == (90.0, 2)
+    assert history.wall_s(now=5040.0) == 100.0
+    summary = write_summary(tmp_path)
+    assert (summary["wall_s"], summary["sittings"]) == (90.0, 2)
+    assert "1 min 30 s in 2 sittings" in headline(summary, tmp_path)
+
+
+def test_processes_that_were_started_by_hand_have_sittings_too(tmp_path: Path):
+    history = _write(tmp_path, (100.0, "step", _step(1)), (90_000.0, "engine", {}), (90_020.0, "step", _step(2)))
+    assert (history.wall_s(), history.sittings) == (20.0, 2)
+
+
+@pytest.mark.parametrize(
+    ("events", "phase", "is_over"),
+    [
+        ([], "starting", False),
+        ([("warm_start", {"step": 1, "loss": 1.0})], "supervised start", False),
+        ([("step", _step(1))], "training", False),
+        ([("step", _step(1)), ("ended", {"reason": "finished", "step": 1})], "finished", True),
+        ([("step", _step(1)), ("ended", {"reason": "stopped", "step": 1})], "ended (stopped)", True),
+        ([("ended", {"reason": "stopped", "step": 1}), ("step", _step(2))], "training", False),
+        ([("step", _step(1)), ("phase", {"name": "evaluating"})], "evaluating", False),
+        ([("step", _step(1)), ("phase", {"name": "finished"})], "finished", True),
+        ([("phase", {"name": "finished"}), ("step", _step(2))], "training", False),
+    ],
+)
+def test_the_phase_is_known_with_and_without_train(
+    tmp_path: Path, events: list[tuple[str, dict[str, object]]], phase: str, is_over: bool
+):
+    history = _write(tmp_path, *((float(t), *event) for t, event in enumerate(events, 1)))
+    assert (history.phase, history.is_over) == (phase, is_over)
+
+
+def test_graded_answers_are_told_by_their_mean_score(tmp_path: Path):
+    _write(
+        tmp_path,
+        (1.0, "evaluation", {"which": "before", **_measured(0.0, 0.161)}),
+        (2.0, "step", _step(1)),
+        (3.0, "evaluation", {"which": "after", **_measured(0.0, 0.764)}),
+    )
+    summary = write_summary(tmp_path)
+    assert headline(summary, tmp_path).startswith("held-out mean score 0.161 → 0.764 after 1 steps")
+    page = write_report(tmp_path).read_text()
+    assert "0.161 → 0.764" in page
+    assert "Held-out mean score from 0.161 to 0.764" in page
+    shown = _render(tmp_path, read_metrics(tmp_path / "metrics.jsonl"), terminal=False)
+    assert "== held-out accuracy before: 0.0% of 40, mean score 0.161" in shown
+    assert "held-out 0.161 → 0.764" in shown
+
+
+def test_replicas_of_a_killed_fleet_are_silent(tmp_path: Path):
+    write_run(tmp_path, finished=False)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    now = records[-1]["t"]
+    ReplicaRegistry(tmp_path / "weights" / "replicas", clock=lambda: now - 5).report(
+        "r0", url="http://127.0.0.1:1", state="healthy", version=1, step=1
+    )
+    assert "1 healthy" in _render(tmp_path, records, terminal=True)
+    ReplicaRegistry(tmp_path / "weights" / "replicas", clock=lambda: now - 500).report(
+        "r0", url="http://127.0.0.1:1", state="healthy", version=1, step=1
+    )
+    shown = _render(tmp_path, records, terminal=True)
+    assert "1 silent" in shown
+    assert "healthy" not in shown
+
+
+def test_what_a_model_wrote_cannot_steer_the_terminal(tmp_path: Path):
+    hostile = "\x1b]0;owned\x07\x9b2J\u202egnp\ud800"
+    write_run(tmp_path, finished=False)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    records.append({"t": 1111.0, "process": hostile, "event": "retry", "error": hostile})
+    records.append({"t": 1111.0, "process": "train", "event": "phase", "name": hostile})
+    records.append({"t": 1111.0, "process": hostile, "event": "waits",
+                    "waits": [{"what": hostile, "on": hostile, "waited_s": 1.0, "limit_s": 9.0}]})  # fmt: skip
+    plain = _render(tmp_path, records, terminal=False)
+    assert "\\x1b]0;owned\\x07\\x9b2J\\u202egnp\\ud800" in plain
+    for shown in (plain, _render(tmp_path, records, terminal=True, width=200)):
+        for control in "\x07\x9b\u202e\ud800":
+            assert control not in shown
+        assert "\x1b]" not in shown

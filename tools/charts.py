@@ -173,30 +173,31 @@ def _reward(steps: Sequence[Record]) -> Chart | None:
 
 
 def _heldout(history: RunHistory, last_step: int) -> Chart | None:
-    points = [(r["step"], r["accuracy"]) for r in history.heldout]
-    before, after = history.evaluations.get("before"), history.evaluations.get("after")
-    if before:
-        points.insert(0, (0, before["accuracy"]))
-    if after:
-        points.append((last_step, after["accuracy"]))
+    key = "mean_score" if history.is_graded else "accuracy"
+    before, after = history.evaluations.get("before", {}), history.evaluations.get("after", {})
+    measured = [(0, before.get(key)), *((r["step"], r.get(key)) for r in history.heldout), (last_step, after.get(key))]
+    points = [(step, skill) for step, skill in measured if skill is not None]
     if not points:
         return None
 
     def draw(axes: Axes) -> None:
         axes.plot(*zip(*points, strict=True), color=_GREEN, marker="o", markersize=4)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if not history.is_graded:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylim(0, 1)
-        for step, accuracy in {points[0], points[-1]}:
+        for step, skill in {points[0], points[-1]}:
             axes.annotate(
-                f"{accuracy:.1%}", (step, accuracy), xytext=(0, -14), textcoords="offset points",
+                f"{skill:.3f}" if history.is_graded else f"{skill:.1%}", (step, skill), xytext=(0, -14),
+                textcoords="offset points",
                 ha="right" if step else "left", color=_GREEN, fontweight="bold",
             )  # fmt: skip
 
+    name, label = ("Held-out mean score", "score") if history.is_graded else ("Held-out accuracy", "passed")
     return Chart(
-        "Held-out accuracy",
+        name,
         "Greedy answers to problems that are never trained on, measured through vLLM.",
-        f"Held-out accuracy {_from_to([accuracy for _, accuracy in points])}.",
-        _draw(draw, xlabel="optimizer step", ylabel="passed"),
+        f"{name} {_from_to([skill for _, skill in points])}.",
+        _draw(draw, xlabel="optimizer step", ylabel=label),
     )
 
 

@@ -20,6 +20,15 @@ _BALANCED = 0.05
 #: A `waits` event speaks for the time after it for so long; while waits last it comes three times as often.
 _WAITS_FOR_S = 15.0
 
+#: Longer silence of every process means that none ran: waits and counters are written every few seconds.
+_NOTHING_RAN_S = 300.0
+
+#: Names of the phases that `tools.train` begins and ends with.
+FIRST_PHASE, LAST_PHASE = "starting", "finished"
+
+#: A mean score this far from the accuracy is no rounding of verdicts that are right or wrong.
+GRADED_FROM = 1e-9
+
 #: Steps over which the first and the last reward are averaged.
 _REWARD_STEPS = 5
 
@@ -35,6 +44,9 @@ class RunHistory:
       waits: the last `waits` event of each process: what it waits for now.
       replicas: the last `replica` event of each replica: its state and version.
       problems: (time, line) per event that carries an error or tells of a restart, newest last.
+      ended: the learner's last `ended` event, None while it trains.
+      sittings: how often the run was begun or taken up again.
+      paused_s: time between sittings, in which nothing ran.
     """
 
     steps: dict[int, Record] = field(default_factory=dict)
@@ -48,6 +60,9 @@ class RunHistory:
     engine: Record | None = None
     waits: dict[str, Record] = field(default_factory=dict)
     replicas: dict[str, Record] = field(default_factory=dict)
+    ended: Record | None = None
+    sittings: int = 1
+    paused_s: float = 0.0
     mixed_version_answers: int = 0
     first_t: float | None = None
     last_t: float | None = None
@@ -59,11 +74,13 @@ class RunHistory:
     def _add(self, record: Record) -> None:
         when = record.get("t")
         if isinstance(when, int | float):
-            self.first_t = when if self.first_t is None else self.first_t
-            self.last_t = when
+            self._pass_time(record, when)
         match record["event"]:
             case "step":
+                self.ended = None
                 self._add_step(record)
+            case "ended":
+                self.ended = record
             case "interval":
                 self.intervals.append(record)
                 self.mixed_version_answers += record.get("mixed_version_answers") or 0
@@ -86,6 +103,51 @@ class RunHistory:
         if record.get("error") or record["event"] == "restart":
             what = record.get("error") or f"{record.get('name')} ended with status {record.get('status')}; restarted"
             self.problems.append((self.last_t or 0.0, f"{record.get('process')} {record['event']}: {what}"))
+
+    def _pass_time(self, record: Record, when: float) -> None:
+        if self.first_t is None or self.last_t is None:
+            self.first_t = self.last_t = when
+            return
+        silent_s = when - self.last_t
+        begun_again = record["event"] == "phase" and record["name"] == FIRST_PHASE
+        if begun_again or silent_s > _NOTHING_RAN_S:
+            self.sittings += 1
+            self.paused_s += max(silent_s, 0.0)
+        self.last_t = when
+
+    def wall_s(self, now: float | None = None) -> float:
+        """Seconds that the run has taken, all sittings together, up to its last event or to `now`."""
+        if self.first_t is None or self.last_t is None:
+            return 0.0
+        return max((self.last_t if now is None else now) - self.first_t - self.paused_s, 0.0)
+
+    @property
+    def phase(self) -> str:
+        """What the run is at, also where no `tools.train` says so."""
+        last = self.phases[-1] if self.phases else None
+        learned = next(reversed(self.steps.values()), None) if self.steps else None
+        if last is not None and (last["name"] != LAST_PHASE or learned is None or learned["t"] <= last["t"]):
+            return str(last["name"])
+        if self.ended is not None:
+            return LAST_PHASE if self.ended.get("reason") == LAST_PHASE else f"ended ({self.ended.get('reason')})"
+        if learned is not None:
+            return "training"
+        return "supervised start" if self.warm_start else FIRST_PHASE
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to be expected of the run."""
+        return self.phase == LAST_PHASE or (not self.phases and self.ended is not None)
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether held-out scores lie between wrong and right, so that accuracy alone would hide what is learned."""
+        measured = [*self.evaluations.values(), *self.heldout]
+        return any(
+            record.get("mean_score") is not None and abs(record["mean_score"] - record["accuracy"]) > GRADED_FROM
+            for record in measured
+            if record.get("accuracy") is not None
+        )
 
     def _add_step(self, record: Record) -> None:
         # A resumed learner trains the steps after its checkpoint again; those of its former life are void.
@@ -250,8 +312,11 @@ def mismatch_mean(steps: Sequence[Record]) -> float | None:
     return total / tokens if tokens else None
 
 
-def summarize(history: RunHistory, *, wall_s: float) -> dict[str, Any]:
-    """The figures of summary.json; None where the run has not measured one. `wall_s` leaves out the installation."""
+def summarize(history: RunHistory) -> dict[str, Any]:
+    """The figures of summary.json; None where the run has not measured one.
+
+    `wall_s` is the time of all sittings, from the first event on; what lies between two sittings does not count.
+    """
     steps = steps_in_order(history)
     intervals = intervals_during(history, steps)
     shares = idle_shares(steps, intervals)
@@ -268,7 +333,9 @@ def summarize(history: RunHistory, *, wall_s: float) -> dict[str, Any]:
         "reward_first": mean(rewards[:_REWARD_STEPS]),
         "reward_last": mean(rewards[-_REWARD_STEPS:]),
         "steps": steps[-1]["step"] if steps else 0,
-        "wall_s": wall_s,
+        "is_graded": history.is_graded,
+        "wall_s": history.wall_s(),
+        "sittings": history.sittings,
         "train_wall_s": steps[-1]["t"] - steps[0]["t"] + (steps[0].get("step_s") or 0) if steps else None,
         "kl_last": steps[-1].get("kl") if steps else None,
         "staleness_mean": mean(values(steps, "staleness_mean")),

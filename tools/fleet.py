@@ -16,18 +16,17 @@ import time
 import uuid
 from pathlib import Path
 
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from configs.load import load_config
 from learner_jax.waits import Waits
 from serving_bridge.fleet_orders import FleetStatus, OrderBook, known_fleets
 from serving_bridge.registry import ReplicaRegistry
-from tools import wiring
+from tools import terminal, wiring
 
 _ANSWER_S = 10.0
 _POLL_S = 0.1
-_COLOURS = {"healthy": "green", "suspect": "yellow", "dead": "red", "unfit": "red"}
 
 
 class FleetToolError(RuntimeError):
@@ -40,17 +39,16 @@ def status_table(registry: ReplicaRegistry, now_s: float) -> Table:
     totals = registry.all_request_totals()
     for row in registry.replicas():
         succeeded, failed = totals.get(row.name, (0, 0))
-        colour = _COLOURS.get(row.state, "")
         table.add_row(
-            row.name,
-            row.fleet or "-",
-            f"[{colour}]{row.state}[/]" if colour else row.state,
+            escape(row.name),
+            escape(row.fleet) or "-",
+            terminal.coloured(registry.state(row)),
             str(row.version) if row.version >= 0 else "-",
             str(succeeded),
             str(failed),
             f"{max(0.0, now_s - row.heartbeat_s):.0f} s ago",
-            row.url or "-",
-            row.reason or "-",
+            escape(row.url) or "-",
+            escape(row.reason) or "-",
         )
     return table
 
@@ -112,14 +110,14 @@ def main() -> None:
         order.add_argument("--fleet", default="", help="which fleet, where there are several")
         order.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait until it is done")
     arguments = parser.parse_args()
-    console = Console()
+    console = terminal.console()
     with wiring.clear_errors():
         config = load_config(arguments.run / "config.toml")
         registry = wiring.build_registry(wiring.run_paths(config))
         if arguments.order == "status":
             for name in known_fleets(registry.folder):
                 if (status := OrderBook(registry.folder, name).status()) is not None:
-                    console.print(fleet_line(status, time.time()), highlight=False)
+                    console.print(fleet_line(status, time.time()), highlight=False, markup=False, soft_wrap=True)
             console.print(status_table(registry, time.time()))
             return
         book = OrderBook(registry.folder, choose_fleet(registry.folder, arguments.fleet))
@@ -127,7 +125,7 @@ def main() -> None:
         status = give_order(
             book, Waits(), replicas=replicas, restart=arguments.order == "restart", wait_s=arguments.wait
         )
-        console.print(fleet_line(status, time.time()), highlight=False)
+        console.print(fleet_line(status, time.time()), highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

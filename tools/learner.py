@@ -129,7 +129,9 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
             waits=hosts.waits,
         )
         with reported_waits(hosts.waits, log, clock=time.monotonic):
-            return learner.run()
+            outcome = learner.run()
+        log("ended", reason=outcome.reason, step=outcome.position.completed_steps)
+        return outcome
     finally:
         publisher.close()
         checkpoints.close()

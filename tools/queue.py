@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -27,7 +26,7 @@ from serving_bridge import queue_rows
 from serving_bridge.database import DatabaseError, is_postgres, sqlite_path
 from serving_bridge.queue import Overview, QueueError, TrajectoryQueue
 from serving_bridge.queue_states import ENDED
-from tools import wiring
+from tools import terminal, wiring
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,20 +50,20 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.command == "requeue" and bool(arguments.ids) == arguments.all:
         parser.error("requeue: expected either group ids or --all")
-    console = Console()
+    console = terminal.console()
     with wiring.clear_errors(), opened(arguments.queue, arguments.blobs) as queue:
         now = time.time()
         match arguments.command:
             case None | "show":
                 overview = queue.overview()
                 if getattr(arguments, "json", False):
-                    _print_json(overview)
+                    terminal.print_json(overview)
                 else:
                     print_overview(overview, console, name=queue.database.name, now=now)
             case "dead":
                 overview = queue.overview()
                 if arguments.json:
-                    _print_json(overview.dead)
+                    terminal.print_json(overview.dead)
                 else:
                     print_dead(overview, console, now=now)
             case "requeue":
@@ -199,11 +198,9 @@ def _duration(seconds: float) -> str:
 
 
 def _until(end_s: float, now: float) -> str:
+    if end_s <= 0:
+        return "[yellow]given up[/]"  # what was held was taken back, which is written as the beginning of time
     return f"in {_duration(end_s - now)}" if end_s >= now else f"[yellow]ran out {_duration(now - end_s)} ago[/]"
-
-
-def _print_json(value: object) -> None:
-    print(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
 
 
 if __name__ == "__main__":

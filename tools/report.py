@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +20,11 @@ from typing import Any
 
 import jinja2
 
-from configs.load import ConfigError, load_config
+from configs.load import load_config
 from configs.schema import Config
+from learner_jax.printable import printable
 from serving_bridge.telemetry import read_metrics
+from tools import wiring
 from tools.charts import charts
 from tools.figures import IdleShares, RunHistory, balance, balance_text, summarize
 
@@ -53,21 +54,17 @@ class SamplePair:
     after: Mapping[str, Any] | None
 
 
-def write_summary(run_dir: str | Path, *, wall_s: float | None = None, **extra: Any) -> dict[str, Any]:
+def write_summary(run_dir: str | Path, **extra: Any) -> dict[str, Any]:
     """Writes `summary.json` from the run's metrics and returns what it holds.
 
     Args:
-      wall_s: seconds that the run took, installation left out; the span of its events if not given.
       extra: more figures to put in.
 
     Raises:
       ReportError: the directory holds no metrics.
     """
     run_dir = Path(run_dir)
-    history = _read_history(run_dir)
-    if wall_s is None:
-        wall_s = (history.last_t or 0.0) - (history.first_t or 0.0)
-    summary = summarize(history, wall_s=wall_s) | extra
+    summary = summarize(_read_history(run_dir)) | extra
     _replace(run_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
@@ -82,13 +79,14 @@ def write_report(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     history = _read_history(run_dir)
     config = load_config(run_dir / "config.toml")
-    summary = _saved_summary(run_dir) or summarize(history, wall_s=(history.last_t or 0.0) - (history.first_t or 0.0))
+    summary = summarize(history) | _saved_summary(run_dir)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     environment.filters |= {"percent": _percent, "number": _number, "duration": _duration}
     page = environment.get_template("report.html").render(
@@ -122,11 +120,17 @@ def _balanced(history: RunHistory, config: Config, summary: Mapping[str, Any]) -
 
 def headline(summary: Mapping[str, Any], run_dir: str | Path) -> str:
     """The outcome of a run in one line, and where to read more."""
-    before, after = summary["accuracy_before"], summary["accuracy_after"]
-    gained = "" if before is None or after is None else f" ({100 * (after - before):+.1f} points)"
+    if summary["is_graded"]:
+        before, after = summary["mean_score_before"], summary["mean_score_after"]
+        skill = f"held-out mean score {_number(before)} → {_number(after)}"
+    else:
+        before, after = summary["accuracy_before"], summary["accuracy_after"]
+        gained = "" if before is None or after is None else f" ({100 * (after - before):+.1f} points)"
+        skill = f"held-out accuracy {_percent(before, 1)} → {_percent(after, 1)}{gained}"
+    sittings = f" in {summary['sittings']} sittings" if summary["sittings"] > 1 else ""
     return (
-        f"held-out accuracy {_percent(before, 1)} → {_percent(after, 1)}{gained} after {summary['steps']} steps "
-        f"and {_duration(summary['wall_s'])}; report: {Path(run_dir) / 'report.html'}"
+        f"{skill} after {summary['steps']} steps and {_duration(summary['wall_s'])}{sittings}; "
+        f"report: {Path(run_dir) / 'report.html'}"
     )
 
 
@@ -165,9 +169,14 @@ def _read_history(run_dir: Path) -> RunHistory:
     return history
 
 
-def _saved_summary(run_dir: Path) -> dict[str, Any] | None:
+def _saved_summary(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _shown(value: Any) -> Any:
+    """Text with control characters as escapes: a page can't hold some and shows others as nothing. Markup stays."""
+    return printable(value, keep_lines=True) if type(value) is str else value
 
 
 def _replace(path: Path, text: str) -> None:
@@ -196,14 +205,10 @@ def _duration(seconds: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_directory", type=Path)
-    run_dir = parser.parse_args().run_directory
-    try:
-        saved = _saved_summary(run_dir)
-        write_summary(run_dir, wall_s=saved["wall_s"] if saved else None)
-        print(write_report(run_dir))
-    except (ReportError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    with wiring.clear_errors():
+        run_dir = parser.parse_args().run_directory
+        write_summary(run_dir)
+        print(printable(write_report(run_dir)))
 
 
 if __name__ == "__main__":

@@ -281,7 +281,6 @@ def check_parts(config: Config) -> None:
 
 def train(config_path: Path, overrides: list[str], *, profile_steps: int = 0) -> int:
     """Runs the job; returns the process's exit status."""
-    started = time.monotonic()
     config = choose_directory(load_config(config_path, overrides))
     paths = wiring.run_paths(config)
     check_parts(config)
@@ -294,7 +293,7 @@ def train(config_path: Path, overrides: list[str], *, profile_steps: int = 0) ->
     if not complete:
         print(f"stopped; the same command goes on from the last checkpoint in {paths.directory}")
         return _INTERRUPTED
-    summary = write_summary(paths.directory, wall_s=time.monotonic() - started)
+    summary = write_summary(paths.directory)
     write_report(paths.directory)
     print(headline(summary, paths.directory))
     return 0

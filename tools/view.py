@@ -8,10 +8,10 @@ attaches to a run that is going on (on this machine or through a shared file sys
 from __future__ import annotations
 
 import argparse
-import sys
+import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Self
@@ -22,10 +22,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from configs.load import ConfigError, load_config
+from configs.load import load_config
 from configs.schema import Config
+from learner_jax.printable import printable
+from serving_bridge.registry import ReplicaRegistry
 from serving_bridge.telemetry import MetricsTail, Record
+from tools import terminal, wiring
 from tools.figures import (
+    GRADED_FROM,
     IdleShares,
     RunHistory,
     balance,
@@ -54,7 +58,6 @@ _SILENT_AFTER_S = 20.0
 _MAX_WIDTH = 100
 _MOST_WAITS = 4
 _SPARKS = "▁▂▃▄▅▆▇█"
-_ENDED = "finished"
 
 _WHO_WAITS = {
     "rollout-bound": "the learner waits for answers: more replicas or workers would speed this run up",
@@ -79,8 +82,11 @@ class LiveView:
     ) -> None:
         self._config = config
         self._directory = Path(directory)
-        self._console = console or Console()
+        self._console = console or terminal.console()
         self._clock = clock
+        self._registry = ReplicaRegistry(
+            Path(config.store.weights or self._directory / "weights") / "replicas", clock=clock
+        )
         self._history = RunHistory(intervals=deque(maxlen=_KEPT_INTERVALS))
         self._live: Live | None = None
         self._last_line_t = 0.0
@@ -120,18 +126,42 @@ class LiveView:
 
     def _picture(self) -> RenderableType:
         width = min(self._console.width, _MAX_WIDTH)
-        return picture(self._history, self._config, self._directory, now=self._clock(), width=width)
+        return picture(
+            self._history, self._config, self._directory, now=self._clock(), width=width, replicas=self._replicas()
+        )
+
+    def _replicas(self) -> dict[str, int] | None:
+        """States by the fleet's own rows, which tell when they were written: a killed fleet writes no event."""
+        rows = self._registry.replicas()
+        return dict(Counter(self._registry.state(row) for row in rows)) if rows else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is to be expected of the run."""
+        return self._history.is_over
 
 
-def picture(history: RunHistory, config: Config, directory: Path, *, now: float, width: int) -> RenderableType:
-    """The whole picture, `width` columns wide."""
+def picture(
+    history: RunHistory,
+    config: Config,
+    directory: Path,
+    *,
+    now: float,
+    width: int,
+    replicas: Mapping[str, int] | None = None,
+) -> RenderableType:
+    """The whole picture, `width` columns wide.
+
+    Args:
+      replicas: how many are in each state; as the events tell it if None.
+    """
     steps = steps_in_order(history)
     columns = Table.grid(expand=True, padding=(0, 1, 0, 0))
     columns.add_column(ratio=1)
     columns.add_column(ratio=1)
     columns.add_row(
         Panel(_learning(history, config, steps), title="learning", title_align="left", border_style="cyan"),
-        Panel(_flow(history, config, steps), title="flow", title_align="left", border_style="magenta"),
+        Panel(_flow(history, config, steps, replicas), title="flow", title_align="left", border_style="magenta"),
     )
     parts: list[RenderableType] = [
         _header(history, config, now),
@@ -140,9 +170,9 @@ def picture(history: RunHistory, config: Config, directory: Path, *, now: float,
     ]
     if history.problems:
         when, what = history.problems[-1]
-        said = f"at {clock(when - (history.first_t or when))}  {what}"
+        said = f"at {clock(when - (history.first_t or when))}  {printable(what)}"
         parts.append(Text.assemble((" last problem ", "bold yellow"), said, no_wrap=True, overflow="ellipsis"))
-    parts.append(Text(f" {directory}", style="dim", overflow="ellipsis", no_wrap=True))
+    parts.append(Text(f" {printable(directory)}", style="dim", overflow="ellipsis", no_wrap=True))
     frame = Table.grid()
     frame.add_column(width=width)
     frame.add_row(Group(*parts))
@@ -152,8 +182,7 @@ def picture(history: RunHistory, config: Config, directory: Path, *, now: float,
 def plain_line(history: RunHistory, config: Config) -> str:
     """The state of a run in one line."""
     steps = steps_in_order(history)
-    elapsed = (history.last_t or 0.0) - (history.first_t or 0.0)
-    head = f"{clock(elapsed)}  {_phase(history)}"
+    head = f"{clock(history.wall_s())}  {_phase(history)}"
     if not steps:
         if not history.warm_start:
             return head
@@ -199,9 +228,8 @@ def clock(seconds: float) -> str:
 
 def _header(history: RunHistory, config: Config, now: float) -> RenderableType:
     phase = _phase(history)
-    ended = phase == _ENDED
-    until = history.last_t if ended or history.last_t is None else now
-    elapsed = clock((until or 0.0) - (history.first_t or until or 0.0))
+    ended = history.is_over
+    elapsed = clock(history.wall_s(None if ended else now))
     silent = 0.0 if ended or history.last_t is None else now - history.last_t
     line = Table.grid(expand=True)
     line.add_column()
@@ -254,7 +282,7 @@ def _learning(history: RunHistory, config: Config, steps: Sequence[Record]) -> R
     last = steps[-1]
     budget = config.learner.loss.kl.budget
     table.add_row("reward", _number(mean(values(steps[-5:], "reward"))), _spark(values(steps, "reward"), "green"))
-    heldout = [r["accuracy"] for r in _heldout_records(history)]
+    heldout = values(_heldout_records(history), "mean_score" if history.is_graded else "accuracy")
     table.add_row("held-out", _heldout(history), _spark(heldout, "green"))
     kl = _number(last.get("kl"), 4) + (f" of {budget:g}" if budget else "")
     table.add_row("KL to start", kl, _spark(values(steps, "kl")))
@@ -267,7 +295,9 @@ def _learning(history: RunHistory, config: Config, steps: Sequence[Record]) -> R
     return table
 
 
-def _flow(history: RunHistory, config: Config, steps: Sequence[Record]) -> RenderableType:
+def _flow(
+    history: RunHistory, config: Config, steps: Sequence[Record], replicas: Mapping[str, int] | None
+) -> RenderableType:
     table = _rows(value_width=None)
     recent = steps[-_WINDOW:]
     intervals = intervals_during(history, recent) or list(history.intervals)[-_WINDOW:]
@@ -293,8 +323,9 @@ def _flow(history: RunHistory, config: Config, steps: Sequence[Record]) -> Rende
         table.add_row(
             "learner", f"{used}, {_percent(mean(values(recent, 'real_token_share')))} of the slots real tokens"
         )
-    if states := replica_states(history):
-        table.add_row("replicas", ", ".join(f"{number} {state}" for state, number in sorted(states.items())))
+    if states := replica_states(history) if replicas is None else replicas:
+        shown = ", ".join(f"{number} {printable(state)}" for state, number in sorted(states.items()))
+        table.add_row("replicas", shown)
     dropped = sum(values(steps, "dropped_stale"))
     retries = sum(values(intervals, "retries"))
     table.add_row("lost work", f"{dropped:.0f} stale groups, {retries:.0f} retries")
@@ -314,7 +345,8 @@ def _waiting(history: RunHistory, config: Config, steps: Sequence[Record]) -> Re
         left = clock(max(wait["limit_s"] - waited_s, 0))
         lines.append(
             Text.assemble(
-                (process, "bold"), f" waits for {wait['what']} from ", (str(wait["on"]), "bold"),
+                (printable(process), "bold"), f" waits for {printable(wait['what'])} from ",
+                (printable(wait["on"]), "bold"),
                 (f"  {clock(waited_s)}, gives up in {left}", "dim"), no_wrap=True, overflow="ellipsis",
             )
         )  # fmt: skip
@@ -346,7 +378,7 @@ def _spark(numbers: Sequence[float], style: str = "cyan") -> Text:
 
 
 def _phase(history: RunHistory) -> str:
-    return str(history.phases[-1]["name"]) if history.phases else "starting"
+    return printable(history.phase)
 
 
 def _heldout_records(history: RunHistory) -> list[Record]:
@@ -356,12 +388,17 @@ def _heldout_records(history: RunHistory) -> list[Record]:
 
 
 def _heldout(history: RunHistory) -> str:
-    """Held-out accuracy before, and now if measured since."""
+    """Held-out skill before, and now if measured since."""
     records = _heldout_records(history)
     if not records:
         return "-"
-    first, now = records[0]["accuracy"], records[-1]["accuracy"]
-    return _percent(first) if len(records) == 1 else f"{_percent(first)} → {_percent(now)}"
+    shown = [_skill(record, graded=history.is_graded) for record in (records[0], records[-1])]
+    return shown[0] if len(records) == 1 else " → ".join(shown)
+
+
+def _skill(record: Record, *, graded: bool) -> str:
+    """The mean score where answers are graded, else the share that is right."""
+    return _number(record.get("mean_score")) if graded else _percent(record.get("accuracy"))
 
 
 def _accuracy_now(history: RunHistory) -> float | None:
@@ -371,8 +408,11 @@ def _accuracy_now(history: RunHistory) -> float | None:
 
 def _plain_event(record: Record) -> str:
     if record["event"] == "phase":
-        return f"== {record['name']}"
-    return f"== held-out accuracy {record['which']}: {_percent(record['accuracy'], 1)} of {record['num_problems']}"
+        return f"== {printable(record['name'])}"
+    accuracy, score = record["accuracy"], record.get("mean_score")
+    text = f"== held-out accuracy {record['which']}: {_percent(accuracy, 1)} of {record['num_problems']}"
+    is_graded = None not in (accuracy, score) and abs(score - accuracy) > GRADED_FROM
+    return f"{text}, mean score {_number(score)}" if is_graded else text
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -395,7 +435,7 @@ def attach(directory: Path, *, tick_s: float = _ATTACH_TICK_S) -> None:
         while True:
             records = tail.read()
             view.update(records)
-            if any(r["event"] == "phase" and r["name"] == _ENDED for r in records):
+            if view.is_over:
                 return
             time.sleep(tick_s)
 
@@ -403,13 +443,8 @@ def attach(directory: Path, *, tick_s: float = _ATTACH_TICK_S) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_directory", type=Path)
-    try:
+    with wiring.clear_errors(), contextlib.suppress(KeyboardInterrupt):
         attach(parser.parse_args().run_directory)
-    except KeyboardInterrupt:
-        return
-    except ConfigError as error:
-        print(f"error: {error}; expected a run directory such as runs/demo", file=sys.stderr)
-        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from serving_bridge import weight_inspection
@@ -25,7 +26,7 @@ from serving_bridge.registry import ReplicaRegistry
 from serving_bridge.weight_files import StoreError
 from serving_bridge.weight_inspection import VersionRow
 from serving_bridge.weight_store import WeightStore
-from tools import wiring
+from tools import terminal, wiring
 
 _REFRESH_S = 0.5
 _MIB = 2**20
@@ -56,7 +57,7 @@ def main() -> None:
         else:
             command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
-    console = Console()
+    console = terminal.console()
     with wiring.clear_errors():
         store = open_store(arguments.store)
         match arguments.command:
@@ -91,12 +92,12 @@ def open_store(root: Path) -> WeightStore:
 def print_versions(store: WeightStore, console: Console, *, as_json: bool) -> None:
     rows = weight_inspection.rows(store)
     if as_json:
-        _print_json([_row_fields(row) for row in rows])
+        terminal.print_json([_row_fields(row) for row in rows])
         return
     table = Table("version", "step", "form", "base", "bytes", "of full", "changed", "content", box=None)
     for row in rows:
         if row.manifest is None:
-            table.add_row(str(row.version), "", "[red]damaged[/]", "", "", "", "", row.error)
+            table.add_row(str(row.version), "", "[red]damaged[/]", "", "", "", "", escape(str(row.error)))
             continue
         manifest = row.manifest
         form = manifest.format + (" + anchor" if row.has_anchor else "")
@@ -117,29 +118,31 @@ def print_versions(store: WeightStore, console: Console, *, as_json: bool) -> No
 def print_manifest(store: WeightStore, version: int, console: Console, *, as_json: bool) -> None:
     manifest = store.best_manifest(version)
     if as_json:
-        _print_json(msgspec.to_builtins(manifest))
+        terminal.print_json(msgspec.to_builtins(manifest))
         return
     base = f", an update of version {manifest.base_version}" if manifest.base_version is not None else ""
-    console.print(f"version {version} of run {manifest.run}, step {manifest.step}: {manifest.format}{base}")
+    console.print(f"version {version} of run {escape(manifest.run)}, step {manifest.step}: {manifest.format}{base}")
     console.print(f"content {manifest.content_sha256}, after version {manifest.parent}")
     for file in manifest.files:
-        console.print(f"file {store.folder(version) / file.name}: {file.num_bytes:,} bytes, sha256 {file.sha256}")
+        path = escape(str(store.folder(version) / file.name))
+        console.print(f"file {path}: {file.num_bytes:,} bytes, sha256 {file.sha256}")
     golden = [len(prompt.tokens) for prompt in manifest.golden]
     console.print(f"{len(golden)} golden prompts of {golden} tokens")
     table = Table("tensor", "dtype", "shape", "xxh3_128", box=None)
     for entry in manifest.tensors:
-        table.add_row(entry.name, entry.dtype, str(entry.shape), entry.xxh3_128)
+        table.add_row(escape(entry.name), entry.dtype, str(entry.shape), entry.xxh3_128)
     console.print(table)
 
 
 def print_difference(store: WeightStore, old: int, new: int, console: Console, *, as_json: bool) -> None:
     found = list(weight_inspection.differences(store, old, new))
     if as_json:
-        _print_json([msgspec.to_builtins(one) for one in found])
+        terminal.print_json([msgspec.to_builtins(one) for one in found])
         return
     table = Table("tensor", "shape", "changed", "of it", box=None)
     for one in found:
-        table.add_row(one.name, str(list(one.shape)), f"{one.num_changed:,}", f"{one.num_changed / one.size:.3%}")
+        share = f"{one.num_changed / one.size:.3%}"
+        table.add_row(escape(one.name), str(list(one.shape)), f"{one.num_changed:,}", share)
     changed, size = sum(one.num_changed for one in found), sum(one.size for one in found)
     table.add_row("[bold]all[/]", "", f"{changed:,}", f"{changed / size:.3%}")
     console.print(table)
@@ -149,10 +152,11 @@ def verify(store: WeightStore, versions: list[int], console: Console, *, as_json
     """Says of each version whether it can be loaded; returns whether all can."""
     problems = {version: weight_inspection.problem(store, version) for version in versions or store.versions()}
     if as_json:
-        _print_json(problems)
+        terminal.print_json(problems)
     else:
         for version, found in problems.items():
-            console.print(f"version {version}: {'intact' if found is None else f'[red]{found}[/]'}", soft_wrap=True)
+            said = "intact" if found is None else f"[red]{escape(found)}[/]"
+            console.print(f"version {version}: {said}", soft_wrap=True)
     return all(found is None for found in problems.values())
 
 
@@ -174,7 +178,7 @@ def watch(store: WeightStore, console: Console, *, once: bool) -> None:
 def rollback(store: WeightStore, version: int, console: Console, *, as_json: bool) -> None:
     manifest = weight_inspection.republish(store, version)
     if as_json:
-        _print_json({"version": manifest.version, "from_version": version, "step": manifest.step})
+        terminal.print_json({"version": manifest.version, "from_version": version, "step": manifest.step})
     else:
         console.print(
             f"published the weights of version {version} (step {manifest.step}) as version {manifest.version}"
@@ -190,13 +194,13 @@ def _replicas(store: WeightStore, registry: ReplicaRegistry) -> Table:
     for row in registry.replicas():
         behind = sum(version > row.version for version in versions) if row.version >= 0 else None
         table.add_row(
-            row.name,
-            row.state,
+            escape(row.name),
+            terminal.coloured(registry.state(row)),
             str(row.version) if row.version >= 0 else "-",
             "-" if behind is None else str(behind),
             str(row.step) if row.step >= 0 else "-",
             f"{now - row.heartbeat_s:.0f} s ago",
-            row.url,
+            escape(row.url),
         )
     return table
 
@@ -216,10 +220,6 @@ def _row_fields(row: VersionRow) -> dict[str, object]:
         "content_sha256": manifest.content_sha256,
         "has_anchor": row.has_anchor,
     }
-
-
-def _print_json(value: object) -> None:
-    print(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
 
 
 if __name__ == "__main__":

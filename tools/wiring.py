@@ -18,6 +18,7 @@ from configs.schema import Config, CreateModelSettings
 from learner_jax.contracts import RecordLimits
 from learner_jax.disk_errors import at, disk_failure
 from learner_jax.hf_names import ModelConfig, read_model_config
+from learner_jax.printable import printable
 from learner_jax.waits import Waits
 from rewards.protocol import Task
 from rewards.tasks import create_task
@@ -32,6 +33,7 @@ from serving_bridge.telemetry import MetricsLog
 from serving_bridge.tokenization import load_tokenizer
 from serving_bridge.weight_publisher import Publisher
 from serving_bridge.weight_store import WeightStore
+from tools.terminal import prepare_streams
 
 #: problems whose texts the tokenizer of a created model is trained on
 _TOKENIZER_PROBLEMS = 2000
@@ -284,6 +286,7 @@ def clear_errors() -> Iterator[None]:
     These are the project's own errors, all written for people, with status 1, and those of full or failing disks,
     whoever raised them, with `DISK_STATUS`.
     """
+    prepare_streams()
     try:
         yield
     except Exception as error:
@@ -291,7 +294,7 @@ def clear_errors() -> Iterator[None]:
         if text is None:
             raise
         with contextlib.suppress(OSError):  # stderr may be a file on that disk; the status then has to do
-            print(f"error: {text}", file=sys.stderr)
+            print(f"error: {printable(text, keep_lines=True)}", file=sys.stderr)
         raise SystemExit(status) from None
 
 
