@@ -17,13 +17,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from learner_jax.config import OptimizerSettings
 from learner_jax.host_memory import keep_freed_memory
 from serving_bridge.convert import ConversionError, Verification, Watch, from_hf, to_hf, verify
 from tools import wiring
+from tools.terminal import SafeConsole
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 @contextmanager
 def _watch(what: str) -> Iterator[Watch]:
     """A bar on a terminal; elsewhere only sentences, on stderr."""
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     bar = Progress(TextColumn(what), *columns, console=console, transient=True, disable=not console.is_terminal)
     with bar:

@@ -30,7 +30,7 @@ from rich.table import Table
 from configs.load import load_config
 from learner_jax.config import LearnerSettings, MeshSettings
 from learner_jax.hf_names import ModelConfig, ModelConfigError, parse_model_config, read_model_config
-from tools import wiring
+from tools import terminal, wiring
 
 if TYPE_CHECKING:
     from learner_jax.engine import Engine
@@ -424,7 +424,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = terminal.console()
     run: Callable[[argparse.Namespace, Console], dict[str, Any]]
     run = run_memory if arguments.command == "memory" else run_shapes
     with wiring.clear_errors():

@@ -25,6 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from tools import terminal
 from tools.chaos import report
 from tools.chaos.engines import EngineName
 from tools.chaos.job import JobRecord, JobSpec, end_with_parent, run_job
@@ -112,7 +113,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> int:
-    options, console, started = parse(), Console(), time.monotonic()
+    options, console, started = parse(), terminal.console(), time.monotonic()
     work, per_job, engine = options.work.absolute(), options.jobs_seeds, options.engine
     seeds = range(options.first, options.first + options.seeds)
     if options.seed is not None:

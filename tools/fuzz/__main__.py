@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from tools import terminal
 from tools.fuzz import control, through_queue, trajectories
 
 #: records of one kind at a time
@@ -105,7 +106,8 @@ def main() -> int:
     parser.add_argument("--records", type=int, default=100_000, help="default 100000")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    terminal.prepare_streams()
+    console = terminal.console()
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("records", total=given.records)
         found = fuzz(given.records, given.seed, lambda number: bar.update(task, completed=number))

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from tools import terminal
 from tools.simulate.run import Mode, Outcome, run_job, simulate
 
 _MODES: tuple[Mode, Mode] = ("safety", "liveness")
@@ -100,7 +101,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--report", type=Path, help="write a JSON record there")
     arguments = parser.parse_args()
-    console = Console()
+    terminal.prepare_streams()
+    console = terminal.console()
     if arguments.seed is not None:
         outcome = simulate(arguments.seed, mode_of(arguments.seed, arguments.mode), show=arguments.trace)
         console.print(f"seed {outcome.seed} ({outcome.mode}): {outcome.violation or 'nothing was violated'}")
