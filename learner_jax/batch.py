@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -117,9 +117,10 @@ class BatchStats:
     Attributes:
       staleness_mean: versions that an answer's oldest token lags, on average; `staleness_max` is the largest.
       staleness_tokens: sampled tokens by the versions that they lag: entry k counts those of k versions.
+      reward: mean over the answers that were judged; None if none was. A part's mean is over those that have it.
     """
 
-    reward: float
+    reward: float | None
     reward_parts: dict[str, float]
     staleness_mean: float
     staleness_max: int
@@ -133,6 +134,8 @@ class BatchStats:
     masked_overlong: int
     penalized_overlong: int
     masked_aborted: int
+    failed_verdicts: int
+    unjudged_groups: int
 
 
 def _rows(rows: Sequence[np.ndarray], length: int, dtype: type, fill: float = 0) -> Any:
@@ -387,28 +390,26 @@ def _episodes(
 
 
 def _stats(trajectories: Sequence[Trajectory], trained_version: int, counts: GroupCounts, hosts: Hosts) -> BatchStats:
-    names = {name for t in trajectories for name in t.reward_parts}
+    judged = [t for t in trajectories if t.is_judged]
     lags = [trained_version - t.oldest_version for t in trajectories]
     sums = {
         "answers": len(trajectories),
-        "reward": float(sum(t.total_reward for t in trajectories)),
+        "judged": len(judged),
+        "reward": float(sum(t.total_reward for t in judged)),
         "lag": sum(lags),
         "tokens": sum(int(t.loss_mask.sum()) for t in trajectories),
         "truncated": sum(t.finish_reason == "length" for t in trajectories),
         "mixed": sum(len(np.unique(t.policy_version[t.loss_mask])) > 1 for t in trajectories),
     } | asdict(counts)
-    parts = {name: float(sum(t.reward_parts.get(name, 0.0) for t in trajectories)) for name in names}
+    parts = _part_sums(judged)
     versions = np.concatenate([t.policy_version[t.loss_mask] for t in trajectories])
     by_lag = np.bincount(np.maximum(trained_version - versions, 0)).tolist()
     every = hosts.gather([sums, parts, max(lags), by_lag], "statistics of the batch")
     total = {name: sum(sums[name] for sums, *_ in every) for name in sums}
     answers = total["answers"]
     return BatchStats(
-        reward=total["reward"] / answers,
-        reward_parts={
-            name: sum(parts.get(name, 0.0) for _, parts, *_ in every) / answers
-            for name in sorted({name for _, parts, *_ in every for name in parts})
-        },
+        reward=total["reward"] / total["judged"] if total["judged"] else None,
+        reward_parts=_part_means([parts for _, parts, *_ in every]),
         staleness_mean=total["lag"] / answers,
         staleness_max=max(lag for _, _, lag, _ in every),
         staleness_tokens=[sum(counts) for counts in zip_longest(*(by_lag for *_, by_lag in every), fillvalue=0)],
@@ -418,6 +419,23 @@ def _stats(trajectories: Sequence[Trajectory], trained_version: int, counts: Gro
         mixed_version_answers=total["mixed"],
         **{name: total[name] for name in asdict(counts)},
     )
+
+
+def _part_sums(judged: Sequence[Trajectory]) -> dict[str, tuple[float, int]]:
+    """(sum, number of answers that have it) of every part of the reward."""
+    sums: dict[str, tuple[float, int]] = {}
+    for trajectory in judged:
+        for name, value in trajectory.reward_parts.items():
+            total, count = sums.get(name, (0.0, 0))
+            sums[name] = (total + value, count + 1)
+    return sums
+
+
+def _part_means(sums_of_hosts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Mean of every part over the answers of all hosts that have it."""
+    names = sorted({name for sums in sums_of_hosts for name in sums})
+    found = {name: [sums[name] for sums in sums_of_hosts if name in sums] for name in names}
+    return {name: sum(s for s, _ in pairs) / sum(n for _, n in pairs) for name, pairs in found.items()}
 
 
 #: (tokens, loss mask) of one supervised example

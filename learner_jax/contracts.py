@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from learner_jax.trajectory import (
+    MAX_REASON,
     NOT_SAMPLED,
     TRAJECTORY_SCHEMA,
     ContractError,
@@ -17,6 +18,7 @@ from learner_jax.trajectory import (
     RecordLimits,
     Source,
     Trajectory,
+    Verdict,
     check_group,
     decode_group,
     encode_group,
@@ -24,6 +26,7 @@ from learner_jax.trajectory import (
 
 __all__ = [
     "MANIFEST_SCHEMA",
+    "MAX_REASON",
     "NOT_SAMPLED",
     "TRAJECTORY_SCHEMA",
     "ContractError",
@@ -38,6 +41,7 @@ __all__ = [
     "TensorEntry",
     "Trajectory",
     "TrajectorySource",
+    "Verdict",
     "WeightFile",
     "WeightManifest",
     "WeightPublisher",

@@ -1,4 +1,4 @@
-"""Which answers and groups are learned from: zero-variance groups, answers that are too long or were broken off."""
+"""Which answers and groups are learned from: zero-variance groups, answers too long, broken off or never judged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from learner_jax.contracts import Trajectory
 class GroupCounts:
     """What was found and what was done about it, per batch.
 
-    `zero_variance_groups` counts them whether or not they are dropped.
+    `zero_variance_groups` counts them whether or not they are dropped. `unjudged_groups` are those with failed verdicts
+    and fewer than two valid answers left; all of them are dropped.
     """
 
     zero_variance_groups: int
@@ -24,6 +25,8 @@ class GroupCounts:
     masked_overlong: int
     penalized_overlong: int
     masked_aborted: int
+    failed_verdicts: int
+    unjudged_groups: int
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class CleanedGroups:
     """One array per group, one entry per answer.
 
     Attributes:
-      rewards: total reward, penalties included.
+      rewards: total reward, penalties included; NaN where the verdict failed, so that no sum can take it for a value.
       penalties: part of it taken away for length; at most 0.
       valid: whether the reward means something, so that the answer counts in its group's statistics.
       learned: whether the answer's tokens have a loss.
@@ -50,6 +53,9 @@ def clean_groups(groups: Sequence[Sequence[Trajectory]], settings: GroupSettings
     "drop" of zero-variance groups is DAPO's dynamic sampling seen from the learner (arXiv 2503.14476, section 3.2): the
     group has no advantage, and without dropping it still counts in the loss's denominator. "mask" of over-long
     answers is its overlong filtering (section 3.4): no loss, but the reward counts in the group's statistics.
+
+    An answer whose verdict failed has neither loss nor reward. A group that is left with fewer than two valid answers
+    by it compares nothing, and is dropped.
     """
     cleaned = [_clean_group(group, settings) for group in groups]
     columns = [list(column) for column in zip(*cleaned, strict=True)]
@@ -71,29 +77,35 @@ def _clean_group(
     penalties = np.zeros(len(group))
     if settings.overlong == "penalize":
         penalties = np.array([_penalty(t, settings) for t in group])
-    rewards = np.array([t.total_reward for t in group], np.float64) + penalties
-    valid, learned = ~aborted, ~aborted
+    judged = np.array([t.is_judged for t in group])
+    rewards = np.array([t.total_reward if t.is_judged else np.nan for t in group], np.float64) + penalties
+    valid = learned = ~aborted & judged
+    too_few = not judged.all() and valid.sum() < 2
     if settings.overlong == "mask":
         learned = learned & ~overlong
-    zero_variance = len(set(rewards[valid])) <= 1
-    dropped = (zero_variance and settings.zero_variance == "drop") or (
-        bool(aborted.any()) and settings.aborted == "drop_group"
+    zero_variance = not too_few and len(set(rewards[valid])) <= 1
+    dropped = (
+        too_few
+        or (zero_variance and settings.zero_variance == "drop")
+        or (bool(aborted.any()) and settings.aborted == "drop_group")
     )
     if dropped:
         learned = np.zeros(len(group), bool)
     notes = (
         int(zero_variance),
         int(dropped),
-        int((overlong & ~aborted).sum()) if settings.overlong == "mask" else 0,
+        int((overlong & judged).sum()) if settings.overlong == "mask" else 0,
         int((penalties < 0).sum()),
         int(aborted.sum()),
+        int((~judged).sum()),
+        int(too_few),
     )
     return rewards, penalties, valid, learned, notes
 
 
 def _penalty(trajectory: Trajectory, settings: GroupSettings) -> float:
     """By the answer's sampled tokens against the limit that it was sampled with."""
-    if trajectory.finish_reason == "abort":
+    if trajectory.finish_reason == "abort" or not trajectory.is_judged:
         return 0.0
     length = int(trajectory.loss_mask.sum())
     limit = trajectory.sampling.get("max_tokens")

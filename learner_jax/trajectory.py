@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -9,7 +10,7 @@ from typing import Any, Literal, get_args
 import msgspec
 import numpy as np
 
-TRAJECTORY_SCHEMA = 2
+TRAJECTORY_SCHEMA = 3
 
 #: Value of `policy_version` on tokens that no policy sampled (prompt and environment tokens).
 NOT_SAMPLED = -1
@@ -17,7 +18,12 @@ NOT_SAMPLED = -1
 #: "stop": the policy ended its answer; "length": its limit did; "abort": generation was broken off.
 FinishReason = Literal["stop", "length", "abort"]
 Source = Literal["rollout", "online", "replay"]
-_FINISH_REASONS, _SOURCES = get_args(FinishReason), get_args(Source)
+#: "pass" and "fail" of an answer that was judged; else why it was not: the verifier passed its deadline, died, does not
+#: judge such an answer, or failed in another way.
+Verdict = Literal["pass", "fail", "timeout", "crashed", "refused", "error"]
+_FINISH_REASONS, _SOURCES, _VERDICTS = get_args(FinishReason), get_args(Source), get_args(Verdict)
+#: Characters of the reason for a verdict that failed; it may quote the model.
+MAX_REASON = 200
 
 #: Log-probabilities may be above 0 by so much.
 _ROUNDING = 1e-4
@@ -54,12 +60,15 @@ class Trajectory:
         entry t is log p(tokens[t] | tokens[:t]); 0 where `loss_mask` is False.
       policy_version: int32[T], version that sampled each token, `NOT_SAMPLED` elsewhere.
       turn: int32[T], index of the dialog turn each token belongs to.
-      rewards: float32[T], placed on the token at which each reward is earned.
+      rewards: float32[T], placed on the token at which each reward is earned; all 0, and without meaning, where the
+        verdict failed.
       reward_parts: named components of the reward, for people and for metrics.
+      verdict: of the answer, or of the last one of a dialog, which a failed verdict ends.
       prompt: where the prompt came from, e.g. {"task": ..., "index": ...}.
       sampling: the sampling parameters sent, e.g. {"temperature": 1.0, "max_tokens": 8}.
       reward_version: name and version of the verifier.
       tokenizer: fingerprint of the tokenizer behind the token ids; "" where it is not known.
+      verdict_reason: why the verdict failed, at most `MAX_REASON` characters; "" for an answer that was judged.
     """
 
     trajectory_id: str
@@ -73,15 +82,29 @@ class Trajectory:
     turn: np.ndarray
     rewards: np.ndarray
     reward_parts: Mapping[str, float]
+    verdict: Verdict
     finish_reason: FinishReason
     sampling: Mapping[str, Any]
     reward_version: str
     source: Source = "rollout"
     consent: bool = True
     tokenizer: str = ""
+    verdict_reason: str = ""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the verifier gave a verdict, so that there is a reward."""
+        return self.verdict in ("pass", "fail")
 
     @property
     def total_reward(self) -> float:
+        """Sum of the rewards.
+
+        Raises:
+          ContractError: the answer was not judged, and nobody knows its reward.
+        """
+        if not self.is_judged:
+            raise ContractError(f"{self.trajectory_id} has no reward: its verdict is {self.verdict}")
         return float(self.rewards.sum())
 
     @property
@@ -130,12 +153,33 @@ class Trajectory:
                 f"{self.trajectory_id}: finish_reason is {self.finish_reason!r}, expected one of "
                 f"{', '.join(_FINISH_REASONS)}"
             )
+        self._validate_verdict()
         if self.source not in _SOURCES:
             raise ContractError(
                 f"{self.trajectory_id}: source is {self.source!r}, expected one of {', '.join(_SOURCES)}"
             )
         if self.group_size < 1:
             raise ContractError(f"{self.trajectory_id}: group_size is {self.group_size}, expected at least 1")
+
+    def _validate_verdict(self) -> None:
+        if self.verdict not in _VERDICTS:
+            raise ContractError(
+                f"{self.trajectory_id}: verdict is {self.verdict!r}, expected one of {', '.join(_VERDICTS)}"
+            )
+        for name, value in self.reward_parts.items():
+            if not math.isfinite(value):
+                raise ContractError(f"{self.trajectory_id}: reward_parts: {name} is {value}, expected a finite number")
+        if self.is_judged:
+            if self.verdict_reason:
+                raise ContractError(f"{self.trajectory_id}: verdict_reason is for failed verdicts, not {self.verdict}")
+            return
+        if self.rewards.any() or self.reward_parts:
+            raise ContractError(f"{self.trajectory_id}: rewards, although its verdict is {self.verdict}")
+        if len(self.verdict_reason) > MAX_REASON:
+            raise ContractError(
+                f"{self.trajectory_id}: verdict_reason has {len(self.verdict_reason)} characters, expected at most "
+                f"{MAX_REASON}"
+            )
 
 
 @dataclass(frozen=True)
@@ -191,12 +235,14 @@ class _TrajectoryWire(msgspec.Struct, array_like=False, forbid_unknown_fields=Tr
     turn: bytes
     rewards: bytes
     reward_parts: dict[str, float]
+    verdict: str
     finish_reason: str
     sampling: dict[str, Any]
     reward_version: str
     source: str
     consent: bool
     tokenizer: str
+    verdict_reason: str
 
 
 class _AnySchema(msgspec.Struct):
@@ -209,7 +255,7 @@ _schema_decoder = msgspec.msgpack.Decoder(list[_AnySchema])
 
 
 def encode_group(group: Sequence[Trajectory]) -> bytes:
-    """Encodes the trajectories of one group as msgpack with raw little-endian arrays (schema 2)."""
+    """Encodes the trajectories of one group as msgpack with raw little-endian arrays (schema 3)."""
     records = []
     for trajectory in group:
         trajectory.validate()
@@ -264,4 +310,5 @@ def _check_schema(payload: bytes) -> None:
 
 
 def _schema_error(schema: int) -> ContractError:
-    return ContractError(f"trajectory schema {schema}, this build reads {TRAJECTORY_SCHEMA}")
+    old = "; it does not tell answers that were judged wrong from those that nobody judged" if schema < 3 else ""
+    return ContractError(f"trajectory schema {schema}, this build reads {TRAJECTORY_SCHEMA}{old}")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rewards.protocol import Problem, Verdict
+from rewards.protocol import Problem, Verdict, is_failure
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,28 @@ class Outcome:
     """What an answer led to.
 
     Attributes:
-      reward: earned by this answer; finite.
+      reward: earned by this answer; finite. None if, and only if, the verdict is a failure.
       parts: named components, for people and metrics.
-      verdict: of this answer; "error" if the environment itself failed.
+      verdict: of this answer; a failure if the verifier, or the environment itself, failed. It ends the episode: what
+        the whole of it earns can't be known any more.
       observation: what the policy is told next; None ends the episode.
       state: for the next answer.
+      reasons: of a failure, what went wrong.
     """
 
-    reward: float
+    reward: float | None
     parts: Mapping[str, float]
     verdict: Verdict
     observation: str | None
     state: EpisodeState
+    reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        failed = is_failure(self.verdict)
+        if (self.reward is None) != failed:
+            raise ValueError(f"reward {self.reward} with verdict {self.verdict!r}: a failed verdict has none")
+        if failed and self.observation is not None:
+            raise ValueError(f"an observation after the verdict {self.verdict!r}: a failed verdict ends the episode")
 
 
 class Environment(Protocol):

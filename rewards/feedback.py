@@ -17,7 +17,8 @@ class FeedbackEnvironment:
 
     The score of the last answer is the reward of the turn that gave it, discounted once for every turn before; wrong
     answers before it earn nothing, so that being right at once is never worth less than being right later. An answer
-    that was cut by its budget ends the episode: it has no end after which anything could be said.
+    that was cut by its budget ends the episode: it has no end after which anything could be said. So does a failed
+    verdict: nobody knows what the policy should be told, nor what it has earned.
 
     Args:
       turns: most answers.
@@ -46,6 +47,8 @@ class FeedbackEnvironment:
     def step(self, state: EpisodeState, reply: Reply) -> Outcome:
         result = self._task.score(RewardRequest(state.problem, reply.text, reply.finish_reason))
         after = replace(state, turn=state.turn + 1)
+        if result.score is None:
+            return Outcome(None, {}, result.verdict, None, after, result.reasons)
         is_over = (
             reply.is_last or reply.finish_reason != "stop" or after.turn >= self._turns or result.verdict != "fail"
         )

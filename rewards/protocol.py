@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 Split = Literal["train", "validation", "heldout"]
-Verdict = Literal["pass", "fail", "error"]
+
+#: Why an answer could not be judged: "timeout": the verifier passed its deadline; "crashed": its process died;
+#: "refused": it does not judge such an answer or problem; "error": it raised, or its score is no finite number.
+Failure = Literal["timeout", "crashed", "refused", "error"]
+FAILURES: tuple[Failure, ...] = get_args(Failure)
+Verdict = Literal["pass", "fail", Failure]
 
 #: A score counts as a pass from here on; below 1 by less than float32 rounding.
 PASS_SCORE = 1.0 - 1e-6
+
+_FLOAT32_MAX = 3.4028234e38
 
 
 class TaskError(ValueError):
@@ -50,19 +58,30 @@ class RewardRequest:
 
 @dataclass(frozen=True)
 class RewardResult:
-    """The verifier's word on one answer.
+    """The verifier's word on one answer. A failed verdict has no score: it says nothing about the answer.
 
     Attributes:
-      score: the reward; finite.
+      score: the reward, finite as float32; None if, and only if, the verdict is one of `FAILURES`.
       parts: named components, for people and metrics.
-      verdict: `pass` from `PASS_SCORE` on, `fail` below, `error` if the verifier itself failed (score 0).
-      reasons: why it is not a pass; for an error, what went wrong.
+      verdict: `pass` from `PASS_SCORE` on, `fail` below; else why the answer was not judged.
+      reasons: why it is not a pass; for a failed verdict, what went wrong.
     """
 
-    score: float
+    score: float | None
     parts: Mapping[str, float]
     verdict: Verdict
     reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.score is None) != is_failure(self.verdict):
+            raise ValueError(
+                f"score {self.score} with verdict {self.verdict!r}: a judged answer has a score, a failed verdict none"
+            )
+
+
+def is_failure(verdict: Verdict) -> bool:
+    """Whether the answer was not judged."""
+    return verdict in FAILURES
 
 
 class Task(Protocol):
@@ -92,18 +111,26 @@ class Task(Protocol):
         """
 
     def score(self, request: RewardRequest) -> RewardResult:
-        """Scores an answer; whatever the answer is, it returns. May block up to the verifier's deadline."""
+        """Judges an answer; whatever the answer is, it returns. May block up to the verifier's deadline."""
 
     def close(self) -> None:
         """Ends worker processes, if the task has any."""
 
 
 def scored(score: float, parts: Mapping[str, float], *, reasons: tuple[str, ...] = ()) -> RewardResult:
-    """The result of a verifier that worked."""
+    """The result of a verifier that worked; a failed verdict if its score or a part of it is no finite float32."""
+    wrong = {name: value for name, value in {"score": score, **parts}.items() if not is_reward(value)}
+    if wrong:
+        return failed(f"the verifier gave {', '.join(f'{name} {value}' for name, value in wrong.items())}")
     passed = score >= PASS_SCORE
     return RewardResult(float(score), dict(parts), "pass" if passed else "fail", () if passed else reasons)
 
 
-def failed(reason: str) -> RewardResult:
-    """The result of a verifier that failed itself: score 0, verdict `error`."""
-    return RewardResult(0.0, {}, "error", (reason,))
+def failed(reason: str, failure: Failure = "error") -> RewardResult:
+    """The result of a verifier that failed itself: no score."""
+    return RewardResult(None, {}, failure, (reason,))
+
+
+def is_reward(value: float) -> bool:
+    """Whether it can be a reward: finite, also as the float32 in which rewards travel."""
+    return math.isfinite(value) and abs(value) <= _FLOAT32_MAX

@@ -83,7 +83,10 @@ class RolloutSettings(_Settings):
     max_attempts: int = Field(5, gt=0, description="tries in a row of a request that a replica fails or aborts")
     failures_to_avoid: int = Field(3, ge=1, description="failures in a row after which a replica is left alone a while")
     reward_threads: int = Field(8, ge=1, description="answers that are scored at the same time")
-    reward_timeout_s: float = Field(600, gt=0, description="an answer without a score after so long is broken off")
+    reward_timeout_s: float = Field(600, gt=0, description="an answer without a verdict after so long gets none")
+    max_failed_verdicts: float = Field(
+        0.1, ge=0, le=1, description="share of the latest 512 answers that may be without verdict; beyond, stop"
+    )
     drain_s: float = Field(10, ge=0, description="time that running groups get on a stop; the rest is handed on")
     max_wait_s: float = Field(
         600, gt=0, description="give up when the gate or the queue stays closed, or no replica is ready, so long"

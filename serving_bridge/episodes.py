@@ -23,10 +23,11 @@ from serving_bridge.answers import Completion
 from serving_bridge.config import RolloutSettings
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.sampling import Prefix, Sampler
+from serving_bridge.verdicts import VerdictWatch, reason_text, sound, unjudged
 
 
 class EpisodeError(RuntimeError):
-    """An episode can't become a sample: says why, and the setting to change."""
+    """An episode can't go on: says why, and the setting to change."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Episode:
         """Policy versions that sampled it."""
         return len(np.unique(np.concatenate([turn.answer.policy_version for turn in self.turns])))
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether its reward is known; a failed verdict is always the last one."""
+        return self.turns[-1].outcome.reward is not None
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -78,7 +84,8 @@ class Player:
 
     Args:
       scoring: threads in which answers are decoded and scored; the event loop goes on meanwhile.
-      count: "environment_turns" and "reward_errors" are counted here.
+      count: "environment_turns" is counted here.
+      verdicts: is told of every verdict.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class Player:
         *,
         scoring: Executor,
         count: Counter[str],
+        verdicts: VerdictWatch | None = None,
     ) -> None:
         self._environment = environment
         self._encoder = encoder
@@ -97,6 +105,7 @@ class Player:
         self._settings = settings
         self._scoring = scoring
         self._count = count
+        self._verdicts = verdicts or VerdictWatch(settings.max_failed_verdicts, count=count)
         self._max_tokens = settings.episode_tokens(environment.max_turns)
 
     async def play(self, problem: Problem, prompt: Sequence[int], shared: Prefix) -> Episode:
@@ -107,7 +116,8 @@ class Player:
 
         Raises:
           ReplicaError, NoReplicaError: no answer could be had.
-          EpisodeError: it can't go on, or can't be scored.
+          EpisodeError: it can't go on.
+          FailedVerdictsError: too many answers of late have no verdict.
         """
         state, context, turns = self._environment.reset(problem), list(prompt), list[PlayedTurn]()
         given, prefix = tuple(prompt), shared
@@ -136,24 +146,32 @@ class Player:
         ]
 
     async def _step(self, state: EpisodeState, answers: Sequence[Completion], *, is_last: bool) -> list[Outcome]:
-        loop = asyncio.get_running_loop()
+        """What each answer led to; those that are not judged in time have a failed verdict."""
+        limit_s, judged = self._settings.reward_timeout_s, list[Outcome]()
+        work = asyncio.get_running_loop().run_in_executor(self._scoring, self._judge, state, answers, is_last, judged)
         try:
-            async with asyncio.timeout(self._settings.reward_timeout_s):
-                outcomes = await loop.run_in_executor(self._scoring, self._score, state, answers, is_last)
+            async with asyncio.timeout(limit_s):
+                await work
         except TimeoutError:
-            raise EpisodeError(
-                f"problem {state.problem.index}: no score after {self._settings.reward_timeout_s:g} s "
-                f"(rollout.reward_timeout_s); the verifier hangs, or rollout.reward_threads are too few"
-            ) from None
-        self._count["reward_errors"] += sum(outcome.verdict == "error" for outcome in outcomes)
-        return outcomes
+            reason = (
+                f"no verdict after {limit_s:g} s (rollout.reward_timeout_s); the verifier hangs, or "
+                f"rollout.reward_threads are too few"
+            )
+            judged = list(judged)  # the thread may come back and add to the other one
+            judged += [unjudged(state, "timeout", reason)] * (len(answers) - len(judged))
+        self._verdicts.add(state.problem.index, judged)
+        return judged
 
-    def _score(self, state: EpisodeState, answers: Sequence[Completion], is_last: bool) -> list[Outcome]:
+    def _judge(self, state: EpisodeState, answers: Sequence[Completion], is_last: bool, judged: list[Outcome]) -> None:
+        """Adds one outcome per answer to `judged`, each as soon as it is known."""
         decode = self._encoder.tokenizer.decode
-        return [
-            self._environment.step(state, Reply(decode(answer.tokens.tolist()), answer.finish_reason, is_last))
-            for answer in answers
-        ]
+        for answer in answers:
+            reply = Reply(decode(answer.tokens.tolist()), answer.finish_reason, is_last)
+            try:
+                outcome = sound(self._environment.step(state, reply))
+            except (Exception, SystemExit) as error:  # noqa: BLE001  (isolation: one answer must not end the rollouts)
+                outcome = unjudged(state, "error", f"{type(error).__name__}: {error}")
+            judged.append(outcome)
 
     def _has_room(self, context: Sequence[int]) -> bool:
         """For the longest observation and the longest answer: no answer's budget depends on what came before."""
@@ -180,10 +198,12 @@ def make_trajectories(origin: Origin, index: int, episodes: Sequence[Episode]) -
             prompt={"index": index, "question": episode.problem.question},
             **_arrays(episode.turns),
             reward_parts=dict(episode.turns[-1].outcome.parts),
+            verdict=episode.turns[-1].outcome.verdict,
             finish_reason=episode.turns[-1].answer.finish_reason,  # type: ignore[arg-type]
             sampling={"temperature": origin.settings.temperature, "max_tokens": origin.settings.max_tokens},
             reward_version=origin.reward_version,
             tokenizer=origin.tokenizer,
+            verdict_reason="" if episode.is_judged else reason_text(episode.turns[-1].outcome.reasons),
         )
         for sample, episode in enumerate(episodes)
     ]
@@ -192,6 +212,7 @@ def make_trajectories(origin: Origin, index: int, episodes: Sequence[Episode]) -
 def _arrays(turns: Sequence[PlayedTurn]) -> dict[str, Any]:
     """The arrays of a trajectory, all of one length; a turn is what was given and the answer to it."""
     lengths = [(len(turn.given), len(turn.answer)) for turn in turns]
+    is_judged = turns[-1].outcome.reward is not None  # else what earlier turns earned is not the episode's reward
     ends = np.cumsum([given + answer for given, answer in lengths])
     length = int(ends[-1])
     found = {
@@ -209,5 +230,7 @@ def _arrays(turns: Sequence[PlayedTurn]) -> dict[str, Any]:
         found["loss_mask"][answer] = True
         found["behavior_logprobs"][answer] = turn.answer.logprobs
         found["policy_version"][answer] = turn.answer.policy_version
-        found["rewards"][end - 1] = turn.outcome.reward
+        if is_judged:
+            assert turn.outcome.reward is not None
+            found["rewards"][end - 1] = turn.outcome.reward
     return found

@@ -19,7 +19,7 @@ class Sample:
     prompt: str
     answer: str
     expected: str
-    score: float
+    score: float | None
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ async def evaluate(
     answered = await asyncio.gather(*(answer(index) for index in range(num_problems)))
     return Evaluation(
         accuracy=sum(passed for _, passed in answered) / num_problems,
-        mean_score=sum(sample.score for sample, _ in answered) / num_problems,
+        mean_score=sum(sample.score for sample, _ in answered if sample.score is not None) / num_problems,
         num_problems=num_problems,
         samples=tuple(sample for sample, _ in answered[:num_samples]),
     )

@@ -33,6 +33,7 @@ from serving_bridge.registry import ReplicaRegistry, ReplicaRow
 from serving_bridge.sampling import Prefix, Sampler
 from serving_bridge.staleness import Pace
 from serving_bridge.standing_wait import StandingWait
+from serving_bridge.verdicts import VerdictWatch
 from serving_bridge.vllm_client import Session, VllmClient, http_session
 from serving_bridge.worker_queue import WorkerQueue
 
@@ -159,8 +160,15 @@ class _Running:
             log=worker.log,
             rng=worker.rng,
         )
+        self._verdicts = VerdictWatch(worker.settings.max_failed_verdicts, count=self._count)
         self._player = Player(
-            self._environment, worker.encoder, sampler, worker.settings, scoring=scoring, count=self._count
+            self._environment,
+            worker.encoder,
+            sampler,
+            worker.settings,
+            scoring=scoring,
+            count=self._count,
+            verdicts=self._verdicts,
         )
         self._queue = WorkerQueue(
             worker.queue,
@@ -305,7 +313,10 @@ class _Running:
             try:
                 async with self._place(index):
                     episodes = await self._play(problem, prompt)
-                self._accept(index, episodes)
+                if self._teaches(index, episodes):
+                    self._accept(index, episodes)
+                else:
+                    await self._queue.skip(index)
                 return
             except (*BREAKS, GroupError) as error:
                 self._worker.log("retry", prompt_index=index, attempt=attempt, error=str(error) or repr(error))
@@ -337,6 +348,15 @@ class _Running:
             timeout_s=timeout_s,
             count=self._count,
         )
+
+    def _teaches(self, index: int, episodes: Sequence[Episode]) -> bool:
+        """Whether answers are left to compare; else the group's prompt is given up, and another takes its place."""
+        judged = sum(episode.is_judged for episode in episodes)
+        if judged >= min(2, len(episodes)):
+            return True
+        self._count["unjudged_groups"] += 1
+        self._worker.log("unjudged_group", prompt_index=index, answers=len(episodes), judged=judged)
+        return False
 
     def _accept(self, index: int, episodes: Sequence[Episode]) -> None:
         crash_point("sampled")
@@ -370,6 +390,7 @@ class _Running:
             served_version=min((replica.version for replica in self._replicas), default=-1),
             replicas={name: {"in_flight": f, "limit": m} for name, (f, m) in self._dispatcher.loads().items()},
             cuts=self._dispatcher.take_cuts(),
+            **self._verdicts.take(),
         )
         if totals := dict(self._dispatcher.totals()):
             report = self._worker.registry.report_requests

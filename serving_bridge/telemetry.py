@@ -5,12 +5,13 @@ number that was not finite. Times are seconds, log-probs and KL nats per token, 
 
 learner
   warm_start  step, loss, accuracy (or null), step_s
-  step        step, version, loss, reward, kl, entropy, clip_fraction, grad_norm, staleness_mean, staleness_max,
-              mismatch_mean_abs_logprob (or null), mismatch_max_abs_logprob, mismatch_tokens, num_tokens,
-              answer_tokens_mean, dropped_stale, zero_variance_groups, mfu, real_token_share, and where the time went:
-              wait_s (for groups; the reference's log-probs are computed in it), prepare_s (building the batch),
-              transfer_s (packing, first microbatch to the devices), compute_s, publish_s and save_s (what of them
-              blocked), step_s (all), train_s (prepare, transfer and compute)
+  step        step, version, loss, reward (or null), kl, entropy, clip_fraction, grad_norm, staleness_mean,
+              staleness_max, mismatch_mean_abs_logprob (or null), mismatch_max_abs_logprob (or null), mismatch_tokens,
+              num_tokens, answer_tokens_mean, dropped_stale, zero_variance_groups, failed_verdicts (answers in neither
+              the loss nor any statistic of rewards), unjudged_groups (dropped for them), mfu, real_token_share, and
+              where the time went: wait_s (for groups; the reference's log-probs are computed in it), prepare_s
+              (building the batch), transfer_s (packing, first microbatch to the devices), compute_s, publish_s and
+              save_s (what of them blocked), step_s (all), train_s (prepare, transfer and compute)
   engine      platform, device, mesh, attention, compute_dtype, row_tokens, microbatch_rows, peak_tflops_per_device
   published   version, step, seconds, format ("full" | "sparse"), num_bytes, num_changed (or null)
   anchor_added, anchor_failed   version, reason: a version stored once more, whole, because a replica could not load it
@@ -24,12 +25,15 @@ learner
 rollout
   interval    about once a second, counts are of that interval: groups, tokens (sampled ones), seconds, idle_s, running
               (groups), served_version, retries (of requests), mixed_version_answers, skipped_prompts (too long),
-              failed_groups (given up), reward_errors, resumed (answers taken up after an abort), segments (further
-              pieces of answers), spares_used, deadline_hits (episodes), environment_turns (observations given),
-              queue_full_waits (puts refused by a full queue), lost_claims (groups that another worker took over),
-              waiting_requests (now, for a replica with room), cuts (of limits), replicas: {name: {in_flight, limit}},
-              answers of this worker
+              failed_groups (given up), verdicts (answers that a verifier was asked about), failed_verdicts (those
+              without one), failed_verdict_kinds ({kind: number}) and failed_verdict_example (where there are any),
+              unjudged_groups (given up: fewer than two answers judged), resumed (answers taken up after an abort),
+              segments (further pieces of answers), spares_used, deadline_hits (episodes), environment_turns
+              (observations given), queue_full_waits (puts refused by a full queue), lost_claims (groups that another
+              worker took over), waiting_requests (now, for a replica with room), cuts (of limits),
+              replicas: {name: {in_flight, limit}}, answers of this worker
   retry       error, and what it was about: replica and attempt (a request), prompt_index and attempt (a group)
+  unjudged_group   prompt_index, answers, judged: a group given up for its failed verdicts
   heldout     version, step, accuracy, num_problems
 fleet
   round       replica, version, step, outcome, stage_s, pause_s, probe_s, running_at_pause, probe_max_abs,

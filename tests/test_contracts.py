@@ -91,12 +91,12 @@ def test_every_flipped_bit_is_survived_or_refused() -> None:
 def test_unknown_schema_is_refused() -> None:
     records = msgspec.msgpack.decode(encode_group(make_group()))
     records[0]["schema"] = 99
-    with pytest.raises(ContractError, match="schema 99, this build reads 2"):
+    with pytest.raises(ContractError, match="schema 99, this build reads 3"):
         decode_group(msgspec.msgpack.encode(records))
 
 
 def test_a_record_of_another_schema_says_so_whatever_its_fields() -> None:
-    with pytest.raises(ContractError, match="schema 1, this build reads 2"):
+    with pytest.raises(ContractError, match="schema 1, this build reads 3; it does not tell"):
         decode_group(msgspec.msgpack.encode([{"schema": 1, "trajectory_id": "run/0/0", "colour": "red"}]))
 
 

@@ -21,6 +21,8 @@ NOTHING = {
     "masked_overlong": 0,
     "penalized_overlong": 0,
     "masked_aborted": 0,
+    "failed_verdicts": 0,
+    "unjudged_groups": 0,
 }
 
 

@@ -401,10 +401,10 @@ def test_verifiers_that_block_do_not_hold_up_the_loop_and_one_that_hangs_is_give
     bench.ready()
     bench.run(lambda: bench.num_ready() == 2)
     assert bench.queue.progress().next_prompt == 3
-    assert bench.total("failed_groups") == 1
-    errors = [r["error"] for r in bench.records if r["event"] == "retry"]
-    assert len(errors) == 2
-    assert all("no score after 0.2 s (rollout.reward_timeout_s)" in error for error in errors)
+    assert (bench.total("unjudged_groups"), bench.total("failed_verdicts"), bench.total("failed_groups")) == (1, 2, 0)
+    told = [r["failed_verdict_example"] for r in bench.records if "failed_verdict_example" in r]
+    assert len(told) == 1
+    assert "timeout: no verdict after 0.2 s (rollout.reward_timeout_s)" in told[0]
 
 
 def test_a_prompt_that_is_too_long_is_skipped(tmp_path: Path, tokenizer: Tokenizer) -> None:

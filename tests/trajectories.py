@@ -41,6 +41,7 @@ def make_group(
                 turn=np.zeros(length, np.int32),
                 rewards=reward,
                 reward_parts={"correct": float(reward[-1])},
+                verdict="pass" if reward[-1] >= 1 else "fail",
                 finish_reason="stop",
                 sampling={"temperature": 1.0},
                 reward_version="test 1",

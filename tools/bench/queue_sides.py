@@ -180,6 +180,7 @@ def trajectories(count: int, num_bytes: int) -> list[Trajectory]:
             turn=np.zeros(length, np.int32),
             rewards=rng.standard_normal(length).astype(np.float32),
             reward_parts={"correct": 1.0},
+            verdict="pass",
             finish_reason="stop",
             sampling={"temperature": 1.0},
             reward_version="bench 1",

@@ -45,6 +45,7 @@ def valid_group(rng: Rng, number: int) -> list[Trajectory]:
             turn=np.zeros(length, np.int32),
             rewards=np.zeros(length, np.float32),
             reward_parts={"correct": 1.0},
+            verdict="pass",
             finish_reason="stop",
             sampling={"temperature": 1.0},
             reward_version="fuzz 1",
@@ -113,7 +114,7 @@ BREAKING: Mapping[str, Mutation] = MappingProxyType(
         "other tokenizer": _set(tokenizer="another"),
         "no tokenizer": _set(tokenizer=""),
         "other schema": _set(schema=7),
-        "older schema": one_record(lambda rng, record: [record.update(schema=1), record.pop("tokenizer")][0]),
+        "older schema": one_record(lambda rng, record: [record.update(schema=2), record.pop("verdict")][0]),
         "nothing sampled": _array("loss_mask", "?", lambda rng, values: np.zeros_like(values)),
         "all sampled": _array("loss_mask", "?", lambda rng, values: np.ones_like(values)),
         "mask of other bytes": _array("loss_mask", "u1", lambda rng, values: values + 2),
@@ -123,6 +124,11 @@ BREAKING: Mapping[str, Mutation] = MappingProxyType(
         "broken off": _set(finish_reason="abort"),
         "unknown finish reason": _set(finish_reason="tired"),
         "unknown source": _set(source="dream"),
+        "unknown verdict": _set(verdict="maybe"),
+        "failed verdict with a reward": _set(verdict="timeout"),
+        "reason for a verdict that did not fail": _set(verdict_reason="why"),
+        "reason without end": _set(verdict="error", reward_parts={}, verdict_reason="x" * 1000),
+        "infinite part of the reward": _set(reward_parts={"correct": float("inf")}),
         "without consent": _set(consent=False),
         "one trajectory missing": lambda rng, group: group[:1],
         "one trajectory twice": lambda rng, group: [*group, group[0]],
@@ -199,6 +205,8 @@ def is_valid(group: Sequence[Trajectory]) -> bool:
         if t.finish_reason not in ("stop", "length") or not t.consent or t.tokenizer != "fuzz":
             return False
         if t.group_id != group[0].group_id or t.group_size != len(group):
+            return False
+        if t.verdict not in ("pass", "fail") and (any(t.rewards.tolist()) or t.reward_parts):
             return False
     return True
 

@@ -197,6 +197,7 @@ class CellRunner:
             )
             state, metrics = engine.step(state, batch, current_version=version, changed_version=version)
             if (step + 1) % settings.evaluate_every == 0:
+                assert stats.reward is not None  # the dialogs' answers are always judged
                 curve.append(
                     {
                         "step": step + 1,
@@ -286,6 +287,7 @@ class _Row:
             turn=np.array(self._fields["turn"], np.int32),
             rewards=rewards,
             reward_parts={},
+            verdict="pass" if self._right else "fail",
             # An answer without an end token is wrong, not unfinished: the task's limit leaves room for every right one.
             finish_reason="stop",
             sampling={"temperature": 1.0},
