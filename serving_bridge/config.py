@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from serving_bridge.database import secret_in_url
+
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -140,6 +142,8 @@ class StoreSettings(_Settings):
 
     @model_validator(mode="after")
     def _known_engine(self) -> StoreSettings:
+        if problem := secret_in_url(self.database):
+            raise ValueError(problem)
         engine, separator, _ = self.database.partition("://")
         if separator and engine not in ("postgresql", "postgres") and not self.database.startswith("sqlite:///"):
             raise ValueError(f"database {engine}://...: expected a path, sqlite:///path or postgresql://user@host/name")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode
 
 import apsw
 
@@ -19,6 +19,8 @@ Row = tuple[Any, ...]
 
 APPLICATION_ID = 0x57454952  # "WEIR"
 MEMORY = ":memory:"
+#: Parameters of a PostgreSQL URL that nobody is to see.
+_SECRETS = frozenset({"password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 #: Bigger ones make payloads in rows cheaper and changes of state dearer. Chosen when a file is made.
 _PAGE_BYTES = 4096
 #: The log is copied into the file each time it has grown so far: rarely enough to cost little, and never a big pause.
@@ -118,6 +120,23 @@ def is_postgres(url: str | Path) -> bool:
     return str(url).startswith(("postgresql://", "postgres://"))
 
 
+def secret_in_url(url: str) -> str | None:
+    """Why a URL can't be taken because of a password in it, without telling it; None if there is none."""
+    if not is_postgres(url):
+        return None
+    rest = url.partition("://")[2]
+    authority, query = rest.partition("/")[0].partition("?")[0], rest.partition("?")[2]
+    user_part = authority.rpartition("@")[0]
+    named = {key for key, _ in parse_qsl(query, keep_blank_values=True)} & _SECRETS
+    if ":" not in user_part and not named:
+        return None
+    return (
+        "store.database holds a password, which would stand in command lines, config.toml and the report: expected "
+        "postgresql://user@host/database, with the password in ~/.pgpass, a service file (PGSERVICE) or PGPASSWORD; "
+        "change one that has been shown"
+    )
+
+
 def sqlite_path(url: str | Path) -> Path:
     """The file behind a path or an `sqlite:///...` URL (three slashes: relative, four: absolute).
 
@@ -139,11 +158,11 @@ def absolute_url(url: str | Path, *, schema: str) -> str:
     """The same database from any working folder; on a server, in a schema of its own unless the URL names one."""
     if not is_postgres(url):
         return str(sqlite_path(url).absolute())
-    parts = urlsplit(str(url))
-    if "schema" in dict(parse_qsl(parts.query)):
-        return str(url)
-    query = "&".join(filter(None, (parts.query, urlencode({"schema": schema}))))
-    return urlunsplit(parts._replace(query=query))
+    text = str(url)
+    query = text.partition("?")[2]
+    if "schema" in dict(parse_qsl(query)):
+        return text
+    return f"{text}{'&' if query else '?'}{urlencode({'schema': schema})}"
 
 
 def open_database(url: str | Path, *, timeout_s: float = 30.0, waits: Waits | None = None) -> Database:

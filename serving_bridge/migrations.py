@@ -141,6 +141,9 @@ def _version(session: Session, name: str) -> int:
             raise DatabaseError(f"{name} is an SQLite database of another program; set store.database to another path")
         ((version,),) = session.execute("PRAGMA user_version")
         return version
+    is_there = session.execute("SELECT to_regclass('weir_schema')") != [(None,)]
+    if is_there and session.execute("SELECT version FROM weir_schema") == [(SCHEMA_VERSION,)]:
+        return SCHEMA_VERSION  # the only case that is open to roles which own nothing
     session.execute("SELECT pg_advisory_xact_lock(?)", (APPLICATION_ID,))  # others that open it wait
     session.execute("CREATE TABLE IF NOT EXISTS weir_schema (version BIGINT NOT NULL)")
     found = session.execute("SELECT version FROM weir_schema")

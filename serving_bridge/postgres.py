@@ -7,13 +7,13 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import psycopg
 from psycopg import errors, sql
 
 from learner_jax.waits import Wait, Waits, WaitTimeoutError
 from serving_bridge.database import DatabaseError, Dialect, DiskFullError, Row, Session
+from serving_bridge.postgres_url import split_url
 
 T = TypeVar("T")
 
@@ -32,7 +32,6 @@ POSTGRES = Dialect(
     },
 )
 _POLL_S = 0.1
-_MAX_NAME = 63  # PostgreSQL cuts longer ones, after which two could be the same
 #: Rows of writers that were not heard of for so long are of processes that died.
 _FORGET_WRITERS = "7 days"
 #: What a server says that will be there soon; every other refusal is final.
@@ -82,7 +81,7 @@ class PostgresDatabase:
     """
 
     def __init__(self, url: str, *, timeout_s: float, waits: Waits):
-        self._conninfo, self._schema, self.name = _parts(url)
+        self._conninfo, self._schema, self.name = split_url(url)
         self._timeout_s, self._waits = timeout_s, waits
         self._lock = threading.Lock()
         self._writer = uuid.uuid4().hex
@@ -210,15 +209,9 @@ class PostgresDatabase:
             for name in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
                 connection.execute("SELECT set_config(%s, %s, false)", (name, str(limit_ms)))
             connection.execute("SELECT set_config('synchronous_commit', 'on', false)")
-            schema = sql.Identifier(self._schema)
-            connection.execute("SELECT pg_advisory_lock(hashtext(%s))", (self._schema,))  # IF NOT EXISTS races
-            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
-            connection.execute(sql.SQL("SET search_path TO {}").format(schema))
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS weir_writers (writer TEXT PRIMARY KEY, number BIGINT NOT NULL, "
-                "written TIMESTAMPTZ NOT NULL DEFAULT now())"
-            )
-            connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", (self._schema,))
+            connection.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(self._schema)))
+            if connection.execute("SELECT to_regclass('weir_writers')").fetchone() == (None,):
+                self._make_schema(connection)
             if self._number == 0:
                 connection.execute(f"DELETE FROM weir_writers WHERE written < now() - interval '{_FORGET_WRITERS}'")
                 self._register(connection)
@@ -226,6 +219,22 @@ class PostgresDatabase:
             connection.close()
             raise
         return connection
+
+    def _make_schema(self, connection: psycopg.Connection) -> None:
+        """Makes the schema with its first table, where nobody prepared it (tools.database)."""
+        try:
+            connection.execute("SELECT pg_advisory_lock(hashtext(%s))", (self._schema,))  # IF NOT EXISTS races
+            connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(self._schema)))
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS weir_writers (writer TEXT PRIMARY KEY, number BIGINT NOT NULL, "
+                "written TIMESTAMPTZ NOT NULL DEFAULT now())"
+            )
+            connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", (self._schema,))
+        except errors.InsufficientPrivilege as error:
+            raise DatabaseError(
+                f"{self.name}: {_one_line(error)}: this role may not make or see the schema; its owner prepares it "
+                f"with python -m tools.database migrate --worker ROLE --learner ROLE"
+            ) from error
 
     def _is_lost(self, error: psycopg.Error) -> bool:
         if self._connection is None:  # it could not be made
@@ -241,6 +250,8 @@ class PostgresDatabase:
             return DiskFullError(f"{text}; free disk space on the server and start again")
         if isinstance(error, errors.LockNotAvailable | errors.QueryCanceled):
             return DatabaseError(f"{text}; locked by another process for too long (store.database_timeout_s)")
+        if isinstance(error, errors.InsufficientPrivilege):
+            return DatabaseError(f"{text}: another role is needed here; its owner gives rights with tools.database")
         if isinstance(error, psycopg.OperationalError) and self._connection is None:
             return DatabaseError(f"{text}; check store.database, the server's pg_hba.conf and the password")
         return DatabaseError(text)
@@ -261,17 +272,3 @@ class PostgresDatabase:
 
 def _one_line(error: psycopg.Error) -> str:
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def _parts(url: str) -> tuple[str, str, str]:
-    """(what libpq takes, schema, name without password) of a URL."""
-    parts = urlsplit(url)
-    parameters = parse_qsl(parts.query)
-    schema = dict(parameters).get("schema", "weir")
-    if len(schema.encode()) > _MAX_NAME:
-        raise DatabaseError(f"schema {schema!r}: expected at most {_MAX_NAME} bytes (run.name, or ?schema= of the URL)")
-    rest = urlencode([(key, value) for key, value in parameters if key != "schema"])
-    host = parts.netloc.rpartition("@")
-    user = host[0].partition(":")[0]
-    shown = f"{user}@{host[2]}" if user else host[2]
-    return urlunsplit(parts._replace(query=rest)), schema, f"postgresql://{shown}{parts.path}?schema={schema}"

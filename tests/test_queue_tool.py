@@ -28,7 +28,7 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def lived(place: Place) -> Place:
     """A queue in the middle of a run: something in every state."""
-    queue = place.open(clock=time.time, consumer="host-a:7", lease_s=3600, claim_lease_s=600)
+    queue = place.open(clock=time.time, consumer="host-a:7", lease_s=3628, claim_lease_s=628)
     put(queue, *queue.claim_prompts("worker-0", 4, PACE, served_step=0))
     done = lease(queue, 1)
     train(queue, done)

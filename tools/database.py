@@ -1,0 +1,44 @@
+"""Prepares the PostgreSQL database of a run, as its owner, so that workers and learners need no such rights.
+
+    python -m tools.database migrate --config C [--set ...] [--worker ROLE] [--learner ROLE]
+
+makes the run's schema or brings it up to date, and gives the two roles what each needs in it and nothing else. Run it
+as the user who is to own the schema (PGUSER, or the user in store.database); hosts then connect as their roles.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from configs.load import load_config
+from learner_jax.printable import printable
+from serving_bridge.database import DatabaseError, is_postgres
+from tools import wiring
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.database", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    migrate = commands.add_parser("migrate", help="make the schema or bring it up to date, and give roles their rights")
+    wiring.config_arguments(migrate)
+    migrate.add_argument("--worker", default="", metavar="ROLE", help="role that rollout workers connect as")
+    migrate.add_argument("--learner", default="", metavar="ROLE", help="role that learners connect as")
+    arguments = parser.parse_args(argv)
+    with wiring.clear_errors():
+        config = load_config(arguments.config, arguments.overrides)
+        url = wiring.run_paths(config).database
+        if not is_postgres(url):
+            raise DatabaseError(f"store.database is {url}: only a schema on PostgreSQL is prepared ahead")
+        from serving_bridge import postgres_roles  # a driver that runs on one machine do without
+
+        asked: dict[postgres_roles.Part, str] = {"worker": arguments.worker, "learner": arguments.learner}
+        roles = {part: role for part, role in asked.items() if role}
+        postgres_roles.prepare(url, roles, timeout_s=config.store.database_timeout_s)
+        told = "".join(f", {part} {role}" for part, role in roles.items())
+        print(printable(f"the schema of {config.run.name} is ready{told}"))
+
+
+if __name__ == "__main__":
+    main()
