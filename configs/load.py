@@ -10,11 +10,10 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from configs.errors import ConfigError as ConfigError
+from configs.overrides import apply_override, model_of
 from configs.schema import Config
-
-
-class ConfigError(ValueError):
-    """The configuration can't be used; every offending key is named with what was expected."""
+from configs.text import quoted, shown, unusable
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -22,24 +21,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
       path: TOML file.
-      overrides: `section.key=value` strings; the value is TOML, or a plain string where it isn't.
+      overrides: `section.key=value` strings. The value of a text setting is taken as it stands (with \\n for a new
+        line and \\\\ for a backslash) or is a TOML string; that of any other setting is TOML.
 
     Raises:
-      ConfigError: the file is missing or not TOML, a key is unknown, or a value is of a wrong type or out of range.
+      ConfigError: the file can't be read or is not TOML, a key is unknown, or a value is of a wrong type or out of
+        range, or can't go with another one.
     """
-    try:
-        tree = tomllib.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist; the ready-made ones are in configs/") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    tree = _read(path)
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return parse_config(tree, origin=str(path))
 
 
 def parse_config(tree: dict[str, Any], *, origin: str) -> Config:
     """Checks a tree of plain values against the schema; `origin` names it in errors."""
+    if problems := list(unusable(tree)):
+        raise ConfigError(f"{origin}: {'; '.join(problems)}")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -48,45 +46,62 @@ def parse_config(tree: dict[str, Any], *, origin: str) -> Config:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Writes the resolved configuration, every default included, as TOML that `load_config` reads."""
-    Path(path).write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
+    text = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    Path(path).write_text(text, encoding="utf-8")
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not separator or not all(parts):
-        raise ConfigError(f"override {override!r} is not understood; expected section.key=value")
+def _read(path: str | Path) -> dict[str, Any]:
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    for part in parts[:-1]:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"override {override!r}: {part!r} is a value, not a table")
-    tree[parts[-1]] = value
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"config file {path} does not exist; the ready-made ones are in configs/") from None
+    except OSError as error:
+        raise ConfigError(f"config file {path} can't be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: it is not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid TOML: it is nested too deeply") from None
+    except ValueError as error:  # TOML's own, and those of numbers that are too long
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+#: pydantic's words for what TOML calls otherwise
+_IN_TOML = {"tuple_type": "Input should be an array", "dict_type": "Input should be a table"}
+_IN_TOML["model_type"] = _IN_TOML["dict_type"]
 
 
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
+        kind = problem["type"]
+        key = ".".join(shown(part) for part in problem["loc"]) or "(whole file)"
+        message = _IN_TOML.get(kind, problem["msg"].removeprefix("Value error, "))
+        if kind == "extra_forbidden":
             lines.append(f"{key}: unknown key; {_known_keys(problem['loc'])}")
-        elif problem["type"] in ("missing", "value_error"):
+        elif kind in ("missing", "value_error"):
             lines.append(f"{key}: {message}")
         else:
-            lines.append(f"{key}: {message}, got {problem['input']!r}")
+            value = problem["input"]
+            got = quoted(value) if isinstance(value, str) else shown(value)
+            quotes = "; put text in quotes" if kind == "string_type" else ""
+            lines.append(f"{key}: {message}, got {got}{quotes}{_meaning(problem['loc'])}")
     return "; ".join(lines)
+
+
+def _meaning(location: tuple[Any, ...]) -> str:
+    """What the setting means, in parentheses, where the schema says so."""
+    model: Any = Config
+    for part in location[:-1]:
+        field = model.model_fields.get(part) if model is not None else None
+        model = None if field is None else model_of(field.annotation)
+    field = model.model_fields.get(location[-1]) if model is not None else None
+    return f" ({field.description})" if field is not None and field.description else ""
 
 
 def _known_keys(location: tuple[Any, ...]) -> str:
     model: Any = Config
     for part in location[:-1]:
-        annotation = model.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        model = next((c for c in candidates if hasattr(c, "model_fields")), None)
+        model = model_of(model.model_fields[part].annotation)
         if model is None:
             return "remove it"
     return f"known here: {', '.join(model.model_fields)}"

@@ -12,9 +12,9 @@ from serving_bridge.config import EvaluationSettings, RolloutSettings, ServingSe
 
 
 class RunSettings(Settings):
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(max_length=100, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     directory: str = Field("", description="run directory; runs/<name> if empty")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="JAX's generators take 32 bits of it")
 
 
 class CreateModelSettings(Settings):
@@ -27,7 +27,19 @@ class CreateModelSettings(Settings):
     num_kv_heads: int = Field(2, gt=0)
     head_dim: int = Field(32, gt=0)
     vocab_size: int = Field(128, gt=0, description="upper bound for the tokenizer that is trained")
-    rope_theta: float = Field(10_000.0, gt=0, description="small for short texts, so that neighbours are told apart")
+    rope_theta: float = Field(10_000.0, gt=1, description="small for short texts, so that neighbours are told apart")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads is {self.num_heads}, expected a multiple of num_kv_heads ({self.num_kv_heads})"
+            )
+        if self.head_dim % 2:
+            raise ValueError(
+                f"head_dim is {self.head_dim}, expected an even number: positions turn pairs of dimensions"
+            )
+        return self
 
 
 class ModelSettings(Settings):
@@ -70,16 +82,38 @@ class Config(Settings):
                 f"serving.max_model_len is {self.serving.max_model_len}, but prompt and answer can take "
                 f"{longest} tokens: vLLM would cut answers silently; raise it"
             )
-        if self.learner.loss.advantage.estimator == "rloo" and self.rollout.group_size < 2:
-            raise ValueError(
-                "learner.loss.advantage.estimator rloo compares an answer with the others of its group: set "
-                "rollout.group_size to 2 or more"
-            )
         if self.learner.publish_dtype != self.serving.dtype:
             raise ValueError(
                 f"learner.publish_dtype is {self.learner.publish_dtype} and serving.dtype {self.serving.dtype}: "
                 f"a replica takes weights in its own dtype only; set both to the same"
             )
+        self._can_learn()
         if self.model.create and not self.warm_start:
             raise ValueError("a model that the run creates knows nothing: add a [warm_start] table")
         return self
+
+    def _can_learn(self) -> None:
+        """Raises `ValueError` if every advantage would be zero, or corrections and penalties would miss their mark."""
+        loss, rollout = self.learner.loss, self.rollout
+        if loss.advantage.has_group_baseline and rollout.group_size < 2:
+            raise ValueError(
+                f"learner.loss.advantage.estimator {loss.advantage.estimator} compares an answer with the others of "
+                f"its group, and there are none: set rollout.group_size to 2 or more, or the estimator to gae, "
+                f"vtrace or reinforce_pp"
+            )
+        if loss.advantage.estimator == "reinforce_pp" and rollout.group_size * self.learner.groups_per_step < 2:
+            raise ValueError(
+                "learner.loss.advantage.estimator reinforce_pp compares the answers of a batch, and there is one: set "
+                "learner.groups_per_step or rollout.group_size to 2 or more"
+            )
+        if loss.mismatch.lagging and self.learner.mismatch_versions < rollout.max_staleness:
+            raise ValueError(
+                f"learner.loss.mismatch.lagging corrects tokens of older versions, but learner.mismatch_versions is "
+                f"{self.learner.mismatch_versions} and rollout.max_staleness {rollout.max_staleness}: set the first to "
+                f"at least the second"
+            )
+        if loss.groups.overlong_buffer_tokens > rollout.max_tokens:
+            raise ValueError(
+                f"learner.loss.groups.overlong_buffer_tokens is {loss.groups.overlong_buffer_tokens}, but "
+                f"rollout.max_tokens {rollout.max_tokens}: every answer would be penalised; lower it"
+            )

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Settings(BaseModel):
-    """Base of every settings table: immutable, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from learner_jax.settings import Settings as Settings
 
 
 class OptimizerSettings(Settings):
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101) on fp32 master weights."""
 
-    learning_rate: float = Field(1e-6, gt=0, le=1)
-    warmup_steps: int = Field(0, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
+    learning_rate: float = Field(1e-6, ge=1e-10, le=1, description="below, updates get lost in fp32's rounding")
+    warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises to learning_rate; at most all")
+    beta1: float = Field(0.9, ge=0, le=1 - 1e-6)
+    beta2: float = Field(0.999, ge=0, le=1 - 1e-6, description="more would be 1 in fp32, or nearly so")
+    eps: float = Field(1e-8, ge=1e-18, le=1)
     weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, ge=1e-6, allow_inf_nan=True, description="bound of the global norm; inf for none")
     moments: Literal["float32", "bfloat16", "factored"] = Field(
         "float32",
         description="8 bytes per parameter; 6 (the first in bf16); 2 (and the second by row and column)",
     )
+
+    @model_validator(mode="after")
+    def _decay_shrinks(self) -> OptimizerSettings:
+        if self.learning_rate * self.weight_decay >= 1:
+            raise ValueError(
+                f"learning_rate x weight_decay is {self.learning_rate * self.weight_decay:g}, expected below 1: each "
+                f"step would take away more than the whole of every weight; lower weight_decay"
+            )
+        return self
 
 
 class AdvantageSettings(Settings):
@@ -37,8 +42,15 @@ class AdvantageSettings(Settings):
     discount: float = Field(1.0, gt=0, le=1, description="per token, environment tokens included; gae and vtrace")
     turn_discount: float = Field(1.0, gt=0, le=1, description="further discount where one turn follows another")
     trace_decay: float = Field(1.0, ge=0, le=1, description="lambda of gae and vtrace")
-    clip_rho: float = Field(1.0, gt=0, description="vtrace: bound of the ratio in the temporal difference and gradient")
-    clip_c: float = Field(1.0, gt=0, description="vtrace: bound of the ratio in the traces")
+    clip_rho: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=True,
+        description="vtrace: bound of the ratio in the temporal difference and gradient; inf for none",
+    )
+    clip_c: float = Field(
+        1.0, gt=0, allow_inf_nan=True, description="vtrace: bound of the ratio in the traces; inf for none"
+    )
     turn_ratio: Literal["product", "geometric_mean"] = Field(
         "product", description="vtrace by turn: how a turn's token ratios become one; the mean is biased, not vanishing"
     )
@@ -47,6 +59,11 @@ class AdvantageSettings(Settings):
     @property
     def uses_values(self) -> bool:
         return self.estimator in ("gae", "vtrace")
+
+    @property
+    def has_group_baseline(self) -> bool:
+        """True of estimators that compare an answer with the others of its group alone."""
+        return self.estimator in ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
 
     @property
     def compares_groups(self) -> bool:
@@ -59,14 +76,16 @@ class PolicySettings(Settings):
 
     objective: Literal["ppo", "decoupled_ppo", "cispo", "gspo", "policy_gradient"] = "ppo"
     clip_low: float = Field(0.2, gt=0, le=1, description="lower bound of the ratio is 1 - clip_low")
-    clip_high: float = Field(0.2, gt=0, description="upper bound of the ratio is 1 + clip_high; inf for none")
+    clip_high: float = Field(
+        0.2, gt=0, allow_inf_nan=True, description="upper bound of the ratio is 1 + clip_high; inf for none"
+    )
     dual_clip: float | None = Field(
         None, gt=1, description="bound of ratio x advantage where the advantage is negative"
     )
     importance: Literal["none", "truncated"] = Field(
         "truncated", description="decoupled_ppo and policy_gradient: weight by proximal / behaviour ratio"
     )
-    importance_cap: float = Field(2.0, gt=0, description="upper bound of that weight; inf for none")
+    importance_cap: float = Field(2.0, gt=0, allow_inf_nan=True, description="upper bound of that weight; inf for none")
 
     @property
     def leaves_ratio_to_advantages(self) -> bool:
@@ -212,6 +231,19 @@ class MeshSettings(Settings):
     fsdp: int = Field(-1, ge=-1)
     tensor: int = Field(1, ge=-1)
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        return self.data, self.fsdp, self.tensor
+
+    @model_validator(mode="after")
+    def _sizes_can_be(self) -> MeshSettings:
+        if 0 in self.sizes or self.sizes.count(-1) > 1:
+            raise ValueError(
+                f"data, fsdp and tensor are {list(self.sizes)}: every size must be at least 1, and at most one may be "
+                f"-1, which takes the devices that are left"
+            )
+        return self
+
 
 class HostsSettings(Settings):
     """The processes that make up one learner, and how they find each other; one configuration serves all of them."""
@@ -220,7 +252,11 @@ class HostsSettings(Settings):
     index: int = Field(
         -1, ge=-1, description="which of them this is, given per process; -1 asks SLURM, MPI or JobSet's environment"
     )
-    coordinator: str = Field("", description="address:port of process 0; empty asks the same environment")
+    coordinator: str = Field(
+        "",
+        pattern=r"^(\S+:[0-9]{1,5})?$",
+        description="address:port of process 0; empty asks the same environment",
+    )
     connect_timeout_s: float = Field(300, ge=1, description="give up when not all processes came within this")
     heartbeat_timeout_s: float = Field(60, ge=1, description="a process silent for this long is dead; all others end")
 
@@ -237,7 +273,7 @@ class WarmStartSettings(Settings):
     target_accuracy: float = Field(gt=0, lt=1, description="stop at this greedy accuracy on validation problems")
     max_steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(ge=1e-10, le=1)
     evaluate_every: int = Field(20, gt=0)
     num_validation: int = Field(256, gt=0)
 
@@ -299,6 +335,26 @@ class LearnerSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _rows_divide(self) -> LearnerSettings:
+        data, fsdp, _ = self.mesh.sizes
+        pieces = abs(data) * abs(fsdp)  # of which one size may not be known here
+        if self.microbatch_rows % pieces:
+            raise ValueError(
+                f"microbatch_rows is {self.microbatch_rows} and does not divide over mesh.data x mesh.fsdp = {pieces}: "
+                f"make it a multiple of that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> LearnerSettings:
+        if self.optimizer.warmup_steps > self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps is {self.optimizer.warmup_steps}, but steps is {self.steps}: the learning "
+                f"rate would never be reached; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_the_hosts(self) -> LearnerSettings:
         count = self.hosts.count
         if count == 1:
@@ -322,6 +378,12 @@ class LearnerSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_the_loss(self) -> LearnerSettings:
+        groups = self.loss.groups
+        if groups.overlong != "penalize" and groups.overlong_buffer_tokens:
+            raise ValueError(
+                f'loss.groups.overlong_buffer_tokens is for overlong = "penalize", not "{groups.overlong}": set that, '
+                f"or remove the buffer"
+            )
         if self.groups_per_step % self.minibatches:
             raise ValueError(
                 f"minibatches is {self.minibatches} and does not divide groups_per_step {self.groups_per_step}: an "

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from learner_jax.config import Settings
+
+#: What vLLM samples at; it takes less for this much, without a word, and refuses more than the other.
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.01, 2.0
+#: PostgreSQL takes its timeouts as milliseconds in an int32.
+_MAX_DATABASE_TIMEOUT_S = 2e6
 
 from serving_bridge.database import secret_in_url
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ServingSettings(_Settings):
+class ServingSettings(Settings):
     """vLLM replicas that this process starts and keeps on the newest weights."""
 
     replicas: int = Field(1, ge=1)
-    host: str = Field("127.0.0.1", description="address to bind; vLLM's control routes have no key: keep it private")
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="address to bind; vLLM's control routes have no key: keep it private"
+    )
     port: int = Field(0, ge=0, le=65535, description="first port; 0 picks free ones")
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_model_len: int = Field(gt=1)
@@ -29,6 +34,7 @@ class ServingSettings(_Settings):
     enforce_eager: bool = True
     server_module: str = Field(
         "vllm.entrypoints.openai.api_server",
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$",
         description="Python module of the server; another one must take vLLM's command line and answer as it does",
     )
     extra_args: tuple[str, ...] = Field((), description="more arguments for vLLM's server, as they are")
@@ -59,13 +65,28 @@ class ServingSettings(_Settings):
             raise ValueError(f"replicas is {self.replicas}, expected at least min_healthy ({self.min_healthy})")
         return self
 
+    @model_validator(mode="after")
+    def _ports_exist(self) -> ServingSettings:
+        last = self.port + self.replicas - 1
+        if self.port and last > 65535:
+            raise ValueError(
+                f"port is {self.port} and replicas {self.replicas}: the last one would listen on {last}, and ports end "
+                f"at 65535; lower port, or set it to 0"
+            )
+        return self
 
-class RolloutSettings(_Settings):
+
+class RolloutSettings(Settings):
     """How answers are sampled."""
 
-    group_size: int = Field(8, ge=1)
+    group_size: int = Field(8, ge=1, le=16384, description="answers per prompt; vLLM makes no more in one request")
     max_staleness: int = Field(2, ge=0, description="versions a group may lag when trained on; 0 is synchronous")
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(
+        1.0,
+        ge=_MIN_TEMPERATURE,
+        le=_MAX_TEMPERATURE,
+        description="vLLM samples at 0.01 where less is asked for, so that log-probs would not be those of the trainer",
+    )
     max_prompt_tokens: int = Field(gt=0)
     max_tokens: int = Field(gt=0, description="longest answer, in tokens")
     concurrent_groups: int = Field(64, gt=0)
@@ -102,20 +123,41 @@ class RolloutSettings(_Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _episodes_hold_an_answer(self) -> RolloutSettings:
+        needed = self.max_prompt_tokens + self.max_tokens
+        if self.max_episode_tokens is not None and self.max_episode_tokens < needed:
+            raise ValueError(
+                f"max_episode_tokens is {self.max_episode_tokens}, but a prompt and its first answer can take {needed} "
+                f"(max_prompt_tokens + max_tokens): raise the first or lower the others"
+            )
+        return self
+
     def episode_tokens(self, turns: int) -> int:
         """Most tokens of an episode of so many turns; an observation may be as long as a prompt."""
         return self.max_episode_tokens or turns * (self.max_prompt_tokens + self.max_tokens)
 
 
-class EvaluationSettings(_Settings):
+class EvaluationSettings(Settings):
     num_problems: int = Field(200, gt=0)
     every: int = Field(0, ge=0, description="versions between held-out evaluations while training; 0 for none")
     num_samples_shown: int = Field(6, ge=0)
     max_tokens: int | None = Field(None, gt=0, description="longest answer; rollout.max_tokens if unset")
-    temperature: float = Field(0.0, ge=0, description="of the answers; 0 is greedy")
+    temperature: float = Field(
+        0.0, ge=0, le=_MAX_TEMPERATURE, description="of the answers; 0 is greedy, and the next that vLLM has is 0.01"
+    )
+
+    @model_validator(mode="after")
+    def _sampled_as_asked(self) -> EvaluationSettings:
+        if 0 < self.temperature < _MIN_TEMPERATURE:
+            raise ValueError(
+                f"temperature is {self.temperature:g}, but vLLM would sample at {_MIN_TEMPERATURE}: set it to 0, which "
+                f"is greedy, or to {_MIN_TEMPERATURE} or more"
+            )
+        return self
 
 
-class StoreSettings(_Settings):
+class StoreSettings(Settings):
     """Where the queue and the weights live; empty values mean inside the run directory."""
 
     database: str = Field(
@@ -124,18 +166,23 @@ class StoreSettings(_Settings):
         "postgresql://user@host/database (password: ~/.pgpass or PGPASSWORD); ?schema= is the run's name by default",
     )
     database_timeout_s: float = Field(
-        60, gt=0, description="give up when the database is locked, or its server away, for so long"
+        60,
+        ge=0.1,
+        le=_MAX_DATABASE_TIMEOUT_S,
+        description="give up when the database is locked, or its server away, for so long",
     )
     blobs: str = Field("", description="folder of payloads above blob_bytes; every host must see it under this path")
-    blob_bytes: int = Field(2**16, gt=0, description="larger payloads go to files, not rows")
+    blob_bytes: int = Field(2**16, gt=0, le=2**30, description="larger payloads go to files, not rows")
     weights: str = Field("", description="folder of the weight store; every host must see it under this path")
     keep_versions: int = Field(8, ge=2)
     anchor_every: int = Field(16, ge=1, description="versions between full ones; 1 publishes every version whole")
     max_changed: float = Field(0.6, ge=0, le=1, description="publish whole where more than this share of it changed")
-    lease_s: float = Field(3600, gt=0, description="the learner's leases of groups run out after so long")
-    claim_lease_s: float = Field(60, gt=0, description="a worker's claims of prompts that it does not renew run out")
+    lease_s: float = Field(3600, ge=1, description="the learner's leases of groups run out after so long")
+    claim_lease_s: float = Field(60, ge=1, description="a worker's claims of prompts that it does not renew run out")
     max_queued_groups: int = Field(16384, gt=0, description="groups that wait for the learner; workers wait beyond")
-    max_queued_bytes: int = Field(4 * 2**30, gt=0, description="payload bytes that wait for the learner, likewise")
+    max_queued_bytes: int = Field(
+        4 * 2**30, gt=0, le=2**60, description="payload bytes that wait for the learner, likewise"
+    )
     max_group_bytes: int = Field(256 * 2**20, gt=0, le=10**9, description="payload of one group")
     max_age_s: float | None = Field(None, gt=0, description="groups that wait for longer become dead letters")
     max_tries: int = Field(3, ge=1, description="leases of a group before it becomes a dead letter")
@@ -147,4 +194,17 @@ class StoreSettings(_Settings):
         engine, separator, _ = self.database.partition("://")
         if separator and engine not in ("postgresql", "postgres") and not self.database.startswith("sqlite:///"):
             raise ValueError(f"database {engine}://...: expected a path, sqlite:///path or postgresql://user@host/name")
+        if self.database in (":memory:", "sqlite:///", "sqlite:///:memory:"):
+            raise ValueError(
+                f"database {self.database}: every process would have one of its own; give a file that all of them see"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_group_has_room(self) -> StoreSettings:
+        if self.max_queued_bytes < self.max_group_bytes:
+            raise ValueError(
+                f"max_queued_bytes is {self.max_queued_bytes}, expected at least max_group_bytes "
+                f"({self.max_group_bytes}): a queue holds at least one group"
+            )
         return self

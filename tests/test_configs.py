@@ -50,7 +50,7 @@ def test_overrides_take_toml_values_and_plain_strings() -> None:
         ("learner.optimizer.lr=1", r"learner\.optimizer\.lr: unknown key; known here: learning_rate"),
         ("rollout.max_staleness=-1", r"rollout\.max_staleness: .*greater than or equal to 0, got -1"),
         ("rollout.group_size=many", r"rollout\.group_size: .*integer.*got 'many'"),
-        ("learner.optimizer.learning_rate=0", r"learning_rate: .*greater than 0, got 0"),
+        ("learner.optimizer.learning_rate=0", r"learning_rate: .*greater than or equal to 0\.0000000001, got 0"),
         ("learner.row_tokens=[8, 12]", r"row_tokens is \[8, 12\], but sequence_length is 13: the longest row"),
         ("learner.remat=some", r"learner\.remat: .*'none', 'matmuls' or 'full', got 'some'"),
         ("learner.hosts={ count = 5, index = 0 }", r"microbatch_rows is 24, .* does not divide by hosts\.count 5"),

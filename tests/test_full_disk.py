@@ -143,6 +143,7 @@ def test_the_learner_ends_in_one_line_and_goes_on_once_there_is_space(
         [
             f"run.directory={tmp_path}",
             "learner.steps=4",
+            "learner.optimizer.warmup_steps=2",
             "learner.groups_per_step=2",
             "rollout.group_size=2",
             "learner.microbatch_rows=4",
