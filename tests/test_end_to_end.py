@@ -147,6 +147,7 @@ def test_the_job_survives_a_killed_learner_and_trains_on_nothing_twice(tmp_path:
     page = (run / "report.html").read_text()
     assert "<script" not in page
     assert "Calculate" in page
+    assert [path for path in (run, *run.rglob("*")) if path.lstat().st_mode & 0o077] == []
 
 
 @pytest.mark.timeout(420)

@@ -284,7 +284,7 @@ def train(config_path: Path, overrides: list[str], *, profile_steps: int = 0) ->
     config = choose_directory(load_config(config_path, overrides))
     paths = wiring.run_paths(config)
     check_parts(config)
-    paths.logs.mkdir(parents=True, exist_ok=True)
+    wiring.make_private_directory(paths)
     with at(paths.config):
         save_config(config, paths.config)
     stop = wiring.StopRequest().install()

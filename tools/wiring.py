@@ -161,10 +161,23 @@ def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace,
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
     paths = run_paths(config)
-    paths.logs.mkdir(parents=True, exist_ok=True)
+    make_private_directory(paths)
     if not paths.config.exists():
         _save_for_all(config, paths.config)
     return arguments, config, paths
+
+
+def make_private_directory(paths: RunPaths) -> None:
+    """Makes the run directory, which others can't look into: it holds what users asked and what the model answered.
+
+    What this process writes from now on is its user's alone, too. What its owner opened to a group stays so.
+    """
+    os.umask(0o077)
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    for folder in (paths.directory, paths.logs):
+        found = folder.stat()
+        if found.st_mode & 0o007 and found.st_uid == os.geteuid():
+            folder.chmod(0o700)
 
 
 def _save_for_all(config: Config, path: Path) -> None:
