@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from rewards.protocol import Task
 from serving_bridge.answers import ReplicaError
 from serving_bridge.config import EvaluationSettings, RolloutSettings
-from serving_bridge.evaluation import PromptEncoder, evaluate
+from serving_bridge.evaluation import EvaluationError, PromptEncoder, evaluate
 from serving_bridge.registry import ReplicaRow
 from serving_bridge.vllm_client import VllmClient
 
@@ -56,8 +56,9 @@ class HeldOut:
                 timeout_s=self._rollout.request_timeout_s,
                 temperature=self._settings.temperature,
                 scoring=self._scoring,
+                reward_timeout_s=self._rollout.reward_timeout_s,
             )
-        except ReplicaError as error:
+        except (ReplicaError, EvaluationError) as error:
             self._log("retry", error=f"held-out evaluation at version {replica.version}: {error}")
             return
         self._log(
@@ -67,4 +68,8 @@ class HeldOut:
             num_problems=result.num_problems,
             accuracy=result.accuracy,
             mean_score=result.mean_score,
+            versions=result.versions,
+            num_skipped=len(result.skipped),
+            num_cut=result.num_cut,
+            failed_verdicts=result.failed_verdicts,
         )

@@ -34,7 +34,8 @@ rollout
               replicas: {name: {in_flight, limit}}, answers of this worker
   retry       error, and what it was about: replica and attempt (a request), prompt_index and attempt (a group)
   unjudged_group   prompt_index, answers, judged: a group given up for its failed verdicts
-  heldout     version, step, accuracy, num_problems
+  heldout     version, step, accuracy, mean_score, num_problems (judged), num_skipped, num_cut, failed_verdicts
+              ({kind: number}), versions (oldest and newest that sampled)
 fleet
   round       replica, version, step, outcome, stage_s, pause_s, probe_s, running_at_pause, probe_max_abs,
               error (or null)
@@ -47,8 +48,8 @@ fleet
   version_damaged   version, error: what the store holds can't be loaded; it is asked for whole
 train
   phase       name
-  evaluation  which ("before" | "after"), accuracy, mean_score, num_problems,
-              samples: [{prompt, answer, expected, score}]
+  evaluation  which ("before" | "after"), accuracy, mean_score, num_problems and the rest of
+              `serving_bridge.evaluation.Evaluation`
   summary     the figures of summary.json
 
 every process

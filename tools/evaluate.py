@@ -39,6 +39,7 @@ async def evaluate_folder(config: Config, paths: RunPaths, model_dir: Path) -> E
                 num_samples=config.evaluation.num_samples_shown,
                 timeout_s=config.rollout.request_timeout_s,
                 temperature=config.evaluation.temperature,
+                reward_timeout_s=config.rollout.reward_timeout_s,
             )
         finally:
             await replica.stop()
@@ -56,8 +57,11 @@ def main() -> None:
         print(json.dumps(result.as_fields(), indent=1))
         return
     for sample in result.samples:
-        print(f"{sample.prompt!r} -> {sample.answer!r} (expected {sample.expected!r}, score {sample.score:g})")
+        score = f"no verdict: {sample.verdict}" if sample.score is None else f"score {sample.score:g}"
+        print(f"{sample.prompt!r} -> {sample.answer!r} (expected {sample.expected!r}, {score})")
     print(f"accuracy {result.accuracy:.1%}, mean score {result.mean_score:.3f} over {result.num_problems} problems")
+    for note in result.notes:
+        print(f"note: {note}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from configs.schema import Config
 from serving_bridge.telemetry import Record
+from tools.comparison import compared
 
 Bottleneck = Literal["rollout-bound", "train-bound", "balanced"]
 
@@ -320,16 +321,11 @@ def summarize(history: RunHistory) -> dict[str, Any]:
     steps = steps_in_order(history)
     intervals = intervals_during(history, steps)
     shares = idle_shares(steps, intervals)
-    before, after = history.evaluations.get("before", {}), history.evaluations.get("after", {})
     updates = weight_updates(history)
     rewards = values(steps, "reward")
     pauses = values(updates, "pause_s")
     return {
-        "accuracy_before": before.get("accuracy"),
-        "accuracy_after": after.get("accuracy"),
-        "mean_score_before": before.get("mean_score"),
-        "mean_score_after": after.get("mean_score"),
-        "num_problems": after.get("num_problems") or before.get("num_problems"),
+        **compared(history.evaluations.get("before"), history.evaluations.get("after")),
         "reward_first": mean(rewards[:_REWARD_STEPS]),
         "reward_last": mean(rewards[-_REWARD_STEPS:]),
         "steps": steps[-1]["step"] if steps else 0,

@@ -131,6 +131,7 @@ def headline(summary: Mapping[str, Any], run_dir: str | Path) -> str:
     return (
         f"{skill} after {summary['steps']} steps and {_duration(summary['wall_s'])}{sittings}; "
         f"report: {Path(run_dir) / 'report.html'}"
+        + "".join(f"\nnote: {note}" for note in summary.get("evaluation_notes") or ())
     )
 
 

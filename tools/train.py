@@ -204,6 +204,7 @@ class Job:
                 num_samples=self._config.evaluation.num_samples_shown,
                 timeout_s=self._config.rollout.request_timeout_s,
                 temperature=self._config.evaluation.temperature,
+                reward_timeout_s=self._config.rollout.reward_timeout_s,
             )
 
     def _measure_after(self, supervisor: Supervisor) -> None:

@@ -412,7 +412,8 @@ def _plain_event(record: Record) -> str:
     accuracy, score = record["accuracy"], record.get("mean_score")
     text = f"== held-out accuracy {record['which']}: {_percent(accuracy, 1)} of {record['num_problems']}"
     is_graded = None not in (accuracy, score) and abs(score - accuracy) > GRADED_FROM
-    return f"{text}, mean score {_number(score)}" if is_graded else text
+    text = f"{text}, mean score {_number(score)}" if is_graded else text
+    return "; ".join([text, *(printable(note) for note in record.get("notes") or ())])
 
 
 def _number(value: float | None, digits: int = 3) -> str:
