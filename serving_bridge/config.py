@@ -7,13 +7,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from learner_jax.config import Settings
+from serving_bridge.database import secret_in_url
 
 #: What vLLM samples at; it takes less for this much, without a word, and refuses more than the other.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.01, 2.0
 #: PostgreSQL takes its timeouts as milliseconds in an int32.
 _MAX_DATABASE_TIMEOUT_S = 2e6
-
-from serving_bridge.database import secret_in_url
 
 
 class ServingSettings(Settings):
