@@ -11,6 +11,7 @@ import numpy as np
 
 from learner_jax.trajectory import (
     MAX_REASON,
+    MISSING_LOGPROB,
     NOT_SAMPLED,
     TRAJECTORY_SCHEMA,
     ContractError,
@@ -27,6 +28,7 @@ from learner_jax.trajectory import (
 __all__ = [
     "MANIFEST_SCHEMA",
     "MAX_REASON",
+    "MISSING_LOGPROB",
     "NOT_SAMPLED",
     "TRAJECTORY_SCHEMA",
     "ContractError",

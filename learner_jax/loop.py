@@ -24,6 +24,7 @@ from learner_jax.kl import adapted_coefficient
 from learner_jax.profiling import Profiler
 from learner_jax.publishing import Publishing
 from learner_jax.reference import ReferenceAhead
+from learner_jax.step_metrics import merged, with_explained_variance
 from learner_jax.train_step import Params
 from learner_jax.value_model import split_parameters
 from learner_jax.waits import Waits
@@ -354,15 +355,15 @@ class Learner:
             own = [slots, slots * packed.plan.real_share, packed.model_flops]
             sums = np.sum(self._hosts.gather(own, "tokens in rows"), axis=0).tolist()
             parts[-1] |= dict(zip(("slot_tokens", "real_tokens", "model_flops"), sums, strict=True))
-        merged = _merged(parts)
-        lagged = round(merged["lagged_tokens"])
-        if lagged >= _HONEST_FROM_TOKENS and merged["lagged_log_ratio_max"] == 0.0:
+        whole = merged(parts)
+        lagged = round(whole["lagged_tokens"])
+        if lagged >= _HONEST_FROM_TOKENS and whole["lagged_log_ratio_max"] == 0.0:
             raise TrainingError(
                 f"step {self._completed + 1}: {lagged} tokens of versions older than {self._changed_version} have an "
                 f"importance ratio of exactly 1, although the weights have changed since: behavior_logprobs are not "
                 f"those of the policy that sampled the tokens; look at what fills them on the rollout side"
             )
-        return merged
+        return whole
 
     def _control_kl(self, metrics: dict[str, float]) -> None:
         """Adapts the coefficient to its target, and moves the reference where that is scheduled."""
@@ -473,10 +474,10 @@ class Learner:
             "step": self._completed,
             "version": version,
             **asdict(stats),
-            **_value_metrics(metrics),
+            **with_explained_variance(metrics),
             **({} if self._reference is None else {"kl_coefficient": kl_coefficient}),
             "mismatch_mean_abs_logprob": mismatch.mean,
-            "mismatch_max_abs_logprob": mismatch.maximum,
+            "mismatch_max_abs_logprob": mismatch.maximum if mismatch.num_tokens else None,
             "mismatch_tokens": mismatch.num_tokens,
             "dropped_stale": dropped_stale,
             "real_token_share": real / slots,
@@ -485,27 +486,3 @@ class Learner:
         }
         self._log("step", **record)
         return record
-
-
-def _merged(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Metrics of a batch from those of its updates: sums and counts add up, maxima stay, the rest are means."""
-    merged = {}
-    for name in parts[0]:
-        values = [part[name] for part in parts]
-        if name.endswith("_max") or name in ("skipped", "empty"):
-            merged[name] = max(values)
-        elif name.endswith(("_sum", "_tokens", "_flops", "_s")):
-            merged[name] = sum(values)
-        else:
-            merged[name] = sum(values) / len(values)
-    return merged
-
-
-def _value_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """Turns the mean squared target into the share of the targets' variance that the values explain."""
-    square = metrics.get("value_target_square")
-    if square is None:
-        return metrics
-    variance = square - metrics["value_target"] ** 2
-    explained = 1.0 - 2.0 * metrics["value_loss"] / variance if variance > 0 else 0.0
-    return {n: v for n, v in metrics.items() if n != "value_target_square"} | {"value_explained_variance": explained}

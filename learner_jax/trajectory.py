@@ -25,6 +25,8 @@ _FINISH_REASONS, _SOURCES, _VERDICTS = get_args(FinishReason), get_args(Source),
 #: Characters of the reason for a verdict that failed; it may quote the model.
 MAX_REASON = 200
 
+#: What vLLM writes for a log-prob of minus infinity: one that is missing, since no sampled token has it.
+MISSING_LOGPROB = -9999.0
 #: Log-probabilities may be above 0 by so much.
 _ROUNDING = 1e-4
 
@@ -133,8 +135,11 @@ class Trajectory:
             raise ContractError(f"{self.trajectory_id}: the first token has no context and can't have been sampled")
         # Off the mask too: losses multiply what they leave out by zero, and zero times NaN is NaN. Extremes of an array
         # with a NaN are NaN, which fails every comparison.
-        if not (-np.inf < _lowest(self.behavior_logprobs) and _highest(self.behavior_logprobs) <= _ROUNDING):
-            raise ContractError(f"{self.trajectory_id}: behavior_logprobs must be finite and <= 0")
+        if not (_lowest(self.behavior_logprobs) > MISSING_LOGPROB and _highest(self.behavior_logprobs) <= _ROUNDING):
+            raise ContractError(
+                f"{self.trajectory_id}: behavior_logprobs must be <= 0 and above {MISSING_LOGPROB:g}, which stands for "
+                f"a missing one"
+            )
         if not (-np.inf < _lowest(self.rewards) and _highest(self.rewards) < np.inf):
             raise ContractError(f"{self.trajectory_id}: rewards must be finite")
         has_version = self.policy_version >= 0

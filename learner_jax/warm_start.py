@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +39,7 @@ def warm_start(
     Returns:
       The trained state and the validation accuracy reached.
     Raises:
-      WarmStartError: `max_steps` were not enough.
+      WarmStartError: `max_steps` were not enough, or the loss is not finite.
     """
     length = engine.settings.sequence_length
     validation = supervised_batch(
@@ -50,6 +51,7 @@ def warm_start(
         state, metrics = engine.step(state, batch, current_version=-1)
         measured = None
         if step % settings.evaluate_every == 0 or step == settings.max_steps:
+            _check_loss(float(metrics["loss"]), step)
             tokens, mask = np.asarray(validation.tokens), np.asarray(validation.weights) > 0
             measured = accuracy = float(
                 engine.all_correct(state.params, tokens, mask, batch_lengths(validation)).mean()
@@ -62,6 +64,14 @@ def warm_start(
         f"after {settings.max_steps} supervised steps greedy accuracy is {accuracy:.2f}, expected "
         f"{settings.target_accuracy}: raise warm_start.max_steps or lower warm_start.target_accuracy"
     )
+
+
+def _check_loss(loss: float, step: int) -> None:
+    if not math.isfinite(loss):  # such steps change nothing: the accuracy would only stay what it is
+        raise WarmStartError(
+            f"the supervised loss is {loss} at step {step}: lower warm_start.learning_rate, or look at "
+            f"the model's weights"
+        )
 
 
 def _elapsed(started: float) -> float:

@@ -9,6 +9,8 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
+from learner_jax.contracts import MISSING_LOGPROB
+
 _TOKENS = np.dtype("<i4")
 _LOGPROBS = np.dtype("<f4")
 #: above 0 by no more than the rounding of a float32 softmax; as `Trajectory.validate` takes it
@@ -165,7 +167,7 @@ def prompt_logprobs(answer: Answer, token_ids: Sequence[int], where: str) -> np.
         raise Malformed(f"{where} sent {len(entries)} prompt log-probs for {len(token_ids)} tokens")
     values = []
     for token, entry in zip(token_ids[1:], entries[1:], strict=True):
-        if entry is None or token not in entry:
+        if entry is None or token not in entry or entry[token].logprob <= MISSING_LOGPROB:
             raise Malformed(f"{where} sent no log-prob for prompt token {token}")
         values.append(entry[token].logprob)
     with np.errstate(over="ignore"):  # what is too big becomes infinite, and fails the probe
@@ -198,8 +200,11 @@ def _completion(choice: Choice, asked: Asked, where: str) -> Completion:
         )
     with np.errstate(over="ignore"):  # what is too big becomes infinite, and is refused
         logprobs = np.array([entry.logprob for entry in content], _LOGPROBS)
-    if not np.isfinite(logprobs).all() or (logprobs > _MAX_LOGPROB).any():
-        raise Malformed(f"{where}: log-probs from {logprobs.min()} to {logprobs.max()}, expected finite ones below 0")
+    if not ((logprobs > MISSING_LOGPROB) & (logprobs <= _MAX_LOGPROB)).all():
+        raise Malformed(
+            f"{where}: log-probs from {logprobs.min()} to {logprobs.max()}, expected them below 0 and above "
+            f"{MISSING_LOGPROB:g}, vLLM's mark for a missing one"
+        )
     return Completion(
         tokens=np.array(tokens, _TOKENS),
         logprobs=logprobs,

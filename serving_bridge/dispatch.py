@@ -195,15 +195,15 @@ class Dispatcher:
     async def _poll(self, target: Target) -> None:
         try:
             metrics = await target.client.metrics(timeout_s=_POLL_TIMEOUT_S)
-        except ReplicaError:
+            load = Load(
+                running=metrics["vllm:num_requests_running"],
+                waiting=metrics["vllm:num_requests_waiting"],
+                kv_usage=metrics["vllm:kv_cache_usage_perc"],
+                preemptions=metrics["vllm:num_preemptions_total"],
+            )
+        except (ReplicaError, KeyError):  # a metric that does not come is no idle server
             target.load = None  # what happened in between is not known
             return
-        load = Load(
-            running=metrics.get("vllm:num_requests_running", 0.0),
-            waiting=metrics.get("vllm:num_requests_waiting", 0.0),
-            kv_usage=metrics.get("vllm:kv_cache_usage_perc", 0.0),
-            preemptions=metrics.get("vllm:num_preemptions_total", 0.0),
-        )
         before, target.load = target.load, load
         limit, was_cut = adjusted(
             target.limit,

@@ -387,7 +387,7 @@ class _Running:
             now,
             running=len(self._playing),
             waiting_requests=self._dispatcher.num_waiting,
-            served_version=min((replica.version for replica in self._replicas), default=-1),
+            served_version=min((replica.version for replica in self._replicas), default=None),
             replicas={name: {"in_flight": f, "limit": m} for name, (f, m) in self._dispatcher.loads().items()},
             cuts=self._dispatcher.take_cuts(),
             **self._verdicts.take(),

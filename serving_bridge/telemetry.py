@@ -24,11 +24,11 @@ learner
               the environment only, for checks of a run's history
 rollout
   interval    about once a second, counts are of that interval: groups, tokens (sampled ones), seconds, idle_s, running
-              (groups), served_version, retries (of requests), mixed_version_answers, skipped_prompts (too long),
-              failed_groups (given up), verdicts (answers that a verifier was asked about), failed_verdicts (those
-              without one), failed_verdict_kinds ({kind: number}) and failed_verdict_example (where there are any),
-              unjudged_groups (given up: fewer than two answers judged), resumed (answers taken up after an abort),
-              segments (further pieces of answers), spares_used, deadline_hits (episodes), environment_turns
+              (groups), served_version (or null), retries (of requests), mixed_version_answers, skipped_prompts (too
+              long), failed_groups (given up), verdicts (answers that a verifier was asked about), failed_verdicts
+              (those without one), failed_verdict_kinds ({kind: number}) and failed_verdict_example (where there are
+              any), unjudged_groups (given up: fewer than two answers judged), resumed (answers taken up after an
+              abort), segments (further pieces of answers), spares_used, deadline_hits (episodes), environment_turns
               (observations given), queue_full_waits (puts refused by a full queue), lost_claims (groups that another
               worker took over), waiting_requests (now, for a replica with room), cuts (of limits),
               replicas: {name: {in_flight, limit}}, answers of this worker

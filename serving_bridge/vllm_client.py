@@ -256,7 +256,10 @@ class VllmClient:
     async def num_requests(self) -> int:
         """Requests running or waiting, as of the engine's last step."""
         metrics = await self.metrics()
-        number = metrics.get("vllm:num_requests_running", 0.0) + metrics.get("vllm:num_requests_waiting", 0.0)
+        try:
+            number = metrics["vllm:num_requests_running"] + metrics["vllm:num_requests_waiting"]
+        except KeyError as error:
+            raise Malformed(f"{self.base_url} has no metric {error.args[0]}: this vLLM is of another version") from None
         if not 0 <= number < math.inf:
             raise Malformed(f"{self.base_url} says that {number} requests run or wait")
         return int(number)

@@ -113,6 +113,7 @@ class FakeReplica:
       stop: chance that a token ends the answer.
       script: what the next generations do instead, first come first served.
       bodies: of the generations asked for.
+      metrics: besides those of an idle server; None leaves one out.
     """
 
     seed: int = 0
@@ -122,13 +123,17 @@ class FakeReplica:
     eos: int = EOS
     script: list[Script] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float | None] = field(default_factory=dict)
     in_flight: int = 0
     _drawn: int = 0
 
     async def handle(self, route: str, body: dict[str, Any]) -> Reply:
         if route == "/metrics":
-            return 200, "\n".join(f'vllm:{name}{{model="m"}} {value}' for name, value in self.metrics.items()).encode()
+            idle = dict.fromkeys(
+                ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total"), 0.0
+            )
+            metrics = {name: value for name, value in (idle | self.metrics).items() if value is not None}
+            return 200, "\n".join(f'vllm:{name}{{model="m"}} {value}' for name, value in metrics.items()).encode()
         assert route == "/inference/v1/generate", route
         self.bodies.append(body)
         if self.script:

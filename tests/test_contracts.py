@@ -42,6 +42,7 @@ def test_group_round_trip_is_exact() -> None:
     [
         ({"behavior_logprobs": np.array([0, 0, 0, -1, np.nan], np.float32)}, "behavior_logprobs"),
         ({"behavior_logprobs": np.array([0, 0, 0, -1, 0.5], np.float32)}, "behavior_logprobs"),
+        ({"behavior_logprobs": np.array([0, 0, 0, -1, -9999], np.float32)}, "-9999, which stands for"),
         ({"rewards": np.array([0, 0, 0, 0, np.inf], np.float32)}, "rewards"),
         ({"rewards": np.zeros(4, np.float32)}, r"rewards has shape \(4,\), expected \(5,\)"),
         ({"tokens": np.zeros(5, np.int64)}, "tokens has dtype int64, expected int32"),

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from learner_jax.waits import Waits
-from serving_bridge.answers import Aborted, Rejected, Unreachable
+from serving_bridge.answers import Aborted, Malformed, Rejected, Unreachable
 from serving_bridge.concurrency import Limit, Load, adjusted
 from serving_bridge.config import RolloutSettings
 from serving_bridge.dispatch import Dispatcher, NoReplicaError, Slot
@@ -307,6 +307,25 @@ def test_metrics_that_are_polled_move_the_limit_and_wake_who_waits() -> None:
         assert found.take_cuts() >= 1
         assert found.take_cuts() == 0
         watching.cancel()
+
+    virtually(story())
+
+
+@pytest.mark.parametrize("name", ["num_requests_running", "num_requests_waiting", "num_preemptions_total"])
+def test_a_metric_that_does_not_come_is_no_idle_server(name: str) -> None:
+    async def story() -> None:
+        metrics: dict[str, Any] = {"num_requests_running": 4, name: None}
+        found = dispatcher(["a"], replicas={"a": FakeReplica(metrics=metrics)}, min_concurrency=4, max_concurrency=64)
+        found.update(rows(["a"]))
+        watching = asyncio.create_task(found.watch())
+        await asyncio.gather(*(found.take(1) for _ in range(4)))
+        await asyncio.sleep(4.5)
+        assert found.loads()["a"] == (4, 4)
+        watching.cancel()
+        client = VllmClient("http://a", FakeSession({"a": FakeReplica(metrics=metrics)}))
+        if "requests" in name:
+            with pytest.raises(Malformed, match=f"has no metric vllm:{name}"):
+                await client.num_requests()
 
     virtually(story())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,9 @@ def test_a_batch_that_teaches_nothing_is_skipped_and_counted(params: Any, tmp_pa
     outcome, log = run(engine, params, tmp_path)
     assert outcome.reason == "finished"
     assert [(r["empty"], r["skipped"], r["dropped_groups"]) for r in log.steps()] == [(1, 0, 2)] * 4
+    for name in ("loss", "entropy", "clip_fraction", "effective_sample_share"):
+        assert all(math.isnan(r[name]) for r in log.steps()), name
+    assert [r["mismatch_max_abs_logprob"] for r in log.steps()] == [None] * 4
     for path, value in flatten_dict(params).items():
         np.testing.assert_array_equal(final_parameters(tmp_path)[path], value)
 

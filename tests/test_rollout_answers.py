@@ -55,6 +55,7 @@ UNSOUND: list[tuple[str, bytes, type[ReplicaError], str]] = [
     ("minus infinity", with_logprobs("-Infinity", "-1", "-1"), Malformed, "can't be read"),
     ("null", with_logprobs("null", "-1", "-1"), Malformed, "can't be read"),
     ("more than a float32 holds", with_logprobs("-1e300", "-1", "-1"), Malformed, "log-probs from -inf to -1"),
+    ("a missing log-prob", with_logprobs("-1", "-9999.0", "-1"), Malformed, "vLLM's mark for a missing one"),
     ("a positive log-prob", with_logprobs("-1", "0.5", "-1"), Malformed, "log-probs from -1.0 to 0.5"),
     ("spans with a gap", changed(weight_versions=[{"version": "1", "start": 1, "end": 3}]), Malformed, "span 1-3"),
     ("spans backwards", changed(weight_versions=[{"version": "1", "start": 0, "end": -3}]), Malformed, "span 0--3"),

@@ -269,11 +269,12 @@ def idle_shares(steps: Sequence[Record], intervals: Sequence[Record]) -> IdleSha
 def tokens_per_s(intervals: Sequence[Record]) -> float | None:
     """Sampled tokens per second of all workers together (each worker writes intervals of its own)."""
     workers = {record.get("process") for record in intervals}
-    rates = []
-    for worker in workers:
-        own = [record for record in intervals if record.get("process") == worker]
-        rates.append(_share(own, "tokens", "seconds") or 0.0)
-    return math.fsum(rates) if rates else None
+    rates = [
+        _share([record for record in intervals if record.get("process") == worker], "tokens", "seconds")
+        for worker in workers
+    ]
+    known = [rate for rate in rates if rate is not None]
+    return math.fsum(known) if known else None
 
 
 def waits_now(history: RunHistory) -> list[tuple[str, dict[str, Any], float]]:
