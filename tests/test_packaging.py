@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import re
 import shutil
 import subprocess
@@ -95,10 +96,62 @@ def test_every_dependency_is_bounded_above():
 
 def test_the_tested_combination_lies_within_the_bounds():
     text = "\n".join((REPOSITORY / "tools/requirements" / name).read_text() for name in ("demo.txt", "dev.txt"))
-    pins = {canonicalize_name(r.name): r for r in map(Requirement, re.findall(r"^[^#\s].*$", text, re.MULTILINE))}
+    pins = {canonicalize_name(r.name): r for r in map(Requirement, re.findall(r"^[^#\s][^\\\n]*", text, re.MULTILINE))}
     for name, requirement in _requirements("cpu", "dev").items():
         version = next(iter(pins[name].specifier)).version
         assert requirement.specifier.contains(version), (str(requirement), version)
+
+
+LISTS = ("installers", "torch", "engine", "demo", "dev")
+
+
+def test_every_file_that_is_installed_has_a_known_hash():
+    """A package index, or whoever stands before it, can't give us another file under a pinned name."""
+    for name in LISTS:
+        text = (REPOSITORY / "tools/requirements" / f"{name}.txt").read_text()
+        entries = re.findall(r"^[^#\s].*(?:\n\s+.*)*", text, re.MULTILINE)
+        assert entries
+        for entry in entries:
+            first, *hashes = (line.strip(" \\") for line in entry.splitlines())
+            assert len(Requirement(first).specifier) == 1, first
+            assert next(iter(Requirement(first).specifier)).operator == "==", first
+            assert hashes, f"{name}.txt: {first} has no hash"
+            assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", line) for line in hashes), entry
+
+
+def test_installations_ask_for_hashes():
+    script = (REPOSITORY / "tools/install.sh").read_text().replace("\\\n", " ")
+    lists = re.findall(r'\$requirements"?/(\w+)\.txt', script)
+    assert set(lists) <= set(LISTS)
+    installing = [line for line in script.splitlines() if re.search(r"(pip\" install|uv_install|pip_install) ", line)]
+    installing = [line for line in installing if "()" not in line]
+    assert len(installing) >= 5
+    for line in installing:
+        has_hashes = "--require-hashes" in line or "arguments" in line or "torch[@]" in line or '"$@"' in line
+        assert has_hashes or "--editable ." in line, line
+    assert "index-strategy" not in script
+    assert "extra-index" not in script
+
+
+def test_a_file_with_another_hash_is_not_installed(tmp_path: Path):
+    wheel = tmp_path / "weir_other-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("weir_other.py", "")
+        archive.writestr("weir_other-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: weir-other\nVersion: 1.0\n")
+        archive.writestr(
+            "weir_other-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("weir_other-1.0.dist-info/RECORD", "")
+    known = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    outcomes = []
+    for hashed in (known, "0" * 64):
+        (tmp_path / "list.txt").write_text(f"weir-other==1.0 --hash=sha256:{hashed}\n")
+        options = f"--no-index --no-deps --target {tmp_path / 'to'} --find-links {tmp_path} --require-hashes"
+        command = [sys.executable, "-m", "pip", "install", *options.split(), f"--requirement={tmp_path / 'list.txt'}"]
+        outcomes.append(subprocess.run(command, capture_output=True, text=True, timeout=120, check=False))
+    assert outcomes[0].returncode == 0, outcomes[0].stderr
+    assert outcomes[1].returncode != 0
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in outcomes[1].stderr
 
 
 def test_vllm_finds_the_weight_plugin_where_it_is_declared():
@@ -136,8 +189,8 @@ def test_imports_go_in_one_direction():
 
 
 def _bare_copy(folder: Path) -> Path:
-    for name in ("tools/install.sh", "tools/requirements/demo.txt", "tools/requirements/dev.txt", "pyproject.toml"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(REPOSITORY / "tools/requirements", folder / "tools/requirements")
+    for name in ("tools/install.sh", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, folder / name)
     return folder / "tools/install.sh"
 

