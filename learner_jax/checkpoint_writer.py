@@ -25,7 +25,7 @@ from learner_jax.checkpoint_manifest import ITEM, Manifest, Position, array_spec
 from learner_jax.checkpoint_reader import Block, Index, cut
 from learner_jax.config import OptimizerSettings
 from learner_jax.direct_io import File
-from learner_jax.hf_io import WeightFileError
+from learner_jax.hf_files import WeightFileError
 from learner_jax.hf_layout import Weights
 from learner_jax.hf_names import ModelConfig, Parameter, hf_tensor_names, parameters
 from learner_jax.hf_writer import in_slabs

@@ -1,7 +1,7 @@
 """Compares a model folder with the checkpoint that it stands for: every tensor's bytes, and the model's own log-probs.
 
-What is compared are the checkpoint's values rounded to the folder's dtype, so that a single bit shows. Bytes are
-compared a block at a time; log-probs need the whole model in memory.
+What is compared are the checkpoint's values rounded to each tensor's dtype in the folder, so that a single bit shows.
+Bytes are compared a block at a time; log-probs need the whole model in memory.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from flax.traverse_util import unflatten_dict
 from learner_jax.checkpoint_reader import Source, blocks, stream
 from learner_jax.hf_io import load_parameters
 from learner_jax.hf_layout import DTYPES, Index, Weights, byte_view
-from learner_jax.hf_names import ModelConfig, hf_shapes, parameters
+from learner_jax.hf_names import EMBED, HEAD, ModelConfig, hf_shapes, is_buffer, parameters
 from learner_jax.hf_writer import pieces
 from learner_jax.model import Params, merge, token_logprobs
+from learner_jax.printable import printable
 
 Progress = Callable[[int], None]
 
@@ -43,14 +44,16 @@ def compare_tensors(source: Source, config: ModelConfig, folder: Path, progress:
       progress: told of bytes read from the checkpoint.
     """
     with Weights(folder) as weights:
+        tied_head = config.tie_word_embeddings and HEAD in weights.tensors
         problems = _headers(weights, config)
         seen: dict[str, _Seen] = {}
         for _, block, values in stream(source, [(None, block) for block in blocks(source, config)]):
             for name, index, value in pieces(config, block, values):
-                if name not in problems:
-                    _look(seen.setdefault(name, _Seen()), weights, name, index, value)
+                for stored in (name, HEAD) if name == EMBED and tied_head else (name,):
+                    if stored not in problems:
+                        _look(seen.setdefault(stored, _Seen()), weights, stored, index, value)
             progress(values.nbytes)
-    belongs = {state.expected.digest(): name for name, state in seen.items()}
+    belongs = {state.expected.digest(): name for name, state in seen.items() if name != HEAD or not tied_head}
     for name, state in seen.items():
         if state.expected.digest() == state.found.digest():
             continue
@@ -74,15 +77,17 @@ def _headers(weights: Weights, config: ModelConfig) -> dict[str, str]:
     problems = {
         name: f"{name}: expected in the folder, but missing" for name in expected if name not in weights.tensors
     }
-    dtypes = [placed.dtype for name, placed in weights.tensors.items() if name in expected]
-    usual = max(set(dtypes), key=dtypes.count, default="")
+    if config.tie_word_embeddings:
+        expected[HEAD] = expected[EMBED]  # a tied head may be stored as well
     for name, placed in weights.tensors.items():
+        if is_buffer(name):
+            continue
         if name not in expected:
-            problems[name] = f"{name}: not a tensor of this model, but in the folder"
+            problems[name] = f"{printable(name)}: not a tensor of this model, but in the folder"
         elif placed.shape != expected[name]:
             problems[name] = f"{name}: expected shape {expected[name]}, got {placed.shape}"
-        elif placed.dtype not in DTYPES or placed.dtype != usual:
-            problems[name] = f"{name}: expected dtype {usual} as of the other tensors, got {placed.dtype}"
+        elif placed.dtype not in DTYPES:
+            problems[name] = f"{name}: expected dtype {', '.join(DTYPES)}, got {placed.dtype}"
     return problems
 
 
@@ -105,14 +110,23 @@ def golden_tokens(config: ModelConfig) -> np.ndarray:
     return np.random.default_rng(0).integers(0, config.vocab_size, (4, length)).astype(np.int32)
 
 
-def source_logprobs(source: Source, config: ModelConfig, dtype: np.dtype, tokens: np.ndarray) -> np.ndarray:
-    """float32[B, T] of the learner's model on the checkpoint's values rounded to `dtype`; the first token's are 0."""
+def source_logprobs(source: Source, config: ModelConfig, folder: Path, tokens: np.ndarray) -> np.ndarray:
+    """float32[B, T] of the learner's model on the checkpoint's values; the first token's are 0.
+
+    Args:
+      folder: each value is rounded to the dtype that its tensor has there.
+    """
+    with Weights(folder) as weights:
+        dtypes = {name: DTYPES[placed.dtype] for name, placed in weights.tensors.items() if placed.dtype in DTYPES}
     flat = {
         row.path: np.empty((config.num_layers, *row.shape) if row.stacked else row.shape, np.float32)
         for row in parameters(config)
     }
     for _, block, values in stream(source, [(None, block) for block in blocks(source, config)]):
-        flat[block.row.path][block.index] = values.astype(dtype)
+        rounded = np.empty(values.shape, np.float32)
+        for number, (name, _, value) in enumerate(pieces(config, block, values)):
+            rounded[number if block.row.stacked else ...] = value.astype(dtypes[name])
+        flat[block.row.path][block.index] = rounded
     return _logprobs(unflatten_dict(flat, sep="."), config, tokens)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ import jax
 import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
 
-from learner_jax.hf_names import ModelConfig, Parameter, hf_shapes, hf_tensor_names, parameters
+from learner_jax.hf_files import WeightFileError, open_weights, some, weight_files
+from learner_jax.hf_names import EMBED, HEAD, ModelConfig, Parameter, hf_shapes, hf_tensor_names, is_buffer, parameters
 from learner_jax.model import Params
 
 #: Files of a model folder, other than its weights, that a loader may need.
@@ -33,17 +32,9 @@ COMPANION_FILES = (
     "chat_template.json",
 )
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-_EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_BUFFER_SUFFIX = ".rotary_emb.inv_freq"  # written by transformers before 4.32; follows from the config
 _ROWS_AT_ONCE = 4096
 _FLOAT_TYPES = ("F32", "BF16", "F16")
 _EXPORT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-
-
-class WeightFileError(ValueError):
-    """Weight files are missing, damaged, or not those of the model: says file, tensor, expected, got."""
 
 
 class _Checkpoint:
@@ -53,15 +44,8 @@ class _Checkpoint:
         self.file_of: dict[str, Path] = {}
         self._handles: dict[Path, Any] = {}
         for path, promised in weight_files(model_dir).items():
-            handle = stack.enter_context(_open(path))
-            self._handles[path] = handle
-            held = set(handle.keys())
-            if promised is not None and promised != held:
-                raise WeightFileError(
-                    f"{path}: {INDEX_FILE} and the file disagree on tensors {_some(promised ^ held)}; "
-                    f"fetch the folder again"
-                )
-            self.file_of.update(dict.fromkeys(held, path))
+            handle = self._handles[path] = stack.enter_context(open_weights(path, promised))
+            self.file_of.update(dict.fromkeys(handle.keys(), path))
 
     def view(self, name: str) -> Any:
         return self._handles[self.file_of[name]].get_slice(name)
@@ -149,63 +133,21 @@ def export_tensors(params: Params, config: ModelConfig, dtype: str) -> Iterator[
             yield name, value.astype(_EXPORT_DTYPES[dtype])
 
 
-def weight_files(model_dir: Path) -> dict[Path, set[str] | None]:
-    """Safetensors files of a folder, each with the tensors that the index promises (None: there is no index)."""
-    if not model_dir.is_dir():
-        raise WeightFileError(f"model folder {model_dir} does not exist; set model.path to a Hugging Face folder")
-    index_path = model_dir / INDEX_FILE
-    if not index_path.is_file():
-        single = model_dir / SINGLE_FILE
-        if not single.is_file():
-            held = _some(path.name for path in model_dir.iterdir())
-            raise WeightFileError(
-                f"{model_dir} holds neither {SINGLE_FILE} nor {INDEX_FILE}, only {held}; "
-                f"expected safetensors weights (convert .bin or .pth files first)"
-            )
-        return {single: None}
-    try:
-        weight_map = json.loads(index_path.read_text())["weight_map"]
-        files: dict[Path, set[str] | None] = {}
-        for name, file_name in weight_map.items():
-            names = files.setdefault(model_dir / file_name, set())
-            assert names is not None
-            names.add(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightFileError(f"{index_path} is not an index with a weight_map: {error!r}; fetch it again") from error
-    for path in files:
-        if not path.is_file():
-            raise WeightFileError(f"{path} is missing, though {INDEX_FILE} names it; fetch the folder again")
-    return files
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise WeightFileError(
-            f"{path} ({path.stat().st_size} bytes) is not a whole safetensors file: {error}; fetch or copy it again"
-        ) from error
-
-
 def _check_tensors(checkpoint: _Checkpoint, model_dir: Path, config: ModelConfig) -> None:
     expected = hf_shapes(config)
-    held = {name for name in checkpoint.file_of if not name.endswith(_BUFFER_SUFFIX)}
-    if config.tie_word_embeddings and _HEAD in held:
-        if not _same_values(checkpoint, _HEAD, _EMBED):
-            raise WeightFileError(
-                f"{checkpoint.file_of[_HEAD]}: config.json ties the output head to the embedding, but {_HEAD} differs "
-                f"from {_EMBED}; set tie_word_embeddings to false to use it"
-            )
-        held.remove(_HEAD)
+    held = {name for name in checkpoint.file_of if not is_buffer(name)}
+    if config.tie_word_embeddings and HEAD in held:
+        _check_tied_head(checkpoint)
+        held.remove(HEAD)
     if missing := expected.keys() - held:
-        hint = "; set tie_word_embeddings to true if the head is the embedding" if missing == {_HEAD} else ""
+        hint = "; set tie_word_embeddings to true if the head is the embedding" if missing == {HEAD} else ""
         raise WeightFileError(
-            f"{model_dir} lacks {len(missing)} of {len(expected)} tensors: {_some(missing)}; "
+            f"{model_dir} lacks {len(missing)} of {len(expected)} tensors: {some(missing)}; "
             f"config.json and weights must be of the same model{hint}"
         )
     if unexpected := held - expected.keys():
         raise WeightFileError(
-            f"{model_dir} holds {len(unexpected)} tensors that config.json does not account for: {_some(unexpected)}; "
+            f"{model_dir} holds {len(unexpected)} tensors that config.json does not account for: {some(unexpected)}; "
             f"config.json and weights must be of the same model"
         )
     for name, shape in expected.items():
@@ -215,11 +157,34 @@ def _check_tensors(checkpoint: _Checkpoint, model_dir: Path, config: ModelConfig
                 f"{path}: tensor {name} has shape {tuple(view.get_shape())}, expected {shape} by config.json; "
                 f"config.json and weights must be of the same model"
             )
-        if view.get_dtype() not in _FLOAT_TYPES:
-            raise WeightFileError(
-                f"{path}: tensor {name} has dtype {view.get_dtype()}, expected one of {', '.join(_FLOAT_TYPES)}; "
-                f"quantised weights can't be trained"
-            )
+        _check_dtype(checkpoint, name)
+
+
+def _check_dtype(checkpoint: _Checkpoint, name: str) -> None:
+    code = checkpoint.view(name).get_dtype()
+    if code in _FLOAT_TYPES:
+        return
+    reason = "save the model in one of these" if code == "F64" else "quantised weights can't be trained"
+    raise WeightFileError(
+        f"{checkpoint.file_of[name]}: tensor {name} has dtype {code}, expected one of {', '.join(_FLOAT_TYPES)}; "
+        f"{reason}"
+    )
+
+
+def _check_tied_head(checkpoint: _Checkpoint) -> None:
+    """Raises `WeightFileError` unless a head that is stored, though tied, is the embedding."""
+    if EMBED not in checkpoint.file_of:
+        raise WeightFileError(
+            f"{checkpoint.file_of[HEAD]}: config.json ties the output head to the embedding, but only {HEAD} is "
+            f"stored; save the model with {EMBED}"
+        )
+    _check_dtype(checkpoint, HEAD)
+    _check_dtype(checkpoint, EMBED)
+    if not _same_values(checkpoint, HEAD, EMBED):
+        raise WeightFileError(
+            f"{checkpoint.file_of[HEAD]}: config.json ties the output head to the embedding, but {HEAD} differs "
+            f"from {EMBED}; set tie_word_embeddings to false to use it"
+        )
 
 
 def _same_values(checkpoint: _Checkpoint, name: str, other: str) -> bool:
@@ -240,8 +205,3 @@ def _to_host(leaf: Any) -> np.ndarray:
 
         return np.asarray(process_allgather(leaf, tiled=True))
     return np.asarray(leaf)
-
-
-def _some(names: Iterable[str], limit: int = 5) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:limit]) + (f" and {len(ordered) - limit} more" if len(ordered) > limit else "") or "none"

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from learner_jax.direct_io import File, write_at
-from learner_jax.hf_io import SINGLE_FILE, WeightFileError, weight_files
+from learner_jax.hf_files import SINGLE_FILE, WeightFileError, open_weights, weight_files
 
 #: safetensors' name of a dtype -> ours.
 DTYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2")}
@@ -151,7 +151,9 @@ class Weights:
         self.tensors: dict[str, Placed] = {}
         self._files: dict[str, File] = {}
         with contextlib.ExitStack() as opened:
-            for path in weight_files(model_dir):
+            for path, promised in weight_files(model_dir).items():
+                with open_weights(path, promised):  # for its check of the header
+                    pass
                 file = self._files[str(path)] = File(path)
                 opened.callback(file.close)
                 self.tensors |= _read_header(path, file)

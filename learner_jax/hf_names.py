@@ -6,21 +6,30 @@ plain copies. Parameters of the repeated decoder layers are stacked on a leading
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-SUPPORTED_ARCHITECTURES = {
+from learner_jax.hf_config import (
+    Family,
+    ModelConfigError,
+    check_head_sizes,
+    check_keys,
+    check_model_type,
+    json_object,
+    read_json_object,
+    read_rope,
+)
+
+SUPPORTED_ARCHITECTURES: dict[str, Family] = {
     "LlamaForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
 
-
-class ModelConfigError(ValueError):
-    """A model's config.json asks for something that this decoder does not compute."""
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_BUFFER_SUFFIX = ".rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class RopeScaling:
 class ModelConfig:
     """Shape and options of a dense decoder, as read from a Hugging Face config.json."""
 
-    family: Literal["llama", "qwen2", "qwen3"]
+    family: Family
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -82,7 +91,7 @@ def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     """Every parameter of the model, in a fixed order."""
     d, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
     q, kv, h = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.head_dim
-    rows = [Parameter("embed.weight", "model.embed_tokens.weight", (v, d), ("vocab", "embed"), stacked=False)]
+    rows = [Parameter("embed.weight", EMBED, (v, d), ("vocab", "embed"), stacked=False)]
 
     def layer(path: str, hf: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> None:
         rows.append(Parameter(f"layers.{path}", f"model.layers.{{layer}}.{hf}", shape, axes, stacked=True))
@@ -110,13 +119,18 @@ def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
             layer(f"mlp.{name}_proj.bias", f"mlp.{name}_proj.bias", shape[:1], bias_axis)
     rows.append(Parameter("norm.weight", "model.norm.weight", (d,), ("norm",), stacked=False))
     if not config.tie_word_embeddings:
-        rows.append(Parameter("lm_head.weight", "lm_head.weight", (v, d), ("vocab", "embed"), stacked=False))
+        rows.append(Parameter("lm_head.weight", HEAD, (v, d), ("vocab", "embed"), stacked=False))
     return tuple(rows)
 
 
 def hf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Hugging Face tensor name -> shape, for every tensor of the model."""
     return {name: row.shape for row in parameters(config) for name in hf_tensor_names(row, config)}
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a stored tensor is no parameter: rope frequencies, which old transformers saved; config.json has them."""
+    return name.endswith(_BUFFER_SUFFIX)
 
 
 def hf_tensor_names(row: Parameter, config: ModelConfig) -> Iterator[str]:
@@ -140,72 +154,49 @@ def read_model_config(model_dir: str | Path) -> ModelConfig:
             f"model folder {model_dir} does not exist; set model.path to a Hugging Face model folder"
         )
     try:
-        raw = json.loads(path.read_text())
+        raw = read_json_object(path)
     except FileNotFoundError:
         raise ModelConfigError(f"{model_dir} holds no config.json; expected a Hugging Face model folder") from None
-    except ValueError as error:
-        raise ModelConfigError(f"{path} is not valid JSON: {error}") from error
-    return parse_model_config(raw, origin=str(path))
+    return _folder_config(raw, str(path))
 
 
-def parse_model_config(raw: Mapping[str, Any], *, origin: str) -> ModelConfig:
-    """Turns the fields of a config.json into a `ModelConfig`; `origin` names the file in errors."""
-    architectures = raw.get("architectures") or ["(none)"]
-    family = SUPPORTED_ARCHITECTURES.get(architectures[0])
-    if family is None:
-        known = ", ".join(SUPPORTED_ARCHITECTURES)
-        raise ModelConfigError(f"{origin}: architecture {architectures[0]!r} is not supported; expected one of {known}")
-    try:
-        config = _model_config(raw, family)
-    except KeyError as error:
-        raise ModelConfigError(f"{origin}: required field {error.args[0]!r} is missing") from None
-    _refuse_unsupported(raw, config, origin)
+def parse_config_file(data: bytes, *, origin: str) -> ModelConfig:
+    """The model that the bytes of a config.json describe; `origin` names the file in errors."""
+    return _folder_config(json_object(data, origin), origin)
+
+
+def _folder_config(raw: Mapping[str, Any], origin: str) -> ModelConfig:
+    config = parse_model_config(raw, origin=origin)
+    if "model_type" not in raw:
+        raise ModelConfigError(f"{origin}: required field 'model_type' is missing; expected {config.family!r}")
     return config
 
 
-def _model_config(raw: Mapping[str, Any], family: str) -> ModelConfig:
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    scaling = None
-    if kind == "llama3":
-        scaling = RopeScaling(
-            factor=rope["factor"],
-            low_freq_factor=rope["low_freq_factor"],
-            high_freq_factor=rope["high_freq_factor"],
-            original_max_position_embeddings=rope["original_max_position_embeddings"],
-        )
-    elif kind != "default":
-        raise ModelConfigError(f"rope type {kind!r} is not supported; expected default or llama3")
-    num_heads = raw["num_attention_heads"]
-    llama_bias = bool(raw.get("attention_bias", False))
+def parse_model_config(raw: Mapping[str, Any], *, origin: str) -> ModelConfig:
+    """Turns the fields of a config.json into a `ModelConfig`; `origin` names the file in errors.
+
+    Raises:
+      ModelConfigError: a key asks for what this decoder does not compute, or is not what transformers takes.
+    """
+    family = check_model_type(raw, SUPPORTED_ARCHITECTURES, origin)
+    values = check_keys(raw, family, origin)
+    num_kv_heads, head_dim = check_head_sizes(family, values, origin)
+    rope = read_rope(raw, values["max_position_embeddings"], origin)
     return ModelConfig(
-        family=family,  # type: ignore[arg-type]
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        num_layers=raw["num_hidden_layers"],
-        num_heads=num_heads,
-        num_kv_heads=raw.get("num_key_value_heads") or num_heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // num_heads,
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
-        rope_scaling=scaling,
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        attention_bias=True if family == "qwen2" else llama_bias,
-        attention_out_bias=False if family == "qwen2" else llama_bias,
-        mlp_bias=bool(raw.get("mlp_bias", False)),
-        max_position_embeddings=raw.get("max_position_embeddings", 2048),
+        family=family,
+        vocab_size=values["vocab_size"],
+        hidden_size=values["hidden_size"],
+        intermediate_size=values["intermediate_size"],
+        num_layers=values["num_hidden_layers"],
+        num_heads=values["num_attention_heads"],
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=values["rms_norm_eps"],
+        rope_theta=float(rope.theta),
+        rope_scaling=None if rope.scaling is None else RopeScaling(**rope.scaling),  # type: ignore[arg-type]
+        tie_word_embeddings=values["tie_word_embeddings"],
+        attention_bias=True if family == "qwen2" else values["attention_bias"],
+        attention_out_bias=False if family == "qwen2" else values["attention_bias"],
+        mlp_bias=values.get("mlp_bias", False),
+        max_position_embeddings=values["max_position_embeddings"],
     )
-
-
-def _refuse_unsupported(raw: Mapping[str, Any], config: ModelConfig, origin: str) -> None:
-    if raw.get("hidden_act", "silu") != "silu":
-        raise ModelConfigError(f"{origin}: hidden_act {raw['hidden_act']!r} is not supported; expected silu")
-    if raw.get("use_sliding_window"):
-        raise ModelConfigError(f"{origin}: sliding-window attention is not supported; set use_sliding_window to false")
-    if config.num_heads % config.num_kv_heads:
-        raise ModelConfigError(
-            f"{origin}: {config.num_heads} heads do not divide into {config.num_kv_heads} key/value heads"
-        )
-    if raw.get("quantization_config"):
-        raise ModelConfigError(f"{origin}: quantised weights can't be trained; expected a bf16 or fp32 model")

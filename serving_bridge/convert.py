@@ -26,9 +26,11 @@ from learner_jax.checkpoint_files import check_files
 from learner_jax.checkpoint_manifest import CheckpointError, read_manifest
 from learner_jax.checkpoint_reader import blocks, copy_file, find_checkpoint, open_source, stream
 from learner_jax.config import OptimizerSettings
-from learner_jax.hf_io import COMPANION_FILES, INDEX_FILE, check_weights, weight_files
-from learner_jax.hf_layout import DTYPES, Weights, plan
-from learner_jax.hf_names import ModelConfig, ModelConfigError, hf_shapes, parse_model_config
+from learner_jax.hf_config import ModelConfigError
+from learner_jax.hf_files import INDEX_FILE, weight_files
+from learner_jax.hf_io import COMPANION_FILES, check_weights
+from learner_jax.hf_layout import Weights, plan
+from learner_jax.hf_names import ModelConfig, hf_shapes, parse_config_file
 from learner_jax.hf_writer import Shards
 from learner_jax.work_folder import Work, open_work
 
@@ -37,7 +39,7 @@ _FORMAT = 1
 #: Folder beside the steps of a checkpoint folder that keeps config.json and tokenizer of their model.
 SOURCE_MODEL = "source_model"
 #: Largest mean difference of a token's log-prob; both sides compute in fp32 from the same, rounded, weights.
-LOGPROB_TOLERANCE = {"F32": 1e-3, "BF16": 1e-3, "F16": 1e-3}
+LOGPROB_TOLERANCE = 1e-3
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -167,8 +169,8 @@ def verify(
 ) -> Verification:
     """Compares a model folder with the checkpoint that it was made from, or that was made from it.
 
-    The checkpoint's files against their own hashes where it has any; every tensor's name, shape, dtype and content,
-    against the checkpoint's values rounded to the folder's dtype; then log-probs on golden prompts, the learner's model
+    The checkpoint's files against their own hashes where it has any; every tensor's name, shape and content,
+    against the checkpoint's values rounded to its dtype; then log-probs on golden prompts, the learner's model
     on the checkpoint against transformers on the folder (without transformers, against the learner's own loader).
 
     Args:
@@ -193,20 +195,18 @@ def verify(
             problems += hf_compare.compare_tensors(source, config, model, progress)
             if problems or not logprobs:
                 return Verification(tuple(problems), len(hf_shapes(config)))
-            with Weights(model) as weights:
-                code = next(iter(weights.tensors.values())).dtype
             tokens = hf_compare.golden_tokens(config)
-            expected = hf_compare.source_logprobs(source, config, DTYPES[code], tokens)
+            expected = hf_compare.source_logprobs(source, config, model, tokens)
         try:
             judge, found = _folder_logprobs(model, config, tokens)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             problem = f"{hf}: expected that transformers loads it, but: {' '.join(str(error).split())}"
             return Verification((problem,), len(hf_shapes(config)))
     difference = float(np.abs(expected - found).mean(axis=1).max())
-    if not difference <= LOGPROB_TOLERANCE[code]:
+    if not difference <= LOGPROB_TOLERANCE:
         problems.append(
             f"log-probs of {judge} on {hf} differ by {difference:.2e} from the learner's on {checkpoint}, expected at "
-            f"most {LOGPROB_TOLERANCE[code]:g}: the weights are equal, so config.json is of another model"
+            f"most {LOGPROB_TOLERANCE:g}: the weights are equal, so config.json is of another model"
         )
     return Verification(tuple(problems), len(hf_shapes(config)), difference, judge)
 
@@ -285,11 +285,7 @@ def _read_companions(folder: epath.Path) -> tuple[ModelConfig, dict[str, bytes]]
     found = {name: (folder / name).read_bytes() for name in COMPANION_FILES if (folder / name).exists()}
     if "config.json" not in found:
         raise ModelConfigError(f"{folder} holds no config.json; expected a Hugging Face model folder")
-    try:
-        raw = json.loads(found["config.json"])
-    except ValueError as error:
-        raise ModelConfigError(f"{folder / 'config.json'} is not valid JSON: {error}") from error
-    return parse_model_config(raw, origin=str(folder / "config.json")), found
+    return parse_config_file(found["config.json"], origin=str(folder / "config.json")), found
 
 
 def _write_companions(folder: epath.Path, companions: dict[str, bytes]) -> None:

@@ -171,7 +171,7 @@ def test_published_shapes_are_planned_or_refused(shared_data: Path, capsys: pyte
 
 
 def write_model(folder: Path) -> str:
-    (folder / "config.json").write_text(json.dumps(MEDIUM_JSON))
+    (folder / "config.json").write_text(json.dumps(MEDIUM_JSON | {"model_type": "qwen3"}))
     return str(folder)
 
 
@@ -217,7 +217,7 @@ def test_the_configuration_file_is_the_base_and_options_override_it(tmp_path: Pa
         (["--model", "MODEL", "--row-tokens", "100", "--attention", "splash"], "multiple of 128 tokens"),
         (["--model", "MODEL", "--logits-chunk-tokens", "-1"], "learner.logits_chunk_tokens"),
         (["--model", "A", "--shapes", "SHAPES"], "has no model 'A'; it has moe"),
-        (["--model", "moe", "--shapes", "SHAPES"], "'Qwen3MoeForCausalLM' is not supported"),
+        (["--model", "moe", "--shapes", "SHAPES"], '"Qwen3MoeForCausalLM" is not supported'),
         (["--model", "x", "--shapes", "MODEL/config.json"], "is no list of shapes"),
     ],
 )

@@ -29,7 +29,8 @@ from rich.table import Table
 
 from configs.load import load_config
 from learner_jax.config import LearnerSettings, MeshSettings
-from learner_jax.hf_names import ModelConfig, ModelConfigError, parse_model_config, read_model_config
+from learner_jax.hf_config import ModelConfigError, read_json_object
+from learner_jax.hf_names import ModelConfig, parse_model_config, read_model_config
 from tools import terminal, wiring
 
 if TYPE_CHECKING:
@@ -230,10 +231,7 @@ def read_model(name: str, shapes: Path | None) -> ModelConfig:
     path = Path(name).expanduser()
     if not path.is_file():
         return read_model_config(path)
-    try:
-        return parse_model_config(json.loads(path.read_text()), origin=str(path))
-    except ValueError as error:
-        raise ModelConfigError(str(error) if isinstance(error, ModelConfigError) else f"{path}: {error}") from None
+    return parse_model_config(read_json_object(path), origin=str(path))
 
 
 def read_case(arguments: argparse.Namespace) -> Case:
