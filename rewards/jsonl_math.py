@@ -11,13 +11,14 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewards.config import TaskSettings
-from rewards.isolation import KillablePool, VerifierError
+from rewards.isolation import VerifierError, VerifierPool, printable
 from rewards.protocol import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
 from rewards.splits import ListedProblems
 
@@ -53,7 +54,7 @@ class JsonlMathTask:
             holdout_percent=settings.holdout_percent,
             origin=settings.path,
         )
-        self._pool = KillablePool(num_workers=num_workers, deadline_s=deadline_s, warm_up=_import_math_verify)
+        self._pool = VerifierPool("rewards.jsonl_math", {}, num_workers=num_workers, deadline_s=deadline_s)
 
     @property
     def version(self) -> str:
@@ -74,11 +75,10 @@ class JsonlMathTask:
         candidate = response.rsplit(_MARK, 1)[1] if _MARK in response else response
         gold = request.problem.answer
         try:
-            correct, found = self._pool.call(_verify, gold, candidate.strip())
+            verified = self._pool.call({"gold": gold, "candidate": candidate.strip()}, key=gold)
         except VerifierError as error:
-            return failed(f"{self._version}: {error}")
-        reason = f"expected {gold}, found {found}" if found else f"expected {gold}, found no expression in the answer"
-        return scored(float(correct), {"correct": float(correct), "parsed": float(bool(found))}, reasons=(reason,))
+            return failed(f"{self._version}: {error}", error.failure)
+        return scored(verified.score or 0.0, verified.parts, reasons=tuple(map(printable, verified.reasons)))
 
     def close(self) -> None:
         self._pool.close()
@@ -130,20 +130,25 @@ def _read(path: str) -> bytes:
         raise TaskError(f"task.path {path!r} can't be read: {error.strerror}") from error
 
 
-def _import_math_verify() -> None:
-    import math_verify  # noqa: F401  (takes seconds, for SymPy; only workers need it)
-
-    # It warns at every call that its own guard is off; the pool is the guard.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-
-
-def _verify(gold: str, candidate: str) -> tuple[bool, str]:
-    """Whether the answer equals the reference, and what was found in it. Runs in a worker."""
+def create(settings: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """The side that runs in verifier processes: from `{"gold", "candidate"}` to the fields of `Verified`."""
     from math_verify import parse, verify
 
-    # A reference such as `x=3, 4` may be LaTeX or plain; math-verify tries both.
-    reference = parse(gold, parsing_timeout=None)
-    if not reference:
-        raise ValueError(f"the reference answer {gold!r} is no mathematical expression")
-    found = parse(candidate, parsing_timeout=None)
-    return bool(verify(reference, found, timeout_seconds=None)), str(found[-1])[:200] if found else ""
+    # It warns at every call that its own guard is off; the process is the guard.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+    def score(request: Mapping[str, Any]) -> dict[str, Any]:
+        gold = request["gold"]
+        # A reference such as `x=3, 4` may be LaTeX or plain; math-verify tries both.
+        reference = parse(gold, parsing_timeout=None)
+        if not reference:
+            raise ValueError(f"the reference answer {gold!r} is no mathematical expression")
+        found = parse(request["candidate"], parsing_timeout=None)
+        correct = float(verify(reference, found, timeout_seconds=None))
+        said = f"found {str(found[-1])[:200]}" if found else "found no expression in the answer"
+        parts = {"correct": correct, "parsed": float(bool(found))}
+        return {"score": correct, "parts": parts, "reasons": [f"expected {gold}, {said}"]}
+
+    # The children inherit what the libraries load and cache when they are first used.
+    score({"gold": "$x + 1$", "candidate": "so it is $\\frac{2}{2} + x$ or 12 or 1/2"})
+    return score

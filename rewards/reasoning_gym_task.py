@@ -1,8 +1,8 @@
 """Any dataset of the reasoning-gym library as a task: its generator makes the problems, its verifier scores them.
 
 The library's score is the reward as it is; several datasets give partial credit. Verifiers of the library's own kind
-(text comparison) run in place; datasets that bring their own, which may evaluate the answer with SymPy and so never
-return, run in killable processes.
+(text comparison) run in place; datasets that bring their own run in confined processes, and those that evaluate the
+answer as Python see only answers that pass a guard.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import dataclasses
 import difflib
 import importlib.metadata
 import json
-import math
 import os
 from collections.abc import Mapping
-from functools import lru_cache, partial
 from typing import Any
 
 import reasoning_gym
@@ -22,8 +20,10 @@ from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 
 from rewards.config import TaskSettings
-from rewards.isolation import KillablePool, VerifierError
+from rewards.isolation import VerifierError, VerifierPool, printable
+from rewards.plain_json import to_json
 from rewards.protocol import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
+from rewards.scorer_audit import refusal
 from rewards.splits import GeneratedProblems, ListedProblems, ProblemStream, stable_hash
 
 #: Seeds of the library stay below 2**32 with any index added: some of its datasets hand them to NumPy.
@@ -67,10 +67,16 @@ class ReasoningGymTask:
             raise TaskError(f"task.options of {self._name}: {error}; expected numbers, text, lists, tables") from None
         self._dataset = make_dataset(self._name, self._options)
         self._stream = self._make_stream(settings, seed)
-        self._pool: KillablePool | None = None
+        if why := refusal(self._name, type(self._dataset)):
+            raise TaskError(f"reasoning_gym {self._name} can't be used: {why}")
+        self._pool: VerifierPool | None = None
         if type(self._dataset).score_answer is not ProceduralDataset.score_answer:
-            warm_up = partial(_worker_dataset, self._name, self._options)
-            self._pool = KillablePool(num_workers=num_workers, deadline_s=deadline_s, warm_up=warm_up)
+            self._pool = VerifierPool(
+                "rewards.reasoning_gym_scorer",
+                {"name": self._name, "options": self._options},
+                num_workers=num_workers,
+                deadline_s=deadline_s,
+            )
 
     @property
     def version(self) -> str:
@@ -90,18 +96,21 @@ class ReasoningGymTask:
     def score(self, request: RewardRequest) -> RewardResult:
         problem, response = request.problem, request.response.strip()
         entry = {"question": problem.question, "answer": problem.answer or None, "metadata": problem.metadata}
+        reasons: tuple[str, ...] = (f"expected {problem.answer!r}",)
         try:
             if self._pool is None:
                 score = float(self._dataset.score_answer(response, entry))
+                parts = {"library_score": score}
             else:
-                score = float(self._pool.call(_score_in_worker, self._name, self._options, response, entry))
+                key = f"{stable_hash(problem.question)}"
+                verified = self._pool.call({"answer": response, "entry": to_json(entry)}, key=key)
+                score, parts = verified.score or 0.0, verified.parts
+                reasons += tuple(map(printable, verified.reasons))
         except VerifierError as error:
-            return failed(f"{self.version}: {error}")
+            return failed(f"{self.version}: {error}", error.failure)
         except Exception as error:  # noqa: BLE001  (isolation: one answer must not end the rollouts)
             return failed(f"{self.version}: {type(error).__name__}: {error}")
-        if not math.isfinite(score):
-            return failed(f"{self.version}: the verifier's score is {score}")
-        return scored(score, {"library_score": score}, reasons=(f"expected {problem.answer!r}",))
+        return scored(score, parts, reasons=reasons)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -149,12 +158,3 @@ def make_dataset(name: str, options: str) -> ProceduralDataset:
         return reasoning_gym.create_dataset(name, **given)
     except Exception as error:  # the library checks its options with assert, ValueError, TypeError and others
         raise TaskError(f"reasoning_gym {name} refuses task.options: {type(error).__name__}: {error}") from error
-
-
-@lru_cache(maxsize=4)
-def _worker_dataset(name: str, options: str) -> ProceduralDataset:
-    return make_dataset(name, options)
-
-
-def _score_in_worker(name: str, options: str, response: str, entry: dict[str, Any]) -> float:
-    return float(_worker_dataset(name, options).score_answer(response, entry))

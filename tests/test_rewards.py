@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from typing import Any
 import pytest
 
 from rewards.config import TaskSettings
-from rewards.isolation import KillablePool, VerifierError
 from rewards.jsonl_math import JsonlMathTask
 from rewards.keyword_story import KeywordStoryTask, openings, readability
 from rewards.protocol import Problem, RewardRequest, Split, Task, TaskError, is_failure
@@ -304,38 +302,6 @@ def test_a_task_without_reference_answers_has_no_target() -> None:
         writer.target(writer.problem("train", 0))
 
 
-# Killable workers
-
-
-def _sleep(seconds: float) -> str:
-    time.sleep(seconds)
-    return "woke"
-
-
-def _raise(text: str) -> None:
-    raise RuntimeError(text)
-
-
-def test_a_hanging_verifier_is_killed_and_the_pool_goes_on() -> None:
-    pool = KillablePool(num_workers=1, deadline_s=0.5, warm_up=time.time)
-    try:
-        assert pool.call(_sleep, 0) == "woke"
-        begin = time.monotonic()
-        with pytest.raises(VerifierError, match=r"no verdict within 0\.5 s"):
-            pool.call(_sleep, 60)
-        assert time.monotonic() - begin < 20
-        assert pool.call(_sleep, 0) == "woke"
-        with pytest.raises(VerifierError, match="RuntimeError: bad"):
-            pool.call(_raise, "bad")
-        with pytest.raises(VerifierError, match="SystemExit: 7"):
-            pool.call(sys.exit, 7)
-        with pytest.raises(VerifierError, match="died with exit code 7"):
-            pool.call(os._exit, 7)
-        assert pool.call(_sleep, 0) == "woke"
-    finally:
-        pool.close()
-
-
 # Math from a file
 
 
@@ -383,8 +349,8 @@ def test_answers_are_compared_as_numbers(gsm8k: Task, response: str, score: floa
 def test_an_answer_that_never_evaluates_is_an_error_not_a_hang(gsm8k: Task) -> None:
     begin = time.monotonic()
     result = answer(gsm8k, Problem(0, "", "10", {}), "9**9**9**9**9")
-    assert (result.verdict, result.score) == ("error", None)
-    assert "no verdict within 2 s" in result.reasons[0]
+    assert (result.verdict, result.score) == ("timeout", None)
+    assert "no verdict within" in result.reasons[0]
     assert time.monotonic() - begin < 30
 
 

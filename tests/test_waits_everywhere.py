@@ -98,7 +98,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): "each request has a timeout",
     ("serving_bridge/weight_round.py:_settled", "while not task.done()"): _SETTLED,
     ("serving_bridge/weight_round.py:_settled", "asyncio.wait([task])"): _SETTLED,
-    ("rewards/isolation.py:KillablePool.call", "future.result()"): "the future is done",
     (
         "tools/train.py:Job._watch",
         "while not until() and (not self._should_stop())",
