@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -25,6 +27,7 @@ import aiohttp
 from configs.load import ConfigError, load_config, save_config
 from configs.schema import Config
 from learner_jax.disk_errors import at
+from learner_jax.roll_call import SECRET
 from learner_jax.waits import Waits
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.registry import ReplicaRow
@@ -127,6 +130,8 @@ class Job:
         command = self._command("tools.learner", "--profile", str(self._profile_steps))
         if hosts.count == 1:
             return [command]
+        # Other users of this machine can reach the port, and don't know this.
+        os.environ.setdefault(SECRET, secrets.token_hex(32))
         # A port of its own for each start: the one before may still be held by what is ending.
         address = hosts.coordinator or f"{_LOOPBACK}:{claim_port(_LOOPBACK, 0)}"
         told = ["--set", f"learner.hosts.coordinator={address}", "--set"]
