@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from learner_jax.waits import Waits
+from serving_bridge.child_environment import process_environment
 from serving_bridge.guard import GuardedProcess, GuardError
 from serving_bridge.replica import log_tail
 from serving_bridge.restarts import RestartBudget
@@ -68,12 +69,20 @@ class Supervisor:
       log_dir: each process writes to `<log_dir>/<name>.log`, those of a group to `<name>-<number>.log`.
       log: told of every restart.
       waits: where its waits are seen.
+      also: names of further environment variables for its processes (serving.environment).
       clock: monotonic seconds.
     """
 
     def __init__(
-        self, log_dir: Path, log: Log, *, waits: Waits | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        log_dir: Path,
+        log: Log,
+        *,
+        waits: Waits | None = None,
+        also: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ):
+        self._also = also
         self._log_dir = log_dir
         self._log = log
         self._waits = waits or Waits()
@@ -193,7 +202,9 @@ class Supervisor:
             name = group.name if len(commands) == 1 else f"{group.name}-{number}"
             log_path = self._log_dir / f"{name}.log"
             log_start = log_path.stat().st_size if log_path.exists() else 0
-            process = GuardedProcess(command, env=dict(os.environ), log_path=log_path, grace_s=group.grace_s)
+            process = GuardedProcess(
+                command, env=process_environment(os.environ, self._also), log_path=log_path, grace_s=group.grace_s
+            )
             group.children.append(_Child(name, log_path, log_start, process))
 
     def _kill_all(self) -> None:
