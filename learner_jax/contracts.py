@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 import numpy as np
 
+from learner_jax.plain_files import PLAIN_NAME
+from learner_jax.record_bounds import MAX_PROMPT_INDEX, MAX_STEP, MAX_VERSION, check_integer, prompt_index, quoted
 from learner_jax.trajectory import (
     MAX_REASON,
     MISSING_LOGPROB,
@@ -21,13 +24,17 @@ from learner_jax.trajectory import (
     Trajectory,
     Verdict,
     check_group,
+    check_identity,
     decode_group,
     encode_group,
 )
 
 __all__ = [
     "MANIFEST_SCHEMA",
+    "MAX_MANIFEST_BYTES",
+    "MAX_PROMPT_INDEX",
     "MAX_REASON",
+    "MAX_VERSION",
     "MISSING_LOGPROB",
     "NOT_SAMPLED",
     "TRAJECTORY_SCHEMA",
@@ -48,13 +55,34 @@ __all__ = [
     "WeightManifest",
     "WeightPublisher",
     "check_group",
+    "check_identity",
+    "check_integer",
     "decode_group",
     "decode_manifest",
     "encode_group",
     "encode_manifest",
+    "prompt_index",
+    "quoted",
 ]
 
 MANIFEST_SCHEMA = 2
+
+
+#: A larger manifest is none: thousands of tensors take some megabytes.
+MAX_MANIFEST_BYTES = 2**27
+_MAX_BYTES = 2**50
+_Version = Annotated[int, msgspec.Meta(ge=1, le=MAX_VERSION)]
+_OlderVersion = Annotated[int, msgspec.Meta(ge=0, le=MAX_VERSION)]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=_MAX_BYTES)]
+_Step = Annotated[int, msgspec.Meta(ge=0, le=MAX_STEP)]
+_FileName = Annotated[str, msgspec.Meta(pattern=rf"\A{PLAIN_NAME.pattern}\Z")]
+_Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+_Xxh3 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+_TensorName = Annotated[str, msgspec.Meta(pattern=r"\A[\x21-\x7e]{1,512}\Z")]
+_Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f-\x9f]{0,256}\Z")]
+_Shape = Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=2**40)]], msgspec.Meta(max_length=8)]
+_Tokens = Annotated[list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]], msgspec.Meta(max_length=2**20)]
+_Logprobs = Annotated[list[Annotated[float, msgspec.Meta(ge=-1e30, le=1.0)]], msgspec.Meta(max_length=2**20)]
 
 
 class GoldenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,14 +93,16 @@ class GoldenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       logprobs: T-1 values, nats, unprocessed (temperature 1): entry t is log p(tokens[t+1] | tokens[:t+1]).
     """
 
-    tokens: list[int]
-    logprobs: list[float]
+    tokens: _Tokens
+    logprobs: _Logprobs
 
 
 class WeightFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: str
-    num_bytes: int
-    sha256: str
+    """A file of a version, by its plain name in the version's folder."""
+
+    name: _FileName
+    num_bytes: _Size
+    sha256: _Sha256
 
 
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,10 +113,10 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       xxh3_128: of the whole tensor's bytes in row-major order, hexadecimal, whatever form the version is stored in.
     """
 
-    name: str
-    shape: list[int]
-    dtype: str
-    xxh3_128: str
+    name: _TensorName
+    shape: _Shape
+    dtype: Literal["float32", "bfloat16", "float16"]
+    xxh3_128: _Xxh3
 
 
 class WeightManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -106,14 +136,14 @@ class WeightManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     schema: int
-    version: int
-    base_version: int | None
+    version: _Version
+    base_version: _OlderVersion | None
     format: Literal["full", "sparse"]
-    step: int
-    parent: int | None
-    run: str
-    content_sha256: str
-    num_changed: int | None
+    step: _Step
+    parent: _OlderVersion | None
+    run: _Text
+    content_sha256: _Sha256
+    num_changed: _Size | None
     files: list[WeightFile]
     tensors: list[TensorEntry]
     golden: list[GoldenPrompt]
@@ -138,9 +168,31 @@ def decode_manifest(payload: bytes) -> WeightManifest:
         schema = msgspec.json.decode(payload, type=_Versioned).schema
         if schema != MANIFEST_SCHEMA:
             raise ContractError(f"weight manifest schema {schema}, this build reads {MANIFEST_SCHEMA}")
-        return msgspec.json.decode(payload, type=WeightManifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ContractError(f"not a weight manifest: {error}") from error
+        manifest = msgspec.json.decode(payload, type=WeightManifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ContractError(f"not a weight manifest: {quoted(str(error))}") from error
+    _check_consistent(manifest)
+    return manifest
+
+
+def _check_consistent(manifest: WeightManifest) -> None:
+    is_update = manifest.format == "sparse"
+    if is_update == (manifest.base_version is None) or is_update == (manifest.num_changed is None):
+        raise ContractError(
+            f"not a weight manifest: version {manifest.version} is {manifest.format}, with base version "
+            f"{manifest.base_version} and {manifest.num_changed} changed elements"
+        )
+    names = {entry.name for entry in manifest.tensors}
+    if len(names) != len(manifest.tensors) or len({file.name for file in manifest.files}) != len(manifest.files):
+        raise ContractError(f"not a weight manifest: version {manifest.version} lists a tensor or a file twice")
+    if (elements := sum(math.prod(entry.shape) for entry in manifest.tensors)) > _MAX_BYTES:
+        raise ContractError(f"not a weight manifest: version {manifest.version} has {elements} elements")
+    for prompt in manifest.golden:
+        if len(prompt.logprobs) != max(0, len(prompt.tokens) - 1):
+            raise ContractError(
+                f"not a weight manifest: a golden prompt of {len(prompt.tokens)} tokens has {len(prompt.logprobs)} "
+                f"log-probs, expected {len(prompt.tokens) - 1}"
+            )
 
 
 @dataclass(frozen=True)

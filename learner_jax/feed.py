@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from learner_jax.admission import admitted
 from learner_jax.config import LearnerSettings
 from learner_jax.contracts import Trajectory, TrajectorySource
 from learner_jax.hosts import Hosts
@@ -81,9 +82,14 @@ class Feed:
             report = self._source.lease_groups(
                 count, trained_version=trained_version, max_staleness=self._max_staleness
             )
-            self._on_arrival(report.groups)  # while the others are still being sampled
+            groups, refused = admitted(
+                report.groups, trained_version=trained_version, max_staleness=self._max_staleness
+            )
+            for name, reason in refused.items():
+                self._source.bury(name, reason)
+            self._on_arrival(groups)  # while the others are still being sampled
             self._num_dropped += report.num_dropped_stale
-            return report.groups
+            return groups
 
         groups: Groups = []
         while (missing := self._settings.groups_per_step - len(groups)) > 0:
@@ -117,9 +123,13 @@ class Feed:
             for place, (name, _) in zip(places, announced, strict=True):
                 ids[place] = name
             read = self._source.read([ids[place] for place in places if owners[place] == index])
-            own |= {place: read.groups[ids[place]] for place in places if ids[place] in read.groups}
-            found = [t.trajectory_id for group in read.groups.values() for t in group]
-            every = self._hosts.gather([found, read.unreadable], f"what groups of step {step} hold")
+            taken, refused = admitted(
+                list(read.groups.values()), trained_version=trained_version, max_staleness=self._max_staleness
+            )
+            by_name = {group[0].group_id: group for group in taken}
+            own |= {place: by_name[ids[place]] for place in places if ids[place] in by_name}
+            found = [t.trajectory_id for group in taken for t in group]
+            every = self._hosts.gather([found, read.unreadable | refused], f"what groups of step {step} hold")
             trajectory_ids += [name for found, _ in every for name in found]
             unreadable = {name: reason for _, reasons in every for name, reason in reasons.items()}
             if self._hosts.is_leader:

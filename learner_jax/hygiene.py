@@ -81,6 +81,9 @@ def _clean_group(
     rewards = np.array([t.total_reward if t.is_judged else np.nan for t in group], np.float64) + penalties
     valid = learned = ~aborted & judged
     too_few = not judged.all() and valid.sum() < 2
+    # Records are bounded; what a group's advantages can't be computed from must not cost the rest of the batch.
+    is_finite = bool(np.isfinite(rewards[valid]).all())
+    rewards = rewards if is_finite else np.where(valid, 0.0, rewards)
     if settings.overlong == "mask":
         learned = learned & ~overlong
     zero_variance = not too_few and len(set(rewards[valid])) <= 1
@@ -89,6 +92,7 @@ def _clean_group(
         or (zero_variance and settings.zero_variance == "drop")
         or (bool(aborted.any()) and settings.aborted == "drop_group")
     )
+    dropped = dropped or not is_finite
     if dropped:
         learned = np.zeros(len(group), bool)
     notes = (

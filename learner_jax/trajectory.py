@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -10,11 +9,41 @@ from typing import Any, Literal, get_args
 import msgspec
 import numpy as np
 
+from learner_jax.record_bounds import (
+    MAX_REWARD,
+    MIN_LOGPROB,
+    ContractError,
+    check_ids,
+    check_parts,
+    check_printable,
+    check_prompt,
+    check_sampling,
+    quoted,
+)
+
+__all__ = [
+    "MAX_REASON",
+    "NOT_SAMPLED",
+    "TRAJECTORY_SCHEMA",
+    "ContractError",
+    "FinishReason",
+    "RecordLimits",
+    "Source",
+    "Trajectory",
+    "Verdict",
+    "check_group",
+    "check_identity",
+    "decode_group",
+    "encode_group",
+]
+
 TRAJECTORY_SCHEMA = 3
 
 #: Value of `policy_version` on tokens that no policy sampled (prompt and environment tokens).
 NOT_SAMPLED = -1
 
+#: Nothing nested, whose size in memory nobody would bound.
+Scalar = str | bool | int | float | None
 #: "stop": the policy ended its answer; "length": its limit did; "abort": generation was broken off.
 FinishReason = Literal["stop", "length", "abort"]
 Source = Literal["rollout", "online", "replay"]
@@ -43,10 +72,6 @@ _ARRAY_DTYPES: dict[str, np.dtype] = {
 }
 
 
-class ContractError(ValueError):
-    """A record breaks its contract: says the field, what was expected and what came."""
-
-
 @dataclass(frozen=True)
 class Trajectory:
     """One sampled answer with everything needed to train on it.
@@ -55,7 +80,7 @@ class Trajectory:
 
     Attributes:
       trajectory_id: `{group_id}/{sample}`; deterministic, hence the idempotency key.
-      group_id: the group of answers to one prompt; `{run}/{epoch}/{prompt_index}`.
+      group_id: the group of answers to one prompt; `{run}/{prompt index}`.
       tokens: int32[T], prompt followed by everything sampled, exactly as the sampler used them.
       loss_mask: bool[T], True on tokens that the policy sampled.
       behavior_logprobs: float32[T], nats, processed (after temperature) as the sampler used them;
@@ -66,8 +91,8 @@ class Trajectory:
         verdict failed.
       reward_parts: named components of the reward, for people and for metrics.
       verdict: of the answer, or of the last one of a dialog, which a failed verdict ends.
-      prompt: where the prompt came from, e.g. {"task": ..., "index": ...}.
-      sampling: the sampling parameters sent, e.g. {"temperature": 1.0, "max_tokens": 8}.
+      prompt: where the prompt came from, e.g. {"index": ..., "question": ...}: texts and numbers.
+      sampling: the sampling parameters sent, e.g. {"temperature": 1.0, "max_tokens": 8}: texts and numbers.
       reward_version: name and version of the verifier.
       tokenizer: fingerprint of the tokenizer behind the token ids; "" where it is not known.
       verdict_reason: why the verdict failed, at most `MAX_REASON` characters; "" for an answer that was judged.
@@ -117,6 +142,7 @@ class Trajectory:
 
     def validate(self) -> None:
         """Raises `ContractError` naming the first field that breaks the contract."""
+        self._check_texts()
         length = len(self.tokens)
         for name, dtype in _ARRAY_DTYPES.items():
             array = getattr(self, name)
@@ -135,13 +161,12 @@ class Trajectory:
             raise ContractError(f"{self.trajectory_id}: the first token has no context and can't have been sampled")
         # Off the mask too: losses multiply what they leave out by zero, and zero times NaN is NaN. Extremes of an array
         # with a NaN are NaN, which fails every comparison.
-        if not (_lowest(self.behavior_logprobs) > MISSING_LOGPROB and _highest(self.behavior_logprobs) <= _ROUNDING):
+        if not (_lowest(self.behavior_logprobs) >= MIN_LOGPROB and _highest(self.behavior_logprobs) <= _ROUNDING):
             raise ContractError(
-                f"{self.trajectory_id}: behavior_logprobs must be <= 0 and above {MISSING_LOGPROB:g}, which stands for "
-                f"a missing one"
+                f"{self.trajectory_id}: behavior_logprobs must be <= 0 and at least {MIN_LOGPROB:g}; "
+                f"{MISSING_LOGPROB:g} stands for a missing one"
             )
-        if not (-np.inf < _lowest(self.rewards) and _highest(self.rewards) < np.inf):
-            raise ContractError(f"{self.trajectory_id}: rewards must be finite")
+        self._check_rewards(length)
         has_version = self.policy_version >= 0
         if _lowest(self.policy_version) < NOT_SAMPLED or (has_version != mask).any():
             if (mask & ~has_version).any():
@@ -153,38 +178,49 @@ class Trajectory:
             raise ContractError(f"{self.trajectory_id}: token ids must be >= 0")
         if self.turn[0] < 0 or (self.turn[1:] < self.turn[:-1]).any():
             raise ContractError(f"{self.trajectory_id}: turn must start at 0 or above and never go down")
+
+    def _check_texts(self) -> None:
+        """Everything that is no array."""
+        index = check_ids(self.trajectory_id, self.group_id, self.group_size)
+        name = self.trajectory_id
+        check_prompt(f"{name}: prompt", self.prompt, index)
+        check_sampling(f"{name}: sampling", self.sampling)
+        check_parts(f"{name}: reward_parts", self.reward_parts)
+        check_printable(f"{name}: reward_version", self.reward_version)
+        check_printable(f"{name}: tokenizer", self.tokenizer)
         if self.finish_reason not in _FINISH_REASONS:
             raise ContractError(
-                f"{self.trajectory_id}: finish_reason is {self.finish_reason!r}, expected one of "
-                f"{', '.join(_FINISH_REASONS)}"
+                f"{name}: finish_reason is {_repr(self.finish_reason)}, expected one of {', '.join(_FINISH_REASONS)}"
             )
-        self._validate_verdict()
+        self._check_verdict(name)
         if self.source not in _SOURCES:
-            raise ContractError(
-                f"{self.trajectory_id}: source is {self.source!r}, expected one of {', '.join(_SOURCES)}"
-            )
-        if self.group_size < 1:
-            raise ContractError(f"{self.trajectory_id}: group_size is {self.group_size}, expected at least 1")
+            raise ContractError(f"{name}: source is {_repr(self.source)}, expected one of {', '.join(_SOURCES)}")
+        if type(self.consent) is not bool:
+            raise ContractError(f"{name}: consent is {_repr(self.consent)}, expected true or false")
 
-    def _validate_verdict(self) -> None:
-        if self.verdict not in _VERDICTS:
-            raise ContractError(
-                f"{self.trajectory_id}: verdict is {self.verdict!r}, expected one of {', '.join(_VERDICTS)}"
-            )
-        for name, value in self.reward_parts.items():
-            if not math.isfinite(value):
-                raise ContractError(f"{self.trajectory_id}: reward_parts: {name} is {value}, expected a finite number")
-        if self.is_judged:
-            if self.verdict_reason:
-                raise ContractError(f"{self.trajectory_id}: verdict_reason is for failed verdicts, not {self.verdict}")
-            return
-        if self.rewards.any() or self.reward_parts:
+    def _check_rewards(self, length: int) -> None:
+        lowest, highest = float(_lowest(self.rewards)), float(_highest(self.rewards))
+        if not (-np.inf < lowest and highest < np.inf):
+            raise ContractError(f"{self.trajectory_id}: rewards must be finite")
+        if not self.is_judged and (lowest or highest):
             raise ContractError(f"{self.trajectory_id}: rewards, although its verdict is {self.verdict}")
-        if len(self.verdict_reason) > MAX_REASON:
-            raise ContractError(
-                f"{self.trajectory_id}: verdict_reason has {len(self.verdict_reason)} characters, expected at most "
-                f"{MAX_REASON}"
-            )
+        # The sum is looked at only where it could be too large.
+        if max(-lowest, highest) * length > MAX_REWARD:
+            size = float(np.abs(self.rewards, dtype=np.float64).sum())
+            if size > MAX_REWARD:
+                raise ContractError(
+                    f"{self.trajectory_id}: rewards add up to {size:.3g} without their signs, expected at most "
+                    f"{MAX_REWARD:g}: scale them down"
+                )
+
+    def _check_verdict(self, name: str) -> None:
+        if self.verdict not in _VERDICTS:
+            raise ContractError(f"{name}: verdict is {_repr(self.verdict)}, expected one of {', '.join(_VERDICTS)}")
+        check_printable(f"{name}: verdict_reason", self.verdict_reason, MAX_REASON)
+        if self.is_judged and self.verdict_reason:
+            raise ContractError(f"{name}: verdict_reason is for failed verdicts, not {self.verdict}")
+        if not self.is_judged and self.reward_parts:
+            raise ContractError(f"{name}: rewards, although its verdict is {self.verdict}")
 
 
 @dataclass(frozen=True)
@@ -196,16 +232,38 @@ class RecordLimits:
       max_length: tokens of a trajectory (learner.sequence_length).
       group_size: trajectories of a group.
       tokenizer: fingerprint that trajectories must carry; "" takes any.
+      run: that group ids must begin with; "" takes any.
     """
 
     vocab_size: int
     max_length: int
     group_size: int
     tokenizer: str = ""
+    run: str = ""
+
+
+def check_identity(group: Sequence[Trajectory]) -> None:
+    """Raises `ContractError` unless the trajectories are all samples of one group, each once and in order.
+
+    Ids are keys: what another group is called would be acknowledged untrained, and trained on once more.
+    """
+    if not group:
+        raise ContractError("a group must hold at least one trajectory")
+    first = group[0]
+    if any(t.group_id != first.group_id or t.group_size != len(group) for t in group):
+        raise ContractError(f"{quoted(first.group_id)}: trajectories disagree on group id or size ({len(group)} came)")
+    for sample, trajectory in enumerate(group):
+        if trajectory.trajectory_id != f"{first.group_id}/{sample}":
+            raise ContractError(
+                f"trajectory id {quoted(trajectory.trajectory_id, 80)} stands in place {sample} of group "
+                f"{quoted(first.group_id, 80)}, expected <group id>/{sample}; or the group holds a trajectory id twice"
+            )
 
 
 def check_group(group: Sequence[Trajectory], limits: RecordLimits) -> None:
     """Raises `ContractError` naming the first limit that a group breaks; `Trajectory.validate` is not repeated."""
+    if limits.run and group[0].group_id.rpartition("/")[0] != limits.run:
+        raise ContractError(f"group {group[0].group_id} is of another run, expected {limits.run}/<prompt index>")
     if len(group) != limits.group_size:
         raise ContractError(f"group {group[0].group_id} has {len(group)} trajectories, expected {limits.group_size}")
     if len({trajectory.trajectory_id for trajectory in group}) != len(group):
@@ -232,7 +290,7 @@ class _TrajectoryWire(msgspec.Struct, array_like=False, forbid_unknown_fields=Tr
     trajectory_id: str
     group_id: str
     group_size: int
-    prompt: dict[str, Any]
+    prompt: dict[str, Scalar]
     tokens: bytes
     loss_mask: bytes
     behavior_logprobs: bytes
@@ -242,7 +300,7 @@ class _TrajectoryWire(msgspec.Struct, array_like=False, forbid_unknown_fields=Tr
     reward_parts: dict[str, float]
     verdict: str
     finish_reason: str
-    sampling: dict[str, Any]
+    sampling: dict[str, Scalar]
     reward_version: str
     source: str
     consent: bool
@@ -260,7 +318,11 @@ _schema_decoder = msgspec.msgpack.Decoder(list[_AnySchema])
 
 
 def encode_group(group: Sequence[Trajectory]) -> bytes:
-    """Encodes the trajectories of one group as msgpack with raw little-endian arrays (schema 3)."""
+    """Encodes the trajectories of one group as msgpack with raw little-endian arrays (schema 3).
+
+    Raises:
+      ContractError: a trajectory breaks the contract.
+    """
     records = []
     for trajectory in group:
         trajectory.validate()
@@ -270,7 +332,10 @@ def encode_group(group: Sequence[Trajectory]) -> bytes:
         fields["prompt"], fields["sampling"] = dict(fields["prompt"]), dict(fields["sampling"])
         fields["reward_parts"] = {key: float(value) for key, value in trajectory.reward_parts.items()}
         records.append(_TrajectoryWire(schema=TRAJECTORY_SCHEMA, **fields))
-    return _encoder.encode(records)
+    try:
+        return _encoder.encode(records)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ContractError(f"{quoted(group[0].trajectory_id)}: can't be written as a record: {error}") from error
 
 
 def decode_group(payload: bytes) -> list[Trajectory]:
@@ -284,8 +349,6 @@ def decode_group(payload: bytes) -> list[Trajectory]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         _check_schema(payload)
         raise ContractError(f"not a group of trajectories: {error}") from error
-    if not wires:
-        raise ContractError("a group must hold at least one trajectory")
     group = []
     for wire in wires:
         if wire.schema != TRAJECTORY_SCHEMA:
@@ -294,13 +357,14 @@ def decode_group(payload: bytes) -> list[Trajectory]:
         del fields["schema"]
         for name, dtype in _ARRAY_DTYPES.items():
             if len(fields[name]) % dtype.itemsize:
-                raise ContractError(f"{wire.trajectory_id}: {name} has {len(fields[name])} bytes, not whole {dtype}")
+                raise ContractError(
+                    f"{quoted(wire.trajectory_id)}: {name} has {len(fields[name])} bytes, not whole {dtype}"
+                )
             fields[name] = np.frombuffer(fields[name], dtype)
         trajectory = Trajectory(**fields)
         trajectory.validate()
         group.append(trajectory)
-    if any(t.group_id != group[0].group_id or t.group_size != len(group) for t in group):
-        raise ContractError(f"{group[0].group_id}: trajectories disagree on group id or size ({len(group)} came)")
+    check_identity(group)
     return group
 
 
@@ -312,6 +376,10 @@ def _check_schema(payload: bytes) -> None:
         return
     if schemas:
         raise _schema_error(min(schemas))
+
+
+def _repr(value: object) -> str:
+    return quoted(repr(value) if isinstance(value, str) else value, 80)
 
 
 def _schema_error(schema: int) -> ContractError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,6 +13,8 @@ from urllib.parse import parse_qsl, unquote, urlencode
 
 import apsw
 
+from learner_jax.contracts import quoted
+from learner_jax.plain_files import FILE_MODE, make_folder
 from learner_jax.waits import Waits
 
 T = TypeVar("T")
@@ -35,6 +38,10 @@ class DatabaseError(RuntimeError):
 
 class DiskFullError(DatabaseError):
     """Nothing was written because the disk is full; nothing that was accepted before is lost."""
+
+
+class DamagedRowError(DatabaseError):
+    """A row holds what no statement can take; nothing was changed."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +215,12 @@ class SqliteSession:
         return self._connection.executemany(sql, rows).fetchall()
 
 
+def _create_for_owner(path: Path) -> None:
+    """Prompts and answers are in it: the file, and those that SQLite makes beside it, are for their owner alone."""
+    with suppress(OSError):  # it is there, or can't be made: then SQLite says so
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+
+
 class SqliteDatabase:
     """A file in WAL mode with an fsync on every commit that is to be durable; implements `Database`.
 
@@ -219,7 +232,8 @@ class SqliteDatabase:
         self._timeout_s, self._waits = timeout_s, waits
         self._lock = threading.Lock()
         if self.name != MEMORY:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
+            _create_for_owner(path)
         with self._clear_errors():
             self._connection = apsw.Connection(self.name)
             self._session = SqliteSession(self._connection)
@@ -299,5 +313,7 @@ class SqliteDatabase:
             raise DatabaseError(
                 f"{path} is damaged ({error}); restore it or move it away to start a new queue"
             ) from error
+        except (apsw.ConstraintError, apsw.MismatchError, UnicodeDecodeError, OverflowError) as error:
+            raise DamagedRowError(f"{path}: a row holds what it can't: {quoted(str(error))}") from error
         except (apsw.FullError, apsw.IOError) as error:
             raise DiskFullError(f"{path}: {error}; free disk space and start again") from error

@@ -13,13 +13,17 @@ from learner_jax.contracts import (
     RecordLimits,
     Trajectory,
     check_group,
+    check_identity,
     decode_group,
     encode_group,
 )
+from learner_jax.contracts import prompt_index as group_index
 from learner_jax.crash_points import crash_point
+from serving_bridge import queue_rows as rows
 from serving_bridge.blobs import Blob, BlobError, BlobFolder
-from serving_bridge.database import MEMORY, is_postgres, sqlite_path
-from serving_bridge.queue_rows import Record
+from serving_bridge.database import MEMORY, Database, Session, is_postgres, sqlite_path
+from serving_bridge.queue_bounds import QueueError
+from serving_bridge.queue_rows import Held, Record
 
 #: Blobs without a row that are younger may belong to a `put` that goes on.
 _ORPHAN_AGE_S = 3600.0
@@ -68,15 +72,15 @@ class Payloader:
             crash_point("blob")
         return records
 
-    def unpack(self, held: Iterable[tuple[str, Blob | None, bytes | None]]) -> Payloads:
-        """The groups of rows, given as (group id, blob, payload), and why others can't be taken."""
+    def unpack(self, held: Iterable[Held]) -> Payloads:
+        """The groups of rows by id, and why others can't be taken."""
         found = Payloads({}, {})
-        with _no_reader() if self._blobs is None else self._blobs.reader() as read:
-            for group_id, blob, payload in held:
+        with _no_reader() if self._blobs is None else self._blobs.reader(self._max_bytes) as read:
+            for row in held:
                 try:
-                    found.groups[group_id] = self._decoded(payload if blob is None else read(blob))
+                    found.groups[row.group_id] = self._decoded(row, read)
                 except (ContractError, BlobError) as error:
-                    found.unreadable[group_id] = str(error)
+                    found.unreadable[row.group_id] = str(error)
         return found
 
     def confirm(self, records: Sequence[Record], accepted: Sequence[Record]) -> None:
@@ -101,18 +105,32 @@ class Payloader:
         """Takes orphans back; returns how many."""
         return 0 if self._blobs is None else self._blobs.sweep(wanted, before_s=now - _ORPHAN_AGE_S)
 
-    def _decoded(self, payload: bytes | None) -> list[Trajectory]:
+    def _decoded(self, row: Held, read: Callable[[Blob], bytes]) -> list[Trajectory]:
+        payload = row.payload if row.blob is None else read(row.blob)
         if payload is None:
-            raise ContractError("the payload is missing")
+            raise ContractError(f"the payload is missing, or larger than {self._max_bytes} bytes")
         group = decode_group(payload)
         if self._limits is not None:
             check_group(group, self._limits)
+        if group[0].group_id != row.group_id:
+            raise ContractError(f"the row holds the payload of group {group[0].group_id}")
+        oldest = min(trajectory.oldest_version for trajectory in group)
+        if oldest != row.oldest_version:
+            raise ContractError(f"the row's oldest version is {row.oldest_version}, its payload's is {oldest}")
+        # A row may say a later prompt, which only makes it stay longer; it would be forgotten too early by one before.
+        if row.prompt_index < (index := group_index(row.group_id)):
+            raise ContractError(f"the row's prompt is {row.prompt_index}, expected {index}")
         return group
 
     def _encoded(self, prompt_index: int, group: Sequence[Trajectory]) -> Record:
         payload = encode_group(group)
+        check_identity(group)
         if self._limits is not None:
             check_group(group, self._limits)
+        if prompt_index != (index := group_index(group[0].group_id)):
+            raise ContractError(
+                f"group {group[0].group_id} is put as one of prompt {prompt_index!r:.80}, expected {index}"
+            )
         if len(payload) > self._max_bytes:
             raise ContractError(
                 f"group {group[0].group_id} has {len(payload)} bytes, expected at most {self._max_bytes} "
@@ -123,6 +141,27 @@ class Payloader:
             prompt_index=prompt_index,
             oldest_version=min(trajectory.oldest_version for trajectory in group),
             payload=payload,
+        )
+
+
+def require_one_folder(database: Database, blobs: BlobFolder) -> None:
+    """Closes the database and raises `QueueError` where this host sees another folder than the one it was begun with.
+
+    Hosts that share a server may see different folders under one path.
+    """
+    own = blobs.identity()
+
+    def work(session: Session) -> int:
+        known = rows.get(session, "blobs_id", session.dialect.for_update)
+        if not known:
+            rows.put(session, blobs_id=own)
+        return known or own
+
+    if database.write(work) != own:
+        database.close()
+        raise QueueError(
+            f"{blobs.folder} on this host is not the folder that {database.name} was begun with: all hosts must "
+            f"see the same one there (store.blobs)"
         )
 
 

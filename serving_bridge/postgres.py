@@ -12,7 +12,7 @@ import psycopg
 from psycopg import errors, sql
 
 from learner_jax.waits import Wait, Waits, WaitTimeoutError
-from serving_bridge.database import DatabaseError, Dialect, DiskFullError, Row, Session
+from serving_bridge.database import DamagedRowError, DatabaseError, Dialect, DiskFullError, Row, Session
 from serving_bridge.postgres_url import split_url
 
 T = TypeVar("T")
@@ -246,6 +246,8 @@ class PostgresDatabase:
 
     def _explained(self, error: psycopg.Error) -> DatabaseError:
         text = f"{self.name}: {_one_line(error)}"
+        if isinstance(error, psycopg.DataError | psycopg.IntegrityError):
+            return DamagedRowError(f"{self.name}: a row holds what it can't: {_one_line(error)}")
         if isinstance(error, errors.DiskFull):
             return DiskFullError(f"{text}; free disk space on the server and start again")
         if isinstance(error, errors.LockNotAvailable | errors.QueryCanceled):

@@ -16,15 +16,26 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from learner_jax.contracts import Lease, LeaseReport, Payloads, RecordLimits, Trajectory
+from learner_jax.contracts import (
+    ContractError,
+    Lease,
+    LeaseReport,
+    Payloads,
+    RecordLimits,
+    Trajectory,
+    check_integer,
+    quoted,
+)
 from learner_jax.crash_points import crash_point
 from learner_jax.waits import Waits
+from serving_bridge import queue_claims as claims
 from serving_bridge import queue_rows as rows
 from serving_bridge import queue_view
 from serving_bridge.blobs import BlobFolder
 from serving_bridge.database import Database, Session, is_postgres, open_database
-from serving_bridge.payloads import Payloader, blobs_beside
+from serving_bridge.payloads import Payloader, blobs_beside, require_one_folder
 from serving_bridge.queue_bounds import QueueBounds, QueueError, QueueFullError, check_room
+from serving_bridge.queue_repair import RepairingDatabase, repair
 from serving_bridge.queue_rows import LeasedRow, Record
 from serving_bridge.queue_states import Event
 from serving_bridge.queue_view import Overview, Progress
@@ -75,7 +86,8 @@ class TrajectoryQueue:
         consumer: str = "",
         database: Database | None = None,
     ):
-        self._db = open_database(url, timeout_s=timeout_s, waits=waits) if database is None else database
+        opened = open_database(url, timeout_s=timeout_s, waits=waits) if database is None else database
+        self._db = RepairingDatabase(opened)
         self._lease_s, self._claim_lease_s, self._max_tries = lease_s, claim_lease_s, max_tries
         self._clock = clock
         self._bounds = QueueBounds() if bounds is None else bounds
@@ -87,12 +99,12 @@ class TrajectoryQueue:
         self._finds_groups = False
         self._needless: list[str] = []  # files that are to be released once it is durable that their groups ended
         if self.blobs is not None and is_postgres(self._db.name):
-            self._require_one_folder(self.blobs)
+            require_one_folder(self._db, self.blobs)
         self._epoch = self._db.read(lambda session: rows.get(session, "consumer_epoch"))
 
     @property
     def database(self) -> Database:
-        return self._db
+        return self._db.inner
 
     @property
     def blobs(self) -> BlobFolder | None:
@@ -112,12 +124,12 @@ class TrajectoryQueue:
         expires_s = now + self._claim_lease_s
 
         def is_open(session: Session) -> bool:
-            return bool(rows.expired_claims(session, now, 1)) or rows.room(session, pace, served_step) > 0
+            return bool(claims.expired(session, now, 1)) or claims.room(session, pace, served_step) > 0
 
         if limit < 1 or not self._db.read(is_open):
             return []  # the common case while the gate is closed costs no write
         claimed = self._db.write(
-            lambda session: rows.claim(
+            lambda session: claims.claim(
                 session, worker, limit, pace, served_step=served_step, now=now, expires_s=expires_s
             ),
             synced=False,
@@ -131,14 +143,7 @@ class TrajectoryQueue:
         What it works on and is not among them was handed on to another worker, put, or given up.
         """
         expires_s = self._clock() + self._claim_lease_s
-
-        def work(session: Session) -> list[int]:
-            renewed = session.execute(
-                "UPDATE claims SET expires_s = ? WHERE worker = ? RETURNING prompt_index", (expires_s, worker)
-            )
-            return sorted(index for (index,) in renewed)
-
-        return self._db.write(work, synced=False)
+        return self._db.write(lambda session: claims.renew(session, worker, expires_s), synced=False)
 
     def hand_on_claims(self, worker: str) -> None:
         """Lets others take a worker's claims at once: it stops, and won't finish them."""
@@ -159,32 +164,37 @@ class TrajectoryQueue:
             lambda session: session.execute(f"DELETE FROM claims WHERE prompt_index = ?{held}", (prompt_index, *by))
         )
 
-    def put(self, groups: Sequence[tuple[int, Sequence[Trajectory]]], *, priority: int = 0) -> int:
+    def put(
+        self, groups: Sequence[tuple[int, Sequence[Trajectory]]], *, priority: int = 0, worker: str | None = None
+    ) -> int:
         """Accepts finished groups as (prompt index, trajectories) in one transaction; returns how many were new.
 
         A group that is already known under its id, in whatever state, is not added again.
 
         Args:
-          priority: groups with a higher one are leased first.
+          priority: groups with a higher one are leased first; 32 bits.
+          worker: who puts them; the prompts of new groups must then be claimed by it.
 
         Raises:
-          ContractError: a group breaks its contract, the run's limits or the size limit; none was accepted.
+          ContractError: a group breaks its contract, the run's limits or the size limit, or another worker has claimed
+            its prompt; none was accepted.
           QueueFullError: the queue holds as much as it may; none was accepted.
         """
         if not groups:
             return 0
+        check_integer("priority", priority, -(2**31), 2**31 - 1)
         records = self._payloads.pack(groups)
         now = self._clock()
 
         def work(session: Session) -> list[Record]:
             before = rows.queued(session)
-            new = rows.insert(session, records, priority=priority, now=now)
+            new = rows.insert(session, records, priority=priority, now=now, worker=worker)
             check_room(self._bounds, before, new)
             return new
 
         try:
             new = self._db.write(work)
-        except QueueFullError:
+        except (QueueFullError, ContractError):
             self._payloads.confirm(records, [])
             raise
         crash_point("put")
@@ -199,18 +209,19 @@ class TrajectoryQueue:
         Raises:
           LeaseLostError: another learner has taken over (as do `lease`, `mark_trained`, `acknowledge` and `finish`).
         """
-        leased, num_dropped = self._lease(count, trained_version, max_staleness, payloads=True)
-        found = self._payloads.unpack((row.group_id, row.blob, row.payload) for row in leased)
+        max_bytes = self._bounds.max_group_bytes
+        leased, num_dropped = self._lease(count, trained_version, max_staleness, max_bytes=max_bytes)
+        found = self._payloads.unpack(row.held for row in leased)
         if found.unreadable:
             self._bury(found.unreadable)
         return LeaseReport(groups=list(found.groups.values()), num_dropped_stale=num_dropped)
 
     def lease(self, count: int, *, trained_version: int, max_staleness: int) -> Lease:
         """As `lease_groups`, for groups that other connections to this queue `read`."""
-        leased, num_dropped = self._lease(count, trained_version, max_staleness, payloads=False)
+        leased, num_dropped = self._lease(count, trained_version, max_staleness, max_bytes=0)
         return Lease(
-            group_ids=[row.group_id for row in leased],
-            num_bytes=[row.num_bytes for row in leased],
+            group_ids=[row.held.group_id for row in leased],
+            num_bytes=[row.held.num_bytes for row in leased],
             num_dropped_stale=num_dropped,
         )
 
@@ -220,13 +231,14 @@ class TrajectoryQueue:
         Raises:
           QueueError: a group is not leased in this queue.
         """
-        found = self._db.read(lambda session: rows.leased_payloads(session, group_ids))
+        max_bytes = self._bounds.max_group_bytes
+        found = self._db.read(lambda session: rows.leased_payloads(session, group_ids, max_bytes))
         if unknown := [group_id for group_id in group_ids if group_id not in found]:
             raise QueueError(
                 f"group {unknown[0]} is not leased in {self._db.name}: all hosts of the learner must open the "
                 f"same queue (store.database)"
             )
-        return self._payloads.unpack((group_id, *found[group_id]) for group_id in group_ids)
+        return self._payloads.unpack(found[group_id] for group_id in group_ids)
 
     def bury(self, group_id: str, reason: str) -> None:
         """Makes a leased group a dead letter.
@@ -271,7 +283,7 @@ class TrajectoryQueue:
             self._require_epoch(session)
             tries = self._require_leases(session, [group_id])[group_id]
             event: Event = "exhaust" if tries >= self._max_tries else "reject"
-            rows.change_named(session, event, [group_id], also="reason = ?", values=(reason,))
+            rows.change_named(session, event, [group_id], also="reason = ?", values=(quoted(reason),))
 
         self._db.write(work)
         self._forget([group_id])
@@ -284,6 +296,7 @@ class TrajectoryQueue:
         """
 
         def work(session: Session) -> int:
+            repair(session)
             epoch = rows.get(session, "consumer_epoch", session.dialect.for_update) + 1
             rows.put(session, consumer_epoch=epoch)
             return epoch
@@ -361,25 +374,8 @@ class TrajectoryQueue:
 
     # Pieces of the above.
 
-    def _require_one_folder(self, blobs: BlobFolder) -> None:
-        """Hosts that share a server may see different folders under one path."""
-        own = blobs.identity()
-
-        def work(session: Session) -> int:
-            known = rows.get(session, "blobs_id", session.dialect.for_update)
-            if not known:
-                rows.put(session, blobs_id=own)
-            return known or own
-
-        if self._db.write(work) != own:
-            self._db.close()
-            raise QueueError(
-                f"{blobs.folder} on this host is not the folder that {self._db.name} was begun with: all hosts must "
-                f"see the same one there (store.blobs)"
-            )
-
     def _lease(
-        self, count: int, trained_version: int, max_staleness: int, *, payloads: bool
+        self, count: int, trained_version: int, max_staleness: int, *, max_bytes: int
     ) -> tuple[list[LeasedRow], int]:
         now = self._clock()
 
@@ -397,7 +393,7 @@ class TrajectoryQueue:
                 rows.bury_old(session, now, self._bounds.max_age_s)
             dropped = rows.drop_stale(session, trained_version, max_staleness)
             leased = rows.lease_ready(
-                session, count, consumer=self._consumer, expires_s=now + self._lease_s, payloads=payloads
+                session, count, consumer=self._consumer, expires_s=now + self._lease_s, max_bytes=max_bytes
             )
             return leased, len(dropped), rows.needless_files(session, dropped)
 
@@ -406,7 +402,7 @@ class TrajectoryQueue:
             return [], 0
         leased, num_dropped, needless = self._db.write(work, synced=False)
         self._finds_groups = bool(leased)
-        self._tokens |= {row.group_id: row.token for row in leased}
+        self._tokens |= {row.held.group_id: row.token for row in leased}
         self._needless += needless
         return leased, num_dropped
 
@@ -415,7 +411,7 @@ class TrajectoryQueue:
             self._require_epoch(session)
             self._require_leases(session, list(reasons))
             for group_id, reason in reasons.items():
-                rows.change_named(session, "bury", [group_id], also="reason = ?", values=(reason,))
+                rows.change_named(session, "bury", [group_id], also="reason = ?", values=(quoted(reason),))
 
         self._db.write(work)
         self._forget(list(reasons))

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from learner_jax.contracts import ContractError, quoted
 from serving_bridge.blobs import Blob
 from serving_bridge.database import Row, Session
 from serving_bridge.queue_states import ENDED, LIVE, STATES, TRANSITIONS, Event, State
-from serving_bridge.staleness import Pace, dispatch_room, is_stale
+from serving_bridge.staleness import is_stale
 
 T = TypeVar("T")
 
@@ -18,8 +19,10 @@ T = TypeVar("T")
 _PIECE = 500
 #: States in which a group's payload is kept.
 _HELD = tuple(state for state in STATES if state not in ENDED)
-#: What `_blob` takes.
-_BLOB = "blob, blob_offset, num_bytes, blob_hash"
+#: A size that sums can take: a row may say anything.
+_SOUND_BYTES = f"CASE WHEN num_bytes BETWEEN 0 AND {2**40} THEN num_bytes ELSE 0 END"
+#: What `_held` takes after the group's id.
+_ROW = "prompt_index, oldest_version, num_bytes, blob, blob_offset, blob_hash"
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,21 @@ class Record:
 
 
 @dataclass(frozen=True)
-class LeasedRow:
-    sequence: int
+class Held:
+    """What a row says of its group, and where the payload is; nothing of it is believed before the payload agrees."""
+
     group_id: str
+    prompt_index: int
+    oldest_version: int
     num_bytes: int
-    token: int
     blob: Blob | None
     payload: bytes | None = None
+
+
+@dataclass(frozen=True)
+class LeasedRow:
+    held: Held
+    token: int
 
 
 @dataclass(frozen=True)
@@ -130,8 +141,16 @@ def change_named(
     ]
 
 
-def insert(session: Session, records: Sequence[Record], *, priority: int, now: float) -> list[Record]:
+def insert(
+    session: Session, records: Sequence[Record], *, priority: int, now: float, worker: str | None = None
+) -> list[Record]:
     """Adds groups as ready and ends their claims; returns those that were new.
+
+    Args:
+      worker: whose claims the prompts of new groups must be; None lets it be.
+
+    Raises:
+      ContractError: one is not.
 
     Known are groups with a row, and all of prompts below the watermark, whose rows are gone. Of several records of one
     group the first counts: a worker that lost a claim and got it again may bring a group twice.
@@ -151,15 +170,26 @@ def insert(session: Session, records: Sequence[Record], *, priority: int, now: f
         "INSERT INTO payloads VALUES (?, ?)",
         [(sequences[record.group_id], record.payload) for record in new if record.blob is None],
     )
-    for piece in pieces([record.prompt_index for record in records]):
-        session.execute(f"DELETE FROM claims WHERE prompt_index IN ({marks(piece)})", piece)
+    holders: dict[int, str] = dict(
+        row
+        for piece in pieces([record.prompt_index for record in records])
+        for row in session.execute(
+            f"DELETE FROM claims WHERE prompt_index IN ({marks(piece)}) RETURNING prompt_index, worker", piece
+        )
+    )
+    for record in new:
+        if worker is not None and (holder := holders.get(record.prompt_index)) != worker:
+            raise ContractError(
+                f"group {record.group_id} is of a prompt that {quoted(holder or 'nobody', 80)} has claimed, expected "
+                f"{worker}: it comes from a claim that was handed on, or from none"
+            )
     return new
 
 
 def queued(session: Session) -> Queued:
     ((num_ready, num_groups, num_bytes),) = session.execute(
-        "SELECT coalesce(sum(CASE state WHEN 'ready' THEN 1 ELSE 0 END), 0), count(*), coalesce(sum(num_bytes), 0) "
-        "FROM groups WHERE state IN ('ready', 'leased')"
+        "SELECT coalesce(sum(CASE state WHEN 'ready' THEN 1 ELSE 0 END), 0), count(*), "
+        f"coalesce(sum({_SOUND_BYTES}), 0) FROM groups WHERE state IN ('ready', 'leased')"
     )
     return Queued(int(num_ready), num_groups, int(num_bytes))
 
@@ -208,15 +238,19 @@ def drop_stale(session: Session, trained_version: int, max_staleness: int) -> li
     return free(session, dropped)
 
 
-def lease_ready(session: Session, count: int, *, consumer: str, expires_s: float, payloads: bool) -> list[LeasedRow]:
-    """Leases the foremost groups that nobody else is leasing just now: higher priority first, then older."""
+def lease_ready(session: Session, count: int, *, consumer: str, expires_s: float, max_bytes: int) -> list[LeasedRow]:
+    """Leases the foremost groups that nobody else is leasing just now: higher priority first, then older.
+
+    Args:
+      max_bytes: payloads up to it are read, those of rows; 0 for none.
+    """
     rows = session.execute(
-        f"SELECT sequence, num_bytes, {_BLOB} FROM groups WHERE state = 'ready' "
+        f"SELECT sequence, {_ROW} FROM groups WHERE state = 'ready' "
         "ORDER BY priority DESC, sequence LIMIT ?" + session.dialect.skip_locked,
         (count,),
     )
     found: dict[int, LeasedRow] = {}
-    places = {sequence: (num_bytes, _blob(*place)) for sequence, num_bytes, *place in rows}
+    places = {sequence: place for sequence, *place in rows}
     for piece in pieces(list(places)):
         leased = change(
             session,
@@ -227,12 +261,16 @@ def lease_ready(session: Session, count: int, *, consumer: str, expires_s: float
             values=(expires_s, consumer),
             by_key=True,
         )
-        held: dict[int, bytes] = {}
-        if payloads and any(blob is None for _, blob in places.values()):
-            held = dict(session.execute(f"SELECT * FROM payloads WHERE sequence IN ({marks(piece)})", piece))
+        payloads: dict[int, bytes] = {}
+        if max_bytes and any(blob is None for _, _, _, blob, _, _ in places.values()):
+            payloads = dict(
+                session.execute(
+                    f"SELECT * FROM payloads WHERE sequence IN ({marks(piece)}) AND length(payload) <= ?",
+                    (*piece, max_bytes),
+                )
+            )
         for sequence, group_id, _, token in leased:
-            num_bytes, blob = places[sequence]
-            found[sequence] = LeasedRow(sequence, group_id, num_bytes, token, blob, held.get(sequence))
+            found[sequence] = LeasedRow(_held(group_id, places[sequence], payloads.get(sequence)), token)
     return [found[sequence] for sequence in places if sequence in found]
 
 
@@ -262,15 +300,15 @@ def requeue(session: Session, group_ids: Sequence[str] | None, now: float) -> li
     return [group_id for _, group_id, _, _ in changed]
 
 
-def leased_payloads(session: Session, group_ids: Sequence[str]) -> dict[str, tuple[Blob | None, bytes | None]]:
-    """(blob, payload) of leased groups, by id."""
+def leased_payloads(session: Session, group_ids: Sequence[str], max_bytes: int) -> dict[str, Held]:
+    """Leased groups by id, with payloads up to so many bytes."""
     return {
-        group_id: (_blob(*place), payload)
+        group_id: _held(group_id, place, payload)
         for piece in pieces(group_ids)
         for group_id, payload, *place in session.execute(
-            f"SELECT group_id, payload, {_BLOB} FROM groups LEFT JOIN payloads USING (sequence) "
-            f"WHERE state = 'leased' AND group_id IN ({marks(piece)})",
-            piece,
+            f"SELECT group_id, CASE WHEN length(payload) <= ? THEN payload END, {_ROW} "
+            f"FROM groups LEFT JOIN payloads USING (sequence) WHERE state = 'leased' AND group_id IN ({marks(piece)})",
+            (max_bytes, *piece),
         )
     }
 
@@ -317,8 +355,10 @@ def wanted_files(session: Session) -> dict[str, int]:
     )
 
 
-def _blob(file: str | None, *rest: Any) -> Blob | None:
-    return None if file is None else Blob(file, *rest)
+def _held(group_id: str, place: Sequence[Any], payload: bytes | None) -> Held:
+    prompt_index, oldest_version, num_bytes, file, offset, hash_ = place
+    blob = None if file is None else Blob(file, offset, num_bytes, hash_)
+    return Held(group_id, prompt_index, oldest_version, num_bytes, blob, payload)
 
 
 def _columns(blob: Blob | None) -> tuple[str | None, int | None, str | None]:
@@ -377,40 +417,3 @@ def counts(session: Session) -> Mapping[State, int]:
     ((stand_ins,),) = session.execute("SELECT count(*) FROM groups WHERE state = 'acknowledged' AND created_s < 0")
     found["acknowledged"] -= stand_ins
     return found
-
-
-# Claims.
-
-
-def expired_claims(session: Session, now: float, limit: int, lock: str = "") -> list[int]:
-    query = f"SELECT prompt_index FROM claims WHERE expires_s < ? ORDER BY prompt_index LIMIT ?{lock}"
-    return [row[0] for row in session.execute(query, (now, limit))]
-
-
-def room(session: Session, pace: Pace, served_step: int) -> int:
-    """How many more prompts the gate lets through; all its numbers are of one moment."""
-    ((completed, outstanding, running),) = session.execute(
-        "SELECT (SELECT value FROM progress WHERE key = 'completed_steps'), "
-        "(SELECT count(*) FROM groups WHERE state IN ('ready', 'leased')), (SELECT count(*) FROM claims)"
-    )
-    return dispatch_room(
-        pace, completed_steps=completed, served_step=served_step, outstanding=outstanding, running=running
-    )
-
-
-def claim(
-    session: Session, worker: str, limit: int, pace: Pace, *, served_step: int, now: float, expires_s: float
-) -> list[int]:
-    """Claims for a worker what others let expire, then new prompts."""
-    start = get(session, "next_prompt", session.dialect.for_update)  # one at a time: what there is room for is counted
-    expired = expired_claims(session, now, limit, session.dialect.skip_locked)
-    fresh = range(start, start + min(room(session, pace, served_step), limit - len(expired)))
-    if fresh:
-        put(session, next_prompt=fresh.stop)
-    claimed = [*expired, *fresh]
-    session.executemany(
-        "INSERT INTO claims VALUES (?, ?, ?) "
-        "ON CONFLICT (prompt_index) DO UPDATE SET worker = excluded.worker, expires_s = excluded.expires_s",
-        [(index, worker, expires_s) for index in claimed],
-    )
-    return claimed

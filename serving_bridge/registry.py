@@ -15,9 +15,6 @@ import msgspec
 
 from serving_bridge.lifecycle import TAKES_REQUESTS
 
-#: beside the rows, for this user only; see `access.FleetKeys`
-KEYS_FOLDER = "keys"
-
 
 class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the fleet controller last said of a replica; read by rollout workers to route requests.
@@ -29,7 +26,6 @@ class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       heartbeat_s: when this was written, seconds since the epoch by the serving host's clock.
       fleet: whose replica it is, by the controller's name.
       reason: why it is in this state, where that needs words.
-      start: names the start of its server, whose tokens are made from it (`access`).
     """
 
     name: str
@@ -40,7 +36,6 @@ class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat_s: float
     fleet: str = ""
     reason: str = ""
-    start: str = ""
 
 
 class _Requests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,19 +63,10 @@ class ReplicaRegistry:
         return self._folder
 
     def report(
-        self,
-        name: str,
-        *,
-        url: str,
-        state: str,
-        version: int,
-        step: int,
-        fleet: str = "",
-        reason: str = "",
-        start: str = "",
+        self, name: str, *, url: str, state: str, version: int, step: int, fleet: str = "", reason: str = ""
     ) -> None:
         """Writes a replica's row, by atomic rename; also its heartbeat."""
-        row = ReplicaRow(name, url, state, version, step, self._clock(), fleet, reason, start)
+        row = ReplicaRow(name, url, state, version, step, self._clock(), fleet, reason)
         write_file(self._folder / f"{name}.json", msgspec.json.encode(row))
 
     def remove(self, name: str) -> None:

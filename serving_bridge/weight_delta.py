@@ -130,11 +130,12 @@ class Delta:
             offset += size
 
 
-def decode(streams: Mapping[str, np.ndarray], sizes: Sequence[int], itemsize: int) -> Delta:
+def decode(streams: Mapping[str, np.ndarray], sizes: Sequence[int], itemsize: int, num_changed: int) -> Delta:
     """Inverse of an `Encoder`'s streams.
 
     Args:
       sizes: elements of each tensor, in the order in which they were added.
+      num_changed: elements that changed; no more memory is taken than so many need.
 
     Raises:
       DeltaError: streams missing, damaged, or of tensors of other sizes.
@@ -143,8 +144,10 @@ def decode(streams: Mapping[str, np.ndarray], sizes: Sequence[int], itemsize: in
     if sorted(streams) != sorted(names):
         raise DeltaError(f"an update has streams {sorted(streams)}, expected {names}")
     total = sum(sizes)
-    raw = [_decompress(name, streams[name], total) for name in names]
-    steps = raw[0]
+    if num_changed > total:
+        raise DeltaError(f"an update changes {num_changed} of {total} elements")
+    # A gap has one byte, and one more for each 255 elements that it passes.
+    steps = _decompress("gaps", streams["gaps"], num_changed + total // _GO_ON)
     ends = steps != _GO_ON
     if steps.size and not ends[-1]:
         raise DeltaError("the gaps break off within a gap")
@@ -152,10 +155,13 @@ def decode(streams: Mapping[str, np.ndarray], sizes: Sequence[int], itemsize: in
     indices += np.arange(indices.size)
     if indices.size and indices[-1] >= total:
         raise DeltaError(f"an update changes element {indices[-1]} of {total}")
-    for name, plane in zip(names[1:], raw[1:], strict=True):
+    if indices.size != num_changed:
+        raise DeltaError(f"an update changes {indices.size} elements, expected {num_changed}")
+    planes = [_decompress(name, streams[name], num_changed) for name in names[1:]]
+    for name, plane in zip(names[1:], planes, strict=True):
         if plane.size != indices.size:
             raise DeltaError(f"stream {name} has {plane.size} bytes for {indices.size} changes")
-    distances = np.stack(raw[1:], axis=-1).reshape(-1).view(_WORDS[itemsize])
+    distances = np.stack(planes, axis=-1).reshape(-1).view(_WORDS[itemsize])
     starts = np.searchsorted(indices, np.concatenate([[0], np.cumsum(np.asarray(sizes, np.int64))]))
     return Delta(sizes, starts, indices, distances)
 
@@ -178,16 +184,19 @@ def _gap_bytes(gaps: np.ndarray) -> np.ndarray:
 
 
 def _decompress(name: str, stream: np.ndarray, most: int) -> np.ndarray:
-    decompressor = zstandard.ZstdDecompressor().decompressobj()
+    """The content of a zstd frame of at most `most` bytes; a frame of more is refused before it takes more memory."""
+    if stream.dtype != np.uint8:
+        raise DeltaError(f"stream {name} is of {stream.dtype.name}, expected uint8")
+    data = stream.tobytes()
     try:
-        content = decompressor.decompress(stream.tobytes())
-    except zstandard.ZstdError as error:
-        raise DeltaError(f"stream {name} is damaged: {error}") from error
-    if not decompressor.eof or decompressor.unused_data:
-        raise DeltaError(f"stream {name} of {stream.size} bytes is not one whole zstd frame")
-    # Every byte of a stream passes at least one element.
-    if len(content) > most:
-        raise DeltaError(f"stream {name} has {len(content)} bytes for {most} elements")
+        declared = zstandard.frame_content_size(data)
+        if declared > most:
+            raise DeltaError(f"stream {name} declares {declared} bytes, expected at most {most}")
+        content = zstandard.ZstdDecompressor().decompress(data, max_output_size=max(1, most), read_across_frames=False)
+    except (zstandard.ZstdError, MemoryError) as error:
+        raise DeltaError(
+            f"stream {name} of {stream.size} bytes is not one whole zstd frame of at most {most} bytes: {error}"
+        ) from error
     return np.frombuffer(content, np.uint8)
 
 

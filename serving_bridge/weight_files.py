@@ -10,17 +10,22 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, BinaryIO, Literal, cast
 
+import msgspec
 import numpy as np
 import xxhash
 
-from learner_jax.contracts import TensorEntry, WeightFile
+from learner_jax.contracts import TensorEntry, WeightFile, quoted
 from learner_jax.disk_errors import at
+from learner_jax.plain_files import PlainFileError, create_plain, open_plain, opened_folder
 
 _READ_BYTES = 1 << 20
+_MAX_HEADER = 100 * 2**20
 #: numpy's name of a dtype -> its code in the safetensors header
 SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "uint8": "U8"}
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
@@ -34,6 +39,14 @@ class StoreError(RuntimeError):
 
 class WeightIntegrityError(StoreError):
     """A stored file is not what its manifest says."""
+
+
+class _Field(msgspec.Struct, forbid_unknown_fields=True):
+    """A tensor in the header of a file."""
+
+    dtype: Literal["F32", "BF16", "F16", "U8"]
+    shape: list[Annotated[int, msgspec.Meta(ge=0, le=2**50)]]
+    data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0, le=2**50)], Annotated[int, msgspec.Meta(ge=0, le=2**50)]]
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,8 @@ def xxh3_128(words: np.ndarray) -> str:
 
 
 def entry_of(name: str, tensor: Tensor) -> TensorEntry:
-    return TensorEntry(name=name, shape=list(tensor.shape), dtype=tensor.dtype, xxh3_128=xxh3_128(tensor.words))
+    dtype = cast(Literal["float32", "bfloat16", "float16"], tensor.dtype)
+    return TensorEntry(name=name, shape=list(tensor.shape), dtype=dtype, xxh3_128=xxh3_128(tensor.words))
 
 
 def content_sha256(entries: Sequence[TensorEntry]) -> str:
@@ -109,43 +123,74 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> WeightFile:
 
 
 def read_safetensors(path: Path, file: WeightFile) -> dict[str, Tensor]:
-    """Reads a whole file, checked against size and hash of its manifest.
+    """Reads a whole file, checked against size and hash of its manifest; every tensor's bytes are those of its shape.
 
     Raises:
-      WeightIntegrityError: it is missing, or not what the manifest says.
+      WeightIntegrityError: it is missing, no regular file, or not what the manifest says.
     """
-    try:
-        data = np.fromfile(path, np.uint8)
-    except FileNotFoundError:
-        raise WeightIntegrityError(f"{path} is missing, expected {file.num_bytes} bytes") from None
+    with _opened(path, file) as stream:
+        data = np.fromfile(stream, np.uint8, count=file.num_bytes)
     check_file(path, file, data.size, hashlib.sha256(data.data).hexdigest())
+    try:
+        return dict(_tensors(data))
+    except (ValueError, RecursionError) as error:
+        raise WeightIntegrityError(f"{path} is no file of tensors: {quoted(str(error))}") from error
+
+
+def _tensors(data: np.ndarray) -> Iterator[tuple[str, Tensor]]:
+    """Raises `ValueError` unless the bytes are a header and the tensors that it lists, back to back."""
     length = int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8 : 8 + length].tobytes())
+    if data.size < 8 or length > min(data.size - 8, _MAX_HEADER):
+        raise ValueError(f"a header of {length} bytes in a file of {data.size}")
+    fields = msgspec.json.decode(data[8 : 8 + length].tobytes(), type=dict[str, msgspec.Raw])
+    fields.pop("__metadata__", None)
     body = data[8 + length :]
-    tensors = {}
-    for name, field in header.items():
-        if name == "__metadata__":
-            continue
-        dtype = _NAMES[field["dtype"]]
-        start, end = field["data_offsets"]
+    end = 0
+    for name, raw in fields.items():
+        field = msgspec.json.decode(raw, type=_Field)
+        dtype = _NAMES[field.dtype]
+        start, before = field.data_offsets[0], end
+        end = start + math.prod(field.shape) * ITEMSIZES[dtype]
+        if start != before or field.data_offsets[1] != end or end > body.size:
+            raise ValueError(
+                f"{quoted(name, 80)} is {dtype}{field.shape} at bytes {list(field.data_offsets)} of {body.size}, "
+                f"expected {before} to {before + end - start}"
+            )
         part = body[start:end]
         if part.ctypes.data % ITEMSIZES[dtype]:
             part = part.copy()
-        tensors[name] = Tensor(part.view(words_dtype(dtype)), tuple(field["shape"]), dtype)
-    return tensors
+        yield name, Tensor(part.view(words_dtype(dtype)), tuple(field.shape), dtype)
+    if end != body.size:
+        raise ValueError(f"{body.size - end} bytes belong to no tensor")
 
 
 def verify_file(path: Path, file: WeightFile) -> None:
     """Hashes a file piece by piece. Raises `WeightIntegrityError` naming it, expected and got."""
     digest = hashlib.sha256()
+    with _opened(path, file) as stream:
+        while chunk := stream.read(_READ_BYTES):
+            digest.update(chunk)
+    check_file(path, file, file.num_bytes, digest.hexdigest())
+
+
+@contextmanager
+def _opened(path: Path, file: WeightFile) -> Iterator[BinaryIO]:
+    """A regular file of the manifest's size, in a folder that is no link.
+
+    Raises:
+      WeightIntegrityError: it is missing, or something else.
+    """
     try:
-        with path.open("rb") as stream:
-            while chunk := stream.read(_READ_BYTES):
-                digest.update(chunk)
-            num_bytes = stream.tell()
+        with opened_folder(path.parent.parent, path.parent.name) as folder:
+            descriptor, num_bytes = open_plain(path.name, folder)
     except FileNotFoundError:
         raise WeightIntegrityError(f"{path} is missing, expected {file.num_bytes} bytes") from None
-    check_file(path, file, num_bytes, digest.hexdigest())
+    except PlainFileError as error:
+        raise WeightIntegrityError(f"{path}: {error}") from error
+    with os.fdopen(descriptor, "rb", buffering=0) as stream:
+        if num_bytes != file.num_bytes:
+            raise WeightIntegrityError(f"{path} has {num_bytes} bytes, expected {file.num_bytes}")
+        yield stream
 
 
 def check_file(path: Path, file: WeightFile, num_bytes: int, sha256: str) -> None:
@@ -179,7 +224,7 @@ def sync_folder(folder: Path) -> None:
 def _write(path: Path, blocks: Iterable[memoryview]) -> WeightFile:
     digest = hashlib.sha256()
     num_bytes = 0
-    with at(path), path.open("wb") as stream:
+    with at(path), os.fdopen(create_plain(path), "wb") as stream:
         for block in blocks:
             digest.update(block)
             num_bytes += stream.write(block)

@@ -15,9 +15,10 @@ import numpy as np
 
 from learner_jax.contracts import GoldenPrompt, TensorChange, TensorEntry, WeightManifest
 from serving_bridge.config import StoreSettings
+from serving_bridge.weight_checks import check_finite, checked_tensors
 from serving_bridge.weight_delta import Encoder, changes, num_changes
 from serving_bridge.weight_files import Tensor, entry_of, words_of
-from serving_bridge.weight_store import WeightStore, check_finite, checked_tensors
+from serving_bridge.weight_store import WeightStore
 
 Log = Callable[..., None]
 

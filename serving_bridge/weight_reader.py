@@ -12,6 +12,7 @@ import numpy as np
 
 from learner_jax.contracts import TensorEntry, WeightManifest
 from serving_bridge import weight_delta
+from serving_bridge.weight_checks import check_content
 from serving_bridge.weight_files import (
     ITEMSIZES,
     Tensor,
@@ -21,7 +22,7 @@ from serving_bridge.weight_files import (
     words_dtype,
     xxh3_128,
 )
-from serving_bridge.weight_store import WeightStore, check_content
+from serving_bridge.weight_store import WeightStore
 
 #: Gives the tensor of the version that the updates start from.
 BaseTensor = Callable[[TensorEntry], Tensor]
@@ -138,15 +139,10 @@ def _read_update(store: WeightStore, manifest: WeightManifest) -> list[tuple[np.
     sizes = [int(np.prod(entry.shape, dtype=np.int64)) for entry in manifest.tensors]
     itemsize = ITEMSIZES[manifest.tensors[0].dtype]
     try:
-        delta = weight_delta.decode({name: stream.words for name, stream in streams.items()}, sizes, itemsize)
+        words = {name: stream.words for name, stream in streams.items()}
+        return list(weight_delta.decode(words, sizes, itemsize, manifest.num_changed or 0))
     except weight_delta.DeltaError as error:
         raise WeightIntegrityError(f"update of version {manifest.version}: {error}") from error
-    if delta.indices.size != manifest.num_changed:
-        raise WeightIntegrityError(
-            f"the update of version {manifest.version} changes {delta.indices.size} elements, expected "
-            f"{manifest.num_changed}"
-        )
-    return list(delta)
 
 
 def _check_same_model(manifests: Sequence[WeightManifest]) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,8 @@ import numpy as np
 
 from learner_jax.contracts import (
     MANIFEST_SCHEMA,
+    MAX_MANIFEST_BYTES,
+    MAX_VERSION,
     ContractError,
     GoldenPrompt,
     TensorEntry,
@@ -27,20 +29,22 @@ from learner_jax.contracts import (
     WeightManifest,
     decode_manifest,
     encode_manifest,
+    quoted,
 )
+from learner_jax.plain_files import FOLDER_MODE, PlainFileError, is_folder, is_regular, make_folder, read_plain
+from serving_bridge.weight_checks import check_content, checked_tensors
 from serving_bridge.weight_files import (
-    SAFETENSORS_DTYPES,
     StoreError,
     Tensor,
     WeightIntegrityError,
     content_sha256,
     entry_of,
-    not_finite,
     sync_folder,
     verify_file,
     write_durably,
     write_safetensors,
 )
+from serving_bridge.weight_folders import folder_name, numbers, own_folder
 
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -48,10 +52,9 @@ UPDATE_NAME = "update.safetensors"
 ANCHOR_MANIFEST_NAME = "anchor.json"
 ANCHOR_NAME = "anchor.safetensors"
 
-_FOLDER = re.compile(r"v(\d{8,})")
+_MAX_REASON_BYTES = 10_000
 _WANTED = "wanted"
 _MAX_CLAIMS = 1000
-_FLOAT_DTYPES = tuple(name for name in SAFETENSORS_DTYPES if name != "uint8")
 
 
 class WeightStore:
@@ -66,11 +69,13 @@ class WeightStore:
         self.run = run
 
     def folder(self, version: int) -> Path:
-        return self.root / f"v{version:08d}"
+        return self.root / folder_name(version)
 
     def versions(self) -> list[int]:
         """Versions that exist (have a manifest), in ascending order."""
-        return [version for version in self._claimed() if (self.folder(version) / MANIFEST_NAME).is_file()]
+        return [
+            version for version in numbers(self.root, stat.S_ISDIR) if is_regular(self.folder(version) / MANIFEST_NAME)
+        ]
 
     def newest(self) -> WeightManifest | None:
         """Manifest of the highest version, None while nothing is published."""
@@ -84,9 +89,8 @@ class WeightStore:
           StoreError: there is no such version.
           ContractError: the manifest is damaged or of another schema.
         """
-        path = self.folder(version) / MANIFEST_NAME
         try:
-            return _read_manifest(path, version)
+            return self._read_manifest(version, MANIFEST_NAME)
         except FileNotFoundError:
             raise StoreError(
                 f"weight store {self.root} holds no version {version}; it holds {self.versions()}"
@@ -95,7 +99,7 @@ class WeightStore:
     def best_manifest(self, version: int) -> WeightManifest:
         """The manifest to load a version by: that of its anchor, if one was added, else its own."""
         try:
-            return _read_manifest(self.folder(version) / ANCHOR_MANIFEST_NAME, version)
+            return self._read_manifest(version, ANCHOR_MANIFEST_NAME)
         except FileNotFoundError:
             return self.manifest(version)
 
@@ -196,7 +200,7 @@ class WeightStore:
         entries = [entry_of(name, tensor) for name, tensor in tensors.items()]
         if content_sha256(entries) != manifest.content_sha256:
             raise WeightIntegrityError(f"the tensors given as an anchor of version {version} are not its weights")
-        folder = self.folder(version)
+        folder = own_folder(self.folder(version))
         temporary = folder / f".{ANCHOR_NAME}.{os.getpid()}"
         with _space_for(tensors, version, self.root):
             try:
@@ -223,33 +227,35 @@ class WeightStore:
 
     def has_anchor(self, version: int) -> bool:
         """Whether a version was stored once more, whole."""
-        return (self.folder(version) / ANCHOR_MANIFEST_NAME).is_file()
+        return is_regular(self.folder(version) / ANCHOR_MANIFEST_NAME)
 
     def want_anchor(self, version: int, reason: str) -> None:
         """Asks whoever publishes to store a version once more, whole: what is there can't be loaded."""
         folder = self.root / _WANTED
-        folder.mkdir(exist_ok=True)
-        write_durably(folder / f"v{version:08d}", reason.encode())
+        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        write_durably(own_folder(folder) / folder_name(version), quoted(reason).encode())
 
     def wanted_anchors(self) -> list[int]:
         """Versions that `want_anchor` asked for and that nobody has taken yet, in ascending order."""
-        return _numbers(self.root / _WANTED)
+        return numbers(self.root / _WANTED, stat.S_ISREG)
 
     def take_wanted(self, version: int) -> str | None:
         """Takes a request for an anchor back and returns its reason; None if there is none."""
-        path = self.root / _WANTED / f"v{version:08d}"
+        path = self.root / _WANTED / folder_name(version)
         try:
-            reason = path.read_text()
+            reason = read_plain(self.root, path.name, inside=_WANTED, max_bytes=_MAX_REASON_BYTES)
         except FileNotFoundError:
             return None
+        except PlainFileError as error:
+            reason = str(error).encode()
         path.unlink(missing_ok=True)
-        return reason
+        return quoted(reason.decode(errors="replace"))
 
     def verify(self, manifest: WeightManifest) -> None:
         """Hashes every file of a version. Raises `WeightIntegrityError` naming file, expected and got."""
+        check_content(manifest)
         for file in manifest.files:
             verify_file(self.folder(manifest.version) / file.name, file)
-        check_content(manifest)
 
     def collect(self, keep: int, in_use: Collection[int] = ()) -> list[int]:
         """Deletes all but the newest `keep` versions, those in use, and what these build on; returns what it deleted.
@@ -273,6 +279,9 @@ class WeightStore:
         for version in self._claimed():
             if version < oldest and version not in kept:
                 folder = self.folder(version)
+                if not is_folder(folder):
+                    folder.unlink(missing_ok=True)  # a link or file that took the number; what it names stays
+                    continue
                 for name in (MANIFEST_NAME, ANCHOR_MANIFEST_NAME):
                     (folder / name).unlink(missing_ok=True)
                 sync_folder(folder)
@@ -285,11 +294,16 @@ class WeightStore:
         Raises:
           StoreError: other processes keep taking numbers.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         for _ in range(_MAX_CLAIMS):
             version = max(self._claimed(), default=0) + 1
+            if version > MAX_VERSION:
+                raise StoreError(
+                    f"no version is left in {self.root}: {self.folder(MAX_VERSION)} has the highest number; remove it "
+                    f"if it is none of the run's, or set store.weights to another folder"
+                )
             try:
-                self.folder(version).mkdir()
+                self.folder(version).mkdir(mode=FOLDER_MODE)
             except FileExistsError:
                 continue
             sync_folder(self.root)
@@ -319,7 +333,21 @@ class WeightStore:
             return None  # damaged: nothing can be loaded by it
 
     def _claimed(self) -> list[int]:
-        return _numbers(self.root)
+        return numbers(self.root, lambda mode: True)
+
+    def _read_manifest(self, version: int, name: str) -> WeightManifest:
+        folder = self.folder(version)
+        path = folder / name
+        try:
+            payload = read_plain(self.root, name, inside=folder.name, max_bytes=MAX_MANIFEST_BYTES)
+        except PlainFileError as error:
+            raise WeightIntegrityError(f"{path}: {error}") from error
+        manifest = decode_manifest(payload)
+        if manifest.version != version:
+            raise WeightIntegrityError(f"{path} says version {manifest.version}, expected {version}")
+        if manifest.base_version is not None and manifest.base_version >= version:
+            raise WeightIntegrityError(f"{path} builds on version {manifest.base_version}, expected an older one")
+        return manifest
 
     def _publish(
         self,
@@ -341,7 +369,7 @@ class WeightStore:
                 )
         parent = self._parent()
         version = self.claim() if version is None else version
-        folder = self.folder(version)
+        folder = own_folder(self.folder(version))
         try:
             with _space_for(tensors, version, self.root):
                 file = write_safetensors(folder / file_name, tensors)
@@ -365,55 +393,6 @@ class WeightStore:
             _empty_folder(folder)
             raise
         return manifest
-
-
-def checked_tensors(tensors: Iterable[tuple[str, np.ndarray]]) -> dict[str, Tensor]:
-    """A model's tensors by name. Raises `ValueError` for what no version may hold."""
-    whole: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        array = np.asarray(tensor)
-        if name in whole:
-            raise ValueError(f"tensor {name} was given twice")
-        if array.dtype.name not in _FLOAT_DTYPES:
-            raise ValueError(f"{name} has dtype {array.dtype}, expected one of {', '.join(_FLOAT_DTYPES)}")
-        whole[name] = Tensor.of(array)
-        check_finite(name, whole[name].words, array.dtype.name)
-    if not whole:
-        raise ValueError("publish got no tensors")
-    return whole
-
-
-def check_finite(name: str, words: np.ndarray, dtype: str) -> None:
-    """Raises `ValueError` for values that no replica would take."""
-    if count := not_finite(words, dtype):
-        raise ValueError(f"{name} has {count} values that are not finite; they must not be served")
-
-
-def check_content(manifest: WeightManifest) -> None:
-    """Raises `WeightIntegrityError` unless a manifest's content hash fits its own list of tensors."""
-    content = content_sha256(manifest.tensors)
-    if content != manifest.content_sha256:
-        raise WeightIntegrityError(
-            f"manifest of version {manifest.version}: its tensors give content_sha256 {content}, "
-            f"expected {manifest.content_sha256}"
-        )
-
-
-def _read_manifest(path: Path, version: int) -> WeightManifest:
-    manifest = decode_manifest(path.read_bytes())
-    if manifest.version != version:
-        raise WeightIntegrityError(f"{path} says version {manifest.version}, expected {version}")
-    if manifest.base_version is not None and manifest.base_version >= version:
-        raise WeightIntegrityError(f"{path} builds on version {manifest.base_version}, expected an older one")
-    return manifest
-
-
-def _numbers(folder: Path) -> list[int]:
-    try:
-        names = [path.name for path in folder.iterdir()]
-    except FileNotFoundError:
-        return []
-    return sorted(int(match[1]) for name in names if (match := _FOLDER.fullmatch(name)))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any, TypeVar
 
 from learner_jax.contracts import ContractError, Trajectory
@@ -128,7 +129,8 @@ class WorkerQueue:
 
     async def _put(self, batch: Sequence[tuple[int, list[Trajectory]]]) -> None:
         try:
-            await self.call(f"the acceptance of {len(batch)} groups", self._queue.put, batch)
+            put = partial(self._queue.put, batch, worker=self._worker)
+            await self.call(f"the acceptance of {len(batch)} groups", put)
         except ContractError as error:
             if len(batch) > 1:
                 for entry in batch:  # the others are not to suffer

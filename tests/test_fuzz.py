@@ -25,7 +25,7 @@ def test_malformed_records_are_refused_and_crash_nothing(records: int) -> None:
 
 def test_valid_groups_pass_through_the_queue() -> None:
     rng = np.random.default_rng(0)
-    payloads = [contracts.encode_group(trajectories.valid_group(rng, number)) for number in range(20)]
+    payloads = {number: contracts.encode_group(trajectories.valid_group(rng, number)) for number in range(20)}
     assert through_queue.lease_all(payloads) == (20, [])
 
 

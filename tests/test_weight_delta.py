@@ -19,8 +19,8 @@ def encode(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     return encoder.finish()
 
 
-def applied(streams: dict[str, np.ndarray], olds: list[np.ndarray]) -> list[np.ndarray]:
-    delta = decode(streams, [old.size for old in olds], olds[0].dtype.itemsize)
+def applied(streams: dict[str, np.ndarray], olds: list[np.ndarray], num_changed: int) -> list[np.ndarray]:
+    delta = decode(streams, [old.size for old in olds], olds[0].dtype.itemsize, num_changed)
     news = []
     for old, (indices, distances) in zip(olds, delta, strict=True):
         new = old.copy()
@@ -40,7 +40,8 @@ def test_random_bits_come_back_exactly(itemsize: int, share: float):
         old = rng.integers(0, top, size, dtype=np.uint64).astype(WORDS[itemsize])
         new = np.where(rng.random(size) < share, rng.integers(0, top, size, dtype=np.uint64), old)
         pairs.append((old, new.astype(WORDS[itemsize])))
-    got = applied(encode(pairs), [old for old, _ in pairs])
+    num_changed = sum(int(np.count_nonzero(old != new)) for old, new in pairs)
+    got = applied(encode(pairs), [old for old, _ in pairs], num_changed)
     for (_, new), result in zip(pairs, got, strict=True):
         np.testing.assert_array_equal(result, new)
 
@@ -55,9 +56,9 @@ def test_gaps_of_any_length_also_across_tensors(gap: int):
         new = old.copy()
         new[where] = 7
         pairs.append((old, new))
-    delta = decode(encode(pairs), sizes, 2)
+    delta = decode(encode(pairs), sizes, 2, 4)
     assert [indices.tolist() for indices, _ in delta] == positions
-    for (_, new), got in zip(pairs, applied(encode(pairs), [old for old, _ in pairs]), strict=True):
+    for (_, new), got in zip(pairs, applied(encode(pairs), [old for old, _ in pairs], 4), strict=True):
         np.testing.assert_array_equal(got, new)
 
 
@@ -92,17 +93,23 @@ def test_damaged_streams_are_refused():
     new[::100] += 1
     streams = encode([(old, new)])
     sizes = [old.size]
-    assert [indices.size for indices, _ in decode(streams, sizes, 2)] == [100]
+    assert [indices.size for indices, _ in decode(streams, sizes, 2, 100)] == [100]
     with pytest.raises(DeltaError, match="has streams .*, expected"):
-        decode({"gaps": streams["gaps"]}, sizes, 2)
+        decode({"gaps": streams["gaps"]}, sizes, 2, 100)
     with pytest.raises(DeltaError, match="not one whole zstd frame"):
-        decode(streams | {"gaps": streams["gaps"][:-2]}, sizes, 2)
-    with pytest.raises(DeltaError, match="is damaged"):
-        decode(streams | {"gaps": np.ones(40, np.uint8)}, sizes, 2)
+        decode(streams | {"gaps": streams["gaps"][:-2]}, sizes, 2, 100)
+    with pytest.raises(DeltaError, match="not one whole zstd frame"):
+        decode(streams | {"gaps": np.ones(40, np.uint8)}, sizes, 2, 100)
     with pytest.raises(DeltaError, match=r"element 9900 of 9900"):
-        decode(streams, [9900], 2)
+        decode(streams, [9900], 2, 100)
     other = encode([(old, np.where(np.arange(old.size) < 5, old + 1, old).astype("<u2"))])
     with pytest.raises(DeltaError, match=r"ulps.0 has 5 bytes for 100 changes"):
-        decode(streams | {"ulps.0": other["ulps.0"]}, sizes, 2)
-    with pytest.raises(DeltaError, match="bytes for 3 elements"):
-        decode(streams, [3], 2)
+        decode(streams | {"ulps.0": other["ulps.0"]}, sizes, 2, 100)
+    with pytest.raises(DeltaError, match="changes 100 of 3 elements"):
+        decode(streams, [3], 2, 100)
+    with pytest.raises(DeltaError, match="changes 100 elements, expected 139"):
+        decode(streams, sizes, 2, 139)
+    with pytest.raises(DeltaError, match="of at most 59 bytes"):
+        decode(streams, sizes, 2, 20)
+    with pytest.raises(DeltaError, match="of uint16, expected uint8"):
+        decode(streams | {"gaps": np.ones(40, np.uint16)}, sizes, 2, 100)

@@ -33,7 +33,7 @@ def make_group(
                 trajectory_id=f"{group_id}/{sample}",
                 group_id=group_id,
                 group_size=size,
-                prompt={"index": 0},
+                prompt={"index": int(group_id.rpartition("/")[2])},
                 tokens=tokens,
                 loss_mask=mask,
                 behavior_logprobs=np.where(mask, -rng.random(length), 0.0).astype(np.float32),

@@ -12,10 +12,8 @@ BACKEND = "weir"
 WORKER_EXTENSION = "serving_bridge.vllm_plugin.engine.WorkerExtension"
 #: what `--scheduler-cls` needs, so that weights can be proven while the server is paused
 SCHEDULER = "serving_bridge.vllm_plugin.scheduler.make_scheduler"
-#: what `--middleware` needs, so that nothing reaches a route without a token
-MIDDLEWARE = "serving_bridge.vllm_plugin.middleware.GateMiddleware"
-#: environment variable: the weight store that a server reads from, as long as it runs
-STORE_ROOT = "WEIR_STORE_ROOT"
+#: begins the request id of a golden-prompt probe
+PROBE_ID_PREFIX = "weir-probe-"
 
 _NAP_S = 1e-4
 

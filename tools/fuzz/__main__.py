@@ -70,14 +70,14 @@ def _trajectories(found: Findings, rng: np.random.Generator, batch: int, kinds: 
         found.refused["object at put"] += len(through_queue.put_broken(rng, numbers))
         return
     chosen = [kinds[(batch + number) % len(kinds)] for number in range(_BATCH)]
-    payloads = [trajectories.payload(rng, number, kind) for number, kind in zip(numbers, chosen, strict=True)]
-    for kind, payload in zip(chosen, payloads, strict=True):
-        reason = trajectories.refused(payload)
+    payloads = {number: trajectories.payload(rng, number, kind) for number, kind in zip(numbers, chosen, strict=True)}
+    for kind, (number, payload) in zip(chosen, payloads.items(), strict=True):
+        reason = trajectories.refused(payload, number)
         (found.taken if reason is None else found.refused)[f"trajectory: {kind}"] += 1
         if reason is None and kind in trajectories.BREAKING:
             found.failures.append(f"batch {batch}: a trajectory with {kind} was taken")
     taken, _ = through_queue.lease_all(payloads)
-    expected = sum(trajectories.refused(payload) is None for payload in payloads)
+    expected = sum(trajectories.refused(payload, number) is None for number, payload in payloads.items())
     if taken != expected:
         found.failures.append(f"batch {batch}: the queue took {taken} groups, expected {expected}")
 

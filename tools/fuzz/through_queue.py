@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from learner_jax.contracts import ContractError
+from learner_jax.contracts import ContractError, decode_group
 from serving_bridge.database import Session, open_database
 from serving_bridge.queue import TrajectoryQueue
 from serving_bridge.queue_bounds import QueueBounds
@@ -12,8 +12,8 @@ from tools.fuzz.mutations import Rng
 from tools.fuzz.trajectories import BREAKING, LIMITS, broken_object, is_valid, valid_group
 
 
-def lease_all(payloads: Sequence[bytes]) -> tuple[int, list[str]]:
-    """Puts bytes under the queue's rows and leases everything; (groups taken, reasons of the dead letters).
+def lease_all(payloads: Mapping[int, bytes]) -> tuple[int, list[str]]:
+    """Puts bytes under the rows of groups by number and leases everything; (groups taken, reasons of the dead letters).
 
     Raises:
       AssertionError: a row vanished, has no reason, or what was leased is not valid.
@@ -24,10 +24,13 @@ def lease_all(payloads: Sequence[bytes]) -> tuple[int, list[str]]:
     def insert(session: Session) -> None:
         session.executemany(
             "INSERT INTO groups (sequence, group_id, prompt_index, state, oldest_version, num_bytes, created_s) "
-            "VALUES (?, ?, ?, 'ready', 1, ?, 0)",
-            [(number, f"row/{number}", number, len(payload)) for number, payload in enumerate(payloads)],
+            "VALUES (?, ?, ?, 'ready', ?, ?, 0)",
+            [
+                (number, f"fuzz/{number}", number, _oldest(payload), len(payload))
+                for number, payload in payloads.items()
+            ],
         )
-        session.executemany("INSERT INTO payloads VALUES (?, ?)", list(enumerate(payloads)))
+        session.executemany("INSERT INTO payloads VALUES (?, ?)", list(payloads.items()))
 
     database.write(insert)
     taken = queue.lease_groups(len(payloads), trained_version=1, max_staleness=9).groups
@@ -37,6 +40,13 @@ def lease_all(payloads: Sequence[bytes]) -> tuple[int, list[str]]:
     assert all(is_valid(group) for group in taken)
     queue.close()
     return len(taken), [reason for _, reason in dead]
+
+
+def _oldest(payload: bytes) -> int:
+    try:
+        return min(trajectory.oldest_version for trajectory in decode_group(payload))
+    except ContractError:
+        return 1
 
 
 def put_broken(rng: Rng, numbers: Sequence[int]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -21,10 +21,12 @@ from learner_jax.contracts import (
 )
 from tools.fuzz.mutations import Mutation, Rng, damaged_bytes, damaged_field, one_record
 
-LIMITS = RecordLimits(vocab_size=50, max_length=12, group_size=2, tokenizer="fuzz")
+LIMITS = RecordLimits(vocab_size=50, max_length=12, group_size=2, tokenizer="fuzz", run="fuzz")
 _DTYPES = {"tokens": "<i4", "loss_mask": "?", "behavior_logprobs": "<f4", "policy_version": "<i4", "turn": "<i4"}
 _ARRAYS = (*_DTYPES, "rewards")
 _HUGE = 200_000
+#: stands for lone surrogates, which no text can be encoded with
+_SURROGATES = "surrogate"
 
 
 def valid_group(rng: Rng, number: int) -> list[Trajectory]:
@@ -75,6 +77,27 @@ def _set(**fields: Any) -> Mutation:
     return one_record(lambda rng, record: record.update(fields))
 
 
+def _ids(change: Callable[[str], str]) -> Mutation:
+    """All ids of a group, consistently."""
+
+    def mutation(rng: Rng, group: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            record | {"group_id": change(record["group_id"]), "trajectory_id": f"{change(record['group_id'])}/{sample}"}
+            for sample, record in enumerate(group)
+        ]
+
+    return mutation
+
+
+def _swapped_ids(rng: Rng, group: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [a | {"trajectory_id": b["trajectory_id"]} for a, b in zip(group, reversed(group), strict=True)]
+
+
+def _many_fields(rng: Rng, record: dict[str, Any]) -> None:
+    field = ("prompt", "sampling", "reward_parts")[rng.integers(3)]
+    record[field] = {f"field {number}": 1.0 for number in range(1000)}
+
+
 def _duplicate_ids(rng: Rng, group: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [dict(record, trajectory_id=group[0]["trajectory_id"]) for record in group]
 
@@ -109,6 +132,32 @@ BREAKING: Mapping[str, Mutation] = MappingProxyType(
         "positive log-prob at the end": _array(
             "behavior_logprobs", "<f4", lambda rng, values: np.append(values[:-1], np.float32(0.5))
         ),
+        "log-prob of no sampler": _array("behavior_logprobs", "<f4", _poked(-3e38)),
+        "rewards whose sum is infinite": _array("rewards", "<f4", lambda rng, values: np.full_like(values, 3e38)),
+        "reward beyond its bound": _array("rewards", "<f4", _poked(2e6)),
+        "NaN part": _set(reward_parts={"correct": float("nan")}),
+        "part beyond its bound": _set(reward_parts={"correct": 1e300}),
+        "limit of tokens that is text": _set(sampling={"max_tokens": "many"}),
+        "limit of tokens that is true": _set(sampling={"max_tokens": True}),
+        "temperature that is no number": _set(sampling={"temperature": float("nan")}),
+        "negative temperature": _set(sampling={"temperature": -1.0}),
+        "nested sampling": _set(sampling={"extra": {"a": 1}}),
+        "nested prompt": _set(prompt={"index": [1]}),
+        "prompt of another index": _set(prompt={"index": 10**12}),
+        "index that no prompt has": _ids(lambda _: f"fuzz/{10**12}"),
+        "negative index": _ids(lambda _: "fuzz/-1"),
+        "index with leading zeros": _ids(lambda name: name.replace("/", "/0")),
+        "run of another name": _ids(lambda name: name.replace("fuzz", "other")),
+        "path for an id": _ids(lambda _: "fuzz/../../1"),
+        "control characters in ids": _ids(lambda name: f"\x1b[2J\x00{name}"),
+        "ids without end": _ids(lambda name: "f" * 100_000 + name),
+        "samples of one another": _swapped_ids,
+        "sample beyond the group": _set(trajectory_id="fuzz/1/99"),
+        "another group's trajectory id": _set(trajectory_id="fuzz/999999/0"),
+        "control characters in the verifier's name": _set(reward_version="\x1b]0;x\x07"),
+        "fields without end": one_record(_many_fields),
+        "group without end": _set(group_size=2**40),
+        "lone surrogate": _set(reward_version=_SURROGATES),
         "token of another vocabulary": _array("tokens", "<i4", _poked(151_643)),
         "negative token": _array("tokens", "<i4", _poked(-3)),
         "other tokenizer": _set(tokenizer="another"),
@@ -159,11 +208,11 @@ def payload(rng: Rng, number: int, kind: str) -> bytes:
     if kind == "bytes":
         return damaged_bytes(rng, encode_group(group))
     records = {**BREAKING, **RANDOM}[kind](rng, wire(group))
-    return msgspec.msgpack.encode(records)
+    return msgspec.msgpack.encode(records).replace(_SURROGATES.encode(), b"\xed\xa0\x80" * 3)
 
 
-def refused(data: bytes) -> str | None:
-    """Why the learner's side refuses a payload; None if it takes it.
+def refused(data: bytes, number: int) -> str | None:
+    """Why the learner's side refuses the payload of group `number`; None if it takes it.
 
     Raises:
       AssertionError: it takes what `is_valid` doesn't hold for.
@@ -176,12 +225,15 @@ def refused(data: bytes) -> str | None:
         return str(error)
     if not is_valid(group):
         raise AssertionError(f"accepted, but not valid: {group}")
-    return None
+    return None if group[0].group_id == f"fuzz/{number}" else "another group"
 
 
 def is_valid(group: Sequence[Trajectory]) -> bool:
     """Whether a group may be trained on, written once more and value by value in plain Python."""
-    if len(group) != LIMITS.group_size or len({t.trajectory_id for t in group}) != len(group):
+    run, _, number = group[0].group_id.partition("/")
+    if len(group) != LIMITS.group_size or run != "fuzz" or str(int(number)) != number or not 0 <= int(number) < 2**31:
+        return False
+    if [t.trajectory_id for t in group] != [f"fuzz/{number}/0", f"fuzz/{number}/1"]:
         return False
     for t in group:
         rows = list(
@@ -196,12 +248,18 @@ def is_valid(group: Sequence[Trajectory]) -> bool:
         if turns != sorted(turns) or turns[0] < 0:
             return False
         for token, sampled, logprob, version, _, reward in rows:
-            if not 0 <= token < LIMITS.vocab_size or not abs(reward) < float("inf") or not abs(logprob) < float("inf"):
+            if not 0 <= token < LIMITS.vocab_size or not abs(reward) <= 1e6 or not abs(logprob) <= 1000:
                 return False
             if sampled and (logprob > 1e-3 or version < 0):
                 return False
             if not sampled and version != -1:
                 return False
+        if not sum(abs(row[5]) for row in rows) <= 1e6 or not all(abs(x) <= 1e6 for x in t.reward_parts.values()):
+            return False
+        if not 0 <= t.sampling.get("temperature", 1.0) <= 100 or not 1 <= t.sampling.get("max_tokens", 1) < 2**31:
+            return False
+        if not all(text.isprintable() and len(text) <= 256 for text in (t.reward_version, t.tokenizer)):
+            return False
         if t.finish_reason not in ("stop", "length") or not t.consent or t.tokenizer != "fuzz":
             return False
         if t.group_id != group[0].group_id or t.group_size != len(group):
