@@ -361,6 +361,30 @@ def test_graded_answers_are_told_by_their_mean_score(tmp_path: Path):
     assert "held-out 0.161 → 0.764" in shown
 
 
+def test_what_was_not_learned_from_is_shown(tmp_path: Path):
+    write_run(tmp_path, finished=False)
+    with MetricsLog(tmp_path / "metrics.jsonl", "rollout") as log:
+        for _ in range(2):
+            lost = dict(skipped_prompts=6, verdicts=50, failed_verdicts=2, unjudged_groups=1)
+            log.write("interval", **_interval(tokens=0, idle_s=0.0, mixed=0), **lost)
+    summary = write_summary(tmp_path)
+    assert [summary[key] for key in ("skipped_prompts", "verdicts", "failed_verdicts", "unjudged_groups")] == [
+        12, 100, 4, 2,
+    ]  # fmt: skip
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    for shown in (
+        _render(tmp_path, records, terminal=True, width=220),
+        _render(tmp_path, records, terminal=False),
+        write_report(tmp_path).read_text(),
+    ):
+        text = " ".join(shown.split())
+        assert "12 prompts too long" in text
+        assert "4 of 100 verdicts failed" in text
+        assert "2 groups without enough verdicts" in text
+    clean = write_run(tmp_path / "clean")
+    assert "prompts too long" not in _render(clean, read_metrics(clean / "metrics.jsonl"), terminal=False)
+
+
 def test_replicas_of_a_killed_fleet_are_silent(tmp_path: Path):
     write_run(tmp_path, finished=False)
     records = read_metrics(tmp_path / "metrics.jsonl")

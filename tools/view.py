@@ -36,6 +36,7 @@ from tools.figures import (
     balance_text,
     idle_shares,
     intervals_during,
+    left_out,
     mean,
     replica_states,
     staleness_shares,
@@ -168,6 +169,8 @@ def picture(
         columns,
         Panel(_waiting(history, config, steps), title="who waits for whom", title_align="left", border_style="yellow"),
     ]
+    if missing := left_out(history):
+        parts.append(Text.assemble((" not learned from ", "bold yellow"), ", ".join(missing), no_wrap=True))
     if history.problems:
         when, what = history.problems[-1]
         said = f"at {clock(when - (history.first_t or when))}  {printable(what)}"
@@ -203,6 +206,7 @@ def plain_line(history: RunHistory, config: Config) -> str:
         f"{_number(tokens_per_s(intervals), 0)} tokens/s",
         f"{shares.bottleneck or 'starting'} (idle: learner {_percent(shares.learner)},"
         f" rollout {_percent(shares.rollout)})",
+        *left_out(history),
     ]
     return "  ".join(parts)
 
@@ -317,7 +321,7 @@ def _flow(
     table.add_row("sampling", f"{rate} tokens/s, {_number(running, 0)} groups open")
     pause = f", pause {mean(pauses):.0f} ms mean, {max(pauses):.0f} max" if pauses else ""
     table.add_row("weight updates", f"{len(updates)}{pause}")
-    table.add_row("in flight", f"{history.mixed_version_answers} answers spanned an update")
+    table.add_row("in flight", f"{history.totals['mixed_version_answers']} answers spanned an update")
     if recent and recent[-1].get("mfu") is not None:
         used = f"{_percent(mean(values(recent, 'mfu')), 1)} of the matmul peak"
         table.add_row(
