@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import jax
 import msgspec
 
+from learner_jax import coordination
 from learner_jax.config import HostsSettings
+from learner_jax.host_wire import Facts, HostError
+from learner_jax.roll_call import SECRET, differences
 from learner_jax.waits import Waits
+from learner_jax.watch import Watch
 
 #: Seconds between two looks at whether another host has failed, while waiting for a value.
 _POLL_S = 1.0
 #: Values that the leader keeps at most before it asks whether everyone has read them.
 _MAX_UNREAD = 64
 _FAILED = "weir/failed"
+_GIVE = (
+    "set learner.hosts.coordinator=ADDRESS:PORT, learner.hosts.index and learner.hosts.count where no cluster "
+    "environment gives them (SLURM, MPI, JobSet)"
+)
 
 
-class HostError(RuntimeError):
-    """The hosts of a learner can't go on together; the message names the host and what was waited for."""
+__all__ = ["HostError", "Hosts", "KeyValues", "connect", "ends_at_once"]
 
 
 class KeyValues(Protocol):
@@ -53,6 +60,7 @@ class Hosts:
     Args:
       timeout_s: bound of every wait.
       waits: where its waits are seen.
+      watch: sees the end of other hosts; without one, only those that fail in words are known of.
     """
 
     def __init__(
@@ -63,12 +71,13 @@ class Hosts:
         store: KeyValues | None = None,
         timeout_s: float = 600.0,
         waits: Waits | None = None,
+        watch: Watch | None = None,
     ) -> None:
         if count > 1 and store is None:
             raise ValueError("several hosts need a store that they share")
         self.index, self.count = index, count
         self.waits = waits or Waits()
-        self._store, self._timeout_s = store, timeout_s
+        self._store, self._timeout_s, self._watch = store, timeout_s, watch
         self._number = 0
         self._unread: list[str] = []  # keys of the leader's values that some host may not have read yet
         self._failed = False
@@ -121,22 +130,62 @@ class Hosts:
         """Returns once every host has come here."""
         self.gather(None, what)
 
+    def require_same(self, what: str, values: Mapping[str, str]) -> None:
+        """Returns if all hosts hold the same values by the same names.
+
+        Raises:
+          HostError: they don't; all hosts are told the same.
+        """
+        every = self.gather(dict(values), f"comparison of {what}")
+        if different := differences(dict(enumerate(every))):
+            raise HostError(f"{self.name}: hosts disagree on the {what}: {different}; give all the same")
+
+    def log_failures(self, log: Callable[..., None]) -> None:
+        """Has `log` told of the reason when another host's end ends this process."""
+        if self._watch is not None:
+            self._watch.log = log
+
     def fail(self, message: str) -> None:
         """Tells the other hosts that this one can't go on; the first to fail is the one that they name."""
         if self._store is None or self._failed:
             return
         self._failed = True
-        with contextlib.suppress(HostError):  # out of reach: the others then learn of it by the heartbeat
+        if self._watch is not None:
+            self._watch.fail(message)
+            return
+        with contextlib.suppress(HostError):
             self._store.put(_FAILED, msgspec.msgpack.encode([self.index, message]))
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tells the other hosts of an exception of the block at once, before anything else is cleaned up.
+
+        An error may come from another host's end: JAX, its collectives and Orbax raise theirs then. So it is held back
+        until all hosts were seen alive; if one is not, this process ends with that as its reason.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._tell(error)
+            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is None:
+        if error is not None:
+            self._tell(error)
+            return
+        with self.telling():
             self.barrier("the end of the run")
-        elif not isinstance(error, HostError):
-            self.fail(f"{type(error).__name__}: {error}")
+        if self._watch is not None:
+            self._watch.leave()
+
+    def _tell(self, error: BaseException) -> None:
+        if self._watch is not None and not self._failed and isinstance(error, Exception):
+            self._watch.settle()
+        known = isinstance(error, HostError)
+        self.fail(str(error).removeprefix(f"{self.name}: ") if known else f"{type(error).__name__}: {error}")
 
     def _next(self) -> int:
         self._number += 1
@@ -190,112 +239,88 @@ def connect(
     settings: HostsSettings,
     *,
     timeout_s: float,
+    facts: Facts | None = None,
     environment: Mapping[str, str] = os.environ,
     waits: Waits | None = None,
 ) -> Hosts:
     """Joins the learner's other processes; call it before anything else of JAX.
 
-    A host that dies later ends the others by JAX's heartbeat, within about `settings.heartbeat_timeout_s` and with a
-    status that is not 0, wherever they are. That bounds waits inside device collectives, which know no timeout.
+    From here on another host's end is told within `settings.heartbeat_timeout_s` and `watch.END_WITHIN_S`: this process
+    then ends with status 1 and the reason as its last line, wherever it is. That bounds device collectives too.
 
     Args:
       timeout_s: bound of every later wait for another host.
+      facts: what must be the same on all hosts, by section and name.
       waits: where its waits are seen.
     Raises:
-      HostError: not all hosts came within `settings.connect_timeout_s`, or they do not have the same number of devices.
+      HostError: not all hosts came within `settings.connect_timeout_s`, or they can't train together.
     """
     waits = waits or Waits()
     if settings.count == 1:
         return Hosts(waits=waits)
-    index = settings.index
-    if index == -1 and (given := environment.get("JOB_COMPLETION_INDEX", "")).isdigit():  # Kubernetes JobSet
-        index = int(given)
-    who = f"host {index} of {settings.count}" if index >= 0 else f"a host of {settings.count}"
-    heartbeat_s = round(settings.heartbeat_timeout_s)
-
-    def join() -> None:
-        jax.distributed.initialize(
-            settings.coordinator or None,
-            settings.count,
-            index if index >= 0 else None,
-            initialization_timeout=round(settings.connect_timeout_s) + 60,  # JAX aborts then; we give up before
-            heartbeat_timeout_seconds=heartbeat_s,
-            shutdown_timeout_seconds=heartbeat_s,
-        )
-
+    coordinator, index, devices = _place(settings, environment)
+    who = f"host {index} of {settings.count}"
+    secret = environment.get(SECRET, "")
+    watch = Watch(index, settings.count, heartbeat_s=settings.heartbeat_timeout_s)
     with waits.waiting("all hosts to join", on="other hosts of the learner", limit_s=settings.connect_timeout_s):
-        _within(join, settings, who)
-    if jax.process_count() != settings.count:
-        raise HostError(f"learner.hosts.count is {settings.count}, but JAX runs {jax.process_count()} processes")
-    hosts = Hosts(jax.process_index(), settings.count, store=_coordination_service(), timeout_s=timeout_s, waits=waits)
-    devices = hosts.gather(jax.local_device_count(), "number of devices")
-    if len(set(devices)) > 1:
-        shown = ", ".join(f"host {host}: {number}" for host, number in enumerate(devices))
-        raise HostError(f"hosts have different numbers of devices ({shown}): give each the same")
+        try:
+            joined = watch.join(coordinator, facts or {}, timeout_s=settings.connect_timeout_s, secret=secret)
+        except HostError as error:
+            raise HostError(f"{who}: {error}") from None
+    try:
+        coordination.start(joined, index, settings.count, devices, heartbeat_s=settings.heartbeat_timeout_s)
+    except Exception as error:
+        watch.settle()
+        watch.fail(f"JAX can't join: {error}")
+        raise HostError(f"{who}: JAX can't join the others: {error}") from error
+    store = coordination.CoordinationService()
+    hosts = Hosts(index, settings.count, store=store, timeout_s=timeout_s, waits=waits, watch=watch)
+    with hosts.telling():
+        _require_same_devices(hosts)
+        watch.forget_sockets()
     return hosts
 
 
-def _within(join: Callable[[], None], settings: HostsSettings, who: str) -> None:
-    """Runs `join` in a thread, since nothing interrupts it: JAX aborts the process where it can't connect in time."""
-    outcome: list[BaseException | None] = []
-
-    def run() -> None:
-        try:
-            join()
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            outcome.append(error)
-        else:
-            outcome.append(None)
-
-    thread = threading.Thread(target=run, name="connect", daemon=True)
-    thread.start()
-    thread.join(settings.connect_timeout_s)
-    if not outcome:
-        at = settings.coordinator or "the address that the cluster gave"
-        raise HostError(
-            f"{who}: not all {settings.count} hosts joined at {at} within {settings.connect_timeout_s:g} s "
-            f"(learner.hosts.connect_timeout_s): see that {settings.count} processes run, with indices 0 to "
-            f"{settings.count - 1}, and that they reach host 0 there"
+def _place(settings: HostsSettings, environment: Mapping[str, str]) -> tuple[str, int, Sequence[int] | None]:
+    """Coordinator, index and local devices of this process, from the settings or the environment."""
+    index = settings.index
+    if index == -1 and (given := environment.get("JOB_COMPLETION_INDEX", "")).isdigit():  # Kubernetes JobSet
+        index = int(given)
+    given_index = index if index >= 0 else None
+    try:
+        address, found, devices = coordination.found_in_cluster(
+            settings.coordinator or None, settings.count, given_index, settings.connect_timeout_s
         )
-    if isinstance(outcome[0], ValueError | RuntimeError):
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise HostError(f"a host of {settings.count} can't ask its cluster for its place: {error}; {_GIVE}") from error
+    missing = [name for name, value in (("coordinator", address), ("index", found)) if value is None]
+    if address is None or found is None:
+        raise HostError(f"learner.hosts.count is {settings.count}, but {' and '.join(missing)} is not known: {_GIVE}")
+    if not 0 <= found < settings.count:
         raise HostError(
-            f"{who} can't join the others: {outcome[0]} Set learner.hosts.coordinator=ADDRESS:PORT, "
-            f"learner.hosts.index and learner.hosts.count where no cluster environment gives them (SLURM, MPI, JobSet)"
-        ) from outcome[0]
-    if outcome[0] is not None:
-        raise outcome[0]
+            f"this process has index {found} by its environment, expected 0 to {settings.count - 1}: "
+            f"learner.hosts.count is {settings.count}"
+        )
+    return address, found, devices
 
 
-def _coordination_service() -> KeyValues:
-    """The key-value store of `jax.distributed`; no public name leads to it, and Orbax takes the same way."""
-    from jax._src import distributed
-
-    client = distributed.global_state.client
-    assert client is not None
-    return _CoordinationService(client)
+def _require_same_devices(hosts: Hosts) -> None:
+    own = {"number": str(jax.local_device_count()), "kind": jax.local_devices()[0].device_kind}
+    hosts.require_same("devices of a host", own | {"platform": jax.default_backend()})
 
 
-class _CoordinationService:
-    def __init__(self, client: Any) -> None:
-        self._client = client
+@contextlib.contextmanager
+def ends_at_once() -> Iterator[None]:
+    """The outermost block of a host's program: ends the process as soon as the block raises SystemExit.
 
-    def put(self, key: str, value: bytes) -> bool:
-        try:
-            self._client.key_value_set_bytes(key, value)
-        except jax.errors.JaxRuntimeError as error:
-            if "ALREADY_EXISTS" in str(error):
-                return False
-            raise HostError(f"the coordination service of JAX is out of reach: {error}") from error
-        return True
-
-    def wait(self, key: str, timeout_s: float) -> bytes | None:
-        try:
-            value: bytes = self._client.blocking_key_value_get_bytes(key, max(1, round(timeout_s * 1000)))
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" in str(error):
-                return None
-            raise HostError(f"the coordination service of JAX is out of reach: {error}") from error
-        return value
-
-    def delete(self, key: str) -> None:
-        self._client.key_value_delete(key)
+    Python's own way out would wait for the other hosts, and JAX may abort in it; what is lost was told by then.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        if coordination.is_started() and error.code:
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(error.code if isinstance(error.code, int) else 1)
+        raise

@@ -11,7 +11,7 @@ from serving_bridge.config import ServingSettings
 from serving_bridge.guard import GuardError
 from serving_bridge.lifecycle import TAKES_REQUESTS
 from serving_bridge.member import Member
-from serving_bridge.replica import ReplicaStartError
+from serving_bridge.server_checks import ReplicaStartError
 from serving_bridge.store_follower import StoreFollower
 from serving_bridge.vllm_client import ReplicaError
 from serving_bridge.weight_round import RoundOutcome

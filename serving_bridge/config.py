@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from learner_jax.config import Settings
 from serving_bridge.database import secret_in_url
+from serving_bridge.extra_args import VLLM_MODULE, check_extra_args
 
 #: What vLLM samples at; it takes less for this much, without a word, and refuses more than the other.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.01, 2.0
@@ -20,7 +21,9 @@ class ServingSettings(Settings):
 
     replicas: int = Field(1, ge=1)
     host: str = Field(
-        "127.0.0.1", min_length=1, description="address to bind; vLLM's control routes have no key: keep it private"
+        "127.0.0.1",
+        min_length=1,
+        description="address to bind, loopback or private: tokens and prompts cross the network in clear",
     )
     port: int = Field(0, ge=0, le=65535, description="first port; 0 picks free ones")
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -32,13 +35,21 @@ class ServingSettings(Settings):
     tensor_parallel_size: int = Field(1, gt=0)
     enforce_eager: bool = True
     server_module: str = Field(
-        "vllm.entrypoints.openai.api_server",
+        VLLM_MODULE,
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$",
         description="Python module of the server; another one must take vLLM's command line and answer as it does",
     )
-    extra_args: tuple[str, ...] = Field((), description="more arguments for vLLM's server, as they are")
+    extra_args: tuple[str, ...] = Field((), description="more of vLLM's options for speed, written out")
+    environment: tuple[str, ...] = Field(
+        (), description="names of further environment variables that the run's processes hand on to their children"
+    )
+    keys: str = Field(
+        "",
+        description="folder of the keys that the replicas' tokens come from, for this user only; empty for one beside "
+        "the replicas' rows in the weight store",
+    )
     start_timeout_s: float = Field(300, gt=0)
-    update_timeout_s: float = Field(120, gt=0, description="bound on each step of a weight round")
+    update_timeout_s: float = Field(120, gt=0, le=43_200, description="bound on each step of a weight round")
     updates_at_once: int = Field(
         0,
         ge=0,
@@ -57,6 +68,11 @@ class ServingSettings(Settings):
     probe_tolerance: float | None = Field(
         None, gt=0, description="largest golden-prompt log-prob difference accepted, nats; by the dtype if unset"
     )
+
+    @model_validator(mode="after")
+    def _safe_arguments(self) -> ServingSettings:
+        check_extra_args(self.extra_args, self.server_module)
+        return self
 
     @model_validator(mode="after")
     def _enough_replicas(self) -> ServingSettings:

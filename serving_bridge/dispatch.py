@@ -45,6 +45,7 @@ class Target:
     """A replica as this worker knows it.
 
     Attributes:
+      start: of its server, as its row names it.
       in_flight: this worker's answers on it.
       failures: of requests, in a row.
       avoided_s: how long it was avoided last.
@@ -56,6 +57,7 @@ class Target:
     url: str
     client: VllmClient
     limit: Limit
+    start: str = ""
     in_flight: int = 0
     failures: int = 0
     avoided_s: float = 0.0
@@ -84,10 +86,12 @@ class Dispatcher:
     """The replicas of one worker. Used from one event loop.
 
     Args:
-      make_client: the client for a replica's URL.
+      make_client: the client for a replica's row.
     """
 
-    def __init__(self, settings: RolloutSettings, make_client: Callable[[str], VllmClient], waits: Waits) -> None:
+    def __init__(
+        self, settings: RolloutSettings, make_client: Callable[[ReplicaRow], VllmClient], waits: Waits
+    ) -> None:
         self._settings = settings
         self._make_client = make_client
         self._targets: dict[str, Target] = {}
@@ -129,15 +133,17 @@ class Dispatcher:
         return self._targets[row.name].client
 
     def update(self, rows: Sequence[ReplicaRow]) -> None:
-        """Takes over which replicas take requests now. One that comes back under another URL begins anew."""
-        wanted = {row.name: row.url for row in rows}
+        """Takes over which replicas take requests now. One that was started again begins anew."""
+        wanted = {row.name: row for row in rows}
         for target in list(self._targets.values()):
-            if wanted.get(target.name) != target.url:
+            row = wanted.get(target.name)
+            if row is None or (row.url, row.start) != (target.url, target.start):
                 self._close(target)
                 del self._targets[target.name]
-        for name, url in wanted.items():
+        for name, row in wanted.items():
             if name not in self._targets:
-                self._targets[name] = Target(name, url, self._make_client(url), Limit(self._settings.min_concurrency))
+                limit = Limit(self._settings.min_concurrency)
+                self._targets[name] = Target(name, row.url, self._make_client(row), limit, start=row.start)
                 self._open(self._targets[name])
 
     async def take(self, weight: int, prefer: str = "") -> Slot:

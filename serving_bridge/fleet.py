@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from learner_jax.waits import Waits
+from serving_bridge.access import FleetKeys
 from serving_bridge.caretaker import Caretaker
 from serving_bridge.config import ServingSettings
 from serving_bridge.fleet_orders import FleetStatus, OrderBook
 from serving_bridge.fleet_plan import FleetPlan
 from serving_bridge.health import Health
 from serving_bridge.member import Member, Row, Server
-from serving_bridge.registry import ReplicaRegistry
+from serving_bridge.registry import KEYS_FOLDER, ReplicaRegistry
 from serving_bridge.replica import Replica
 from serving_bridge.restarts import RestartBudget
 from serving_bridge.store_follower import StoreFollower
@@ -49,6 +50,7 @@ class Fleet:
       model_dir: folder that servers start from; its weights are replaced by the store's before any request.
       keep_versions: versions kept in the store; those that a replica serves are always kept.
       name: of this controller, unique in the registry; its replicas are named after it. The host's name by default.
+      keys: of the run, for the tokens of its replicas; by default those beside the registry's rows.
       make_replica: (name, port) -> server; a `Replica` by default. Port 0 lets it pick a free one.
       open_session: HTTP session for the replicas that are made by default.
       run_blocking: runs file work, which may be slow, off the event loop.
@@ -67,6 +69,7 @@ class Fleet:
         log: Log,
         should_stop: Callable[[], bool],
         name: str = "",
+        keys: FleetKeys | None = None,
         make_replica: Callable[[str, int], Server] | None = None,
         open_session: Callable[[], AbstractAsyncContextManager[Any]] = http_session,
         run_blocking: Callable[..., Awaitable[Any]] = asyncio.to_thread,
@@ -81,6 +84,8 @@ class Fleet:
         self._log_dir = log_dir
         self._log = log
         self._should_stop = should_stop
+        self._store_root = store.root
+        self._keys = keys or FleetKeys(registry.folder / KEYS_FOLDER)
         self._make_replica = make_replica or self._real_replica
         self._open_session = open_session
         self._run_blocking = run_blocking
@@ -152,8 +157,17 @@ class Fleet:
 
     def _real_replica(self, name: str, port: int) -> Server:
         log_path = self._log_dir / f"{name}.log"
+        self._keys.make()
         return Replica(
-            name, self._model_dir, self._settings, self._session, log_path=log_path, port=port, waits=self._waits
+            name,
+            self._model_dir,
+            self._settings,
+            self._session,
+            log_path=log_path,
+            port=port,
+            waits=self._waits,
+            keys=self._keys,
+            store=self._store_root,
         )
 
     def _beside(self, what: str, every_s: float, look: Callable[[], Awaitable[None]]) -> None:

@@ -1,10 +1,11 @@
 """Runs a command so that neither it nor anything it started can outlive its supervisor.
 
-    python -m serving_bridge.guard [--grace SECONDS] [--lifeline FD] -- COMMAND...
+    python -m serving_bridge.guard [--grace SECONDS] [--lifeline FD] [--folder PATH --lock FD] -- COMMAND...
 
 The guard stands between supervisor and command. When the command ends, the guard is told to stop, or the supervisor
 dies (also by kill -9), the command gets SIGTERM, a grace period, and then every descendant gets SIGKILL. Descendants
-that detach are found too: the guard is their subreaper. Linux only; imports only the standard library.
+that detach are found too: the guard is their subreaper. The folder is removed when all have ended. Linux only; imports
+only the standard library.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +23,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -40,6 +43,17 @@ class GuardError(RuntimeError):
     """The guard can't start or stop a command."""
 
 
+class Folder(Protocol):
+    """What `private_folder.PrivateFolder` is, as far as a guard needs it."""
+
+    path: Path
+    lock: int
+
+    def close(self) -> None: ...
+
+    def remove(self) -> None: ...
+
+
 class GuardedProcess:
     """A command under a guard of its own. Start, watch and stop it from Python.
 
@@ -48,18 +62,32 @@ class GuardedProcess:
       env: the whole environment of the command.
       log_path: file that its output is appended to.
       grace_s: time between SIGTERM and SIGKILL.
+      folder: removed when the command and all its descendants have ended; this closes it.
 
     Attributes:
       pid: the guard's process id.
     """
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str], log_path: str | Path, grace_s: float) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log_path: str | Path,
+        grace_s: float,
+        folder: Folder | None = None,
+    ) -> None:
         self.command = list(command)
+        self._folder = folder
         self._mark = uuid.uuid4().hex
         self._swept = False
         lifeline, self._lifeline = os.pipe()
         # By path and isolated: quick, and found from any working directory without touching the command's environment.
         guard = [sys.executable, "-I", "-S", __file__, "--grace", str(grace_s), "--lifeline", str(lifeline)]
+        inherited = [lifeline]
+        if folder is not None:
+            guard += ["--folder", str(folder.path), "--lock", str(folder.lock)]
+            inherited.append(folder.lock)
         try:
             with open(log_path, "ab") as log:
                 self._process = subprocess.Popen(
@@ -68,14 +96,18 @@ class GuardedProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    pass_fds=(lifeline,),
+                    pass_fds=inherited,
                     start_new_session=True,
                 )
         except OSError as error:
             os.close(self._lifeline)
+            if folder is not None:
+                folder.remove()
             raise GuardError(f"can't start {self.command[0]}: {error}") from error
         finally:
             os.close(lifeline)
+            if folder is not None:
+                folder.close()
         self.pid = self._process.pid
 
     def poll(self) -> int | None:
@@ -88,6 +120,8 @@ class GuardedProcess:
             os.close(self._lifeline)
             if status < 0:  # the guard itself was killed and could not clean up
                 kill_marked(self._mark)
+                if self._folder is not None:
+                    self._folder.remove()
         return status if status >= 0 else 128 - status
 
     def terminate(self) -> None:
@@ -283,9 +317,15 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving_bridge.guard", description=__doc__.splitlines()[0])
     parser.add_argument("--grace", type=float, default=10.0, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument("--lifeline", type=int, help="descriptor of a pipe whose end means that the supervisor died")
+    parser.add_argument("--folder", help="removed when all processes have ended")
+    parser.add_argument("--lock", type=int, help="descriptor that is held open until then")
     parser.add_argument("command", nargs="+", help="program and arguments, after --")
     options = parser.parse_args(arguments)
-    return run(options.command, grace_s=options.grace, lifeline=options.lifeline)
+    try:
+        return run(options.command, grace_s=options.grace, lifeline=options.lifeline)
+    finally:
+        if options.folder is not None:
+            shutil.rmtree(options.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

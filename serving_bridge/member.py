@@ -23,6 +23,9 @@ class Server(Protocol):
     def base_url(self) -> str: ...
 
     @property
+    def start_id(self) -> str: ...
+
+    @property
     def client(self) -> Checked: ...
 
     def exit_status(self) -> int | None:
@@ -53,6 +56,7 @@ class Row(NamedTuple):
     version: int
     step: int
     reason: str
+    start: str
 
 
 @dataclass
@@ -118,7 +122,8 @@ class Member:
 
     def row(self) -> Row:
         """What the registry says of it."""
-        return Row(self.name, self.url, self.state, self.version, self.step, self.reason)
+        start = self.server.start_id if self.url else ""
+        return Row(self.name, self.url, self.state, self.version, self.step, self.reason, start)
 
     def has_hope(self) -> bool:
         """Whether it serves, or may serve again without waiting for restarts to be forgotten."""

@@ -15,6 +15,9 @@ import msgspec
 
 from serving_bridge.lifecycle import TAKES_REQUESTS
 
+#: beside the rows, for this user only; see `access.FleetKeys`
+KEYS_FOLDER = "keys"
+
 
 class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the fleet controller last said of a replica; read by rollout workers to route requests.
@@ -26,6 +29,7 @@ class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       heartbeat_s: when this was written, seconds since the epoch by the serving host's clock.
       fleet: whose replica it is, by the controller's name.
       reason: why it is in this state, where that needs words.
+      start: names the start of its server, whose tokens are made from it (`access`).
     """
 
     name: str
@@ -36,6 +40,7 @@ class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     heartbeat_s: float
     fleet: str = ""
     reason: str = ""
+    start: str = ""
 
 
 class _Requests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,10 +68,19 @@ class ReplicaRegistry:
         return self._folder
 
     def report(
-        self, name: str, *, url: str, state: str, version: int, step: int, fleet: str = "", reason: str = ""
+        self,
+        name: str,
+        *,
+        url: str,
+        state: str,
+        version: int,
+        step: int,
+        fleet: str = "",
+        reason: str = "",
+        start: str = "",
     ) -> None:
         """Writes a replica's row, by atomic rename; also its heartbeat."""
-        row = ReplicaRow(name, url, state, version, step, self._clock(), fleet, reason)
+        row = ReplicaRow(name, url, state, version, step, self._clock(), fleet, reason, start)
         write_file(self._folder / f"{name}.json", msgspec.json.encode(row))
 
     def remove(self, name: str) -> None:

@@ -21,6 +21,7 @@ from learner_jax.waits import Waits, WaitTimeoutError
 from rewards.environments import Environment
 from rewards.feedback import FeedbackEnvironment
 from rewards.protocol import Problem, Task
+from serving_bridge.access import Keys
 from serving_bridge.config import EvaluationSettings, RolloutSettings
 from serving_bridge.dispatch import Dispatcher, NoReplicaError
 from serving_bridge.episodes import Episode, Origin, Player, make_trajectories
@@ -67,6 +68,7 @@ class RolloutWorker:
       should_stop: asked every tick; once true, running groups get `rollout.drain_s`, and the rest is handed on.
       environment: plays the episodes; the task itself, in one turn, if None.
       vocab_size: answers with ids from here on are refused; None where it is not known.
+      keys: for the replicas' tokens; None where they need none.
       open_session: HTTP.
       rng: spreads retries.
       scoring: threads for rewards, `rollout.reward_threads` of its own if None.
@@ -88,6 +90,7 @@ class RolloutWorker:
     should_stop: Callable[[], bool]
     environment: Environment | None = None
     vocab_size: int | None = None
+    keys: Keys | None = None
     waits: Waits = field(default_factory=Waits)
     open_session: Callable[[], AbstractAsyncContextManager[Session]] = http_session
     rng: random.Random = field(default_factory=random.Random)
@@ -123,6 +126,11 @@ async def _started(worker: RolloutWorker) -> AsyncIterator[_Running]:
                 await running.end()
 
 
+def _client(worker: RolloutWorker, row: ReplicaRow, session: Session) -> VllmClient:
+    token = worker.keys.token("inference", row.url, row.start) if worker.keys is not None else ""
+    return VllmClient(row.url, session, vocab_size=worker.vocab_size, token=token)
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that are not waited for: a verifier that hangs must not hold up the claims' being handed on."""
@@ -149,9 +157,7 @@ class _Running:
             reward_version=self._environment.version,
             tokenizer=worker.encoder.tokenizer.fingerprint,
         )
-        self._dispatcher = Dispatcher(
-            worker.settings, lambda url: VllmClient(url, session, vocab_size=worker.vocab_size), worker.waits
-        )
+        self._dispatcher = Dispatcher(worker.settings, lambda row: _client(worker, row, session), worker.waits)
         sampler = Sampler(
             self._dispatcher,
             worker.settings,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from learner_jax.waits import Waits
+from serving_bridge.child_environment import process_environment
 from serving_bridge.guard import GuardedProcess, GuardError
 from serving_bridge.replica import log_tail
 from serving_bridge.restarts import RestartBudget
@@ -18,6 +19,8 @@ Command = Sequence[str]
 
 #: beyond its grace, what a process and its descendants may take to end
 _END_S = 30.0
+#: In the last line of a process that ends because another one of its group has; see `learner_jax.watch`.
+_ECHO = " stops, because "
 
 
 class ProcessFailedError(RuntimeError):
@@ -48,10 +51,11 @@ class _Group:
     budget: RestartBudget
     children: list[_Child]
     stopping: bool = False
-    #: when the first of them was seen to have failed
+    #: those that were seen to have failed by themselves, the first first, and when
+    failed: list[tuple[_Child, int]] = field(default_factory=list)
     failed_s: float | None = None
-    failure: str = ""
-    failure_status: int = 0
+    #: the others were ended, which says nothing about why
+    killed: bool = False
     restart_s: float | None = None
 
 
@@ -65,12 +69,20 @@ class Supervisor:
       log_dir: each process writes to `<log_dir>/<name>.log`, those of a group to `<name>-<number>.log`.
       log: told of every restart.
       waits: where its waits are seen.
+      also: names of further environment variables for its processes (serving.environment).
       clock: monotonic seconds.
     """
 
     def __init__(
-        self, log_dir: Path, log: Log, *, waits: Waits | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        log_dir: Path,
+        log: Log,
+        *,
+        waits: Waits | None = None,
+        also: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ):
+        self._also = also
         self._log_dir = log_dir
         self._log = log
         self._waits = waits or Waits()
@@ -154,29 +166,33 @@ class Supervisor:
     def _check(self, group: _Group) -> None:
         statuses = [child.process.poll() for child in group.children]
         now = self._clock()
+        if not group.killed:
+            known = [child for child, _ in group.failed]
+            group.failed += [
+                (child, status)
+                for child, status in zip(group.children, statuses, strict=True)
+                if status and child not in known
+            ]
+        if not group.failed:
+            return
         if group.failed_s is None:
-            failed = [(child, status) for child, status in zip(group.children, statuses, strict=True) if status]
-            if not failed:
-                return
             group.failed_s = now
-            child, group.failure_status = failed[0]
-            group.failure = (
-                f"process {child.name} ended with status {group.failure_status}; the end of {child.log_path}:\n"
-                f"{log_tail(child.log_path, child.log_start)}"
-            )
         if None in statuses:
             if now - group.failed_s >= group.end_s:
+                group.killed = True
                 for child in group.children:
                     child.process.kill()
             return
         if group.restart_s is None:
             pause_s = group.budget.spend(now)
             if pause_s is None:
-                raise ProcessFailedError(group.failure, group.failure_status)
+                raise ProcessFailedError(*_failure(group))
             group.restart_s = now + pause_s
         if now >= group.restart_s:
-            self._log("restart", name=group.name, status=statuses, restarts_left=group.budget.left(now))
+            left = group.budget.left(now)
+            self._log("restart", name=group.name, status=statuses, restarts_left=left, error=_failure(group)[0])
             group.failed_s = group.restart_s = None
+            group.failed, group.killed = [], False
             self._spawn(group)
 
     def _spawn(self, group: _Group) -> None:
@@ -186,7 +202,9 @@ class Supervisor:
             name = group.name if len(commands) == 1 else f"{group.name}-{number}"
             log_path = self._log_dir / f"{name}.log"
             log_start = log_path.stat().st_size if log_path.exists() else 0
-            process = GuardedProcess(command, env=dict(os.environ), log_path=log_path, grace_s=group.grace_s)
+            process = GuardedProcess(
+                command, env=process_environment(os.environ, self._also), log_path=log_path, grace_s=group.grace_s
+            )
             group.children.append(_Child(name, log_path, log_start, process))
 
     def _kill_all(self) -> None:
@@ -200,3 +218,12 @@ class Supervisor:
                 child.process.wait(_END_S)
             except GuardError:  # the guard itself is stopped
                 child.process.destroy()
+
+
+def _failure(group: _Group) -> tuple[str, int]:
+    """Why a group ended, and the status of the process that began it: one that ended because of another didn't."""
+    ends = [(child, status, log_tail(child.log_path, child.log_start)) for child, status in group.failed]
+    child, status, tail = next((end for end in ends if _ECHO not in end[2].splitlines()[-1]), ends[0])
+    text = f"process {child.name} ended with status {status}; the end of {child.log_path}:\n{tail}"
+    echoes = [tail.splitlines()[-1] for other, _, tail in ends if other is not child and _ECHO in tail.splitlines()[-1]]
+    return "\n".join([text, *(["the others said:", *echoes] if echoes else [])]), status

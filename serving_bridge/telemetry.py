@@ -20,6 +20,7 @@ learner
   committed   step, verified, hash_s, seconds
   uncommitted step, waited_s: a checkpoint that takes long to reach the disk
   stopping    step: asked to stop
+  host_failed host, error: another host of the learner (or this one) can't go on, and this process ends
   life, consumed, saving   step, life (process id); consumed also version, groups, oldest: with WEIR_RECORD_HISTORY in
               the environment only, for checks of a run's history
 rollout

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import aiohttp
@@ -32,7 +30,7 @@ from serving_bridge.answers import (
     prompt_logprobs,
     version_named,
 )
-from serving_bridge.vllm_plugin import PROBE_ID_PREFIX
+from serving_bridge.vllm_plugin.probes import probe_ids
 from serving_bridge.worker_status import WorkerReport, WorkerStatus, merge
 
 __all__ = [
@@ -47,7 +45,6 @@ __all__ = [
     "Unversioned",
     "VllmClient",
     "http_session",
-    "probe_ids",
 ]
 
 T = TypeVar("T")
@@ -55,6 +52,8 @@ T = TypeVar("T")
 _GENERATE = "/inference/v1/generate"
 #: version name of weights that no probe has passed yet; answers that carry it are refused
 _UNPROVEN = "unproven"
+#: statuses of a server that another start's token, or another address, was meant for
+_OTHER_SERVER = (401, 421)
 _METRIC = re.compile(r"^(vllm:[a-z0-9_]+)(?:\{[^}]*\})? ([-+.0-9a-zA-Z]+)$", re.MULTILINE)
 
 
@@ -93,16 +92,33 @@ class VllmClient:
 
     Args:
       vocab_size: answers with token ids from here on are refused; None where it is not known.
+      token: of this start of the server; the control token for control routes and probes.
     """
 
     def __init__(
-        self, base_url: str, session: Session, *, control_timeout_s: float = 60.0, vocab_size: int | None = None
+        self,
+        base_url: str,
+        session: Session,
+        *,
+        control_timeout_s: float = 60.0,
+        vocab_size: int | None = None,
+        token: str = "",
     ) -> None:
         self.base_url = base_url.rstrip("/")
         self._session = session
         self._control_timeout_s = control_timeout_s
         self._vocab_size = vocab_size
+        self.token = token
         self._answers = msgspec.json.Decoder(Answer)
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header that every request carries."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    def probe_ids(self, count: int) -> list[str]:
+        """Request ids of prompts whose log-probs a paused server computes together, once all have come."""
+        return probe_ids(count, self.token)
 
     async def generate(
         self,
@@ -160,7 +176,7 @@ class VllmClient:
           float32[T-1], nats, temperature 1: entry t is log p(tokens[t+1] | tokens[:t+1]).
         """
         parameters = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
-        (alone,) = probe_ids(1)
+        (alone,) = self.probe_ids(1)
         answer = await self._generate(token_ids, parameters, timeout_s, priority, request_id or alone)
         return prompt_logprobs(answer, token_ids, self.base_url)
 
@@ -187,17 +203,16 @@ class VllmClient:
     async def is_paused(self) -> bool:
         return self._decoded(await self._request("GET", "/is_paused"), _Paused).is_paused
 
-    async def stage(self, root: Path, version: int, content_sha256: str, round_id: str, lease_s: float) -> WorkerStatus:
-        """Takes the replica's lease and has the workers read and check a version in the background.
+    async def stage(self, version: int, content_sha256: str, round_id: str, lease_s: float) -> WorkerStatus:
+        """Takes the replica's lease and has the workers read and check a version of its store in the background.
 
         Args:
-          root: the weight store, under a path that the replica's hosts see.
           round_id: who asks; the lease is its own for `lease_s` seconds, and longer with each `worker_status`.
 
         Raises:
           Failed: another round holds the lease, or the workers can't stage.
         """
-        wanted = {"root": str(root), "version": version, "content_sha256": content_sha256}
+        wanted = {"version": version, "content_sha256": content_sha256}
         return await self._workers("weir_stage", {**wanted, "round_id": round_id, "lease_s": lease_s})
 
     async def worker_status(self, round_id: str = "") -> WorkerStatus:
@@ -308,7 +323,9 @@ class VllmClient:
     ) -> bytes:
         total_s = self._control_timeout_s if timeout_s is None else timeout_s
         data = None if body is None else msgspec.json.encode(body)
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        headers = self.authorization
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         if route != _GENERATE:
             # uvicorn drops the connection after a 500 without saying so, and the next request on it would be lost.
             headers["Connection"] = "close"
@@ -330,15 +347,11 @@ class VllmClient:
             raise Unreachable(f"{where}: {error or type(error).__name__}") from error
         if status >= 500:
             raise Failed(f"{where}: {status} {_detail(payload)}")
+        if status in _OTHER_SERVER:
+            raise Unreachable(f"{where}: {status} {_detail(payload)}; the server that was known has ended")
         if status >= 400:
             raise Rejected(f"{where}: {status} {_detail(payload)}")
         return payload
-
-
-def probe_ids(count: int) -> list[str]:
-    """Request ids of prompts whose log-probs are asked for together: a paused server begins when all have come."""
-    batch = uuid.uuid4().hex
-    return [f"{PROBE_ID_PREFIX}{batch}-{count}-{index}" for index in range(count)]
 
 
 def _detail(payload: bytes) -> str:

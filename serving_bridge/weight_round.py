@@ -16,7 +16,7 @@ import numpy as np
 from learner_jax.contracts import GoldenPrompt, WeightManifest
 from learner_jax.waits import Wait, Waits
 from serving_bridge.config import ServingSettings
-from serving_bridge.vllm_client import Failed, ReplicaError, VllmClient, probe_ids
+from serving_bridge.vllm_client import Failed, ReplicaError, VllmClient
 from serving_bridge.weight_store import WeightStore
 from serving_bridge.worker_status import WorkerStatus
 
@@ -158,7 +158,7 @@ async def probe(client: VllmClient, golden: Sequence[GoldenPrompt], timeout_s: f
     Raises:
       ReplicaError: the replica did not answer.
     """
-    ids = zip(golden, probe_ids(len(golden)), strict=True)
+    ids = zip(golden, client.probe_ids(len(golden)), strict=True)
     answers = await asyncio.gather(
         *(
             client.prompt_logprobs(prompt.tokens, timeout_s=timeout_s, priority=PROBE_PRIORITY, request_id=request_id)
@@ -314,9 +314,9 @@ async def _may_serve(this: _Round) -> bool:
 async def _take_lease(this: _Round) -> WorkerStatus:
     """Asks for the lease and the staging; `Failed` if another round holds the lease."""
     this.asked_for_lease, asked_s, lease_s = True, _now(), _lease_s(this.settings)
-    root, manifest = this.store.root.absolute(), this.manifest
+    manifest = this.manifest
     # Not cut off: a lease that this round does not know of would keep the next one out.
-    worker = await _settled(this.client.stage(root, manifest.version, manifest.content_sha256, this.round_id, lease_s))
+    worker = await _settled(this.client.stage(manifest.version, manifest.content_sha256, this.round_id, lease_s))
     this.leased_until_s = asked_s + lease_s
     return worker
 

@@ -23,7 +23,7 @@ from learner_jax.config import HostsSettings, LearnerSettings
 from learner_jax.contracts import Payloads
 from learner_jax.engine import Engine
 from learner_jax.hf_names import ModelConfig, parse_model_config
-from learner_jax.hosts import Hosts, connect
+from learner_jax.hosts import Hosts, connect, ends_at_once
 from learner_jax.loop import Learner
 from learner_jax.model import abstract_parameters
 from serving_bridge.queue import TrajectoryQueue
@@ -42,6 +42,7 @@ class Spec:
       kill_at: (host, event, step) at which that host kills itself with SIGKILL.
       stop_at: (host, step) after which that host asks to stop.
       raise_at: (host, step) at whose record that host raises.
+      facts: what hosts compare when they join.
     """
 
     directory: str
@@ -51,6 +52,7 @@ class Spec:
     kill_at: tuple[int, str, int] | None = None
     stop_at: tuple[int, int] | None = None
     raise_at: tuple[int, int] | None = None
+    facts: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
 
 class RecordedQueue(TrajectoryQueue):
@@ -96,7 +98,7 @@ def train(spec: Spec, hosts: Hosts) -> None:
 
     queue = RecordedQueue(directory / "state.db")
     checkpoints = Checkpoints(directory / "checkpoints", keep=2)
-    outcome = Learner(
+    learner = Learner(
         engine,
         random_parameters(config),
         seed=0,
@@ -109,7 +111,10 @@ def train(spec: Spec, hosts: Hosts) -> None:
         should_stop=lambda: (
             spec.stop_at is not None and spec.stop_at[0] == hosts.index and completed >= spec.stop_at[1]
         ),
-    ).run()
+    )
+    hosts.log_failures(log)
+    with hosts.telling():
+        outcome = learner.run()
     checkpoints.close()
     metrics.write("read", ids=queue.ids)
     metrics.write("outcome", reason=outcome.reason, completed=outcome.position.completed_steps)
@@ -122,7 +127,8 @@ def main() -> None:
         if fields.get(name):
             fields[name] = tuple(fields[name])
     spec = Spec(**fields)
-    with clear_errors(), connect(HostsSettings(**spec.settings.get("hosts", {})), timeout_s=spec.timeout_s) as hosts:
+    settings = HostsSettings(**spec.settings.get("hosts", {}))
+    with ends_at_once(), clear_errors(), connect(settings, timeout_s=spec.timeout_s, facts=spec.facts) as hosts:
         train(spec, hosts)
 
 

@@ -16,7 +16,7 @@ from serving_bridge.config import ServingSettings
 from serving_bridge.fleet import Fleet
 from serving_bridge.member import Member
 from serving_bridge.registry import ReplicaRegistry
-from serving_bridge.replica import ReplicaStartError
+from serving_bridge.server_checks import ReplicaStartError
 from serving_bridge.vllm_client import Malformed, Unreachable
 from serving_bridge.weight_round import RoundOutcome
 from serving_bridge.weight_store import WeightStore
@@ -37,7 +37,7 @@ class StubServer:
     """
 
     def __init__(self, name: str, port: int) -> None:
-        self.name, self.port, self.base_url = name, port, f"http://{name}"
+        self.name, self.port, self.base_url, self.start_id = name, port, f"http://{name}", ""
         self.client = self
         self.status: int | None = 0
         self.answers = True

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +16,12 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 
+from serving_bridge.access import ROLES, Keys
 from serving_bridge.config import ServingSettings
+from serving_bridge.gate import ALSO_OPEN, BASE_URL, INFERENCE_TOKEN, Gate
+from serving_bridge.server_checks import claim_port
 from serving_bridge.vllm_client import VllmClient
+from serving_bridge.vllm_plugin.probes import CONTROL_TOKEN
 from tools.bench import BenchmarkError, rollout
 from tools.bench.__main__ import main
 from tools.bench.rollout import Result, Work
@@ -53,23 +57,40 @@ class Recorded:
         self.base_url = ""
 
     def __call__(
-        self, name: str, model_dir: Path, settings: ServingSettings, session: ClientSession, *, log_path: Path
+        self,
+        name: str,
+        model_dir: Path,
+        settings: ServingSettings,
+        session: ClientSession,
+        *,
+        log_path: Path,
+        keys: Keys,
+        also_open: Sequence[str],
     ) -> Recorded:
         """Stands for making a `Replica`."""
         self._model_dir, self._settings, self._session = model_dir, settings, session
+        self._keys, self._also_open = keys, also_open
         return self
 
+    @property
+    def start_id(self) -> str:
+        return "the only one"
+
     async def start(self) -> None:
-        worker = Worker(ModelWeights(self._model_dir), clock=asyncio.get_running_loop().time)
+        root = self._model_dir.parent
+        worker = Worker(ModelWeights(self._model_dir), root=root, clock=asyncio.get_running_loop().time)
         engine_settings = EngineSettings(self._settings.max_model_len, self._settings.max_num_seqs)
-        self.engine = Engine(worker, engine_settings, draws=random.Random(0))
-        app = application(self.engine)
+        self.base_url = f"http://127.0.0.1:{claim_port('127.0.0.1', 0)}"
+        control, inference = (self._keys.token(role, self.base_url, self.start_id) for role in ROLES)
+        environment = {CONTROL_TOKEN: control, INFERENCE_TOKEN: inference, BASE_URL: self.base_url}
+        gate = Gate.of_environment(environment | {ALSO_OPEN: " ".join(self._also_open)})
+        self.engine = Engine(worker, engine_settings, draws=random.Random(0), control_token=control)
+        app = application(self.engine, gate)
         app.middlewares.append(self._recording)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
-        self.base_url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
-        self.client = VllmClient(self.base_url, self._session)
+        await web.TCPSite(self._runner, "127.0.0.1", int(self.base_url.rpartition(":")[2])).start()
+        self.client = VllmClient(self.base_url, self._session, token=control)
 
     async def stop(self) -> None:
         assert self._runner is not None

@@ -507,7 +507,7 @@ def test_an_engine_behind_a_damaged_wire_can_not_be_told_anything() -> None:
         answering = threading.Thread(target=answer)
         answering.start()
         with pytest.raises(SkippedError, match="does not answer"):
-            disturb(f"http://127.0.0.1:{server.getsockname()[1]}", {})
+            disturb(f"http://127.0.0.1:{server.getsockname()[1]}", "token", {})
         answering.join()
 
 

@@ -27,7 +27,7 @@ def dispatcher(names: Sequence[str], *, replicas: dict[str, FakeReplica] | None 
     session = FakeSession(replicas or {})
     given = {"max_prompt_tokens": 8, "max_tokens": 8, "max_wait_s": 30.0} | settings
     found = Dispatcher(
-        RolloutSettings(**given), lambda url: VllmClient(url, session), Waits(asyncio.get_running_loop().time)
+        RolloutSettings(**given), lambda row: VllmClient(row.url, session), Waits(asyncio.get_running_loop().time)
     )
     found.update(rows(names))
     return found

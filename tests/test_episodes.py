@@ -120,7 +120,7 @@ class Table:
         self.settings = RolloutSettings(**(given | options))
         session = FakeSession(replicas)
         self.dispatcher = Dispatcher(
-            self.settings, lambda url: VllmClient(url, session), Waits(asyncio.get_running_loop().time)
+            self.settings, lambda row: VllmClient(row.url, session), Waits(asyncio.get_running_loop().time)
         )
         self.dispatcher.update([ReplicaRow(name, f"http://{name}", "healthy", 1, 0, 0.0) for name in replicas])
         self.count: Counter[str] = Counter()

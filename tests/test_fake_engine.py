@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from serving_bridge.vllm_client import Aborted, Failed, Malformed, Rejected, Unreachable, VllmClient, probe_ids
+from serving_bridge.gate import Gate
+from serving_bridge.server_checks import claim_port
+from serving_bridge.vllm_client import Aborted, Failed, Malformed, Rejected, Unreachable, VllmClient
 from serving_bridge.weight_round import run_round
 from serving_bridge.weight_store import WeightStore
 from tests.broken_versions import flip_bit
@@ -34,8 +36,10 @@ from tests.weight_world import (
 )
 from tools.faults.engine import Engine, EngineSettings
 from tools.faults.qwen3 import Qwen3, log_softmax
-from tools.faults.server import application
+from tools.faults.server import DISTURB, application
 from tools.faults.weights import ModelWeights, Worker
+
+CONTROL = "c" * 64
 
 
 @dataclass
@@ -111,7 +115,7 @@ async def a_pause_holds_answers_and_lets_whole_batches_of_probes_through(bench: 
     await bench.client.pause()
     assert await bench.client.is_paused()
     assert await bench.client.is_healthy()
-    first, second = probe_ids(2)
+    first, second = bench.client.probe_ids(2)
     alone = asyncio.create_task(bench.client.prompt_logprobs(PROMPTS[2], timeout_s=60, request_id=first))
     await asyncio.sleep(0.3)
     assert not alone.done()
@@ -135,19 +139,19 @@ async def update_sessions_follow_vllms_rules(bench: Bench) -> None:
     with pytest.raises(Failed):
         await bench.client.finish_update()
     with pytest.raises(Failed):
-        await bench.client.update(99, "no such", "nobody")
+        await bench.client.update(99, "0" * 64, "nobody")
     await bench.client.start_update()
     with pytest.raises(Failed, match="active"):
         await bench.client.start_update()
     await bench.client.end_stuck_update()
     await bench.client.start_update()
     with pytest.raises(Failed, match="does not hold"):
-        await bench.client.update(99, "no such", "nobody")
+        await bench.client.update(99, "0" * 64, "nobody")
 
 
 async def one_round_at_a_time_holds_the_lease(bench: Bench) -> None:
     manifest = bench.publish(bench.model_b)
-    arguments = (bench.store.root, manifest.version, manifest.content_sha256)
+    arguments = (manifest.version, manifest.content_sha256)
     await bench.client.stage(*arguments, "one", 60.0)
     with pytest.raises(Failed, match="round one"):
         await bench.client.stage(*arguments, "two", 60.0)
@@ -213,14 +217,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
 
 
 @asynccontextmanager
-async def fake_server(folder: Path) -> AsyncIterator[tuple[VllmClient, aiohttp.ClientSession]]:
-    worker = Worker(ModelWeights(folder), clock=asyncio.get_running_loop().time)
-    engine = Engine(worker, EngineSettings(max_model_len=256, token_s=0.02), draws=random.Random(0))
-    runner = web.AppRunner(application(engine), handler_cancellation=True, shutdown_timeout=0.1)
+async def fake_server(folder: Path, store: Path) -> AsyncIterator[tuple[VllmClient, aiohttp.ClientSession]]:
+    worker = Worker(ModelWeights(folder), root=store, clock=asyncio.get_running_loop().time)
+    settings, port = EngineSettings(max_model_len=256, token_s=0.02), claim_port("127.0.0.1", 0)
+    engine = Engine(worker, settings, draws=random.Random(0), control_token=CONTROL)
+    gate = Gate(f"http://127.0.0.1:{port}", CONTROL, "i" * 64, also=[DISTURB])
+    runner = web.AppRunner(application(engine, gate), handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
     async with aiohttp.ClientSession() as session:
-        client = VllmClient(f"http://127.0.0.1:{runner.addresses[0][1]}", session, control_timeout_s=10)
+        client = VllmClient(f"http://127.0.0.1:{port}", session, control_timeout_s=10, token=CONTROL)
         await client.name_version(0)
         try:
             yield client, session
@@ -233,7 +239,7 @@ def test_the_fake_engine_passes_each_check(check: Callable[[Bench], Awaitable[No
     folder, model_a, model_b = models
 
     async def run() -> None:
-        async with fake_server(folder) as (client, session), asyncio.timeout(8):
+        async with fake_server(folder, tmp_path) as (client, session), asyncio.timeout(8):
             await check(Bench(client, session, WeightStore(tmp_path, "run"), model_a, model_b, 20))
 
     asyncio.run(run())
@@ -257,17 +263,17 @@ def test_vllm_passes_the_same_checks(world: World):
         world.run(check(bench))
 
 
-def test_disturbances_do_what_they_say(models: Any):
+def test_disturbances_do_what_they_say(models: Any, tmp_path: Path):
     folder = models[0]
 
     async def run() -> None:
-        async with fake_server(folder) as (served, session):
-            url, client = served.base_url, VllmClient(served.base_url, session, control_timeout_s=0.5)
+        async with fake_server(folder, tmp_path) as (served, session):
+            url, client = served.base_url, VllmClient(served.base_url, session, control_timeout_s=0.5, token=CONTROL)
             await client.name_version(1)
             generate: Any = dict(n=1, max_tokens=3, stop_token_ids=[EOS], timeout_s=10)
 
             async def disturb(**fields: Any) -> None:
-                async with session.post(f"{url}/disturb", json=fields) as response:
+                async with session.post(f"{url}/disturb", json=fields, headers=client.authorization) as response:
                     assert response.status == 200
 
             await disturb(garbage=1)

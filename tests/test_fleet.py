@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from serving_bridge import weight_store
+from serving_bridge.access import FleetKeys, Role
 from serving_bridge.config import StoreSettings
 from serving_bridge.fleet import Fleet
 from serving_bridge.guard import descendants
-from serving_bridge.registry import ReplicaRegistry, ReplicaRow
+from serving_bridge.registry import KEYS_FOLDER, ReplicaRegistry, ReplicaRow
 from serving_bridge.vllm_client import VllmClient
 from serving_bridge.weight_publisher import Publisher
 from serving_bridge.weight_store import MANIFEST_NAME, WeightStore
@@ -72,12 +73,16 @@ class Running:
 
         return self.runner.run(wait())
 
+    def client(self, row: ReplicaRow, session: Any, role: Role) -> VllmClient:
+        keys = FleetKeys(self.registry.folder / KEYS_FOLDER)
+        return VllmClient(row.url, session, token=keys.token(role, row.url, row.start))
+
     def assert_serves(self, row: ReplicaRow) -> None:
         """It answers as the model that was published last."""
 
         async def ask() -> np.ndarray:
             async with aiohttp.ClientSession() as session:
-                answer = await greedily(VllmClient(row.url, session), PROMPT, 30)
+                answer = await greedily(self.client(row, session, "inference"), PROMPT, 30)
                 assert set(answer.policy_version.tolist()) == {row.version}
                 return answer.tokens
 
@@ -198,7 +203,7 @@ def test_a_server_killed_while_paused_comes_back_with_the_newest_version(running
 
     async def kill_paused() -> None:
         async with aiohttp.ClientSession() as session:
-            await VllmClient(row.url, session).pause()
+            await running.client(row, session, "control").pause()
         os.kill(server_of(row), signal.SIGKILL)  # the server's own process; the others end with it
 
     running.runner.run(kill_paused())

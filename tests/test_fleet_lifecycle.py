@@ -11,8 +11,8 @@ from serving_bridge.caretaker import NOTICE_S
 from serving_bridge.fleet import FleetError
 from serving_bridge.fleet_orders import OrderBook
 from serving_bridge.lifecycle import TAKES_REQUESTS
-from serving_bridge.replica import ReplicaStartError
 from serving_bridge.restarts import RestartBudget
+from serving_bridge.server_checks import ReplicaStartError
 from tests.stub_fleet import ROUND_S, START_S, StubFleet, StubServer
 from tests.virtual_time import run
 

@@ -21,9 +21,10 @@ import pytest
 from rich.console import Console
 
 from learner_jax.waits import Waits
+from serving_bridge.access import FleetKeys
 from serving_bridge.fleet_orders import OrderBook
 from serving_bridge.guard import descendants
-from serving_bridge.registry import ReplicaRegistry, ReplicaRow
+from serving_bridge.registry import KEYS_FOLDER, ReplicaRegistry, ReplicaRow
 from serving_bridge.telemetry import read_metrics
 from serving_bridge.vllm_client import Completion, ReplicaError, VllmClient
 from serving_bridge.weight_store import WeightStore
@@ -123,7 +124,8 @@ class Run:
     def sample(self, row: ReplicaRow, max_tokens: int) -> list[Completion]:
         async def ask() -> list[Completion]:
             async with aiohttp.ClientSession() as session:
-                client = VllmClient(row.url, session)
+                token = FleetKeys(self.registry.folder / KEYS_FOLDER).token("inference", row.url, row.start)
+                client = VllmClient(row.url, session, token=token)
                 return await client.generate([5, 6], n=1, max_tokens=max_tokens, stop_token_ids=[], timeout_s=60)
 
         return asyncio.run(ask())

@@ -6,13 +6,8 @@ The first part runs hosts as threads around a store in memory; the second starts
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,10 +30,20 @@ from learner_jax.feed import Feed, StarvedError, StepGroups, divided
 from learner_jax.hf_names import parse_model_config
 from learner_jax.hosts import HostError, Hosts
 from learner_jax.packing import Lengths, Plan, plan_rows
+from learner_jax.watch import END_WITHIN_S
 from serving_bridge.queue import QueueError, TrajectoryQueue
-from serving_bridge.telemetry import read_metrics
 from serving_bridge.weight_store import WeightStore
-from tests.conftest import REPOSITORY
+from tests.host_processes import (
+    HEARTBEAT_S,
+    PLAIN,
+    TRAINING,
+    Processes,
+    fill,
+    final,
+    largest_difference,
+    last_line,
+    records,
+)
 from tests.host_worker import random_parameters
 from tests.test_train_step import TINY_JSON
 from tests.trajectories import make_group
@@ -256,17 +261,6 @@ def take(
         queue.close()
 
 
-def fill(directory: Path, count: int, *, versions: Callable[[int], int] = lambda _: 1, **kinds: Any) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    queue = TrajectoryQueue(directory / "state.db")
-    groups = [
-        make_group(f"run/{i:02d}", seed=i, version=versions(i), answer_tokens=1 + i % 4, rewards=[0.0, 1.0], **kinds)
-        for i in range(count)
-    ]
-    queue.put([(i, group) for i, group in enumerate(groups)])
-    queue.close()
-
-
 def damage(directory: Path, *group_ids: str) -> None:
     queue = TrajectoryQueue(directory / "state.db")
     for group_id in group_ids:
@@ -352,28 +346,6 @@ def test_settings_that_hosts_can_not_share_are_refused(changes: dict[str, Any], 
 
 # Real processes.
 
-HEARTBEAT_S = 10
-TRAINING: dict[str, Any] = {
-    "steps": 6,
-    "groups_per_step": 4,
-    "sequence_length": 8,
-    "row_tokens": [16],
-    "microbatch_rows": 4,
-    "minibatches": 2,
-    "max_wait_s": 60,
-    "mismatch_versions": 2,
-    "mismatch_rows": 4,
-    "peak_tflops": 1,
-    "optimizer": {"learning_rate": 1e-3},
-    "loss": {
-        "kl": {"coefficient": 0.01},
-        "mismatch": {"truncation": 2.0},
-        "policy": {"objective": "decoupled_ppo"},
-    },
-    "checkpoint": {"every": 2, "keep": 3},
-    "mesh": {"data": 1, "fsdp": 4},
-}
-PLAIN = TRAINING | {"steps": 3, "minibatches": 1, "mismatch_versions": 0, "loss": {}}
 #: Log-probs of older versions are recomputed; not for resumed runs, which no longer have their weights in memory.
 LAGGING = PLAIN | {
     "mismatch_versions": 2,
@@ -386,88 +358,6 @@ DEMO_JSON = TINY_JSON | {
     "intermediate_size": 512,
     "head_dim": 32,
 }
-
-
-class Processes:
-    """The processes of one learner; what they print goes to files beside the run's."""
-
-    def __init__(
-        self,
-        directory: Path,
-        count: int,
-        *,
-        settings: dict[str, Any],
-        num_devices: int = 4,
-        model: dict[str, Any] = TINY_JSON,
-        start: Sequence[int] | None = None,
-        connect_timeout_s: float = 60,
-        **told: Any,
-    ) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices // count}",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # what is compiled here runs for milliseconds
-        }
-        self._outputs: dict[int, Path] = {}
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
-        for index in range(count) if start is None else start:
-            hosts = {
-                "count": count,
-                "index": index,
-                "coordinator": f"127.0.0.1:{port}",
-                "connect_timeout_s": connect_timeout_s,
-                "heartbeat_timeout_s": HEARTBEAT_S,
-            }
-            told_settings = settings | ({"hosts": hosts} if count > 1 else {})
-            spec = {"directory": str(directory), "model": model, "settings": told_settings} | told
-            self._outputs[index] = directory / f"output-{index}.txt"
-            with self._outputs[index].open("ab") as output:
-                self._running[index] = subprocess.Popen(
-                    [sys.executable, "-W", "error", "-m", "tests.host_worker", json.dumps(spec)],
-                    cwd=REPOSITORY,
-                    env=environment,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-
-    def wait(self, timeout_s: float = 240) -> list[int]:
-        """Exit statuses in the order of hosts; whatever runs for longer is killed."""
-        deadline = time.monotonic() + timeout_s
-        try:
-            return [p.wait(timeout=max(0.1, deadline - time.monotonic())) for p in self._running.values()]
-        finally:
-            for process in self._running.values():
-                process.kill()
-                process.wait()
-
-    def wait_for(self, index: int, timeout_s: float = 240) -> int:
-        return self._running[index].wait(timeout=timeout_s)
-
-    def output(self, index: int) -> str:
-        return self._outputs[index].read_text(errors="replace")
-
-    def finish(self) -> None:
-        statuses = self.wait()
-        assert set(statuses) == {0}, "\n".join(self.output(index)[-3000:] for index in self._outputs)
-
-
-def records(directory: Path, host: int, event: str) -> list[dict[str, Any]]:
-    return [record for record in read_metrics(directory / f"host-{host}.jsonl") if record["event"] == event]
-
-
-def final(directory: Path) -> dict[Any, np.ndarray]:
-    return flatten_dict(restore_parameters(directory / "checkpoints"))
-
-
-def largest_difference(a: Path, b: Path) -> float:
-    """Of all final parameters, relative to the largest of each tensor."""
-    first, second = final(a), final(b)
-    assert first.keys() == second.keys()
-    return max(float(np.abs(first[k] - second[k]).max() / np.abs(second[k]).max()) for k in first)
 
 
 @pytest.fixture(scope="module")
@@ -551,9 +441,10 @@ def test_a_killed_process_ends_the_others_and_all_go_on_from_the_checkpoint(two:
     killed = Processes(tmp_path, 2, settings=TRAINING, kill_at=(1, "checkpoint", 4))
     assert killed.wait_for(1) == -signal.SIGKILL
     started = time.monotonic()
-    assert killed.wait()[0] not in (0, -signal.SIGKILL)
-    assert time.monotonic() - started < HEARTBEAT_S + 20
-    assert "another task died" in killed.output(0)
+    assert killed.wait()[0] == 1
+    assert time.monotonic() - started < HEARTBEAT_S + END_WITHIN_S + 20
+    assert last_line(killed, 0).startswith("error: host 0 of 2 stops, because host 1 died: its process was killed")
+    assert records(tmp_path, 0, "host_failed")[0]["host"] == 1
     restore_parameters(tmp_path / "checkpoints")
     Processes(tmp_path, 2, settings=TRAINING).finish()
     assert records(tmp_path, 0, "resumed")[0]["step"] in (2, 4)
@@ -588,17 +479,20 @@ def test_an_exception_on_one_process_ends_all_with_its_message(tmp_path: Path) -
     processes = Processes(tmp_path, 2, settings=PLAIN, raise_at=(1, 1))
     assert processes.wait_for(1) != 0
     started = time.monotonic()
-    assert processes.wait()[0] != 0
-    assert time.monotonic() - started < HEARTBEAT_S + 20
-    assert "because host 1 failed: RuntimeError: raised at step 1" in processes.output(0)
+    assert processes.wait()[0] == 1
+    assert time.monotonic() - started < HEARTBEAT_S + END_WITHIN_S + 20
+    assert last_line(processes, 0) == (
+        "error: host 0 of 2 stops, because host 1 failed: RuntimeError: raised at step 1"
+    )
 
 
 @pytest.mark.parametrize("there", [0, 1])
 def test_a_process_that_never_starts_is_missed_in_time(there: int, tmp_path: Path) -> None:
     processes = Processes(tmp_path, 2, settings=PLAIN, start=[there], connect_timeout_s=3)
     (status,) = processes.wait(60)
-    assert status not in (0, -signal.SIGKILL)
-    assert f"host {there} of 2: not all 2 hosts joined" in processes.output(there)
+    assert status == 1
+    problem = ["not all 2 hosts joined", "host 0 could not be reached"][there]
+    assert last_line(processes, there).startswith(f"error: host {there} of 2: {problem}")
 
 
 @pytest.mark.parametrize(

@@ -15,21 +15,19 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from serving_bridge import replica as replica_module
+from serving_bridge import server_checks
 from serving_bridge.config import ServingSettings
 from serving_bridge.guard import descendants
-from serving_bridge.replica import (
-    Replica,
+from serving_bridge.replica import Replica, log_tail
+from serving_bridge.server_checks import (
     ReplicaStartError,
     check_model,
     check_plugin,
     check_private,
     claim_port,
     detect_platform,
-    log_tail,
-    server_command,
-    server_environment,
 )
+from serving_bridge.server_options import Access, server_command, server_environment
 from serving_bridge.vllm_client import (
     Aborted,
     Completion,
@@ -43,6 +41,8 @@ from serving_bridge.vllm_client import (
 )
 
 SETTINGS = ServingSettings(max_model_len=64, max_num_seqs=8, start_timeout_s=120, extra_args=("--seed", "5"))
+
+ACCESS = Access("http://127.0.0.1:1", "c" * 64, "i" * 64, store="/w")
 
 
 def option(command: list[str], name: str) -> str:
@@ -60,7 +60,7 @@ def test_flags_on_the_cpu():
     assert {"--enable-scale-out", "--enforce-eager", "--no-enable-chunked-prefill"} <= set(command)
     assert "--gpu-memory-utilization" not in command
     assert command[-2:] == ["--seed", "5"]
-    environment = server_environment({"HOME": "/h"}, SETTINGS, "cpu")
+    environment = server_environment({"HOME": "/h"}, SETTINGS, "cpu", ACCESS, Path("/s"))
     assert environment["HOME"] == "/h"
     assert environment["VLLM_SERVER_DEV_MODE"] == environment["HF_HUB_OFFLINE"] == "1"
     assert environment["OMP_NUM_THREADS"] == str(SETTINGS.threads)
@@ -75,7 +75,7 @@ def test_flags_on_a_gpu():
     assert option(command, "--tensor-parallel-size") == "4"
     assert option(command, "--dtype") == "bfloat16"
     assert not {"--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes"} & set(command)
-    environment = server_environment({}, settings, "gpu")
+    environment = server_environment({}, settings, "gpu", ACCESS, Path("/s"))
     assert environment["VLLM_SERVER_DEV_MODE"] == "1"
     assert not {"OMP_NUM_THREADS", "TORCH_COMPILE_DISABLE", "VLLM_CPU_OMP_THREADS_BIND"} & set(environment)
 
@@ -90,13 +90,13 @@ def test_flags_on_a_gpu():
     ],
 )
 def test_platform_follows_what_is_installed(monkeypatch: pytest.MonkeyPatch, installed, devices, platform):
-    monkeypatch.setattr(replica_module, "_version", installed.get)
-    monkeypatch.setattr(replica_module, "_ACCELERATORS", devices)
+    monkeypatch.setattr(server_checks, "_version", installed.get)
+    monkeypatch.setattr(server_checks, "_ACCELERATORS", devices)
     assert detect_platform() == platform
 
 
 def test_missing_vllm_or_plugin_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(replica_module, "_version", lambda name: None)
+    monkeypatch.setattr(server_checks, "_version", lambda name: None)
     with pytest.raises(ReplicaStartError, match=r"vLLM is not installed .* pip install 'weir\[serving\]'"):
         detect_platform()
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])

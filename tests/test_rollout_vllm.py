@@ -71,7 +71,10 @@ async def played(replica: Replica, model: Path, settings: RolloutSettings) -> tu
     count: Counter[str] = Counter()
     loop = asyncio.get_running_loop()
     async with http_session() as session:
-        dispatcher = Dispatcher(settings, lambda url: VllmClient(url, session, vocab_size=128), Waits(loop.time))
+        token = replica.client.token
+        dispatcher = Dispatcher(
+            settings, lambda row: VllmClient(row.url, session, vocab_size=128, token=token), Waits(loop.time)
+        )
         dispatcher.update([ReplicaRow("a", replica.base_url, "healthy", 7, 0, 0.0)])
         sampler = Sampler(
             dispatcher, settings, (EOS, *range(100, 104)), count=count, log=lambda *_, **__: None, rng=random.Random(0)

@@ -125,6 +125,31 @@ def test_a_group_lives_and_dies_together_and_leaves_others_alone(tmp_path: Path)
         assert not supervisor.has_finished("group")
 
 
+def test_a_group_is_blamed_on_the_process_that_began_it(tmp_path: Path) -> None:
+    """The one that was killed says nothing, and the one that ended because of it is seen first."""
+    echo = "import sys; sys.exit('error: host 0 of 3 stops, because host 1 died: it was killed')"
+    victim = "import os, signal; print('step 7', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    commands = [python(echo), python(victim), python("import time; time.sleep(60)")]
+    with Supervisor(tmp_path, lambda event, **fields: None) as supervisor:
+        supervisor.start_group("group", lambda: commands, grace_s=1.0, end_s=2.0)
+
+        def failed() -> ProcessFailedError | None:
+            try:
+                supervisor.check()
+            except ProcessFailedError as error:
+                return error
+            return None
+
+        until(lambda: all(child.process.poll() is not None for child in supervisor._groups["group"].children[:2]))
+        found: list[ProcessFailedError] = []
+        until(lambda: [found.append(error) for error in [failed()] if error] and found)
+    assert str(found[0]).startswith("process group-1 ended with status 137; the end of ")
+    assert str(found[0]).endswith(
+        "step 7\nthe others said:\nerror: host 0 of 3 stops, because host 1 died: it was killed"
+    )
+    assert found[0].status == 137
+
+
 def test_a_group_has_finished_when_all_of_it_has(tmp_path: Path) -> None:
     with Supervisor(tmp_path, lambda event, **fields: None) as supervisor:
         supervisor.start_group("group", lambda: [python("pass"), python("import time; time.sleep(0.5)")])

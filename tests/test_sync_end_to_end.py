@@ -167,7 +167,7 @@ async def start(
         start_timeout_s=300,
         probe_tolerance=TOLERANCE if dtype == "float32" else None,
     )
-    replica = Replica(name, folder, settings, session, log_path=logs / f"{name}.log")
+    replica = Replica(name, folder, settings, session, log_path=logs / f"{name}.log", store=logs / "weights")
     await replica.start()
     return replica
 

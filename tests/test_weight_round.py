@@ -14,7 +14,6 @@ import pytest
 
 from learner_jax.contracts import WeightManifest
 from serving_bridge.vllm_client import Completion, Rejected, Unversioned
-from serving_bridge.vllm_plugin import PROBE_ID_PREFIX
 from tests.broken_versions import BROKEN
 from tests.weight_world import (
     EOS,
@@ -114,9 +113,10 @@ def test_a_paused_server_answers_probes_and_nothing_else(world: World):
         await world.client.pause()
         sampled = (await world.client.metrics())["vllm:generation_tokens_total"]
         waiting = asyncio.create_task(greedily(world.client, PROMPTS[0], 20))
-        body = {"request_id": f"{PROBE_ID_PREFIX}0-1-0", "token_ids": [5], "sampling_params": {"max_tokens": 20}}
+        (request_id,) = world.client.probe_ids(1)
+        body = {"request_id": request_id, "token_ids": [5], "sampling_params": {"max_tokens": 20}}
         url = f"{world.client.base_url}/inference/v1/generate"
-        lying = asyncio.create_task(world.session.post(url, json=body))
+        lying = asyncio.create_task(world.session.post(url, json=body, headers=world.client.authorization))
         probing = [world.client.prompt_logprobs(PROMPTS[2], timeout_s=30) for _ in range(80)]
         probed = await asyncio.gather(*probing)
         await asyncio.sleep(0.3)

@@ -79,7 +79,7 @@ def meddling(
     after: Callable[[str], Awaitable[None]] = nothing,
     before: Callable[[str], Awaitable[None]] = nothing,
 ) -> Meddling:
-    meddler = Meddling(client.base_url, world.session, control_timeout_s=30)
+    meddler = Meddling(client.base_url, world.session, control_timeout_s=30, token=client.token)
     meddler.before, meddler.after = before, after
     return meddler
 
@@ -98,7 +98,7 @@ def test_a_version_replaced_after_staging_is_rejected_inside_the_pause(world: Wo
 
     async def stage_another(route: str) -> None:
         if route == "/pause":
-            await world.client.stage(world.store.root, other.version, other.content_sha256, "mine", 60)
+            await world.client.stage(other.version, other.content_sha256, "mine", 60)
             while (await world.client.worker_status()).state == "reading":
                 await asyncio.sleep(0.01)
 
@@ -353,7 +353,9 @@ def test_no_token_is_sampled_from_weights_that_fail_their_probe(world: World):
     async def answer(prompt: Sequence[int]) -> dict[str, Any]:
         sampling = {"max_tokens": 200, "ignore_eos": True, "logprobs": 0, "detokenize": False}
         body = {"token_ids": list(prompt), "sampling_params": sampling}
-        async with world.session.post(f"{world.client.base_url}/inference/v1/generate", json=body) as response:
+        async with world.session.post(
+            f"{world.client.base_url}/inference/v1/generate", json=body, headers=world.client.authorization
+        ) as response:
             return await response.json()
 
     async def round_amid() -> tuple[RoundOutcome, list[dict[str, Any]]]:

@@ -16,6 +16,7 @@ import aiohttp
 import numpy as np
 
 from learner_jax.contracts import GoldenPrompt, WeightManifest
+from serving_bridge.access import FreshKeys
 from serving_bridge.config import ServingSettings
 from serving_bridge.replica import Replica
 from serving_bridge.vllm_client import Completion, VllmClient
@@ -97,6 +98,7 @@ class World:
     model_a: Any
     model_b: Any
     replica: Replica
+    keys: FreshKeys
     fresh: VllmClient
     fresh_supervisor: subprocess.Popen[str]
 
@@ -131,21 +133,26 @@ async def main():
         replica = Replica("fresh", sys.argv[2], settings, session, log_path=sys.argv[3])
         await replica.start()
         await replica.client.name_version(1)
-        print(json.dumps(replica.base_url), flush=True)
+        print(json.dumps([replica.base_url, replica.client.token]), flush=True)
         await asyncio.sleep(3600)
 asyncio.run(main())
 """
 
 
 @contextmanager
-def running_world(folder: Path) -> Iterator[World]:
-    """One server on weights A, which a `Replica` of this process owns, and one on weights B, of another process."""
+def running_world(folder: Path, *, fresh: bool = True) -> Iterator[World]:
+    """One server on weights A, which a `Replica` of this process owns, and one on weights B, of another process.
+
+    Args:
+      fresh: whether the second one is wanted.
+    """
     import torch
 
     torch.set_num_threads(1)  # the servers need the cores
     model_a, model_b = make_model(folder / "a", 0), make_model(folder / "b", 1)
+    arguments = [SETTINGS.model_dump_json(), str(folder / "b"), str(folder / "b.log")]
     supervisor = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR, SETTINGS.model_dump_json(), str(folder / "b"), str(folder / "b.log")],
+        [sys.executable, "-c", SUPERVISOR, *arguments] if fresh else [sys.executable, "-c", 'print(\'["", ""]\')'],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -156,14 +163,17 @@ def running_world(folder: Path) -> Iterator[World]:
             return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
         session = runner.run(connect())
-        replica = Replica("replica-0", folder / "a", SETTINGS, session, log_path=folder / "a.log")
+        store, keys = WeightStore(folder / "weights", "run"), FreshKeys()
+        replica = Replica(
+            "replica-0", folder / "a", SETTINGS, session, log_path=folder / "a.log", keys=keys, store=store.root
+        )
         try:
             runner.run(replica.start())
             url = supervisor.stdout.readline()
             assert url, (folder / "b.log").read_text()[-3000:]
-            store = WeightStore(folder / "weights", "run")
-            fresh = VllmClient(json.loads(url), session)
-            yield World(runner, session, store, model_a, model_b, replica, fresh, supervisor)
+            fresh_url, token = json.loads(url)
+            other = VllmClient(fresh_url, session, token=token)
+            yield World(runner, session, store, model_a, model_b, replica, keys, other, supervisor)
         finally:
             supervisor.kill()
             supervisor.communicate()

@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from serving_bridge.child_environment import process_environment
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 _GIB = 2**30
@@ -150,6 +152,7 @@ def probe(code: str, *, timeout_s: float) -> Probe:
             text=True,
             timeout=timeout_s,
             check=False,
+            env=process_environment(os.environ),
         )
     except subprocess.TimeoutExpired:
         return Probe(None, f"no answer within {timeout_s:.0f} s")

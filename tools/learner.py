@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import time
 from pathlib import Path
@@ -25,7 +26,8 @@ from learner_jax.engine import Engine
 from learner_jax.heap import keep_freed_memory
 from learner_jax.hf_io import load_parameters
 from learner_jax.hf_names import ModelConfig
-from learner_jax.hosts import Hosts, connect
+from learner_jax.host_facts import code_facts, environment_facts, flat, folder_facts
+from learner_jax.hosts import Hosts, connect, ends_at_once
 from learner_jax.loop import Learner, Outcome
 from learner_jax.profiling import Profiler
 from learner_jax.train_step import Params, TrainState
@@ -36,6 +38,19 @@ from serving_bridge.convert import to_hf
 from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
 from tools.wiring import RunPaths
+
+#: Settings that may differ between hosts: each may see the same folders elsewhere. What they hold is compared.
+_OF_EACH_HOST = (
+    "run.directory",
+    "model.path",
+    "task.path",
+    "store.database",
+    "store.blobs",
+    "store.weights",
+    "learner.loss.kl.reference",
+    "learner.hosts.index",
+    "learner.hosts.coordinator",
+)
 
 
 def run_warm_start(config: Config, paths: RunPaths) -> float | None:
@@ -81,14 +96,19 @@ def connect_hosts(config: Config, waits: Waits) -> Hosts:
     """Joins the learner's other processes, if it has any."""
     if config.learner.cpu_cores:  # before JAX looks how many threads to start
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: config.learner.cpu_cores])
+    facts = {}
+    if config.learner.hosts.count > 1:
+        settings = flat(config.model_dump(mode="json"), without=_OF_EACH_HOST)
+        facts = {"settings": settings, "code": code_facts(), "environment": environment_facts()}
     # The leader may itself wait for groups, and then for the disk, before it answers.
-    return connect(config.learner.hosts, timeout_s=2 * config.learner.max_wait_s + 60, waits=waits)
+    return connect(config.learner.hosts, timeout_s=2 * config.learner.max_wait_s + 60, facts=facts, waits=waits)
 
 
 def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_steps: int = 0) -> Outcome:
     """Runs the loop until it ends or the process is asked to stop; traces some of its steps if asked to."""
     stop = wiring.StopRequest().install()  # after connecting, which takes SIGTERM for itself
     log = wiring.learner_metrics_writer(paths, hosts.index)
+    hosts.log_failures(log)
     model_dir = wiring.start_model_dir(config, paths)
     encoder, model_config = wiring.build_encoder(config, model_dir)
     engine = Engine(
@@ -101,6 +121,7 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
     task = wiring.build_task(config)
     prompts = (encoder.encode(task.problem("validation", index)) for index in itertools.count())
     golden = list(itertools.islice((p for p in prompts if p and len(p) > 1), config.learner.num_golden))
+    require_same_inputs(config, model_dir, golden, hosts)
     limits = wiring.record_limits(config, encoder, model_config)
     queue = wiring.build_queue(config, paths, limits=limits, waits=hosts.waits)
     publisher = wiring.build_publisher(config, paths, log)
@@ -128,7 +149,7 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
             profiler=Profiler(paths.profile / f"host-{hosts.index}", profile_steps),
             waits=hosts.waits,
         )
-        with reported_waits(hosts.waits, log, clock=time.monotonic):
+        with reported_waits(hosts.waits, log, clock=time.monotonic), hosts.telling():
             outcome = learner.run()
         log("ended", reason=outcome.reason, step=outcome.position.completed_steps)
         return outcome
@@ -136,6 +157,20 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
         publisher.close()
         checkpoints.close()
         queue.close()
+
+
+def require_same_inputs(config: Config, model_dir: Path, golden: list[list[int]], hosts: Hosts) -> None:
+    """Refuses hosts that read another model, KL reference or task, under whatever path each has them.
+
+    Raises:
+      HostError: some do; the message names what differs.
+    """
+    if hosts.count == 1:
+        return
+    hosts.require_same("model folder", folder_facts(model_dir))
+    if config.learner.loss.kl.reference:
+        hosts.require_same("KL reference", folder_facts(Path(config.learner.loss.kl.reference).expanduser()))
+    hosts.require_same("task's validation problems", {"golden prompts": json.dumps(golden)})
 
 
 def kl_reference(config: Config, engine: Engine, model_config: ModelConfig) -> Params | None:
@@ -155,7 +190,7 @@ def main() -> None:
     wiring.profile_argument(parser)
     tell_once()
     keep_freed_memory()
-    with wiring.clear_errors():
+    with ends_at_once(), wiring.clear_errors():
         arguments, config, paths = wiring.read_arguments(parser)
         if arguments.warm_start:
             accuracy = run_warm_start(config, paths)

@@ -52,6 +52,7 @@ def main() -> None:
             should_stop=wiring.StopRequest().install(),
             environment=create_environment(task, config.task),
             vocab_size=model_config.vocab_size,
+            keys=wiring.build_keys(config, paths),
             renew_every_s=config.store.claim_lease_s / 4,
         )
         collect_garbage_less_often()

@@ -40,6 +40,7 @@ def main() -> None:
             log=log,
             should_stop=wiring.StopRequest().install(),
             name=arguments.name,
+            keys=wiring.build_keys(config, paths),
             waits=waits,
         )
         with sole_controller(registry.folder, arguments.name), reported_waits(waits, log, clock=time.monotonic):

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -25,10 +27,11 @@ import aiohttp
 from configs.load import ConfigError, load_config, save_config
 from configs.schema import Config
 from learner_jax.disk_errors import at
+from learner_jax.roll_call import SECRET
 from learner_jax.waits import Waits
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.registry import ReplicaRow
-from serving_bridge.replica import check_plugin, claim_port, detect_platform
+from serving_bridge.server_checks import check_plugin, claim_port, detect_platform
 from serving_bridge.supervisor import Supervisor
 from serving_bridge.telemetry import MetricsLog, MetricsTail, read_metrics
 from serving_bridge.vllm_client import ReplicaError, VllmClient
@@ -83,7 +86,9 @@ class Job:
         wiring.base_model_dir(config, paths)  # made here, before the processes that need it start
         with (
             reported_waits(self._waits, self._metrics.write, clock=time.monotonic),
-            Supervisor(paths.logs, self._metrics.write, waits=self._waits) as supervisor,
+            Supervisor(
+                paths.logs, self._metrics.write, waits=self._waits, also=self._config.serving.environment
+            ) as supervisor,
         ):
             self._phase("starting")
             serve_grace_s = config.serving.drain_timeout_s + _SERVE_GRACE_S
@@ -127,6 +132,8 @@ class Job:
         command = self._command("tools.learner", "--profile", str(self._profile_steps))
         if hosts.count == 1:
             return [command]
+        # Other users of this machine can reach the port, and don't know this.
+        os.environ.setdefault(SECRET, secrets.token_hex(32))
         # A port of its own for each start: the one before may still be held by what is ending.
         address = hosts.coordinator or f"{_LOOPBACK}:{claim_port(_LOOPBACK, 0)}"
         told = ["--set", f"learner.hosts.coordinator={address}", "--set"]
@@ -194,9 +201,11 @@ class Job:
 
     async def _evaluate_on(self, replica: ReplicaRow) -> Evaluation:
         encoder, _ = wiring.build_encoder(self._config, wiring.base_model_dir(self._config, self._paths))
+        keys = wiring.build_keys(self._config, self._paths)
+        token = keys.token("inference", replica.url, replica.start)
         async with aiohttp.ClientSession() as session:
             return await evaluate(
-                VllmClient(replica.url, session),
+                VllmClient(replica.url, session, token=token),
                 wiring.build_task(self._config),
                 encoder,
                 num_problems=self._config.evaluation.num_problems,

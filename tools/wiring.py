@@ -22,11 +22,12 @@ from learner_jax.printable import printable
 from learner_jax.waits import Waits
 from rewards.protocol import Task
 from rewards.tasks import create_task
+from serving_bridge.access import FleetKeys
 from serving_bridge.create_model import CreateModelError, create_model
 from serving_bridge.database import DiskFullError, absolute_url
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.queue import QueueBounds, TrajectoryQueue
-from serving_bridge.registry import ReplicaRegistry
+from serving_bridge.registry import KEYS_FOLDER, ReplicaRegistry
 from serving_bridge.staleness import Pace
 from serving_bridge.supervisor import ProcessFailedError
 from serving_bridge.telemetry import MetricsLog
@@ -244,6 +245,12 @@ def record_limits(config: Config, encoder: PromptEncoder, model: ModelConfig) ->
 
 def build_registry(paths: RunPaths) -> ReplicaRegistry:
     return ReplicaRegistry(paths.weights / "replicas")
+
+
+def build_keys(config: Config, paths: RunPaths) -> FleetKeys:
+    """The keys that the tokens of the run's replicas come from."""
+    given = config.serving.keys
+    return FleetKeys(Path(given).expanduser().absolute() if given else build_registry(paths).folder / KEYS_FOLDER)
 
 
 def build_store(config: Config, paths: RunPaths) -> WeightStore:

@@ -12,8 +12,10 @@ BACKEND = "weir"
 WORKER_EXTENSION = "serving_bridge.vllm_plugin.engine.WorkerExtension"
 #: what `--scheduler-cls` needs, so that weights can be proven while the server is paused
 SCHEDULER = "serving_bridge.vllm_plugin.scheduler.make_scheduler"
-#: begins the request id of a golden-prompt probe
-PROBE_ID_PREFIX = "weir-probe-"
+#: what `--middleware` needs, so that nothing reaches a route without a token
+MIDDLEWARE = "serving_bridge.vllm_plugin.middleware.GateMiddleware"
+#: environment variable: the weight store that a server reads from, as long as it runs
+STORE_ROOT = "WEIR_STORE_ROOT"
 
 _NAP_S = 1e-4
 

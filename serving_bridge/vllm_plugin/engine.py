@@ -5,6 +5,7 @@ A failed `update_weights` ends vLLM's update session and a failed `finish_weight
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.logger import init_logger
 
 from learner_jax.hf_names import hf_shapes, parse_model_config
+from serving_bridge.gate import MAX_VERSION
+from serving_bridge.vllm_plugin import STORE_ROOT
 from serving_bridge.vllm_plugin.lease import Lease
 from serving_bridge.vllm_plugin.live import LiveWeights, TornError, tensor_of
 from serving_bridge.vllm_plugin.stage import Applied, ModelTensors, Staged, StageError, Stager
@@ -73,6 +76,7 @@ class WeirEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.live = LiveWeights(model)
         self.stager = Stager(ModelTensors(hf_shapes(model_config), dtype), self.live)
         self.lease = Lease()
+        self.store_root = os.environ.get(STORE_ROOT, "")
         self.applied: Applied | None = None
         self.intact = True
 
@@ -143,17 +147,23 @@ class WorkerExtension:
 
     weight_transfer_engine: WeirEngine | None
 
-    def weir_stage(self, root: str, version: int, content_sha256: str, round_id: str, lease_s: float) -> dict[str, Any]:
-        """Takes the lease and starts staging a version of the store at `root`; returns `weir_status` at once.
+    def weir_stage(self, version: int, content_sha256: str, round_id: str, lease_s: float) -> dict[str, Any]:
+        """Takes the lease and starts staging a version of the server's store; returns `weir_status` at once.
 
         Raises:
           LeaseError: another round holds the replica.
-          StageError: a version is still being read.
+          StageError: a version is still being read; or the server was started without a store.
         """
         engine = self._weir_engine()
+        if not engine.store_root:
+            raise StageError(f"this server was started without {STORE_ROOT}, so it takes no versions")
+        if type(version) is not int or not 0 <= version <= MAX_VERSION:
+            raise StageError(f"version {version!r}, expected a number up to {MAX_VERSION}")
         engine.lease.take(round_id, lease_s)
         try:
-            engine.stager.begin(Path(root), version, content_sha256, engine.applied if engine.intact else None)
+            engine.stager.begin(
+                Path(engine.store_root), version, content_sha256, engine.applied if engine.intact else None
+            )
         except StageError:
             engine.lease.release(round_id)
             raise

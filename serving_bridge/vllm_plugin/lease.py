@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+#: longest lease: a controller that died keeps others out for no longer
+MAX_LEASE_S = 86_400.0
+
 
 class LeaseError(RuntimeError):
-    """Another round holds the worker."""
+    """Another round holds the worker, or asks for it for too long."""
 
 
 class Lease:
@@ -20,7 +23,9 @@ class Lease:
         self._end_s = float("-inf")
 
     def take(self, round_id: str, duration_s: float) -> None:
-        """Raises `LeaseError` if another round holds it."""
+        """Raises `LeaseError` if another round holds it, or for a duration that is not within a day."""
+        if not 0 < duration_s <= MAX_LEASE_S:
+            raise LeaseError(f"a lease of {duration_s} s, expected more than 0 and at most {MAX_LEASE_S}")
         left_s = self._end_s - self._clock()
         if self._holder not in (None, round_id) and left_s > 0:
             raise LeaseError(

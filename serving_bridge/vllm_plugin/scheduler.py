@@ -6,7 +6,7 @@ the first tokens had been sampled from them.
 
 from __future__ import annotations
 
-import re
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +20,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue, create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from serving_bridge.vllm_plugin import PROBE_ID_PREFIX
-
-#: as /inference/v1/generate hands a request's id on (other routes put other words before it): batch, and its size
-_PROBE_ID = re.compile(f"generate-tokens-{PROBE_ID_PREFIX}([0-9a-f]+)-([0-9]+)-")
+from serving_bridge.vllm_plugin.probes import CONTROL_TOKEN, batch_of
 
 
 def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingScheduler:
@@ -32,24 +29,18 @@ def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingSched
     return chosen(vllm_config=vllm_config, **arguments)
 
 
-def batch_of(request: Request) -> tuple[str, int] | None:
-    """(name, number of requests) of the batch of probes that a request belongs to; None if it is no probe.
-
-    A probe only asks for a prompt's log-probs; the one token that vLLM insists on goes to the prober.
-    """
-    match = _PROBE_ID.match(request.request_id)
-    return (match[1], int(match[2])) if match is not None and request.max_tokens == 1 else None
-
-
 class ProbingScheduler(Scheduler):
     """Runs, while paused in mode "keep" with the caches cleared, the probes that came after the pause.
 
     Probes of one batch run in one step, when all of them have come: every step lengthens the pause.
 
     Held requests were preempted by the clearing and own no KV blocks, so a probe finds all of them free and can
-    disturb nobody. What it leaves in the prefix cache was computed with the weights that are there on resume; weights
-    change only after another pause, which clears it. A pause that keeps the caches lets no probe run: it would compete
-    for the held requests' blocks.
+    disturb nobody. Weights may change after a probe within the same pause, so nothing that it leaves in the prefix
+    cache outlives the pause. A pause that keeps the caches lets no probe run: it would compete for the held requests'
+    blocks.
+
+    Raises:
+      RuntimeError: the environment has no control token, so probes could not be told from other requests.
     """
 
     waiting: RequestQueue
@@ -59,16 +50,25 @@ class ProbingScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._probes: dict[str, tuple[str, int]] = {}  # request id -> its batch
+        self._control_token = os.environ.get(CONTROL_TOKEN, "")
+        if not self._control_token:
+            raise RuntimeError(f"{CONTROL_TOKEN} is not set: serving_bridge.replica starts servers with it")
 
     def set_pause_state(self, pause_state: PauseState) -> None:
         # Probes from before must not keep the engine busy: a pause is complete when the engine is idle.
         self._probes.clear()
+        if self._pause_state == PauseState.PAUSED_ALL and pause_state != PauseState.PAUSED_ALL:
+            # All that runs in a pause are probes. Raises where it can't be cleared: the engine then stays paused.
+            self.reset_prefix_cache(reset_running_requests=True)
         super().set_pause_state(pause_state)
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
-        if self.pause_state == PauseState.PAUSED_ALL and (batch := batch_of(request)) is not None:
-            self._probes[request.request_id] = batch
+        # A probe only asks for a prompt's log-probs; the one token that vLLM insists on goes to the prober.
+        if self.pause_state == PauseState.PAUSED_ALL and request.max_tokens == 1:
+            batch = batch_of(request.request_id, self._control_token)
+            if batch is not None:
+                self._probes[request.request_id] = batch
 
     def get_num_unfinished_requests(self) -> int:
         """What there is to do; vLLM's engine steps only while this is not 0."""

@@ -191,7 +191,7 @@ async def measure(
         max_concurrency=per_replica,
     )
     loop = asyncio.get_running_loop()
-    dispatcher = Dispatcher(settings, lambda url: VllmClient(url, session), Waits(loop.time))
+    dispatcher = Dispatcher(settings, lambda row: VllmClient(row.url, session), Waits(loop.time))
     dispatcher.update([ReplicaRow(name, f"http://{name}", "healthy", 7, 0, 0.0) for name in speeds])
     tokenizer = cast(Any, _Tokenizer())
     count: Counter[str] = Counter()

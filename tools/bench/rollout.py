@@ -32,13 +32,15 @@ from rich.table import Table
 
 from configs.schema import CreateModelSettings
 from rewards.protocol import Problem, RewardRequest, RewardResult, Split, scored
+from serving_bridge.access import FreshKeys, Keys
 from serving_bridge.config import EvaluationSettings, RolloutSettings, ServingSettings
 from serving_bridge.create_model import create_model
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.queue import TrajectoryQueue
 from serving_bridge.registry import ReplicaRegistry
-from serving_bridge.replica import SERVED_MODEL_NAME, Replica
+from serving_bridge.replica import Replica
 from serving_bridge.rollout import RolloutWorker, RunIdentity
+from serving_bridge.server_options import SERVED_MODEL_NAME
 from serving_bridge.staleness import Pace
 from serving_bridge.tokenization import load_tokenizer
 from serving_bridge.vllm_client import http_session
@@ -107,8 +109,9 @@ class _Additions:
 class _Server:
     """The server, and one round of each side against it."""
 
-    def __init__(self, replica: Replica, folder: Path, model_dir: Path, work: Work) -> None:
-        self._url = replica.base_url
+    def __init__(self, replica: Replica, keys: Keys, folder: Path, model_dir: Path, work: Work) -> None:
+        self._replica, self._url = replica, replica.base_url
+        self._keys = keys
         self._folder = folder
         self._work = work
         tokenizer = dataclasses.replace(load_tokenizer(model_dir), eos_ids=())  # no token ends an answer
@@ -121,7 +124,7 @@ class _Server:
         folder, size = self._folder / f"round-{number}", self._work.concurrency * self._work.group_size
         folder.mkdir()
         queue, registry = TrajectoryQueue(folder / "state.db"), ReplicaRegistry(folder / "replicas")
-        registry.report("bench", url=self._url, state="healthy", version=0, step=0)
+        registry.report("bench", url=self._url, state="healthy", version=0, step=0, start=self._replica.start_id)
         events: list[dict[str, Any]] = []
         worker = RolloutWorker(
             name="bench",
@@ -142,6 +145,7 @@ class _Server:
             pace=Pace(max_staleness=0, groups_per_step=self._work.groups, total_steps=1),
             log=lambda event, **fields: events.append({"event": event, **fields}),
             should_stop=lambda: False,
+            keys=self._keys,
         )
         began = time.perf_counter()
         running = asyncio.create_task(worker.run())
@@ -188,7 +192,7 @@ class _Server:
                 goodput_config_dict={},
                 max_concurrency=self._work.concurrency,
                 lora_modules=None,
-                extra_headers=None,
+                extra_headers=self._replica.client.authorization,
                 extra_body={"n": self._work.group_size, "temperature": 1.0},
                 ready_check_timeout_sec=0,
             )
@@ -212,6 +216,7 @@ class _Server:
             msgspec.json.encode({"token_ids": prompt, "sampling_params": parameters})
             for prompt in self._prompts(number)
         ]
+        headers = {"Content-Type": "application/json", **self._replica.client.authorization}
         limit = asyncio.Semaphore(self._work.concurrency)
         async with http_session() as session:
 
@@ -222,7 +227,7 @@ class _Server:
                         "POST",
                         f"{self._url}/inference/v1/generate",
                         data=body,
-                        headers={"Content-Type": "application/json"},
+                        headers=headers,
                     ) as response,
                 ):
                     await response.read()
@@ -247,12 +252,16 @@ async def measure(work: Work, rounds: int, folder: Path, done: Callable[[str], o
         max_model_len=_MAX_PROMPT_TOKENS + work.tokens + 1, max_num_seqs=work.concurrency * work.group_size
     )
     rates: dict[str, list[float]] = {side: [] for side in SIDES}
+    keys = FreshKeys()
     async with http_session() as session:
-        replica = Replica("bench", model_dir, settings, session, log_path=folder / "server.log")
+        log_path = folder / "server.log"
+        replica = Replica(
+            "bench", model_dir, settings, session, log_path=log_path, keys=keys, also_open=("/v1/completions",)
+        )
         await replica.start()
         try:
             await replica.client.name_version(0)
-            server = _Server(replica, folder, model_dir, work)
+            server = _Server(replica, keys, folder, model_dir, work)
             sides = {"weir": server.weir, "vllm": server.vllm, "bare": server.bare}
             for number in range(rounds + 1):
                 for i in range(len(SIDES)):

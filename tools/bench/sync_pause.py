@@ -23,6 +23,7 @@ from learner_jax.model import merge, token_logprobs
 from serving_bridge.config import ServingSettings, StoreSettings
 from serving_bridge.create_model import create_model
 from serving_bridge.replica import Replica
+from serving_bridge.vllm_client import VllmClient
 from serving_bridge.weight_publisher import Publisher
 from serving_bridge.weight_round import RoundOutcome, run_round
 from serving_bridge.weight_store import WeightStore
@@ -94,7 +95,9 @@ async def _measure(
     source = _Source(model_dir, folder / "weights")
     settings = ServingSettings(max_model_len=2 * tokens + 64, max_num_seqs=max(in_flight) + 8)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        replica = Replica("bench", model_dir, settings, session, log_path=folder / "server.log")
+        replica = Replica(
+            "bench", model_dir, settings, session, log_path=folder / "server.log", store=source.store.root
+        )
         await replica.start()
         try:
             await _round(replica, source, settings, source.publish(whole=True))
@@ -150,7 +153,7 @@ async def _streaming(replica: Replica, number: int, tokens: int) -> AsyncIterato
     """When each token of each of `number` answers arrived; complete when the context ends."""
     arrivals: list[list[float]] = [[] for _ in range(number)]
     streams = [
-        asyncio.create_task(_stream(replica.base_url, seed, tokens, arrived)) for seed, arrived in enumerate(arrivals)
+        asyncio.create_task(_stream(replica.client, seed, tokens, arrived)) for seed, arrived in enumerate(arrivals)
     ]
     await asyncio.sleep(_BEGUN_S)
     yield arrivals
@@ -171,7 +174,7 @@ async def _round(
     return outcome
 
 
-async def _stream(base_url: str, seed: int, tokens: int, arrivals: list[float]) -> None:
+async def _stream(client: VllmClient, seed: int, tokens: int, arrivals: list[float]) -> None:
     """Notes when each token of one answer arrives, by the monotonic clock."""
     rng = np.random.default_rng(seed)
     body: dict[str, Any] = {
@@ -180,7 +183,8 @@ async def _stream(base_url: str, seed: int, tokens: int, arrivals: list[float]) 
         "sampling_params": {"max_tokens": tokens, "temperature": 1.0, "ignore_eos": True, "detokenize": False},
     }
     # A session of its own, so that one stream's bytes do not wait behind another's.
-    async with aiohttp.ClientSession() as session, session.post(f"{base_url}/inference/v1/generate", json=body) as got:
+    url, headers = f"{client.base_url}/inference/v1/generate", client.authorization
+    async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=headers) as got:
         async for line in got.content:
             text = line.decode().strip()
             if text.startswith("data: ") and text != "data: [DONE]":

@@ -175,25 +175,28 @@ async def _engine_told(site: Site, fault: Fault) -> None:
         "dies": {"dies_after_tokens": 7},
         "breaks": {"breaks": 1},
     }
-    rows = wiring.build_registry(site.paths).replicas()
-    urls = [row.url for row in rows if row.url]
-    if not urls:
+    keys = wiring.build_keys(site.config, site.paths)
+    rows = [row for row in wiring.build_registry(site.paths).replicas() if row.url]
+    if not rows:
         raise SkippedError("no engine is known")
-    for url in urls:
-        await asyncio.to_thread(disturb, url, disturbances[fault.how])
+    engines = [(row.url, keys.token("control", row.url, row.start)) for row in rows]
+    for url, token in engines:
+        await asyncio.to_thread(disturb, url, token, disturbances[fault.how])
     try:
         await asyncio.sleep(fault.lasts_s)
     finally:
-        for url in urls:
+        for url, token in engines:
             try:
-                await asyncio.to_thread(disturb, url, {})
+                await asyncio.to_thread(disturb, url, token, {})
             except SkippedError:
                 continue  # it died, or is unreachable as it is: the fleet has to see to it
 
 
-def disturb(url: str, disturbance: dict[str, Any]) -> None:
+def disturb(url: str, token: str, disturbance: dict[str, Any]) -> None:
     """Tells the fake engine behind a URL what is to be wrong with it from now on."""
-    request = urllib.request.Request(f"{url}/disturb", json.dumps(disturbance).encode(), method="POST")
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    body = json.dumps(disturbance).encode()
+    request = urllib.request.Request(f"{url}/disturb", body, headers, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=2.0):
             pass

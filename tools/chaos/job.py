@@ -146,7 +146,7 @@ def run_job(spec: JobSpec) -> JobRecord:
 
 @contextmanager
 def _environment(wanted: dict[str, str]) -> Iterator[None]:
-    """The supervisor gives its processes this process's environment."""
+    """The supervisor takes what it gives its processes from this process's environment."""
     before = dict(os.environ)
     os.environ.update(wanted)
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from configs.load import load_config, parse_config, save_config
 from configs.schema import Config
+from serving_bridge.child_environment import process_environment
 from tools.chaos.engines import ENGINES, EngineName
 from tools.chaos.inject import environment
 
@@ -39,7 +40,7 @@ def prepared_model(work: Path) -> Path:
 def job_environment(work: Path, folder: Path, engine: EngineName, patch: Path | None = None) -> dict[str, str]:
     """The whole environment of a job's processes; they share the cache of compiled programs."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(work / "compiled")}
-    return {**os.environ, **cache, **environment(folder, ENGINES[engine].module, patch)}
+    return {**process_environment(os.environ), **cache, **environment(folder, ENGINES[engine].module, patch)}
 
 
 def job_config(model: Path, folder: Path, engine: EngineName, overrides: Sequence[str]) -> Config:

@@ -10,7 +10,6 @@ import asyncio
 import bisect
 import itertools
 import random
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,12 +17,10 @@ from typing import Any
 
 import msgspec
 
-from serving_bridge.vllm_plugin import PROBE_ID_PREFIX
+from serving_bridge.vllm_plugin.probes import batch_of
 from tools.faults.answers import Generation, answer
 from tools.faults.weights import Worker
 
-#: as the plugin's scheduler recognises a probe: its batch, and how many are in it
-_PROBE_ID = re.compile(f"generate-tokens-{PROBE_ID_PREFIX}([0-9a-f]+)-([0-9]+)-")
 #: name of the weights that a server starts with
 _UNNAMED = "default"
 
@@ -79,6 +76,7 @@ class Engine:
 
     Args:
       draws: randomness of requests without a seed.
+      control_token: seals the ids of probes.
       on_sample: told of (version name, number of tokens) whenever tokens are sampled that no probe asked for.
     """
 
@@ -88,6 +86,7 @@ class Engine:
         settings: EngineSettings,
         *,
         draws: random.Random,
+        control_token: str = "",
         on_sample: Callable[[str, int], None] = lambda name, count: None,
     ) -> None:
         self.worker = worker
@@ -95,7 +94,7 @@ class Engine:
         self.disturbance = Disturbance()
         self.version_name = _UNNAMED
         self.draining = False
-        self._draws, self._on_sample = draws, on_sample
+        self._draws, self._on_sample, self._control_token = draws, on_sample, control_token
         self._paused: str | None = None
         self._pauses = 0
         self._clears_cache = False
@@ -274,9 +273,9 @@ class Engine:
             request.end()
             return _json(answer(request, None))
         wants_prompt = parameters.get("prompt_logprobs") is not None
-        probe = _PROBE_ID.match(request.request_id) if request.max_tokens == 1 else None
+        probe = batch_of(request.request_id, self._control_token) if request.max_tokens == 1 else None
         if probe is not None and self.is_paused:
-            self._probes[request.request_id] = probe[1], int(probe[2])
+            self._probes[request.request_id] = probe
             self.notice()
         entry = (int(body.get("priority", 0)), next(self._numbers), request)
         bisect.insort(self._waiting, entry, key=lambda waiting: waiting[:2])

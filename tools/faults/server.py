@@ -3,7 +3,8 @@
     python -m tools.faults.server --model DIR --port 8000 --max-model-len 64
 
 Options of vLLM that do not change what the engine answers are taken and ignored. POST /disturb sets what goes wrong
-(fields of `engine.Disturbance`); {"exit": STATUS} ends the process at once.
+(fields of `engine.Disturbance`); {"exit": STATUS} ends the process at once. The gate is vLLM's: `serving_bridge.gate`
+with the tokens and the address that the environment names.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from serving_bridge.gate import Gate, Refused, Route
+from serving_bridge.vllm_plugin import STORE_ROOT
+from serving_bridge.vllm_plugin.probes import CONTROL_TOKEN
 from tools.faults.engine import Disturbance, Engine, EngineDiedError, EngineSettings
 from tools.faults.weights import ModelWeights, Worker
 
@@ -29,8 +33,26 @@ _MAX_BODY_BYTES = 64 << 20
 _POLL_S = 0.05
 
 
-def application(engine: Engine) -> web.Application:
-    """The engine's routes. A client that goes away ends its generation and nothing else, as in vLLM."""
+DISTURB = Route("POST", b"/disturb", "control", max_bytes=1 << 16)
+
+
+def application(engine: Engine, gate: Gate) -> web.Application:
+    """The engine's routes, behind a gate that knows `DISTURB` too.
+
+    A client that goes away ends its generation and nothing else, as in vLLM.
+    """
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
+        headers = [(name.lower(), value) for name, value in request.raw_headers]
+        path, _, query = request.raw_path.partition("?")
+        try:
+            entry = gate.enter(request.method, path.encode(), query.encode(), headers)
+            gate.check_body(entry, await request.read())
+        except Refused as refused:
+            return web.Response(status=refused.status, body=refused.payload(), content_type="application/json")
+        response: web.StreamResponse = await handler(request)
+        return response
 
     async def answer(request: web.Request) -> web.Response:
         body = await request.read()
@@ -51,17 +73,17 @@ def application(engine: Engine) -> web.Application:
         engine.notice()
         return web.Response()
 
-    app = web.Application(client_max_size=_MAX_BODY_BYTES)
+    app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[guard])
     app.router.add_post("/disturb", disturb)
     app.router.add_route("*", "/{path:.*}", answer)
     return app
 
 
-async def serve(engine: Engine, host: str, port: int, drain_s: float) -> None:
+async def serve(engine: Engine, gate: Gate, host: str, port: int, drain_s: float) -> None:
     """Serves until SIGTERM; answers in flight then get `drain_s`, and new ones are aborted."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    runner = web.AppRunner(application(engine), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    runner = web.AppRunner(application(engine, gate), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
     await web.TCPSite(runner, host, port).start()
     await stop.wait()
@@ -94,9 +116,12 @@ async def _run(arguments: Any) -> None:
         token_s=arguments.token_s,
         control_s=0.02,  # as long as vLLM sleeps in a pause
     )
-    worker = Worker(ModelWeights(arguments.model), clock=asyncio.get_running_loop().time)
-    engine = Engine(worker, settings, draws=random.Random(arguments.seed))
-    await serve(engine, arguments.host, arguments.port, arguments.shutdown_timeout)
+    gate = Gate.of_environment(os.environ, also=[DISTURB])
+    root = Path(os.environ[STORE_ROOT])
+    worker = Worker(ModelWeights(arguments.model), root=root, clock=asyncio.get_running_loop().time)
+    token = os.environ[CONTROL_TOKEN]
+    engine = Engine(worker, settings, draws=random.Random(arguments.seed), control_token=token)
+    await serve(engine, gate, arguments.host, arguments.port, arguments.shutdown_timeout)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,7 @@ class Worker:
     """One worker of an engine: who may change its weights, what it has staged, what it holds.
 
     Args:
+      root: of the weight store that versions are read from.
       clock: monotonic seconds, of the lease.
       start_reading: runs a reading beside whatever else goes on; a thread where readings block, a task in simulations.
 
@@ -146,11 +147,12 @@ class Worker:
         self,
         weights: Weights,
         *,
+        root: Path,
         clock: Callable[[], float],
         start_reading: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
         self.weights = weights
-        self.lease = Lease(clock)
+        self.lease, self._root = Lease(clock), root
         self.applied: Applied | None = None
         self.intact = True
         self.breaks = 0
@@ -158,7 +160,7 @@ class Worker:
         self._state, self._error, self._damaged = "idle", "", False
         self._staged: tuple[Applied, Any] | None = None
 
-    def weir_stage(self, root: str, version: int, content_sha256: str, round_id: str, lease_s: float) -> dict[str, Any]:
+    def weir_stage(self, version: int, content_sha256: str, round_id: str, lease_s: float) -> dict[str, Any]:
         """As the plugin's method of this name."""
         self.lease.take(round_id, lease_s)
         if self._state == "reading":
@@ -171,7 +173,7 @@ class Worker:
             self._state = "applied"
             return self.weir_status(round_id)
         self._state = "reading"
-        self._start_reading(lambda: self._read(Path(root), wanted, held))
+        self._start_reading(lambda: self._read(self._root, wanted, held))
         return self.weir_status(round_id)
 
     def _read(self, root: Path, wanted: Applied, held: Applied | None) -> None:

@@ -147,10 +147,19 @@ class SimulatedRegistry:
         self._process, self._rows, self._totals, self.folder = process, rows, totals, folder
 
     def report(
-        self, name: str, *, url: str, state: str, version: int, step: int, fleet: str = "", reason: str = ""
+        self,
+        name: str,
+        *,
+        url: str,
+        state: str,
+        version: int,
+        step: int,
+        fleet: str = "",
+        reason: str = "",
+        start: str = "",
     ) -> None:
         self._process.check()
-        self._rows[name] = ReplicaRow(name, url, state, version, step, self._process.wall_clock(), fleet, reason)
+        self._rows[name] = ReplicaRow(name, url, state, version, step, self._process.wall_clock(), fleet, reason, start)
 
     def remove(self, name: str) -> None:
         self._process.check()

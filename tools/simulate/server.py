@@ -10,7 +10,7 @@ from typing import Any
 from learner_jax.contracts import WeightManifest
 from learner_jax.waits import Waits
 from serving_bridge.config import ServingSettings
-from serving_bridge.replica import ReplicaStartError
+from serving_bridge.server_checks import ReplicaStartError
 from serving_bridge.vllm_client import ReplicaError, VllmClient
 from serving_bridge.weight_round import RoundOutcome, run_round
 from tools.simulate.loop import Process
@@ -52,6 +52,11 @@ class SimulatedServer:
     @property
     def base_url(self) -> str:
         return self.client.base_url
+
+    @property
+    def start_id(self) -> str:
+        """Simulated servers ask for no tokens."""
+        return ""
 
     def exit_status(self) -> int | None:
         return None if self._process is not None and self._process.is_alive else 1

@@ -276,6 +276,7 @@ class World:
         weights = ArithmeticWeights(self.store)
         worker = Worker(
             weights,
+            root=self.store.root,
             clock=self.loop.time,
             start_reading=lambda read: process.spawn(_later(self.draws.uniform(0, 0.1), read)),  # type: ignore[arg-type]
         )
