@@ -26,6 +26,8 @@ _MANY = 0.1
 class EvaluationError(RuntimeError):
     """No skill can be told: nothing was asked, or nothing was judged; says why, and the setting to change."""
 
+    can_heal = False
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -17,6 +17,8 @@ WINDOW = 512
 class FailedVerdictsError(RuntimeError):
     """Too many answers have no verdict: how many, an example, and the setting."""
 
+    can_heal = False
+
 
 def unjudged(state: EpisodeState, failure: Failure, reason: str) -> Outcome:
     """The outcome of an answer that nobody judged; it ends the episode."""

@@ -46,7 +46,7 @@ from tests.host_processes import (
 )
 from tests.host_worker import random_parameters
 from tests.test_train_step import TINY_JSON
-from tests.trajectories import make_group
+from tests.trajectories import failing, make_group
 
 T = TypeVar("T")
 
@@ -165,20 +165,32 @@ def of_host(index: int, groups: Sequence[Any] = GROUPS) -> list[Any]:
     return [group for group, owner in zip(groups, owners, strict=True) if owner == index]
 
 
+#: Groups of four, in some of which answers have no verdict: one of them, three, all.
+UNJUDGED = [
+    [
+        failing(t) if i in failed else t
+        for i, t in enumerate(make_group(f"run/{n}", seed=n, size=4, answer_tokens=1 + n % 4, rewards=[1, 0, 0.5, 0]))
+    ]
+    for n, failed in enumerate([(), (0,), (), (1, 2, 3), (), (), (0, 1, 2, 3), (2,)])
+]
+
+
+@pytest.mark.parametrize("all_groups", [GROUPS, UNJUDGED], ids=["all judged", "failed verdicts"])
 @pytest.mark.parametrize("estimator", ["grpo", "reinforce_pp", "reinforce_pp_baseline"])
 @pytest.mark.parametrize("reduction", ["sequence_mean", "token_mean", "constant"])
-def test_parts_of_a_batch_make_up_the_whole(estimator: str, reduction: str) -> None:
+def test_parts_of_a_batch_make_up_the_whole(estimator: str, reduction: str, all_groups: list[Any]) -> None:
     tables: dict[str, Any] = {"advantage": {"estimator": estimator}, "reduction": reduction}
     loss = LossSettings.model_validate(tables | ({"constant_tokens": 4} if reduction == "constant" else {}))
 
     def build(groups: Sequence[Any], updates: int | list[int], hosts: Hosts | None) -> tuple[Batch, BatchStats]:
         return rl_batch(groups, loss, sequence_length=8, trained_version=3, minibatches=updates, hosts=hosts)
 
-    whole, expected = build(GROUPS, 2, None)
-    sizes = [[4, 4], [2, 2], [2, 2]]
-    parts = on_hosts(3, lambda hosts: build(of_host(hosts.index), sizes[hosts.index], hosts))
-    order = [t.tokens.tobytes() for index in range(3) for group in of_host(index) for t in group]
-    rows = [order.index(t.tokens.tobytes()) for group in GROUPS for t in group]
+    whole, expected = build(all_groups, 2, None)
+    size = len(all_groups[0])
+    sizes = [[2 * size] * 2, [size] * 2, [size] * 2]
+    parts = on_hosts(3, lambda hosts: build(of_host(hosts.index, all_groups), sizes[hosts.index], hosts))
+    order = [t.trajectory_id for index in range(3) for group in of_host(index, all_groups) for t in group]
+    rows = [order.index(t.trajectory_id) for group in all_groups for t in group]
     for name in ("weights", "advantages", "tokens"):
         together = np.concatenate([np.asarray(getattr(batch, name)) for batch, _ in parts])[rows]
         np.testing.assert_allclose(together, np.asarray(getattr(whole, name)), rtol=1e-6, err_msg=name)

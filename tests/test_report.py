@@ -415,3 +415,15 @@ def test_what_a_model_wrote_cannot_steer_the_terminal(tmp_path: Path):
         for control in "\x07\x9b\u202e\ud800":
             assert control not in shown
         assert "\x1b]" not in shown
+
+
+def test_the_summary_adds_up_verdicts_and_skipped_prompts_of_all_workers(tmp_path: Path):
+    directory = write_run(tmp_path)
+    log = MetricsLog(directory / "metrics.jsonl", "rollout-2", clock=lambda: 1105.0)
+    for _ in range(2):
+        log.write("interval", **_interval(tokens=1, idle_s=0.1, mixed=0), verdicts=40, failed_verdicts=3,
+                  unjudged_groups=1, skipped_prompts=5, failed_groups=0)  # fmt: skip
+    log.close()
+    summary = write_summary(directory)
+    assert (summary["verdicts"], summary["failed_verdicts"], summary["unjudged_groups"]) == (80, 6, 2)
+    assert summary["skipped_prompts"] == 10

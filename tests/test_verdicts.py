@@ -30,7 +30,7 @@ from serving_bridge.verdicts import FailedVerdictsError, VerdictWatch, reason_te
 from tests.rollout_world import AdditionTask, FakeReplica
 from tests.test_rollout import Bench
 from tests.test_rollout import tokenizer as tokenizer
-from tests.trajectories import make_group
+from tests.trajectories import failing, make_group
 
 ESTIMATORS = ["grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline"]
 NAN = float("nan")
@@ -41,12 +41,6 @@ def judged_group(rewards: list[float], group_id: str = "run/0", **options: Any) 
     known = [0.0 if math.isnan(r) else r for r in rewards]
     group = make_group(group_id, size=len(rewards), rewards=known, **options)
     return [failing(t) if math.isnan(r) else t for t, r in zip(group, rewards, strict=True)]
-
-
-def failing(t: Trajectory, verdict: Any = "timeout") -> Trajectory:
-    return dataclasses.replace(
-        t, verdict=verdict, verdict_reason="no verdict within 5 s", rewards=np.zeros_like(t.rewards), reward_parts={}
-    )
 
 
 def loss_settings(estimator: str, **more: Any) -> LossSettings:

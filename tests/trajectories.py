@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 
 from learner_jax.contracts import NOT_SAMPLED, Trajectory
@@ -48,3 +51,14 @@ def make_group(
             )
         )
     return group
+
+
+def failing(trajectory: Trajectory, verdict: Any = "timeout") -> Trajectory:
+    """The same answer, had its verifier failed."""
+    return dataclasses.replace(
+        trajectory,
+        verdict=verdict,
+        verdict_reason="no verdict within 5 s",
+        rewards=np.zeros_like(trajectory.rewards),
+        reward_parts={},
+    )
