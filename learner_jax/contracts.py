@@ -11,7 +11,17 @@ import msgspec
 import numpy as np
 
 from learner_jax.plain_files import PLAIN_NAME
-from learner_jax.record_bounds import MAX_PROMPT_INDEX, MAX_STEP, MAX_VERSION, check_integer, prompt_index, quoted
+from learner_jax.record_bounds import (
+    MAX_PROMPT_INDEX,
+    MAX_REWARD,
+    MAX_STEP,
+    MAX_VERSION,
+    MIN_LOGPROB,
+    check_integer,
+    check_parts,
+    prompt_index,
+    quoted,
+)
 from learner_jax.trajectory import (
     MAX_REASON,
     MISSING_LOGPROB,
@@ -34,7 +44,9 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "MAX_PROMPT_INDEX",
     "MAX_REASON",
+    "MAX_REWARD",
     "MAX_VERSION",
+    "MIN_LOGPROB",
     "MISSING_LOGPROB",
     "NOT_SAMPLED",
     "TRAJECTORY_SCHEMA",
@@ -57,6 +69,7 @@ __all__ = [
     "check_group",
     "check_identity",
     "check_integer",
+    "check_parts",
     "decode_group",
     "decode_manifest",
     "encode_group",

@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from learner_jax.contracts import MISSING_LOGPROB
+from learner_jax.contracts import MIN_LOGPROB, MISSING_LOGPROB
 
 _TOKENS = np.dtype("<i4")
 _LOGPROBS = np.dtype("<f4")
@@ -200,10 +200,10 @@ def _completion(choice: Choice, asked: Asked, where: str) -> Completion:
         )
     with np.errstate(over="ignore"):  # what is too big becomes infinite, and is refused
         logprobs = np.array([entry.logprob for entry in content], _LOGPROBS)
-    if not ((logprobs > MISSING_LOGPROB) & (logprobs <= _MAX_LOGPROB)).all():
+    if not ((logprobs >= MIN_LOGPROB) & (logprobs <= _MAX_LOGPROB)).all():
         raise Malformed(
             f"{where}: log-probs from {logprobs.min()} to {logprobs.max()}, expected them below 0 and above "
-            f"{MISSING_LOGPROB:g}, vLLM's mark for a missing one"
+            f"{MIN_LOGPROB:g}; {MISSING_LOGPROB:g} is vLLM's mark for a missing one"
         )
     return Completion(
         tokens=np.array(tokens, _TOKENS),

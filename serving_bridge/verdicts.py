@@ -6,9 +6,9 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from learner_jax.contracts import MAX_REASON
+from learner_jax.contracts import MAX_REASON, MAX_REWARD, ContractError, check_parts
 from rewards.environments import EpisodeState, Outcome
-from rewards.protocol import Failure, Verdict, is_failure, is_reward
+from rewards.protocol import Failure, Verdict, is_failure
 
 #: Latest answers over which failed verdicts are counted. Fewer would stop a sound run by bad luck now and then.
 WINDOW = 512
@@ -26,12 +26,15 @@ def unjudged(state: EpisodeState, failure: Failure, reason: str) -> Outcome:
 
 
 def sound(outcome: Outcome) -> Outcome:
-    """The outcome, or a failed verdict in place of one whose reward or a part of it is no finite float32."""
-    given = {"reward": outcome.reward, **outcome.parts}
-    wrong = [f"{name} {value}" for name, value in given.items() if value is not None and not is_reward(value)]
-    if not wrong:
-        return outcome
-    return unjudged(outcome.state, "error", f"the environment gave {', '.join(wrong)}")
+    """The outcome, or a failed verdict in place of one whose reward or parts no record could hold."""
+    if outcome.reward is not None and not -MAX_REWARD <= outcome.reward <= MAX_REWARD:
+        reason = f"the environment gave reward {outcome.reward}, expected one from {-MAX_REWARD:g} to {MAX_REWARD:g}"
+        return unjudged(outcome.state, "error", reason)
+    try:
+        check_parts("the environment's parts of a reward", outcome.parts)
+    except ContractError as error:
+        return unjudged(outcome.state, "error", str(error))
+    return outcome
 
 
 def reason_text(reasons: Sequence[str]) -> str:

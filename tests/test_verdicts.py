@@ -107,8 +107,19 @@ def test_a_score_that_is_no_float32_is_a_failed_verdict(score: float) -> None:
     assert scored(score, {}).verdict == "error"
     assert scored(0.5, {"part": score}).score is None
     state = EpisodeState(Problem(0, "", "", {}))
-    assert sound(Outcome(score, {}, "fail", None, state)).reasons == (f"the environment gave reward {score}",)
+    assert sound(Outcome(score, {}, "fail", None, state)).reasons[0].startswith(f"the environment gave reward {score}")
     assert scored(3.4e38, {}).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("reward", "parts"), [(2e6, {}), (-2e6, {}), (0.0, {"a": 2e6}), (0.0, {"\x1b": 1.0}), (0.0, {"a": NAN})]
+)
+def test_a_reward_that_no_record_holds_is_a_failed_verdict_and_does_not_break_its_group(
+    reward: float, parts: dict[str, float]
+) -> None:
+    found = sound(Outcome(reward, parts, "fail", None, EpisodeState(Problem(0, "", "", {}))))
+    assert (found.verdict, found.reward, found.parts) == ("error", None, {})
+    assert found.reasons[0].startswith("the environment")
 
 
 def test_what_a_verifier_says_is_kept_short_and_printable() -> None:
