@@ -6,6 +6,8 @@ Bytes are compared a block at a time; log-probs need the whole model in memory.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +81,7 @@ def _headers(weights: Weights, config: ModelConfig) -> dict[str, str]:
     }
     if config.tie_word_embeddings:
         expected[HEAD] = expected[EMBED]  # a tied head may be stored as well
+    usual = _usual_dtype(weights)
     for name, placed in weights.tensors.items():
         if is_buffer(name):
             continue
@@ -86,9 +89,17 @@ def _headers(weights: Weights, config: ModelConfig) -> dict[str, str]:
             problems[name] = f"{printable(name)}: not a tensor of this model, but in the folder"
         elif placed.shape != expected[name]:
             problems[name] = f"{name}: expected shape {expected[name]}, got {placed.shape}"
-        elif placed.dtype not in DTYPES:
-            problems[name] = f"{name}: expected dtype {', '.join(DTYPES)}, got {placed.dtype}"
+        elif placed.dtype not in (usual, "F32"):  # some models keep their norms in fp32
+            problems[name] = f"{name}: expected dtype {usual} as of most values, or F32, got {placed.dtype}"
     return problems
+
+
+def _usual_dtype(weights: Weights) -> str:
+    """That of most values in the folder."""
+    values: Counter[str] = Counter()
+    for placed in weights.tensors.values():
+        values[placed.dtype] += math.prod(placed.shape) if placed.dtype in DTYPES else 0
+    return max(values, key=values.__getitem__, default="")
 
 
 def _look(state: _Seen, weights: Weights, name: str, index: Index, value: np.ndarray) -> None:

@@ -6,29 +6,24 @@ AutoTokenizer would do for causal language models is done here, and the tests co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
 import tokenizers
 import xxhash
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from learner_jax.hf_names import ModelConfig
+from serving_bridge.chat_template import load_template
+from serving_bridge.special_tokens import load_backend
+from serving_bridge.tokenizer_files import TokenizerError, TokenizerFiles, read_files, read_object
+
+__all__ = ["Tokenizer", "TokenizerError", "load_tokenizer"]
 
 #: stands for an answer while a dialog is rendered
 _ANSWER = "~answer~"
-
-
-class TokenizerError(ValueError):
-    """A model folder's tokenizer is missing, damaged or doesn't fit: says the file and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +33,10 @@ class Tokenizer:
     Attributes:
       backend: the `tokenizers` object.
       prefix_ids: what the model expects before plain text: its BOS token, or nothing.
-      eos_ids: ids that end an answer; the first one ends supervised targets.
+      eos_ids: ids that end an answer, those that vLLM would stop at by itself; the first one ends supervised targets.
       pad_id: id for padding; the first of `eos_ids` where the model names none (padding is always masked).
       chat_template: compiled template, None if the model has none.
+      turn_end: special token that the chat template writes after an answer, None if it writes none.
       special_tokens: name -> text, e.g. {"bos_token": "<s>"}; visible to the template.
       model_dir: where all this came from, for errors.
       fingerprint: xxh3-128 of tokenizer.json's bytes, in hex: token ids mean the same where it is the same.
@@ -51,6 +47,7 @@ class Tokenizer:
     eos_ids: tuple[int, ...]
     pad_id: int
     chat_template: jinja2.Template | None
+    turn_end: int | None
     special_tokens: Mapping[str, str]
     model_dir: str
     fingerprint: str
@@ -68,8 +65,11 @@ class Tokenizer:
         """Token ids of a prompt: plain text, or one user message in the model's chat format, ready for the answer.
 
         Raises:
-          TokenizerError: `chat` without a chat template, or a prompt of no tokens.
+          TokenizerError: a prompt of no tokens; `chat` without a chat template, or one whose end of a turn is no
+            end token.
         """
+        if chat:
+            self.check_chat()
         ids = self._plain_ids(self.render_chat([{"role": "user", "content": text}])) if chat else self.encode(text)
         if not ids:
             raise TokenizerError(f"prompt {text!r} has no tokens; a model needs at least one to continue from")
@@ -79,16 +79,16 @@ class Tokenizer:
         """The dialog as the model's chat template writes it; the template writes the BOS token itself."""
         if self.chat_template is None:
             raise TokenizerError(f"{self.model_dir} has no chat template; set task.chat to false")
-        try:
-            return self.chat_template.render(
-                messages=list(messages),
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self.special_tokens,
-            )
-        except jinja2.TemplateError as error:
-            raise TokenizerError(f"{self.model_dir}: the chat template refuses the dialog: {error}") from error
+        return _rendered(self.chat_template, self.special_tokens, messages, add_generation_prompt, self.model_dir)
+
+    def check_chat(self) -> None:
+        """Raises `TokenizerError` if an answer in the chat format would not end where the chat template ends it."""
+        if self.turn_end is None or self.turn_end in self.eos_ids:
+            return
+        raise TokenizerError(
+            f"{self.model_dir}: the chat template ends an answer with {self.backend.id_to_token(self.turn_end)!r}, "
+            f"which is no end token; add {self.turn_end} to eos_token_id in generation_config.json"
+        )
 
     def encode_observation(self, text: str, *, chat: bool, after: int) -> list[int]:
         """Token ids of what comes after an answer: plain text, or a user message in the model's chat format.
@@ -126,10 +126,12 @@ class Tokenizer:
         """Token ids and loss mask, both of one length, of a prompt with the answer to imitate.
 
         The prompt's ids are those of `encode_prompt`, which the sampler will see; prompt and target are never tokenised
-        as one text, since that could merge tokens across the border. The loss is on the target and its end token.
+        as one text, since that could merge tokens across the border. The loss is on the target and its end token; in
+        the chat format that is the one which the template writes.
         """
         prompt_ids = self.encode_prompt(prompt, chat=chat)
-        target_ids = [*self._plain_ids(target), self.eos_ids[0]]
+        end = self.turn_end if chat and self.turn_end is not None else self.eos_ids[0]
+        target_ids = [*self._plain_ids(target), end]
         return prompt_ids + target_ids, [False] * len(prompt_ids) + [True] * len(target_ids)
 
     def check_vocabulary(self, config: ModelConfig) -> None:
@@ -151,92 +153,109 @@ class Tokenizer:
 
 
 def load_tokenizer(model_dir: str | Path) -> Tokenizer:
-    """Loads the tokenizer of a Hugging Face model folder.
+    """Loads the tokenizer of a Hugging Face model folder, as transformers' AutoTokenizer does.
 
-    Reads tokenizer.json and, where present, tokenizer_config.json, generation_config.json, config.json and
-    chat_template.jinja. The end tokens are generation_config's, else config's, else tokenizer_config's.
+    Ends are those that vLLM stops at: generation_config.json's, or config.json's where that file is missing, and the
+    tokenizer's own end token.
 
     Raises:
-      TokenizerError: no usable tokenizer.json, or no file names an end token.
+      TokenizerError: no usable tokenizer.json, files that are damaged, disagree or ask for what is not supported, or
+        no file names an end token.
     """
     folder = Path(model_dir)
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise TokenizerError(f"{path} does not exist; model.path must be a Hugging Face folder with a fast tokenizer")
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception on a damaged file
-        raise TokenizerError(f"{path} can't be loaded: {error}") from error
+    files = read_files(folder)
+    loaded = load_backend(files)
+    backend = loaded.backend
     # Saved padding or truncation settings would silently change prompts.
     backend.no_padding()
     backend.no_truncation()
-    tokenizer_config = _read_json(folder / "tokenizer_config.json")
-    generation = _read_json(folder / "generation_config.json")
-    model = _read_json(folder / "config.json")
-    special = _special_tokens(tokenizer_config)
-    eos_ids = _eos_ids(backend, special, generation, model, folder)
+    generation = read_object(folder / "generation_config.json")
+    eos_ids = _eos_ids(loaded.special_tokens, files, generation, backend)
+    template = load_template(folder, files.config)
     return Tokenizer(
         backend=backend,
-        prefix_ids=_prefix_ids(backend),
+        prefix_ids=_prefix_ids(backend, folder),
         eos_ids=eos_ids,
-        pad_id=_pad_id(backend, special, generation, model, default=eos_ids[0]),
-        chat_template=_chat_template(folder, tokenizer_config),
-        special_tokens=special,
+        pad_id=_pad_id(backend, loaded.special_tokens, generation, files.model, default=eos_ids[0]),
+        chat_template=template,
+        turn_end=_turn_end(template, loaded.special_tokens, backend, str(model_dir)),
+        special_tokens=loaded.special_tokens,
         model_dir=str(model_dir),
-        fingerprint=xxhash.xxh3_128_hexdigest(path.read_bytes()),
+        fingerprint=xxhash.xxh3_128_hexdigest((folder / "tokenizer.json").read_bytes()),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _rendered(
+    template: jinja2.Template,
+    special_tokens: Mapping[str, str],
+    messages: Sequence[Mapping[str, str]],
+    add_generation_prompt: bool,
+    model_dir: str,
+) -> str:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise TokenizerError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise TokenizerError(f"{path} holds a {type(content).__name__}, expected an object")
-    return content
+        return template.render(
+            messages=list(messages),
+            tools=None,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **special_tokens,
+        )
+    except Exception as error:  # a template is a program and may raise anything
+        raise TokenizerError(f"{model_dir}: the chat template refuses the dialog: {error}") from error
 
 
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Texts of the named special tokens; an entry is a string or a serialised AddedToken."""
-    special = {}
-    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
-        value = config.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        if isinstance(text, str):
-            special[name] = text
-    return special
+def _turn_end(
+    template: jinja2.Template | None, special_tokens: Mapping[str, str], backend: tokenizers.Tokenizer, model_dir: str
+) -> int | None:
+    """The special token right after the last answer of a dialog; None if there is none, or no dialog can be shown."""
+    if template is None:
+        return None
+    dialog = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        shown = _rendered(template, special_tokens, dialog, False, model_dir)
+    except TokenizerError:
+        return None
+    rest = shown.rpartition(_ANSWER)[2] if _ANSWER in shown else ""
+    ids = backend.encode(rest.lstrip(), add_special_tokens=False).ids
+    added = backend.get_added_tokens_decoder()
+    return ids[0] if ids and ids[0] in added and added[ids[0]].special else None
 
 
-def _prefix_ids(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+def _prefix_ids(backend: tokenizers.Tokenizer, folder: Path) -> tuple[int, ...]:
     """What tokenizer.json's post-processor puts before a text.
 
     It alone decides, as in transformers 5, which ignores add_bos_token where there is a tokenizer.json. What it puts
     after a text (an EOS token, in some folders) would end a prompt and is left out.
     """
-    plain = backend.encode("a", add_special_tokens=False).ids
-    full = backend.encode("a", add_special_tokens=True).ids
-    start = next(start for start in range(len(full)) if full[start : start + len(plain)] == plain)
-    return tuple(full[:start])
+    for text in ("a", "0", " ", "A", "."):
+        if plain := backend.encode(text, add_special_tokens=False).ids:
+            full = backend.encode(text, add_special_tokens=True).ids
+            start = next(start for start in range(len(full)) if full[start : start + len(plain)] == plain)
+            return tuple(full[:start])
+    raise TokenizerError(f"{folder / 'tokenizer.json'} gives no token for an 'a' or '0'; expected a language model's")
 
 
 def _eos_ids(
-    backend: tokenizers.Tokenizer,
     special: Mapping[str, str],
+    files: TokenizerFiles,
     generation: Mapping[str, Any],
-    model: Mapping[str, Any],
-    folder: Path,
+    backend: tokenizers.Tokenizer,
 ) -> tuple[int, ...]:
-    for source in (generation, model):
-        value = source.get("eos_token_id")
-        if value is not None and value != []:
-            return tuple(value) if isinstance(value, list) else (int(value),)
-    eos_id = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
-    if eos_id is None:
-        raise TokenizerError(f"{folder} names no end token; add eos_token_id to generation_config.json")
-    return (eos_id,)
+    has_generation = (files.folder / "generation_config.json").is_file()
+    origin, source = ("generation_config.json", generation) if has_generation else ("config.json", files.model)
+    # The default of transformers' LlamaConfig.
+    default = 2 if source is files.model and files.model.get("model_type") == "llama" else None
+    value = source.get("eos_token_id", default)
+    ids = list(value) if isinstance(value, list) else [] if value is None else [value]
+    if any(not isinstance(i, int) or isinstance(i, bool) for i in ids):
+        raise TokenizerError(
+            f"{files.folder / origin}: eos_token_id is {value!r}, expected a token id, a list of them or null"
+        )
+    own = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
+    ids += [own] if own is not None else []
+    if not ids:
+        raise TokenizerError(f"{files.folder} names no end token; add eos_token_id to generation_config.json")
+    return tuple(dict.fromkeys(ids))
 
 
 def _pad_id(
@@ -249,56 +268,6 @@ def _pad_id(
 ) -> int:
     named = backend.token_to_id(special["pad_token"]) if "pad_token" in special else None
     for value in (named, generation.get("pad_token_id"), model.get("pad_token_id")):
-        if value is not None:
-            return int(value)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
     return default
-
-
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> jinja2.Template | None:
-    """chat_template.jinja, else tokenizer_config's entry: a text, or a list of named ones of which `default` counts."""
-    path = folder / "chat_template.jinja"
-    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
-    if isinstance(source, list):
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
-    if source is None:
-        return None
-    try:
-        return _environment().from_string(source)
-    except jinja2.TemplateError as error:
-        raise TokenizerError(f"{folder}: the chat template is not valid Jinja: {error}") from error
-
-
-class _GenerationBlock(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's part for training masks; our mask is made elsewhere: print the body."""
-
-    tags = {"generation"}  # noqa: RUF012  (Jinja's own way to declare tags)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The environment that chat templates are written for: transformers' `render_jinja_template`."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
-    """Jinja's own filter escapes HTML characters, which models were not trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)  # noqa: DTZ005  (local time, as templates expect)

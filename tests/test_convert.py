@@ -25,6 +25,7 @@ from learner_jax.checkpoint_manifest import CheckpointError
 from learner_jax.checkpoint_reader import open_source
 from learner_jax.config import LearnerSettings, OptimizerSettings
 from learner_jax.engine import Engine
+from learner_jax.hf_config import ModelConfigError
 from learner_jax.objective import supervised
 from learner_jax.optimizer import make_optimizer
 from learner_jax.train_step import init_state
@@ -248,23 +249,24 @@ def assert_matches(pattern: str, text: str) -> None:
         raise ValueError(text)
 
 
-@pytest.mark.parametrize(
-    ("model_type", "expected"),
-    [
-        ("qwen2", "log-probs of transformers on .* differ by .*, expected at most 0.001"),
-        ("olmo2", "expected that transformers loads it, but: .*mismatch"),
-    ],
-)
 def test_verify_notices_what_equal_weights_do_not_show(
-    transformers: Any, saved: Path, model_type: str, expected: str, tmp_path: Path
+    transformers: Any, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`model_type` is heeded by transformers alone; the learner's reader goes by the architecture."""
+    """The learner's reader takes nothing that transformers reads otherwise, so the bound itself is made to fail."""
     to_hf(saved, out=tmp_path / "hf")
     assert verify(saved, tmp_path / "hf").problems == ()
+    with monkeypatch.context() as patch:
+        patch.setattr("serving_bridge.convert.LOGPROB_TOLERANCE", 0.0)
+        (problem,) = verify(saved, tmp_path / "hf").problems
+    assert_matches("log-probs of transformers on .* differ by .*, expected at most 0: ", problem)
+    refused = {"problem_type": "single_label_classification", "num_labels": 1}
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
-    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | refused))
     (problem,) = verify(saved, tmp_path / "hf").problems
-    assert_matches(expected, problem)
+    assert_matches("expected that transformers loads it, but: .*num_labels", problem)
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
+    with pytest.raises(ModelConfigError, match="model_type is .qwen2., but architectures says Qwen3ForCausalLM"):
+        verify(saved, tmp_path / "hf")
 
 
 def test_verify_reads_the_checkpoint_s_own_hashes(saved: Path, tmp_path: Path) -> None:

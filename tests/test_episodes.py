@@ -54,9 +54,9 @@ def qwen(qwen_folder: Path) -> Tokenizer:
 def with_template(tokenizer: Tokenizer, template: str) -> Tokenizer:
     from dataclasses import replace
 
-    from serving_bridge.tokenization import _environment
+    from serving_bridge.chat_template import environment
 
-    return replace(tokenizer, chat_template=_environment().from_string(template))
+    return replace(tokenizer, chat_template=environment().from_string(template))
 
 
 # Rendering

@@ -161,6 +161,21 @@ def test_qwen_tokens_equal_transformers(qwen: Tokenizer, qwen_dir: Path) -> None
     assert qwen.pad_id == 151643
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_a_real_qwen_tokenizer_equals_the_class_that_transformers_takes(
+    qwen_dir: Path, tmp_path: Path, model_type: str
+) -> None:
+    folder = edited(qwen_dir, tmp_path / "model", tokenizer_class="Qwen2Tokenizer", split_special_tokens=False)
+    (folder / "config.json").write_text(json.dumps({"model_type": model_type, "transformers_version": "4.51.0"}))
+    ours, theirs = load_tokenizer(folder), reference(folder)
+    assert type(theirs).__name__ == "Qwen2Tokenizer"
+    assert ours.backend.get_vocab(with_added_tokens=True) == theirs.get_vocab()
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text), text
+    assert ours.turn_end == 151645
+    ours.check_chat()
+
+
 @pytest.mark.parametrize("flag", [True, False, None])
 def test_the_post_processor_decides_about_bos_as_in_transformers(
     stories_model: Path, created: Path, tmp_path: Path, flag: bool | None

@@ -200,6 +200,8 @@ def build_encoder(config: Config, model_dir: Path) -> tuple[PromptEncoder, Model
     model_config = read_model_config(model_dir)
     tokenizer = load_tokenizer(model_dir)
     tokenizer.check_vocabulary(model_config)
+    if config.task.chat:
+        tokenizer.check_chat()
     encoder = PromptEncoder(
         tokenizer,
         template=config.task.prompt_template,
