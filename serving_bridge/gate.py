@@ -245,7 +245,8 @@ class _Sampling(_Body):
 
 
 class _Generate(_Body):
-    token_ids: list[int]
+    #: a list, whose many numbers are for vLLM to look at
+    token_ids: msgspec.Raw
     sampling_params: _Sampling
     request_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}\Z")] | None = None
     priority: Annotated[int, Meta(ge=-1, le=MAX_VERSION)] = 0
@@ -290,6 +291,8 @@ def _check_update(body: bytes, caller: Role | None) -> None:
 
 def _check_generate(body: bytes, caller: Role | None) -> None:
     asked: _Generate = _decoded(_Generate, body)
+    if memoryview(asked.token_ids)[0] != ord("["):
+        raise Refused(400, "expected token_ids to be a list")
     if caller == "control":
         return
     if asked.priority < 0:

@@ -72,8 +72,9 @@ class _Workers(msgspec.Struct):
 class Session(Protocol):
     """What is used of an aiohttp session; simulations bring their own.
 
-    `async with request(method, url, data=, headers=, params=, timeout=) as response` gives `response.status` and
-    `await response.read()`; what fails on the way raises `aiohttp.ClientError`, `OSError` or `TimeoutError`.
+    `async with request(method, url, data=, headers=, params=, allow_redirects=, timeout=) as response` gives
+    `response.status` and `await response.read()`; what fails on the way raises `aiohttp.ClientError`, `OSError` or
+    `TimeoutError`.
     """
 
     @property
@@ -337,6 +338,7 @@ class VllmClient:
                 data=data,
                 headers=headers,
                 params=params,
+                allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=total_s),
             ) as response:
                 payload = await response.read()
@@ -349,7 +351,7 @@ class VllmClient:
             raise Failed(f"{where}: {status} {_detail(payload)}")
         if status in _OTHER_SERVER:
             raise Unreachable(f"{where}: {status} {_detail(payload)}; the server that was known has ended")
-        if status >= 400:
+        if not 200 <= status < 300:
             raise Rejected(f"{where}: {status} {_detail(payload)}")
         return payload
 

@@ -292,3 +292,28 @@ def test_no_answer_in_time_and_no_server_are_unreachable():
 
     with pytest.raises(Unreachable, match="Cannot connect"):
         asyncio.run(nowhere())
+
+
+def test_no_token_follows_a_redirect_to_another_address():
+    seen: list[str] = []
+
+    async def run() -> None:
+        async def elsewhere(request: web.Request) -> web.Response:
+            seen.append(request.path)
+            return web.Response(status=307, headers={"Location": "/stolen"})
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", elsewhere)
+        server = web.AppRunner(app)
+        await server.setup()
+        try:
+            await web.TCPSite(server, "127.0.0.1", 0).start()
+            async with aiohttp.ClientSession() as session:
+                client = VllmClient(f"http://127.0.0.1:{server.addresses[0][1]}", session, token="t" * 64)
+                with pytest.raises(Rejected, match="307"):
+                    await client.weight_version()
+        finally:
+            await server.cleanup()
+
+    asyncio.run(run())
+    assert seen == ["/weight_info"]

@@ -161,6 +161,7 @@ class Session:
         data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
+        allow_redirects: bool = False,
         timeout: Any = None,
     ) -> AsyncIterator[Response]:
         self._client.check()
