@@ -143,7 +143,7 @@ class Hosts:
     def log_failures(self, log: Callable[..., None]) -> None:
         """Has `log` told of the reason when another host's end ends this process."""
         if self._watch is not None:
-            self._watch.log = log
+            self._watch.log_ends(log)
 
     def fail(self, message: str) -> None:
         """Tells the other hosts that this one can't go on; the first to fail is the one that they name."""
@@ -245,8 +245,8 @@ def connect(
 ) -> Hosts:
     """Joins the learner's other processes; call it before anything else of JAX.
 
-    From here on another host's end is told within `settings.heartbeat_timeout_s` and `watch.END_WITHIN_S`: this process
-    then ends with status 1 and the reason as its last line, wherever it is. That bounds device collectives too.
+    From here on another host's end ends this process with status 1 and the reason as its last line, wherever it is,
+    within `settings.heartbeat_timeout_s` and `host_peers.END_WITHIN_S`. That bounds device collectives too.
 
     Args:
       timeout_s: bound of every later wait for another host.

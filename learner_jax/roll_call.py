@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from learner_jax.host_wire import (
@@ -252,9 +252,3 @@ def parse_address(text: str) -> tuple[str, int]:
     if not (colon and host and port.isdigit() and 0 < int(port) < 65536):
         raise HostError(f"learner.hosts.coordinator is {text!r}, expected ADDRESS:PORT of host 0")
     return host, int(port)
-
-
-def listed(indices: Iterable[int]) -> str:
-    """Hosts in words: "host 1" or "hosts 1, 2"."""
-    chosen = sorted(indices)
-    return f"host{'s' if len(chosen) > 1 else ''} {', '.join(map(str, chosen))}"

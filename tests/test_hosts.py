@@ -28,9 +28,9 @@ from learner_jax.config import LearnerSettings, LossSettings
 from learner_jax.engine import Engine
 from learner_jax.feed import Feed, StarvedError, StepGroups, divided
 from learner_jax.hf_names import parse_model_config
+from learner_jax.host_peers import END_WITHIN_S
 from learner_jax.hosts import HostError, Hosts
 from learner_jax.packing import Lengths, Plan, plan_rows
-from learner_jax.watch import END_WITHIN_S
 from serving_bridge.queue import QueueError, TrajectoryQueue
 from serving_bridge.weight_store import WeightStore
 from tests.host_processes import (
@@ -150,6 +150,18 @@ def test_a_failure_ends_the_others_waits_at_once() -> None:
     with pytest.raises(HostError, match="host 0 of 2 stops, because host 1 failed: RuntimeError: no disk"):
         on_hosts(2, program, timeout_s=60)
     assert time.monotonic() - started < 5
+
+
+def test_what_hosts_must_have_alike_is_compared_by_name() -> None:
+    on_hosts(3, lambda hosts: hosts.require_same("model folder", {"config.json": "12 bytes, ab"}))
+
+    def program(hosts: Hosts) -> None:
+        files = {"config.json": "12 bytes, ab"} | ({"model.safetensors": "9 bytes"} if hosts.index < 2 else {})
+        hosts.require_same("model folder", files)
+
+    expected = r"disagree on the model folder: model\.safetensors is 9 bytes on host 0 and missing on host 2"
+    with pytest.raises(HostError, match=expected):
+        on_hosts(3, program)
 
 
 # Parts of a batch.
@@ -510,7 +522,7 @@ def test_a_process_that_never_starts_is_missed_in_time(there: int, tmp_path: Pat
 @pytest.mark.parametrize(
     ("mesh", "num_devices", "message"),
     [
-        ({"data": 1, "fsdp": 3}, 4, r"makes 3 devices, but there are 4 \(on 2 hosts\)"),
+        ({"data": 1, "fsdp": 2}, 4, r"makes 2 devices, but there are 4 \(on 2 hosts\)"),
         ({"data": 1, "fsdp": 1, "tensor": 2}, 2, r"mesh.tensor = 2 cuts the rows of a batch over hosts \[0, 1\]"),
     ],
 )

@@ -16,6 +16,7 @@ from learner_jax.config import LearnerSettings
 from learner_jax.engine import Engine
 from learner_jax.hf_io import load_parameters
 from learner_jax.hf_names import ModelConfig, read_model_config
+from learner_jax.host_facts import flat
 from serving_bridge.convert import from_hf
 from tests.conftest import REPOSITORY
 from tools import learner
@@ -50,3 +51,13 @@ def test_without_a_path_the_start_model_is_the_reference(stories_model: Path) ->
 def test_a_missing_reference_is_named(stories_model: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere does not exist"):
         reference_of(tmp_path / "nowhere", stories_model)
+
+
+def test_hosts_compare_all_settings_but_where_each_finds_its_folders() -> None:
+    """A setting that was renamed must not stay in the list of exceptions under its old name."""
+    config = load_config(REPOSITORY / "configs" / "demo.toml", []).model_dump(mode="json")
+    every = flat(config)
+    assert set(learner._OF_EACH_HOST) <= every.keys()
+    compared = flat(config, without=learner._OF_EACH_HOST)
+    assert compared.keys() == every.keys() - set(learner._OF_EACH_HOST)
+    assert {"learner.hosts.count", "learner.optimizer.learning_rate", "run.seed"} <= compared.keys()

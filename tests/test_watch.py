@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from learner_jax.host_facts import code_facts, environment_facts, flat, folder_facts
+from learner_jax.host_peers import END_WITHIN_S
 from learner_jax.host_wire import HostError
 from learner_jax.roll_call import parse_address
-from learner_jax.watch import END_WITHIN_S
 from tests.conftest import REPOSITORY
 from tests.network import network
 

@@ -18,7 +18,7 @@ _LONG_S = 600
 def main() -> None:
     told = json.loads(sys.argv[1])
     watch = Watch(told["index"], told["count"], heartbeat_s=told["heartbeat_s"])
-    watch.log = lambda event, **fields: print(json.dumps({"event": event} | fields), flush=True)
+    watch.log_ends(lambda event, **fields: print(json.dumps({"event": event} | fields), flush=True))
     try:
         joined = watch.join(
             told["coordinator"], told.get("facts", {}), timeout_s=told["timeout_s"], secret=told.get("secret", "")
