@@ -186,11 +186,11 @@ class Supervisor:
         if group.restart_s is None:
             pause_s = group.budget.spend(now)
             if pause_s is None:
-                raise ProcessFailedError(*_failure(group))
+                raise _failure(group)
             group.restart_s = now + pause_s
         if now >= group.restart_s:
             left = group.budget.left(now)
-            self._log("restart", name=group.name, status=statuses, restarts_left=left, error=_failure(group)[0])
+            self._log("restart", name=group.name, status=statuses, restarts_left=left, error=_reason(group))
             group.failed_s = group.restart_s = None
             group.failed, group.killed = [], False
             self._spawn(group)
@@ -220,10 +220,27 @@ class Supervisor:
                 child.process.destroy()
 
 
-def _failure(group: _Group) -> tuple[str, int]:
-    """Why a group ended, and the status of the process that began it: one that ended because of another didn't."""
+def _first(group: _Group) -> tuple[_Child, int, str]:
+    """The process that began a group's end, its status and the end of its log: one that only followed didn't."""
     ends = [(child, status, log_tail(child.log_path, child.log_start)) for child, status in group.failed]
-    child, status, tail = next((end for end in ends if _ECHO not in end[2].splitlines()[-1]), ends[0])
-    text = f"process {child.name} ended with status {status}; the end of {child.log_path}:\n{tail}"
-    echoes = [tail.splitlines()[-1] for other, _, tail in ends if other is not child and _ECHO in tail.splitlines()[-1]]
-    return "\n".join([text, *(["the others said:", *echoes] if echoes else [])]), status
+    return next((end for end in ends if _ECHO not in _last_line(end[2])), ends[0])
+
+
+def _failure(group: _Group) -> ProcessFailedError:
+    first, status, tail = _first(group)
+    text = f"process {first.name} ended with status {status}; the end of {first.log_path}:\n{tail}"
+    for child, _ in group.failed:
+        line = _last_line(log_tail(child.log_path, child.log_start))
+        if child is not first and _ECHO in line:
+            text += f"\n{child.name} said: {line}"
+    return ProcessFailedError(text, status)
+
+
+def _reason(group: _Group) -> str:
+    """`_failure` in one line."""
+    first, status, tail = _first(group)
+    return f"{first.name} ended with status {status}; restarted; it said: {_last_line(tail)}"
+
+
+def _last_line(text: str) -> str:
+    return text.splitlines()[-1]
