@@ -26,6 +26,8 @@ _MISSING: Any = object()
 class ModelConfigError(ValueError):
     """A model's config.json asks for something that this decoder does not compute, or is damaged."""
 
+    can_heal = False
+
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _LARGEST

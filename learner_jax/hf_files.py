@@ -22,6 +22,8 @@ _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 class WeightFileError(ValueError):
     """Weight files are missing, damaged, or not those of the model: says file, tensor, expected, got."""
 
+    can_heal = False
+
 
 def weight_files(model_dir: Path) -> dict[Path, set[str] | None]:
     """Safetensors files of a folder, each with the tensors that the index promises (None: there is no index).

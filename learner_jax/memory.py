@@ -96,6 +96,8 @@ _LAYER_PHASES: Mapping[str, Mapping[str, _Arrays]] = MappingProxyType(
 class PlanError(ValueError):
     """What was asked to be planned can't be."""
 
+    can_heal = False
+
 
 @dataclass(frozen=True)
 class Tenant:

@@ -41,6 +41,8 @@ RULES: Rules = MappingProxyType(
 class ShardingError(ValueError):
     """A model, batch or rule does not fit the device mesh."""
 
+    can_heal = False
+
 
 def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh with axes (data, fsdp, tensor); one size of -1 takes whatever devices are left.

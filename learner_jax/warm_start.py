@@ -21,6 +21,8 @@ Log = Callable[..., None]
 class WarmStartError(RuntimeError):
     """The supervised start ended without the skill that was asked for."""
 
+    can_heal = False
+
 
 def warm_start(
     engine: Engine,

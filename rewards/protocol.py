@@ -24,6 +24,8 @@ _FLOAT32_MAX = 3.4028234e38
 class TaskError(ValueError):
     """A task's settings or data don't work: says the task, what was expected and the setting to change."""
 
+    can_heal = False
+
 
 @dataclass(frozen=True)
 class Problem:

@@ -47,6 +47,8 @@ Dtype = Literal["float32", "bfloat16"]
 class ConversionError(ValueError):
     """A conversion can't be done, or its result is not what it should be."""
 
+    can_heal = False
+
 
 @dataclass(frozen=True)
 class Watch:

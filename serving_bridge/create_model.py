@@ -56,6 +56,8 @@ class ModelShape(Protocol):
 class CreateModelError(ValueError):
     """A model can't be made from these settings or texts."""
 
+    can_heal = False
+
 
 def create_model(
     out_dir: str | Path, shape: ModelShape, texts: Iterable[str], *, seed: int, max_position_embeddings: int = 4096

@@ -36,6 +36,12 @@ class DatabaseError(RuntimeError):
     """The database can't be used; the message says what is wrong with it and what to do."""
 
 
+class WrongDatabaseError(DatabaseError):
+    """It is another program's, or of a newer build."""
+
+    can_heal = False
+
+
 class DiskFullError(DatabaseError):
     """Nothing was written because the disk is full; nothing that was accepted before is lost."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving_bridge.database import APPLICATION_ID, DatabaseError, Session
+from serving_bridge.database import APPLICATION_ID, WrongDatabaseError, Session
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,11 @@ def migrate(session: Session, name: str) -> None:
       name: of the database, for errors.
 
     Raises:
-      DatabaseError: a newer build wrote it, or another program.
+      WrongDatabaseError: a newer build wrote it, or another program.
     """
     version = _version(session, name)
     if version > SCHEMA_VERSION:
-        raise DatabaseError(
+        raise WrongDatabaseError(
             f"{name} has queue schema version {version}, this build reads {SCHEMA_VERSION}: "
             f"use the build that wrote it, or set store.database to a new place"
         )
@@ -138,7 +138,9 @@ def _version(session: Session, name: str) -> int:
             return 0
         ((application,),) = session.execute("PRAGMA application_id")
         if application != APPLICATION_ID:
-            raise DatabaseError(f"{name} is an SQLite database of another program; set store.database to another path")
+            raise WrongDatabaseError(
+                f"{name} is an SQLite database of another program; set store.database to another path"
+            )
         ((version,),) = session.execute("PRAGMA user_version")
         return version
     is_there = session.execute("SELECT to_regclass('weir_schema')") != [(None,)]
@@ -150,7 +152,7 @@ def _version(session: Session, name: str) -> int:
     if not found and session.execute(
         "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'groups'"
     ):
-        raise DatabaseError(f"{name} has a table `groups` of another program; add ?schema=... to store.database")
+        raise WrongDatabaseError(f"{name} has a table `groups` of another program; add ?schema=... to store.database")
     return found[0][0] if found else 0
 
 

@@ -23,12 +23,23 @@ _END_S = 30.0
 _ECHO = " stops, because "
 
 
+#: Exit status of a process that would fail in the same way again (EX_CONFIG of sysexits.h); argparse's is 2.
+CANNOT_HEAL_STATUS = os.EX_CONFIG
+_FINAL_STATUSES = (CANNOT_HEAL_STATUS, 2)
+#: how our commands begin what they say last
+_ERROR = "error: "
+
+
 class ProcessFailedError(RuntimeError):
     """A process ended with an error and may not be restarted (any more); carries the end of its log and its status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+    @property
+    def can_heal(self) -> bool:
+        return self.status not in _FINAL_STATUSES
 
 
 @dataclass
@@ -140,7 +151,7 @@ class Supervisor:
         """Looks after all processes once, without waiting; those that ended well are left alone.
 
         Raises:
-          ProcessFailedError: one ended with an error and has no restarts left.
+          ProcessFailedError: one ended with an error and has no restarts left, or would fail in the same way again.
         """
         for group in self._groups.values():
             if not group.stopping:
@@ -175,6 +186,10 @@ class Supervisor:
             ]
         if not group.failed:
             return
+
+        for child, status in zip(group.children, statuses, strict=True):
+            if status in _FINAL_STATUSES:
+                raise ProcessFailedError(_last_words(child), status)
         if group.failed_s is None:
             group.failed_s = now
         if None in statuses:
@@ -244,3 +259,14 @@ def _reason(group: _Group) -> str:
 
 def _last_line(text: str) -> str:
     return text.splitlines()[-1]
+
+
+def _last_words(child: _Child) -> str:
+    """What a process said of its error, in its own words where they are ours."""
+    tail = log_tail(child.log_path, child.log_start)
+    _, found, words = f"\n{tail}".rpartition(f"\n{_ERROR}")
+    return (
+        f"{words.strip()} (said by process {child.name}, in {child.log_path})"
+        if found
+        else (f"process {child.name} can't be started with these settings; the end of {child.log_path}:\n{tail}")
+    )

@@ -12,6 +12,8 @@ from typing import Any
 class TokenizerError(ValueError):
     """A model folder's tokenizer is missing, damaged or doesn't fit: says the file and what was expected."""
 
+    can_heal = False
+
 
 @dataclass(frozen=True)
 class TokenizerFiles:

@@ -229,7 +229,7 @@ def test_what_cannot_be_planned_is_one_clear_line(
     places = {"MODEL": write_model(tmp_path), "SHAPES": str(shapes), "MODEL/config.json": f"{tmp_path}/config.json"}
     with pytest.raises(SystemExit) as ended:
         command.main(["memory", *(places.get(argument, argument) for argument in arguments)])
-    assert ended.value.code == 1
+    assert ended.value.code == 78
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert expected in printed

@@ -29,7 +29,7 @@ from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.queue import QueueBounds, TrajectoryQueue
 from serving_bridge.registry import KEYS_FOLDER, ReplicaRegistry
 from serving_bridge.staleness import Pace
-from serving_bridge.supervisor import ProcessFailedError
+from serving_bridge.supervisor import CANNOT_HEAL_STATUS, ProcessFailedError
 from serving_bridge.telemetry import MetricsLog
 from serving_bridge.tokenization import load_tokenizer
 from serving_bridge.weight_publisher import Publisher
@@ -38,7 +38,7 @@ from tools.terminal import prepare_streams
 
 #: problems whose texts the tokenizer of a created model is trained on
 _TOKENIZER_PROBLEMS = 2000
-#: Exit status where a disk is full or fails (EX_IOERR of sysexits.h); every other clear error has 1.
+#: Exit status where a disk is full or fails (EX_IOERR of sysexits.h).
 DISK_STATUS = os.EX_IOERR
 _KEPT = (
     "nothing that was accepted is lost: see to that disk and start again; a learner goes on from its last committed "
@@ -306,8 +306,9 @@ class StopRequest:
 def clear_errors() -> Iterator[None]:
     """Turns errors that a person can do something about into one line on stderr and an exit status.
 
-    These are the project's own errors, all written for people, with status 1, and those of full or failing disks,
-    whoever raised them, with `DISK_STATUS`.
+    These are the project's own errors, all written for people: with `CANNOT_HEAL_STATUS` those whose class says that
+    trying again can't help (`can_heal`), with 1 the others. Those of full or failing disks, whoever raised them, have
+    `DISK_STATUS`.
     """
     prepare_streams()
     try:
@@ -329,5 +330,5 @@ def _told(error: Exception) -> tuple[str | None, int]:
         text = f"{failure.filename or 'a file'} can't be written or read: {failure.strerror}"
     of_child = isinstance(error, ProcessFailedError) and error.status == DISK_STATUS
     if failure is None and not of_child and not isinstance(error, DiskFullError):
-        return text, 1
+        return text, 1 if getattr(error, "can_heal", True) else CANNOT_HEAL_STATUS
     return f"{text}; {_KEPT}", DISK_STATUS
