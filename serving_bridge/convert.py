@@ -28,9 +28,10 @@ from learner_jax.checkpoint_reader import blocks, copy_file, find_checkpoint, op
 from learner_jax.config import OptimizerSettings
 from learner_jax.hf_config import ModelConfigError
 from learner_jax.hf_files import INDEX_FILE, weight_files
-from learner_jax.hf_io import COMPANION_FILES, check_weights
+from learner_jax.hf_io import COMPANION_FILES
 from learner_jax.hf_layout import Weights, plan
 from learner_jax.hf_names import ModelConfig, hf_shapes, parse_config_file
+from learner_jax.hf_tensors import check_weights
 from learner_jax.hf_writer import Shards
 from learner_jax.work_folder import Work, open_work
 

@@ -93,9 +93,13 @@ class PromptEncoder:
     def text(self, problem: Problem) -> str:
         return self._template.replace("{question}", problem.question)
 
+    def tokens(self, problem: Problem) -> list[int]:
+        """Token ids of the prompt, however many."""
+        return self.tokenizer.encode_prompt(self.text(problem), chat=self._chat)
+
     def encode(self, problem: Problem) -> list[int] | None:
         """Token ids of the prompt, or None if they are more than `max_prompt_tokens`."""
-        tokens = self.tokenizer.encode_prompt(self.text(problem), chat=self._chat)
+        tokens = self.tokens(problem)
         return tokens if len(tokens) <= self.max_prompt_tokens else None
 
     def observation(self, text: str, *, after: int) -> list[int]:

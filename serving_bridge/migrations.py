@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from serving_bridge.database import APPLICATION_ID, WrongDatabaseError, Session
+from serving_bridge.database import APPLICATION_ID, Session, WrongDatabaseError
 
 
 @dataclass(frozen=True)

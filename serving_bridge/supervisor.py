@@ -186,8 +186,7 @@ class Supervisor:
             ]
         if not group.failed:
             return
-
-        for child, status in zip(group.children, statuses, strict=True):
+        for child, status in group.failed:
             if status in _FINAL_STATUSES:
                 raise ProcessFailedError(_last_words(child), status)
         if group.failed_s is None:

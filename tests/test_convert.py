@@ -19,7 +19,7 @@ import tensorstore as ts
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
-from learner_jax import hf_io, hf_names
+from learner_jax import hf_files, hf_io, hf_names
 from learner_jax.checkpoint import Checkpoints, Position, restore_parameters
 from learner_jax.checkpoint_manifest import CheckpointError
 from learner_jax.checkpoint_reader import open_source
@@ -329,7 +329,7 @@ def test_what_is_missing_or_of_another_model_is_named(saved: Path, params: Any, 
 def test_values_that_are_not_finite_are_refused(saved: Path, value: float, tmp_path: Path) -> None:
     to_hf(saved, out=tmp_path / "hf", dtype="bfloat16")
     damaged(tmp_path / "hf", lambda t: t | {UP: np.full_like(t[UP], value)})
-    with pytest.raises(hf_io.WeightFileError, match=f"model.safetensors: tensor {UP} has NaN or infinite"):
+    with pytest.raises(hf_files.WeightFileError, match=f"model.safetensors: tensor {UP} has NaN or infinite"):
         from_hf(tmp_path / "hf", out=tmp_path / "c")
     assert not (tmp_path / "c").exists()
 

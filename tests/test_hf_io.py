@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from learner_jax import hf_io, hf_names
+from learner_jax import hf_files, hf_io, hf_names, hf_tensors
 from learner_jax.hf_layout import Weights
 from tests.test_model_parity import lively_parameters, tiny_config
 
@@ -163,12 +163,12 @@ def with_nan(value: np.ndarray) -> np.ndarray:
 def test_wrong_tensors_are_named(damage: Any, message: str, tmp_path: Path, tensors: dict[str, np.ndarray]) -> None:
     damaged = {name: np.ascontiguousarray(value) for name, value in damage(tensors).items()}
     save_file(damaged, tmp_path / "model.safetensors")
-    with pytest.raises(hf_io.WeightFileError, match=message):
+    with pytest.raises(hf_files.WeightFileError, match=message):
         hf_io.load_parameters(tmp_path, CONFIG)
 
 
 def test_untied_config_without_a_head_says_what_to_set(folder: Path) -> None:
-    with pytest.raises(hf_io.WeightFileError, match="lm_head.weight;.*set tie_word_embeddings to true"):
+    with pytest.raises(hf_files.WeightFileError, match="lm_head.weight;.*set tie_word_embeddings to true"):
         hf_io.load_parameters(folder, replace(CONFIG, tie_word_embeddings=False))
 
 
@@ -186,7 +186,7 @@ def test_untied_config_without_a_head_says_what_to_set(folder: Path) -> None:
 def test_damaged_file_is_named(damage: Callable[[bytes], bytes], folder: Path) -> None:
     path = sorted(folder.glob("model-*.safetensors"))[1]
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(hf_io.WeightFileError, match=rf"{path.name} \(\d+ bytes\) is not a whole safetensors file"):
+    with pytest.raises(hf_files.WeightFileError, match=rf"{path.name} \(\d+ bytes\) is not a whole safetensors file"):
         hf_io.load_parameters(folder, CONFIG)
 
 
@@ -195,26 +195,26 @@ def test_missing_shard_and_damaged_index_are_named(folder: Path) -> None:
     index = folder / "model.safetensors.index.json"
     contents = path.read_bytes()
     path.unlink()
-    with pytest.raises(hf_io.WeightFileError, match=f"{path.name} is missing, though model.safetensors.index.json"):
+    with pytest.raises(hf_files.WeightFileError, match=f"{path.name} is missing, though model.safetensors.index.json"):
         hf_io.load_parameters(folder, CONFIG)
     path.write_bytes(contents)
     whole = json.loads(index.read_text())
     moved = {**whole["weight_map"], UP: path.name}
     index.write_text(json.dumps({"metadata": {}, "weight_map": moved}))
-    with pytest.raises(hf_io.WeightFileError, match=f"disagree on tensors {UP}"):
+    with pytest.raises(hf_files.WeightFileError, match=f"disagree on tensors {UP}"):
         hf_io.load_parameters(folder, CONFIG)
     texts = ("{", "[]", "{}", '{"weight_map": 3}', '{"metadata": {}, "weight_map": {"a": 3}}', "[" * 100_000)
     for text in (*texts, '{"metadata": {}, "weight_map": {}}', json.dumps({"weight_map": whole["weight_map"]})):
         index.write_text(text)
-        with pytest.raises(hf_io.WeightFileError, match="is not an index with a weight_map"):
+        with pytest.raises(hf_files.WeightFileError, match="is not an index with a weight_map"):
             hf_io.load_parameters(folder, CONFIG)
 
 
 def test_missing_folder_or_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(hf_io.WeightFileError, match="nowhere does not exist; set model.path"):
+    with pytest.raises(hf_files.WeightFileError, match="nowhere does not exist; set model.path"):
         hf_io.load_parameters(tmp_path / "nowhere", CONFIG)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(hf_io.WeightFileError, match="holds neither .* only pytorch_model.bin; expected safetensors"):
+    with pytest.raises(hf_files.WeightFileError, match="holds neither .* only pytorch_model.bin; expected safetensors"):
         hf_io.load_parameters(tmp_path, CONFIG)
 
 
@@ -307,8 +307,8 @@ def test_folders_that_loaders_read_differently_are_refused(
     damage: Callable[..., None], message: str, folder: Path, tensors: dict[str, np.ndarray]
 ) -> None:
     damage(folder, tensors)
-    for read in (hf_io.load_parameters, hf_io.check_weights, lambda folder, config: Weights(folder)):
-        with pytest.raises(hf_io.WeightFileError, match=message):
+    for read in (hf_io.load_parameters, hf_tensors.check_weights, lambda folder, config: Weights(folder)):
+        with pytest.raises(hf_files.WeightFileError, match=message):
             read(folder, CONFIG)
 
 
@@ -323,7 +323,7 @@ def test_an_index_names_plain_files_only(name: str, tmp_path: Path, tensors: dic
     index_of(
         tmp_path / "model", dict.fromkeys(tensors, name.replace("/out", f"{tmp_path}/out") if name[:1] == "/" else name)
     )
-    with pytest.raises(hf_io.WeightFileError, match="weight_map names the file .*, expected a plain name") as raised:
+    with pytest.raises(hf_files.WeightFileError, match="weight_map names the file .*, expected a plain name") as raised:
         hf_io.load_parameters(tmp_path / "model", CONFIG)
     assert "\x1b" not in str(raised.value)
 
@@ -345,6 +345,8 @@ def test_an_index_names_plain_files_only(name: str, tmp_path: Path, tensors: dic
 def test_hostile_headers_are_refused_by_both_readers(header: dict[str, Any], tmp_path: Path) -> None:
     data = json.dumps(header).encode()
     (tmp_path / "model.safetensors").write_bytes(len(data).to_bytes(8, "little") + data + bytes(8))
-    for read in (lambda: hf_io.check_weights(tmp_path, CONFIG), lambda: Weights(tmp_path)):
-        with pytest.raises(hf_io.WeightFileError, match=r"model.safetensors \(\d+ bytes\) is not a whole safetensors"):
+    for read in (lambda: hf_tensors.check_weights(tmp_path, CONFIG), lambda: Weights(tmp_path)):
+        with pytest.raises(
+            hf_files.WeightFileError, match=r"model.safetensors \(\d+ bytes\) is not a whole safetensors"
+        ):
             read()

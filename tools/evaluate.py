@@ -16,6 +16,7 @@ from configs.schema import Config
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.replica import Replica
 from tools import wiring
+from tools.preflight import preflight
 from tools.wiring import RunPaths
 
 #: Names the weights that a server was started with, so that its answers carry a version.
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON, samples included")
     with wiring.clear_errors():
         arguments, config, paths = wiring.read_arguments(parser)
+        preflight("evaluate", config, paths, model_dir=arguments.model)
         result = asyncio.run(evaluate_folder(config, paths, arguments.model))
     if arguments.json:
         print(json.dumps(result.as_fields(), indent=1))

@@ -10,12 +10,12 @@ of the queue; the others log to logs/learner-<index>.jsonl. The supervised start
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import time
 from pathlib import Path
 
+from configs.load import ConfigError
 from configs.schema import Config
 from learner_jax import objective
 from learner_jax.batch import Example
@@ -35,8 +35,10 @@ from learner_jax.waits import Waits
 from learner_jax.warm_start import warm_start
 from rewards.protocol import Split
 from serving_bridge.convert import to_hf
+from serving_bridge.prompt_survey import golden_prompts
 from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
+from tools.preflight import preflight
 from tools.wiring import RunPaths
 
 #: Settings that may differ between hosts: each may see the same folders elsewhere. What they hold is compared.
@@ -55,7 +57,8 @@ _OF_EACH_HOST = (
 
 def run_warm_start(config: Config, paths: RunPaths) -> float | None:
     """Trains the supervised start, saves it and converts it; returns the accuracy reached, None if it was there."""
-    assert config.warm_start is not None
+    if config.warm_start is None:
+        raise ConfigError("--warm-start needs to be told how far to go: add a [warm_start] table to the configuration")
     base = wiring.base_model_dir(config, paths)
     accuracy = None
     checkpoints = Checkpoints(paths.warm_start, keep=1, run=config.run.name, config=config.model_dump(mode="json"))
@@ -119,8 +122,7 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
         hosts=hosts,
     )
     task = wiring.build_task(config)
-    prompts = (encoder.encode(task.problem("validation", index)) for index in itertools.count())
-    golden = list(itertools.islice((p for p in prompts if p and len(p) > 1), config.learner.num_golden))
+    golden = golden_prompts(task, encoder, config.learner.num_golden)
     require_same_inputs(config, model_dir, golden, hosts)
     limits = wiring.record_limits(config, encoder, model_config)
     queue = wiring.build_queue(config, paths, limits=limits, waits=hosts.waits)
@@ -192,11 +194,13 @@ def main() -> None:
     keep_freed_memory()
     with ends_at_once(), wiring.clear_errors():
         arguments, config, paths = wiring.read_arguments(parser)
+        preflight("warm_start" if arguments.warm_start else "learner", config, paths)
         if arguments.warm_start:
             accuracy = run_warm_start(config, paths)
-            print(
-                f"supervised start reached {accuracy:.1%} greedy accuracy on validation problems: {paths.start_model}"
-            )
+            reached = "is there already"
+            if accuracy is not None:
+                reached = f"reached {accuracy:.1%} greedy accuracy on validation problems"
+            print(f"supervised start {reached}: {paths.start_model}")
         else:
             with connect_hosts(config, Waits()) as hosts:
                 outcome = run_reinforcement(config, paths, hosts, profile_steps=arguments.profile)

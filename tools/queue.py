@@ -28,6 +28,9 @@ from serving_bridge.queue import Overview, QueueError, TrajectoryQueue
 from serving_bridge.queue_states import ENDED
 from tools import terminal, wiring
 
+#: A person who looks at a queue does not wait as long for a server that is away as a run does.
+_TIMEOUT_S = 5.0
+
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
@@ -88,7 +91,7 @@ def opened(where: str, blobs: Path | None) -> Iterator[TrajectoryQueue]:
         raise DatabaseError(f"{where} has no config.toml: expected the directory of a run, or the URL of a queue")
     if not is_postgres(url) and not sqlite_path(url).is_file():
         raise DatabaseError(f"{sqlite_path(url)} does not exist: expected the queue of a run that has begun")
-    queue = TrajectoryQueue(url, blobs=blobs)
+    queue = TrajectoryQueue(url, blobs=blobs, timeout_s=_TIMEOUT_S)
     try:
         yield queue
     finally:

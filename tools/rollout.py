@@ -13,9 +13,11 @@ import time
 from learner_jax.heap import keep_freed_memory
 from learner_jax.waits import Waits
 from rewards.feedback import create_environment
+from serving_bridge.carried_on import awaits_work
 from serving_bridge.rollout import RolloutWorker, RunIdentity
 from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
+from tools.preflight import preflight
 
 
 def collect_garbage_less_often() -> None:
@@ -32,24 +34,26 @@ def main() -> None:
     keep_freed_memory()
     with wiring.clear_errors():
         arguments, config, paths = wiring.read_arguments(parser)
+        preflight("rollout", config, paths)
         encoder, model_config = wiring.build_encoder(config, wiring.base_model_dir(config, paths))
         task = wiring.build_task(config)
         log, waits = wiring.metrics_writer(paths, "rollout"), Waits()
+        stop = wiring.StopRequest().install()
+        limits = wiring.record_limits(config, encoder, model_config)
+        queue = wiring.build_queue(config, paths, limits=limits, waits=waits)
         worker = RolloutWorker(
             name=arguments.name,
             identity=RunIdentity(config.run.name, config.rollout.group_size),
             task=task,
             encoder=encoder,
-            queue=wiring.build_queue(
-                config, paths, limits=wiring.record_limits(config, encoder, model_config), waits=waits
-            ),
+            queue=queue,
             registry=wiring.build_registry(paths),
             settings=config.rollout,
             evaluation=config.evaluation,
             pace=wiring.build_pace(config),
             log=log,
             waits=waits,
-            should_stop=wiring.StopRequest().install(),
+            should_stop=stop,
             environment=create_environment(task, config.task),
             vocab_size=model_config.vocab_size,
             keys=wiring.build_keys(config, paths),
@@ -57,7 +61,16 @@ def main() -> None:
         )
         collect_garbage_less_often()
         with reported_waits(waits, log, clock=time.monotonic):
-            asyncio.run(worker.run())
+            if awaits_work(
+                queue,
+                total_steps=config.learner.steps,
+                max_wait_s=config.rollout.max_wait_s,
+                waits=waits,
+                should_stop=stop,
+            ):
+                asyncio.run(worker.run())
+            elif not stop():
+                print(f"run {config.run.name} has made all of its {config.learner.steps} steps: there is nothing to do")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from serving_bridge.fleet import Fleet
 from serving_bridge.fleet_orders import sole_controller
 from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
+from tools.preflight import preflight
 
 
 def main() -> None:
@@ -27,8 +28,8 @@ def main() -> None:
     parser.add_argument("--name", default=socket.gethostname(), help="of this fleet; unique in the run")
     with wiring.clear_errors():
         arguments, config, paths = wiring.read_arguments(parser)
+        preflight("serve", config, paths)  # what can't be served is refused before vLLM is started
         model_dir = wiring.base_model_dir(config, paths)
-        wiring.build_encoder(config, model_dir)  # a folder that can't be served is refused before vLLM is started
         waits, log, registry = Waits(), wiring.metrics_writer(paths, "fleet"), wiring.build_registry(paths)
         fleet = Fleet(
             config.serving,

@@ -1,6 +1,8 @@
 """Runs a whole training job on one machine: fleet, rollout worker and learner as processes of their own.
 
-    python -m tools.train --config configs/demo.toml [--set rollout.max_staleness=0] [--profile N]
+    python -m tools.train --config configs/demo.toml [--set rollout.max_staleness=0] [--profile N] [--dry-run]
+
+All that can be known before is checked first, within seconds; --dry-run prints that and starts nothing.
 
 An unfinished run directory is taken up where it stopped; a finished one is left alone and a new one is begun. A process
 that ends with an error is started again, a bounded number of times, and the others go on; with learner.hosts.count
@@ -16,9 +18,8 @@ import argparse
 import asyncio
 import os
 import secrets
-import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,13 +32,15 @@ from learner_jax.roll_call import SECRET
 from learner_jax.waits import Waits
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.registry import ReplicaRow
-from serving_bridge.server_checks import check_plugin, claim_port, detect_platform
 from serving_bridge.supervisor import Supervisor
 from serving_bridge.telemetry import MetricsLog, MetricsTail, read_metrics
 from serving_bridge.vllm_client import ReplicaError, VllmClient
 from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
+from tools.dry_run import dry_run
 from tools.evaluate import evaluate_folder
+from tools.preflight import preflight
+from tools.processes import Planned, fresh_coordinator, learner_commands, planned
 from tools.report import headline, write_report, write_summary
 from tools.view import LiveView
 from tools.wiring import RunPaths
@@ -45,14 +48,10 @@ from tools.wiring import RunPaths
 T = TypeVar("T")
 
 _TICK_S = 0.25
-#: restarts of each process within an hour
-_RESTARTS = {"serve": 3, "warm_start": 1, "learner": 3, "rollout": 5}
-#: beyond draining, what a fleet takes to end
-_SERVE_GRACE_S = 40.0
-_LEARNER_GRACE_S = 60.0
+#: between two starts of a worker that ended well while the learner goes on
+_WORKER_AGAIN_S = 5.0
 _EVALUATION_TRIES = 3
 _INTERRUPTED = 130
-_LOOPBACK = "127.0.0.1"
 
 
 class TrainError(RuntimeError):
@@ -82,70 +81,80 @@ class Job:
 
     def run(self) -> bool:
         """Returns whether the run is complete (and not stopped in between)."""
-        config, paths = self._config, self._paths
-        wiring.base_model_dir(config, paths)  # made here, before the processes that need it start
+        wiring.base_model_dir(self._config, self._paths)  # made here, before the processes that need it start
         with (
             reported_waits(self._waits, self._metrics.write, clock=time.monotonic),
             Supervisor(
-                paths.logs, self._metrics.write, waits=self._waits, also=self._config.serving.environment
+                self._paths.logs, self._metrics.write, waits=self._waits, also=self._config.serving.environment
             ) as supervisor,
         ):
-            self._phase("starting")
-            serve_grace_s = config.serving.drain_timeout_s + _SERVE_GRACE_S
-            self._start(supervisor, "serve", self._command("tools.serve"), grace_s=serve_grace_s)
-            if config.warm_start and not paths.start_model.exists():
-                self._phase("supervised start")
-                self._start(supervisor, "warm_start", self._command("tools.learner", "--warm-start"))
-                self._watch(supervisor, until=lambda: supervisor.has_finished("warm_start"))
-            self._start_learner(supervisor)
-            self._measure_before(supervisor)
-            self._phase("training")
-            self._start(supervisor, "rollout", self._command("tools.rollout"))
-            self._watch(supervisor, until=lambda: supervisor.has_finished("learner"))
-            if self._should_stop():
-                return False
-            self._phase("evaluating")
-            for name in ("rollout", "serve"):
-                supervisor.ask_to_stop(name)
-            self._measure_after(supervisor)
-            if self._should_stop():
-                return False
+            for part in (self._begin, self._train, self._measure_after):
+                part(supervisor)
+                if self._should_stop():
+                    return False
         self._phase("finished")
         return True
 
-    def _start(self, supervisor: Supervisor, name: str, command: Sequence[str], *, grace_s: float = 30.0) -> None:
-        supervisor.start(name, command, restarts=_RESTARTS[name], grace_s=grace_s)
+    def _begin(self, supervisor: Supervisor) -> None:
+        """Starts all but the rollouts, one after the other, unless a stop is asked for meanwhile."""
+        self._phase("starting")
+        for process in planned(self._config, self._paths, profile_steps=self._profile_steps):
+            if self._should_stop() or process.name == "rollout":
+                break
+            if process.name == "warm_start":
+                self._phase("supervised start")
+            self._start(supervisor, process)
+            if process.name == "warm_start":
+                self._watch(supervisor, until=lambda: supervisor.has_finished("warm_start"))
+        if not self._should_stop():
+            self._measure_before(supervisor)
 
-    def _start_learner(self, supervisor: Supervisor) -> None:
-        """One process, or as many as learner.hosts.count says, which can only go on together."""
-        hosts = self._config.learner.hosts
+    def _train(self, supervisor: Supervisor) -> None:
+        self._phase("training")
+        rollout = self._planned("rollout")
+        self._start(supervisor, rollout)
+        started = time.monotonic()
+
+        def keep_up() -> None:
+            """A worker that met the run as it had finished before ends well, and is needed all the same."""
+            nonlocal started
+            if supervisor.has_finished("rollout") and time.monotonic() - started >= _WORKER_AGAIN_S:
+                started = time.monotonic()
+                self._start(supervisor, rollout)
+
+        self._watch(supervisor, until=lambda: supervisor.has_finished("learner"), meanwhile=keep_up)
+        if self._should_stop():
+            return
+        self._phase("evaluating")
+        for name in ("rollout", "serve"):
+            supervisor.ask_to_stop(name)
+
+    def _planned(self, name: str) -> Planned:
+        return next(process for process in planned(self._config, self._paths) if process.name == name)
+
+    def _start(self, supervisor: Supervisor, process: Planned) -> None:
         supervisor.start_group(
-            "learner",
-            self._learner_commands,
-            restarts=_RESTARTS["learner"],
-            grace_s=_LEARNER_GRACE_S,
-            end_s=hosts.heartbeat_timeout_s + _LEARNER_GRACE_S,
+            process.name,
+            self._learner_commands if process.name == "learner" else lambda: process.commands,
+            restarts=process.restarts,
+            grace_s=process.grace_s,
+            end_s=process.end_s,
         )
 
     def _learner_commands(self) -> list[list[str]]:
-        hosts = self._config.learner.hosts
-        command = self._command("tools.learner", "--profile", str(self._profile_steps))
-        if hosts.count == 1:
-            return [command]
-        # Other users of this machine can reach the port, and don't know this.
-        os.environ.setdefault(SECRET, secrets.token_hex(32))
-        # A port of its own for each start: the one before may still be held by what is ending.
-        address = hosts.coordinator or f"{_LOOPBACK}:{claim_port(_LOOPBACK, 0)}"
-        told = ["--set", f"learner.hosts.coordinator={address}", "--set"]
-        return [[*command, *told, f"learner.hosts.index={index}"] for index in range(hosts.count)]
+        if self._config.learner.hosts.count > 1:
+            # Other users of this machine can reach the hosts' port, and don't know this.
+            os.environ.setdefault(SECRET, secrets.token_hex(32))
+        coordinator = fresh_coordinator(self._config)
+        return learner_commands(self._config, self._paths, profile_steps=self._profile_steps, coordinator=coordinator)
 
-    def _command(self, module: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", module, "--config", str(self._paths.config), *arguments]
-
-    def _watch(self, supervisor: Supervisor, *, until: Callable[[], bool]) -> None:
+    def _watch(
+        self, supervisor: Supervisor, *, until: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
         """Keeps the view fresh and the processes alive until something holds or a stop is asked for."""
         while not until() and not self._should_stop():
             supervisor.check()
+            meanwhile()
             self._update_view()
             time.sleep(_TICK_S)
         if not self._should_stop():
@@ -221,11 +230,7 @@ class Job:
         if self._measured("after"):
             return
         if not self._paths.final_model.exists():
-            command = [sys.executable, "-m", "tools.convert", "to-hf", "--checkpoint", str(self._paths.checkpoints)]
-            model_dir = wiring.start_model_dir(self._config, self._paths)
-            command += ["--model", str(model_dir), "--out", str(self._paths.final_model)]
-            command += ["--dtype", self._config.learner.publish_dtype]
-            supervisor.start("convert", command)
+            self._start(supervisor, self._planned("convert"))
             self._watch(supervisor, until=lambda: supervisor.has_finished("convert"))
         if self._should_stop():
             return
@@ -279,21 +284,13 @@ def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def check_parts(config: Config) -> None:
-    """Refuses what can be known to fail before anything is written or started: model folder, task, vLLM, port."""
-    if config.model.path:
-        wiring.build_encoder(config, Path(config.model.path).expanduser())
-    wiring.build_task(config).close()
-    detect_platform()
-    check_plugin()
-    claim_port(config.serving.host, config.serving.port)
-
-
-def train(config_path: Path, overrides: list[str], *, profile_steps: int = 0) -> int:
-    """Runs the job; returns the process's exit status."""
+def train(config_path: Path, overrides: list[str], *, profile_steps: int = 0, dry: bool = False) -> int:
+    """Runs the job, or says what it would be; returns the process's exit status."""
     config = choose_directory(load_config(config_path, overrides))
     paths = wiring.run_paths(config)
-    check_parts(config)
+    if dry:
+        return dry_run(config, paths, profile_steps=profile_steps)
+    preflight("train", config, paths)
     wiring.make_private_directory(paths)
     with at(paths.config):
         save_config(config, paths.config)
@@ -313,10 +310,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wiring.config_arguments(parser)
     wiring.profile_argument(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print settings, checks and all that would be started")
     arguments = parser.parse_args()
     with wiring.clear_errors():
         try:
-            status = train(arguments.config, arguments.overrides, profile_steps=arguments.profile)
+            status = train(
+                arguments.config, arguments.overrides, profile_steps=arguments.profile, dry=arguments.dry_run
+            )
         except KeyboardInterrupt:
             print("ended at once; the same command goes on from the last checkpoint")
             status = _INTERRUPTED

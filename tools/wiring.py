@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.load import load_config, save_config
-from configs.schema import Config, CreateModelSettings
+from configs.schema import Config
 from learner_jax.contracts import RecordLimits
 from learner_jax.disk_errors import at, disk_failure
 from learner_jax.hf_names import ModelConfig, read_model_config
@@ -43,6 +44,18 @@ DISK_STATUS = os.EX_IOERR
 _KEPT = (
     "nothing that was accepted is lost: see to that disk and start again; a learner goes on from its last committed "
     "checkpoint"
+)
+#: A path that was given can't be used: no bug, but nothing that waiting would change either.
+_WRONG_PATH = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
 )
 _OWN_PACKAGES = ("learner_jax", "serving_bridge", "rewards", "configs", "tools")
 
@@ -108,16 +121,27 @@ def run_paths(config: Config) -> RunPaths:
     )
 
 
+def base_model_path(config: Config, paths: RunPaths) -> Path:
+    """Where the model folder that the run begins from is, or will be."""
+    return paths.created_model if config.model.create else Path(config.model.path).expanduser().absolute()
+
+
 def base_model_dir(config: Config, paths: RunPaths) -> Path:
     """The model folder that the run begins from: given, or made by whichever process asks first."""
-    if config.model.create is None:
-        return Path(config.model.path).expanduser().absolute()
-    if not paths.created_model.exists():
-        _create_model(config, config.model.create, paths.created_model)
-    return paths.created_model
+    if config.model.create and not paths.created_model.exists():
+        make_model(config, paths.created_model)
+    return base_model_path(config, paths)
 
 
-def _create_model(config: Config, shape: CreateModelSettings, out: Path) -> None:
+def make_model(config: Config, out: Path) -> None:
+    """Makes the model that [model.create] asks for.
+
+    Raises:
+      CreateModelError: it can't be made from these settings.
+    """
+    shape = config.model.create
+    if shape is None:
+        raise CreateModelError("there is no [model.create] to make a model by; the run begins from model.path")
     task = build_task(config)
     problems = [task.problem("train", index) for index in range(_TOKENIZER_PROBLEMS)]
     prompts = [config.task.prompt_template.replace("{question}", problem.question) for problem in problems]
@@ -326,6 +350,8 @@ def _told(error: Exception) -> tuple[str | None, int]:
     """What a person reads of an error, and the exit status; None if it is not one for people."""
     failure = disk_failure(error)
     text = str(error) if type(error).__module__.partition(".")[0] in _OWN_PACKAGES else None
+    if text is None and isinstance(error, OSError) and error.errno in _WRONG_PATH and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
     if text is None and failure is not None:
         text = f"{failure.filename or 'a file'} can't be written or read: {failure.strerror}"
     of_child = isinstance(error, ProcessFailedError) and error.status == DISK_STATUS

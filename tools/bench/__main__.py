@@ -15,6 +15,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from tools import wiring
 from tools.bench import BenchmarkError
 
 #: name -> module with `main(arguments)`, imported only when chosen: the benchmarks need different packages.
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("settings", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     chosen = parser.parse_args(argv)
     try:
-        importlib.import_module(BENCHMARKS[chosen.benchmark]).main(chosen.settings)
+        with wiring.clear_errors():
+            importlib.import_module(BENCHMARKS[chosen.benchmark]).main(chosen.settings)
     except BenchmarkError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,145 @@
+"""Every command that a person starts meets missing, wrong and odd input with one clear line, at once."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from configs.load import load_config, save_config
+from tests.conftest import REPOSITORY
+
+DEMO = str(REPOSITORY / "configs" / "demo.toml")
+STORIES = str(REPOSITORY / "configs" / "stories.toml")
+
+#: Stands for a place in the test's folder.
+PLACES = ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "RUN", "NOCONFIG", "BROKEN", "HUGE", "ODD", "JUNK")
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> dict[str, Path]:
+    """Folders and files as people give them by mistake."""
+    made = {name: tmp_path / name.lower() for name in PLACES}
+    for name in ("EMPTY", "RUN", "NOCONFIG", "BROKEN", "JUNK"):
+        made[name].mkdir()
+    made["FILE"].write_text("just text\n")
+    made["UNDER"] = made["FILE"] / "below"
+    made["BINARY"].write_bytes(bytes(range(256)) * 40)
+    made["HUGE"] = tmp_path / ("x" * 300)
+    made["ODD"] = tmp_path / "odd\x1b[31m\udcff"
+    save_config(load_config(DEMO, [f"run.directory={made['RUN']}"]), made["RUN"] / "config.toml")
+    (made["NOCONFIG"] / "metrics.jsonl").write_text("{}\n")
+    (made["BROKEN"] / "config.toml").write_text("[run\n")
+    save_config(load_config(DEMO, [f"run.directory={made['JUNK']}"]), made["JUNK"] / "config.toml")
+    (made["JUNK"] / "metrics.jsonl").write_bytes(b'{"event": 5}\n[]\nnull\n\xff\xfe\n{"t": 1}\n')
+    for name in ("state.db", "weights", "checkpoints", "blobs", "summary.json"):
+        (made["JUNK"] / name).write_bytes(b"\x00not what you think")
+    return made
+
+
+CONFIGURED = ("learner", "rollout", "serve", "train", "database migrate", "evaluate --model EMPTY")
+
+CASES = [
+    *(f"{tool} --config {p}" for tool in CONFIGURED for p in ("MISSING", "EMPTY", "FILE", "BINARY", "HUGE", "ODD")),
+    *(f"{tool} --config {DEMO} --set run.directory={p}" for tool in CONFIGURED for p in ("FILE", "ODD")),
+    *(f"{tool} --config {DEMO} --set {s}" for tool in ("train", "serve") for s in ("nonsense", "a.b=1", "run.name=.")),
+    *(
+        f"{tool} --config {STORIES} --set run.directory=RUN2 --set model.path={place}"
+        for tool in ("learner", "rollout", "serve", "train")
+        for place in ("MISSING", "EMPTY", "UNDER", "~nobody/x")
+    ),
+    *(f"train --config {DEMO} --set run.directory=RUN2 --set store.{k}=FILE" for k in ("weights", "blobs")),
+    f"train --config {DEMO} --set run.directory=RUN2 --set store.database=BINARY",
+    f"train --config {DEMO} --set run.directory=RUN2 --set store.database=EMPTY",
+    f"train --config {DEMO} --set run.directory=RUN2 --set store.database=UNDER",
+    f"train --config {DEMO} --set run.directory=RUN2 --set store.database=postgresql://nobody@127.0.0.1:1/none",
+    f"train --config {DEMO} --set run.directory=RUN2 --set serving.host=no.such.host.invalid",
+    f"train --config {DEMO} --set run.directory=RUN2 --set task.name=no_such",
+    f"train --config {STORIES} --set run.directory=RUN2 --set model.path=MISSING --set task.path=FILE --profile x",
+    f"learner --config {STORIES} --set model.path=EMPTY --set run.directory=RUN2 --warm-start",
+    *(f"evaluate --config {DEMO} --set run.directory=RUN2 --model {p}" for p in ("MISSING", "EMPTY", "UNDER", "HUGE")),
+    *(
+        f"{tool} {place}"
+        for tool in ("view", "report", "queue", "weights list", "weights watch --once")
+        for place in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "NOCONFIG", "BROKEN", "HUGE", "ODD")
+    ),
+    *(f"fleet {p} status" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "BROKEN", "HUGE", "ODD")),
+    *("report JUNK", "queue JUNK", "queue JUNK dead", "weights list JUNK/weights", "weights list JUNK"),
+    "fleet RUN scale 2",
+    "fleet RUN scale two",
+    "fleet RUN restart --fleet nobody",
+    "queue postgresql://nobody@127.0.0.1:1/none",
+    "queue mysql://nobody@127.0.0.1/none",
+    "queue RUN requeue",
+    "weights verify RUN 99",
+    "weights show RUN x",
+    "weights rollback EMPTY 3",
+    *(f"convert to-hf --checkpoint {p} --model EMPTY --out NEW" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "JUNK")),
+    *(f"convert from-hf --model {p} --out NEW" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "HUGE", "JUNK")),
+    *(f"convert from-hf --model EMPTY --out {p}" for p in ("FILE", "UNDER", "JUNK", "HUGE")),
+    *(f"convert verify --checkpoint {p} --hf {p}" for p in ("MISSING", "EMPTY", "FILE", "JUNK")),
+    "convert to-hf --checkpoint EMPTY --out NEW --max-shard-size nan",
+    *(f"plan memory --model {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "BROKEN")),
+    *(f"plan shapes --shapes {p}" for p in ("MISSING", "EMPTY", "FILE", "BINARY", "UNDER")),
+    "plan memory --model EMPTY --config FILE",
+    "plan memory --model EMPTY --mesh fsdp=0",
+    "bench overlap --config MISSING",
+    "bench nothing",
+    "study staleness --seeds 0",
+    *("train", "learner", "evaluate", "queue", "fleet", "weights", "convert", "plan", "view", "report", "database"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A folder of its own, whose processes can't be changed for the tests that follow."""
+    monkeypatch.chdir(tmp_path)
+    before = os.umask(0o022)
+    os.umask(before)
+    affinity = os.sched_getaffinity(0)
+    yield
+    os.umask(before)
+    os.sched_setaffinity(0, affinity)
+
+
+def arguments(case: str, places: dict[str, Path], tmp_path: Path) -> list[str]:
+    for name in sorted(PLACES, key=len, reverse=True):
+        case = case.replace(f"{name}2", "\0NEW").replace(name, str(places[name]))
+    return [
+        part.replace("\0NEW", str(tmp_path / "new")) for part in case.replace(" NEW", f" {tmp_path / 'out'}").split(" ")
+    ]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_ends_in_one_clear_line(
+    case: str,
+    places: dict[str, Path],
+    quiet: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    tool, *given = arguments(case, places, tmp_path)
+    name = f"tools.{tool}"
+    module = importlib.import_module(f"{name}.__main__" if tool in ("bench", "study") else name)
+    monkeypatch.setattr(sys, "argv", [tool, *given])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    told = capsys.readouterr().err
+    assert ended.value.code not in (0, None), told
+    assert "Traceback" not in told
+    assert "error: " in told or isinstance(ended.value.code, str), told
+    assert told.replace("\n", "").replace("\t", "").isprintable(), told
+    assert not (tmp_path / "new" / "state.db").exists()
+
+
+def test_every_command_is_among_them() -> None:
+    commands = {path.stem for path in (REPOSITORY / "tools").glob("*.py") if "def main(" in path.read_text()}
+    assert commands - {"doctor"} <= {case.split()[0] for case in CASES}, "doctor takes no input"
+    assert json.dumps(CASES)
