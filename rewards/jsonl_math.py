@@ -1,64 +1,70 @@
-"""Math problems from a file of {"question", "answer"} lines, verified by the math-verify library in killable processes.
+"""Math problems from a file of {"question", "answer"} lines, judged by a parser of final answers of Weir's own.
 
-math-verify compares the mathematical values of the reference and of the expression that it finds in the answer (the
-boxed one if there is one, else the last). It guards itself with SIGALRM, which raises outside the main thread and can't
-interrupt a long computation in C; here a process pool does the guarding.
+References are trusted, and read strictly when the file is loaded: one that is not understood is refused by line, never
+guessed at. Answers are hostile: they are parsed within bounds, and never run, so that no process is needed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import json
-import logging
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewards.config import TaskSettings
-from rewards.isolation import VerifierError, VerifierPool, printable
+from rewards.final_answer import MARK
+from rewards.isolation import printable
+from rewards.jsonl_lines import read_file, records, text_of
+from rewards.math_values import MathError
 from rewards.protocol import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
+from rewards.references import judge, read_reference
 from rewards.splits import ListedProblems
 
-#: GSM8K's mark before the final answer (Cobbe et al., arXiv 2110.14168).
-_MARK = "####"
+#: changes with every change of what counts as right
+_VERIFIER = "final-answer-1"
+_MAX_REFUSALS = 10
+_MAX_REASON_CHARACTERS = 200
 
 
 class JsonlMathOptions(BaseModel):
-    """`task.options` of a jsonl_math: names of the two keys in a line."""
+    """`task.options` of a jsonl_math."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    question_key: str = Field("question", min_length=1)
-    answer_key: str = Field("answer", min_length=1)
+    question_key: str = Field("question", min_length=1, description="key of the question in a line")
+    answer_key: str = Field("answer", min_length=1, description="key of the solution, or of the answer alone")
+    unread_references: Literal["refuse", "skip"] = Field(
+        "refuse", description="what happens to problems whose reference answer is in no form that is understood"
+    )
 
 
 class JsonlMathTask:
     """Math problems from a file; implements `rewards.protocol.Task`."""
 
-    def __init__(self, settings: TaskSettings, *, seed: int, deadline_s: float, num_workers: int) -> None:
+    def __init__(self, settings: TaskSettings, *, seed: int) -> None:
         try:
             options = JsonlMathOptions.model_validate(settings.options)
         except ValidationError as error:
             raise TaskError(f"task.options of jsonl_math: {error}") from error
-        payload = _read(settings.path)
-        self._version = (
-            f"jsonl_math/{Path(settings.path).name}:{hashlib.sha256(payload).hexdigest()[:12]}"
-            f"@math-verify-{importlib.metadata.version('math-verify')}"
-        )
+        payload = read_file(settings.path)
+        digest = hashlib.sha256(payload).hexdigest()[:12]
+        self._version = f"jsonl_math/{Path(settings.path).name}:{digest}@{_VERIFIER}"
+        problems, self._kinds = parse_lines(payload, options, origin=settings.path)
         self._problems = ListedProblems(
-            parse_lines(payload, options, origin=settings.path),
-            seed=seed,
-            holdout_percent=settings.holdout_percent,
-            origin=settings.path,
+            problems, seed=seed, holdout_percent=settings.holdout_percent, origin=settings.path
         )
-        self._pool = VerifierPool("rewards.jsonl_math", {}, num_workers=num_workers, deadline_s=deadline_s)
 
     @property
     def version(self) -> str:
         return self._version
+
+    @property
+    def reference_kinds(self) -> Mapping[str, int]:
+        """How many references of the file are of which kind; "skipped" counts those that were not understood."""
+        return self._kinds
 
     def problem(self, split: Split, index: int) -> Problem:
         return self._problems.problem(split, index)
@@ -70,85 +76,58 @@ class JsonlMathTask:
         return str(problem.metadata["solution"])
 
     def score(self, request: RewardRequest) -> RewardResult:
-        response = request.response
-        # After the mark the file's own convention says where the answer is; else math-verify looks for it.
-        candidate = response.rsplit(_MARK, 1)[1] if _MARK in response else response
         gold = request.problem.answer
         try:
-            verified = self._pool.call({"gold": gold, "candidate": candidate.strip()}, key=gold)
-        except VerifierError as error:
-            return failed(f"{self._version}: {error}", error.failure)
-        return scored(verified.score or 0.0, verified.parts, reasons=tuple(map(printable, verified.reasons)))
+            judgement = judge(read_reference(gold), request.response)
+        except MathError as error:
+            return failed(f"{self._version}: the reference {gold!r} is not understood: {error}", "refused")
+        except Exception as error:  # noqa: BLE001  (isolation: a bug met on one answer must not end the rollouts)
+            return failed(f"{self._version}: {type(error).__name__}: {error}")
+        found = printable(judgement.found[:_MAX_REASON_CHARACTERS])
+        said = f"found {found}" if judgement.found else "found no answer"
+        if judgement.found and not judgement.understood:
+            said += ", which is no final answer in a form that is read"
+        parts = {"correct": float(judgement.correct), "parsed": float(judgement.understood)}
+        return scored(parts["correct"], parts, reasons=(f"expected {gold}, {said}",))
 
     def close(self) -> None:
-        self._pool.close()
+        """Nothing to end."""
 
 
-def parse_lines(payload: bytes, options: JsonlMathOptions, *, origin: str) -> list[Problem]:
-    """Problems of a JSON-lines file; blank lines are skipped.
+def parse_lines(payload: bytes, options: JsonlMathOptions, *, origin: str) -> tuple[list[Problem], Mapping[str, int]]:
+    """Problems of a JSON-lines file, and how many references there are of each kind; blank lines are skipped.
 
     Raises:
-      TaskError: with the number of the first bad line.
+      TaskError: with the number of the first damaged line, or those of the first references that are not understood.
     """
-    problems = []
-    for number, line in enumerate(payload.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{origin}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise TaskError(f"{where} is not JSON: {error}") from None
-        question = _text(record, options.question_key, where)
-        solution = _text(record, options.answer_key, where)
-        gold = solution.rsplit(_MARK, 1)[-1].strip()
+    problems: list[Problem] = []
+    kinds: Counter[str] = Counter()
+    refused: list[str] = []
+    for where, number, record in records(payload, origin=origin):
+        question = text_of(record, options.question_key, where)
+        solution = text_of(record, options.answer_key, where)
+        gold = solution.rsplit(MARK, 1)[-1].strip()
         if not gold:
-            raise TaskError(f"{where}: nothing follows {_MARK} in {options.answer_key!r}; expected the final answer")
+            raise TaskError(f"{where}: nothing follows {MARK} in {options.answer_key!r}; expected the final answer")
+        try:
+            kinds[read_reference(gold).kind] += 1
+        except MathError as error:
+            refused.append(f"line {number}: {gold[:_MAX_REASON_CHARACTERS]!r}: {error}")
+            continue
         problems.append(Problem(number, question, gold, {"line": number, "solution": solution}))
+    if refused and options.unread_references == "refuse":
+        raise TaskError(_refusal(refused, len(problems), origin))
     if not problems:
         raise TaskError(f'{origin} holds no problem; expected lines like {{"question": ..., "answer": ...}}')
-    return problems
+    if refused:
+        kinds["skipped"] = len(refused)
+    return problems, dict(kinds)
 
 
-def _text(record: Any, key: str, where: str) -> str:
-    if not isinstance(record, dict):
-        raise TaskError(f"{where} is a {type(record).__name__}, expected an object")
-    if key not in record:
-        raise TaskError(f"{where} has no key {key!r}, only {', '.join(map(repr, record))}; see task.options")
-    value = record[key]
-    if not isinstance(value, str) or not value.strip():
-        raise TaskError(f"{where}: {key!r} is {value!r}, expected text")
-    return value
-
-
-def _read(path: str) -> bytes:
-    if not path:
-        raise TaskError("task.path is empty; a jsonl_math task needs a file of question/answer lines")
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise TaskError(f"task.path {path!r} can't be read: {error.strerror}") from error
-
-
-def create(settings: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """The side that runs in verifier processes: from `{"gold", "candidate"}` to the fields of `Verified`."""
-    from math_verify import parse, verify
-
-    # It warns at every call that its own guard is off; the process is the guard.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-
-    def score(request: Mapping[str, Any]) -> dict[str, Any]:
-        gold = request["gold"]
-        # A reference such as `x=3, 4` may be LaTeX or plain; math-verify tries both.
-        reference = parse(gold, parsing_timeout=None)
-        if not reference:
-            raise ValueError(f"the reference answer {gold!r} is no mathematical expression")
-        found = parse(request["candidate"], parsing_timeout=None)
-        correct = float(verify(reference, found, timeout_seconds=None))
-        said = f"found {str(found[-1])[:200]}" if found else "found no expression in the answer"
-        parts = {"correct": correct, "parsed": float(bool(found))}
-        return {"score": correct, "parts": parts, "reasons": [f"expected {gold}, {said}"]}
-
-    # The children inherit what the libraries load and cache when they are first used.
-    score({"gold": "$x + 1$", "candidate": "so it is $\\frac{2}{2} + x$ or 12 or 1/2"})
-    return score
+def _refusal(refused: list[str], num_read: int, origin: str) -> str:
+    shown = "\n  ".join(refused[:_MAX_REFUSALS])
+    more = f"\n  and {len(refused) - _MAX_REFUSALS} more" if len(refused) > _MAX_REFUSALS else ""
+    return (
+        f"{origin}: {len(refused)} of {len(refused) + num_read} reference answers are not understood; mend the lines, "
+        f'or leave them out with task.options.unread_references="skip":\n  {shown}{more}'
+    )

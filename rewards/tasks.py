@@ -29,5 +29,5 @@ def create_task(settings: TaskSettings, *, seed: int, deadline_s: float = 5.0, n
         case "jsonl_math":
             from rewards.jsonl_math import JsonlMathTask
 
-            return JsonlMathTask(settings, seed=seed, deadline_s=deadline_s, num_workers=num_workers)
+            return JsonlMathTask(settings, seed=seed)
     raise TaskError(f"task.provider {settings.provider!r}: expected reasoning_gym, keyword_story or jsonl_math")

@@ -6,7 +6,6 @@ import json
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -305,29 +304,6 @@ def test_a_task_without_reference_answers_has_no_target() -> None:
 # Math from a file
 
 
-def test_gsm8k_own_solutions_pass(gsm8k: Task) -> None:
-    problems = [gsm8k.problem("train", index) for index in range(200)]
-    with ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(lambda p: answer(gsm8k, p, gsm8k.target(p)), problems))
-    assert [r.verdict for r in results] == ["pass"] * 200
-    assert "####" in gsm8k.target(problems[0])
-    assert "####" not in problems[0].answer
-
-
-def test_verdicts_agree_with_the_marked_model_solutions(gsm8k: Task, shared_data: Path) -> None:
-    lines = (shared_data / "gsm8k" / "example_model_solutions.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines[:150]]
-    cases = [
-        (record["ground_truth"].rsplit("A:", 1)[1].strip(), record[model]["solution"], record[model]["is_correct"])
-        for record in records
-        for model in ("6b_finetuning", "175b_verification")
-    ]
-    assert {correct for _, _, correct in cases} == {True, False}
-    with ThreadPoolExecutor(4) as threads:
-        verdicts = list(threads.map(lambda c: answer(gsm8k, Problem(0, "", c[0], {}), c[1]).verdict, cases))
-    assert verdicts == ["pass" if correct else "fail" for _, _, correct in cases]
-
-
 @pytest.mark.parametrize(
     ("response", "score"),
     [
@@ -346,12 +322,9 @@ def test_answers_are_compared_as_numbers(gsm8k: Task, response: str, score: floa
     assert answer(gsm8k, Problem(0, "", "10", {}), response).score == score
 
 
-def test_an_answer_that_never_evaluates_is_an_error_not_a_hang(gsm8k: Task) -> None:
-    begin = time.monotonic()
+def test_an_answer_that_never_evaluates_is_wrong_at_once(gsm8k: Task) -> None:
     result = answer(gsm8k, Problem(0, "", "10", {}), "9**9**9**9**9")
-    assert (result.verdict, result.score) == ("timeout", None)
-    assert "no verdict within" in result.reasons[0]
-    assert time.monotonic() - begin < 30
+    assert (result.verdict, result.score, result.parts) == ("fail", 0.0, {"correct": 0.0, "parsed": 1.0})
 
 
 def test_damaged_math_files_are_explained(tmp_path: Path) -> None:
@@ -382,11 +355,12 @@ def test_the_version_names_the_file_by_content(tmp_path: Path) -> None:
     versions = []
     for value in (2, 3):
         path.write_text(json.dumps({"question": "1+1?", "answer": f"#### {value}"}) + "\n")
-        task = JsonlMathTask(math_file(path), seed=0, deadline_s=1, num_workers=1)
+        task = JsonlMathTask(math_file(path), seed=0)
         versions.append(task.version)
         task.close()
     assert versions[0] != versions[1]
-    assert "math-verify-0." in versions[0]
+    assert versions[0].startswith("jsonl_math/file.jsonl:")
+    assert versions[0].split("@")[1] == versions[1].split("@")[1] == "final-answer-1"
 
 
 # Stories
@@ -528,10 +502,10 @@ def test_no_answer_makes_verifiers_in_place_raise(addition: Task, writer: Task, 
             assert 0 <= result.score <= 1
 
 
-def test_no_answer_makes_math_verify_raise(gsm8k: Task) -> None:
+def test_no_answer_makes_the_math_verifier_raise(gsm8k: Task) -> None:
     problem = gsm8k.problem("train", 0)
     with ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(lambda r: answer(gsm8k, problem, r), ADVERSARIAL + _random_answers(100)))
+        results = list(threads.map(lambda r: answer(gsm8k, problem, r), ADVERSARIAL + _random_answers(2000)))
     assert all(is_failure(result.verdict) or 0 <= result.score <= 1 for result in results)
     # The pool survived all of it.
     assert answer(gsm8k, problem, problem.answer).verdict == "pass"
