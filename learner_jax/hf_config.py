@@ -101,7 +101,8 @@ READ = (
     Key("head_dim", "a positive even integer", _is_even, 128, ("qwen3",)),
     Key("rms_norm_eps", "a number with a decimal point", _is_float, 1e-6),
     Key("tie_word_embeddings", "true or false", _is_bool, False),
-    Key("attention_bias", "true or false", _is_bool, False, ("llama", "qwen3")),
+    Key("attention_bias", "true or false", _is_bool, False, ("llama",)),
+    Key("attention_bias", "false: vLLM's Qwen3 would leave out o_proj's bias", _one_of(False), False, ("qwen3",)),
     Key("mlp_bias", "true or false", _is_bool, False, ("llama",)),
     Key("max_position_embeddings", "a positive integer", _is_size, 2048, ("llama",)),
     Key("max_position_embeddings", "a positive integer", _is_size, 32768, _QWEN),
@@ -140,7 +141,7 @@ _FIXED = (
     Key("logit_scale", "1.0: vLLM alone would scale", _one_of(None, 1, 1.0)),
     Key("qk_norm", "false: vLLM alone would normalise", _one_of(None, False), None, ("llama", "qwen2")),
     Key("bias", "false: vLLM alone would add biases; set attention_bias", _one_of(None, False), None, ("llama",)),
-    Key("qkv_bias", "false: vLLM alone would add biases; set attention_bias", _one_of(None, False), None, ("llama",)),
+    Key("qkv_bias", "no such key: vLLM alone heeds it; set attention_bias", lambda value: False, None, ("llama",)),
     *(
         Key(name, "null: only plain language models are supported", _one_of(None))
         for name in ("text_config", "text_encoder", "decoder", "generator", "vision_config", "audio_config")

@@ -14,7 +14,8 @@ from learner_jax.printable import printable
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_ADAPTER = "adapter_config.json"
+#: Of PEFT; transformers applies what it describes.
+ADAPTER_FILE = "adapter_config.json"
 _SUFFIX = ".safetensors"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 
@@ -70,10 +71,10 @@ def weight_files(model_dir: Path) -> dict[Path, set[str] | None]:
 
 
 def _refuse_other_kinds(model_dir: Path, found: set[str]) -> None:
-    if (model_dir / _ADAPTER).exists():
+    if (model_dir / ADAPTER_FILE).exists():
         raise WeightFileError(
-            f"{model_dir} holds {_ADAPTER}: transformers would apply the adapter to the weights, vLLM would not; merge "
-            f"it into the model, or move it elsewhere"
+            f"{model_dir} holds {ADAPTER_FILE}: transformers would apply the adapter to the weights, vLLM would not; "
+            f"merge it into the model, or move it elsewhere"
         )
     if consolidated := {name for name in found if name.startswith("consolidated")}:
         raise WeightFileError(

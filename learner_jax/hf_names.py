@@ -195,8 +195,8 @@ def parse_model_config(raw: Mapping[str, Any], *, origin: str) -> ModelConfig:
         rope_theta=float(rope.theta),
         rope_scaling=None if rope.scaling is None else RopeScaling(**rope.scaling),  # type: ignore[arg-type]
         tie_word_embeddings=values["tie_word_embeddings"],
-        attention_bias=True if family == "qwen2" else values["attention_bias"],
-        attention_out_bias=False if family == "qwen2" else values["attention_bias"],
+        attention_bias=family == "qwen2" or values.get("attention_bias", False),
+        attention_out_bias=values.get("attention_bias", False),
         mlp_bias=values.get("mlp_bias", False),
         max_position_embeddings=values["max_position_embeddings"],
     )

@@ -27,7 +27,7 @@ from learner_jax.checkpoint_manifest import CheckpointError, read_manifest
 from learner_jax.checkpoint_reader import blocks, copy_file, find_checkpoint, open_source, stream
 from learner_jax.config import OptimizerSettings
 from learner_jax.hf_config import ModelConfigError
-from learner_jax.hf_files import INDEX_FILE, weight_files
+from learner_jax.hf_files import ADAPTER_FILE, INDEX_FILE, weight_files
 from learner_jax.hf_io import COMPANION_FILES
 from learner_jax.hf_layout import Weights, plan
 from learner_jax.hf_names import ModelConfig, hf_shapes, parse_config_file
@@ -276,7 +276,7 @@ def _local_model(folder: epath.Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="weir-convert-") as temporary:
         for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name in COMPANION_FILES or path.name == INDEX_FILE or path.name.endswith(".safetensors"):
+            if path.name in (*COMPANION_FILES, INDEX_FILE, ADAPTER_FILE) or path.name.endswith(".safetensors"):
                 copy_file(path, epath.Path(temporary) / path.name)
         yield Path(temporary)
 

@@ -42,7 +42,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_biases": ("Llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
     "qwen2_tied": ("Qwen2", {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
     "qwen3_tied": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 32}),
-    "qwen3_untied": ("Qwen3", {"tie_word_embeddings": False, "head_dim": 16, "attention_bias": True}),
+    "qwen3_untied": ("Qwen3", {"tie_word_embeddings": False, "head_dim": 16}),
 }
 
 #: Compiling takes most of the time of these tests; the numbers do not depend on how well LLVM does its work.
