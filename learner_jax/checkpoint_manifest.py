@@ -13,6 +13,17 @@ from typing import Any
 
 import jax
 
+from learner_jax.record_bounds import (
+    MAX_PROMPT_INDEX,
+    MAX_STEP,
+    MAX_VERSION,
+    ContractError,
+    check_integer,
+    check_trajectory_id,
+    is_number,
+    quoted,
+)
+
 CHECKPOINT_SCHEMA = 3
 #: Item of a checkpoint that holds the manifest, and the file in it that Orbax writes.
 ITEM = "manifest"
@@ -105,12 +116,13 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = json.loads(file.read_text())
         schema = raw.pop("schema")
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {folder} has no readable manifest: {error!r}") from error
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {folder} has no readable manifest: {quoted(repr(error))}") from error
     if schema != CHECKPOINT_SCHEMA:
         raise CheckpointError(_other_schema(folder, repr(schema)))
     try:
         position = raw["position"]
+        _check_position(position)
         position["consumed_trajectory_ids"] = tuple(position["consumed_trajectory_ids"])
         position["steps_of_versions"] = tuple((version, step) for version, step in position["steps_of_versions"])
         arrays = {
@@ -119,7 +131,24 @@ def read_manifest(folder: Path) -> Manifest:
         }
         return Manifest(Position(**position), raw["run"], raw["config"], Code(**raw["code"]), arrays)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"checkpoint {folder} has a damaged manifest: {error!r}") from error
+        raise CheckpointError(f"checkpoint {folder} has a damaged manifest: {quoted(repr(error))}") from error
+
+
+def _check_position(position: Mapping[str, Any]) -> None:
+    """Raises `ContractError` for what no learner saved: the queue is told of groups by these names."""
+    check_integer("completed_steps", position["completed_steps"], 0, MAX_STEP)
+    check_integer("trained_version", position["trained_version"], -1, MAX_VERSION)
+    check_integer("prompt_cursor", position["prompt_cursor"], 0, MAX_PROMPT_INDEX + 1)
+    if not is_number(position["kl_coefficient"], 0.0, 1e12):
+        raise ContractError(f"kl_coefficient is {quoted(position['kl_coefficient'], 80)}, expected 0 or above")
+    for name in ("consumed_trajectory_ids", "steps_of_versions"):
+        if not isinstance(position[name], list):
+            raise ContractError(f"{name} is {quoted(position[name], 80)}, expected a list")
+    for trajectory_id in position["consumed_trajectory_ids"]:
+        check_trajectory_id(trajectory_id)
+    for version, step in position["steps_of_versions"]:
+        check_integer("steps_of_versions: a version", version, -1, MAX_VERSION)
+        check_integer("steps_of_versions: a step", step, 0, MAX_STEP)
 
 
 def _other_schema(folder: Path, schema: str) -> str:

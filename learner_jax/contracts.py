@@ -13,6 +13,7 @@ import numpy as np
 from learner_jax.plain_files import PLAIN_NAME
 from learner_jax.record_bounds import (
     MAX_PROMPT_INDEX,
+    MAX_RECORD_TEXT,
     MAX_REWARD,
     MAX_STEP,
     MAX_VERSION,
@@ -44,7 +45,9 @@ __all__ = [
     "MAX_MANIFEST_BYTES",
     "MAX_PROMPT_INDEX",
     "MAX_REASON",
+    "MAX_RECORD_TEXT",
     "MAX_REWARD",
+    "MAX_STEP",
     "MAX_VERSION",
     "MIN_LOGPROB",
     "MISSING_LOGPROB",

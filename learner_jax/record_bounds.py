@@ -20,11 +20,13 @@ MIN_LOGPROB = -1000.0
 MAX_ID = 256
 MAX_TEXT = 2**20
 MAX_FIELDS = 64
+#: Of an error, a reason or an answer in what processes tell each other.
+MAX_RECORD_TEXT = 2000
 _MAX_KEY = 128
 _SHOWN = 300
 
 #: `{run}/{prompt index}`; what comes before the index may have parts of its own.
-_GROUP_ID = re.compile(r"(?:[A-Za-z0-9._-]+/)+(0|[1-9][0-9]{0,9})", re.ASCII)
+_GROUP_ID = re.compile(r"(?:(?!\.\.?/)[A-Za-z0-9._-]+/)+(0|[1-9][0-9]{0,9})", re.ASCII)
 _SAMPLE = re.compile(r"0|[1-9][0-9]{0,5}", re.ASCII)
 
 _SAMPLING: Mapping[str, tuple[type, float, float]] = {
@@ -102,6 +104,12 @@ def check_ids(trajectory_id: object, group_id: object, group_size: object) -> in
     return index
 
 
+def check_trajectory_id(trajectory_id: object) -> None:
+    """Raises `ContractError` unless it is a group's id and the number of a sample."""
+    group, _, _ = trajectory_id.rpartition("/") if isinstance(trajectory_id, str) else ("", "", "")
+    check_ids(trajectory_id, group, MAX_GROUP_SIZE)
+
+
 def check_prompt(where: str, prompt: Mapping[str, Any], index: int) -> None:
     """Raises `ContractError` unless a prompt's fields are texts and numbers, and its index is the one of the id."""
     _check_mapping(where, prompt)
@@ -149,12 +157,13 @@ def check_parts(where: str, parts: Mapping[str, float]) -> None:
 
 
 def _check_mapping(where: str, fields: object) -> None:
-    if not isinstance(fields, Mapping):
+    if type(fields) is not dict and not isinstance(fields, Mapping):
         raise ContractError(f"{where} is {quoted(fields, 80)}, expected named fields")
     if len(fields) > MAX_FIELDS:
         raise ContractError(f"{where} has {len(fields)} fields, expected at most {MAX_FIELDS}")
     for key in fields:
-        check_printable(f"{where}: the name of a field", key, _MAX_KEY)
+        if type(key) is not str or len(key) > _MAX_KEY or not key.isprintable():
+            check_printable(f"{where}: the name of a field", key, _MAX_KEY)
 
 
 def _is_scalar(value: object) -> bool:

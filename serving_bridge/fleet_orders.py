@@ -9,13 +9,15 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated
 
 import msgspec
 
-from serving_bridge.registry import write_file
+from learner_jax.contracts import MAX_RECORD_TEXT, quoted
+from serving_bridge.registry import Seconds, Text, read_record, write_file
 
-T = TypeVar("T")
+#: More than one machine could ever hold.
+_Replicas = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 
 
 class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,9 +29,9 @@ class Orders(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       restart_id: names the last rolling restart that was ordered; servers started later have had it.
     """
 
-    order_id: str
-    replicas: int | None = None
-    restart_id: str = ""
+    order_id: Text
+    replicas: _Replicas | None = None
+    restart_id: Text = ""
 
 
 class FleetStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,12 +45,12 @@ class FleetStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       heartbeat_s: when this was written, seconds since the epoch by the controller's clock.
     """
 
-    fleet: str
-    wanted: int
-    order_id: str
-    refused: str
-    doing: str
-    heartbeat_s: float
+    fleet: Text
+    wanted: _Replicas
+    order_id: Text
+    refused: Text
+    doing: Text
+    heartbeat_s: Seconds
 
 
 class FleetNameError(RuntimeError):
@@ -78,7 +80,7 @@ class OrderBook:
         return orders
 
     def orders(self) -> Orders | None:
-        return _read(self._orders, Orders)
+        return read_record(self._orders, Orders)
 
     def settle(self, order_id: str, replicas: int) -> None:
         """Takes back what a refused order said of the number of replicas, so that no later controller finds it."""
@@ -87,10 +89,11 @@ class OrderBook:
             write_file(self._orders, msgspec.json.encode(Orders(order_id, replicas, orders.restart_id)))
 
     def report(self, status: FleetStatus) -> None:
-        write_file(self._status, msgspec.json.encode(status))
+        short = {name: quoted(getattr(status, name), MAX_RECORD_TEXT) for name in ("refused", "doing")}
+        write_file(self._status, msgspec.json.encode(msgspec.structs.replace(status, **short)))
 
     def status(self) -> FleetStatus | None:
-        return _read(self._status, FleetStatus)
+        return read_record(self._status, FleetStatus)
 
     def clear_status(self) -> None:
         """The controller ends."""
@@ -119,11 +122,3 @@ def sole_controller(folder: Path, fleet: str) -> Iterator[None]:
 def known_fleets(folder: Path) -> list[str]:
     """Names of the fleets that have a controller now, or had one that did not end in order."""
     return sorted(path.name.removesuffix(".status.json") for path in (folder / "fleets").glob("*.status.json"))
-
-
-def _read(path: Path, kind: type[T]) -> T | None:
-    """The file's content. One that can't be read counts as none: its writer gets no answer, and writes it again."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-        return None

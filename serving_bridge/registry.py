@@ -6,17 +6,33 @@ workers write one file each as well: how many of their requests each replica ans
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Annotated, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
+from learner_jax.contracts import MAX_RECORD_TEXT, MAX_STEP, MAX_VERSION, quoted
+from learner_jax.plain_files import PLAIN_NAME, PlainFileError, create_plain, make_folder, read_plain
 from serving_bridge.lifecycle import TAKES_REQUESTS
 
 #: beside the rows, for this user only; see `access.FleetKeys`
 KEYS_FOLDER = "keys"
+
+
+Name = Annotated[str, msgspec.Meta(pattern=rf"\A{PLAIN_NAME.pattern}\Z")]
+Text = Annotated[str, msgspec.Meta(max_length=8 * MAX_RECORD_TEXT)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e11)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+#: A server of the fleet: no path, no credentials, nothing else that a request could be sent to.
+_Url = Annotated[str, msgspec.Meta(pattern=r"\Ahttp://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?\Z")]
+_MAX_BYTES = 2**20
+
+Record = TypeVar("Record")
 
 
 class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,22 +48,22 @@ class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       start: names the start of its server, whose tokens are made from it (`access`).
     """
 
-    name: str
-    url: str
-    state: str
-    version: int
-    step: int
-    heartbeat_s: float
-    fleet: str = ""
-    reason: str = ""
-    start: str = ""
+    name: Name
+    url: _Url
+    state: Annotated[str, msgspec.Meta(pattern=r"\A[a-z]{1,32}\Z")]
+    version: Annotated[int, msgspec.Meta(ge=-1, le=MAX_VERSION)]
+    step: Annotated[int, msgspec.Meta(ge=-1, le=MAX_STEP)]
+    heartbeat_s: Seconds
+    fleet: Text = ""
+    reason: Text = ""
+    start: Text = ""
 
 
 class _Requests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A rollout worker's running totals, replica -> (succeeded, failed)."""
 
-    worker: str
-    totals: dict[str, tuple[int, int]]
+    worker: Name
+    totals: dict[Name, tuple[_Count, _Count]]
 
 
 class ReplicaRegistry:
@@ -80,6 +96,7 @@ class ReplicaRegistry:
         start: str = "",
     ) -> None:
         """Writes a replica's row, by atomic rename; also its heartbeat."""
+        reason = quoted(reason, MAX_RECORD_TEXT)
         row = ReplicaRow(name, url, state, version, step, self._clock(), fleet, reason, start)
         write_file(self._folder / f"{name}.json", msgspec.json.encode(row))
 
@@ -87,13 +104,9 @@ class ReplicaRegistry:
         (self._folder / f"{name}.json").unlink(missing_ok=True)
 
     def replicas(self) -> list[ReplicaRow]:
-        rows = []
-        for path in sorted(self._folder.glob("*.json")):
-            try:
-                rows.append(msgspec.json.decode(path.read_bytes(), type=ReplicaRow))
-            except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-                continue  # removed since it was listed; or damaged, until the controller writes it again
-        return rows
+        # One that can't be read was removed since it was listed; or is damaged, until the controller writes it again.
+        found = [(path.stem, read_record(path, ReplicaRow)) for path in sorted(self._folder.glob("*.json"))]
+        return [row for name, row in found if row is not None and row.name == name and is_nearby(row.url)]
 
     def ready(self) -> list[ReplicaRow]:
         """Replicas that take requests now: the healthy ones, or the suspect ones where there are none."""
@@ -104,8 +117,9 @@ class ReplicaRegistry:
         return []
 
     def state(self, row: ReplicaRow) -> str:
-        """A row's state, or "silent" if its controller has not written it for too long to still be believed."""
-        return row.state if row.heartbeat_s >= self._clock() - self._max_silence_s else "silent"
+        """A row's state, or "silent" if its controller has not written it for too long to still be believed; or says
+        that it did so in the future, which would be believed for ever."""
+        return row.state if abs(row.heartbeat_s - self._clock()) <= self._max_silence_s else "silent"
 
     def report_requests(self, worker: str, totals: Mapping[str, tuple[int, int]]) -> None:
         """Writes a rollout worker's running totals per replica, (succeeded, failed), by atomic rename."""
@@ -120,19 +134,37 @@ class ReplicaRegistry:
         """`request_totals` of every replica that a worker named."""
         sums: dict[str, tuple[int, int]] = {}
         for path in sorted((self._folder / "requests").glob("*.json")):
-            try:
-                totals = msgspec.json.decode(path.read_bytes(), type=_Requests).totals
-            except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
+            report = read_record(path, _Requests)
+            if report is None or report.worker != path.stem:
                 continue  # removed since it was listed; or damaged, until the worker writes it again
-            for replica, (succeeded, failed) in totals.items():
+            for replica, (succeeded, failed) in report.totals.items():
                 before = sums.get(replica, (0, 0))
                 sums[replica] = (before[0] + succeeded, before[1] + failed)
         return sums
 
 
+def is_nearby(url: str) -> bool:
+    """Whether a server's address is a name, or an address of a private network: prompts go nowhere else."""
+    host = urlsplit(url).hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return bool(host)
+    return address.is_private and not address.is_unspecified
+
+
+def read_record(path: Path, kind: type[Record]) -> Record | None:
+    """What a small JSON file holds; None if it is missing, no regular file, too large, or no such record."""
+    try:
+        return msgspec.json.decode(read_plain(path.parent, path.name, max_bytes=_MAX_BYTES), type=kind)
+    except (FileNotFoundError, PlainFileError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def write_file(path: Path, payload: bytes) -> None:
     """Replaces a small file by atomic rename: who reads it finds the old or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(payload)
+    with os.fdopen(create_plain(temporary), "wb") as file:
+        file.write(payload)
     os.replace(temporary, path)

@@ -83,6 +83,8 @@ Record = dict[str, Any]
 
 #: A second in all; the lock is held for microseconds.
 _LOCK_TRIES, _LOCK_POLL_S = 2000, 0.0005
+#: read at a time; a line is shorter
+_PIECE_BYTES = 2**24
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s {process} %(name)s: %(message)s"
 
 
@@ -156,15 +158,22 @@ class MetricsTail:
 
     def read(self) -> list[Record]:
         """Events of the whole lines that came since the last call; a line still being written waits for the next."""
+        records: list[Record] = []
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
-                data = file.read()
+                while data := file.read(_PIECE_BYTES):
+                    end = data.rfind(b"\n") + 1
+                    if not end and len(data) == _PIECE_BYTES:
+                        end = len(data)  # of a line without end, which is none of ours
+                    self._offset += end
+                    records += [record for line in data[:end].splitlines() if (record := _parse(line)) is not None]
+                    if len(data) < _PIECE_BYTES:
+                        break
+                    file.seek(self._offset)
         except FileNotFoundError:
             return []
-        end = data.rfind(b"\n") + 1
-        self._offset += end
-        return [record for line in data[:end].splitlines() if (record := _parse(line)) is not None]
+        return records
 
 
 def read_metrics(path: str | Path) -> list[Record]:
@@ -181,12 +190,20 @@ def configure_logging(process: str, log_path: str | Path | None = None, *, level
 
 
 def _parse(line: bytes) -> Record | None:
-    """One line's event; None for a line torn by a crash, after which the file goes on."""
+    """One line's event; None for a line torn by a crash, or of nobody's making, after which the file goes on."""
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = json.loads(line, parse_constant=_no_number)
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and "event" in record else None
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+        return None
+    if type(record.get("t", 0.0)) not in (int, float) or not isinstance(record.get("process", ""), str):
+        return None
+    return record
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _plain(value: Any) -> Any:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
+from learner_jax.contracts import MAX_RECORD_TEXT, MAX_VERSION, quoted
+
+_Version = Annotated[int, msgspec.Meta(ge=0, le=MAX_VERSION)]
 #: of staging, the least advanced first
 _STATES = ("failed", "idle", "reading", "staged", "applied")
 
@@ -37,10 +40,10 @@ class WorkerReport(msgspec.Struct, frozen=True):
     """What one worker says; the attributes are those of `WorkerStatus`."""
 
     state: Literal["failed", "idle", "reading", "staged", "applied"]
-    staged: int | None
+    staged: _Version | None
     error: str
     damaged: bool
-    applied: int | None
+    applied: _Version | None
     intact: bool
 
 
@@ -52,7 +55,7 @@ def merge(workers: Sequence[WorkerReport]) -> WorkerStatus:
     return WorkerStatus(
         state=min((worker.state for worker in workers), key=_STATES.index),
         staged=staged.pop() if len(staged) == 1 else None,
-        error="; ".join(dict.fromkeys(worker.error for worker in workers if worker.error)),
+        error=quoted("; ".join(dict.fromkeys(worker.error for worker in workers if worker.error)), MAX_RECORD_TEXT),
         damaged=any(worker.damaged for worker in workers),
         applied=workers[0].applied if len(applied) == 1 else None,
         intact=len(applied) == 1 and all(worker.intact for worker in workers),

@@ -50,7 +50,7 @@ def fill(directory: Path, count: int, *, versions: Callable[[int], int] = lambda
     directory.mkdir(parents=True, exist_ok=True)
     queue = TrajectoryQueue(directory / "state.db")
     groups = [
-        make_group(f"run/{i:02d}", seed=i, version=versions(i), answer_tokens=1 + i % 4, rewards=[0.0, 1.0], **kinds)
+        make_group(f"run/{i}", seed=i, version=versions(i), answer_tokens=1 + i % 4, rewards=[0.0, 1.0], **kinds)
         for i in range(count)
     ]
     queue.put([(i, group) for i, group in enumerate(groups)])

@@ -20,7 +20,8 @@ def test_malformed_records_are_refused_and_crash_nothing(records: int) -> None:
     assert {f"trajectory: {kind}" for kind in trajectories.BREAKING} <= refused
     # Readers that take whatever comes would pass all of the above.
     assert {"weight manifest", "checkpoint manifest", "answer", "log-probs of a prompt", "status of workers",
-            "whether paused", "name of the weights", "replica row", "orders to a fleet"} <= refused  # fmt: skip
+            "whether paused", "name of the weights", "replica row", "orders to a fleet",
+            "row of the queue"} <= refused  # fmt: skip
 
 
 def test_valid_groups_pass_through_the_queue() -> None:
@@ -32,6 +33,14 @@ def test_valid_groups_pass_through_the_queue() -> None:
 def test_a_check_that_is_missing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving_bridge.payloads.check_group", lambda group, limits: None)
     assert any("the queue took" in failure or "AssertionError" in failure for failure in fuzz(800, seed=2).failures)
+
+
+def test_rows_that_are_believed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving_bridge.payloads.group_index", lambda group_id: 0)
+    monkeypatch.setattr("serving_bridge.queue_repair.repair", lambda session: 0)
+    monkeypatch.setattr("serving_bridge.queue.repair", lambda session: 0)
+    found = fuzz(4_000, seed=4).failures
+    assert any("DamagedRowError" in failure for failure in found), found
 
 
 def test_a_reader_that_crashes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -298,7 +298,7 @@ def damage(directory: Path, *group_ids: str) -> None:
 
 def test_each_group_goes_to_one_host_and_unreadable_ones_are_replaced(tmp_path: Path) -> None:
     fill(tmp_path, 12)
-    damage(tmp_path, "run/01", "run/04")
+    damage(tmp_path, "run/1", "run/4")
     first, second = on_hosts(2, lambda hosts: take(tmp_path, hosts, steps=2, minibatches=2))
     for step, (mine, theirs) in enumerate(zip(first, second, strict=True)):
         assert mine is not None
@@ -308,10 +308,10 @@ def test_each_group_goes_to_one_host_and_unreadable_ones_are_replaced(tmp_path: 
         assert own[0] | own[1] == set(mine.trajectory_ids) == set(theirs.trajectory_ids)
         assert mine.group_ids == theirs.group_ids
         assert mine.update_rows == theirs.update_rows == [2, 2]
-        expected = [["run/00", "run/05", "run/02", "run/03"], ["run/06", "run/07", "run/08", "run/09"]][step]
+        expected = [["run/0", "run/5", "run/2", "run/3"], ["run/6", "run/7", "run/8", "run/9"]][step]
         assert sorted(mine.group_ids) == sorted(expected)
     queue = TrajectoryQueue(tmp_path / "state.db")
-    assert [group for group, _ in queue.dead_letters()] == ["run/01", "run/04"]
+    assert [group for group, _ in queue.dead_letters()] == ["run/1", "run/4"]
     assert queue.progress().num_leased == 8
     queue.close()
 
@@ -419,7 +419,7 @@ def test_two_processes_train_what_one_does(one: Path, two: Path) -> None:
 
 def test_each_process_reads_its_own_payloads(two: Path) -> None:
     (leader,), (follower,) = records(two, 0, "read"), records(two, 1, "read")
-    assert sorted(leader["ids"] + follower["ids"]) == [f"run/{i:02d}" for i in range(24)]
+    assert sorted(leader["ids"] + follower["ids"]) == sorted(f"run/{i}" for i in range(24))
     assert len(leader["ids"]) == len(follower["ids"]) == 12
 
 

@@ -18,7 +18,7 @@ import aiohttp
 import pytest
 
 from learner_jax.waits import Wait
-from serving_bridge import queue_rows, weight_round
+from serving_bridge import queue_claims, queue_rows, weight_round
 from serving_bridge.queue import TrajectoryQueue
 from tools.simulate.__main__ import mode_of
 from tools.simulate.loop import Process, SimulatedLoop, StalledError
@@ -109,8 +109,8 @@ def acknowledged_before_the_checkpoint(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_gate_that_lets_one_more_through(patch: pytest.MonkeyPatch) -> None:
-    room = queue_rows.dispatch_room
-    patch.setattr(queue_rows, "dispatch_room", lambda pace, **numbers: room(pace, **numbers) + 1)
+    room = queue_claims.dispatch_room
+    patch.setattr(queue_claims, "dispatch_room", lambda pace, **numbers: room(pace, **numbers) + 1)
 
 
 def staleness_off_by_one(patch: pytest.MonkeyPatch) -> None:
@@ -144,7 +144,7 @@ def a_recovery_that_gives_nothing_back(patch: pytest.MonkeyPatch) -> None:
 
 
 def claims_that_never_run_out(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(queue_rows, "expired_claims", lambda *arguments: [])
+    patch.setattr(queue_claims, "expired", lambda *arguments: [])
     patch.setattr(TrajectoryQueue, "resume_claims", lambda self, worker: [])
 
 

@@ -192,7 +192,14 @@ def trajectories(count: int, num_bytes: int) -> list[Trajectory]:
 def named(prototypes: Sequence[Trajectory], indices: Sequence[int]) -> list[list[Trajectory]]:
     """Groups of one trajectory each, with the ids of these prompts."""
     return [
-        [dataclasses.replace(prototype, group_id=f"bench/0/{index}", trajectory_id=f"bench/0/{index}/0")]
+        [
+            dataclasses.replace(
+                prototype,
+                group_id=f"bench/0/{index}",
+                trajectory_id=f"bench/0/{index}/0",
+                prompt={**prototype.prompt, "index": index},
+            )
+        ]
         for prototype, index in zip(prototypes, indices, strict=True)
     ]
 

@@ -4,8 +4,9 @@
 
 Trajectories with wrong lengths and dtypes, NaN, another tokenizer, huge, truncated, of other schema versions, with
 duplicate ids, or just of random bytes go through the queue: each is leased only if it is valid, value by value, and
-else a dead letter with a reason. Control messages (manifests of weights and checkpoints, answers of a replica, rows and
-orders of the fleet, lines of metrics) are refused by the error that their readers promise, or left out.
+else a dead letter with a reason. Rows that were changed past the queue are buried, and all others leased. Control
+messages (manifests of weights and checkpoints, answers of a replica, rows and orders of the fleet, lines of metrics)
+are refused by the error that their readers promise, or left out.
 
 Exit status 1, with the seed and the record, if anything crashed or something invalid was taken.
 """
@@ -27,7 +28,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from tools import terminal
-from tools.fuzz import control, through_queue, trajectories
+from tools.fuzz import control, rows, through_queue, trajectories
 
 #: records of one kind at a time
 _BATCH = 200
@@ -58,6 +59,9 @@ def fuzz(records: int, seed: int, done: Callable[[int], None] = lambda number: N
             try:
                 _trajectories(found, np.random.default_rng((seed, batch, 0)), batch, kinds)
                 _messages(found, np.random.default_rng((seed, batch, 1)), messages)
+                taken, reasons = rows.damage_rows(np.random.default_rng((seed, batch, 2)))
+                found.taken["row of the queue"] += taken
+                found.refused["row of the queue"] += len(reasons)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
                 found.failures.append(f"seed {seed}, batch {batch}: {type(error).__name__}: {error}")
             done(found.num_records)
