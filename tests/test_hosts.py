@@ -32,6 +32,7 @@ from learner_jax.host_peers import END_WITHIN_S
 from learner_jax.hosts import HostError, Hosts
 from learner_jax.packing import Lengths, Plan, plan_rows
 from serving_bridge.queue import QueueError, TrajectoryQueue
+from serving_bridge.supervisor import CANNOT_HEAL_STATUS
 from serving_bridge.weight_store import WeightStore
 from tests.host_processes import (
     HEARTBEAT_S,
@@ -513,7 +514,7 @@ def test_an_exception_on_one_process_ends_all_with_its_message(tmp_path: Path) -
 @pytest.mark.parametrize("there", [0, 1])
 def test_a_process_that_never_starts_is_missed_in_time(there: int, tmp_path: Path) -> None:
     processes = Processes(tmp_path, 2, settings=PLAIN, start=[there], connect_timeout_s=3)
-    (status,) = processes.wait(60)
+    (status,) = processes.wait()
     assert status == 1
     problem = ["not all 2 hosts joined", "host 0 could not be reached"][there]
     assert last_line(processes, there).startswith(f"error: host {there} of 2: {problem}")
@@ -530,6 +531,6 @@ def test_a_mesh_that_does_not_fit_the_hosts_is_refused(
     mesh: dict[str, int], num_devices: int, message: str, tmp_path: Path
 ) -> None:
     processes = Processes(tmp_path, 2, settings=PLAIN | {"mesh": mesh}, num_devices=num_devices)
-    assert processes.wait(120) == [1, 1]
+    assert set(processes.wait()) <= {1, CANNOT_HEAL_STATUS}
     for host in (0, 1):
         assert re.search(message, processes.output(host))
