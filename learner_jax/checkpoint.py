@@ -13,7 +13,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from learner_jax.checkpoint_files import FileCheck, Hashing, check_files
+from learner_jax.checkpoint_files import FileCheck
+from learner_jax.checkpoint_folder import (
+    OUSTED,
+    Found,
+    check,
+    find_checkpoint,
+    lives_in,
+    newest_step,
+    ousted_steps,
+    require_whole,
+    steps_in,
+    unfinished,
+    way_back,
+)
 from learner_jax.checkpoint_manifest import (
     CHECKPOINT_SCHEMA,
     ITEM,
@@ -25,6 +38,7 @@ from learner_jax.checkpoint_manifest import (
     read_manifest,
     this_code,
 )
+from learner_jax.checkpoint_proof import HASHES_WITHIN_S, Proof
 from learner_jax.crash_points import crash_point
 from learner_jax.disk_errors import disk_failure
 from learner_jax.train_step import Params, TrainState
@@ -44,12 +58,11 @@ __all__ = [
 
 #: Whoever reads one chunk needs this much memory at most, whatever the size of the model.
 _CHUNK_BYTES = 128 << 20
-_TEMPORARY = ".orbax-checkpoint-tmp"
-#: Longest wait for hashes at the next save and at the end; the checkpoint goes without them then.
-_HASHES_WITHIN_S = 60.0
 #: A commit that takes longer is told of: half of what a supervisor grants between SIGTERM and SIGKILL.
 _SLOW_S = 30.0
 _POLL_S = 0.02
+#: Longest wait for a proof beside that for the hashes: it looks at names, sizes and indices alone.
+_PROVEN_WITHIN_S = 120.0
 #: Replicas share the writing of arrays from this size on; smaller pieces would be files' worth of bookkeeping.
 _SHARED_FROM_BYTES = 1 << 20
 
@@ -91,7 +104,7 @@ class Checkpoints:
             )
         self._run, self._config, self._code = run, dict(config or {}), this_code()
         self._log = log
-        self._hashing: Hashing | None = None
+        self._proof: Proof | None = None
         self._leftovers = unfinished(self._directory)
 
     def save(self, state: TrainState, position: Position, *, reference: Params | None = None) -> None:
@@ -127,13 +140,14 @@ class Checkpoints:
                 self._log("committed", step=step, verified=verified, hash_s=seconds, seconds=total - seconds)
 
         if leads:
-            self._hashing = Hashing(self._directory / str(step), is_writing=self.is_saving, on_end=hashed)
+            folder = self._directory / str(step)
+            self._proof = Proof(folder, manifest, is_writing=self._is_writing, on_end=hashed)
 
     def wait(self, timeout_s: float = 600.0) -> None:
-        """Blocks until the save in progress, if any, is committed.
+        """Blocks until the save in progress, if any, is committed; on the first host until it is proven and hashed.
 
         Raises:
-          CheckpointError: it is not within `timeout_s`, or it failed.
+          CheckpointError: it is not within `timeout_s`, it failed, or what was committed can't be gone on from.
         """
         told = False
         with self._waits.waiting(
@@ -144,13 +158,36 @@ class Checkpoints:
             hint="see whether that disk is full or slow; the checkpoints before it are kept",
             error=CheckpointError,
         ) as wait:
-            while self.is_saving():
+            while self._is_writing():
                 if wait.waited_s >= _SLOW_S and not told and self._log is not None:
                     self._log("uncommitted", step=self._saving_step, waited_s=wait.waited_s)
                     told = True
                 wait.sleep(_POLL_S)
-        with self._writing():
-            self._manager.wait_until_finished()
+            try:
+                with self._writing():
+                    self._manager.wait_until_finished()
+            except CheckpointError:
+                self._proof = None  # of nothing
+                raise
+        self._await_proof()
+
+    def _await_proof(self) -> None:
+        """Blocks until what was committed is proven; hashes are given up after a while, the rest not."""
+        if self._proof is None:
+            return
+        with self._waits.waiting(
+            f"{self._name()} to be read back",
+            on="the disk",
+            limit_s=HASHES_WITHIN_S + _PROVEN_WITHIN_S,
+            hint="what it was trained on is not forgotten; see whether that disk is slow",
+            error=CheckpointError,
+        ) as wait:
+            while self._proof.is_running:
+                if wait.waited_s >= HASHES_WITHIN_S:
+                    self._proof.stop()
+                wait.sleep(_POLL_S)
+        proof, self._proof = self._proof, None
+        proof.require()
 
     def _name(self) -> str:
         """What a save in progress is of."""
@@ -166,26 +203,72 @@ class Checkpoints:
                 f"{name} could not be written: {_reason(error)}; the checkpoints before it are kept"
             ) from error
 
-    def is_saving(self) -> bool:
-        """Whether a save has started and is not yet committed."""
+    def _is_writing(self) -> bool:
         return self._manager.is_saving_in_progress()
 
+    def is_saving(self) -> bool:
+        """Whether a save has started and is not yet committed; on the first host, not yet proven and hashed."""
+        return self._is_writing() or (self._proof is not None and self._proof.is_running)
+
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
     def latest_step(self) -> int | None:
-        """The newest committed step, also of another process that wrote it until just now."""
-        self._manager.reload()
-        return self._manager.latest_step()
+        """The newest committed step, also of another process that wrote it until just now; None if there is none.
 
-    def newest_on_disk(self) -> int | None:
-        """The newest committed step, whoever wrote it; None if there is none."""
-        return max(_steps(self._directory), default=None)
-
-    def check(self, step: int) -> bool:
-        """Checks the files of a checkpoint against their hashes; returns whether it has any.
+        It may be damaged. Steps of learners that were ousted do not count.
 
         Raises:
-          CheckpointError: a file is damaged; the message says which checkpoint to go on from, and how.
+          CheckpointError: the folder can't be read.
         """
-        return require_intact(self._directory, step)
+        return newest_step(self._directory) if steps_in(self._directory) else None
+
+    def reload(self) -> None:
+        """Looks at the folder again, which another process changed."""
+        self._manager.reload()
+
+    def next_life(self, turn: int) -> int:
+        """The number of a learner's life that begins now: larger than those of all checkpoints here.
+
+        Args:
+          turn: how many learners have taken over the queue by now.
+        """
+        return turn + max((life for life in lives_in(self._directory).values() if life is not None), default=0)
+
+    def oust(self, life: int, *, from_step: int | None = None) -> list[int]:
+        """Puts checkpoints aside that learners of earlier lives committed too late; returns their steps.
+
+        Those are the steps that a learner committed which another had replaced, and had gone on without them.
+
+        Args:
+          life: of the learner that is in charge.
+          from_step: from here on the folder is to be empty for it, so that all steps of earlier lives are late.
+        """
+        late = set(ousted_steps(self._directory))
+        if from_step is not None:
+            lives = lives_in(self._directory).items()
+            late |= {step for step, of in lives if step >= from_step and of is not None and of < life}
+        for step in sorted(late):
+            folder = self._directory / str(step)
+            folder.rename(folder.with_name(f"{step}{OUSTED}.{life}"))
+        return sorted(late)
+
+    def newest_on_disk(self) -> int | None:
+        """The largest step on the disk, whoever wrote it; None if there is none."""
+        return max(steps_in(self._directory), default=None)
+
+    def check(self, step: int) -> bool:
+        """Refuses a checkpoint that is not whole; returns whether hashes vouch for its files.
+
+        Raises:
+          CheckpointError: the message says what is wrong, which checkpoint to go on from, and how.
+        """
+        folder = self._directory / str(step)
+        if not folder.exists() and not folder.is_symlink():
+            there = steps_in(self._directory) or "none"
+            raise CheckpointError(f"checkpoint {folder} does not exist; those there: {there}")
+        return require_whole(Found(folder, folder / "state", step))
 
     def restore(
         self,
@@ -211,7 +294,7 @@ class Checkpoints:
         try:
             manifest = read_manifest(folder)
         except CheckpointError as error:
-            raise CheckpointError(f"{error}; {_way_back(self._directory, step)}") from error
+            raise CheckpointError(f"{error}; {way_back(self._directory, step)}") from error
         trees = {"state": _as_tree(like)} | ({} if reference is None else {"reference": reference})
         for item, tree in trees.items():
             if item not in manifest.arrays:
@@ -225,32 +308,24 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, OSError) as error:
             raise CheckpointError(
-                f"checkpoint {folder} can't be read: {_reason(error)}; {_way_back(self._directory, step)}"
+                f"checkpoint {folder} can't be read: {_reason(error)}; {way_back(self._directory, step)}"
             ) from error
         moved = restored["reference"] if reference is not None else None
         return TrainState(**restored["state"]), manifest.position, moved
 
     def finish(self) -> None:
-        """Waits until the last checkpoint is committed and hashed.
+        """As `wait`, for as long as that waits at most.
 
         Raises:
-          CheckpointError: it could not be committed.
+          CheckpointError: what was saved last could not be committed, or can't be gone on from.
         """
-        try:
-            self.wait()
-        finally:
-            self._finish_hashing()
+        self.wait()
 
     def close(self) -> None:
         """As `finish`; nothing can be saved afterwards."""
         self.finish()
         with self._writing():
             self._manager.close()
-
-    def _finish_hashing(self) -> None:
-        hashing, self._hashing = self._hashing, None
-        if hashing is not None:
-            hashing.finish(_HASHES_WITHIN_S)
 
 
 def _array_handler() -> ocp.PyTreeCheckpointHandler:
@@ -296,101 +371,32 @@ def _reason(error: Exception) -> str:
     return str(error).partition(" [tensorstore_spec")[0]
 
 
-def unfinished(directory: Path) -> tuple[str, ...]:
-    """Folders of saves that were never committed, in a folder of checkpoints."""
-    return tuple(sorted(path.name for path in directory.glob(f"*{_TEMPORARY}*")))
-
-
-def newest_step(directory: Path) -> int:
-    """The newest committed checkpoint in a folder of them.
-
-    Raises:
-      CheckpointError: there is none.
-    """
-    if not directory.is_dir():
-        raise CheckpointError(f"checkpoint folder {directory} does not exist")
-    steps = _steps(directory)
-    if not steps:
-        left = unfinished(directory)
-        tail = f"; {', '.join(left)} there was never committed and can't be used" if left else ""
-        raise CheckpointError(f"{directory} holds no checkpoint; expected <step>/state inside it{tail}")
-    return steps[-1]
-
-
 def verify(directory: str | Path, step: int) -> FileCheck:
-    """What is wrong with a checkpoint, without reading its arrays: its files against their hashes, and its manifest."""
-    folder = Path(directory).absolute() / str(step)
-    if not folder.is_dir():
-        return FileCheck(hashed=False, problems=(f"{folder}: expected a folder, but there is none",))
-    found = check_files(folder)
-    if found.problems:
-        return found
-    try:
-        read_manifest(folder)
-    except CheckpointError as error:
-        return FileCheck(found.hashed, (str(error),))
-    return found
+    """What is wrong with a checkpoint; nothing if it is whole."""
+    return check(Path(directory).absolute() / str(step), step=step)
 
 
-def require_intact(directory: Path, step: int) -> bool:
-    """Refuses a checkpoint with damaged files; returns whether it has hashes to tell by.
-
-    Raises:
-      CheckpointError: the message names files, and the newest intact checkpoint before it.
-    """
-    folder = directory / str(step)
-    if not folder.is_dir():
-        raise CheckpointError(f"checkpoint {folder} does not exist; those there: {_steps(directory) or 'none'}")
-    found = check_files(folder)
-    if found.problems:
-        shown = "; ".join(found.problems[:3])
-        more = f" and {len(found.problems) - 3} more" if len(found.problems) > 3 else ""
-        raise CheckpointError(f"checkpoint {folder} is damaged: {shown}{more}; {_way_back(directory, step)}")
-    return found.hashed
-
-
-def _steps(directory: Path) -> list[int]:
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
-
-
-def _way_back(directory: Path, damaged: int) -> str:
-    """The newest intact checkpoint before a damaged one, and how to go on from it."""
-    steps = _steps(directory)
-    for older in reversed([step for step in steps if step < damaged]):
-        found = verify(directory, older)
-        if found.problems:
-            continue
-        moves = " && ".join(
-            f"mv {directory / str(step)} {directory / str(step)}.damaged" for step in steps if step > older
-        )
-        state = "intact" if found.hashed else "there and readable, but has no hashes to verify it"
-        return (
-            f"the newest before it that can be used is {directory / str(older)}, which is {state}: to go on from it, "
-            f"run {moves}, then start the run again"
-        )
-    return "there is no intact one before it"
-
-
-def restore_parameters(path: str | Path) -> dict[str, Any]:
+def restore_parameters(
+    path: str | Path, *, check_hashes: bool = True, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """Reads only the policy's fp32 parameters of a checkpoint: `<directory>/<step>`, or the newest in a directory.
 
+    Args:
+      say: told in a sentence where no hashes vouch for the checkpoint's content.
     Returns:
       A nested dict of host arrays, as `learner_jax.hf_io.export_tensors` takes it.
     Raises:
       CheckpointError: there is no checkpoint there, or it is damaged.
     """
-    path = Path(path).absolute()
-    if not (path / "state").is_dir():
-        path = path / str(newest_step(path))
-    if path.name.isdigit():  # else somebody renamed it, and knows why
-        require_intact(path.parent, int(path.name))
+    found = find_checkpoint(Path(path))
+    require_whole(found, hashes=check_hashes, say=say)
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(path / "state").item_metadata.tree
+            metadata = checkpointer.metadata(found.item).item_metadata.tree
             policy = {name: leaf for name, leaf in metadata["params"].items() if name != VALUE_KEY}
             item = {"params": jax.tree.map(lambda _: 0, policy)}
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
-            return checkpointer.restore(path / "state", args=args)["params"]
+            return checkpointer.restore(found.item, args=args)["params"]
     except (ValueError, KeyError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} can't be read: {_reason(error)}") from error
+        raise CheckpointError(f"checkpoint {found.folder} can't be read: {_reason(error)}") from error

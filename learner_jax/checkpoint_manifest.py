@@ -45,6 +45,7 @@ class Position:
       consumed_trajectory_ids: trained on since the queue last confirmed that it forgot them.
       kl_coefficient: where the adaptive controller of the KL stands.
       steps_of_versions: (policy version, `completed_steps` that it was published at), the recent ones in order.
+      life: number of the learner's life that saved this; a later life of the same run has a larger one.
     """
 
     completed_steps: int
@@ -53,6 +54,7 @@ class Position:
     consumed_trajectory_ids: tuple[str, ...]
     kl_coefficient: float = 0.0
     steps_of_versions: tuple[tuple[int, int], ...] = ()
+    life: int = 0
 
     @property
     def consumed_group_ids(self) -> tuple[str, ...]:
@@ -105,7 +107,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the checkpoint `<directory>/<step>`.
+    """The manifest of the checkpoint `<directory>/<step>`, which may be a path of etils.epath.
 
     Raises:
       CheckpointError: it is missing, damaged or of another schema.
@@ -129,6 +131,9 @@ def read_manifest(folder: Path) -> Manifest:
             item: {name: ArraySpec(tuple(spec["shape"]), spec["dtype"]) for name, spec in specs.items()}
             for item, specs in raw["arrays"].items()
         }
+        for name in ("completed_steps", "life"):
+            if type(position.get(name, 0)) is not int:
+                raise TypeError(f"{name} is {position[name]!r}, expected an integer")
         return Manifest(Position(**position), raw["run"], raw["config"], Code(**raw["code"]), arrays)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"checkpoint {folder} has a damaged manifest: {quoted(repr(error))}") from error

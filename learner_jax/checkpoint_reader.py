@@ -15,7 +15,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,13 +25,12 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
+from learner_jax.checkpoint_arrays import TREE
+from learner_jax.checkpoint_folder import AnyPath, Found, find_checkpoint, require_whole
 from learner_jax.checkpoint_manifest import CheckpointError
 from learner_jax.direct_io import supports_direct
 from learner_jax.hf_names import ModelConfig, Parameter, parameters
 
-_METADATA = "_METADATA"
-#: Items that may hold the train state or the parameters: Weir's, what Orbax calls an only item, and none.
-_ITEMS = ("state", "default", "")
 #: Chunks smaller than this are read together.
 _BLOCK_BYTES = 16 << 20
 #: Of larger blocks none is read while another is used.
@@ -55,7 +54,7 @@ class Source:
       files: name, size and time of every file of arrays: tells whether the checkpoint is still the same.
     """
 
-    folder: epath.Path
+    folder: AnyPath
     arrays: Mapping[str, Any]
     files: tuple[tuple[str, int, int], ...]
 
@@ -68,59 +67,62 @@ class Block:
     index: Index
 
 
-def find_checkpoint(path: epath.PathLike) -> tuple[epath.Path, epath.Path]:
-    """The folder of a checkpoint (of several in a folder the newest), and the folder of its train state or parameters.
-
-    Raises:
-      CheckpointError: there is none.
-    """
-    folder = epath.Path(path)
-    folder = folder if "://" in os.fspath(folder) else epath.Path(Path(folder).absolute())
-    if not folder.is_dir():
-        raise CheckpointError(f"checkpoint folder {folder} does not exist")
-    steps = sorted((int(child.name), child) for child in folder.iterdir() if child.name.isdigit())
-    for candidate in [folder, *(child for _, child in reversed(steps))]:
-        for item in _ITEMS:
-            if (candidate / item / _METADATA).exists():
-                return candidate, candidate / item
-    raise CheckpointError(f"{folder} holds no checkpoint; expected <step>/state inside it")
-
-
 @contextlib.contextmanager
-def open_source(path: epath.PathLike, config: ModelConfig) -> Iterator[Source]:
-    """Opens the parameters that a model of this shape has.
+def open_source(
+    path: epath.PathLike,
+    config: ModelConfig,
+    *,
+    check_hashes: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Source]:
+    """Opens the parameters that a model of this shape has, of a checkpoint or of the newest in a folder of them.
 
     What neither the local file system nor TensorStore reads is copied to a temporary folder first, whole.
 
+    Args:
+      check_hashes: whether to compare all files with their hashes first.
+      say: told in a sentence where no hashes vouch for the checkpoint's content.
     Raises:
       CheckpointError: there is no checkpoint, it is damaged, or it is of another model.
     """
-    folder, item = find_checkpoint(path)
+    found = find_checkpoint(path)
+    require_whole(found, hashes=check_hashes, say=say)
+    with open_found(found, config) as source:
+        yield source
+
+
+@contextlib.contextmanager
+def open_found(found: Found, config: ModelConfig) -> Iterator[Source]:
+    """As `open_source`, of a checkpoint that is known to be whole."""
     with contextlib.ExitStack() as stack:
-        local = item
-        if "://" in os.fspath(item) and not os.fspath(item).startswith(_DIRECT):
-            local = epath.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-convert-"))) / "state"
-            _copy_tree(item, local)
-        try:
-            tree = json.loads((local / _METADATA).read_text())
-            names = [ast.literal_eval(key) for key in tree["tree_metadata"]]
-            prefix = ("params",) if any(name[0] == "params" for name in names) else ()
-            held = {".".join(map(str, name[len(prefix) :])): name for name in names if name[: len(prefix)] == prefix}
-        except (ValueError, KeyError, TypeError, SyntaxError, OSError, IndexError) as error:
-            raise CheckpointError(f"{item / _METADATA} is not Orbax's description of a tree: {error!r}") from error
-        arrays = {}
-        for row in parameters(config):
-            if row.path not in held:
-                raise CheckpointError(
-                    f"checkpoint {folder} has no parameter {row.path}; it has {_some(sorted(held))}; "
-                    f"config.json and checkpoint must be of the same model"
-                )
-            arrays[row.path] = _open(local, ".".join(map(str, held[row.path])), tree, folder)
-            _check(row, config, arrays[row.path], folder)
-        yield Source(folder, arrays, _files(item))
+        yield _opened(found, config, stack)
 
 
-def _open(folder: epath.Path, name: str, tree: Mapping[str, Any], checkpoint: epath.Path) -> Any:
+def _opened(found: Found, config: ModelConfig, stack: contextlib.ExitStack) -> Source:
+    local, folder = found.item, found.folder
+    if "://" in os.fspath(local) and not os.fspath(local).startswith(_DIRECT):
+        local = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-convert-"))) / "state"
+        _copy_tree(found.item, local)
+    try:
+        tree = json.loads((local / TREE).read_text())
+        names = [ast.literal_eval(key) for key in tree["tree_metadata"]]
+        prefix = ("params",) if any(name[0] == "params" for name in names) else ()
+        held = {".".join(map(str, name[len(prefix) :])): name for name in names if name[: len(prefix)] == prefix}
+    except (ValueError, KeyError, TypeError, SyntaxError, OSError, IndexError) as error:
+        raise CheckpointError(f"{found.item / TREE} is not Orbax's description of a tree: {error!r}") from error
+    arrays = {}
+    for row in parameters(config):
+        if row.path not in held:
+            raise CheckpointError(
+                f"checkpoint {folder} has no parameter {row.path}; it has {_some(sorted(held))}; "
+                f"config.json and checkpoint must be of the same model"
+            )
+        arrays[row.path] = _open(local, ".".join(map(str, held[row.path])), tree, folder)
+        _check(row, config, arrays[row.path], folder)
+    return Source(folder, arrays, _files(found.item))
+
+
+def _open(folder: AnyPath, name: str, tree: Mapping[str, Any], checkpoint: AnyPath) -> Any:
     ocdbt = tree.get("use_ocdbt")
     if ocdbt is None:
         ocdbt = (folder / "manifest.ocdbt").exists()
@@ -128,7 +130,7 @@ def _open(folder: epath.Path, name: str, tree: Mapping[str, Any], checkpoint: ep
     path = f"{base}/" if ocdbt else f"{base}/{name}/"
     files: Any = path
     if "://" not in path:
-        mode = {"mode": "direct"} if supports_direct(Path(base) / _METADATA) else {}
+        mode = {"mode": "direct"} if supports_direct(Path(base) / TREE) else {}
         files = {"driver": "file", "path": path, "file_io_mode": mode}
     store = {"driver": "ocdbt", "base": files, "path": f"{name}/", "cache_pool": "cache_pool#ocdbt"}
     spec = {
@@ -149,7 +151,7 @@ def _context() -> Any:
     return ts.Context({"cache_pool": {"total_bytes_limit": 0}, "cache_pool#ocdbt": {"total_bytes_limit": 16 << 20}})
 
 
-def _check(row: Parameter, config: ModelConfig, array: Any, folder: epath.Path) -> None:
+def _check(row: Parameter, config: ModelConfig, array: Any, folder: AnyPath) -> None:
     expected = (config.num_layers, *row.shape) if row.stacked else row.shape
     if tuple(array.shape) != expected:
         raise CheckpointError(
@@ -257,12 +259,12 @@ def _result(source: Source, block: Block, future: Any) -> None:
         ) from error
 
 
-def _files(folder: epath.Path) -> tuple[tuple[str, int, int], ...]:
+def _files(folder: AnyPath) -> tuple[tuple[str, int, int], ...]:
     found = []
     for path in _walk(folder):
         name = os.fspath(path.relative_to(folder))
         if "://" in os.fspath(path):
-            remote = path.stat()
+            remote: Any = path.stat()
             found.append((name, int(remote.length), int(remote.mtime)))
         else:
             local = os.stat(path)
@@ -270,7 +272,7 @@ def _files(folder: epath.Path) -> tuple[tuple[str, int, int], ...]:
     return tuple(sorted(found))
 
 
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+def _walk(folder: AnyPath) -> Iterator[AnyPath]:
     for child in folder.iterdir():
         if child.is_dir():
             yield from _walk(child)
@@ -278,14 +280,14 @@ def _walk(folder: epath.Path) -> Iterator[epath.Path]:
             yield child
 
 
-def _copy_tree(source: epath.Path, target: epath.Path) -> None:
+def _copy_tree(source: AnyPath, target: AnyPath) -> None:
     for path in _walk(source):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy_file(path, copy)
 
 
-def copy_file(source: epath.Path, target: epath.Path) -> None:
+def copy_file(source: AnyPath, target: AnyPath) -> None:
     """Copies between file systems, a part at a time."""
     with source.open("rb") as reading, target.open("wb") as writing:
         shutil.copyfileobj(reading, writing, 16 << 20)

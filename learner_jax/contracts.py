@@ -264,8 +264,11 @@ class TrajectorySource(Protocol):
     def acknowledge(self, group_ids: Sequence[str]) -> None:
         """Forgets groups whose consumption is committed in a checkpoint."""
 
-    def take_over(self) -> None:
-        """Becomes the learner, before the checkpoint to go on from is chosen; an earlier one is refused from now on."""
+    def take_over(self) -> int:
+        """Becomes the learner, before the checkpoint to go on from is chosen; an earlier one is refused from now on.
+
+        Returns the number of its turn, which is larger than those before.
+        """
 
     def recover(self, consumed_group_ids: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> None:
         """After a (re)start: acknowledges groups that the checkpoint holds, returns every other leased one."""

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 
 from learner_jax import flops
 from learner_jax.batch import Batch, BatchStats, Reference, Sequences, rl_batch
-from learner_jax.checkpoint import CheckpointError, Checkpoints, Position
+from learner_jax.checkpoint import Checkpoints, Position
 from learner_jax.contracts import TrajectorySource, WeightPublisher
 from learner_jax.crash_points import crash_point
 from learner_jax.engine import Engine, Mismatch
@@ -24,6 +24,7 @@ from learner_jax.kl import adapted_coefficient
 from learner_jax.profiling import Profiler
 from learner_jax.publishing import Publishing
 from learner_jax.reference import ReferenceAhead
+from learner_jax.saving import Saving
 from learner_jax.step_metrics import merged, with_explained_variance
 from learner_jax.train_step import Params
 from learner_jax.value_model import split_parameters
@@ -49,17 +50,6 @@ class Outcome:
 
     reason: str
     position: Position
-
-
-@dataclass
-class _Unconfirmed:
-    """Trajectory ids trained on, until the queue has confirmed that it forgot them."""
-
-    in_checkpoint: list[str] = field(default_factory=list)
-    since_checkpoint: list[str] = field(default_factory=list)
-
-    def all(self) -> tuple[str, ...]:
-        return (*self.in_checkpoint, *self.since_checkpoint)
 
 
 class Learner:
@@ -121,8 +111,7 @@ class Learner:
         self._profiler = profiler
         self._log = log
         self._should_stop = should_stop
-        self._unconfirmed = _Unconfirmed()
-        self._saving = False
+        self._saving = Saving(checkpoints, source, engine.hosts, max_wait_s=engine.settings.max_wait_s, log=log)
         self._state = engine.init_state(initial_params, seed=seed)
         self._kl_coefficient = self._settings.loss.kl.coefficient
         self._reference: Params | None = None
@@ -137,7 +126,6 @@ class Learner:
             else self._settings.microbatch_rows * max(self._settings.row_lengths),
         )
         self._completed, self._version = 0, -1
-        self._saved_step: int | None = None
         self._steps_of_versions: dict[int, int] = {}
         self._changed_version = -1
         self._peak_flops = 0.0
@@ -192,7 +180,7 @@ class Learner:
             self._log("stopping", step=self._completed)
         self._save()
         self._publishing.wait()
-        self._confirm(wait=True)
+        self._saving.confirm(wait=True)
         if reason != "stopped" and self._hosts.is_leader:
             self._source.finish()
         return Outcome(reason, self._position())
@@ -218,43 +206,19 @@ class Learner:
         )
 
     def _resume(self) -> None:
-        consumed: Sequence[str] = ()
-        cursor = 0
-        if self._hosts.is_leader:
-            self._source.take_over()
-        latest, verified = self._checked_checkpoint()
-        if latest is not None:
+        start, position = self._saving.begin(), None
+        if start is not None:
             self._state, position, reference = self._checkpoints.restore(
-                self._state, reference=self._saved_reference(), step=latest, files_checked=True
+                self._state, reference=self._saved_reference(), step=start.step, files_checked=True
             )
             self._reference = self._reference if reference is None else reference
             self._kl_coefficient = position.kl_coefficient or self._kl_coefficient
-            self._completed = self._saved_step = position.completed_steps
+            self._completed = position.completed_steps
             self._steps_of_versions = dict(position.steps_of_versions)
-            self._unconfirmed.in_checkpoint = list(position.consumed_trajectory_ids)
-            consumed, cursor = position.consumed_group_ids, position.prompt_cursor
-            consumed_ids = len(position.consumed_trajectory_ids)
-            self._log("resumed", step=self._completed, consumed=consumed_ids, verified=verified)
-        if self._hosts.is_leader:
-            self._source.recover(consumed, completed_steps=self._completed, prompt_cursor=cursor)
+            consumed = len(position.consumed_trajectory_ids)
+            self._log("resumed", step=self._completed, consumed=consumed, verified=start.verified)
+        self._saving.recover(position)
         self._record_history("life")
-        self._unconfirmed.in_checkpoint = []
-
-    def _checked_checkpoint(self) -> tuple[int | None, bool]:
-        """The newest checkpoint, None if there is none, and whether hashes vouch for its files.
-
-        The leader looks and all hosts fail together: one that fails alone would leave the others in Orbax's barriers.
-        """
-        step, verified, problem = self._checkpoints.latest_step(), False, None
-        if self._hosts.is_leader and step is not None:
-            try:
-                verified = self._checkpoints.check(step)
-            except CheckpointError as error:
-                problem = str(error)
-        step, verified, problem = self._hosts.agree([step, verified, problem], "checkpoint to go on from")
-        if problem is not None:
-            raise CheckpointError(problem)
-        return step, verified
 
     def _one_step(self) -> dict[str, Any] | None:
         started = time.monotonic()
@@ -281,9 +245,9 @@ class Learner:
             self._source.mark_trained(taken.group_ids, completed_steps=self._completed, trained_version=self._version)
         crash_point("marked")
         self._record_history("consumed", taken, version=sampled_version)
-        self._unconfirmed.since_checkpoint += taken.trajectory_ids
+        self._saving.trained_on(taken.trajectory_ids)
         published = time.monotonic()
-        self._confirm(wait=False)
+        self._saving.confirm(wait=False)
         if self._completed % self._settings.checkpoint.every == 0:
             self._save()
         ended = time.monotonic()
@@ -404,51 +368,16 @@ class Learner:
         self._log(event, step=self._completed, life=os.getpid(), **fields)
 
     def _save(self) -> None:
-        if self._saved_step == self._completed:
-            return
-        started = time.monotonic()
-        self._confirm(wait=True)
-        self._refuse_foreign_checkpoints()
-        crash_point("save")
-        self._record_history("saving")
-        self._checkpoints.save(self._state, self._position(), reference=self._saved_reference())
-        crash_point("saving")
-        self._unconfirmed = _Unconfirmed(in_checkpoint=list(self._unconfirmed.all()))
-        self._saving, self._saved_step = True, self._completed
-        self._log("checkpoint", step=self._completed, blocking_s=time.monotonic() - started)
+        def position() -> Position:
+            self._record_history("saving")
+            return self._position()
 
-    def _refuse_foreign_checkpoints(self) -> None:
-        """Raises if the folder holds a step that this learner has not come to: it would be gone on from next time."""
-        newest = self._checkpoints.newest_on_disk() if self._hosts.is_leader else None
-        if newest is not None and newest >= self._completed:
-            raise CheckpointError(
-                f"step {self._completed} can't be saved: the folder holds checkpoint {newest} of another learner, that "
-                f"was taken for dead while it saved; started again, this one goes on from there"
-            )
-
-    def _confirm(self, *, wait: bool) -> None:
-        """Acknowledges what the last checkpoint holds, once that is committed."""
-        if not self._saving:
-            return
-        if not wait and self._hosts.agree(self._checkpoints.is_saving(), "whether a checkpoint is being saved"):
-            return
-        self._checkpoints.wait(self._settings.max_wait_s)
-        self._saving = False
-        crash_point("committed")
-        groups = Position(0, 0, 0, tuple(self._unconfirmed.in_checkpoint)).consumed_group_ids
-        if self._hosts.is_leader:
-            self._source.acknowledge(groups)
-        crash_point("acknowledged")
-        self._unconfirmed.in_checkpoint = []
+        self._saving.save(self._state, position, step=self._completed, reference=self._saved_reference())
 
     def _position(self) -> Position:
-        return Position(
+        return self._saving.position(
             completed_steps=self._completed,
             trained_version=self._version,
-            prompt_cursor=self._hosts.agree(
-                self._source.prompt_cursor() if self._hosts.is_leader else None, "prompt cursor"
-            ),
-            consumed_trajectory_ids=self._unconfirmed.all(),
             kl_coefficient=self._kl_coefficient,
             steps_of_versions=tuple(self._steps_of_versions.items()),
         )

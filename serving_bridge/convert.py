@@ -22,9 +22,9 @@ import numpy as np
 from etils import epath
 
 from learner_jax import checkpoint_writer, hf_compare
-from learner_jax.checkpoint_files import check_files
+from learner_jax.checkpoint_folder import Found, find_checkpoint, require_whole
 from learner_jax.checkpoint_manifest import CheckpointError, read_manifest
-from learner_jax.checkpoint_reader import blocks, copy_file, find_checkpoint, open_source, stream
+from learner_jax.checkpoint_reader import blocks, copy_file, open_found, stream
 from learner_jax.config import OptimizerSettings
 from learner_jax.hf_config import ModelConfigError
 from learner_jax.hf_files import ADAPTER_FILE, INDEX_FILE, weight_files
@@ -69,29 +69,33 @@ def to_hf(
     model_dir: epath.PathLike | None = None,
     dtype: Dtype = "float32",
     max_shard_bytes: int = 5_000_000_000,
+    check_hashes: bool = True,
     watch: Watch = _NOBODY,
 ) -> None:
     """Writes a checkpoint's parameters as a Hugging Face folder that transformers and vLLM load unchanged.
 
     Args:
-      checkpoint: one checkpoint, or a folder of them (the newest is taken).
+      checkpoint: one checkpoint, or a folder of them (the newest is taken, and refused if it is not whole).
       out: any path that etils.epath opens; where it is not local, one file at a time is kept here until it is copied.
       model_dir: folder whose config.json, tokenizer and generation settings the new one gets; None to take those that
         the checkpoint keeps or names.
       dtype: of the tensors written; rounding is to nearest even.
+      check_hashes: whether to compare the checkpoint's files with their hashes first, which reads all of them.
 
     Raises:
       CheckpointError, ModelConfigError, ConversionError, WorkError: the message names what is missing, damaged, of
         another shape or in use.
     """
     target = _path(out)
-    model = _path(model_dir) if model_dir is not None else _model_of(checkpoint)
+    found = find_checkpoint(checkpoint)
+    require_whole(found, hashes=check_hashes, say=watch.say)
+    model = _path(model_dir) if model_dir is not None else _model_of(found)
     config, companions = _read_companions(model)
     companions["config.json"] = _with_dtype(companions["config.json"], dtype)
     layout = plan(hf_shapes(config), dtype, max_shard_bytes)
     if layout.index is not None:
         companions[INDEX_FILE] = layout.index.encode()
-    with open_source(checkpoint, config) as source:
+    with open_found(found, config) as source:
         given = {name: hashlib.sha256(data).hexdigest() for name, data in companions.items()}
         about = [_FORMAT, "to-hf", os.fspath(source.folder), source.files, dtype, max_shard_bytes, given]
         upload_to = None if _is_local(target) else target
@@ -168,25 +172,31 @@ class Verification:
 
 
 def verify(
-    checkpoint: epath.PathLike, hf: epath.PathLike, *, logprobs: bool = True, watch: Watch = _NOBODY
+    checkpoint: epath.PathLike,
+    hf: epath.PathLike,
+    *,
+    logprobs: bool = True,
+    check_hashes: bool = True,
+    watch: Watch = _NOBODY,
 ) -> Verification:
     """Compares a model folder with the checkpoint that it was made from, or that was made from it.
 
-    The checkpoint's files against their own hashes where it has any; every tensor's name, shape and content,
-    against the checkpoint's values rounded to its dtype; then log-probs on golden prompts, the learner's model
+    First whether the checkpoint is whole; then every tensor's name, shape and content, against the checkpoint's values
+    rounded to its dtype; then log-probs on golden prompts, the learner's model
     on the checkpoint against transformers on the folder (without transformers, against the learner's own loader).
 
     Args:
       logprobs: needs the model in memory three times over.
+      check_hashes: whether to compare the checkpoint's files with their hashes, which reads all of them.
 
     Raises:
-      CheckpointError, ModelConfigError, WeightFileError: a side can't be read at all.
+      CheckpointError, ModelConfigError, WeightFileError: the checkpoint is not whole, or a side can't be read at all.
     """
-    folder, _ = find_checkpoint(checkpoint)
-    problems = list(check_files(Path(folder)).problems) if _is_local(folder) else []
+    checked = find_checkpoint(checkpoint)
+    require_whole(checked, hashes=check_hashes, say=watch.say)
     with _local_model(_path(hf)) as model:
         config, _ = _read_companions(epath.Path(model))
-        with open_source(checkpoint, config) as source:
+        with open_found(checked, config) as source:
             total = sum(4 * int(np.prod(array.shape)) for array in source.arrays.values())
             done = 0
 
@@ -195,7 +205,7 @@ def verify(
                 done += nbytes
                 watch.progress(min(done, total), total)
 
-            problems += hf_compare.compare_tensors(source, config, model, progress)
+            problems = hf_compare.compare_tensors(source, config, model, progress)
             if problems or not logprobs:
                 return Verification(tuple(problems), len(hf_shapes(config)))
             tokens = hf_compare.golden_tokens(config)
@@ -306,14 +316,14 @@ def _with_dtype(config: bytes, dtype: Dtype) -> bytes:
     return json.dumps(raw | dict.fromkeys(keys, dtype), indent=2).encode() + b"\n"
 
 
-def _model_of(checkpoint: epath.PathLike) -> epath.Path:
+def _model_of(found: Found) -> epath.Path:
     """The folder with config.json and tokenizer of a checkpoint's model: beside it, its run's, or named in it."""
-    folder, item = find_checkpoint(checkpoint)
-    root = folder.parent if item != folder else folder
+    folder = found.folder
+    root = folder.parent if found.item != folder else folder
     candidates = [root / SOURCE_MODEL, root.parent / "start_model", root.parent / "created_model"]
-    if _is_local(folder):
-        with contextlib.suppress(CheckpointError):  # others' checkpoints have no manifest of ours
-            named = (read_manifest(Path(folder)).config.get("model") or {}).get("path")
+    if not found.is_foreign and isinstance(folder, Path):
+        with contextlib.suppress(CheckpointError):  # which is told of when it is opened
+            named = (read_manifest(folder).config.get("model") or {}).get("path")
             candidates += [_path(named)] if named else []
     for candidate in candidates:
         if (candidate / "config.json").exists():

@@ -288,8 +288,8 @@ class TrajectoryQueue:
         self._db.write(work)
         self._forget([group_id])
 
-    def take_over(self) -> None:
-        """Becomes the learner; an earlier one, should it still be alive, is refused from now on.
+    def take_over(self) -> int:
+        """Becomes the learner; an earlier one, should it still be alive, is refused from now on. Returns its turn.
 
         To be called before the checkpoint to go on from is chosen: from then on nobody else acknowledges anything, or
         begins to save a checkpoint.
@@ -304,6 +304,7 @@ class TrajectoryQueue:
         self._epoch = self._db.write(work)
         self._tokens.clear()
         self._is_in_charge = True
+        return self._epoch
 
     def recover(self, consumed_group_ids: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> None:
         """Makes the queue agree with the checkpoint that the learner (re)starts from; takes over if that is to be done.

@@ -17,6 +17,7 @@ learner
   anchor_added, anchor_failed   version, reason: a version stored once more, whole, because a replica could not load it
   resumed     step, consumed (trajectory ids), verified (whether hashes vouch for the checkpoint's files)
   checkpoint  step, blocking_s
+  ousted      steps (checkpoints of replaced learners that were put aside), life
   committed   step, verified, hash_s, seconds
   uncommitted step, waited_s: a checkpoint that takes long to reach the disk
   stopping    step: asked to stop

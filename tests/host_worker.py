@@ -43,6 +43,7 @@ class Spec:
       stop_at: (host, step) after which that host asks to stop.
       raise_at: (host, step) at whose record that host raises.
       facts: what hosts compare when they join.
+      own_checkpoints: whether each host has a folder of checkpoints of its own, by mistake.
     """
 
     directory: str
@@ -53,6 +54,7 @@ class Spec:
     stop_at: tuple[int, int] | None = None
     raise_at: tuple[int, int] | None = None
     facts: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    own_checkpoints: bool = False
 
 
 class RecordedQueue(TrajectoryQueue):
@@ -97,7 +99,8 @@ def train(spec: Spec, hosts: Hosts) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     queue = RecordedQueue(directory / "state.db")
-    checkpoints = Checkpoints(directory / "checkpoints", keep=2)
+    folder = f"checkpoints-{hosts.index}" if spec.own_checkpoints else "checkpoints"
+    checkpoints = Checkpoints(directory / folder, keep=2)
     learner = Learner(
         engine,
         random_parameters(config),

@@ -394,19 +394,16 @@ def test_the_way_back_passes_over_damaged_checkpoints(tmp_path: Path) -> None:
         restored(tmp_path, make_state(0))
 
 
-# Orbax closes its event loop at the first failed read; TensorStore then ends the others with nobody to tell.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_without_hashes_orbax_is_what_notices(tmp_path: Path) -> None:
+def test_without_hashes_the_index_of_the_arrays_tells(tmp_path: Path) -> None:
     save(tmp_path, 1, 2, 3)
     for step in (1, 2, 3):
         (tmp_path / str(step) / HASHES).unlink()
     for file in (tmp_path / "3" / "state" / "d").iterdir():
         file.write_bytes(b"")
-    message = rf"3 can't be read: .*; the newest .* is {tmp_path}/2, which is there and readable, but has no hashes"
+    message = rf"3 is damaged: .*; the newest .* is {tmp_path}/2, which is there and readable, but has no hashes"
     with pytest.raises(CheckpointError, match=message) as raised:
         restored(tmp_path, make_state(0))
     assert "tensorstore_spec" not in str(raised.value)
-    time.sleep(1.0)  # lets those reads end inside this test
     assert not Checkpoints(tmp_path, keep=9).check(2)
     assert_equal(restored(tmp_path, make_state(0), step=2)[0], make_state(2))
 
@@ -426,13 +423,13 @@ KILLED = """
 import json, sys, time
 from pathlib import Path
 from configs.load import load_config, save_config
-from learner_jax import checkpoint, checkpoint_files
+from learner_jax import checkpoint, checkpoint_files, checkpoint_proof
 from tests.test_checkpoint import make_state, position, save
 
 directory = Path(sys.argv[1])
 save(directory, 1)
-checkpoint._HASHES_WITHIN_S = 0.0
-real_hashes, real_dumps = checkpoint_files.write_hashes, json.dumps
+checkpoint.HASHES_WITHIN_S = 0.0
+real_dumps = json.dumps
 
 def slow_hashes(*args, should_stop, **kwargs):
     while not should_stop():
@@ -445,7 +442,7 @@ def slow_dumps(value, *args, **kwargs):
         time.sleep(60)
     return real_dumps(value, *args, **kwargs)
 
-checkpoint_files.write_hashes, json.dumps = slow_hashes, slow_dumps
+checkpoint_proof.hash_files, json.dumps = slow_hashes, slow_dumps
 checkpoints = checkpoint.Checkpoints(directory, keep=9)
 for step in (2, 3):
     checkpoints.save(make_state(step), position(step))
@@ -569,16 +566,17 @@ def test_sigterm_saves_within_the_grace_and_says_so(tmp_path: Path) -> None:
             command, stdout=output, stderr=output, cwd=REPOSITORY, env=os.environ | {"XLA_FLAGS": QUICK_COMPILE}
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400  # a busy machine starts a process for minutes
         metrics = tmp_path / "metrics.jsonl"
         while not (metrics.exists() and '"event":"step"' in metrics.read_text()):
             assert process.poll() is None, (tmp_path / "output").read_text()
             assert time.monotonic() < deadline, (tmp_path / "output").read_text()
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0, (tmp_path / "output").read_text()
+        assert process.wait(timeout=120) == 0, (tmp_path / "output").read_text()
     finally:
         process.kill()
+        process.wait()
     records = read_metrics(metrics)
     (stopping,) = [record for record in records if record["event"] == "stopping"]
     (committed,) = [record for record in records if record["event"] == "committed"]

@@ -269,12 +269,13 @@ def test_verify_notices_what_equal_weights_do_not_show(
         verify(saved, tmp_path / "hf")
 
 
-def test_verify_reads_the_checkpoint_s_own_hashes(saved: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_not_whole_is_refused_before_it_is_compared(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "c")
     to_hf(tmp_path / "c", out=tmp_path / "hf")
     file = tmp_path / "c" / "3" / "manifest" / "metadata"
     file.write_bytes(file.read_bytes().replace(b"completed", b"c0mpleted"))
-    assert any("manifest" in problem for problem in verify(tmp_path / "c", tmp_path / "hf").problems)
+    with pytest.raises(CheckpointError, match=f"c/3 is damaged: {file}: expected content with xxh3_128"):
+        verify(tmp_path / "c", tmp_path / "hf")
 
 
 def test_the_command_converts_verifies_and_says_so(

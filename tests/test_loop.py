@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ SETTINGS = LearnerSettings(
     groups_per_step=2,
     sequence_length=8,
     microbatch_rows=4,
-    max_wait_s=1.0,
+    max_wait_s=60.0,
     optimizer=OptimizerSettings(learning_rate=1e-2),
     loss=LossSettings(kl=KLSettings(coefficient=0.01)),
     checkpoint=CheckpointSettings(every=2, keep=2),
@@ -295,37 +295,42 @@ def test_the_queue_is_taken_over_before_a_checkpoint_is_chosen(
 
 
 def test_a_checkpoint_of_another_learner_is_neither_overwritten_nor_taken_for_its_own(
-    engine: Engine, params: Any, tmp_path: Path
+    engine: Engine, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, 12)
-    log = Records()
+    real = TrajectoryQueue.acknowledge
 
-    def another_saves() -> bool:
-        if len(log.steps()) == 3:
-            (tmp_path / "checkpoints" / "4").mkdir(exist_ok=True)
-        return False
+    def another_saves(queue: TrajectoryQueue, group_ids: Sequence[str]) -> None:
+        real(queue, group_ids)
+        (tmp_path / "checkpoints" / "4").mkdir(exist_ok=True)
 
-    with pytest.raises(
-        CheckpointError, match=r"step 4 can't be saved: the folder holds checkpoint 4 of another learner"
-    ):
-        run(engine, params, tmp_path, log=log, should_stop=another_saves)
+    monkeypatch.setattr(TrajectoryQueue, "acknowledge", another_saves)
+    with pytest.raises(CheckpointError, match=r"step 4 can't be saved: .*/checkpoints holds checkpoint 4, which this"):
+        run(engine, params, tmp_path)
     assert TrajectoryQueue(tmp_path / "state.db").progress().num_acknowledged == 4
 
 
-def test_stale_groups_are_dropped_and_never_trained_on(engine: Engine, params: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def impatient(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Waits for a second only."""
+    monkeypatch.setattr(engine, "settings", engine.settings.model_copy(update={"max_wait_s": 1.0}))
+    return engine
+
+
+def test_stale_groups_are_dropped_and_never_trained_on(impatient: Engine, params: Any, tmp_path: Path) -> None:
     fill(tmp_path, 12)
     with pytest.raises(StarvedError, match=r"for 2 of 2 groups of step 4 from rollout"):
-        run(engine, params, tmp_path, max_staleness=2)
+        run(impatient, params, tmp_path, max_staleness=2)
     progress = TrajectoryQueue(tmp_path / "state.db").progress()
     assert (progress.completed_steps, progress.num_dropped) == (3, 6)
 
 
-def test_starving_is_bounded_and_says_what_it_waited_for(engine: Engine, params: Any, tmp_path: Path) -> None:
+def test_starving_is_bounded_and_says_what_it_waited_for(impatient: Engine, params: Any, tmp_path: Path) -> None:
     fill(tmp_path, 1)
     with pytest.raises(
         StarvedError, match=r"for 1 of 2 groups of step 1 from rollout and gave up \(learner\.max_wait_s"
     ):
-        run(engine, params, tmp_path)
+        run(impatient, params, tmp_path)
 
 
 def test_kl_budget_stops_the_run(engine: Engine, params: Any, tmp_path: Path) -> None:

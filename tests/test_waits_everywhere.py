@@ -21,10 +21,17 @@ _SETTLED = "what must not be cut off is bounded by the requests that it makes"
 #: (module:function, code) -> why it may stand without a bound
 ALLOWED: dict[tuple[str, str], str] = {
     (
-        "learner_jax/checkpoint_files.py:Hashing.finish",
-        "self._thread.join()",
-    ): "told to stop just before, it ends in ms",
-    ("learner_jax/checkpoint_files.py:Hashing._run", "while self._is_writing()"): "a thread that `finish` bounds",
+        "learner_jax/checkpoint_proof.py:Proof._run",
+        "while self._is_writing()",
+    ): "a thread that `Checkpoints.wait` bounds",
+    (
+        "learner_jax/checkpoint_arrays.py:_ocdbt_values",
+        "ts.KvStore.open({'driver': 'file', 'path': f'{item}/'}, context=context).result()",
+    ): _DISK,
+    (
+        "learner_jax/checkpoint_arrays.py:_ocdbt_values.dumped",
+        "ts.ocdbt.dump(base, location, context=context).result()",
+    ): _DISK,
     ("learner_jax/checkpoint_reader.py:_open", "ts.open(spec, open=True, context=_context()).result()"): _DISK,
     ("learner_jax/checkpoint_reader.py:_result", "future.result()"): _DISK,
     ("learner_jax/checkpoint_writer.py:stage_parameters", "ahead.pop().result()"): _DISK,

@@ -4,7 +4,8 @@ python -m tools.convert to-hf --checkpoint runs/demo/checkpoints --out DIR [--mo
 python -m tools.convert from-hf --model DIR --out DIR [--verify]
 python -m tools.convert verify --checkpoint DIR --hf DIR
 
-A conversion that was stopped goes on when the same command is given again. Paths may be local, gs://, s3:// or az://.
+A checkpoint that is not whole is refused; its files' hashes are checked unless --no-hash-check is given. A conversion
+that was stopped goes on when the same command is given again. Paths may be local, gs://, s3:// or az://.
 Exit status 1 if something is missing, damaged or different; stderr says what.
 """
 
@@ -58,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("verify", help="compare a safetensors folder with a checkpoint")
     check.add_argument("--checkpoint", required=True, help="one checkpoint, or a folder: its newest")
     check.add_argument("--hf", required=True, help="Hugging Face model folder")
+    for command in (forward, check):
+        command.add_argument(
+            "--no-hash-check",
+            action="store_true",
+            help="do not compare the checkpoint's files with their hashes first, which reads all of them",
+        )
     for command in (forward, backward, check):
         command.add_argument(
             "--no-logprobs", action="store_true", help="with verify: compare bytes alone, in little memory"
@@ -79,10 +86,10 @@ def _watch(what: str) -> Iterator[Watch]:
         )
 
 
-def _verify(checkpoint: str, hf: str, *, logprobs: bool) -> str:
+def _verify(checkpoint: str, hf: str, *, logprobs: bool, check_hashes: bool = True) -> str:
     """What a comparison found, in a sentence; raises if anything differs."""
     with _watch("verifying") as watch:
-        found: Verification = verify(checkpoint, hf, logprobs=logprobs, watch=watch)
+        found: Verification = verify(checkpoint, hf, logprobs=logprobs, check_hashes=check_hashes, watch=watch)
     if found.problems:
         shown = "\n  ".join(found.problems[:20])
         more = f"\n  and {len(found.problems) - 20} more" if len(found.problems) > 20 else ""
@@ -100,7 +107,8 @@ def main() -> None:
     logprobs = not arguments.no_logprobs
     with wiring.clear_errors():
         if arguments.command == "verify":
-            print(_verify(arguments.checkpoint, arguments.hf, logprobs=logprobs))
+            hashes = not arguments.no_hash_check
+            print(_verify(arguments.checkpoint, arguments.hf, logprobs=logprobs, check_hashes=hashes))
             return
         try:
             with _watch("converting") as watch:
@@ -111,6 +119,7 @@ def main() -> None:
                         out=arguments.out,
                         dtype=arguments.dtype,
                         max_shard_bytes=arguments.max_shard_size,
+                        check_hashes=not arguments.no_hash_check,
                         watch=watch,
                     )
                 else:
@@ -123,7 +132,8 @@ def main() -> None:
         if arguments.verify:
             is_forward = arguments.command == "to-hf"
             checkpoint, hf = (arguments.checkpoint, arguments.out) if is_forward else (arguments.out, arguments.model)
-            print(_verify(checkpoint, hf, logprobs=logprobs))
+            hashes = not (is_forward and arguments.no_hash_check)
+            print(_verify(checkpoint, hf, logprobs=logprobs, check_hashes=hashes))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -30,11 +31,12 @@ from learner_jax.host_facts import code_facts, environment_facts, flat, folder_f
 from learner_jax.hosts import Hosts, connect, ends_at_once
 from learner_jax.loop import Learner, Outcome
 from learner_jax.profiling import Profiler
+from learner_jax.shared_folders import require_shared
 from learner_jax.train_step import Params, TrainState
 from learner_jax.waits import Waits
 from learner_jax.warm_start import warm_start
 from rewards.protocol import Split
-from serving_bridge.convert import to_hf
+from serving_bridge.convert import Watch, to_hf
 from serving_bridge.prompt_survey import golden_prompts
 from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
@@ -67,7 +69,7 @@ def run_warm_start(config: Config, paths: RunPaths) -> float | None:
         checkpoints.save(state, Position(0, -1, 0, ()))
     checkpoints.close()
     if not paths.start_model.exists():
-        to_hf(paths.warm_start, model_dir=base, out=paths.start_model, dtype="float32")
+        to_hf(paths.warm_start, model_dir=base, out=paths.start_model, dtype="float32", watch=Watch(say=_warn))
     return accuracy
 
 
@@ -110,6 +112,7 @@ def connect_hosts(config: Config, waits: Waits) -> Hosts:
 def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_steps: int = 0) -> Outcome:
     """Runs the loop until it ends or the process is asked to stop; traces some of its steps if asked to."""
     stop = wiring.StopRequest().install()  # after connecting, which takes SIGTERM for itself
+    require_shared(hosts, paths.checkpoints, "run.directory")
     log = wiring.learner_metrics_writer(paths, hosts.index)
     hosts.log_failures(log)
     model_dir = wiring.start_model_dir(config, paths)
@@ -182,7 +185,11 @@ def kl_reference(config: Config, engine: Engine, model_config: ModelConfig) -> P
     path = Path(config.learner.loss.kl.reference).expanduser()
     if (path / "config.json").exists():
         return load_parameters(path, model_config, shardings=engine.parameter_shardings)
-    return engine.placed(restore_parameters(path))
+    return engine.placed(restore_parameters(path, say=_warn))
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
