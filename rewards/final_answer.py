@@ -26,6 +26,7 @@ _MATH = re.compile(
 _NUMBER = r"(?:(?<![\w.])-)?[$€£]?\s?-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?(?:\s?%)?"
 _JOINER = r"\s*(?:,|;|/|\bor\b|\band\b|,\s*(?:or|and)\b|\s)\s*"
 _RUN = re.compile(rf"(?<![\w.^_\\]){_NUMBER}(?:{_JOINER}{_NUMBER})*")
+_SCALE = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|squared|cubed|factorial)s?\b", re.I)
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 #: what is looked at: of the response, and of its last line or of the sentence that states the answer
 _MAX_CHARACTERS = 200_000
@@ -126,7 +127,8 @@ def _at_the_end(response: str) -> str:
         )
         said = _joined_math(line, first) if first is not spans[-1] else _inside(first)
         return bare(said.rsplit("=", 1)[-1] if "=" in said and "," not in said else said)
-    return bare(runs[-1][0]) if runs else whole
+    # "7 thousand" is another number than its digits.
+    return bare(runs[-1][0]) if runs and not _SCALE.match(line, runs[-1].end()) else whole
 
 
 def _is_form(text: str) -> bool:

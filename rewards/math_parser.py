@@ -37,6 +37,11 @@ _OUTER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|textnorm
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'\-]*(?:[ ,;/&]+[A-Za-z'\-]+)*[.!]?")
 _CHOICE = re.compile(r"\(?\s*([A-Z])\s*\)?\s*[.:]?|\(\s*([a-zA-Z])\s*\)")
 _BASED = re.compile(r"([0-9A-Za-z]+)\s*_\s*(?:\{\s*(\d{1,2})\s*\}|(\d)(?!\d))")
+#: words after a number that change it, or say that it is not the answer
+_SCALES = "hundred thousand million billion trillion dozen half halves third thirds squared cubed factorial"
+_DENIALS = "not no is isn't was wrong incorrect false minus plus times divided over negative less more than but except"
+_NO_UNITS = frozenset(f"{_SCALES} {_DENIALS} maybe if unless to".split(" "))
+_MAX_UNIT_WORDS = 5
 _EMPTY = Listing((), braces=True)
 
 
@@ -149,7 +154,7 @@ class _Parser(ExpressionParser):
             words.append(token.text)
             self._position += 1
         if words:
-            return self._with_unit(expression, unit_of(" ".join(words).replace(" ^ ", "^")))
+            return self._with_unit(expression, " ".join(words).replace(" ^ ", "^"))
         if has_sign_choice(expression):
             return Listing(tuple(Scalar(with_sign(expression, sign)) for sign in (1, -1)))
         return Scalar(expression)
@@ -174,6 +179,9 @@ class _Parser(ExpressionParser):
         )
 
     def _with_unit(self, expression: Expression, unit: str) -> Quantity:
+        words = unit.lower().split()
+        if len(words) > _MAX_UNIT_WORDS or not _NO_UNITS.isdisjoint(words):
+            raise MathError(f"{unit!r} is no unit")
         return Quantity(expression, unit_of(unit))
 
     def _structure(self) -> Value | None:

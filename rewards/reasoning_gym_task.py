@@ -10,24 +10,28 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.metadata
+import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import reasoning_gym
 from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 
+from rewards.answer_guards import GUARDS
 from rewards.config import TaskSettings
 from rewards.isolation import VerifierError, VerifierPool, printable
 from rewards.plain_json import to_json
-from rewards.protocol import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
+from rewards.protocol import PASS_SCORE, Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
 from rewards.scorer_audit import refusal
 from rewards.splits import GeneratedProblems, ListedProblems, ProblemStream, stable_hash
 
 #: Seeds of the library stay below 2**32 with any index added: some of its datasets hand them to NumPy.
 _MAX_SEED = 1 << 31
+#: problems whose own answer is scored when a task starts, until one gets the full score
+_MAX_TRIES = 8
 
 #: Datasets whose problems differ between processes, found by comparing processes over 40 problems of each dataset of
 #: version 0.1.25. Some iterate over sets of strings: fixing Python's hash seed helps (`composite` may contain them).
@@ -66,9 +70,9 @@ class ReasoningGymTask:
         except TypeError as error:
             raise TaskError(f"task.options of {self._name}: {error}; expected numbers, text, lists, tables") from None
         self._dataset = make_dataset(self._name, self._options)
-        self._stream = self._make_stream(settings, seed)
         if why := refusal(self._name, type(self._dataset)):
             raise TaskError(f"reasoning_gym {self._name} can't be used: {why}")
+        self._stream = self._make_stream(settings, seed)
         self._pool: VerifierPool | None = None
         if type(self._dataset).score_answer is not ProceduralDataset.score_answer:
             self._pool = VerifierPool(
@@ -120,16 +124,46 @@ class ReasoningGymTask:
         origin = f"reasoning_gym {self._name}"
         size = len(self._dataset)
         try:
-            self._generate(size + 7)
+            first = self._generate(size + 7)
         except (IndexError, KeyError):
             # A few datasets draw up `size` problems beforehand: a list, not a generator.
             listed = [self._generate(index) for index in range(size)]
+            self._prove(listed[:_MAX_TRIES], more=())
             return ListedProblems(listed, seed=seed, holdout_percent=settings.holdout_percent, origin=origin)
+        self._prove([first], more=range(size + 8, size + 7 + _MAX_TRIES))
         return GeneratedProblems(
             self._generate,
             num_problems=settings.num_problems,
             holdout_percent=settings.holdout_percent,
             origin=origin,
+        )
+
+    def _prove(self, problems: Sequence[Problem], *, more: Iterable[int]) -> None:
+        """Checks that the scorer gives a dataset's own answer the full score, for one problem at least.
+
+        Some answers of intermediate_integration don't: an integral that was not solved is no answer behind a guard.
+        """
+        scores: list[float] = []
+        for problem in itertools.chain(problems, map(self._generate, more)):
+            entry = {"question": problem.question, "answer": problem.answer or None, "metadata": problem.metadata}
+            try:
+                to_json(entry)
+            except TypeError as error:
+                raise TaskError(f"reasoning_gym {self._name} can't be used: a problem's data: {error}") from None
+            if not problem.answer:
+                return
+            if (guard := GUARDS.get(self._name)) and not guard(problem.answer.strip(), entry):
+                continue
+            try:
+                scores.append(float(self._dataset.score_answer(problem.answer.strip(), entry)))
+            except Exception as error:
+                why = f"its scorer raises {type(error).__name__} at its own answer: {error}"
+                raise TaskError(f"reasoning_gym {self._name} can't be used: {why}") from error
+            if scores[-1] >= PASS_SCORE:
+                return
+        raise TaskError(
+            f"reasoning_gym {self._name} can't be used with these task.options: its scorer gives its own answers "
+            f"{', '.join(map(str, scores)) or 'no score'}, expected 1"
         )
 
     def _generate(self, index: int) -> Problem:

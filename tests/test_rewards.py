@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reasoning_gym
 
 from rewards.config import TaskSettings
 from rewards.jsonl_math import JsonlMathTask
@@ -274,6 +275,22 @@ def test_mistakes_in_reasoning_gym_settings_are_explained() -> None:
         create_task(arithmetic(options={"min_terms": 9}), seed=0)
     with pytest.raises(TaskError, match=r"set run\.seed"):
         create_task(arithmetic(options={"seed": 1}), seed=0)
+
+
+def test_a_dataset_whose_own_answers_do_not_pass_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = reasoning_gym.factory.DATASETS["spell_backward"][0]
+    monkeypatch.setattr(scorer, "score_answer", lambda self, answer, entry: 0.4)
+    with pytest.raises(TaskError, match=r"spell_backward can't be used .*own answers 0\.4, .*expected 1"):
+        create_task(TaskSettings(provider="reasoning_gym", name="spell_backward"), seed=0)
+
+
+def test_a_dataset_whose_problems_are_no_plain_data_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = reasoning_gym.factory.DATASETS["spell_backward"][0]
+    monkeypatch.setattr(
+        dataset, "__getitem__", lambda self, index: {"question": "?", "answer": "a", "metadata": {"x": object()}}
+    )
+    with pytest.raises(TaskError, match=r"spell_backward can't be used: a problem's data: object is not plain data"):
+        create_task(TaskSettings(provider="reasoning_gym", name="spell_backward"), seed=0)
 
 
 def test_a_dataset_that_depends_on_the_hash_seed_needs_a_fixed_one(monkeypatch: pytest.MonkeyPatch) -> None:
