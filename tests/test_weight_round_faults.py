@@ -416,6 +416,9 @@ def test_a_wrong_tensor_exceeds_the_tolerance_of_every_dtype_by_far(
 
 def test_a_probe_that_gives_nan_anywhere_is_no_pass():
     class Client:
+        def probe_ids(self, count: int) -> list[str]:
+            return [str(index) for index in range(count)]
+
         async def prompt_logprobs(self, tokens: Sequence[int], **_: Any) -> np.ndarray:
             return np.full(len(tokens) - 1, np.nan if len(tokens) == 3 else -1.0, np.float32)
 
@@ -501,7 +504,7 @@ def test_a_server_that_hangs_inside_the_pause_is_unfit_in_bounded_time(world: Wo
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
 
-    client = Meddling(world.fresh.base_url, world.session, control_timeout_s=0.3)
+    client = Meddling(world.fresh.base_url, world.session, control_timeout_s=0.3, token=world.fresh.token)
     client.before, client.after = nothing, hang
     started = time.monotonic()
     try:

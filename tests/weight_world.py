@@ -124,13 +124,15 @@ class World:
 
 SUPERVISOR = """
 import asyncio, json, sys
+from pathlib import Path
 import aiohttp
 from serving_bridge.config import ServingSettings
 from serving_bridge.replica import Replica
 async def main():
     settings = ServingSettings.model_validate_json(sys.argv[1])
     async with aiohttp.ClientSession() as session:
-        replica = Replica("fresh", sys.argv[2], settings, session, log_path=sys.argv[3])
+        options = dict(log_path=sys.argv[3], store=Path(sys.argv[4]))
+        replica = Replica("fresh", sys.argv[2], settings, session, **options)
         await replica.start()
         await replica.client.name_version(1)
         print(json.dumps([replica.base_url, replica.client.token]), flush=True)
@@ -150,7 +152,7 @@ def running_world(folder: Path, *, fresh: bool = True) -> Iterator[World]:
 
     torch.set_num_threads(1)  # the servers need the cores
     model_a, model_b = make_model(folder / "a", 0), make_model(folder / "b", 1)
-    arguments = [SETTINGS.model_dump_json(), str(folder / "b"), str(folder / "b.log")]
+    arguments = [SETTINGS.model_dump_json(), str(folder / "b"), str(folder / "b.log"), str(folder / "weights")]
     supervisor = subprocess.Popen(
         [sys.executable, "-c", SUPERVISOR, *arguments] if fresh else [sys.executable, "-c", 'print(\'["", ""]\')'],
         stdout=subprocess.PIPE,
