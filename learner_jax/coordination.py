@@ -24,17 +24,17 @@ _LATER_S = 600
 
 
 def found_in_cluster(
-    coordinator: str | None, count: int, index: int | None, timeout_s: float
+    coordinator: str | None, count: int, index: int | None, devices: Sequence[int] | None, timeout_s: float
 ) -> tuple[str | None, int | None, Sequence[int] | None]:
-    """Coordinator, index and devices of this process, from SLURM, MPI, or another environment that JAX knows.
+    """Coordinator, index and devices of this process; what is None is looked up in SLURM, MPI, or what else JAX knows.
 
     Raises:
       ValueError, RuntimeError: as that environment's detection does.
     """
-    address, _, found, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-        coordinator, count, index, None, None, round(timeout_s)
+    address, _, found, local = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+        coordinator, count, index, devices, None, round(timeout_s)
     )
-    return address, found, devices
+    return address, found, local
 
 
 def start(joined: Joined, index: int, count: int, devices: Sequence[int] | None, *, heartbeat_s: float) -> None:

@@ -287,9 +287,15 @@ def _place(settings: HostsSettings, environment: Mapping[str, str]) -> tuple[str
     if index == -1 and (given := environment.get("JOB_COMPLETION_INDEX", "")).isdigit():  # Kubernetes JobSet
         index = int(given)
     given_index = index if index >= 0 else None
+    named = environment.get("JAX_LOCAL_DEVICE_IDS", "")
+    local_devices = [int(number) for number in named.split(",")] if named.replace(",", "").isdigit() else None
     try:
         address, found, devices = coordination.found_in_cluster(
-            settings.coordinator or None, settings.count, given_index, settings.connect_timeout_s
+            settings.coordinator or environment.get("JAX_COORDINATOR_ADDRESS"),
+            settings.count,
+            given_index,
+            local_devices,
+            settings.connect_timeout_s,
         )
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise HostError(f"a host of {settings.count} can't ask its cluster for its place: {error}; {_GIVE}") from error

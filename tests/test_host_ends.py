@@ -134,6 +134,7 @@ CRASHES = [
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("victim", "point"), CRASHES)
 def test_nothing_is_lost_or_trained_twice_where_a_host_is_killed(
     victim: int, point: str, two: Path, tmp_path: Path
@@ -151,6 +152,7 @@ def test_nothing_is_lost_or_trained_twice_where_a_host_is_killed(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_nothing_is_lost_or_trained_twice_where_a_host_is_stopped_for_a_while(
     victim: int, two: Path, tmp_path: Path

@@ -24,12 +24,12 @@ from pydantic import ValidationError
 from learner_jax import objective
 from learner_jax.batch import Batch, BatchStats, rl_batch
 from learner_jax.checkpoint import Checkpoints, restore_parameters
-from learner_jax.config import LearnerSettings, LossSettings
+from learner_jax.config import HostsSettings, LearnerSettings, LossSettings
 from learner_jax.engine import Engine
 from learner_jax.feed import Feed, StarvedError, StepGroups, divided
 from learner_jax.hf_names import parse_model_config
 from learner_jax.host_peers import END_WITHIN_S
-from learner_jax.hosts import HostError, Hosts
+from learner_jax.hosts import HostError, Hosts, _place
 from learner_jax.packing import Lengths, Plan, plan_rows
 from serving_bridge.queue import QueueError, TrajectoryQueue
 from serving_bridge.supervisor import CANNOT_HEAL_STATUS
@@ -163,6 +163,27 @@ def test_what_hosts_must_have_alike_is_compared_by_name() -> None:
     expected = r"disagree on the model folder: model\.safetensors is 9 bytes on host 0 and missing on host 2"
     with pytest.raises(HostError, match=expected):
         on_hosts(3, program)
+
+
+@pytest.mark.parametrize(
+    ("told", "environment", "expected"),
+    [
+        ({"index": 1, "coordinator": "a:1"}, {}, ("a:1", 1, None)),
+        ({}, {"JOB_COMPLETION_INDEX": "2", "JAX_COORDINATOR_ADDRESS": "b:2"}, ("b:2", 2, None)),
+        ({"index": 0, "coordinator": "a:1"}, {"JAX_LOCAL_DEVICE_IDS": "2,3"}, ("a:1", 0, [2, 3])),
+    ],
+)
+def test_a_host_s_place_is_told_or_stands_in_the_environment(
+    told: dict[str, Any], environment: dict[str, str], expected: tuple[str, int, list[int] | None]
+) -> None:
+    assert _place(HostsSettings.model_validate({"count": 3} | told), environment) == expected
+
+
+def test_a_host_that_does_not_know_its_place_is_told_what_to_set() -> None:
+    with pytest.raises(HostError, match=r"coordinator and index is not known: set learner\.hosts\.coordinator"):
+        _place(HostsSettings(count=3), {})
+    with pytest.raises(HostError, match="index 5 by its environment, expected 0 to 2"):
+        _place(HostsSettings(count=3, coordinator="a:1"), {"JOB_COMPLETION_INDEX": "5"})
 
 
 # Parts of a batch.
