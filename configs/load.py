@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from configs.errors import ConfigError as ConfigError
 from configs.overrides import apply_override, model_of
+from configs.paths import base_of, make_absolute, make_portable
 from configs.schema import Config
 from configs.text import quoted, shown, unusable
 
@@ -20,7 +21,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Loads a configuration.
 
     Args:
-      path: TOML file.
+      path: TOML file. Relative paths in it start from the working folder, those in a run's own config.toml from that
+        file's folder.
       overrides: `section.key=value` strings. The value of a text setting is taken as it stands (with \\n for a new
         line and \\\\ for a backslash) or is a TOML string; that of any other setting is TOML.
 
@@ -29,8 +31,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         range, or can't go with another one.
     """
     tree = _read(path)
+    make_absolute(tree, base_of(tree, Path(path)))
     for override in overrides:
         apply_override(tree, override)
+    make_absolute(tree, Path.cwd())
     return parse_config(tree, origin=str(path))
 
 
@@ -45,9 +49,13 @@ def parse_config(tree: dict[str, Any], *, origin: str) -> Config:
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Writes the resolved configuration, every default included, as TOML that `load_config` reads."""
-    text = tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
-    Path(path).write_text(text, encoding="utf-8")
+    """Writes the resolved configuration, every default included, as TOML that `load_config` reads.
+
+    In the run's own directory paths inside it are written relative to it, so that the directory can be moved.
+    """
+    tree = config.model_dump(mode="json", exclude_none=True)
+    make_portable(tree, Path(path).absolute().parent)
+    Path(path).write_text(tomli_w.dumps(tree), encoding="utf-8")
 
 
 def _read(path: str | Path) -> dict[str, Any]:

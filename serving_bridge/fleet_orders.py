@@ -5,7 +5,6 @@ The file of orders says how things shall be, not what to do: a controller that s
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import msgspec
 
 from learner_jax.contracts import MAX_RECORD_TEXT, quoted
 from serving_bridge.registry import Seconds, Text, read_record, write_file
+from serving_bridge.sole import sole
 
 #: More than one machine could ever hold.
 _Replicas = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
@@ -51,10 +51,6 @@ class FleetStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refused: Text
     doing: Text
     heartbeat_s: Seconds
-
-
-class FleetNameError(RuntimeError):
-    """Two controllers of one name."""
 
 
 class OrderBook:
@@ -105,17 +101,9 @@ def sole_controller(folder: Path, fleet: str) -> Iterator[None]:
     """Holds the name of a fleet while the block runs; the hold ends with the process, however that ends.
 
     Raises:
-      FleetNameError: another controller of that name runs.
+      InUseError: another controller of that name runs.
     """
-    path = folder / "fleets" / f"{fleet}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FleetNameError(
-                f"fleet {fleet} has a controller already ({path} is locked): use another --name"
-            ) from None
+    with sole(folder / "fleets" / f"{fleet}.lock", f"fleet {fleet}", hint="use another --name"):
         yield
 
 

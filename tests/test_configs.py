@@ -39,7 +39,7 @@ def test_overrides_take_toml_values_and_plain_strings() -> None:
     assert config.rollout.max_staleness == 0
     assert config.run.name == "other"
     assert config.learner.optimizer.learning_rate == 1e-5
-    assert config.run.directory == "x y"
+    assert config.run.directory == str(Path.cwd() / "x y")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tests.conftest import REPOSITORY
 from tools import preflight, train, wiring
 from tools.dry_run import redacted, variables
 from tools.preflight import Part, PreflightError
+from tools.run_directory import choose
 
 DEMO, STORIES = (REPOSITORY / "configs" / name for name in ("demo.toml", "stories.toml"))
 
@@ -321,7 +322,7 @@ def test_a_job_that_cannot_start_starts_nothing(
     run = tmp_path / "run"
     overrides = [f"model.path={stories}", f"run.directory={run}", "task.chat=true"]
     with pytest.raises(SystemExit) as ended, wiring.clear_errors():
-        train.train(STORIES, overrides)
+        train.train(choose(load_config(STORIES, overrides)))
     assert ended.value.code == os.EX_CONFIG
     told = capsys.readouterr().err
     assert "2 things have to be changed" in told, told
@@ -337,7 +338,7 @@ def test_a_dry_run_shows_it_all_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     overrides = [f"model.path={stories}", "learner.hosts.count=2", "serving.port=23450", "serving.replicas=3"]
     before = sorted(tmp_path.rglob("*"))
-    assert train.train(STORIES, [*overrides, "learner.peak_tflops=1.5"], dry=True) == 0
+    assert train.train(choose(load_config(STORIES, [*overrides, "learner.peak_tflops=1.5"])), dry=True) == 0
     shown = capsys.readouterr().out
     assert "peak_tflops = 1.5" in shown
     assert "max_restarts = 3" in shown, "defaults are shown too"
@@ -357,7 +358,7 @@ def test_a_dry_run_of_what_cannot_start_shows_everything_and_fails(
 ) -> None:
     overrides = [f"run.directory={tmp_path / 'run'}", "rollout.max_prompt_tokens=2"]
     with pytest.raises(PreflightError, match="all of"):
-        train.train(DEMO, overrides, dry=True)
+        train.train(choose(load_config(DEMO, overrides)), dry=True)
     shown = capsys.readouterr().out
     assert "ERROR   rollout.max_prompt_tokens" in shown
     assert "# would be started" in shown

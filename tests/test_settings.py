@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from configs.load import ConfigError, load_config, parse_config, save_config
 from configs.overrides import model_of
+from configs.paths import PATH_SETTINGS
 from configs.schema import Config
 from tests.conftest import REPOSITORY
 
@@ -223,7 +224,8 @@ def test_text_needs_no_quotes(override: str, value: str) -> None:
     config: Any = load_config(DEMO, [override])
     for part in override.partition("=")[0].split("."):
         config = getattr(config, part)
-    assert config == value
+    is_path = override.partition("=")[0] in PATH_SETTINGS
+    assert config == (str(Path.cwd() / value) if is_path else value)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ class RunHistory:
       steps: by step number; a step that a restart trained again counts as it came last.
       intervals: the rollout workers' counters; bounded when the caller needs recent ones only.
       rounds: weight rounds of every replica.
+      carried_on: starts that changed settings, or went on after the run had finished.
       waits: the last `waits` event of each process: what it waits for now.
       replicas: the last `replica` event of each replica: its state and version.
       problems: (time, line) per event that carries an error or tells of a restart, newest last.
@@ -63,6 +64,7 @@ class RunHistory:
     phases: list[Record] = field(default_factory=list)
     problems: deque[tuple[float, str]] = field(default_factory=lambda: deque(maxlen=50))
     engine: Record | None = None
+    carried_on: list[Record] = field(default_factory=list)
     waits: dict[str, Record] = field(default_factory=dict)
     replicas: dict[str, Record] = field(default_factory=dict)
     ended: Record | None = None
@@ -100,6 +102,8 @@ class RunHistory:
                 self.evaluations[record["which"]] = record
             case "engine":
                 self.engine = record
+            case "carried_on":
+                self.carried_on.append(record)
             case "waits":
                 self.waits[str(record.get("process"))] = record
             case "replica":

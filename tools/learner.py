@@ -10,13 +10,15 @@ of the queue; the others log to logs/learner-<index>.jsonl. The supervised start
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import time
 from pathlib import Path
 
-from configs.load import ConfigError
+from configs.carry_on import changes
+from configs.load import ConfigError, load_config
 from configs.schema import Config
 from learner_jax import objective
 from learner_jax.batch import Example
@@ -41,6 +43,7 @@ from serving_bridge.prompt_survey import golden_prompts
 from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
 from tools.preflight import preflight
+from tools.run_directory import Start, record, tell
 from tools.wiring import RunPaths
 
 #: Settings that may differ between hosts: each may see the same folders elsewhere. What they hold is compared.
@@ -182,7 +185,7 @@ def kl_reference(config: Config, engine: Engine, model_config: ModelConfig) -> P
     """The policy that learner.loss.kl.reference names: a Hugging Face folder or an Orbax checkpoint; None if empty."""
     if not config.learner.loss.kl.reference:
         return None
-    path = Path(config.learner.loss.kl.reference).expanduser()
+    path = Path(config.learner.loss.kl.reference)
     if (path / "config.json").exists():
         return load_parameters(path, model_config, shardings=engine.parameter_shardings)
     return engine.placed(restore_parameters(path, say=_warn))
@@ -196,21 +199,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wiring.config_arguments(parser)
     parser.add_argument("--warm-start", action="store_true", help="run only the supervised start")
+    parser.add_argument("--take-over", action="store_true", help="replace a learner of this run that hangs somewhere")
     wiring.profile_argument(parser)
     tell_once()
     keep_freed_memory()
     with ends_at_once(), wiring.clear_errors():
-        arguments, config, paths = wiring.read_arguments(parser)
+        arguments, config, paths = wiring.read_arguments(parser, joins=True)
         preflight("warm_start" if arguments.warm_start else "learner", config, paths)
         if arguments.warm_start:
-            accuracy = run_warm_start(config, paths)
+            with wiring.working(paths, "warm_start"):
+                accuracy = run_warm_start(config, paths)
             reached = "is there already"
             if accuracy is not None:
                 reached = f"reached {accuracy:.1%} greedy accuracy on validation problems"
             print(f"supervised start {reached}: {paths.start_model}")
         else:
             with connect_hosts(config, Waits()) as hosts:
-                outcome = run_reinforcement(config, paths, hosts, profile_steps=arguments.profile)
+                alone = wiring.working(paths, f"learner-{hosts.index}")
+                with contextlib.nullcontext() if arguments.take_over else alone:
+                    if hosts.is_leader:
+                        found = changes(load_config(paths.config), config)
+                        record(Start(config, found), paths, process="learner")
+                        tell(found)
+                    outcome = run_reinforcement(config, paths, hosts, profile_steps=arguments.profile)
             if hosts.is_leader:
                 print(f"learner {outcome.reason} after {outcome.position.completed_steps} steps")
 

@@ -99,6 +99,7 @@ def write_report(run_dir: str | Path) -> Path:
         samples=pair_samples(history.evaluations.get("before"), history.evaluations.get("after")),
         problems=list(history.problems)[-10:],
         left_out=left_out(history),
+        changed=[(r["step"], key, *values) for r in history.carried_on for key, values in r["changes"].items()],
         first_t=history.first_t or 0.0,
         finished=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(history.last_t or 0.0)),
         versions=installed_versions(),

@@ -30,10 +30,10 @@ def collect_garbage_less_often() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wiring.config_arguments(parser)
-    parser.add_argument("--name", default="worker-0", help="unique among the workers that run at the same time")
+    wiring.name_argument(parser, default="worker-0", help="unique among the workers that run at the same time")
     keep_freed_memory()
     with wiring.clear_errors():
-        arguments, config, paths = wiring.read_arguments(parser)
+        arguments, config, paths = wiring.read_arguments(parser, joins=True)
         preflight("rollout", config, paths)
         encoder, model_config = wiring.build_encoder(config, wiring.base_model_dir(config, paths))
         task = wiring.build_task(config)
@@ -60,7 +60,8 @@ def main() -> None:
             renew_every_s=config.store.claim_lease_s / 4,
         )
         collect_garbage_less_often()
-        with reported_waits(waits, log, clock=time.monotonic):
+        alone = wiring.working(paths, f"rollout-{arguments.name}")
+        with alone, reported_waits(waits, log, clock=time.monotonic):
             if awaits_work(
                 queue,
                 total_steps=config.learner.steps,

@@ -25,9 +25,9 @@ from tools.preflight import preflight
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     wiring.config_arguments(parser)
-    parser.add_argument("--name", default=socket.gethostname(), help="of this fleet; unique in the run")
+    wiring.name_argument(parser, default=socket.gethostname(), help="of this fleet; unique in the run")
     with wiring.clear_errors():
-        arguments, config, paths = wiring.read_arguments(parser)
+        arguments, config, paths = wiring.read_arguments(parser, joins=True)
         preflight("serve", config, paths)  # what can't be served is refused before vLLM is started
         model_dir = wiring.base_model_dir(config, paths)
         waits, log, registry = Waits(), wiring.metrics_writer(paths, "fleet"), wiring.build_registry(paths)

@@ -2,9 +2,12 @@
 
     python -m tools.train --config configs/demo.toml [--set rollout.max_staleness=0] [--profile N] [--dry-run]
 
+    python -m tools.train --resume runs/demo [--set learner.steps=400]
+
 All that can be known before is checked first, within seconds; --dry-run prints that and starts nothing.
 
-An unfinished run directory is taken up where it stopped; a finished one is left alone and a new one is begun. A process
+An unfinished run directory is taken up where it stopped; a finished one is left alone and a new one is begun, unless
+--resume names it. Settings may change then, but those that a run keeps for its life; the change is recorded. A process
 that ends with an error is started again, a bounded number of times, and the others go on; with learner.hosts.count
 above 1 the learner is that many processes, which are started again together.
 
@@ -16,22 +19,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
 
-from configs.load import ConfigError, load_config, save_config
+from configs.load import load_config
 from configs.schema import Config
-from learner_jax.disk_errors import at
+from learner_jax.printable import printable
 from learner_jax.roll_call import SECRET
 from learner_jax.waits import Waits
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.registry import ReplicaRow
+from serving_bridge.sole import sole, wait_until_free
 from serving_bridge.supervisor import Supervisor
 from serving_bridge.telemetry import MetricsLog, MetricsTail, read_metrics
 from serving_bridge.vllm_client import ReplicaError, VllmClient
@@ -42,6 +47,7 @@ from tools.evaluate import evaluate_folder
 from tools.preflight import preflight
 from tools.processes import Planned, fresh_coordinator, learner_commands, planned
 from tools.report import headline, write_report, write_summary
+from tools.run_directory import Start, choose, keep_results, record, require_original, resume, tell
 from tools.view import LiveView
 from tools.wiring import RunPaths
 
@@ -52,6 +58,8 @@ _TICK_S = 0.25
 _WORKER_AGAIN_S = 5.0
 _EVALUATION_TRIES = 3
 _INTERRUPTED = 130
+#: what is left of an earlier start is ended by its guard sooner than this
+_ENDING_S = 60.0
 
 
 class TrainError(RuntimeError):
@@ -169,7 +177,13 @@ class Job:
         self._update_view()
 
     def _measured(self, which: str) -> bool:
-        return any(r["event"] == "evaluation" and r["which"] == which for r in read_metrics(self._paths.metrics))
+        """Whether skill was measured, after training since the run was last carried on."""
+        found = False
+        for event in read_metrics(self._paths.metrics):
+            if event["event"] == "carried_on" and which == "after":
+                found = False
+            found = found or (event["event"] == "evaluation" and event["which"] == which)
+        return found
 
     def _measure_before(self, supervisor: Supervisor) -> None:
         """Held-out skill of the first published version, through the fleet, before anything is trained."""
@@ -243,80 +257,67 @@ class Job:
         self._update_view()
 
 
-def choose_directory(config: Config) -> Config:
-    """The run directory to use: an unfinished one with the same settings is resumed, a finished one is kept.
+def train(start: Start, *, profile_steps: int = 0, dry: bool = False) -> int:
+    """Runs the job, or says what it would be; returns the process's exit status.
 
     Raises:
-      ConfigError: an unfinished run with other settings is there.
+      InUseError: another process works on the run.
     """
-    paths = wiring.run_paths(config)
-    base, number = paths.directory, 1
-    directory = base
-    while (directory / "summary.json").exists():
-        number += 1
-        directory = base.with_name(f"{base.name}-{number}")
-    config = config.model_copy(update={"run": config.run.model_copy(update={"directory": str(directory)})})
-    saved = directory / "config.toml"
-    if saved.exists() and (before := load_config(saved)) != config:
-        raise ConfigError(
-            f"{directory} holds an unfinished run with other settings ({', '.join(_differences(before, config))}); "
-            f"give the same settings to go on with it, or another place by --set run.directory=DIR"
-        )
-    return config
-
-
-def _differences(before: Config, now: Config) -> list[str]:
-    flat_before, flat_now = _flat(before.model_dump()), _flat(now.model_dump())
-    return [
-        f"{key}: {flat_before.get(key)!r} there, {flat_now.get(key)!r} now"
-        for key in sorted(flat_before.keys() | flat_now.keys())
-        if flat_before.get(key) != flat_now.get(key)
-    ]
-
-
-def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def train(config_path: Path, overrides: list[str], *, profile_steps: int = 0, dry: bool = False) -> int:
-    """Runs the job, or says what it would be; returns the process's exit status."""
-    config = choose_directory(load_config(config_path, overrides))
-    paths = wiring.run_paths(config)
+    config, paths = start.config, wiring.run_paths(start.config)
     if dry:
+        tell(start.changes)
         return dry_run(config, paths, profile_steps=profile_steps)
-    preflight("train", config, paths)
-    wiring.make_private_directory(paths)
-    with at(paths.config):
-        save_config(config, paths.config)
-    stop = wiring.StopRequest().install()
-    with LiveView(config, paths.directory) as view:
-        complete = Job(config, paths, view, stop, profile_steps=profile_steps).run()
+    is_new = not paths.directory.exists()
+    if is_new:
+        preflight("train", config, paths)  # what can't start leaves nothing behind
+    with in_charge(paths):
+        if not is_new:
+            preflight("train", config, paths)
+        wiring.make_private_directory(paths)
+        require_original(config, paths)
+        tell(start.changes)
+        if start.reopens:
+            keep_results(paths)
+        record(start, paths)
+        stop = wiring.StopRequest().install()
+        with LiveView(config, paths.directory) as view:
+            complete = Job(config, paths, view, stop, profile_steps=profile_steps).run()
     if not complete:
-        print(f"stopped; the same command goes on from the last checkpoint in {paths.directory}")
+        print(f"stopped; the same command goes on from the last checkpoint in {printable(paths.directory)}")
         return _INTERRUPTED
     summary = write_summary(paths.directory)
     write_report(paths.directory)
-    print(headline(summary, paths.directory))
+    print(printable(headline(summary, paths.directory)))
     return 0
+
+
+@contextlib.contextmanager
+def in_charge(paths: RunPaths) -> Iterator[None]:
+    """Keeps others from starting the same run, and waits until what an earlier start left has ended."""
+    if not paths.directory.is_dir():
+        wiring.make_private_directory(paths)
+    place = wiring.locks(paths) / "train"
+    with sole(place, f"run directory {paths.directory}", hint="stop it first, or give another --set run.directory=DIR"):
+        wait_until_free(wiring.locks(paths) / "processes", Waits(), limit_s=_ENDING_S)
+        yield
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wiring.config_arguments(parser)
+    wiring.config_arguments(parser, required=False)
     wiring.profile_argument(parser)
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="carry on this run directory, also a finished one")
     parser.add_argument("--dry-run", action="store_true", help="print settings, checks and all that would be started")
     arguments = parser.parse_args()
+    if (arguments.config is None) == (arguments.resume is None):
+        parser.error("expected either --config FILE or --resume RUN")
     with wiring.clear_errors():
+        if arguments.resume is not None:
+            start = resume(arguments.resume, arguments.overrides)
+        else:
+            start = choose(load_config(arguments.config, arguments.overrides))
         try:
-            status = train(
-                arguments.config, arguments.overrides, profile_steps=arguments.profile, dry=arguments.dry_run
-            )
+            status = train(start, profile_steps=arguments.profile, dry=arguments.dry_run)
         except KeyboardInterrupt:
             print("ended at once; the same command goes on from the last checkpoint")
             status = _INTERRUPTED

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import signal
 import socket
 import sys
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from configs.carry_on import changes
 from configs.load import load_config, save_config
 from configs.schema import Config
 from learner_jax.contracts import RecordLimits
@@ -29,6 +31,7 @@ from serving_bridge.database import DiskFullError, absolute_url
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.queue import QueueBounds, TrajectoryQueue
 from serving_bridge.registry import KEYS_FOLDER, ReplicaRegistry
+from serving_bridge.sole import sole
 from serving_bridge.staleness import Pace
 from serving_bridge.supervisor import CANNOT_HEAL_STATUS, ProcessFailedError
 from serving_bridge.telemetry import MetricsLog
@@ -123,7 +126,7 @@ def run_paths(config: Config) -> RunPaths:
 
 def base_model_path(config: Config, paths: RunPaths) -> Path:
     """Where the model folder that the run begins from is, or will be."""
-    return paths.created_model if config.model.create else Path(config.model.path).expanduser().absolute()
+    return paths.created_model if config.model.create else Path(config.model.path)
 
 
 def base_model_dir(config: Config, paths: RunPaths) -> Path:
@@ -157,9 +160,9 @@ def start_model_dir(config: Config, paths: RunPaths) -> Path:
     return paths.start_model if config.warm_start else base_model_dir(config, paths)
 
 
-def config_arguments(parser: argparse.ArgumentParser) -> None:
+def config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds --config and --set."""
-    parser.add_argument("--config", required=True, type=Path, help="TOML file; the ready-made ones are in configs/")
+    parser.add_argument("--config", required=required, type=Path, help="TOML file; the ready-made ones are in configs/")
     parser.add_argument(
         "--set",
         action="append",
@@ -168,6 +171,17 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="override one setting; may be given several times",
     )
+
+
+def name_argument(parser: argparse.ArgumentParser, *, default: str, help: str) -> None:  # noqa: A002 - argparse's own
+    """Adds --name, which becomes the name of files."""
+
+    def plain(text: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", text):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected letters, digits, '.', '_' and '-', at most 100")
+        return text
+
+    parser.add_argument("--name", default=default, type=plain, help=help)
 
 
 def profile_argument(parser: argparse.ArgumentParser) -> None:
@@ -181,15 +195,45 @@ def profile_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config, RunPaths]:
-    """Parses the command line; makes the run directory and saves the resolved configuration in it."""
+def read_arguments(
+    parser: argparse.ArgumentParser, *, joins: bool = False
+) -> tuple[argparse.Namespace, Config, RunPaths]:
+    """Parses the command line; makes the run directory and saves the resolved configuration in it.
+
+    Args:
+      joins: the process works on the run, and must have the settings that the run keeps for its life.
+
+    Raises:
+      ConfigError: the settings can't be used, or are not those of the run that is there.
+    """
     arguments = parser.parse_args()
     config = load_config(arguments.config, arguments.overrides)
     paths = run_paths(config)
     make_private_directory(paths)
     if not paths.config.exists():
-        _save_for_all(config, paths.config)
+        save_for_all(config, paths)
+    if joins:
+        changes(load_config(paths.config), config)
     return arguments, config, paths
+
+
+def in_directory(config: Config, directory: Path) -> Config:
+    """The same settings for a run in another directory."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"directory": str(directory)})})
+
+
+def locks(paths: RunPaths) -> Path:
+    """Folder of the locks that tell who works on a run; in it `processes`, those of learners and workers."""
+    return paths.directory / "locks"
+
+
+def working(paths: RunPaths, process: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps a second process of this name from working on the run at the same time.
+
+    Raises:
+      InUseError: there is one.
+    """
+    return sole(locks(paths) / "processes" / process, f"{process} of {paths.directory}", hint="stop that one first")
 
 
 def make_private_directory(paths: RunPaths) -> None:
@@ -205,10 +249,12 @@ def make_private_directory(paths: RunPaths) -> None:
             folder.chmod(0o700)
 
 
-def _save_for_all(config: Config, path: Path) -> None:
+def save_for_all(config: Config, paths: RunPaths) -> None:
     """Saves the configuration whole, without what only this host was told; several hosts may do so at once."""
+    path = paths.config
     hosts = config.learner.hosts.model_copy(update={"index": -1})
     learner = config.learner.model_copy(update={"hosts": hosts})
+    config = in_directory(config, paths.directory)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     with at(path):
         save_config(config.model_copy(update={"learner": learner}), temporary)

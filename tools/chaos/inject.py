@@ -298,7 +298,7 @@ async def _zombie(site: Site, fault: Fault) -> None:
     try:
         epoch = deliveries.epoch(site.open_queue)
         with (site.paths.logs / "rival.log").open("ab") as log:
-            command = [sys.executable, "-m", "tools.learner", "--config", str(site.paths.config)]
+            command = [sys.executable, "-m", "tools.learner", "--config", str(site.paths.config), "--take-over"]
             rival = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         running = rival
 

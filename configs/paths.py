@@ -1,0 +1,76 @@
+"""Paths in settings: one meaning for all, and run directories that can be copied, moved and renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from configs.errors import ConfigError
+from serving_bridge.database import MEMORY
+
+#: Settings that name a file or folder. `store.database` may be a URL instead.
+PATH_SETTINGS = (
+    "run.directory",
+    "model.path",
+    "task.path",
+    "store.database",
+    "store.blobs",
+    "store.weights",
+    "learner.loss.kl.reference",
+    "serving.keys",
+)
+#: How the ready-made configurations mark what only their user knows.
+_TO_BE_GIVEN = "give --set "
+_SQLITE = "sqlite:///"
+_HERE = "."
+
+
+def base_of(tree: dict[str, Any], path: Path) -> Path:
+    """The folder that relative paths of a file start from: its own for a run's config.toml, else the working folder."""
+    run = tree.get("run")
+    is_runs_own = isinstance(run, dict) and run.get("directory") == _HERE
+    return path.absolute().parent if is_runs_own else Path.cwd()
+
+
+def make_absolute(tree: dict[str, Any], base: Path) -> None:
+    """Makes every path in a tree of settings absolute, in place; `~` is the user's home.
+
+    Raises:
+      ConfigError: a path starts with `~NAME`, and nobody of that name is known.
+    """
+    for setting, table, key in _paths(tree):
+        try:
+            place = Path(table[key].removeprefix(_SQLITE)).expanduser()
+        except RuntimeError:
+            raise ConfigError(f"{setting}: {table[key]!r} names the home of a user who is not known here") from None
+        table[key] = os.path.normpath(base / place)
+
+
+def make_portable(tree: dict[str, Any], folder: Path) -> None:
+    """Makes what lies in a run's directory relative to it, in place, for the config.toml there."""
+    if tree["run"].get("directory") != str(folder):
+        return
+    for _, table, key in _paths(tree):
+        place = Path(table[key])
+        if place.is_relative_to(folder):
+            table[key] = str(place.relative_to(folder))
+
+
+def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(setting, table, key) of each path that is given."""
+    for setting in PATH_SETTINGS:
+        *tables, key = setting.split(".")
+        table: Any = tree
+        for name in tables:
+            table = table.get(name) if isinstance(table, dict) else None
+        text = table.get(key) if isinstance(table, dict) else None
+        if isinstance(text, str) and _is_path(text):
+            yield setting, table, key
+
+
+def _is_path(text: str) -> bool:
+    if text in ("", MEMORY) or text.startswith(_TO_BE_GIVEN) or not text.isprintable():
+        return False  # what can't be printed is refused by the schema's check, as it was given
+    return "://" not in text or text.startswith(_SQLITE)
