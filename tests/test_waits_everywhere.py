@@ -15,6 +15,8 @@ LEFT_OUT = ("tools/bench", "tools/study", "tools/faults", "tools/simulate", "too
 
 _DISK = "reads or writes a disk, for which no call has a timeout"
 _GUARD = "the guard has the standard library only; its deadline stands beside"
+_WATCHED = "a host that is silent for learner.hosts.heartbeat_timeout_s ends this process"
+_DEADLINE = "a deadline or timeout stands beside"
 _EPISODES = "each episode has a deadline, rollout.episode_timeout_s"
 _SETTLED = "what must not be cut off is bounded by the requests that it makes"
 
@@ -61,8 +63,36 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): "cancelled, and the servers that they talked to are gone",
     (
         "serving_bridge/evaluation.py:evaluate",
-        "asyncio.gather(*(answer(index) for index in range(num_problems)))",
+        "asyncio.gather(*(examined(index) for index in range(num_problems)))",
     ): "each request has a timeout, each score a deadline",
+    ("serving_bridge/evaluation.py:_asked", "while True"): "a bounded number of tries, each with a timeout",
+    ("learner_jax/host_peers.py:Peers.all_here", "self._changed.wait()"): _WATCHED,
+    ("learner_jax/host_peers.py:Peers.settle", "self._changed.wait()"): _WATCHED,
+    ("learner_jax/host_peers.py:Peers.fail", "asyncio.Event().wait()"): "the process is being ended",
+    ("learner_jax/host_peers.py:Peers._beat", "while True"): "the watch itself",
+    ("learner_jax/host_peers.py:Peers.leave", "self._changed.wait()"): _DEADLINE,
+    ("learner_jax/roll_call.py:Roll.complete", "self.changed.wait()"): _DEADLINE,
+    ("learner_jax/roll_call.py:come", "while (remaining := (deadline - loop.time())) > 0"): _DEADLINE,
+    ("learner_jax/tunnel.py:to_service", "while True"): _DEADLINE,
+    (
+        "learner_jax/tunnel.py:serve_client.carry",
+        "never.wait()",
+    ): "JAX would abort the process if its connection closed; a task of a daemon thread",
+    (
+        "learner_jax/tunnel.py:_first",
+        "asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)",
+    ): "lasts as long as the connection that it carries",
+    (
+        "learner_jax/tunnel.py:_first",
+        "asyncio.gather(*tasks, return_exceptions=True)",
+    ): "cancelled just before",
+    ("learner_jax/watch.py:Watch.join", "self._thread.join()"): "its loop was told to stop just before",
+    (
+        "learner_jax/watch.py:Watch._call",
+        "asyncio.run_coroutine_threadsafe(work, self._loop).result()",
+    ): _WATCHED,
+    ("learner_jax/watch.py:Watch._close", "asyncio.gather(*others, return_exceptions=True)"): "cancelled just before",
+    ("learner_jax/watch.py:Watch._serve", "self._welcomed.wait()"): _DEADLINE,
     ("serving_bridge/dispatch.py:Dispatcher.watch", "while True"): "a worker's service; each poll has a timeout",
     ("serving_bridge/groups.py:complete_group", "while (chosen := _chosen(tasks, size)) is None"): _EPISODES,
     (

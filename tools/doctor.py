@@ -166,10 +166,10 @@ def probe(code: str, *, timeout_s: float) -> Probe:
 
 
 def pinned_versions() -> dict[str, str]:
-    """Canonical name -> version of the tested combination, from the requirement list and the install script."""
+    """Canonical name -> version of the tested combination, from the lists that it is installed by."""
     folder = REPOSITORY / "tools"
     pins: dict[str, str] = {}
-    for path in (folder / "requirements" / "demo.txt", folder / "install.sh"):
+    for path in (folder / "requirements" / f"{name}.txt" for name in ("torch", "engine", "demo")):
         if path.exists():
             pattern = r"""^\s*"?([A-Za-z0-9._-]+)==([^\s;"]+)|"([A-Za-z0-9._-]+)==([^\s;"]+)\""""
             for match in re.finditer(pattern, path.read_text(), re.MULTILINE):
