@@ -13,7 +13,7 @@ class OptimizerSettings(Settings):
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101) on fp32 master weights."""
 
     learning_rate: float = Field(1e-6, ge=1e-10, le=1, description="below, updates get lost in fp32's rounding")
-    warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises to learning_rate; at most all")
+    warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises to learning_rate")
     beta1: float = Field(0.9, ge=0, le=1 - 1e-6)
     beta2: float = Field(0.999, ge=0, le=1 - 1e-6, description="more would be 1 in fp32, or nearly so")
     eps: float = Field(1e-8, ge=1e-18, le=1)
@@ -342,15 +342,6 @@ class LearnerSettings(Settings):
             raise ValueError(
                 f"microbatch_rows is {self.microbatch_rows} and does not divide over mesh.data x mesh.fsdp = {pieces}: "
                 f"make it a multiple of that"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _warm_up_ends(self) -> LearnerSettings:
-        if self.optimizer.warmup_steps > self.steps:
-            raise ValueError(
-                f"optimizer.warmup_steps is {self.optimizer.warmup_steps}, but steps is {self.steps}: the learning "
-                f"rate would never be reached; lower the first or raise the second"
             )
         return self
 

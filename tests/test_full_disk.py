@@ -156,7 +156,7 @@ def test_the_learner_ends_in_one_line_and_goes_on_once_there_is_space(
     paths = wiring.run_paths(config)
     shutil.copytree(wiring.base_model_dir(config, paths), paths.start_model)  # as if a supervised start had been
     encoder, model = wiring.build_encoder(config, paths.start_model)
-    fill(tmp_path, 8, vocabulary=model.vocab_size, tokenizer=encoder.tokenizer.fingerprint)
+    fill(tmp_path, 8, vocabulary=model.vocab_size, tokenizer=encoder.tokenizer.fingerprint, run_name="demo")
     disk = make_disk(paths.checkpoints, "9m")
 
     def learn() -> subprocess.CompletedProcess[str]:

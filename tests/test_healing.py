@@ -28,6 +28,7 @@ CANNOT_HEAL = {
     "CreateModelError",
     "EvaluationError",
     "FailedVerdictsError",
+    "InUseError",
     "ModelConfigError",
     "PlanError",
     "ShardingError",

@@ -113,10 +113,12 @@ def run(
     return outcome, log
 
 
-def fill(directory: Path, count: int, *, version: int = 1, vocabulary: int = 32, tokenizer: str = "") -> None:
+def fill(
+    directory: Path, count: int, *, version: int = 1, vocabulary: int = 32, tokenizer: str = "", run_name: str = "run"
+) -> None:
     queue = TrajectoryQueue(directory / "state.db")
     for i in range(count):
-        group = make_group(f"run/{i}", seed=i, version=version, vocabulary=vocabulary, rewards=[0.0, 1.0])
+        group = make_group(f"{run_name}/{i}", seed=i, version=version, vocabulary=vocabulary, rewards=[0.0, 1.0])
         queue.put([(i, [dataclasses.replace(trajectory, tokenizer=tokenizer) for trajectory in group])])
     queue.close()
 

@@ -222,6 +222,14 @@ def test_a_server_that_is_away_may_heal() -> None:
     assert time.monotonic() - started < 30
 
 
+def test_a_warm_up_that_does_not_end_is_told_and_allowed(tmp_path: Path) -> None:
+    for steps, told in ((9, ["learner.optimizer.warmup_steps"]), (10, [])):
+        config = load_config(DEMO, [f"learner.steps={steps}", f"run.directory={tmp_path / 'run'}"])
+        results = preflight.look("learner", config, wiring.run_paths(config))
+        warned = [f.setting for result in results for f in result.findings if f.severity == "warning"]
+        assert [setting for setting in warned if "warmup" in setting] == told
+
+
 # The machine.
 
 

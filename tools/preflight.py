@@ -163,6 +163,7 @@ def _checks(part: Part, subject: _Subject) -> Iterator[Check]:
         yield Check("open files", "ulimit -n", lambda: _open_files(config))
     if learns:
         yield Check("reference", "learner.loss.kl.reference", lambda: _reference(config))
+        yield Check("learning rate", "learner.optimizer.warmup_steps", lambda: _learning_rate(config))
     if part == "train":
         yield from _whole_job(subject)
 
@@ -178,6 +179,18 @@ def _whole_job(subject: _Subject) -> Iterator[Check]:
     yield Check("memory", "memory", lambda: _memory(subject))
     yield Check("clock", "clock", _clock)
     yield Check("terminal", "terminal", _terminal)
+
+
+def _learning_rate(config: Config) -> Iterator[Finding]:
+    warmup, steps = config.learner.optimizer.warmup_steps, config.learner.steps
+    if warmup > steps:
+        yield Finding(
+            "learner.optimizer.warmup_steps",
+            f"at most learner.steps {steps}",
+            str(warmup),
+            "the learning rate will not be reached, which is well for a short trial only",
+            severity="warning",
+        )
 
 
 def _address(config: Config) -> Iterable[Finding]:
