@@ -254,10 +254,6 @@ class Checkpoints:
             folder.rename(folder.with_name(f"{step}{OUSTED}.{life}"))
         return sorted(late)
 
-    def newest_on_disk(self) -> int | None:
-        """The largest step on the disk, whoever wrote it; None if there is none."""
-        return max(steps_in(self._directory), default=None)
-
     def check(self, step: int) -> bool:
         """Refuses a checkpoint that is not whole; returns whether hashes vouch for its files.
 
@@ -269,6 +265,10 @@ class Checkpoints:
             there = steps_in(self._directory) or "none"
             raise CheckpointError(f"checkpoint {folder} does not exist; those there: {there}")
         return require_whole(Found(folder, folder / "state", step))
+
+    def holds_reference(self, step: int) -> bool:
+        """Whether a checkpoint has a reference policy of its own. Raises `CheckpointError` if it has no manifest."""
+        return "reference" in read_manifest(self._directory / str(step)).arrays
 
     def restore(
         self,
@@ -314,11 +314,7 @@ class Checkpoints:
         return TrainState(**restored["state"]), manifest.position, moved
 
     def finish(self) -> None:
-        """As `wait`, for as long as that waits at most.
-
-        Raises:
-          CheckpointError: what was saved last could not be committed, or can't be gone on from.
-        """
+        """As `wait`, for as long as that waits at most."""
         self.wait()
 
     def close(self) -> None:

@@ -114,6 +114,7 @@ class Learner:
         self._saving = Saving(checkpoints, source, engine.hosts, max_wait_s=engine.settings.max_wait_s, log=log)
         self._state = engine.init_state(initial_params, seed=seed)
         self._kl_coefficient = self._settings.loss.kl.coefficient
+        self._keeps_reference = bool(self._settings.loss.kl.reset_every)
         self._reference: Params | None = None
         if self._kl_coefficient > 0:
             self._reference = self._policy_copy() if reference_params is None else reference_params
@@ -208,11 +209,14 @@ class Learner:
     def _resume(self) -> None:
         start, position = self._saving.begin(), None
         if start is not None:
+            # A reference that was moved stands, also where this life moves it no more.
+            self._keeps_reference |= self._reference is not None and self._checkpoints.holds_reference(start.step)
             self._state, position, reference = self._checkpoints.restore(
                 self._state, reference=self._saved_reference(), step=start.step, files_checked=True
             )
             self._reference = self._reference if reference is None else reference
-            self._kl_coefficient = position.kl_coefficient or self._kl_coefficient
+            if self._reference is not None and self._settings.loss.kl.target is not None:  # else it is a setting alone
+                self._kl_coefficient = position.kl_coefficient or self._kl_coefficient
             self._completed = position.completed_steps
             self._steps_of_versions = dict(position.steps_of_versions)
             consumed = len(position.consumed_trajectory_ids)
@@ -346,7 +350,7 @@ class Learner:
 
     def _saved_reference(self) -> Params | None:
         """The reference, if a resumed run can't take it from where a fresh one does."""
-        return self._reference if self._settings.loss.kl.reset_every else None
+        return self._reference if self._keeps_reference else None
 
     def _groups_arrived(self, groups: Groups) -> None:
         if self._reference is not None:

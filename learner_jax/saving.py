@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from learner_jax.checkpoint import CheckpointError, Checkpoints, Position
+from learner_jax.checkpoint_folder import steps_in
 from learner_jax.contracts import TrajectorySource
 from learner_jax.crash_points import crash_point
 from learner_jax.hosts import Hosts
@@ -149,7 +150,7 @@ class Saving:
 
         def look() -> None:
             self._told(self._checkpoints.oust(self._life, from_step=step))
-            newest = self._checkpoints.newest_on_disk()
+            newest = max(steps_in(self._checkpoints.directory), default=None)
             if newest is not None and newest >= step:
                 raise CheckpointError(
                     f"step {step} can't be saved: {self._checkpoints.directory} holds checkpoint {newest}, which this "

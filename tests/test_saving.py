@@ -20,6 +20,7 @@ from learner_jax import checkpoint_proof, objective
 from learner_jax.checkpoint import CheckpointError, newest_step
 from learner_jax.checkpoint_files import HASHES
 from learner_jax.checkpoint_manifest import read_manifest
+from learner_jax.config import KLSettings, LossSettings
 from learner_jax.engine import Engine
 from learner_jax.model import init_parameters
 from serving_bridge.queue import TrajectoryQueue
@@ -161,6 +162,41 @@ def test_a_new_database_does_not_make_old_checkpoints_the_newer_ones(
     run(engine, params, tmp_path)
     assert newest_step(tmp_path / "checkpoints") == 6
     assert read_manifest(tmp_path / "checkpoints" / "6").position.life > before
+
+
+# Carried on with other settings of the KL.
+
+
+def kl_engine(**kl: Any) -> Engine:
+    loss = LossSettings(kl=KLSettings(**kl))
+    changed = SETTINGS.model_copy(update={"loss": loss})
+    return Engine(changed, TINY, objective=objective.reinforcement(loss), temperature=1.0, devices=jax.devices()[:1])
+
+
+def test_the_coefficient_is_that_of_the_settings_where_no_controller_moves_it(
+    engine: Engine, params: Any, tmp_path: Path
+) -> None:
+    fill(tmp_path, 12)
+    with pytest.raises(Crash):
+        run(engine, params, tmp_path, log=Records(lambda r: r["event"] == "step" and r["step"] == 3))
+    shutil.copytree(tmp_path, tmp_path / "without")
+    _, log = run(kl_engine(coefficient=0.05), params, tmp_path)
+    assert [(r["step"], r["kl_coefficient"]) for r in log.steps()] == [(step, 0.05) for step in (3, 4, 5, 6)]
+    _, log = run(kl_engine(coefficient=0.0), params, tmp_path / "without")
+    assert [r["step"] for r in log.steps()] == [3, 4, 5, 6]
+    assert "kl_coefficient" not in log.steps()[0]
+
+
+def test_a_moved_reference_stands_where_it_is_moved_no_more(params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 12)
+    moving = kl_engine(coefficient=0.01, reset_every=2)
+    with pytest.raises(Crash):  # after the reset at step 2 and the checkpoint at step 2
+        run(moving, params, tmp_path, log=Records(lambda r: r["event"] == "step" and r["step"] == 3))
+    _, log = run(kl_engine(coefficient=0.01), params, tmp_path)
+    # The policy of step 2 is its own reference; against the start model the KL would not be 0.
+    assert log.steps()[0]["kl"] == pytest.approx(0.0, abs=1e-7)
+    assert log.steps()[-1]["kl"] > 1e-6
+    assert "reference" in read_manifest(tmp_path / "checkpoints" / "6").arrays
 
 
 # kill -9.
