@@ -184,8 +184,13 @@ class Hosts:
     def _tell(self, error: BaseException) -> None:
         if self._watch is not None and not self._failed and isinstance(error, Exception):
             self._watch.settle()
-        known = isinstance(error, HostError)
-        self.fail(str(error).removeprefix(f"{self.name}: ") if known else f"{type(error).__name__}: {error}")
+        match error:
+            case HostError():
+                self.fail(str(error).removeprefix(f"{self.name}: "))
+            case KeyboardInterrupt():
+                self.fail("it was interrupted")
+            case _:
+                self.fail(f"{type(error).__name__}: {error}")
 
     def _next(self) -> int:
         self._number += 1

@@ -186,6 +186,16 @@ def test_a_host_that_does_not_know_its_place_is_told_what_to_set() -> None:
         _place(HostsSettings(count=3, coordinator="a:1"), {"JOB_COMPLETION_INDEX": "5"})
 
 
+def test_a_host_that_is_interrupted_says_so() -> None:
+    def program(hosts: Hosts) -> None:
+        if hosts.index == 1:
+            raise KeyboardInterrupt
+        hosts.gather(0, "anything")
+
+    with pytest.raises(HostError, match="host 0 of 2 stops, because host 1 failed: it was interrupted"):
+        on_hosts(2, program)
+
+
 # Parts of a batch.
 
 GROUPS = [

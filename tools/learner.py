@@ -114,7 +114,7 @@ def connect_hosts(config: Config, waits: Waits) -> Hosts:
 
 def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_steps: int = 0) -> Outcome:
     """Runs the loop until it ends or the process is asked to stop; traces some of its steps if asked to."""
-    stop = wiring.StopRequest().install()  # after connecting, which takes SIGTERM for itself
+    stop = wiring.StopRequest().install()  # a host that only waits for the others has nothing to save
     require_shared(hosts, paths.checkpoints, "run.directory")
     log = wiring.learner_metrics_writer(paths, hosts.index)
     hosts.log_failures(log)
