@@ -322,16 +322,24 @@ def _require_same_devices(hosts: Hosts) -> None:
 
 @contextlib.contextmanager
 def ends_at_once() -> Iterator[None]:
-    """The outermost block of a host's program: ends the process as soon as the block raises SystemExit.
+    """The outermost block of a host's program: ends the process as the block ends, with its status.
 
-    Python's own way out would wait for the other hosts, and JAX may abort in it; what is lost was told by then.
+    Python's own way out would close, in any order, what JAX still listens to, and JAX aborts the process when it sees
+    that; everything that had to be written is by then.
     """
+    status = 0
     try:
         yield
-    except SystemExit as error:
-        if coordination.is_started() and error.code:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(OSError, ValueError):
-                    stream.flush()
-            os._exit(error.code if isinstance(error.code, int) else 1)
-        raise
+    except BaseException as error:
+        if not coordination.is_started():
+            raise
+        status = 1
+        if isinstance(error, SystemExit) and isinstance(error.code, int | None):
+            status = error.code or 0
+        else:
+            sys.excepthook(type(error), error, error.__traceback__)
+    if coordination.is_started():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)

@@ -70,6 +70,15 @@ def test_hosts_behind_a_proxy_listen_to_themselves_alone_and_name_a_killed_one(v
         processes.end()
 
 
+def test_hosts_that_have_finished_end_well_one_after_the_other(tmp_path: Path) -> None:
+    """Host 0's end closes what the others' JAX listens to, which must not abort them on their way out."""
+    told = {"place": "end", "module": "tests.watch_worker"}
+    processes = Processes(tmp_path, 2, settings={}, num_devices=2, **told)
+    processes.finish()
+    for index in (0, 1):
+        assert last_line(processes, index) == "ready"
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(
     ("place", "victim", "how", "count"),
