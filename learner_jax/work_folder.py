@@ -44,7 +44,7 @@ class Work:
 
     def finish(self, pieces: Iterable[str]) -> None:
         """Records pieces whose bytes are on the disk."""
-        with (self.folder / "journal").open("a") as journal:
+        with (self.folder / "journal").open("a", encoding="utf-8") as journal:
             journal.write("".join(f"{piece}\n" for piece in pieces))
             journal.flush()
             os.fsync(journal.fileno())
@@ -113,13 +113,13 @@ def _take_up(folder: Path, digest: str, say: Callable[[str], None]) -> frozenset
 def _journaled(folder: Path, digest: str) -> frozenset[str] | None:
     """Pieces in the journal; None if it is not that of this work."""
     journal = folder / "journal"
-    lines = journal.read_text().split("\n") if journal.exists() else []
+    lines = journal.read_text(encoding="utf-8").split("\n") if journal.exists() else []
     return frozenset(lines[1:-1]) if len(lines) > 1 and lines[0] == digest else None  # the last may have been cut
 
 
 def _write_journal(folder: Path, lines: Iterable[str]) -> None:
     whole = folder / "journal.new"
-    whole.write_text("".join(f"{line}\n" for line in lines))
+    whole.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     sync(whole)
     whole.replace(folder / "journal")
 

@@ -91,7 +91,7 @@ def write_report(run_dir: str | Path) -> Path:
     environment.filters |= {"percent": _percent, "number": _number, "duration": _duration}
     page = environment.get_template("report.html").render(
         config=config,
-        config_text=(run_dir / "config.toml").read_text(),
+        config_text=(run_dir / "config.toml").read_text(encoding="utf-8"),
         summary=summary,
         who_waited=_WHO_WAITED[summary.get("bottleneck")],
         balanced=_balanced(history, config, summary),
