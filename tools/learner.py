@@ -19,6 +19,7 @@ from pathlib import Path
 
 from configs.carry_on import changes
 from configs.load import ConfigError, load_config
+from configs.paths import PATH_SETTINGS
 from configs.schema import Config
 from learner_jax import objective
 from learner_jax.batch import Example
@@ -47,17 +48,7 @@ from tools.run_directory import Start, record, tell
 from tools.wiring import RunPaths
 
 #: Settings that may differ between hosts: each may see the same folders elsewhere. What they hold is compared.
-_OF_EACH_HOST = (
-    "run.directory",
-    "model.path",
-    "task.path",
-    "store.database",
-    "store.blobs",
-    "store.weights",
-    "learner.loss.kl.reference",
-    "learner.hosts.index",
-    "learner.hosts.coordinator",
-)
+_OF_EACH_HOST = (*PATH_SETTINGS, "learner.hosts.index", "learner.hosts.coordinator")
 
 
 def run_warm_start(config: Config, paths: RunPaths) -> float | None:
