@@ -40,12 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("benchmark", choices=tuple(BENCHMARKS), help="what to measure; NAME --help shows its settings")
     parser.add_argument("settings", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     chosen = parser.parse_args(argv)
-    try:
-        with wiring.clear_errors():
+    with wiring.clear_errors():
+        try:
             importlib.import_module(BENCHMARKS[chosen.benchmark]).main(chosen.settings)
-    except BenchmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        except BenchmarkError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     return 0
 
 
