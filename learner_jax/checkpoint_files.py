@@ -104,9 +104,18 @@ def check_files(folder: Path | epath.Path) -> FileCheck:
 def _added(folder: Path | epath.Path, expected: set[str]) -> Iterator[str]:
     """Files among the arrays and the manifest that were not there when the others were hashed."""
     for part in folder.iterdir():
-        for path in part.rglob("*") if part.is_dir() else ():
-            if path.is_file() and path.relative_to(folder).as_posix() not in expected:
+        for path in _below(part) if part.is_dir() else ():
+            if path.relative_to(folder).as_posix() not in expected:
                 yield f"{path}: was added after the checkpoint was written, expected no such file: move it away"
+
+
+def _below(folder: Path | epath.Path) -> Iterator[Path | epath.Path]:
+    """Every file below a folder, also of an object store, for which etils knows no recursive pattern."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _below(path)
+        else:
+            yield path
 
 
 def _problem(path: Path | epath.Path, size: int, digest: str) -> str | None:
