@@ -513,6 +513,15 @@ def test_an_engine_behind_a_damaged_wire_can_not_be_told_anything() -> None:
 
 # Minutes on an idle machine; the bounds are for one that does much else.
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_seeds_and_what_they_learn(tmp_path: Path) -> None:
+    record = chaos(tmp_path, "--seeds", "10", "--jobs-seeds", "10", timeout_s=850)
+    assert (record["jobs"], record["jobs_wrong"]) == (1, 0)
+    assert record["seeds"] >= 8, "too few steps for all seeds to have their turn"
+    assert all(job["correct"] >= 60 for job in record["records"])
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(1500)
 def test_fifty_seeds_and_what_they_learn(tmp_path: Path) -> None:
     record = chaos(tmp_path, "--seeds", "50", "--jobs-seeds", "25", "--at-once", "2", timeout_s=1400)
