@@ -28,8 +28,9 @@ Name = Annotated[str, msgspec.Meta(pattern=rf"\A{PLAIN_NAME.pattern}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=8 * MAX_RECORD_TEXT)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1e11)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
-#: A server of the fleet: no path, no credentials, nothing else that a request could be sent to.
-_Url = Annotated[str, msgspec.Meta(pattern=r"\Ahttp://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?\Z")]
+#: A server of the fleet: no path, no credentials, nothing else that a request could be sent to; "" while it has none.
+_HOST = r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])"
+_Url = Annotated[str, msgspec.Meta(pattern=rf"\A(http://{_HOST}(:[0-9]{{1,5}})?)?\Z")]
 _MAX_BYTES = 2**20
 
 Record = TypeVar("Record")
@@ -106,13 +107,15 @@ class ReplicaRegistry:
     def replicas(self) -> list[ReplicaRow]:
         # One that can't be read was removed since it was listed; or is damaged, until the controller writes it again.
         found = [(path.stem, read_record(path, ReplicaRow)) for path in sorted(self._folder.glob("*.json"))]
-        return [row for name, row in found if row is not None and row.name == name and is_nearby(row.url)]
+        return [
+            row for name, row in found if row is not None and row.name == name and (not row.url or is_nearby(row.url))
+        ]
 
     def ready(self) -> list[ReplicaRow]:
         """Replicas that take requests now: the healthy ones, or the suspect ones where there are none."""
         found = self.replicas()
         for state in TAKES_REQUESTS:
-            if rows := [row for row in found if self.state(row) == state]:
+            if rows := [row for row in found if row.url and self.state(row) == state]:
                 return rows
         return []
 

@@ -87,7 +87,7 @@ def choice(
     spans: list[tuple[str, int, int]] | None = None,
 ) -> dict[str, Any]:
     """One answer as vLLM writes it; log-prob of a token is minus a hundredth of its id."""
-    found = [-token / 100 for token in tokens] if logprobs is None else logprobs
+    found = [-(token % 10_000) / 100 for token in tokens] if logprobs is None else logprobs
     return {
         "index": index,
         "finish_reason": finish_reason,

@@ -237,7 +237,7 @@ def test_a_fleet_that_is_killed_takes_its_servers_along_and_the_next_one_takes_o
         timeout=LONG_S,
         cwd=REPOSITORY,
     )
-    assert clash.returncode == 1
+    assert clash.returncode == os.EX_CONFIG
     assert "fleet a is in use by process" in clash.stderr
     run.fleets["a"].kill()
     run.fleets["a"].wait(LONG_S)

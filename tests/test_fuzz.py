@@ -36,7 +36,11 @@ def test_a_check_that_is_missing_is_found(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_rows_that_are_believed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving_bridge.payloads.group_index", lambda group_id: 0)
+    def believed(group_id: str) -> int:
+        index = group_id.rpartition("/")[2]
+        return int(index) if index.isdecimal() else 0
+
+    monkeypatch.setattr("serving_bridge.payloads.group_index", believed)
     monkeypatch.setattr("serving_bridge.queue_repair.repair", lambda session: 0)
     monkeypatch.setattr("serving_bridge.queue.repair", lambda session: 0)
     found = fuzz(4_000, seed=4).failures
