@@ -160,7 +160,10 @@ def test_70b_is_planned_and_lowered_without_weights(tmp_path: Path, capsys: pyte
     assert not jax.live_arrays() or max(x.nbytes for x in jax.live_arrays()) < 2**30
 
 
-def test_published_shapes_are_planned_or_refused(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_shapes_are_planned_or_refused(
+    shared_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     shapes = shared_data / "model_shapes" / "model_shapes.json"
     command.main(["shapes", "--shapes", str(shapes), "--mesh", "fsdp=8"])
     printed = capsys.readouterr().out
