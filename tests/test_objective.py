@@ -427,9 +427,15 @@ def test_absurd_rewards_are_survived_or_skipped_and_counted(name: str, reward: f
     state, metrics = engine.step(state, batch, current_version=3)
     after = flatten_dict(jax.tree.map(np.asarray, state.params))
     assert all(np.isfinite(x).all() for x in after.values())
-    if not np.isfinite(reward):
-        assert float(metrics["skipped"]) == 1
+    if np.isfinite(reward):
+        return
+    if float(metrics["skipped"]):
         assert all((after[path] == before[path]).all() for path in before)
+    else:  # the group was left out, and the others are learned from
+        weights = np.asarray(batch.weights)
+        assert not weights[: len(absurd)].any()
+        assert weights[len(absurd) :].any()
+        assert any((after[path] != before[path]).any() for path in before)
 
 
 def test_rows_without_a_learned_token_and_answers_of_one_token_are_fine(params: Any) -> None:
