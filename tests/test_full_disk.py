@@ -359,7 +359,7 @@ def test_other_clear_errors_keep_theirs(error: BaseException, capfd: pytest.Capt
     assert (ended.value.code, capfd.readouterr().err) == (1, f"error: {error}\n")
 
 
-@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "", "/a/b"), ValueError("os_error_code='28'")])
+@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, ""), ValueError("os_error_code='28'")])
 def test_what_is_no_disk_error_keeps_its_traceback(error: Exception) -> None:
     with pytest.raises(type(error)), wiring.clear_errors():
         raise error

@@ -376,7 +376,7 @@ def test_published_weights_are_those_of_the_checkpoint(engine: Engine, params: A
     run(engine, params, tmp_path)
     source = tmp_path / "source"
     source.mkdir()
-    (source / "config.json").write_text(json.dumps(TINY_JSON))
+    (source / "config.json").write_text(json.dumps(TINY_JSON | {"model_type": "qwen3"}))
     to_hf(tmp_path / "checkpoints", model_dir=source, out=tmp_path / "hf", dtype="float32")
     store = WeightStore(tmp_path / "weights", "test")
     published = load_file(store.folder(store.versions()[-1]) / "weights.safetensors")
