@@ -159,7 +159,7 @@ def test_microbatches_do_not_change_the_step(rows: int, params: Any, batch: Batc
 
 def test_rows_that_do_not_divide_over_the_mesh_are_refused() -> None:
     with pytest.raises(ValueError, match=r"learner\.microbatch_rows is 6"):
-        make_engine(settings(microbatch_rows=6, mesh=MeshSettings(fsdp=4)), devices=4)
+        make_engine(settings(microbatch_rows=6, mesh=MeshSettings(fsdp=-1)), devices=4)
 
 
 def test_padding_never_matters(params: Any, batch: Batch) -> None:
