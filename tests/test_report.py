@@ -361,6 +361,16 @@ def test_graded_answers_are_told_by_their_mean_score(tmp_path: Path):
     assert "held-out 0.161 → 0.764" in shown
 
 
+def test_a_little_credit_for_wrong_answers_leaves_accuracy_in_front(tmp_path: Path):
+    _write(
+        tmp_path,
+        (1.0, "evaluation", {"which": "before", **_measured(0.285, 0.323)}),
+        (2.0, "step", _step(1)),
+        (3.0, "evaluation", {"which": "after", **_measured(0.812, 0.83)}),
+    )
+    assert headline(write_summary(tmp_path), tmp_path).startswith("held-out accuracy 28.5% → 81.2% (+52.7 points)")
+
+
 def test_what_was_not_learned_from_is_shown(tmp_path: Path):
     write_run(tmp_path, finished=False)
     with MetricsLog(tmp_path / "metrics.jsonl", "rollout") as log:

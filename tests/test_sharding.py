@@ -111,8 +111,8 @@ def test_minus_one_takes_what_is_left(settings: MeshSettings, expected: tuple[in
     [
         (MeshSettings(data=3, fsdp=1, tensor=1), "mesh.data = 3.*makes 3 devices, but there are 8"),
         (MeshSettings(data=3, fsdp=-1, tensor=1), "mesh.data = 3.*makes 3 x n devices, but there are 8"),
-        (MeshSettings(data=-1, fsdp=-1, tensor=1), "at most one may be -1"),
-        (MeshSettings(data=0, fsdp=-1, tensor=1), "at least 1"),
+        (MeshSettings.model_construct(data=-1, fsdp=-1, tensor=1), "at most one may be -1"),
+        (MeshSettings.model_construct(data=0, fsdp=-1, tensor=1), "at least 1"),
     ],
 )
 def test_mesh_that_does_not_multiply_out_is_refused(settings: MeshSettings, message: str) -> None:

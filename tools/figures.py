@@ -30,8 +30,8 @@ _NOTHING_RAN_S = 300.0
 #: Names of the phases that `tools.train` begins and ends with.
 FIRST_PHASE, LAST_PHASE = "starting", "finished"
 
-#: A mean score this far from the accuracy is no rounding of verdicts that are right or wrong.
-GRADED_FROM = 1e-9
+#: A mean score this far from the accuracy is worth telling beside it.
+GRADED_FROM = 0.005
 
 #: Steps over which the first and the last reward are averaged.
 _REWARD_STEPS = 5
@@ -151,13 +151,13 @@ class RunHistory:
 
     @property
     def is_graded(self) -> bool:
-        """Whether held-out scores lie between wrong and right, so that accuracy alone would hide what is learned."""
-        measured = [*self.evaluations.values(), *self.heldout]
-        return any(
-            record.get("mean_score") is not None and abs(record["mean_score"] - record["accuracy"]) > GRADED_FROM
-            for record in measured
-            if record.get("accuracy") is not None
-        )
+        """Whether held-out answers are hardly ever right as a whole, so that accuracy would hide what is learned."""
+        measured = [
+            (record["accuracy"], record["mean_score"])
+            for record in [*self.evaluations.values(), *self.heldout]
+            if record.get("accuracy") is not None and record.get("mean_score")
+        ]
+        return bool(measured) and all(accuracy < score / 2 for accuracy, score in measured)
 
     def _add_step(self, record: Record) -> None:
         # A resumed learner trains the steps after its checkpoint again; those of its former life are void.
