@@ -294,7 +294,7 @@ def test_a_manifest_that_lies_is_caught(store: WeightStore, publisher):
         (store.folder(2) / MANIFEST_NAME).write_bytes(encode_manifest(changed))
 
     rewritten(num_changed=3)
-    with pytest.raises(WeightIntegrityError, match="update of version 2: (stream gaps|changes)|the update of version 2 changes .* elements, expected 3"):
+    with pytest.raises(WeightIntegrityError, match="update of version 2: stream gaps .* is not one whole zstd frame"):
         read_version(store, 2)
     rewritten(base_version=2)
     with pytest.raises(WeightIntegrityError, match="builds on version 2, expected an older one"):
