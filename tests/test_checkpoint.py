@@ -559,7 +559,7 @@ def test_sigterm_saves_within_the_grace_and_says_so(tmp_path: Path) -> None:
     paths = wiring.run_paths(config)
     shutil.copytree(wiring.base_model_dir(config, paths), paths.start_model)  # as if a supervised start had been
     encoder, model = wiring.build_encoder(config, paths.start_model)
-    fill(tmp_path, 600, vocabulary=model.vocab_size, tokenizer=encoder.tokenizer.fingerprint)
+    fill(tmp_path, 600, vocabulary=model.vocab_size, tokenizer=encoder.tokenizer.fingerprint, run_name="demo")
     command = [sys.executable, "-m", "tools.learner", "--config", str(tmp_path / "config.toml")]
     with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(
