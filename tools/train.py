@@ -287,7 +287,7 @@ def train(start: Start, *, profile_steps: int = 0, dry: bool = False) -> int:
         return _INTERRUPTED
     summary = write_summary(paths.directory)
     write_report(paths.directory)
-    print(printable(headline(summary, paths.directory)))
+    print(printable(headline(summary, paths.directory), keep_lines=True))
     return 0
 
 
