@@ -339,6 +339,30 @@ def test_a_job_that_cannot_start_starts_nothing(
     assert not run.exists()
 
 
+def test_processes_of_a_job_do_not_repeat_its_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(DEMO, [f"run.directory={tmp_path / 'run'}"])
+    paths = wiring.run_paths(config)
+    paths.config.parent.mkdir(parents=True)
+    paths.config.write_text("as it was looked at")
+    monkeypatch.setenv("WEIR_LOOKED_AT", "")  # put back afterwards
+    looks: list[str] = []
+    monkeypatch.setattr(preflight, "look", lambda part, *_, **__: looks.append(part) or [])
+    preflight.looked(paths)
+    preflight.preflight("rollout", config, paths)
+    assert looks == []
+    preflight.preflight("evaluate", config, paths, model_dir=tmp_path)  # of another model folder
+    paths.config.write_text("changed since")
+    preflight.preflight("rollout", config, paths)
+    preflight.looked(paths)
+    at, mark = os.environ["WEIR_LOOKED_AT"].split()
+    for wrong in (f"{int(at) - 3600} {mark}", f"{int(at) + 3600} {mark}", f"{at} ", "", "yesterday"):
+        monkeypatch.setenv("WEIR_LOOKED_AT", wrong)
+        preflight.preflight("learner", config, paths)
+    assert looks == ["evaluate", "rollout"] + ["learner"] * 5
+
+
 def test_a_dry_run_shows_it_all_and_writes_nothing(
     stories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,7 @@ What is looked at, and how, stands in `serving_bridge.*_checks`; here is which c
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -42,6 +43,9 @@ _GIB = 2**30
 _DEVICES = ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")
 #: of a learner and of a server beside their arrays, roughly
 _PROCESS_GIB = 1.0
+#: tells the processes of a job what was looked at, and when; one that starts again much later looks for itself
+_LOOKED = "WEIR_LOOKED_AT"
+_GOOD_FOR_S = 600.0
 
 
 class PreflightError(ValueError):
@@ -57,12 +61,16 @@ class PreflightError(ValueError):
 def preflight(part: Part, config: Config, paths: RunPaths, *, model_dir: Path | None = None) -> None:
     """Looks at what this command needs; prints warnings to stderr.
 
+    A process that a job starts does not repeat what the job has just looked at (`looked`).
+
     Args:
       model_dir: the folder to look at, if it is not the one that the run begins from.
 
     Raises:
       PreflightError: all that is certain to fail.
     """
+    if model_dir is None and _was_just_looked_at(paths):
+        return
     results = look(part, config, paths, model_dir=model_dir)
     findings = [finding for result in results for finding in result.findings]
     for finding in findings:
@@ -70,6 +78,24 @@ def preflight(part: Part, config: Config, paths: RunPaths, *, model_dir: Path | 
             print(f"warning: {printable(finding)}", file=sys.stderr)
     if errors := [finding for finding in findings if finding.severity == "error"]:
         raise PreflightError(errors)
+
+
+def looked(paths: RunPaths) -> None:
+    """Spares the processes that this one starts the look that it has just made, while the run's file stays as it is."""
+    os.environ[_LOOKED] = f"{int(time.time())} {_fingerprint(paths)}"
+
+
+def _was_just_looked_at(paths: RunPaths) -> bool:
+    at, _, fingerprint = os.environ.get(_LOOKED, "").partition(" ")
+    if not at.isdigit() or not 0 <= time.time() - int(at) < _GOOD_FOR_S:
+        return False
+    return fingerprint == _fingerprint(paths)
+
+
+def _fingerprint(paths: RunPaths) -> str:
+    """Of the file that the processes of a run read, and of its place."""
+    text = paths.config.read_bytes() if paths.config.is_file() else b""
+    return hashlib.sha256(os.fsencode(paths.config) + b"\0" + text).hexdigest()
 
 
 def look(part: Part, config: Config, paths: RunPaths, *, model_dir: Path | None = None) -> list[Result]:

@@ -44,7 +44,7 @@ from serving_bridge.wait_reporter import reported_waits
 from tools import wiring
 from tools.dry_run import dry_run
 from tools.evaluate import evaluate_folder
-from tools.preflight import preflight
+from tools.preflight import looked, preflight
 from tools.processes import Planned, fresh_coordinator, learner_commands, planned
 from tools.report import headline, write_report, write_summary
 from tools.run_directory import Start, choose, keep_results, record, require_original, resume, tell
@@ -279,6 +279,7 @@ def train(start: Start, *, profile_steps: int = 0, dry: bool = False) -> int:
         if start.reopens:
             keep_results(paths)
         record(start, paths)
+        looked(paths)
         stop = wiring.StopRequest().install()
         with LiveView(config, paths.directory) as view:
             complete = Job(config, paths, view, stop, profile_steps=profile_steps).run()
