@@ -34,7 +34,7 @@ RESIDUALS = "attention"
 _ROWS, _HEADS = ("data", "fsdp"), "tensor"
 
 # On a CPU the scores of a block should stay in cache; elsewhere a matmul must be large enough to be worth its launch.
-_CPU_BLOCK, _BLOCK = 64, 512
+_CPU_BLOCK, ACCELERATOR_BLOCK = 64, 512
 _SPLASH_BLOCKS = (512, 256, 128)
 
 # Fill of hidden scores, and the running maximum before any was seen: lower than every real score, yet so far above the
@@ -155,7 +155,7 @@ def attend(
         )
     match implementation:
         case "xla":
-            block = min(length, block or (_CPU_BLOCK if jax.default_backend() == "cpu" else _BLOCK))
+            block = min(length, block or (_CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK))
             labels = None if segments is None or prefixes is None else (segments, prefixes)
             return _blockwise(query, key, value, labels, block)
         case "cudnn":

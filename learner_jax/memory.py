@@ -32,8 +32,7 @@ import optax
 from jax.sharding import AbstractMesh
 
 from learner_jax import sharding, value_model
-from learner_jax.attention import _BLOCK as ACCELERATOR_BLOCK
-from learner_jax.attention import Implementation
+from learner_jax.attention import ACCELERATOR_BLOCK, Implementation
 from learner_jax.batch import abstract_batch
 from learner_jax.config import LearnerSettings
 from learner_jax.engine import MAX_SEGMENTS, Engine

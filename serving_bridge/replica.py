@@ -13,6 +13,7 @@ from learner_jax.waits import Waits
 from serving_bridge.access import FreshKeys, Keys, new_start
 from serving_bridge.config import ServingSettings
 from serving_bridge.guard import GuardedProcess, GuardError
+from serving_bridge.log_tail import log_tail
 from serving_bridge.private_folder import PrivateFolder, PrivateFolderError, base_folder
 from serving_bridge.server_checks import (
     Platform,
@@ -29,7 +30,6 @@ from serving_bridge.weight_round import RoundOutcome, run_round
 from serving_bridge.weight_store import WeightStore
 
 _POLL_S = 0.25
-_LOG_TAIL_LINES = 25
 _WARM_UP_BATCHES = 2
 _WARM_UP_TOKENS = 4
 #: time beyond the drain that vLLM's processes get to end before SIGKILL
@@ -243,17 +243,6 @@ class Replica:
             await self.client.prompt_logprobs([0] * min(8, self.settings.max_model_len - 1), timeout_s=timeout_s)
         except ReplicaError as error:
             raise ReplicaStartError(f"{self.name} started but does not sample: {error}") from error
-
-
-def log_tail(path: Path, start: int) -> str:
-    """The last lines that a server wrote after byte `start` of its log."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(start)
-            lines = stream.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return "(no log)"
-    return "\n".join(lines[-_LOG_TAIL_LINES:]) or "(nothing was written)"
 
 
 def _url_host(host: str) -> str:

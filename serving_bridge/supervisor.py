@@ -11,7 +11,7 @@ from pathlib import Path
 from learner_jax.waits import Waits
 from serving_bridge.child_environment import process_environment
 from serving_bridge.guard import GuardedProcess, GuardError
-from serving_bridge.replica import log_tail
+from serving_bridge.log_tail import log_tail
 from serving_bridge.restarts import RestartBudget
 
 Log = Callable[..., None]

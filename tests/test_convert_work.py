@@ -196,14 +196,14 @@ def test_a_failure_before_anything_is_written_leaves_nothing(tmp_path: Path) -> 
 MEMORY = """
 import json, sys
 from pathlib import Path
-from learner_jax.host_memory import keep_freed_memory
+from learner_jax.heap import keep_freed_chunks
 from serving_bridge import convert
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
-keep_freed_memory()
+keep_freed_chunks()
 Path("/proc/self/clear_refs").write_text("5")
 before = peak()
 if sys.argv[1] == "to-hf":

@@ -18,7 +18,8 @@ from aiohttp import web
 from serving_bridge import server_checks
 from serving_bridge.config import ServingSettings
 from serving_bridge.guard import descendants
-from serving_bridge.replica import Replica, log_tail
+from serving_bridge.log_tail import log_tail
+from serving_bridge.replica import Replica
 from serving_bridge.server_checks import (
     ReplicaStartError,
     check_model,

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from learner_jax.config import OptimizerSettings
-from learner_jax.host_memory import keep_freed_memory
+from learner_jax.heap import keep_freed_chunks
 from serving_bridge.convert import ConversionError, Verification, Watch, from_hf, to_hf, verify
 from tools import wiring
 from tools.terminal import SafeConsole
@@ -103,7 +103,7 @@ def _verify(checkpoint: str, hf: str, *, logprobs: bool, check_hashes: bool = Tr
 def main() -> None:
     arguments = _parser().parse_args()
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of a file that a run's checkpoints don't need
-    keep_freed_memory()
+    keep_freed_chunks()
     logprobs = not arguments.no_logprobs
     with wiring.clear_errors():
         if arguments.command == "verify":
