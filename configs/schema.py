@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from learner_jax.config import LearnerSettings, Settings, WarmStartSettings
+from learner_jax.config import LearnerSettings, WarmStartSettings
+from learner_jax.settings import Settings
 from rewards.config import TaskSettings
 from serving_bridge.config import EvaluationSettings, RolloutSettings, ServingSettings, StoreSettings
 

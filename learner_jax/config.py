@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from learner_jax.settings import Settings as Settings
+from learner_jax.settings import Settings
+
+#: environment variable by which the hosts of one learner know each other
+HOSTS_SECRET = "WEIR_HOSTS_SECRET"
 
 
 class OptimizerSettings(Settings):

@@ -17,9 +17,9 @@ import jax
 import msgspec
 
 from learner_jax import coordination
-from learner_jax.config import HostsSettings
+from learner_jax.config import HOSTS_SECRET, HostsSettings
 from learner_jax.host_wire import Facts, HostError
-from learner_jax.roll_call import SECRET, differences
+from learner_jax.roll_call import differences
 from learner_jax.waits import Waits
 from learner_jax.watch import Watch
 
@@ -265,7 +265,7 @@ def connect(
         return Hosts(waits=waits)
     coordinator, index, devices = _place(settings, environment)
     who = f"host {index} of {settings.count}"
-    secret = environment.get(SECRET, "")
+    secret = environment.get(HOSTS_SECRET, "")
     watch = Watch(index, settings.count, heartbeat_s=settings.heartbeat_timeout_s)
     with waits.waiting("all hosts to join", on="other hosts of the learner", limit_s=settings.connect_timeout_s):
         try:

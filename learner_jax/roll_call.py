@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from learner_jax.config import HOSTS_SECRET
 from learner_jax.host_wire import (
     Connection,
     Facts,
@@ -24,7 +25,6 @@ from learner_jax.host_wire import (
 _LATE_S = 10.0
 _RETRY_S = 0.2
 _MOST_SHOWN = 5
-SECRET = "WEIR_HOSTS_SECRET"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Roll:
         """Takes a host in; False if it was turned away at once."""
         if self.secret and not is_same(proof(self.secret, hello), hello.proof):
             self.strangers.add(connection.remote_address)
-            connection.send(Refused(f"{SECRET} in the environment is not the same as on host 0"))
+            connection.send(Refused(f"{HOSTS_SECRET} in the environment is not the same as on host 0"))
             return False
         if self.closed:
             connection.send(Refused(self.closed))
@@ -138,7 +138,7 @@ class Roll:
             f"{self.own.count} processes run, with indices 0 to {self.own.count - 1}, and that they reach host 0 there"
         )
         if self.strangers:
-            text += f"; turned away for another {SECRET}: {', '.join(sorted(self.strangers)[:_MOST_SHOWN])}"
+            text += f"; turned away for another {HOSTS_SECRET}: {', '.join(sorted(self.strangers)[:_MOST_SHOWN])}"
         return text
 
     def welcome(self, token: bytes) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from learner_jax.config import Settings
+from learner_jax.settings import Settings
 from serving_bridge.database import secret_in_url
 from serving_bridge.extra_args import VLLM_MODULE, check_extra_args
 

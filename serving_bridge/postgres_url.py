@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-
 from serving_bridge.database import DatabaseError, secret_in_url
 
 _MAX_NAME = 63  # PostgreSQL cuts longer ones, after which two could be the same
@@ -28,6 +25,9 @@ def split_url(url: str, environment: Mapping[str, str] = os.environ) -> tuple[st
     Raises:
       DatabaseError: it holds a password, a schema of too long a name, or settings that would not protect one.
     """
+    from psycopg import ProgrammingError  # a driver that runs on one machine do without
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
     if problem := secret_in_url(url):
         raise DatabaseError(problem)
     parts = urlsplit(url)

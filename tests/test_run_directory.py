@@ -20,7 +20,7 @@ from configs.errors import ConfigError
 from configs.load import load_config, save_config
 from configs.paths import PATH_SETTINGS
 from configs.schema import Config
-from learner_jax.config import Settings
+from learner_jax.settings import Settings
 from learner_jax.waits import Waits
 from serving_bridge.sole import InUseError, sole, wait_until_free
 from serving_bridge.telemetry import MetricsLog, read_metrics

@@ -31,8 +31,8 @@ import aiohttp
 
 from configs.load import load_config
 from configs.schema import Config
+from learner_jax.config import HOSTS_SECRET
 from learner_jax.printable import printable
-from learner_jax.roll_call import SECRET
 from learner_jax.waits import Waits
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.registry import ReplicaRow
@@ -152,7 +152,7 @@ class Job:
     def _learner_commands(self) -> list[list[str]]:
         if self._config.learner.hosts.count > 1:
             # Other users of this machine can reach the hosts' port, and don't know this.
-            os.environ.setdefault(SECRET, secrets.token_hex(32))
+            os.environ.setdefault(HOSTS_SECRET, secrets.token_hex(32))
         coordinator = fresh_coordinator(self._config)
         return learner_commands(self._config, self._paths, profile_steps=self._profile_steps, coordinator=coordinator)
 
