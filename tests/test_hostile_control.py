@@ -45,7 +45,6 @@ def change(path: Path, **fields: Any) -> None:
         "http://127.0.0.1\n",
         "http://a b",
         "file:///etc/passwd",
-        "",
         7,
     ],
 )
@@ -53,6 +52,12 @@ def test_an_address_is_a_server_nearby_and_nothing_more(registry: ReplicaRegistr
     assert [row.name for row in registry.ready()] == ["r"]
     change(registry.folder / "r.json", url=url)
     assert registry.ready() == registry.replicas() == []
+
+
+def test_a_replica_without_an_address_yet_is_seen_and_takes_no_requests(registry: ReplicaRegistry) -> None:
+    change(registry.folder / "r.json", url="")
+    assert [row.name for row in registry.replicas()] == ["r"]
+    assert registry.ready() == []
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,11 @@ LOSSES: dict[str, LossSettings] = {
 }
 
 
+def losses(*in_suite: str) -> list[Any]:
+    """All of them, those that are not named in the soak only: compiling is most of the time."""
+    return [pytest.param(name, marks=() if name in in_suite else pytest.mark.soak) for name in LOSSES]
+
+
 def dialog(group_id: str, *, seed: int, size: int = 2, finish: str = "stop") -> list[Trajectory]:
     """Two turns: 2 prompt tokens, an answer, 2 environment tokens, an answer; rewards after each answer."""
     rng = np.random.default_rng(seed)
@@ -185,7 +190,7 @@ def relative_difference(a: dict[Any, np.ndarray], b: dict[Any, np.ndarray]) -> f
     return float(np.sqrt(sum(((a[k].astype(np.float64) - b[k]) ** 2).sum() for k in b)) / norm)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", losses("grpo", "rloo, cispo, k2", "gae, whitened, clipped values", "vtrace by turn"))
 def test_microbatches_do_not_change_the_gradient(name: str, params: Any) -> None:
     whole, metrics = whole_gradient(name)
     split, split_metrics = gradients(make_engine(LOSSES[name], microbatch_rows=2), params, GROUPS)
@@ -194,7 +199,7 @@ def test_microbatches_do_not_change_the_gradient(name: str, params: Any) -> None
         assert split_metrics[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", losses("dr_grpo, constant", "decoupled, corrected", "vtrace by token"))
 def test_order_of_groups_and_padding_do_not_change_the_gradient(name: str, params: Any) -> None:
     plain, _ = whole_gradient(name)
     longer = make_engine(LOSSES[name], sequence_length=17)
@@ -202,7 +207,9 @@ def test_order_of_groups_and_padding_do_not_change_the_gradient(name: str, param
     assert relative_difference(other, plain) < 1e-6
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name", losses("reinforce_pp, k1 reward, token mean", "gspo, entropy", "vtrace in ppo", "vtrace by turn")
+)
 def test_packed_rows_and_shared_prompts_do_not_change_the_gradient(name: str, params: Any) -> None:
     plain, metrics = whole_gradient(name)
     # Sharing is the harder case of packing; without it, one loss that couples tokens and one that does not.
@@ -217,7 +224,14 @@ def test_packed_rows_and_shared_prompts_do_not_change_the_gradient(name: str, pa
             assert packed_metrics[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
 
 
-@pytest.mark.parametrize("name", ["gae, whitened, clipped values", "vtrace by turn", "decoupled, corrected"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vtrace by turn",
+        pytest.param("gae, whitened, clipped values", marks=pytest.mark.soak),
+        pytest.param("decoupled, corrected", marks=pytest.mark.soak),
+    ],
+)
 def test_a_mesh_does_not_change_the_step(name: str, params: Any) -> None:
     def metrics(engine: Engine) -> dict[str, float]:
         state = engine.init_state(params, seed=0)
