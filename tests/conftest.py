@@ -13,7 +13,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-pytest_plugins = ["tests.postgres_server"]
+pytest_plugins = ["tests.support.postgres_server"]
 
 # Eight virtual devices, so that sharding is exercised on one CPU; read by JAX when it is first imported. Compiling is
 # most of the time of many tests: LLVM shall not work hard, and a program is compiled once for all tests.

@@ -20,11 +20,11 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from learner_jax.config import OptimizerSettings
-from learner_jax.heap import keep_freed_chunks
-from serving_bridge.convert import ConversionError, Verification, Watch, from_hf, to_hf, verify
-from tools import wiring
-from tools.terminal import SafeConsole
+from learner_jax.conversion.convert import ConversionError, Verification, Watch, from_hf, to_hf, verify
+from learner_jax.runtime.allocator import keep_freed_chunks
+from learner_jax.settings.learner import OptimizerSettings
+from tools.assembly import wiring
+from tools.reporting.terminal import SafeConsole
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

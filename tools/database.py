@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 
 from configs.load import load_config
-from learner_jax.printable import printable
-from serving_bridge.database import DatabaseError, is_postgres
-from tools import wiring
+from learner_jax.runtime.text import printable
+from serving_bridge.database.database import DatabaseError, is_postgres
+from tools.assembly import wiring
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         url = wiring.run_paths(config).database
         if not is_postgres(url):
             raise DatabaseError(f"store.database is {url}: only a schema on PostgreSQL is prepared ahead")
-        from serving_bridge import postgres_roles  # a driver that runs on one machine do without
+        from serving_bridge.database import roles as postgres_roles
 
         asked: dict[postgres_roles.Part, str] = {"worker": arguments.worker, "learner": arguments.learner}
         roles = {part: role for part, role in asked.items() if role}

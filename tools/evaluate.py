@@ -13,11 +13,11 @@ from pathlib import Path
 import aiohttp
 
 from configs.schema import Config
-from serving_bridge.evaluation import Evaluation, evaluate
-from serving_bridge.replica import Replica
-from tools import wiring
-from tools.preflight import preflight
-from tools.wiring import RunPaths
+from serving_bridge.evaluation.skill import Evaluation, evaluate
+from serving_bridge.fleet.replica import Replica
+from tools.assembly import wiring
+from tools.assembly.preflight import preflight
+from tools.assembly.wiring import RunPaths
 
 #: Names the weights that a server was started with, so that its answers carry a version.
 _FOLDER_VERSION = 0

@@ -20,10 +20,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from configs.load import load_config
-from learner_jax.waits import Waits
-from serving_bridge.fleet_orders import FleetStatus, OrderBook, known_fleets
-from serving_bridge.registry import ReplicaRegistry
-from tools import terminal, wiring
+from learner_jax.runtime.waits import Waits
+from serving_bridge.fleet.orders import FleetStatus, OrderBook, known_fleets
+from serving_bridge.routing.registry import ReplicaRegistry
+from tools.assembly import wiring
+from tools.reporting import terminal
 
 _ANSWER_S = 10.0
 _POLL_S = 0.1

@@ -6,7 +6,7 @@
 
 `--verify` compiles both programs of the step for virtual CPU devices and shows XLA's own figures beside the prediction,
 in float32, where those mean something; `--lower` lowers them without compiling. GB are 1e9 bytes. What is predicted and
-what is not: `learner_jax.memory`.
+what is not: `learner_jax.training.memory`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.load import load_config
-from learner_jax.config import LearnerSettings, MeshSettings
-from learner_jax.hf_config import ModelConfigError, read_json_object
-from learner_jax.hf_names import ModelConfig, parse_model_config, read_model_config
-from tools import terminal, wiring
+from learner_jax.contracts.hf_config import ModelConfigError, read_json_object
+from learner_jax.contracts.model import ModelConfig, parse_model_config, read_model_config
+from learner_jax.settings.learner import LearnerSettings, MeshSettings
+from tools.assembly import wiring
+from tools.reporting import terminal
 
 if TYPE_CHECKING:
-    from learner_jax.engine import Engine
-    from learner_jax.memory import Plan, Program
+    from learner_jax.training.engine import Engine
+    from learner_jax.training.memory import Plan, Program
 
 _GB = 1e9
 _AXES = ("data", "fsdp", "tensor")
@@ -96,7 +97,7 @@ def virtual_devices(number: int) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     import jax
 
-    from learner_jax.memory import PlanError
+    from learner_jax.training.memory import PlanError
 
     if len(jax.devices()) < number:
         raise PlanError(f"the mesh has {number} devices, but JAX was started with {len(jax.devices())}")
@@ -108,7 +109,8 @@ def plan(model: ModelConfig, case: Case) -> Plan:
     Raises:
       PlanError: the attention kernel cannot take these shapes.
     """
-    from learner_jax import attention, memory
+    from learner_jax.models import attention
+    from learner_jax.training import memory
 
     kernel: Any = case.settings.attention
     if kernel == "auto":
@@ -125,8 +127,8 @@ def build_engine(model: ModelConfig, case: Case) -> Engine:
     """The learner's own engine over virtual CPU devices."""
     import jax
 
-    from learner_jax.engine import Engine
-    from learner_jax.objective import reinforcement
+    from learner_jax.training.engine import Engine
+    from learner_jax.training.objective import reinforcement
 
     data, fsdp, tensor = case.sizes
     settings = case.settings.model_copy(update={"mesh": MeshSettings(data=data, fsdp=fsdp, tensor=tensor)})
@@ -326,7 +328,7 @@ def run_memory(arguments: argparse.Namespace, console: Console) -> dict[str, Any
 
 
 def _verify(model: ModelConfig, case: Case, console: Console) -> dict[str, Any]:
-    from learner_jax import memory
+    from learner_jax.training import memory
 
     compared = comparable(case)
     predicted = plan(model, compared)
@@ -350,8 +352,8 @@ def run_shapes(arguments: argparse.Namespace, console: Console) -> dict[str, Any
     """One line per model."""
     models, case, limit = read_shapes(arguments.shapes), read_case(arguments), arguments.limit_gb * _GB
     virtual_devices(case.num_devices if arguments.lower else 1)
-    from learner_jax.memory import PlanError
-    from learner_jax.sharding import ShardingError
+    from learner_jax.models.sharding import ShardingError
+    from learner_jax.training.memory import PlanError
 
     table = Table(title=f"GB per device of {case.num_devices}, limit {arguments.limit_gb:g}", title_justify="left")
     names = ("model", "parameters", "weights", "moments", "gradients", "copies", "kept", "other", "peak", "")

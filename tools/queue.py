@@ -22,11 +22,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from configs.load import load_config
-from serving_bridge import queue_rows
-from serving_bridge.database import DatabaseError, is_postgres, sqlite_path
-from serving_bridge.queue import Overview, QueueError, TrajectoryQueue
-from serving_bridge.queue_states import ENDED
-from tools import terminal, wiring
+from serving_bridge.database.database import DatabaseError, is_postgres, sqlite_path
+from serving_bridge.queue import rows as queue_rows
+from serving_bridge.queue.queue import Overview, QueueError, TrajectoryQueue
+from serving_bridge.queue.states import ENDED
+from tools.assembly import wiring
+from tools.reporting import terminal
 
 #: A person who looks at a queue does not wait as long for a server that is away as a run does.
 _TIMEOUT_S = 5.0

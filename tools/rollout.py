@@ -10,14 +10,14 @@ import asyncio
 import gc
 import time
 
-from learner_jax.heap import keep_freed_memory
-from learner_jax.waits import Waits
-from rewards.feedback import create_environment
-from serving_bridge.carried_on import awaits_work
-from serving_bridge.rollout import RolloutWorker, RunIdentity
-from serving_bridge.wait_reporter import reported_waits
-from tools import wiring
-from tools.preflight import preflight
+from learner_jax.runtime.allocator import keep_freed_memory
+from learner_jax.runtime.waits import Waits
+from rewards.environments.feedback import create_environment
+from serving_bridge.rollout.carried_on import awaits_work
+from serving_bridge.rollout.worker import RolloutWorker, RunIdentity
+from serving_bridge.telemetry.wait_reporter import reported_waits
+from tools.assembly import wiring
+from tools.assembly.preflight import preflight
 
 
 def collect_garbage_less_often() -> None:

@@ -14,12 +14,12 @@ import asyncio
 import socket
 import time
 
-from learner_jax.waits import Waits
-from serving_bridge.fleet import Fleet
-from serving_bridge.fleet_orders import sole_controller
-from serving_bridge.wait_reporter import reported_waits
-from tools import wiring
-from tools.preflight import preflight
+from learner_jax.runtime.waits import Waits
+from serving_bridge.fleet.controller import Fleet
+from serving_bridge.fleet.orders import sole_controller
+from serving_bridge.telemetry.wait_reporter import reported_waits
+from tools.assembly import wiring
+from tools.assembly.preflight import preflight
 
 
 def main() -> None:

@@ -31,25 +31,25 @@ import aiohttp
 
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax.config import HOSTS_SECRET
-from learner_jax.printable import printable
-from learner_jax.waits import Waits
-from serving_bridge.evaluation import Evaluation, evaluate
-from serving_bridge.registry import ReplicaRow
-from serving_bridge.sole import sole, wait_until_free
-from serving_bridge.supervisor import Supervisor
-from serving_bridge.telemetry import MetricsLog, MetricsTail, read_metrics
-from serving_bridge.vllm_client import ReplicaError, VllmClient
-from serving_bridge.wait_reporter import reported_waits
-from tools import wiring
-from tools.dry_run import dry_run
+from learner_jax.runtime.text import printable
+from learner_jax.runtime.waits import Waits
+from learner_jax.settings.learner import HOSTS_SECRET
+from serving_bridge.evaluation.skill import Evaluation, evaluate
+from serving_bridge.processes.lock import sole, wait_until_free
+from serving_bridge.processes.supervisor import Supervisor
+from serving_bridge.routing.registry import ReplicaRow
+from serving_bridge.telemetry.metrics_log import MetricsLog, MetricsTail, read_metrics
+from serving_bridge.telemetry.wait_reporter import reported_waits
+from serving_bridge.vllm.client import ReplicaError, VllmClient
+from tools.assembly import wiring
+from tools.assembly.dry_run import dry_run
+from tools.assembly.preflight import looked, preflight
+from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned
+from tools.assembly.run_directory import Start, choose, keep_results, record, require_original, resume, tell
+from tools.assembly.wiring import RunPaths
 from tools.evaluate import evaluate_folder
-from tools.preflight import looked, preflight
-from tools.processes import Planned, fresh_coordinator, learner_commands, planned
 from tools.report import headline, write_report, write_summary
-from tools.run_directory import Start, choose, keep_results, record, require_original, resume, tell
 from tools.view import LiveView
-from tools.wiring import RunPaths
 
 T = TypeVar("T")
 

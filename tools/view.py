@@ -24,11 +24,12 @@ from rich.text import Text
 
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax.printable import printable
-from serving_bridge.registry import ReplicaRegistry
-from serving_bridge.telemetry import MetricsTail, Record
-from tools import terminal, wiring
-from tools.figures import (
+from learner_jax.runtime.text import printable
+from serving_bridge.routing.registry import ReplicaRegistry
+from serving_bridge.telemetry.metrics_log import MetricsTail, Record
+from tools.assembly import wiring
+from tools.reporting import terminal
+from tools.reporting.figures import (
     GRADED_FROM,
     IdleShares,
     RunHistory,

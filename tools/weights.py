@@ -21,12 +21,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from serving_bridge import weight_inspection
-from serving_bridge.registry import ReplicaRegistry
-from serving_bridge.weight_files import StoreError
-from serving_bridge.weight_inspection import VersionRow
-from serving_bridge.weight_store import WeightStore
-from tools import terminal, wiring
+from serving_bridge.routing.registry import ReplicaRegistry
+from serving_bridge.weights import inspection as weight_inspection
+from serving_bridge.weights.files import StoreError
+from serving_bridge.weights.inspection import VersionRow
+from serving_bridge.weights.store import WeightStore
+from tools.assembly import wiring
+from tools.reporting import terminal
 
 _REFRESH_S = 0.5
 _MIB = 2**20

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 
+__all__ = ["BACKEND", "MIDDLEWARE", "SCHEDULER", "STORE_ROOT", "WORKER_EXTENSION", "register"]
+
 BACKEND = "weir"
 #: what `--worker-extension-cls` needs, so that staging can be asked for while the server serves
 WORKER_EXTENSION = "serving_bridge.vllm_plugin.engine.WorkerExtension"

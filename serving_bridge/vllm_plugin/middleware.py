@@ -1,4 +1,4 @@
-"""Stands before vLLM's server, as `--middleware`: what `serving_bridge.gate` does not let in never reaches a route."""
+"""Stands before vLLM's server, as `--middleware`: what `access.gate` does not let in never reaches a route."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving_bridge.gate import Entry, Gate, Refused, without_request_id
+from serving_bridge.access.gate import Entry, Gate, Refused, without_request_id
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

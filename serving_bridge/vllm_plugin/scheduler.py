@@ -20,7 +20,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue, create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from serving_bridge.vllm_plugin.probes import CONTROL_TOKEN, batch_of
+from serving_bridge.access.probes import CONTROL_TOKEN, batch_of
 
 
 def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingScheduler:
@@ -52,7 +52,7 @@ class ProbingScheduler(Scheduler):
         self._probes: dict[str, tuple[str, int]] = {}  # request id -> its batch
         self._control_token = os.environ.get(CONTROL_TOKEN, "")
         if not self._control_token:
-            raise RuntimeError(f"{CONTROL_TOKEN} is not set: serving_bridge.replica starts servers with it")
+            raise RuntimeError(f"{CONTROL_TOKEN} is not set: serving_bridge.fleet.replica starts servers with it")
 
     def set_pause_state(self, pause_state: PauseState) -> None:
         # Probes from before must not keep the engine busy: a pause is complete when the engine is idle.

@@ -15,7 +15,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from tools import wiring
+from tools.assembly import wiring
 from tools.bench import BenchmarkError
 
 #: name -> module with `main(arguments)`, imported only when chosen: the benchmarks need different packages.

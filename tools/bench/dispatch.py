@@ -30,16 +30,16 @@ import aiohttp
 import msgspec
 from rich.table import Table
 
-from learner_jax.waits import Waits
-from rewards.environments import EpisodeState, Outcome, Reply
-from rewards.protocol import Problem
-from serving_bridge.config import RolloutSettings
-from serving_bridge.dispatch import Dispatcher
-from serving_bridge.episodes import Player
-from serving_bridge.evaluation import PromptEncoder
-from serving_bridge.registry import ReplicaRow
-from serving_bridge.sampling import Prefix, Sampler
-from serving_bridge.vllm_client import VllmClient
+from learner_jax.runtime.waits import Waits
+from rewards.contracts.environment import EpisodeState, Outcome, Reply
+from rewards.contracts.task import Problem
+from serving_bridge.evaluation.skill import PromptEncoder
+from serving_bridge.rollout.episodes import Player
+from serving_bridge.rollout.sampling import Prefix, Sampler
+from serving_bridge.routing.dispatch import Dispatcher
+from serving_bridge.routing.registry import ReplicaRow
+from serving_bridge.settings.serving import RolloutSettings
+from serving_bridge.vllm.client import VllmClient
 from tools.bench.timing import Spread, console, json_path, positive, spread, this_hardware, write_json
 from tools.rollout import collect_garbage_less_often
 

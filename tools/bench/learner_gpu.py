@@ -1,7 +1,7 @@
 """How much of a GPU a step of Weir uses: model FLOPs of real tokens over time, against the matmul peak of the same GPU.
 
 GRPO on rows of 8192 tokens packed with sequences of lognormal lengths, bf16 compute, full remat, on all GPUs that JAX
-sees. Recomputation, padding and masked attention do not count as work (`learner_jax.flops.train_step_flops`).
+sees. Recomputation, padding and masked attention do not count as work (`learner_jax.models.flops.train_step_flops`).
 
 Not covered: the peers, prompts shared within groups, and any quality of the update: weights are random.
 """
@@ -17,13 +17,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from learner_jax import flops, objective
-from learner_jax.batch import Batch
-from learner_jax.config import LearnerSettings, LossSettings
-from learner_jax.engine import Engine
-from learner_jax.hf_names import ModelConfig
-from learner_jax.losses import loss_weights
-from learner_jax.model import init_parameters
+from learner_jax.batches.building import Batch
+from learner_jax.contracts.model import ModelConfig
+from learner_jax.losses.terms import loss_weights
+from learner_jax.models import flops
+from learner_jax.models.decoder import init_parameters
+from learner_jax.settings.learner import LearnerSettings, LossSettings
+from learner_jax.training import objective
+from learner_jax.training.engine import Engine
 from tools.bench import BenchmarkError
 from tools.bench.learner_cases import GROUP, MODELS
 from tools.bench.timing import console, progress, this_hardware, write_json

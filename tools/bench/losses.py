@@ -6,7 +6,7 @@ All sides get the same fp32 arrays [B, T], every token a decision, and return ad
 agree within 1e-5 of the largest magnitude before anything is measured. Ours does more than the peer: rlax knows no
 tokens between decisions, so it has one recurrence where ours has two.
 
-The last lines name the form that `learner_jax.recurrence.ASSOCIATIVE_FROM` should choose on this platform.
+The last lines name the form that `learner_jax.losses.recurrence.ASSOCIATIVE_FROM` should choose on this platform.
 
 rlax is taken from the environment, or else installed with what it needs beside Weir's own packages into
 ~/.cache/weir/peers/rlax (XDG_CACHE_HOME is respected), in the versions of tools/requirements/dev.txt.
@@ -36,7 +36,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from learner_jax.returns import Targets, generalized_advantages, vtrace
+from learner_jax.losses.returns import Targets, generalized_advantages, vtrace
 from tools.bench import BenchmarkError
 from tools.bench.peers import peers_folder
 from tools.bench.timing import (

@@ -34,14 +34,14 @@ from rich.table import Table
 
 from configs.load import load_config, save_config
 from configs.schema import Config, ModelSettings
-from learner_jax.waits import Waits
-from serving_bridge.supervisor import Supervisor
-from serving_bridge.telemetry import Record, read_metrics
-from tools import wiring
+from learner_jax.runtime.waits import Waits
+from serving_bridge.processes.supervisor import Supervisor
+from serving_bridge.telemetry.metrics_log import Record, read_metrics
+from tools.assembly import wiring
+from tools.assembly.wiring import RunPaths
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
-from tools.figures import idle_shares
-from tools.wiring import RunPaths
+from tools.reporting.figures import idle_shares
 
 AIM = 0.90
 _POLL_S = 0.05

@@ -29,14 +29,14 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from learner_jax import objective
-from learner_jax.batch import Batch
-from learner_jax.checkpoint import Checkpoints, Position
-from learner_jax.config import LearnerSettings, LossSettings
-from learner_jax.engine import Engine
-from learner_jax.losses import loss_weights
-from learner_jax.model import init_parameters
-from learner_jax.train_step import TrainState
+from learner_jax.batches.building import Batch
+from learner_jax.checkpoints.checkpoints import Checkpoints, Position
+from learner_jax.losses.terms import loss_weights
+from learner_jax.models.decoder import init_parameters
+from learner_jax.settings.learner import LearnerSettings, LossSettings
+from learner_jax.training import objective
+from learner_jax.training.engine import Engine
+from learner_jax.training.train_step import TrainState
 from tools.bench.learner_cases import Shape
 from tools.bench.timing import Spread, console, json_path, positive, progress, spread, this_hardware, write_json
 

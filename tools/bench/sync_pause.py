@@ -16,17 +16,17 @@ import jax
 import numpy as np
 
 from configs.schema import CreateModelSettings
-from learner_jax.contracts import GoldenPrompt, WeightManifest
-from learner_jax.hf_io import export_tensors, load_parameters
-from learner_jax.hf_names import ModelConfig, read_model_config
-from learner_jax.model import merge, token_logprobs
-from serving_bridge.config import ServingSettings, StoreSettings
-from serving_bridge.create_model import create_model
-from serving_bridge.replica import Replica
-from serving_bridge.vllm_client import VllmClient
-from serving_bridge.weight_publisher import Publisher
-from serving_bridge.weight_round import RoundOutcome, run_round
-from serving_bridge.weight_store import WeightStore
+from learner_jax.contracts.model import ModelConfig, read_model_config
+from learner_jax.contracts.weights import GoldenPrompt, WeightManifest
+from learner_jax.models.decoder import merge, token_logprobs
+from learner_jax.models.hf_folder import export_tensors, load_parameters
+from serving_bridge.fleet.replica import Replica
+from serving_bridge.fleet.weight_round import RoundOutcome, run_round
+from serving_bridge.settings.serving import ServingSettings, StoreSettings
+from serving_bridge.vllm.client import VllmClient
+from serving_bridge.weights.publisher import Publisher
+from serving_bridge.weights.store import WeightStore
+from tools.assembly.new_model import create_model
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, spread
 

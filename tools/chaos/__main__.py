@@ -25,11 +25,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from tools import terminal
 from tools.chaos import report
 from tools.chaos.engines import EngineName
 from tools.chaos.job import JobRecord, JobSpec, end_with_parent, run_job
 from tools.chaos.prepare import CONFIG, prepared_model, remember_skill, remembered_skill
+from tools.reporting import terminal
 
 #: steps of a job: per seed what a seed takes on a machine of its own, and some more, so that the last gets its turn
 _STEPS_PER_SEED, _STEPS_MORE = 12, 15

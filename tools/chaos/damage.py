@@ -6,8 +6,8 @@ import random
 import re
 from pathlib import Path
 
-from learner_jax.checkpoint_files import HASHES
-from tools.wiring import RunPaths
+from learner_jax.checkpoints.hashes import HASHES
+from tools.assembly.wiring import RunPaths
 
 
 def damage(path: Path, how: str, draws: random.Random) -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
-from learner_jax.waits import Waits, WaitTimeoutError
-from serving_bridge.queue import TrajectoryQueue
-from tools import wiring
+from learner_jax.runtime.waits import Waits, WaitTimeoutError
+from serving_bridge.queue.queue import TrajectoryQueue
+from tools.assembly import wiring
 from tools.chaos import damage, deliveries
 from tools.chaos.engines import EngineTraits
 from tools.chaos.plan import Fault, Kind

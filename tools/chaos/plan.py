@@ -13,7 +13,7 @@ from tools.chaos.wire import SIDES, WIRE_KINDS
 Kind = Literal["kill", "crash", "stop", "wire", "engine", "clock", "full", "damage", "zombie", "redeliver"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-#: points of `learner_jax.crash_points` that every step passes, and those that every checkpoint passes
+#: points of `learner_jax.runtime.crash_points` that every step passes, and those that every checkpoint passes
 STEP_POINTS = ("leased", "trained", "storing", "stored", "published", "marked")
 SAVE_POINTS = ("save", "saving", "hashed", "committed", "acknowledged")
 #: those that the rollout worker passes with every group

@@ -15,7 +15,7 @@ Role = Literal["learner", "worker", "controller", "engine", "core", "proxy", "gu
 MARK = "WEIR_CHAOS_JOB"
 #: by a part of the command line; guards carry that of their command, so they come first
 _ROLES: tuple[tuple[str, Role], ...] = (
-    ("serving_bridge/guard.py", "guard"),
+    ("serving_bridge/processes/guard.py", "guard"),
     ("tools.learner", "learner"),
     ("tools.rollout", "worker"),
     ("tools.serve", "controller"),

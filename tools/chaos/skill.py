@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from configs.schema import Config
-from serving_bridge.weight_reader import read_path
-from tools import wiring
+from serving_bridge.weights.reader import read_path
+from tools.assembly import wiring
 from tools.faults.qwen3 import Qwen3
 
 

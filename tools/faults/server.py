@@ -3,7 +3,7 @@
     python -m tools.faults.server --model DIR --port 8000 --max-model-len 64
 
 Options of vLLM that do not change what the engine answers are taken and ignored. POST /disturb sets what goes wrong
-(fields of `engine.Disturbance`); {"exit": STATUS} ends the process at once. The gate is vLLM's: `serving_bridge.gate`
+(fields of `engine.Disturbance`); {"exit": STATUS} ends the process at once. The gate is vLLM's (`access.gate`),
 with the tokens and the address that the environment names.
 """
 
@@ -21,9 +21,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from serving_bridge.gate import Gate, Refused, Route
+from serving_bridge.access.gate import Gate, Refused, Route
+from serving_bridge.access.probes import CONTROL_TOKEN
 from serving_bridge.vllm_plugin import STORE_ROOT
-from serving_bridge.vllm_plugin.probes import CONTROL_TOKEN
 from tools.faults.engine import Disturbance, Engine, EngineDiedError, EngineSettings
 from tools.faults.weights import ModelWeights, Worker
 

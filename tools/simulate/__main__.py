@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tools import terminal
+from tools.reporting import terminal
 from tools.simulate.run import Mode, Outcome, run_job, simulate
 
 _MODES: tuple[Mode, Mode] = ("safety", "liveness")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from learner_jax.contracts import MANIFEST_SCHEMA, GoldenPrompt, WeightManifest
-from serving_bridge.database import Database, DatabaseError, DiskFullError, Session, open_database
-from serving_bridge.registry import ReplicaRow
-from serving_bridge.weight_files import StoreError, WeightIntegrityError
+from learner_jax.contracts.weights import MANIFEST_SCHEMA, GoldenPrompt, WeightManifest
+from serving_bridge.database.database import Database, DatabaseError, DiskFullError, Session, open_database
+from serving_bridge.routing.registry import ReplicaRow
+from serving_bridge.weights.files import StoreError, WeightIntegrityError
 from tools.faults.weights import Applied, Sampled, check_newer
 from tools.simulate.loop import Process, ProcessDiedError
 
@@ -195,7 +195,7 @@ DATABASE_FATES = ("ok", "twice", "full", "broken", "uncertain", "crash before co
 
 
 class SimulatedDatabase:
-    """One process's connection; implements `serving_bridge.database.Database`.
+    """One process's connection; implements `serving_bridge.database.database.Database`.
 
     Args:
       draw_fate: one of `DATABASE_FATES` for the next transaction that writes.

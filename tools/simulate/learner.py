@@ -1,4 +1,4 @@
-"""The learner's protocol with queue, weight store and checkpoints, step by step as `learner_jax.loop.Learner` has it.
+"""The learner's protocol with queue, weight store and checkpoints, step by step as `loop.learner.Learner` has it.
 
 The real one is JAX and synchronous; this one trains nothing. Side by side: `run` is `_run`, `_resume`, `_one_step`,
 `_publish`, `_save` and `_confirm` are those of that name, and what it keeps is what a checkpoint's `Position` keeps.
@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from learner_jax.contracts import Trajectory
-from learner_jax.waits import Waits, WaitTimeoutError
-from serving_bridge.queue import TrajectoryQueue
+from learner_jax.contracts.weights import Trajectory
+from learner_jax.runtime.waits import Waits, WaitTimeoutError
+from serving_bridge.queue.queue import TrajectoryQueue
 from tools.simulate.disks import SimulatedCheckpoints, SimulatedStore, Snapshot
 from tools.simulate.loop import Process
 

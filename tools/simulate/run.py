@@ -130,7 +130,7 @@ def _virtual_time(world: World) -> Iterator[None]:
     try:
         with (
             mock.patch.multiple(time, time=wall, monotonic=world.loop.time, perf_counter=world.loop.time, sleep=sleep),
-            mock.patch("serving_bridge.fleet._TICK_S", LOOK_S),
+            mock.patch("serving_bridge.fleet.controller._TICK_S", LOOK_S),
             mock.patch("uuid.uuid4", side_effect=lambda: uuid.UUID(int=uuids.getrandbits(128))),
         ):
             yield

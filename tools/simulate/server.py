@@ -7,18 +7,18 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from learner_jax.contracts import WeightManifest
-from learner_jax.waits import Waits
-from serving_bridge.config import ServingSettings
-from serving_bridge.server_checks import ReplicaStartError
-from serving_bridge.vllm_client import ReplicaError, VllmClient
-from serving_bridge.weight_round import RoundOutcome, run_round
+from learner_jax.contracts.weights import WeightManifest
+from learner_jax.runtime.waits import Waits
+from serving_bridge.fleet.weight_round import RoundOutcome, run_round
+from serving_bridge.settings.serving import ServingSettings
+from serving_bridge.vllm.client import ReplicaError, VllmClient
+from serving_bridge.vllm.server_checks import ReplicaStartError
 from tools.simulate.loop import Process
 from tools.simulate.network import Session
 
 
 class SimulatedServer:
-    """A server that the fleet controller may start and end; implements `serving_bridge.member.Server`.
+    """A server that the fleet controller may start and end; implements `serving_bridge.fleet.member.Server`.
 
     Args:
       session: of the controller.

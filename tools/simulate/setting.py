@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from serving_bridge.config import RolloutSettings, ServingSettings
-from serving_bridge.queue import QueueBounds
-from serving_bridge.staleness import Pace
+from serving_bridge.queue.queue import QueueBounds
+from serving_bridge.queue.staleness import Pace
+from serving_bridge.settings.serving import RolloutSettings, ServingSettings
 
 #: how often processes look around: more rarely than real ones, to make seeds cheap
 LOOK_S = 0.1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tools import wiring
+from tools.assembly import wiring
 from tools.study import results, worker
 from tools.study.grid import STALENESS, Cell, StudySettings, cells
 

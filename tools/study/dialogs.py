@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learner_jax.batch import Example
-from rewards.protocol import Split, Task
-from serving_bridge.evaluation import PromptEncoder
+from learner_jax.batches.building import Example
+from rewards.contracts.task import Split, Task
+from serving_bridge.evaluation.skill import PromptEncoder
 
 
 @dataclass(frozen=True)

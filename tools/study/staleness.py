@@ -20,10 +20,12 @@ import numpy as np
 
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax import objective
-from learner_jax.batch import rl_batch, supervised_batch
-from learner_jax.checkpoint import Checkpoints, Position, restore_parameters
-from learner_jax.config import (
+from learner_jax.batches.building import rl_batch, supervised_batch
+from learner_jax.checkpoints.checkpoints import Checkpoints, Position, restore_parameters
+from learner_jax.contracts.weights import NOT_SAMPLED, Trajectory
+from learner_jax.models.hf_folder import load_parameters
+from learner_jax.models.value import split_parameters
+from learner_jax.settings.learner import (
     AdvantageSettings,
     KLSettings,
     LossSettings,
@@ -31,13 +33,11 @@ from learner_jax.config import (
     PolicySettings,
     ValueSettings,
 )
-from learner_jax.contracts import NOT_SAMPLED, Trajectory
-from learner_jax.engine import Engine
-from learner_jax.hf_io import load_parameters
-from learner_jax.train_step import Params
-from learner_jax.value_model import split_parameters
-from learner_jax.warm_start import warm_start
-from tools import wiring
+from learner_jax.training import objective
+from learner_jax.training.engine import Engine
+from learner_jax.training.supervised import warm_start
+from learner_jax.training.train_step import Params
+from tools.assembly import wiring
 from tools.study.dialogs import Dialogs, Question
 from tools.study.grid import SINGLE_TURN, Cell, StudySettings
 from tools.study.sampler import Sampler

@@ -1,0 +1,42 @@
+"""Which leased groups a step may train on: those that the versions published so far can have sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from learner_jax.contracts.weights import Trajectory
+
+
+def refusal(group: Sequence[Trajectory], *, trained_version: int, max_staleness: int) -> str | None:
+    """Why a group must not be trained on; None if it may.
+
+    Args:
+      trained_version: the newest version that this learner published.
+      max_staleness: versions that the group's oldest token may lag behind it.
+    """
+    newest = max(int(np.max(trajectory.policy_version)) for trajectory in group)
+    if newest > trained_version:
+        return (
+            f"sampled by version {newest}, which this learner never published: its newest is {trained_version}; look "
+            f"for another learner or fleet that uses the same folder (store.weights)"
+        )
+    oldest = min(trajectory.oldest_version for trajectory in group)
+    if trained_version - oldest > max_staleness:
+        return f"stale at version {trained_version}: its oldest token is of version {oldest}"
+    return None
+
+
+def admitted(
+    groups: Sequence[list[Trajectory]], *, trained_version: int, max_staleness: int
+) -> tuple[list[list[Trajectory]], dict[str, str]]:
+    """(groups that may be trained on, reason of every other by its id)."""
+    taken, refused = [], {}
+    for group in groups:
+        reason = refusal(group, trained_version=trained_version, max_staleness=max_staleness)
+        if reason is None:
+            taken.append(group)
+        else:
+            refused[group[0].group_id] = reason
+    return taken, refused

@@ -1,0 +1,53 @@
+"""The frozen reference's log-probs, computed while the step's last groups are still being sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from learner_jax.batches.building import Reference, Sequences, sequences
+from learner_jax.contracts.weights import Trajectory
+
+#: Groups are computed together until they fill this share of a microbatch: a plan rarely fills rows to the last slot.
+_FILL = 0.9
+
+
+class ReferenceAhead:
+    """Collects a step's groups as they arrive, and has their log-probs when the batch is whole.
+
+    Which groups are computed together depends on their order and lengths alone, not on when they come: the same batch
+    gives the same bits.
+
+    Args:
+      logprobs: float32[B, T] of sequences under the reference.
+      microbatch_tokens: slots of one microbatch; infinite to compute the whole batch at once.
+    """
+
+    def __init__(self, logprobs: Reference, *, sequence_length: int, microbatch_tokens: float):
+        self._logprobs = logprobs
+        self._sequence_length = sequence_length
+        self._room = _FILL * microbatch_tokens
+        self._pending: list[Sequence[Trajectory]] = []
+        self._pending_tokens = 0
+        self._parts: list[np.ndarray] = []
+
+    def add(self, groups: Sequence[Sequence[Trajectory]]) -> None:
+        """Takes groups in the order in which the batch will hold them; computes every microbatch that is full."""
+        for group in groups:
+            tokens = sum(len(t.tokens) for t in group)
+            if self._pending and self._pending_tokens + tokens > self._room:
+                self._compute()
+            self._pending.append(group)
+            self._pending_tokens += tokens
+
+    def result(self) -> Callable[[Sequences], np.ndarray]:
+        """The log-probs of all groups so far, as `rl_batch` takes them; the next `add` begins a new batch."""
+        self._compute()
+        whole, self._parts = np.concatenate(self._parts), []
+        return lambda rows: whole[: len(rows.tokens)]
+
+    def _compute(self) -> None:
+        if self._pending:
+            self._parts.append(self._logprobs(sequences(self._pending, sequence_length=self._sequence_length)))
+        self._pending, self._pending_tokens = [], 0

@@ -1,0 +1,250 @@
+"""From the text of a final answer to its value: a parser of its own for the forms in which answers are written.
+
+It evaluates nothing and knows no names but those below; what it doesn't read completely it refuses. Numbers stay exact.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rewards.mathematics.expressions import ExpressionParser
+from rewards.mathematics.tokens import MAX_CHARACTERS, Token, tokens_of
+from rewards.mathematics.units import unit_of
+from rewards.mathematics.values import (
+    AbsurdError,
+    Apply,
+    Based,
+    Bracket,
+    Choice,
+    Expression,
+    Listing,
+    MathError,
+    Matrix,
+    Quantity,
+    Ratio,
+    Relation,
+    Scalar,
+    Text,
+    Union,
+    Value,
+    has_sign_choice,
+    with_sign,
+)
+
+_RELATIONS = ("=", "<", ">", "<=", ">=", "!=")
+_CURRENCIES = "$€£¥"
+_OUTER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|textnormal|emph)\s*\{([^{}]*)\}\s*\.?")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z'\-]*(?:[ ,;/&]+[A-Za-z'\-]+)*[.!]?")
+_CHOICE = re.compile(r"\(?\s*([A-Z])\s*\)?\s*[.:]?|\(\s*([a-zA-Z])\s*\)")
+_BASED = re.compile(r"([0-9A-Za-z]+)\s*_\s*(?:\{\s*(\d{1,2})\s*\}|(\d)(?!\d))")
+#: words after a number that change it, or say that it is not the answer
+_SCALES = "hundred thousand million billion trillion dozen half halves third thirds squared cubed factorial"
+_DENIALS = "not no is isn't was wrong incorrect false minus plus times divided over negative less more than but except"
+_NO_UNITS = frozenset(f"{_SCALES} {_DENIALS} maybe if unless to".split(" "))
+_MAX_UNIT_WORDS = 5
+_EMPTY = Listing((), braces=True)
+
+
+def parse(text: str) -> Value:
+    """The value of a text, without math delimiters around it.
+
+    Raises:
+      MathError: it is in no form that is read here.
+    """
+    text = text.strip()
+    if len(text) > MAX_CHARACTERS:
+        raise AbsurdError(f"it has {len(text)} characters, at most {MAX_CHARACTERS} are read")
+    if special := _special(text):
+        return special
+    parser = _Parser(tokens_of(text))
+    return parser.whole()
+
+
+def words_of(text: str) -> str:
+    """A text as it is compared: lower case, single spaces, no full stop or quotes around it."""
+    return " ".join(text.replace("\\ ", " ").strip(" .!\"'").lower().split())
+
+
+def _special(text: str) -> Value | None:
+    inner = text
+    while match := _OUTER.fullmatch(inner):
+        inner = match[1].strip()
+    inner = re.sub(r"^\((\s*)\\(?:text|textbf|mathrm|mathbf)\s*\{\s*([A-Za-z])\s*\}(\s*)\)$", r"(\2)", inner)
+    if match := _CHOICE.fullmatch(inner):
+        return Choice((match[1] or match[2]).upper())
+    if (match := _BASED.fullmatch(inner)) and (match[1][0].isdigit() or int(match[2] or 0) > 10):
+        digits, base = match[1].upper(), int(match[2] or match[3])
+        if 2 <= base <= 36 and all(int(digit, 36) < base for digit in digits):
+            return Based(digits.lstrip("0") or "0", base)
+        raise MathError(f"{digits} is no numeral of base {base}")
+    if inner != text and re.search(r"\d", inner):
+        return parse(inner)
+    if inner != text and re.search(r"[A-Za-z]{2}", inner):
+        return Text(words_of(inner))
+    if _WORDS.fullmatch(inner) and re.search(r"[A-Za-z]{2}", inner) and inner not in ("pi", "oo", "infinity"):
+        return Text(words_of(inner))
+    return None
+
+
+class _Parser(ExpressionParser):
+    """Forms around expressions; every method reads what its name says and moves on."""
+
+    def whole(self) -> Value:
+        if not self._tokens:
+            raise MathError("it is empty")
+        value = self._listing()
+        if self._position < len(self._tokens):
+            raise MathError(f"{self._tokens[self._position].text!r} is not understood where it stands")
+        return value
+
+    # Forms that hold values
+
+    def _listing(self) -> Value:
+        items = [self._union()]
+        while self._separator():
+            items.append(self._union())
+        flat = [part for item in items for part in _flat(item)]
+        return flat[0] if len(flat) == 1 else Listing(tuple(flat))
+
+    def _separator(self) -> bool:
+        if self._take_sign(",", ";"):
+            self._take_word("and", "or")
+            return True
+        return self._take_word("and", "or")
+
+    def _union(self) -> Value:
+        parts = [self._relation()]
+        while self._take_command("cup") or (isinstance(parts[-1], Bracket) and self._take_word("U", "union")):
+            parts.append(self._relation())
+        return parts[0] if len(parts) == 1 else Union(tuple(parts))
+
+    def _relation(self) -> Value:
+        first = self._ratio()
+        if self._take_command("in"):
+            return self._union()
+        sides, signs = [first], list[str]()
+        while sign := self._take_sign(*_RELATIONS):
+            signs.append(sign)
+            sides.append(self._ratio())
+        if not signs:
+            return first
+        return Relation(tuple(sides), tuple(signs))
+
+    def _ratio(self) -> Value:
+        parts = [self._item()]
+        while self._take_sign(":"):
+            parts.append(self._item())
+        return parts[0] if len(parts) == 1 else Ratio(tuple(parts))
+
+    def _item(self) -> Value:
+        if (currency := self._peek()) and currency.text in _CURRENCIES and currency.kind in ("sign", "command"):
+            self._position += 1
+            return self._with_unit(self.sum(), currency.text)
+        if self._is_sign("-") and (after := self._peek(1)) and after.text in _CURRENCIES:
+            self._position += 2
+            return self._with_unit(Apply("negate", (self.sum(),)), after.text)
+        return self._structure() or self._measured(self.sum())
+
+    def _measured(self, expression: Expression) -> Value:
+        """A number and what is said after it."""
+        if self._take_sign("%"):
+            return Quantity(expression, "%")
+        words: list[str] = []
+        while (token := self._peek()) and self._goes_on_unit(token, bool(words)):
+            words.append(token.text)
+            self._position += 1
+        if words:
+            return self._with_unit(expression, " ".join(words).replace(" ^ ", "^"))
+        if has_sign_choice(expression):
+            return Listing(tuple(Scalar(with_sign(expression, sign)) for sign in (1, -1)))
+        return Scalar(expression)
+
+    def _goes_on_unit(self, token: Token, has_begun: bool) -> bool:
+        if token.kind == "text":
+            return bool(token.text.strip()) and token.text.strip() not in ("and", "or")
+        if token.kind == "command":
+            return token.text == "degree"
+        if token.kind == "word":
+            return token.text not in ("and", "or", "U", "union")
+        after = self._peek(1)
+        if has_begun and token.text == "/":
+            return after is not None and after.kind in ("word", "text")
+        if has_begun and token.text == "^":
+            return after is not None and (after.kind == "number" or after.text == "{")
+        previous = self._tokens[self._position - 1].text
+        return has_begun and (
+            (token.kind == "number" and previous in ("^", "{"))
+            or (token.text == "{" and previous == "^")
+            or (token.text == "}" and self._tokens[self._position - 2].text == "{")
+        )
+
+    def _with_unit(self, expression: Expression, unit: str) -> Quantity:
+        words = unit.lower().split()
+        if len(words) > _MAX_UNIT_WORDS or not _NO_UNITS.isdisjoint(words):
+            raise MathError(f"{unit!r} is no unit")
+        return Quantity(expression, unit_of(unit))
+
+    def _structure(self) -> Value | None:
+        """A bracket with several items, a set, a matrix, the empty set; None if an expression begins here."""
+        if self._take_command("emptyset"):
+            return _EMPTY
+        if self._take_sign(r"\{"):
+            if self._take_sign(r"\}"):
+                return _EMPTY
+            inner = self._listing()
+            self._expect(r"\}")
+            return Listing(inner.items if isinstance(inner, Listing) and not inner.braces else (inner,), braces=True)
+        if self._take_command("begin"):
+            return self._matrix()
+        if self._is_sign("(") and not self._holds_several():
+            return None
+        left = "<" if self._take_command("langle") else self._take_sign("(", "[")
+        if not left:
+            return None
+        items = [self._union()]
+        while self._take_sign(",", ";"):
+            items.append(self._union())
+        right = ">" if left == "<" and self._take_command("rangle") else self._take_sign(")", "]")
+        if not right or (left == "<") != (right == ">"):
+            raise MathError(f"{left!r} is not closed")
+        return Bracket(left, tuple(items), right)
+
+    def _holds_several(self) -> bool:
+        """Whether a comma stands directly inside the bracket that begins here."""
+        depth = 0
+        for token in self._tokens[self._position :]:
+            if token.kind == "sign" and token.text in ("(", "[", "{", r"\{"):
+                depth += 1
+            elif token.kind == "sign" and token.text in (")", "]", "}", r"\}"):
+                depth -= 1
+                if not depth:
+                    return False
+            elif depth == 1 and token.kind == "sign" and token.text in (",", ";"):
+                return True
+        return False
+
+    def _matrix(self) -> Value:
+        name = self._group_name()
+        if name not in ("pmatrix", "bmatrix", "matrix", "array"):
+            raise MathError(f"\\begin{{{name}}} is not read here")
+        if name == "array":
+            self._group_name()
+        rows: list[list[Value]] = [[]]
+        while True:
+            rows[-1].append(self._relation())
+            if self._take_sign("&"):
+                continue
+            if self._take_command("\\") and not self._is_command("end"):
+                rows.append([])
+                continue
+            if not self._take_command("end") or self._group_name() != name:
+                raise MathError(f"\\begin{{{name}}} is not closed")
+            break
+        if len({len(row) for row in rows}) != 1:
+            raise MathError("rows of a matrix differ in length")
+        return Matrix(tuple(tuple(row) for row in rows))
+
+
+def _flat(value: Value) -> tuple[Value, ...]:
+    """The two values of a plus-minus sign, as items of the list that they stand in."""
+    return value.items if isinstance(value, Listing) and not value.braces else (value,)

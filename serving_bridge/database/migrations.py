@@ -1,0 +1,165 @@
+"""The schema of the queue's database as numbered steps from nothing to today's, the same on both engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serving_bridge.database.database import APPLICATION_ID, Session, WrongDatabaseError
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One step.
+
+    Attributes:
+      statements: SQL for both engines; `{...}` is filled in by the engine's dialect.
+      postgres_only: more of them.
+    """
+
+    version: int
+    statements: tuple[str, ...]
+    postgres_only: tuple[str, ...] = ()
+
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(
+        version=1,
+        statements=(
+            """CREATE TABLE groups (
+              sequence {sequence},
+              group_id TEXT NOT NULL UNIQUE,
+              state TEXT NOT NULL
+                CHECK (state IN ('ready', 'leased', 'trained', 'acknowledged', 'dropped', 'dead')),
+              oldest_version {int} NOT NULL,
+              payload {bytes},
+              tries {int} NOT NULL DEFAULT 0,
+              lease_token {int},
+              lease_expires_s {float},
+              reason TEXT,
+              created_s {float} NOT NULL
+            ){strict}""",
+            "CREATE INDEX groups_by_state ON groups (state, sequence)",
+            """CREATE TABLE claims (
+              prompt_index {int} PRIMARY KEY,
+              worker TEXT NOT NULL,
+              expires_s {float} NOT NULL
+            ){strict}""",
+            "CREATE TABLE progress (key TEXT PRIMARY KEY, value {int} NOT NULL){strict}",
+        ),
+    ),
+    # Payloads in a table of their own: a change of state then doesn't write them again. The prompt of an old row is not
+    # known; the next prompt's index is above it, which only makes the row stay longer (queue_rows.purge).
+    Migration(
+        version=2,
+        statements=(
+            "ALTER TABLE groups RENAME TO old_groups",
+            "DROP INDEX groups_by_state",
+            """CREATE TABLE groups (
+              sequence {sequence},
+              group_id TEXT NOT NULL UNIQUE,
+              prompt_index {int} NOT NULL,
+              state TEXT NOT NULL
+                CHECK (state IN ('ready', 'leased', 'trained', 'acknowledged', 'dropped', 'dead')),
+              priority {int} NOT NULL DEFAULT 0,
+              oldest_version {int} NOT NULL,
+              num_bytes {int} NOT NULL DEFAULT 0,
+              blob TEXT,
+              blob_offset {int},
+              blob_hash TEXT,
+              tries {int} NOT NULL DEFAULT 0,
+              lease_token {int} NOT NULL DEFAULT 0,
+              lease_expires_s {float},
+              leased_by TEXT,
+              reason TEXT,
+              created_s {float} NOT NULL
+            ){strict}""",
+            "CREATE TABLE payloads (sequence {int} PRIMARY KEY, payload {bytes} NOT NULL){strict}",
+            """INSERT INTO groups (sequence, group_id, prompt_index, state, oldest_version, num_bytes, tries,
+                                   lease_token, lease_expires_s, reason, created_s)
+               SELECT sequence, group_id, coalesce((SELECT value FROM progress WHERE key = 'next_prompt'), 0), state,
+                      oldest_version, coalesce(length(payload), 0), tries, coalesce(lease_token, 0), lease_expires_s,
+                      reason, created_s
+               FROM old_groups ORDER BY sequence""",
+            "INSERT INTO payloads SELECT sequence, payload FROM old_groups WHERE payload IS NOT NULL",
+            "DROP TABLE old_groups",
+            "CREATE INDEX groups_by_state ON groups (state, priority DESC, sequence, num_bytes, oldest_version)",
+            "CREATE INDEX groups_by_blob ON groups (blob) WHERE blob IS NOT NULL",
+            "CREATE INDEX claims_by_worker ON claims (worker)",
+            """INSERT INTO progress VALUES
+                 ('completed_steps', 0), ('trained_version', 0), ('finished', 0), ('next_prompt', 0),
+                 ('consumer_epoch', 0), ('watermark', 0), ('blobs_id', 0),
+                 ('removed_acknowledged', 0), ('removed_dropped', 0), ('removed_dead', 0)
+               ON CONFLICT (key) DO NOTHING""",
+            "DELETE FROM progress WHERE key = 'next_lease_token'",
+        ),
+        # Compressing random bytes takes long and gains nothing. What went through is to be reused soon: by default it
+        # is cleared away once it is a share of the table, and too slowly for the rates at which payloads come.
+        postgres_only=(
+            "ALTER TABLE payloads ALTER COLUMN payload SET STORAGE EXTERNAL",
+            "ALTER TABLE payloads SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500, "
+            "autovacuum_vacuum_cost_delay = 0, toast.autovacuum_vacuum_scale_factor = 0, "
+            "toast.autovacuum_vacuum_threshold = 5000, toast.autovacuum_vacuum_cost_delay = 0)",
+            "ALTER TABLE groups SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000)",
+        ),
+    ),
+)
+
+SCHEMA_VERSION = MIGRATIONS[-1].version
+
+
+def migrate(session: Session, name: str) -> None:
+    """Brings the database that the session has locked to `SCHEMA_VERSION`, in the session's transaction.
+
+    Args:
+      name: of the database, for errors.
+
+    Raises:
+      WrongDatabaseError: a newer build wrote it, or another program.
+    """
+    version = _version(session, name)
+    if version > SCHEMA_VERSION:
+        raise WrongDatabaseError(
+            f"{name} has queue schema version {version}, this build reads {SCHEMA_VERSION}: "
+            f"use the build that wrote it, or set store.database to a new place"
+        )
+    for migration in MIGRATIONS:
+        if migration.version > version:
+            only = migration.postgres_only if session.dialect.name == "postgres" else ()
+            for statement in (*migration.statements, *only):
+                session.execute(statement.format_map(session.dialect.names))
+    if version < SCHEMA_VERSION:
+        _set_version(session)
+
+
+def _version(session: Session, name: str) -> int:
+    """The schema version found; 0 in an empty database."""
+    if session.dialect.name == "sqlite":
+        if not session.execute("SELECT 1 FROM sqlite_master LIMIT 1"):
+            return 0
+        ((application,),) = session.execute("PRAGMA application_id")
+        if application != APPLICATION_ID:
+            raise WrongDatabaseError(
+                f"{name} is an SQLite database of another program; set store.database to another path"
+            )
+        ((version,),) = session.execute("PRAGMA user_version")
+        return version
+    is_there = session.execute("SELECT to_regclass('weir_schema')") != [(None,)]
+    if is_there and session.execute("SELECT version FROM weir_schema") == [(SCHEMA_VERSION,)]:
+        return SCHEMA_VERSION  # the only case that is open to roles which own nothing
+    session.execute("SELECT pg_advisory_xact_lock(?)", (APPLICATION_ID,))  # others that open it wait
+    session.execute("CREATE TABLE IF NOT EXISTS weir_schema (version BIGINT NOT NULL)")
+    found = session.execute("SELECT version FROM weir_schema")
+    if not found and session.execute(
+        "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'groups'"
+    ):
+        raise WrongDatabaseError(f"{name} has a table `groups` of another program; add ?schema=... to store.database")
+    return found[0][0] if found else 0
+
+
+def _set_version(session: Session) -> None:
+    if session.dialect.name == "sqlite":
+        session.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        session.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        return
+    session.execute("DELETE FROM weir_schema")
+    session.execute("INSERT INTO weir_schema VALUES (?)", (SCHEMA_VERSION,))

@@ -1,0 +1,80 @@
+"""Who may do what in the queue's schema on PostgreSQL: workers, learners, and the owner who made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import psycopg
+from psycopg import sql
+
+from serving_bridge.database.database import DatabaseError, open_database
+from serving_bridge.database.postgres_url import split_url
+
+Part = Literal["worker", "learner"]
+
+#: Rights by table. Nobody but the owner may change a table, or make one.
+_GRANTS: Mapping[Part, Mapping[str, str]] = {
+    "worker": {
+        "groups": "SELECT, INSERT",
+        "payloads": "INSERT",
+        "claims": "SELECT, INSERT, UPDATE, DELETE",
+        "progress": "SELECT, UPDATE",
+        "weir_writers": "SELECT, INSERT, UPDATE, DELETE",
+        "weir_schema": "SELECT",
+    },
+    "learner": {
+        "groups": "SELECT, INSERT, UPDATE, DELETE",
+        "payloads": "SELECT, DELETE",
+        "claims": "SELECT, INSERT, UPDATE, DELETE",
+        "progress": "SELECT, UPDATE",
+        "weir_writers": "SELECT, INSERT, UPDATE, DELETE",
+        "weir_schema": "SELECT",
+    },
+}
+#: Rows of `progress` that each may change: a worker moves the prompts on, and never the learner's own numbers.
+_PROGRESS: Mapping[Part, str] = {"worker": "key IN ('next_prompt', 'blobs_id')", "learner": "true"}
+
+
+def prepare(url: str, roles: Mapping[Part, str], *, timeout_s: float = 30.0) -> None:
+    """Makes the schema or brings it up to date, as its owner, and gives roles of the server their rights in it.
+
+    Args:
+      url: of the queue, as a user who may make the schema, or owns it.
+      roles: names of roles that exist, by what they are to do; what they had before in this schema is taken back.
+
+    Raises:
+      DatabaseError: the server refuses; a role does not exist, or is the owner.
+    """
+    open_database(url, timeout_s=timeout_s).close()
+    conninfo, schema, name = split_url(url)
+    try:
+        with psycopg.connect(conninfo, connect_timeout=max(2, int(timeout_s))) as connection:
+            for part, role in roles.items():
+                _grant(connection, schema, part, role)
+    except psycopg.Error as error:
+        raise DatabaseError(f"{name}: {' '.join(str(error).split())}") from error
+
+
+def _grant(connection: psycopg.Connection, schema: str, part: Part, role: str) -> None:
+    names = {"schema": sql.Identifier(schema), "role": sql.Identifier(role)}
+    if connection.execute("SELECT current_user = %s", (role,)).fetchone() == (True,):
+        raise DatabaseError(f"role {role} owns schema {schema}: give the {part} another one, with fewer rights")
+
+    def run(statement: str, **more: sql.Composable) -> None:
+        connection.execute(sql.SQL(statement).format(**names | more))
+
+    run("REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}")
+    run("GRANT USAGE ON SCHEMA {schema} TO {role}")
+    for table, rights in _GRANTS[part].items():
+        run(f"GRANT {rights} ON {{table}} TO {{role}}", table=sql.Identifier(schema, table))
+    progress, policy = sql.Identifier(schema, "progress"), sql.Identifier(f"weir_{role}"[:63])
+    run("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", table=progress)
+    run("DROP POLICY IF EXISTS {policy} ON {table}", table=progress, policy=policy)
+    run("DROP POLICY IF EXISTS weir_read ON {table}", table=progress)
+    run("CREATE POLICY weir_read ON {table} FOR SELECT USING (true)", table=progress)
+    run(
+        f"CREATE POLICY {{policy}} ON {{table}} FOR UPDATE TO {{role}} USING ({_PROGRESS[part]})",
+        table=progress,
+        policy=policy,
+    )

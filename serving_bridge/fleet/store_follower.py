@@ -1,0 +1,66 @@
+"""Which version of the weight store a replica shall load next, and what to do about versions that are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+
+from learner_jax.contracts.weights import ContractError, WeightManifest
+from serving_bridge.fleet.member import Member
+from serving_bridge.weights.files import StoreError
+from serving_bridge.weights.store import WeightStore
+
+
+class StoreFollower:
+    """Knows the newest version that can be read, and deletes those that nobody needs.
+
+    Args:
+      keep_versions: versions kept in the store; those in use are always kept.
+      run_blocking: runs file work off the event loop.
+    """
+
+    def __init__(
+        self,
+        store: WeightStore,
+        *,
+        keep_versions: int,
+        log: Callable[..., None],
+        run_blocking: Callable[..., Awaitable[Any]],
+    ):
+        self.newest: WeightManifest | None = None
+        self._store = store
+        self._keep_versions = keep_versions
+        self._log = log
+        self._run_blocking = run_blocking
+        self._unreadable: int | None = None
+
+    async def look(self, in_use: Callable[[], Collection[int]]) -> None:
+        """Finds the newest version; after a new one, deletes the old ones that are not `in_use`."""
+        versions = await self._run_blocking(self._store.versions)
+        if not versions or (self.newest is not None and versions[-1] == self.newest.version):
+            return
+        try:
+            self.newest = await self._run_blocking(self._store.best_manifest, versions[-1])
+        except (StoreError, ContractError) as error:
+            if self._unreadable != versions[-1]:
+                self._unreadable = versions[-1]
+                self.want_anchor(versions[-1], str(error))
+            return
+        await self._run_blocking(lambda: self._store.collect(self._keep_versions, in_use()))
+
+    def target(self, member: Member) -> WeightManifest | None:
+        """The version to bring a replica to: the newest, or for one that serves none the newest that it can use.
+
+        A version that the store holds damaged is tried again once it is there whole.
+        """
+        member.damaged = {version for version in member.damaged if not self._store.has_anchor(version)}
+        newest = self.newest
+        if newest is None or newest.version not in member.damaged:
+            return newest
+        older = [v for v in self._store.versions() if v not in member.damaged and v < newest.version]
+        return self._store.best_manifest(older[-1]) if older and member.version < 0 else None
+
+    def want_anchor(self, version: int, reason: str) -> None:
+        """Asks the learner to store a version once more, whole."""
+        self._log("version_damaged", version=version, error=reason)
+        self._store.want_anchor(version, reason)

@@ -1,0 +1,365 @@
+"""One vLLM replica over HTTP: token ids in, token ids with log-probs and policy versions out, and its control routes.
+
+Routes as of vLLM 0.32: `/inference/v1/generate` (needs --enable-scale-out) and the RL routes of VLLM_SERVER_DEV_MODE=1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol, TypeVar
+
+import aiohttp
+import msgspec
+import numpy as np
+
+from serving_bridge.access.probes import probe_ids
+from serving_bridge.vllm.answers import (
+    Aborted,
+    Answer,
+    Asked,
+    Completion,
+    Failed,
+    Malformed,
+    Rejected,
+    ReplicaError,
+    Unreachable,
+    Unversioned,
+    completions,
+    prompt_logprobs,
+    version_named,
+)
+from serving_bridge.vllm.worker_status import WorkerReport, WorkerStatus, merge
+
+__all__ = [
+    "Aborted",
+    "Completion",
+    "Failed",
+    "Malformed",
+    "Rejected",
+    "ReplicaError",
+    "Session",
+    "Unreachable",
+    "Unversioned",
+    "VllmClient",
+    "http_session",
+]
+
+T = TypeVar("T")
+
+_GENERATE = "/inference/v1/generate"
+#: version name of weights that no probe has passed yet; answers that carry it are refused
+_UNPROVEN = "unproven"
+#: statuses of a server that another start's token, or another address, was meant for
+_OTHER_SERVER = (401, 421)
+_METRIC = re.compile(r"^(vllm:[a-z0-9_]+)(?:\{[^}]*\})? ([-+.0-9a-zA-Z]+)$", re.MULTILINE)
+
+
+class _Paused(msgspec.Struct):
+    is_paused: bool
+
+
+class _Weights(msgspec.Struct):
+    weight_version: str
+
+
+class _Workers(msgspec.Struct):
+    results: list[WorkerReport]
+
+
+class Session(Protocol):
+    """What is used of an aiohttp session; simulations bring their own.
+
+    `async with request(method, url, data=, headers=, params=, allow_redirects=, timeout=) as response` gives
+    `response.status` and `await response.read()`; what fails on the way raises `aiohttp.ClientError`, `OSError` or
+    `TimeoutError`.
+    """
+
+    @property
+    def request(self) -> Callable[..., AbstractAsyncContextManager[Any]]: ...
+
+
+@asynccontextmanager
+async def http_session() -> AsyncIterator[Session]:
+    """A real session with as many connections as are asked for: the dispatcher bounds them, not the pool."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
+
+
+class VllmClient:
+    """Requests to one replica. The aiohttp session is given and stays the caller's.
+
+    Args:
+      vocab_size: answers with token ids from here on are refused; None where it is not known.
+      token: of this start of the server; the control token for control routes and probes.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        session: Session,
+        *,
+        control_timeout_s: float = 60.0,
+        vocab_size: int | None = None,
+        token: str = "",
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._session = session
+        self._control_timeout_s = control_timeout_s
+        self._vocab_size = vocab_size
+        self.token = token
+        self._answers = msgspec.json.Decoder(Answer)
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header that every request carries."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
+    def probe_ids(self, count: int) -> list[str]:
+        """Request ids of prompts whose log-probs a paused server computes together, once all have come."""
+        return probe_ids(count, self.token)
+
+    async def generate(
+        self,
+        token_ids: Sequence[int],
+        *,
+        n: int,
+        max_tokens: int,
+        stop_token_ids: Sequence[int],
+        timeout_s: float,
+        temperature: float = 1.0,
+        greedy: bool = False,
+        seed: int | None = None,
+        priority: int = 0,
+        unfinished: bool = False,
+    ) -> list[Completion]:
+        """Samples `n` answers to one prompt.
+
+        Args:
+          token_ids: the prompt, used as it is.
+          max_tokens: bound on each answer's length.
+          stop_token_ids: an answer ends with the first of these (kept in the answer); nothing else ends it early.
+          greedy: take the likeliest token each time; needs n=1.
+          seed: makes the answers repeatable; the n answers still differ.
+          priority: lower goes first where the server is full.
+          unfinished: take answers that were aborted as far as they came (finish reason "abort", maybe no token).
+
+        Raises:
+          Aborted, Unreachable, Failed, Unversioned: may be tried again.
+          Rejected, Malformed: won't get better.
+        """
+        parameters: dict[str, Any] = {
+            "n": n,
+            "max_tokens": max_tokens,
+            "temperature": 0.0 if greedy else temperature,
+            "stop_token_ids": list(stop_token_ids),
+            "ignore_eos": True,
+            "logprobs": 0,
+            "detokenize": False,
+        }
+        if seed is not None:
+            parameters["seed"] = seed
+        answer = await self._generate(token_ids, parameters, timeout_s, priority)
+        asked = Asked(n, max_tokens, frozenset(stop_token_ids), self._vocab_size, unfinished)
+        return completions(answer, asked, self.base_url)
+
+    async def prompt_logprobs(
+        self, token_ids: Sequence[int], *, timeout_s: float, priority: int = 0, request_id: str | None = None
+    ) -> np.ndarray:
+        """Log-probs of a prompt's own tokens under the current weights; a paused server answers these, and only these.
+
+        Args:
+          request_id: one of `probe_ids`, to be computed in one step with the others; alone by default.
+
+        Returns:
+          float32[T-1], nats, temperature 1: entry t is log p(tokens[t+1] | tokens[:t+1]).
+        """
+        parameters = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
+        (alone,) = self.probe_ids(1)
+        answer = await self._generate(token_ids, parameters, timeout_s, priority, request_id or alone)
+        return prompt_logprobs(answer, token_ids, self.base_url)
+
+    async def warm_up(self, token_ids: Sequence[int], *, n: int, max_tokens: int, timeout_s: float) -> None:
+        """Samples and throws away, whatever the weights: the first batches of a server are slow."""
+        parameters = {"n": n, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": 0, "detokenize": False}
+        await self._generate(token_ids, parameters, timeout_s, 0)
+
+    async def is_healthy(self, timeout_s: float = 5.0) -> bool:
+        """Whether the server answers and its engine lives."""
+        try:
+            await self._request("GET", "/health", timeout_s=timeout_s)
+        except ReplicaError:
+            return False
+        return True
+
+    async def pause(self) -> None:
+        """Stops sampling; requests in flight stay and, on resume, recompute their KV cache with the weights of then."""
+        await self._request("POST", "/pause", params={"mode": "keep", "clear_cache": "true"})
+
+    async def resume(self) -> None:
+        await self._request("POST", "/resume")
+
+    async def is_paused(self) -> bool:
+        return self._decoded(await self._request("GET", "/is_paused"), _Paused).is_paused
+
+    async def stage(self, version: int, content_sha256: str, round_id: str, lease_s: float) -> WorkerStatus:
+        """Takes the replica's lease and has the workers read and check a version of its store in the background.
+
+        Args:
+          round_id: who asks; the lease is its own for `lease_s` seconds, and longer with each `worker_status`.
+
+        Raises:
+          Failed: another round holds the lease, or the workers can't stage.
+        """
+        wanted = {"version": version, "content_sha256": content_sha256}
+        return await self._workers("weir_stage", {**wanted, "round_id": round_id, "lease_s": lease_s})
+
+    async def worker_status(self, round_id: str = "") -> WorkerStatus:
+        """State of staging and of the weights; renews the lease if `round_id` is its holder."""
+        return await self._workers("weir_status", {"round_id": round_id})
+
+    async def release(self, round_id: str) -> None:
+        """Gives the lease back; harmless for who doesn't hold it."""
+        await self._workers("weir_release", {"round_id": round_id})
+
+    async def start_update(self) -> None:
+        await self._request("POST", "/start_weight_update")
+
+    async def update(self, version: int, content_sha256: str, round_id: str) -> None:
+        """Applies the staged version; the server must be paused and `round_id` hold the lease."""
+        info = {"version": version, "content_sha256": content_sha256, "round_id": round_id}
+        await self._request("POST", "/update_weights", body={"update_info": info})
+
+    async def end_stuck_update(self) -> None:
+        """Ends an update session that someone left open: an invalid update fails, and failing ends the session."""
+        try:
+            await self._request("POST", "/update_weights", body={"update_info": {}})
+        except Failed:
+            return
+        raise Malformed(f"{self.base_url} accepted an empty weight update")
+
+    async def finish_update(self) -> None:
+        """Ends the update; answers carry no policy version from now on, until `name_version`."""
+        await self._request("POST", "/finish_weight_update", body={"weight_version": _UNPROVEN})
+
+    async def name_version(self, version: int | None) -> None:
+        """Gives the weights that the server has now a policy version, or takes it from them, without changing them."""
+        name = _UNPROVEN if version is None else str(version)
+        await self._request("POST", "/update_weight_version", body={"new_version": name})
+
+    async def weight_version(self) -> int | None:
+        """Policy version that answers carry; None for weights it started with, or that no probe has passed yet."""
+        name = self._decoded(await self._request("GET", "/weight_info"), _Weights).weight_version
+        return version_named(name)
+
+    async def abort_all(self) -> None:
+        """Ends every request in flight with finish reason "abort"."""
+        await self._request("POST", "/abort_requests", body={})
+
+    async def metrics(self, *, timeout_s: float | None = None) -> dict[str, float]:
+        """vLLM's Prometheus metrics, name -> value summed over labels (e.g. `vllm:num_requests_running`)."""
+        text = (await self._request("GET", "/metrics", timeout_s=timeout_s)).decode(errors="replace")
+        totals: dict[str, float] = {}
+        for name, value in _METRIC.findall(text):
+            try:
+                totals[name] = totals.get(name, 0.0) + float(value)
+            except ValueError:
+                raise Malformed(f"{self.base_url} says that {name} is {value!r}, expected a number") from None
+        return totals
+
+    async def num_requests(self) -> int:
+        """Requests running or waiting, as of the engine's last step."""
+        metrics = await self.metrics()
+        try:
+            number = metrics["vllm:num_requests_running"] + metrics["vllm:num_requests_waiting"]
+        except KeyError as error:
+            raise Malformed(f"{self.base_url} has no metric {error.args[0]}: this vLLM is of another version") from None
+        if not 0 <= number < math.inf:
+            raise Malformed(f"{self.base_url} says that {number} requests run or wait")
+        return int(number)
+
+    async def _generate(
+        self,
+        token_ids: Sequence[int],
+        parameters: dict[str, Any],
+        timeout_s: float,
+        priority: int,
+        request_id: str | None = None,
+    ) -> Answer:
+        body: dict[str, Any] = {"token_ids": list(token_ids), "sampling_params": parameters}
+        if request_id is not None:
+            body["request_id"] = request_id
+        if priority:
+            body["priority"] = priority
+        payload = await self._request("POST", _GENERATE, body=body, timeout_s=timeout_s)
+        try:
+            return self._answers.decode(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Malformed(f"{self.base_url} sent an answer that can't be read: {error}") from error
+
+    def _decoded(self, payload: bytes, kind: type[T]) -> T:
+        try:
+            return msgspec.json.decode(payload, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Malformed(f"{self.base_url} sent {payload[:200]!r}: {error}") from error
+
+    async def _workers(self, method: str, arguments: dict[str, Any]) -> WorkerStatus:
+        """Calls a method of the plugin on every worker of the replica, each of which returns its status."""
+        payload = await self._request("POST", "/collective_rpc", body={"method": method, "kwargs": arguments})
+        workers = self._decoded(payload, _Workers).results
+        if not workers:
+            raise Malformed(f"{self.base_url}: {method} returned nothing, expected one status per worker")
+        return merge(workers)
+
+    async def _request(
+        self,
+        method: str,
+        route: str,
+        *,
+        body: dict[str, Any] | None = None,
+        params: dict[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        total_s = self._control_timeout_s if timeout_s is None else timeout_s
+        data = None if body is None else msgspec.json.encode(body)
+        headers = self.authorization
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        if route != _GENERATE:
+            # uvicorn drops the connection after a 500 without saying so, and the next request on it would be lost.
+            headers["Connection"] = "close"
+        where = f"{method} {self.base_url}{route}"
+        try:
+            async with self._session.request(
+                method,
+                self.base_url + route,
+                data=data,
+                headers=headers,
+                params=params,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=total_s),
+            ) as response:
+                payload = await response.read()
+                status = response.status
+        except TimeoutError:
+            raise Unreachable(f"{where}: no answer within {total_s} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise Unreachable(f"{where}: {error or type(error).__name__}") from error
+        if status >= 500:
+            raise Failed(f"{where}: {status} {_detail(payload)}")
+        if status in _OTHER_SERVER:
+            raise Unreachable(f"{where}: {status} {_detail(payload)}; the server that was known has ended")
+        if not 200 <= status < 300:
+            raise Rejected(f"{where}: {status} {_detail(payload)}")
+        return payload
+
+
+def _detail(payload: bytes) -> str:
+    """The message of an error answer."""
+    try:
+        decoded = msgspec.json.decode(payload)
+        return str(decoded.get("error", {}).get("message") or decoded)
+    except (msgspec.MsgspecError, UnicodeDecodeError, AttributeError):
+        return payload[:500].decode(errors="replace")

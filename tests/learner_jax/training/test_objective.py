@@ -1,0 +1,604 @@
+"""The composed loss: against float64 NumPy, invariant to how a batch is cut, padded, ordered or sharded, safe."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from learner_jax.batches.building import Batch, BatchError, Sequences, batch_lengths, preference_batch, rl_batch
+from learner_jax.contracts.weights import Trajectory
+from learner_jax.models.decoder import TokenStats, init_parameters
+from learner_jax.settings.learner import (
+    AdvantageSettings,
+    GroupSettings,
+    KLSettings,
+    LearnerSettings,
+    LossSettings,
+    MeshSettings,
+    MismatchSettings,
+    OptimizerSettings,
+    PolicySettings,
+    ValueSettings,
+)
+from learner_jax.training import objective
+from learner_jax.training.engine import Engine
+from learner_jax.training.objective import Objective, StepScalars
+from learner_jax.training.train_step import TrainState
+from tests.learner_jax.training.test_train_step import TINY
+from tests.support.trajectories import make_group
+
+VTRACE = {
+    "advantage": AdvantageSettings(estimator="vtrace", discount=0.97, turn_discount=0.9, trace_decay=0.95),
+    "policy": PolicySettings(objective="policy_gradient", importance="none"),
+    "value": ValueSettings(model="shared"),
+}
+LOSSES: dict[str, LossSettings] = {
+    "grpo": LossSettings(kl=KLSettings(coefficient=0.05)),
+    "dr_grpo, constant": LossSettings(
+        advantage=AdvantageSettings(estimator="dr_grpo"), reduction="constant", constant_tokens=6
+    ),
+    "rloo, cispo, k2": LossSettings(
+        advantage=AdvantageSettings(estimator="rloo"),
+        policy=PolicySettings(objective="cispo", clip_low=0.9, clip_high=2.0),
+        kl=KLSettings(coefficient=0.05, estimator="k2"),
+    ),
+    "reinforce_pp, k1 reward, token mean": LossSettings(
+        advantage=AdvantageSettings(estimator="reinforce_pp"),
+        kl=KLSettings(coefficient=0.05, estimator="k1", use="reward"),
+        reduction="token_mean",
+    ),
+    "gspo, entropy": LossSettings(policy=PolicySettings(objective="gspo"), entropy_coefficient=0.01),
+    "decoupled, corrected": LossSettings(
+        policy=PolicySettings(objective="decoupled_ppo", importance_cap=1.5, dual_clip=3.0),
+        mismatch=MismatchSettings(truncation=2.0, band=(0.3, 3.0), sequence_band=(0.3, 3.0), veto=1e-3),
+        kl=KLSettings(coefficient=0.05, importance_weighted=True),
+    ),
+    "gae, whitened, clipped values": LossSettings(
+        advantage=AdvantageSettings(estimator="gae", whiten=True, trace_decay=0.9, discount=0.95),
+        value=ValueSettings(model="separate", clip=0.1),
+    ),
+    "vtrace by token": LossSettings(**VTRACE),
+    "vtrace in ppo": LossSettings(
+        advantage=AdvantageSettings(estimator="vtrace", segments="turn"), value=ValueSettings(model="shared")
+    ),
+    "vtrace by turn": LossSettings(
+        **VTRACE | {"advantage": AdvantageSettings(estimator="vtrace", segments="turn", turn_discount=0.9)},
+        kl=KLSettings(coefficient=0.05, estimator="k3", use="reward"),
+    ),
+}
+
+
+def losses(*in_suite: str) -> list[Any]:
+    """All of them, those that are not named in the soak only: compiling is most of the time."""
+    return [pytest.param(name, marks=() if name in in_suite else pytest.mark.soak) for name in LOSSES]
+
+
+def dialog(group_id: str, *, seed: int, size: int = 2, finish: str = "stop") -> list[Trajectory]:
+    """Two turns: 2 prompt tokens, an answer, 2 environment tokens, an answer; rewards after each answer."""
+    rng = np.random.default_rng(seed)
+    group = []
+    for trajectory in make_group(group_id, size=size, prompt_tokens=2, answer_tokens=6 + seed % 3, seed=seed):
+        length = len(trajectory.tokens)
+        first = 2 + rng.integers(1, 3)
+        mask = np.arange(length) >= 2
+        mask[first : first + 2] = False
+        turn = (np.arange(length) >= first).astype(np.int32)
+        rewards = np.zeros(length, np.float32)
+        rewards[[first - 1, length - 1]] = rng.normal(size=2)
+        group.append(
+            dataclasses.replace(
+                trajectory,
+                loss_mask=mask,
+                turn=turn,
+                rewards=rewards,
+                policy_version=np.where(mask, rng.integers(1, 4, length), -1).astype(np.int32),
+                behavior_logprobs=np.where(mask, -3.4 - 0.2 * rng.random(length), 0.0).astype(np.float32),
+                finish_reason=finish,  # type: ignore[arg-type]
+            )
+        )
+    return group
+
+
+GROUPS = [dialog(f"run/{i}", seed=i, finish="length" if i == 1 else "stop") for i in range(4)]
+
+
+def settings(loss: LossSettings, **changes: Any) -> LearnerSettings:
+    base = {"steps": 1, "groups_per_step": 4, "sequence_length": 12, "microbatch_rows": 8, "loss": loss}
+    return LearnerSettings(**(base | {"optimizer": OptimizerSettings(learning_rate=1e-3)} | changes))
+
+
+def make_engine(loss: LossSettings, *, devices: int = 1, **changes: Any) -> Engine:
+    return Engine(
+        settings(loss, **changes),
+        TINY,
+        objective=objective.reinforcement(loss),
+        temperature=1.0,
+        devices=jax.devices()[:devices],
+    )
+
+
+@functools.cache
+def engine_of(name: str) -> Engine:
+    """One engine for each loss, so that its train step is compiled once for all tests."""
+    return make_engine(LOSSES[name])
+
+
+@functools.cache
+def whole_gradient(name: str) -> tuple[dict[Any, np.ndarray], dict[str, float]]:
+    return gradients(engine_of(name), initial_parameters(), GROUPS)
+
+
+def reference(rows: Sequences) -> np.ndarray:
+    return (-3.4 - 0.1 * np.cos(rows.tokens)).astype(np.float32)
+
+
+def make_batch(engine: Engine, dialogs: Any, state: TrainState, **changes: Any) -> Batch:
+    """The prepared batch of these groups of dialogs; `changes` are of the loss's settings for the host's part."""
+    loss = engine.settings.loss.model_copy(update=changes)
+    batch, _ = rl_batch(
+        dialogs,
+        loss,
+        sequence_length=engine.settings.sequence_length,
+        trained_version=4,
+        reference=reference if loss.kl.coefficient else None,
+        kl_coefficient=loss.kl.coefficient,
+    )
+    return engine.prepared(state.params, batch, current_version=3)
+
+
+@functools.cache
+def initial_parameters() -> Any:
+    return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return initial_parameters()
+
+
+def gradients(engine: Engine, params: Any, groups: Any) -> tuple[dict[Any, np.ndarray], dict[str, float]]:
+    """Gradient and metrics of a batch, with a value head that is not zero."""
+    state = engine.init_state(params, seed=0)
+    weights = dict(state.params)
+    if "value" in weights:
+        head = np.random.default_rng(0).normal(size=TINY.hidden_size).astype(np.float32)
+        weights["value"] = weights["value"] | {"head": {"weight": jnp.asarray(head), "bias": jnp.float32(0.1)}}
+    state = dataclasses.replace(state, params=weights)
+    total = engine.gradients(state.params, make_batch(engine, groups, state), current_version=3, kl_coefficient=0.05)
+    return (
+        {path: np.asarray(g) for path, g in flatten_dict(total.grads).items()},
+        {name: float(value) for name, value in total.metrics.items()} | {"loss": float(total.loss)},
+    )
+
+
+def scalars(coefficient: float = 0.05) -> StepScalars:
+    return StepScalars(jnp.int32(3), jnp.int32(3), jnp.float32(coefficient))
+
+
+def relative_difference(a: dict[Any, np.ndarray], b: dict[Any, np.ndarray]) -> float:
+    """Of the whole gradient, by its norm: single elements near zero have no relative precision in fp32."""
+    norm = np.sqrt(sum((x.astype(np.float64) ** 2).sum() for x in b.values()))
+    assert norm > 1e-6
+    return float(np.sqrt(sum(((a[k].astype(np.float64) - b[k]) ** 2).sum() for k in b)) / norm)
+
+
+@pytest.mark.parametrize("name", losses("grpo", "rloo, cispo, k2", "gae, whitened, clipped values", "vtrace by turn"))
+def test_microbatches_do_not_change_the_gradient(name: str, params: Any) -> None:
+    whole, metrics = whole_gradient(name)
+    split, split_metrics = gradients(make_engine(LOSSES[name], microbatch_rows=2), params, GROUPS)
+    assert relative_difference(split, whole) < 1e-6
+    for key, value in metrics.items():
+        assert split_metrics[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+
+
+@pytest.mark.parametrize("name", losses("dr_grpo, constant", "decoupled, corrected", "vtrace by token"))
+def test_order_of_groups_and_padding_do_not_change_the_gradient(name: str, params: Any) -> None:
+    plain, _ = whole_gradient(name)
+    longer = make_engine(LOSSES[name], sequence_length=17)
+    other, _ = gradients(longer, params, [GROUPS[i] for i in (2, 0, 3, 1)])
+    assert relative_difference(other, plain) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "name", losses("reinforce_pp, k1 reward, token mean", "gspo, entropy", "vtrace in ppo", "vtrace by turn")
+)
+def test_packed_rows_and_shared_prompts_do_not_change_the_gradient(name: str, params: Any) -> None:
+    plain, metrics = whole_gradient(name)
+    # Sharing is the harder case of packing; without it, one loss that couples tokens and one that does not.
+    for share in ("auto", "never") if name in ("grpo", "vtrace by turn") else ("auto",):
+        engine = make_engine(LOSSES[name], row_tokens=(34,), microbatch_rows=1, share_prompts=share)
+        lengths = batch_lengths(make_batch(engine, GROUPS, engine.init_state(params, seed=0)))
+        plan = engine.plan(lengths, 12)
+        assert (plan.num_rows, plan.shares_prompts) == {"never": (3, False), "auto": (2, True)}[share]
+        packed, packed_metrics = gradients(engine, params, GROUPS)
+        assert relative_difference(packed, plain) < 1e-5
+        for key, value in metrics.items():
+            assert packed_metrics[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vtrace by turn",
+        pytest.param("gae, whitened, clipped values", marks=pytest.mark.soak),
+        pytest.param("decoupled, corrected", marks=pytest.mark.soak),
+    ],
+)
+def test_a_mesh_does_not_change_the_step(name: str, params: Any) -> None:
+    def metrics(engine: Engine) -> dict[str, float]:
+        state = engine.init_state(params, seed=0)
+        _, metrics = engine.step(state, make_batch(engine, GROUPS, state), current_version=3)
+        return {key: float(value) for key, value in metrics.items()}
+
+    single = metrics(engine_of(name))
+    sharded = metrics(make_engine(LOSSES[name], devices=8, mesh=MeshSettings(data=2, fsdp=2, tensor=2)))
+    for key, value in single.items():
+        assert sharded[key] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+
+
+# --- against float64 NumPy, on statistics that no model made ----------------------------------------------------
+
+
+def made_up(seed: int = 0) -> tuple[TokenStats, Batch, dict[str, np.ndarray]]:
+    """Statistics and a batch of 4 rows of 6 tokens; versions 2 and 3, of which 3 is the current one."""
+    rng = np.random.default_rng(seed)
+    shape = (4, 6)
+    mask = np.arange(6) >= np.array([[1], [2], [1], [3]])
+    arrays = {
+        "current": -rng.random(shape) * 2,
+        "behavior": -rng.random(shape) * 2,
+        "trainer": -rng.random(shape) * 2,
+        "reference": -rng.random(shape) * 2,
+        "advantages": rng.normal(size=(4, 1)) * mask,
+        "entropy": rng.random(shape),
+        "versions": np.where(mask, np.array([[3], [2], [3], [2]]), -1),
+        "mask": mask,
+    }
+    lengths = mask.sum(axis=1, keepdims=True)
+    arrays["weights"] = mask / lengths / 4
+    single = {name: x.astype(np.float32) for name, x in arrays.items()}
+    stats = TokenStats(jnp.asarray(single["current"]), jnp.asarray(single["entropy"]), jnp.zeros(shape, bool))
+    batch = Batch(
+        tokens=jnp.zeros(shape, jnp.int32),
+        weights=jnp.asarray(single["weights"]),
+        advantages=jnp.asarray(single["advantages"]),
+        behavior_logprobs=jnp.asarray(single["behavior"]),
+        policy_version=jnp.asarray(arrays["versions"], jnp.int32),
+        reference_logprobs=jnp.asarray(single["reference"]),
+        trainer_logprobs=jnp.asarray(single["trainer"]),
+    )
+    return stats, batch, arrays
+
+
+def loss_of(loss: LossSettings, stats: TokenStats, batch: Batch, coefficient: float = 0.1) -> tuple[float, np.ndarray]:
+    """(loss, gradient with respect to the current log-probs)."""
+    chosen = objective.reinforcement(loss)
+    if not loss.kl.coefficient:
+        batch = dataclasses.replace(batch, reference_logprobs=None)
+
+    def function(logprobs: jax.Array) -> jax.Array:
+        return chosen(dataclasses.replace(stats, logprobs=logprobs), batch, scalars(coefficient))[0]
+
+    value, gradient = jax.jit(jax.value_and_grad(function))(stats.logprobs)
+    return float(value), np.asarray(gradient)
+
+
+def finite_difference(function: Callable[[np.ndarray], float], at: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    gradient = np.zeros(at.shape)
+    for index in zip(*np.nonzero(mask), strict=True):
+        shift = np.zeros(at.shape)
+        shift[index] = 1e-6
+        gradient[index] = (function(at + shift) - function(at - shift)) / 2e-6
+    return gradient
+
+
+def test_corrected_decoupled_loss_against_numpy() -> None:
+    """Mismatch weight (truncated, banded) x staleness weight (capped) x PPO around the proximal policy, and k3."""
+    loss = LossSettings(
+        policy=PolicySettings(objective="decoupled_ppo", importance_cap=1.3),
+        mismatch=MismatchSettings(truncation=1.2, band=(0.4, 2.5), lagging=True),
+        kl=KLSettings(coefficient=0.1),
+    )
+    stats, batch, a = made_up()
+    proximal = a["current"]  # one update per batch: the policy at the start of the step
+
+    def oracle(current: np.ndarray) -> float:
+        total = 0.0
+        for row, t in zip(*np.nonzero(a["mask"]), strict=True):
+            is_current = a["versions"][row, t] == 3
+            trainer = proximal[row, t] if is_current else a["trainer"][row, t]
+            mismatch = np.exp(trainer - a["behavior"][row, t])
+            mismatch_weight = min(mismatch, 1.2) if 0.4 <= mismatch <= 2.5 else 0.0
+            staleness = min(np.exp(proximal[row, t] - trainer), 1.3)
+            ratio = np.exp(current[row, t] - proximal[row, t])
+            advantage = a["advantages"][row, t]
+            surrogate = -min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+            d = a["reference"][row, t] - current[row, t]
+            k3 = np.exp(d) - 1 - d
+            total += a["weights"][row, t] * (mismatch_weight * staleness * surrogate + 0.1 * k3)
+        return total
+
+    value, gradient = loss_of(loss, stats, batch)
+    assert value == pytest.approx(oracle(a["current"]), rel=1e-5)
+    # The clip's kink is at 0.8 and 1.2, the ratio is 1: finite differences are safe there.
+    expected = finite_difference(oracle, a["current"], a["mask"])
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_mismatch_is_corrected_for_by_itself_and_staleness_is_not_touched() -> None:
+    """Tokens of an older version whose trainer log-probs nobody recomputed have no mismatch that could be known."""
+    loss = LossSettings(mismatch=MismatchSettings(band=(0.999, 1.001)))
+    stats, batch, a = made_up()
+    batch = dataclasses.replace(batch, trainer_logprobs=None)
+    _, metrics = objective.reinforcement(loss)(stats, batch, scalars())
+    current_share = a["weights"][a["versions"] == 3].sum()
+    assert float(metrics["mismatch_masked"]) == pytest.approx(current_share, rel=1e-5)
+
+
+def test_log_probs_of_older_versions_are_recomputed_with_their_own_weights(params: Any) -> None:
+    engine = make_engine(LossSettings(), microbatch_rows=4)
+    batch, _ = rl_batch(GROUPS, LossSettings(), sequence_length=12, trained_version=4)
+    older = jax.tree.map(lambda x: 1.1 * x, params)
+    got = engine.trainer_logprobs(batch, {2: older, 3: params}, current_version=3)
+    versions, behavior = np.asarray(batch.policy_version), np.asarray(batch.behavior_logprobs)
+    expected = np.where(versions == 2, engine.logprobs(older, np.asarray(batch.tokens)), behavior)
+    assert {1, 2, 3} <= set(versions.ravel().tolist())  # version 1 is gone, version 3 is the current one
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert np.abs(got - behavior)[versions == 2].min() > 1e-4
+
+
+def test_one_update_needs_no_proximal_pass() -> None:
+    """The explicit proximal policy and the learner at the start of the step give the same loss and gradient."""
+    loss = LossSettings(policy=PolicySettings(objective="decoupled_ppo"))
+    stats, batch, _ = made_up()
+    implicit = loss_of(loss, stats, batch)
+    explicit = loss_of(loss, stats, dataclasses.replace(batch, proximal_logprobs=stats.logprobs))
+    assert explicit[0] == implicit[0]
+    np.testing.assert_array_equal(explicit[1], implicit[1])
+
+
+def test_an_explicit_proximal_policy_is_what_the_clip_is_around() -> None:
+    loss = LossSettings(policy=PolicySettings(objective="decoupled_ppo", importance="none"))
+    stats, batch, a = made_up()
+    moved = dataclasses.replace(batch, proximal_logprobs=stats.logprobs - 0.5 * jnp.sign(batch.advantages))
+    _, gradient = loss_of(loss, stats, moved)
+    assert not gradient.any()  # every ratio has left the bounds on the side that gains
+    _, metrics = objective.reinforcement(loss)(stats, moved, scalars())
+    assert float(metrics["clip_fraction"]) == pytest.approx(a["weights"].sum())
+
+
+def test_without_bounds_every_objective_is_the_importance_weighted_policy_gradient() -> None:
+    stats, batch, a = made_up()
+    ratio = np.exp(a["current"] - a["behavior"])
+    expected = -a["weights"] * ratio * a["advantages"]
+    infinite = {"clip_low": 1.0, "clip_high": float("inf")}
+    for policy in (
+        PolicySettings(objective="ppo", **infinite),
+        PolicySettings(objective="cispo", **infinite),
+        PolicySettings(objective="policy_gradient", importance_cap=float("inf")),
+        PolicySettings(objective="decoupled_ppo", importance_cap=float("inf"), **infinite),
+    ):
+        _, gradient = loss_of(LossSettings(policy=policy), stats, batch)
+        np.testing.assert_allclose(gradient, expected, rtol=2e-5, atol=1e-7, err_msg=policy.objective)
+
+
+def test_effective_sample_size_is_that_of_the_whole_batch(params: Any) -> None:
+    engine = make_engine(LOSSES["grpo"], microbatch_rows=2)
+    state = engine.init_state(params, seed=0)
+    batch = make_batch(engine, GROUPS, state)
+    log_ratio = engine.logprobs(state.params, np.asarray(batch.tokens)) - np.asarray(batch.behavior_logprobs)
+    w = np.exp(log_ratio[np.asarray(batch.weights) > 0].astype(np.float64))
+    _, metrics = engine.step(state, batch, current_version=3)
+    assert float(metrics["effective_sample_share"]) == pytest.approx(w.sum() ** 2 / (len(w) * (w**2).sum()), rel=1e-5)
+
+
+def test_effective_sample_size_scales_the_step(params: Any) -> None:
+    def moved(exponent: float) -> tuple[np.ndarray, float]:
+        engine = make_engine(LossSettings(effective_sample_exponent=exponent))
+        state = engine.init_state(params, seed=0)
+        before = np.asarray(state.params["embed"]["weight"])
+        state, metrics = engine.step(state, make_batch(engine, GROUPS, state), current_version=3)
+        return np.asarray(state.params["embed"]["weight"]) - before, float(metrics["effective_sample_share"])
+
+    full, share = moved(0.0)
+    scaled, _ = moved(0.5)
+    assert share < 0.999
+    np.testing.assert_allclose(scaled, full * share**0.5, atol=2e-7)  # both are differences of fp32 parameters
+
+
+# --- safety -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("shift", [-50.0, 50.0])
+def test_absurd_ratios_never_reach_the_parameters_as_nan(name: str, shift: float, params: Any) -> None:
+    engine = engine_of(name)
+    state = engine.init_state(params, seed=0)
+    batch = make_batch(engine, GROUPS, state)
+    batch = dataclasses.replace(batch, behavior_logprobs=np.asarray(batch.behavior_logprobs) + np.float32(shift))
+    state, metrics = engine.step(state, batch, current_version=3)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    assert np.isfinite(float(metrics["loss"])) or float(metrics["skipped"]) == 1
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("reward", [1e9, np.nan, np.inf])
+def test_absurd_rewards_are_survived_or_skipped_and_counted(name: str, reward: float, params: Any) -> None:
+    engine = engine_of(name)
+    state = engine.init_state(params, seed=0)
+    with np.errstate(invalid="ignore"):
+        absurd = [dataclasses.replace(t, rewards=t.rewards * np.float32(reward)) for t in GROUPS[0]]
+        batch = make_batch(engine, [absurd, *GROUPS[1:]], state)
+    before = flatten_dict(jax.tree.map(np.asarray, state.params))
+    state, metrics = engine.step(state, batch, current_version=3)
+    after = flatten_dict(jax.tree.map(np.asarray, state.params))
+    assert all(np.isfinite(x).all() for x in after.values())
+    if np.isfinite(reward):
+        return
+    if float(metrics["skipped"]):
+        assert all((after[path] == before[path]).all() for path in before)
+    else:  # the group was left out, and the others are learned from
+        weights = np.asarray(batch.weights)
+        assert not weights[: len(absurd)].any()
+        assert weights[len(absurd) :].any()
+        assert any((after[path] != before[path]).any() for path in before)
+
+
+def test_rows_without_a_learned_token_and_answers_of_one_token_are_fine(params: Any) -> None:
+    short = [make_group(f"run/{i}", answer_tokens=1, seed=i, rewards=[0.0, 1.0]) for i in range(3)]
+    cut = [dataclasses.replace(t, finish_reason="length") for t in make_group("run/3", seed=3)]
+    for name in LOSSES:
+        engine = engine_of(name)
+        state = engine.init_state(params, seed=0)
+        batch = make_batch(engine, [*short, cut], state, groups=GroupSettings(overlong="mask"))
+        assert not np.asarray(batch.weights)[-2:].any()
+        _, metrics = engine.step(state, batch, current_version=3)
+        assert all(np.isfinite(float(x)) for x in metrics.values()), name
+        assert float(metrics["skipped"]) == 0
+
+
+# --- values -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["shared", "separate"])
+def test_values_learn_what_states_are_worth(kind: str, params: Any) -> None:
+    """Two prompts, one always rewarded with 1 and one with -1: the value of their first token's state tells them."""
+    loss = LossSettings(**VTRACE | {"value": ValueSettings(model=kind)})  # type: ignore[arg-type]
+    engine = make_engine(loss, optimizer=OptimizerSettings(learning_rate=3e-3))
+    groups = [make_group(f"run/{i}", seed=i % 2, rewards=[1.0, 1.0] if i % 2 else [-1.0, -1.0]) for i in range(4)]
+    state = engine.init_state(params, seed=0)
+    batch = make_batch(engine, groups, state)
+    for _ in range(60):
+        state, metrics = engine.step(state, batch, current_version=3)
+    values = np.asarray(engine.statistics(state.params, np.asarray(batch.tokens)).values_after)[:, 2]
+    np.testing.assert_allclose(values, [-1, -1, 1, 1, -1, -1, 1, 1], atol=0.25)
+    assert float(metrics["value_loss"]) < 0.05
+
+
+def test_the_ratio_is_in_the_advantage_or_in_the_objective_but_never_in_both(params: Any) -> None:
+    """Within the bounds, at rho <= 1, PPO on unweighted V-trace advantages has IMPALA's gradient."""
+    unbounded = PolicySettings(objective="ppo", clip_low=1.0, clip_high=float("inf"))
+    flat = []
+    for policy in (PolicySettings(objective="policy_gradient", importance="none"), unbounded):
+        loss = LossSettings(**VTRACE | {"policy": policy})
+        groups = [  # behaviour log-probs above any that the model gives, so that every ratio is below 1
+            [dataclasses.replace(t, behavior_logprobs=np.where(t.loss_mask, -0.5, 0).astype(np.float32)) for t in g]
+            for g in GROUPS
+        ]
+        flat.append(gradients(make_engine(loss), params, groups)[0])
+    assert relative_difference(flat[1], flat[0]) < 1e-5
+
+
+def test_a_separate_critic_leaves_the_policys_gradient_alone(params: Any) -> None:
+    def policy_gradient_with(coefficient: float, kind: str) -> dict[Any, np.ndarray]:
+        value = ValueSettings(model=kind, coefficient=coefficient)  # type: ignore[arg-type]
+        engine = make_engine(LossSettings(**VTRACE | {"value": value}))
+        flat, _ = gradients(engine, params, GROUPS)
+        return {path: g for path, g in flat.items() if path[0] != "value"}
+
+    apart = policy_gradient_with(1.0, "separate")
+    assert relative_difference(policy_gradient_with(9.0, "separate"), apart) < 1e-6
+    assert relative_difference(policy_gradient_with(9.0, "shared"), apart) > 1e-2
+
+
+def test_whitened_advantages_are_those_of_the_whole_batch(params: Any) -> None:
+    engine = make_engine(LOSSES["gae, whitened, clipped values"], microbatch_rows=2)
+    batch = make_batch(engine, GROUPS, engine.init_state(params, seed=0))
+    learned = np.asarray(batch.advantages)[np.asarray(batch.weights) > 0]
+    assert learned.mean() == pytest.approx(0.0, abs=1e-5)
+    assert learned.std() == pytest.approx(1.0, abs=1e-3)
+
+
+# --- preferences --------------------------------------------------------------------------------------------------
+
+
+def pairs() -> list[tuple[Any, Any]]:
+    """The chosen answer repeats the prompt's token, the rejected one does not."""
+    rng = np.random.default_rng(0)
+    made = []
+    for token in rng.integers(4, 30, 8).tolist():
+        mask = [False, False, True, True]
+        made.append((([1, token, token, 2], mask), ([1, token, token + 1, 2], mask)))
+    return made
+
+
+def preference_engine(chosen: Objective, kind: str) -> Engine:
+    loss = LossSettings(**VTRACE | {"value": ValueSettings(model=kind)}) if kind != "none" else LossSettings()  # type: ignore[arg-type]
+    changed = settings(loss, microbatch_rows=4, sequence_length=6, optimizer=OptimizerSettings(learning_rate=5e-3))
+    return Engine(changed, TINY, objective=chosen, temperature=1.0, devices=jax.devices()[:1])
+
+
+def test_dpo_learns_to_prefer_the_chosen_answers(params: Any) -> None:
+    engine = preference_engine(objective.direct_preference(beta=0.5), "none")
+    state = engine.init_state(params, seed=0)
+    batch = preference_batch(
+        pairs(), sequence_length=6, reference=lambda rows: engine.logprobs(state.params, rows.tokens)
+    )
+    state, metrics = engine.step(state, batch, current_version=0)
+    assert float(metrics["loss"]) == pytest.approx(np.log(2), rel=1e-5)  # policy = reference
+    for _ in range(30):
+        state, metrics = engine.step(state, batch, current_version=0)
+    assert float(metrics["preference_accuracy"]) == pytest.approx(1.0)
+    assert float(metrics["loss"]) < 0.1
+
+
+def test_a_reward_model_learns_to_score_the_chosen_answers_higher(params: Any) -> None:
+    engine = preference_engine(objective.bradley_terry, "shared")
+    state = engine.init_state(params, seed=0)
+    batch = preference_batch(pairs(), sequence_length=6)
+    state, metrics = engine.step(state, batch, current_version=0)
+    assert float(metrics["loss"]) == pytest.approx(np.log(2), rel=1e-5)  # every score is 0
+    for _ in range(40):
+        state, metrics = engine.step(state, batch, current_version=0)
+    assert float(metrics["preference_accuracy"]) == pytest.approx(1.0)
+    assert float(metrics["loss"]) < 0.1
+
+
+def test_dpo_against_numpy() -> None:
+    stats, batch, a = made_up()
+    loss, metrics = objective.direct_preference(beta=0.3)(stats, batch, scalars())
+    ratio = ((a["current"] - a["reference"]) * a["mask"]).sum(axis=1)
+    margins = 0.3 * (ratio[0::2] - ratio[1::2])
+    assert float(loss) == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-5)
+    assert float(metrics["margin"]) == pytest.approx(margins.mean(), rel=1e-5)
+
+
+def test_a_pair_without_an_answer_is_refused() -> None:
+    chosen, _ = pairs()[0]
+    with pytest.raises(BatchError, match=r"rejected answer of pair 0 has no token"):
+        preference_batch([(chosen, ([1, 2], [False, False]))], sequence_length=6)
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kl": {"coefficient": 0.1, "estimator": "k1"}}, "k1 as a loss term has no effect.*score function"),
+        ({"advantage": {"estimator": "gae"}}, r"gae needs a value function: set value\.model"),
+        ({"value": {"model": "shared"}}, "estimator grpo uses no values"),
+        ({"kl": {"target": 0.1}}, r"target needs the reference's log-probs: set kl\.coefficient"),
+        ({"mismatch": {"band": [1.5, 2.0]}}, r"band is \[1\.5, 2\.0\], expected \[low, high\] with"),
+        ({"mismatch": {"lagging": True}}, "lagging recomputes log-probs for corrections, but none is set"),
+        ({"reduction": "constant"}, "set constant_tokens"),
+        ({"policy": {"objective": "cispo", "dual_clip": 3.0}}, "dual_clip is for ppo and decoupled_ppo, not cispo"),
+        ({"advantage": {"whiten": True}}, "whiten is for gae"),
+        (
+            {"advantage": {"estimator": "reinforce_pp"}, "groups": {"zero_variance": "drop"}},
+            "drop.* is for estimators that compare answers within a group: reinforce_pp learns",
+        ),
+        ({"kl": {"coefficient": 1, "use": "reward", "importance_weighted": True}}, "importance_weighted is for use"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused_and_explained(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LossSettings.model_validate(changes)

@@ -1,0 +1,486 @@
+"""What a replica lets in: nothing without a token, and with one only the routes and arguments of our own clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from serving_bridge.access.gate import BASE_URL, INFERENCE_TOKEN, Gate, GateError, Refused
+from serving_bridge.access.keys import ROLES, AccessError, FleetKeys, FreshKeys
+from serving_bridge.access.probes import CONTROL_TOKEN, batch_of, probe_ids
+from serving_bridge.vllm_plugin.middleware import GateMiddleware
+
+URL = "http://127.0.0.1:8000"
+CONTROL, INFERENCE = "c" * 64, "i" * 64
+GATE = Gate(URL, CONTROL, INFERENCE)
+HASH = "0" * 64
+JSON = "application/json"
+
+
+def ask(
+    method: str, target: str, body: Any = None, *, token: str | None = CONTROL, headers: dict[str, str] | None = None
+) -> int:
+    """Status of the gate's refusal, 0 if the request may pass."""
+    payload = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
+    found = {"host": "127.0.0.1:8000", "content-length": str(len(payload))}
+    if payload:
+        found["content-type"] = JSON
+    if token is not None:
+        found["authorization"] = f"Bearer {token}"
+    path, _, query = target.partition("?")
+    pairs = [(name.encode(), value.encode()) for name, value in (found | (headers or {})).items()]
+    try:
+        GATE.check_body(GATE.enter(method, path.encode(), query.encode(), pairs), payload)
+    except Refused as refused:
+        return int(msgspec.json.decode(refused.payload())["error"]["code"])
+    return 0
+
+
+def call(method: str, **kwargs: Any) -> dict[str, Any]:
+    return {"method": method, "kwargs": kwargs}
+
+
+STAGE = call("weir_stage", version=1, content_sha256=HASH, round_id="r", lease_s=60.0)
+GENERATE = {"token_ids": [5], "sampling_params": {"max_tokens": 4}}
+CONTROL_REQUESTS: list[tuple[str, str, Any]] = [
+    ("GET", "/is_paused", None),
+    ("GET", "/weight_info", None),
+    ("POST", "/pause?mode=keep&clear_cache=true", None),
+    ("POST", "/resume", None),
+    ("POST", "/start_weight_update", None),
+    ("POST", "/update_weights", {"update_info": {"version": 1, "content_sha256": HASH, "round_id": "r"}}),
+    ("POST", "/update_weights", {"update_info": {}}),
+    ("POST", "/finish_weight_update", {"weight_version": "unproven"}),
+    ("POST", "/update_weight_version", {"new_version": "7"}),
+    ("POST", "/abort_requests", {}),
+    ("POST", "/collective_rpc", STAGE),
+    ("POST", "/collective_rpc", call("weir_status", round_id="")),
+    ("POST", "/collective_rpc", call("weir_release", round_id="r")),
+]
+
+
+@pytest.mark.parametrize(("method", "target", "body"), CONTROL_REQUESTS)
+def test_control_routes_need_the_control_token(method: str, target: str, body: Any):
+    assert ask(method, target, body) == 0
+    assert ask(method, target, body, token=INFERENCE) == 403
+    assert ask(method, target, body, token=None) == 401
+    assert ask(method, target, body, token="x" * 64) == 401
+
+
+def test_sampling_and_metrics_need_either_token_and_health_none():
+    for token in (CONTROL, INFERENCE):
+        assert ask("POST", "/inference/v1/generate", GENERATE, token=token) == 0
+        assert ask("GET", "/metrics", token=token) == 0
+    assert ask("GET", "/metrics", token=None) == 401
+    assert ask("POST", "/inference/v1/generate", GENERATE, token=None) == 401
+    assert ask("GET", "/health", token=None) == 0
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/%63ollective_rpc",
+        "/%2563ollective_rpc",
+        "//collective_rpc",
+        "/collective_rpc/",
+        "/x/../collective_rpc",
+        "/./collective_rpc",
+        "/Collective_rpc",
+        "/COLLECTIVE_RPC",
+        "/collective_rpc%00",
+        "/collective_rpc;x",
+        "/collective_rpc%2f",
+        "http://127.0.0.1:8000/collective_rpc",
+        "/metrics/collective_rpc",
+        "/server_info",
+        "/openapi.json",
+        "/sleep",
+        "/v1/completions",
+        "/inference/v1/generate/",
+        "/healthz",
+        "/health%",
+        "",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+def test_another_spelling_of_a_path_is_another_path(method: str, target: str):
+    assert ask(method, target, STAGE) == 404
+    assert ask(method, target, STAGE, token=None) == 401
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "post", "TRACE", "CONNECT"])
+def test_another_method_is_another_route(method: str):
+    assert ask(method, "/collective_rpc", STAGE) == 404
+    assert ask(method, "/health", token=None) == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "localhost:8000"},
+        {"host": "127.0.0.1"},
+        {"host": "127.0.0.1:8001"},
+        {"host": "evil.example"},
+        {"host": "127.0.0.1:8000.evil.example"},
+        {"host": ""},
+    ],
+)
+def test_another_host_is_not_answered_so_that_no_name_can_be_rebound(headers: dict[str, str]):
+    assert ask("GET", "/health", token=None, headers=headers) == 421
+    assert ask("POST", "/resume", headers=headers) == 421
+
+
+def test_missing_and_doubled_headers_are_refused():
+    host, token = (b"host", b"127.0.0.1:8000"), (b"authorization", f"Bearer {CONTROL}".encode())
+    for headers, status in (([token], 421), ([host, host, token], 421), ([host, token, token], 401), ([host], 401)):
+        with pytest.raises(Refused) as caught:
+            GATE.enter("POST", b"/resume", b"", headers)
+        assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    "value", ["", "Bearer", f"Basic {CONTROL}", f"Bearer  {CONTROL}", f"Bearer {CONTROL} ", "\u00ff"]
+)
+def test_only_the_exact_token_opens(value: str):
+    assert ask("POST", "/resume", token=None, headers={"authorization": value}) == 401
+    assert ask("POST", "/resume", token=CONTROL[:-1]) == 401
+
+
+def test_web_pages_are_refused_whatever_they_know():
+    for origin in ("http://evil.example", "null", URL):
+        assert ask("POST", "/resume", headers={"origin": origin}) == 403
+        assert ask("GET", "/health", token=None, headers={"origin": origin}) == 403
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "", "application/json-seq", "application/x-www-form-urlencoded", "multipart/form-data", "a, b"],
+)
+def test_only_json_is_read(kind: str):
+    assert ask("POST", "/collective_rpc", STAGE, headers={"content-type": kind}) == 415
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content-length": "99999999"}, 413),
+        ({"content-length": "9" * 5000}, 413),
+        ({"content-length": "-1"}, 411),
+        ({"content-length": "\u00b2"}, 411),
+        ({"transfer-encoding": "chunked"}, 400),
+        ({"content-encoding": "gzip"}, 400),
+        ({"upgrade": "websocket"}, 400),
+    ],
+)
+def test_bodies_are_plain_and_of_bounded_length(headers: dict[str, str], status: int):
+    assert ask("POST", "/collective_rpc", STAGE, headers=headers) == status
+    assert ask("POST", "/resume", b"x") == 400
+    assert ask("GET", "/metrics", b"x") == 400
+
+
+@pytest.mark.parametrize(
+    ("method", "status"),
+    [
+        ("reload_weights", 403),
+        ("save_sharded_state", 403),
+        ("load_model", 403),
+        ("add_lora", 403),
+        ("__init__", 403),
+        ("weir_stage ", 403),
+        ("WEIR_STAGE", 403),
+        ("update_environment_variables", 403),
+        (["weir_stage"], 400),
+        (None, 400),
+    ],
+)
+def test_only_our_own_methods_are_called_on_workers(method: Any, status: int):
+    assert ask("POST", "/collective_rpc", STAGE | {"method": method}) == status
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"root": "/etc"},
+        {"version": -1},
+        {"version": 2**31},
+        {"version": 10**400},
+        {"version": "1"},
+        {"version": True},
+        {"version": 1.5},
+        {"content_sha256": "../../etc/passwd"},
+        {"content_sha256": HASH + "\n"},
+        {"round_id": ""},
+        {"round_id": "r" * 300},
+        {"round_id": 5},
+        {"lease_s": 0},
+        {"lease_s": -1.0},
+        {"lease_s": 1e9},
+        {"lease_s": "NaN"},
+    ],
+)
+def test_arguments_of_staging_are_checked(changes: dict[str, Any]):
+    assert ask("POST", "/collective_rpc", STAGE | {"kwargs": STAGE["kwargs"] | changes}) == 400
+
+
+@pytest.mark.parametrize(
+    ("target", "body"),
+    [
+        ("/collective_rpc", STAGE | {"args": ["/etc"]}),
+        ("/collective_rpc", STAGE | {"timeout": 1e9}),
+        ("/collective_rpc", {"method": "weir_status"}),
+        ("/collective_rpc", b'{"method":"weir_status","kwargs":{"round_id":NaN}}'),
+        ("/collective_rpc", b"[]"),
+        ("/collective_rpc", b"{"),
+        ("/collective_rpc", b"\xff\xfe{}"),
+        ("/collective_rpc", b"[" * 50_000),
+        ("/update_weights", {"update_info": {"version": 1}}),
+        ("/update_weights", {"update_info": {}, "more": 1}),
+        ("/update_weights", {"update_info": None}),
+        ("/finish_weight_update", {"weight_version": "99"}),
+        ("/finish_weight_update", {}),
+        ("/update_weight_version", {"new_version": "default"}),
+        ("/update_weight_version", {"new_version": "07"}),
+        ("/update_weight_version", {"new_version": 7}),
+        ("/update_weight_version", {"new_version": "7\n"}),
+        ("/abort_requests", {"request_ids": ["generate-tokens-x"]}),
+        ("/inference/v1/generate", GENERATE | {"kv_transfer_params": {}}),
+        ("/inference/v1/generate", GENERATE | {"content_parts": [{"type": "image_url", "url": "http://x"}]}),
+        ("/inference/v1/generate", GENERATE | {"cache_salt": "x"}),
+        ("/inference/v1/generate", GENERATE | {"request_id": "a b"}),
+        ("/inference/v1/generate", GENERATE | {"request_id": "a\n"}),
+        ("/inference/v1/generate", GENERATE | {"priority": -(2**63)}),
+        ("/inference/v1/generate", GENERATE | {"sampling_params": {"max_tokens": "many"}}),
+        ("/inference/v1/generate", GENERATE | {"sampling_params": {"max_tokens": 1, "extra_args": {}}}),
+        ("/inference/v1/generate", GENERATE | {"sampling_params": {"max_tokens": 1, "prompt_logprobs": -1}}),
+        ("/inference/v1/generate", {"token_ids": "5", "sampling_params": {"max_tokens": 1}}),
+    ],
+)
+def test_bodies_hold_what_our_clients_send_and_no_more(target: str, body: Any):
+    assert ask("POST", target, body) == 400
+
+
+@pytest.mark.parametrize(
+    "query", ["", "?mode=abort", "?mode=keep", "?mode=keep&clear_cache=false", "?clear_cache=true&mode=keep"]
+)
+def test_a_pause_always_keeps_answers_and_clears_the_caches(query: str):
+    assert ask("POST", f"/pause{query}") == 403
+    assert ask("POST", "/resume?x=1") == 403
+
+
+def test_who_only_samples_makes_no_probes_and_takes_no_place_ahead():
+    (probe,) = probe_ids(1, CONTROL)
+    for changes in ({"request_id": probe}, {"request_id": "weir-probe-dead-1-0"}, {"priority": -1}):
+        assert ask("POST", "/inference/v1/generate", GENERATE | changes, token=INFERENCE) == 403
+        assert ask("POST", "/inference/v1/generate", GENERATE | changes, token=CONTROL) == 0
+
+
+def test_a_probe_is_known_by_the_seal_of_its_start():
+    first, second = probe_ids(2, CONTROL)
+    assert batch_of(f"generate-tokens-{first}-0-abc", CONTROL) == batch_of(f"generate-tokens-{second}", CONTROL)
+    assert batch_of(f"generate-tokens-{first}", CONTROL)[1] == 2  # type: ignore[index]
+    for forged in (
+        "generate-tokens-weir-probe-dead-1-0",
+        "generate-tokens-weir-probe-dead-1-0-",
+        f"generate-tokens-{first[:-1]}0" if first[-1] != "0" else f"generate-tokens-{first[:-1]}1",
+        f"generate-tokens-{first.replace('-2-', '-1-')}",
+        f"cmpl-{first}",
+        first,
+    ):
+        assert batch_of(forged, CONTROL) is None, forged
+    assert batch_of(f"generate-tokens-{first}", INFERENCE) is None
+
+
+def through_middleware(
+    app: Callable[..., Any], scope: dict[str, Any], messages: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    sent: list[dict[str, Any]] = []
+    incoming = iter(messages)
+
+    async def receive() -> dict[str, Any]:
+        return next(incoming, {"type": "http.disconnect"})
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(GateMiddleware(app)(scope, receive, send))  # type: ignore[arg-type]
+    return sent
+
+
+@pytest.fixture
+def in_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {CONTROL_TOKEN: CONTROL, INFERENCE_TOKEN: INFERENCE, BASE_URL: URL}.items():
+        monkeypatch.setenv(name, value)
+
+
+def scope_of(path: str, body: bytes, **changes: Any) -> dict[str, Any]:
+    headers = {"host": "127.0.0.1:8000", "authorization": f"Bearer {CONTROL}", "content-length": str(len(body))}
+    headers |= {"content-type": JSON, "x-request-id": "weir-probe-dead-1-0"}
+    return {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+    } | changes
+
+
+@pytest.mark.usefixtures("in_server")
+def test_the_server_sees_the_body_once_and_no_request_id_of_the_header():
+    seen: dict[str, Any] = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen["headers"] = dict(scope["headers"])
+        seen["messages"] = [await receive(), await receive()]
+
+    body = json.dumps(GENERATE).encode()
+    pieces = [
+        {"type": "http.request", "body": body[:7], "more_body": True},
+        {"type": "http.request", "body": body[7:], "more_body": False},
+    ]
+    assert through_middleware(app, scope_of("/inference/v1/generate", body), pieces) == []
+    assert seen["messages"] == [
+        {"type": "http.request", "body": body, "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    assert b"x-request-id" not in seen["headers"]
+    assert b"authorization" in seen["headers"]
+
+
+@pytest.mark.usefixtures("in_server")
+@pytest.mark.parametrize(
+    ("scope", "status"),
+    [
+        (scope_of("/collective_rpc", b"{}", raw_path=b"/x"), 404),
+        (scope_of("/collective_rpc", b"", method="GET", raw_path=b"/metrics"), 404),
+        (scope_of("/collective_rpc", b"{}", root_path="/api"), 404),
+        (scope_of("/collective_rpc", b"{}", raw_path=None), 404),
+        (scope_of("/collective_rpc", b"{}", headers=[(b"host", b"127.0.0.1:8000")]), 401),
+        (scope_of("/collective_rpc", b"x" * (1 << 17)), 413),
+        ({"type": "websocket", "path": "/collective_rpc"}, 1008),
+    ],
+)
+def test_what_is_refused_never_reaches_the_server(scope: dict[str, Any], status: int):
+    async def app(*_: Any) -> None:
+        raise AssertionError("it got through")
+
+    sent = through_middleware(app, scope, [{"type": "http.request", "body": b"{}", "more_body": False}])
+    assert (sent[0].get("status") or sent[0].get("code")) == status
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {CONTROL_TOKEN: CONTROL, INFERENCE_TOKEN: INFERENCE},
+        {CONTROL_TOKEN: "", INFERENCE_TOKEN: INFERENCE, BASE_URL: URL},
+        {CONTROL_TOKEN: "short", INFERENCE_TOKEN: INFERENCE, BASE_URL: URL},
+        {CONTROL_TOKEN: CONTROL, INFERENCE_TOKEN: CONTROL, BASE_URL: URL},
+        {CONTROL_TOKEN: CONTROL, INFERENCE_TOKEN: INFERENCE, BASE_URL: "127.0.0.1"},
+    ],
+)
+def test_a_server_without_sound_tokens_does_not_start(environment: dict[str, str]):
+    with pytest.raises(GateError):
+        Gate.of_environment(environment)
+
+
+# Where the tokens come from.
+
+
+def test_tokens_differ_by_role_address_start_and_key(tmp_path: Path):
+    keys = FleetKeys(tmp_path / "keys")
+    keys.make()
+    tokens = {
+        keys.token(role, url, start) for role in ROLES for url in (URL, "http://127.0.0.1:8001") for start in ("a", "b")
+    }
+    assert len(tokens | {FreshKeys().token("control", URL, "a")}) == 9
+    assert keys.token("control", URL, "a") == FleetKeys(tmp_path / "keys").token("control", URL, "a")
+
+
+def test_all_who_make_the_keys_at_once_get_the_same_ones_for_their_eyes_only(tmp_path: Path):
+    folder = tmp_path / "weights" / "keys"
+    found: list[str] = []
+
+    def make() -> None:
+        keys = FleetKeys(folder)
+        keys.make()
+        found.append(keys.token("control", URL, "a") + keys.token("inference", URL, "a"))
+
+    threads = [threading.Thread(target=make) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 16
+    assert len(set(found)) == 1
+    assert sorted(os.listdir(folder)) == ["control.key", "inference.key"]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+def _open_folder(folder: Path) -> None:
+    folder.chmod(0o755)
+
+
+def _open_file(folder: Path) -> None:
+    (folder / "control.key").chmod(0o640)
+
+
+def _foreign(folder: Path) -> None:
+    os.chown(folder / "control.key", 12345, -1)
+
+
+def _linked(folder: Path) -> None:
+    (folder / "control.key").rename(folder / "elsewhere")
+    (folder / "control.key").symlink_to("elsewhere")
+
+
+def _linked_folder(folder: Path) -> None:
+    folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to("elsewhere")
+
+
+def _pipe(folder: Path) -> None:
+    (folder / "control.key").unlink()
+    os.mkfifo(folder / "control.key", 0o600)
+
+
+def _short(folder: Path) -> None:
+    (folder / "control.key").write_text("00")
+
+
+def _empty(folder: Path) -> None:
+    (folder / "control.key").write_text("")
+
+
+def _gone(folder: Path) -> None:
+    (folder / "control.key").unlink()
+
+
+@pytest.mark.parametrize(
+    "meddle", [_open_folder, _open_file, _foreign, _linked, _linked_folder, _pipe, _short, _empty, _gone]
+)
+def test_keys_that_others_may_know_or_have_made_are_refused(meddle: Callable[[Path], None], tmp_path: Path):
+    if meddle is _foreign and os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    folder = tmp_path / "keys"
+    FleetKeys(folder).make()
+    meddle(folder)
+    with pytest.raises(AccessError, match="keys"):
+        FleetKeys(folder).token("control", URL, "a")
+
+
+def test_a_worker_needs_only_its_own_key(tmp_path: Path):
+    FleetKeys(tmp_path / "keys").make()
+    (tmp_path / "keys" / "control.key").unlink()
+    assert FleetKeys(tmp_path / "keys").token("inference", URL, "a")

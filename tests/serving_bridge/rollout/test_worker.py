@@ -1,0 +1,437 @@
+"""The rollout worker: queue, registry, tokenizer and HTTP client are real, the replicas behind the session are not."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from learner_jax.contracts.weights import RecordLimits
+from learner_jax.runtime.waits import Waits, WaitTimeoutError
+from rewards.contracts.task import Problem, RewardRequest, RewardResult, Split
+from rewards.environments.feedback import FeedbackEnvironment
+from serving_bridge.evaluation.skill import PromptEncoder
+from serving_bridge.queue.bounds import QueueBounds
+from serving_bridge.queue.queue import TrajectoryQueue
+from serving_bridge.queue.staleness import Pace
+from serving_bridge.rollout.worker import NoReplicaError, RolloutWorker, RunIdentity
+from serving_bridge.rollout.worker_queue import WorkerQueue
+from serving_bridge.routing.registry import ReplicaRegistry
+from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings
+from serving_bridge.text.tokenizer import Tokenizer, load_tokenizer
+from tests.serving_bridge.text.test_tokenizer import SMALL
+from tests.support.rollout_world import EOS, VOCAB, AdditionTask, FakeReplica, Inline, choice, reply, session_factory
+from tests.support.trajectories import make_group
+from tools.assembly.new_model import create_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("rollout") / "model"
+    texts = [AdditionTask().problem("train", i).question for i in range(200)] + ["0123456789+="]
+    create_model(folder, SMALL, texts, seed=0)
+    found = load_tokenizer(folder)
+    assert found.eos_ids == (EOS,)
+    return found
+
+
+class Bench:
+    """A worker with everything real around it but the replicas."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        *replicas: FakeReplica,
+        pace: Pace | None = None,
+        queue: TrajectoryQueue | None = None,
+        turns: int = 1,
+        task: AdditionTask | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        **settings: Any,
+    ) -> None:
+        self.queue = TrajectoryQueue(folder / "state.db") if queue is None else queue
+        self.registry = ReplicaRegistry(folder / "replicas")
+        self.replicas = {f"r{i}": replica for i, replica in enumerate(replicas)}
+        self.records: list[dict[str, Any]] = []
+        limits = {"max_prompt_tokens": 20, "max_tokens": 4, "group_size": 2, "max_wait_s": 5.0}
+        task = task or AdditionTask()
+        self.worker = RolloutWorker(
+            name="w",
+            identity=RunIdentity("run", 2),
+            task=task,
+            encoder=PromptEncoder(tokenizer, template="{question}", chat=False, max_prompt_tokens=20),
+            queue=self.queue,
+            registry=self.registry,
+            settings=RolloutSettings(**(limits | settings)),
+            evaluation=EvaluationSettings(),
+            pace=pace or Pace(max_staleness=0, groups_per_step=2, total_steps=5),
+            log=lambda event, **fields: self.records.append({"event": event, **fields}),
+            should_stop=should_stop,
+            environment=FeedbackEnvironment(task, turns=turns, feedback="="),
+            vocab_size=VOCAB,
+            open_session=session_factory(self.replicas),
+            rng=random.Random(0),
+            tick_s=0.01,
+        )
+
+    def ready(self, version: int = 1) -> None:
+        for name in self.replicas:
+            self.registry.report(name, url=f"http://{name}", state="healthy", version=version, step=0)
+
+    async def run_until(self, condition: Callable[[], bool]) -> None:
+        running = asyncio.create_task(self.worker.run())
+        async with asyncio.timeout(20):
+            while not condition() and not running.done():
+                await asyncio.sleep(0.01)
+        self.queue.finish()
+        await running
+
+    def run(self, condition: Callable[[], bool]) -> None:
+        asyncio.run(self.run_until(condition))
+
+    def num_ready(self) -> int:
+        return self.queue.progress().num_ready
+
+    def total(self, counter: str) -> int:
+        return sum(record[counter] for record in self.records if record["event"] == "interval")
+
+
+@contextmanager
+def error_of(bench: Bench, error: type[Exception], match: str) -> Iterator[None]:
+    with pytest.raises(error, match=match):
+        asyncio.run(bench.worker.run())
+    yield
+
+
+def two(*tokens: int, finish_reason: str = "stop", **options: Any) -> Any:
+    """A script that gives both answers of a group these tokens."""
+    return lambda _: reply(*(choice(list(tokens), finish_reason, index=i, **options) for i in range(2)))
+
+
+def test_trajectories_carry_exactly_what_was_sampled(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    script = [two(9, 10, 1, logprobs=[-0.5, -0.25, -0.125], spans=[("1", 0, 2), ("2", 2, 3)])] * 2
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=script))
+    bench.ready(2)
+    bench.run(lambda: bench.num_ready() == 2)
+    (group, _) = bench.queue.lease_groups(2, trained_version=2, max_staleness=1).groups
+    first = group[0]
+    assert (first.trajectory_id, first.group_id, first.group_size) == ("run/0/0", "run/0", 2)
+    prompt = bench.worker.encoder.encode(bench.worker.task.problem("train", 0))
+    assert prompt is not None
+    assert first.tokens.tolist() == [*prompt, 9, 10, 1]
+    assert first.loss_mask.tolist() == [False] * len(prompt) + [True] * 3
+    assert first.behavior_logprobs[len(prompt) :].tolist() == [-0.5, -0.25, -0.125]
+    assert first.policy_version.tolist() == [-1] * len(prompt) + [1, 1, 2]
+    assert (first.oldest_version, first.tokenizer) == (1, tokenizer.fingerprint)
+    assert not first.turn.any()
+    assert bench.total("mixed_version_answers") == 4
+    assert bench.total("tokens") == 12
+
+
+def test_lost_and_garbled_answers_are_asked_for_again_and_never_become_samples(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    def lost(_: Any) -> Any:
+        raise ConnectionResetError("on purpose")
+
+    script = [two(9, finish_reason="abort"), lost, two(9, 1, spans=[("1", 0, 1)]), two(VOCAB, 1), two(9, 1)]
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=script[1:]), failures_to_avoid=9)
+    bench.ready()
+    bench.run(lambda: bench.num_ready() == 2)
+    assert bench.num_ready() == 2
+    assert bench.total("retries") == 3
+    assert bench.total("groups") == 2
+    totals = bench.registry.request_totals("r0")
+    assert totals == (2, 3)
+
+
+def test_an_aborted_answer_is_completed(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=[two(9, 10, finish_reason="abort")]))
+    bench.ready()
+    bench.run(lambda: bench.num_ready() == 2)
+    groups = bench.queue.lease_groups(2, trained_version=1, max_staleness=1).groups
+    assert bench.total("resumed") == 2
+    assert any(t.tokens[t.loss_mask][:2].tolist() == [9, 10] for group in groups for t in group)
+    assert {t.finish_reason for group in groups for t in group} <= {"stop", "length"}
+
+
+def test_a_request_that_can_not_work_is_given_up_and_its_place_refunded(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=[lambda _: (400, b"on purpose")]))
+    bench.ready()
+    bench.run(lambda: bench.num_ready() == 2)
+    progress = bench.queue.progress()
+    assert (progress.num_ready, progress.num_claimed, progress.next_prompt) == (2, 0, 3)
+    assert bench.total("failed_groups") == 1
+
+
+def test_dialogs_with_spares_end_as_whole_groups(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    bench = Bench(tmp_path, tokenizer, FakeReplica(stop=0.6), FakeReplica(seed=1, stop=0.6), turns=3, spare_samples=1)
+    bench.ready()
+    bench.run(lambda: bench.num_ready() == 2)
+    groups = bench.queue.lease_groups(2, trained_version=1, max_staleness=1).groups
+    assert [len(group) for group in groups] == [2, 2]
+    assert max(t.turn.max() for group in groups for t in group) > 0
+    for trajectory in (t for group in groups for t in group):
+        starts = np.flatnonzero(np.diff(trajectory.turn)) + 1
+        assert not trajectory.loss_mask[starts].any()
+        assert trajectory.loss_mask[starts - 1].all()
+    assert bench.total("environment_turns") > 0
+    line = next(r for r in bench.records if r["event"] == "interval")
+    assert set(line["replicas"]) == {"r0", "r1"}
+    assert line["replicas"]["r0"]["limit"] == 32
+
+
+def test_a_spare_stands_in_for_an_episode_past_its_deadline(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def never(_: Any) -> Any:
+        await asyncio.sleep(60)
+
+    pace = Pace(max_staleness=0, groups_per_step=1, total_steps=1)
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=[never]), pace=pace, spare_samples=1, episode_timeout_s=0.3)
+    bench.ready()
+    bench.run(lambda: bench.num_ready() == 1)
+    assert (bench.total("deadline_hits"), bench.total("spares_used"), bench.total("groups")) == (1, 1, 1)
+
+
+def test_answers_of_a_version_that_the_registry_does_not_name_yet_are_taken(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """A server names a version only once it is proven; what the controller wrote last may be older."""
+    bench = Bench(tmp_path, tokenizer, FakeReplica(version=5))
+    bench.ready(4)
+    bench.run(lambda: bench.num_ready() == 2)
+    assert bench.num_ready() == 2
+
+
+def test_without_a_replica_the_worker_gives_up_in_time_and_says_why(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    bench = Bench(tmp_path, tokenizer, max_wait_s=0.3)
+    bench.registry.report("r", url="http://r", state="stale", version=-1, step=-1)
+    with error_of(bench, NoReplicaError, r"rollout\.max_wait_s = 0\.3 s\): known replicas: \['r is stale'\]"):
+        pass
+
+
+def test_a_gate_that_stays_closed_ends_the_worker_in_time(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    bench = Bench(tmp_path, tokenizer, FakeReplica(), max_wait_s=0.5)
+    bench.ready()
+    with error_of(bench, WaitTimeoutError, r"for the staleness gate to open from learner and gave up"):
+        assert bench.num_ready() == 2
+
+
+def test_a_silent_controller_s_replica_is_not_ready(tmp_path: Path) -> None:
+    now = [100.0]
+    registry = ReplicaRegistry(tmp_path, max_silence_s=30, clock=lambda: now[0])
+    registry.report("r", url="http://r", state="healthy", version=1, step=0)
+    assert [row.name for row in registry.ready()] == ["r"]
+    now[0] += 31
+    assert registry.ready() == []
+    registry.remove("r")
+    assert registry.replicas() == []
+
+
+def test_a_bug_ends_the_worker_and_its_claims_are_taken_up_again(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def bug(_: Any) -> Any:
+        raise ZeroDivisionError("on purpose")
+
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=[bug] * 9))
+    bench.ready()
+    with error_of(bench, ZeroDivisionError, "on purpose"):
+        assert bench.queue.resume_claims("w") == [0, 1]
+
+
+def test_a_full_queue_holds_groups_back_until_there_is_room(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    queue = TrajectoryQueue(tmp_path / "state.db", bounds=QueueBounds(max_groups=1))
+    pace = Pace(max_staleness=3, groups_per_step=2, total_steps=2)
+    bench = Bench(tmp_path, tokenizer, FakeReplica(), queue=queue, pace=pace, concurrent_groups=1)
+    bench.ready()
+    trained: list[str] = []
+
+    def train() -> bool:
+        if bench.total("queue_full_waits") < 1 + len(trained):
+            return False
+        for group in queue.lease_groups(4, trained_version=1, max_staleness=9).groups:
+            queue.mark_trained([group[0].group_id], completed_steps=0, trained_version=1)
+            queue.acknowledge([group[0].group_id])
+            trained.append(group[0].group_id)
+        return len(trained) >= 2
+
+    bench.run(train)
+    assert len(set(trained)) == len(trained)
+
+
+def test_a_full_queue_that_stays_full_is_a_clear_error(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    queue = TrajectoryQueue(tmp_path / "state.db", bounds=QueueBounds(max_groups=1))
+    pace = Pace(max_staleness=3, groups_per_step=4, total_steps=9)
+    bench = Bench(tmp_path, tokenizer, FakeReplica(), queue=queue, pace=pace, concurrent_groups=1, max_wait_s=0.7)
+    bench.ready()
+    with error_of(bench, WaitTimeoutError, "for room in the queue from learner and gave up .* the queue is full"):
+        assert queue.resume_claims("w") == [1, 2]
+
+
+def test_a_group_that_the_run_does_not_take_is_given_up_and_the_others_are_put(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    limits = RecordLimits(vocab_size=50, max_length=64, group_size=2)
+    queue = TrajectoryQueue(tmp_path / "state.db", limits=limits)
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=[two(55, 1)]), queue=queue)
+    bench.ready()
+    bench.run(lambda: bench.num_ready() == 2)
+    assert (bench.num_ready(), bench.total("failed_groups"), queue.progress().num_claimed) == (2, 1, 0)
+
+
+def test_one_group_that_the_run_does_not_take_costs_no_other_of_its_batch(tmp_path: Path) -> None:
+    queue = TrajectoryQueue(tmp_path / "state.db", limits=RecordLimits(vocab_size=50, max_length=64, group_size=2))
+    count: Counter[str] = Counter()
+    link = WorkerQueue(
+        queue,
+        "w",
+        thread=Inline(),
+        waits=Waits(),
+        max_wait_s=5,
+        renew_every_s=9,
+        count=count,
+        log=lambda *_, **__: None,
+    )
+
+    async def story() -> None:
+        pace = Pace(max_staleness=0, groups_per_step=4, total_steps=1)
+        for index in await link.claim(4, pace, served_step=0):
+            group = make_group(f"run/{index}", size=2, rewards=[0.0, 1.0])
+            link.add(index, [replace(t, tokens=t.tokens + 50 * (index == 2)) for t in group])
+        await link.put()
+
+    asyncio.run(story())
+    progress = queue.progress()
+    assert (progress.num_ready, progress.num_claimed, count["failed_groups"]) == (3, 0, 1)
+
+
+def test_prompts_claimed_ahead_take_the_places_of_groups_that_end(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    most = [0]
+
+    def answer(body: dict[str, Any]) -> Any:
+        async def slow() -> Any:
+            most[0] = max(most[0], len(bench.replicas["r0"].bodies) - ended[0])
+            await asyncio.sleep(0.05)
+            ended[0] += 1
+            return two(9, 1)(body)
+
+        return slow()
+
+    ended = [0]
+    pace = Pace(max_staleness=0, groups_per_step=20, total_steps=1)
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=[answer] * 20), pace=pace, concurrent_groups=4)
+    bench.ready()
+    claims = [0]
+
+    def look() -> bool:
+        progress = bench.queue.progress()
+        claims[0] = max(claims[0], progress.num_claimed)
+        return progress.num_ready == 20
+
+    bench.run(look)
+    assert most[0] == 4
+    assert claims[0] >= 5
+
+
+def test_claims_are_renewed_and_what_was_handed_on_is_dropped(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def slow(body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.8)
+        return two(9, 1)(body)
+
+    queue = TrajectoryQueue(tmp_path / "state.db", claim_lease_s=0.4)
+    other = TrajectoryQueue(tmp_path / "state.db", claim_lease_s=60)
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=[slow] * 2), queue=queue)
+    bench.worker.renew_every_s = 0.1
+    bench.ready()
+    taken: list[int] = []
+
+    def steal() -> bool:
+        """After one renewal too few, nothing is to be had; once the claim is handed on, another worker has it."""
+        if not taken and bench.replicas["r0"].bodies and time.monotonic() - began > 0.6:
+            assert other.claim_prompts("thief", 1, bench.worker.pace, served_step=-9) == []
+            queue.database.write(lambda s: s.execute("UPDATE claims SET expires_s = 0 WHERE prompt_index = 0"))
+            taken.extend(other.claim_prompts("thief", 1, bench.worker.pace, served_step=-9))
+        return bool(taken) and bench.num_ready() == 1
+
+    began = time.monotonic()
+    bench.run(steal)
+    assert taken == [0]
+    assert bench.total("lost_claims") == 1
+    (group,) = queue.lease_groups(9, trained_version=1, max_staleness=1).groups
+    assert group[0].group_id == "run/1"
+
+
+def test_a_stop_lets_running_groups_end_and_hands_the_rest_on_at_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def taking(seconds: float) -> Any:
+        async def answer(body: dict[str, Any]) -> Any:
+            await asyncio.sleep(seconds)
+            return two(9, 1)(body)
+
+        return answer
+
+    replica = FakeReplica(script=[taking(0.3), taking(60)])
+    bench = Bench(tmp_path, tokenizer, replica, should_stop=lambda: len(replica.bodies) == 2, drain_s=0.6)
+    bench.ready()
+    began = time.monotonic()
+    asyncio.run(bench.worker.run())
+    assert 0.5 < time.monotonic() - began < 2.0
+    assert bench.num_ready() == 1
+    other = TrajectoryQueue(tmp_path / "state.db")
+    assert other.claim_prompts("other", 9, bench.worker.pace, served_step=0) == [1]
+
+
+def test_verifiers_that_block_do_not_hold_up_the_loop_and_one_that_hangs_is_given_up(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    class Slow(AdditionTask):
+        def score(self, request: RewardRequest) -> RewardResult:
+            time.sleep(0.6 if request.problem.index == 0 else 0.0)
+            return super().score(request)
+
+    replica = FakeReplica()
+    bench = Bench(tmp_path, tokenizer, replica, task=Slow(), reward_timeout_s=0.2, reward_threads=4)
+    bench.ready()
+    bench.run(lambda: bench.num_ready() == 2)
+    assert bench.queue.progress().next_prompt == 3
+    assert (bench.total("unjudged_groups"), bench.total("failed_verdicts"), bench.total("failed_groups")) == (1, 2, 0)
+    told = [r["failed_verdict_example"] for r in bench.records if "failed_verdict_example" in r]
+    assert len(told) == 1
+    assert "timeout: no verdict after 0.2 s (rollout.reward_timeout_s)" in told[0]
+
+
+def test_a_prompt_that_is_too_long_is_skipped(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    class Long(AdditionTask):
+        def problem(self, split: Split, index: int) -> Problem:
+            found = super().problem(split, index)
+            return Problem(index, found.question * (9 if index == 1 else 1), found.answer, {})
+
+    bench = Bench(tmp_path, tokenizer, FakeReplica(), task=Long())
+    bench.ready()
+    bench.run(lambda: bench.num_ready() == 2)
+    assert (bench.queue.progress().next_prompt, bench.total("skipped_prompts")) == (3, 1)
+
+
+def test_waits_are_seen_by_name(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    waits, seen = Waits(), set()
+    bench = Bench(tmp_path, tokenizer, max_wait_s=0.5)
+    bench.worker.waits = waits
+
+    async def story() -> None:
+        running = asyncio.create_task(bench.worker.run())
+        while not running.done():
+            seen.update((wait.what, wait.on) for wait in waits.current())
+            await asyncio.sleep(0.01)
+        with pytest.raises(NoReplicaError):
+            await running
+
+    asyncio.run(story())
+    assert ("a ready vLLM replica", "fleet") in seen
+    assert waits.current() == []

@@ -1,0 +1,343 @@
+"""Which replica takes a request, how many at once, and what becomes of replicas that fail."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from learner_jax.runtime.waits import Waits
+from serving_bridge.routing.concurrency import Limit, Load, adjusted
+from serving_bridge.routing.dispatch import Dispatcher, NoReplicaError, Slot
+from serving_bridge.routing.registry import ReplicaRow
+from serving_bridge.settings.serving import RolloutSettings
+from serving_bridge.vllm.answers import Aborted, Malformed, Rejected, Unreachable
+from serving_bridge.vllm.client import VllmClient
+from tests.support.rollout_world import FakeReplica, FakeSession, virtually
+
+IDLE = Load(running=0, waiting=0, kv_usage=0.0, preemptions=0)
+
+
+def dispatcher(names: Sequence[str], *, replicas: dict[str, FakeReplica] | None = None, **settings: Any) -> Dispatcher:
+    session = FakeSession(replicas or {})
+    given = {"max_prompt_tokens": 8, "max_tokens": 8, "max_wait_s": 30.0} | settings
+    found = Dispatcher(
+        RolloutSettings(**given), lambda row: VllmClient(row.url, session), Waits(asyncio.get_running_loop().time)
+    )
+    found.update(rows(names))
+    return found
+
+
+def rows(names: Sequence[str]) -> list[ReplicaRow]:
+    return [ReplicaRow(name, f"http://{name}", "healthy", 1, 0, 0.0) for name in names]
+
+
+def in_flight(found: Dispatcher) -> dict[str, int]:
+    return {name: count for name, (count, _) in found.loads().items()}
+
+
+def test_requests_go_to_the_least_loaded_replica_also_after_some_have_ended() -> None:
+    async def story() -> None:
+        names = [f"r{i}" for i in range(8)]
+        found = dispatcher(names, min_concurrency=200, max_concurrency=200)
+        slots = [await found.take(1) for _ in range(800)]
+        assert set(in_flight(found).values()) == {100}
+        draw = random.Random(0)
+        for _ in range(3000):
+            found.give_back(slots.pop(draw.randrange(len(slots))), answered=True)
+            slots.append(await found.take(1))
+        counts = in_flight(found).values()
+        assert sum(counts) == 800
+        assert max(counts) / (800 / 8) <= 1.1, counts
+
+    virtually(story())
+
+
+def test_a_bigger_limit_takes_its_part() -> None:
+    async def story() -> None:
+        queue = dict(num_requests_running=5, num_requests_waiting=9)
+        replicas = {"small": FakeReplica(metrics=queue), "big": FakeReplica()}
+        found = dispatcher(list(replicas), replicas=replicas, min_concurrency=10)
+        watching = asyncio.create_task(found.watch())
+        slots = [await found.take(1) for _ in range(20)]
+        await asyncio.sleep(1.5)
+        limits = {name: limit for name, (_, limit) in found.loads().items()}
+        watching.cancel()
+        assert limits == {"small": 10, "big": 20}
+        for slot in slots:
+            found.give_back(slot, answered=True)
+        taken = [await found.take(1) for _ in range(sum(limits.values()))]
+        assert in_flight(found) == limits
+        for slot in taken:
+            found.give_back(slot)
+        assert in_flight(found) == {"small": 0, "big": 0}
+
+    virtually(story())
+
+
+def test_a_prefix_is_followed_until_its_replica_is_clearly_busier() -> None:
+    async def story() -> None:
+        names = ["a", "b", "c", "d"]
+        found = dispatcher(names, min_concurrency=1000, max_concurrency=1000)
+        for _ in range(400):
+            await found.take(1)
+        followed = list(
+            itertools.takewhile(lambda name: name == "b", [(await found.take(1, "b")).target.name for _ in range(60)])
+        )
+        assert 5 <= len(followed) <= 14
+        counts = in_flight(found).values()
+        assert max(counts) / (sum(counts) / 4) <= 1.1
+        assert (await found.take(1, "gone")).target.name in names
+
+    virtually(story())
+
+
+def test_when_all_are_full_requests_wait_in_order_and_cancelled_ones_leave_nothing_behind() -> None:
+    async def story() -> None:
+        found = dispatcher(["a"], min_concurrency=2, max_concurrency=2)
+        first, second = await found.take(1), await found.take(1)
+        order: list[int] = []
+
+        async def ask(number: int) -> Slot:
+            slot = await found.take(1)
+            order.append(number)
+            return slot
+
+        waiting = [asyncio.create_task(ask(number)) for number in range(4)]
+        await asyncio.sleep(0.1)
+        assert (order, found.num_waiting) == ([], 4)
+        waiting[1].cancel()
+        found.give_back(first, answered=True)
+        waiting[0].cancel()  # it has been given a place that very moment, and must hand it on
+        await asyncio.sleep(0.1)
+        assert order == [2]
+        found.give_back(second, answered=True)
+        await asyncio.sleep(0.1)
+        assert order == [2, 3]
+        for task in waiting[2:]:
+            found.give_back(task.result())
+        assert (in_flight(found), found.num_waiting) == ({"a": 0}, 0)
+
+    virtually(story())
+
+
+def test_a_request_of_many_answers_is_taken_whole() -> None:
+    async def story() -> None:
+        found = dispatcher(["a", "b"], min_concurrency=4, max_concurrency=4)
+        await found.take(8)
+        await found.take(8)
+        assert in_flight(found) == {"a": 8, "b": 8}
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await found.take(1)
+
+    virtually(story())
+
+
+def test_a_line_that_does_not_move_gives_up_and_says_how_things_stand() -> None:
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        found = dispatcher(["a"], min_concurrency=1, max_concurrency=1)
+        slot = await found.take(1)
+        began = loop.time()
+        waiting = [asyncio.create_task(found.take(1)) for _ in range(2)]
+        await asyncio.sleep(20)
+        found.give_back(slot, answered=True)  # the line moves: the bound begins anew
+        await asyncio.sleep(20)
+        assert waiting[0].done()
+        assert not waiting[1].done()
+        with pytest.raises(NoReplicaError, match=r"max_wait_s = 30 s\): 1 requests wait; a has 1 of 1 in flight"):
+            await waiting[1]
+        assert loop.time() - began == pytest.approx(50)
+
+    virtually(story())
+
+
+def test_a_replica_that_fails_in_a_row_is_avoided_longer_and_longer_until_it_answers() -> None:
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        found = dispatcher(["bad", "good"], failures_to_avoid=3, min_concurrency=50)
+
+        async def fail(slot: Slot) -> None:
+            await asyncio.sleep(0.01)
+            found.give_back(slot, Unreachable("on purpose"))
+
+        def hold_good() -> None:
+            while found.loads()["good"][0] < 40:
+                found._grant(found._targets["good"], 1)
+
+        hold_good()
+        old = [await found.take(1) for _ in range(5)]
+        assert {slot.target.name for slot in old} == {"bad"}
+        for slot in old:  # all of them fail together: that is one time of being avoided, not three
+            await fail(slot)
+        times = []
+        for _ in range(3):
+            began = loop.time()
+            assert {(await found.take(1)).target.name for _ in range(3)} == {"good"}
+            while (slot := await found.take(1)).target.name == "good":
+                found.give_back(slot)
+                await asyncio.sleep(0.05)
+            times.append(loop.time() - began)
+            await fail(slot)
+        assert times == pytest.approx([1, 2, 4], abs=0.1)
+        await asyncio.sleep(10)
+        slot = await found.take(1)
+        found.give_back(slot, answered=True)
+        assert slot.target.name == "bad"
+        await fail(await found.take(1))
+        assert (await found.take(1)).target.name == "bad"
+        assert found.totals() == {"bad": (1, 9)}
+
+    virtually(story())
+
+
+def test_requests_from_before_a_replica_was_avoided_say_nothing_about_it_afterwards() -> None:
+    async def story() -> None:
+        found = dispatcher(["a"], failures_to_avoid=2, min_concurrency=50)
+        old = [await found.take(1) for _ in range(6)]
+        for slot in old[:2]:
+            await asyncio.sleep(0.1)
+            found.give_back(slot, Unreachable("on purpose"))
+        await found.take(1)  # a second later
+        for slot in old[2:]:
+            found.give_back(slot, Unreachable("late"))
+        async with asyncio.timeout(0.1):
+            assert (await found.take(1)).target.name == "a"
+
+    virtually(story())
+
+
+def test_aborted_and_wrong_requests_are_not_reported_as_failures() -> None:
+    async def story() -> None:
+        found = dispatcher(["a"])
+        for error in (Aborted("drains"), Rejected("too long"), None):
+            found.give_back(await found.take(1), error)
+        found.give_back(await found.take(1), answered=True)
+        found.give_back(await found.take(1), Unreachable("away"))
+        assert found.totals() == {"a": (1, 1)}
+
+    virtually(story())
+
+
+def test_a_replica_that_comes_back_elsewhere_begins_anew_and_one_that_left_gets_nothing() -> None:
+    async def story() -> None:
+        found = dispatcher(["a", "b"], failures_to_avoid=1)
+        for _ in range(2):
+            await asyncio.sleep(0.01)
+            found.give_back(await found.take(1), Unreachable("away"))
+        found.update([ReplicaRow("a", "http://elsewhere", "healthy", 1, 0, 0.0)])
+        slot = await found.take(1)
+        assert (slot.target.name, slot.target.client.base_url) == ("a", "http://elsewhere")
+        found.update([])
+        with pytest.raises(NoReplicaError, match="no replica is ready"):
+            await found.take(1)
+
+    virtually(story())
+
+
+# The limit
+
+
+def steps(limit: Limit, *loads: Load, in_flight: int | None = None) -> tuple[Limit, int]:
+    """The limit after these looks, all of it in use, and how often it was cut."""
+    cuts, before = 0, None
+    for load in loads:
+        used = limit.value if in_flight is None else in_flight
+        limit, cut = adjusted(limit, before, load, in_flight=used, at_least=8, at_most=100)
+        cuts, before = cuts + cut, load
+    return limit, cuts
+
+
+def test_the_limit_doubles_while_all_is_well_and_stays_where_it_is_not_used() -> None:
+    assert steps(Limit(8), *[IDLE] * 4) == (Limit(64), 0)
+    assert steps(Limit(8), *[IDLE] * 9) == (Limit(100), 0)
+    assert steps(Limit(8), *[IDLE] * 4, in_flight=3) == (Limit(8), 0)
+
+
+def test_preemption_under_memory_pressure_cuts_it_and_then_it_grows_by_steps() -> None:
+    full = Load(running=60, waiting=0, kv_usage=0.97, preemptions=2)
+    limit, cuts = steps(Limit(64), Load(60, 0, 0.8, 0), full)
+    assert (limit, cuts) == (Limit(44, is_doubling=False), 1)
+    assert steps(limit, IDLE, IDLE, IDLE) == (Limit(60, is_doubling=False), 0)
+    assert steps(Limit(9), Load(60, 0, 0.8, 0), full)[0].value == 8
+
+
+def test_a_standing_queue_cuts_it_and_a_passing_one_does_not() -> None:
+    assert steps(Limit(64), Load(40, 10, 0.2, 0), Load(40, 12, 0.2, 0)) == (Limit(44, is_doubling=False), 1)
+    assert steps(Limit(64), Load(40, 10, 0.2, 0), Load(40, 3, 0.2, 0)) == (Limit(100), 0)
+    assert steps(Limit(64), Load(40, 0, 0.2, 0), Load(40, 9, 0.2, 0)) == (Limit(64), 0)
+
+
+def test_a_pause_for_new_weights_is_not_taken_for_overload() -> None:
+    """It preempts everything, and all of it waits, with a cache that has been cleared."""
+    running, held, again = Load(60, 0, 0.3, 0), Load(0, 60, 0.0, 60), Load(60, 0, 0.2, 60)
+    assert steps(Limit(64), running, held, again) == (Limit(64), 0)
+    assert steps(Limit(64), running, again) == (Limit(100), 0)
+
+
+def test_it_settles_around_what_a_replica_can_take() -> None:
+    limit, seen = Limit(8), []
+    before: Load | None = None
+    for step in range(200):
+        load = Load(min(limit.value, 50), max(0, limit.value - 50), 0.4, 0)
+        limit, _ = adjusted(limit, before, load, in_flight=limit.value, at_least=4, at_most=1000)
+        before = load
+        seen += [limit.value] if step > 20 else []
+    assert 30 <= min(seen) <= max(seen) <= 75
+    assert 40 <= sum(seen) / len(seen) <= 62
+
+
+def test_metrics_that_are_polled_move_the_limit_and_wake_who_waits() -> None:
+    async def story() -> None:
+        replicas = {"a": FakeReplica(metrics=dict(num_requests_running=4, num_requests_waiting=0))}
+        found = dispatcher(["a", "dead"], replicas=replicas, min_concurrency=4, max_concurrency=64)
+        found.update(rows(["a"]))
+        watching = asyncio.create_task(found.watch())
+        await asyncio.gather(*(found.take(1) for _ in range(20)))
+        assert found.loads()["a"] == (20, 32)
+        replicas["a"].metrics |= dict(num_requests_running=8, num_requests_waiting=12)
+        await asyncio.sleep(2.5)
+        assert found.loads()["a"][1] < 32
+        assert found.take_cuts() >= 1
+        assert found.take_cuts() == 0
+        watching.cancel()
+
+    virtually(story())
+
+
+@pytest.mark.parametrize("name", ["num_requests_running", "num_requests_waiting", "num_preemptions_total"])
+def test_a_metric_that_does_not_come_is_no_idle_server(name: str) -> None:
+    async def story() -> None:
+        metrics: dict[str, Any] = {"num_requests_running": 4, name: None}
+        found = dispatcher(["a"], replicas={"a": FakeReplica(metrics=metrics)}, min_concurrency=4, max_concurrency=64)
+        found.update(rows(["a"]))
+        watching = asyncio.create_task(found.watch())
+        await asyncio.gather(*(found.take(1) for _ in range(4)))
+        await asyncio.sleep(4.5)
+        assert found.loads()["a"] == (4, 4)
+        watching.cancel()
+        client = VllmClient("http://a", FakeSession({"a": FakeReplica(metrics=metrics)}))
+        if "requests" in name:
+            with pytest.raises(Malformed, match=f"has no metric vllm:{name}"):
+                await client.num_requests()
+
+    virtually(story())
+
+
+def test_the_benchmark_measures_a_small_fleet() -> None:
+    from tools.bench import dispatch
+
+    thresholds = gc.get_threshold()
+    try:
+        found = asyncio.run(dispatch.measure(40, 4, 16, 0.5, answer_s=0.1))
+    finally:
+        gc.set_threshold(*thresholds)
+    assert 40 * 16 / (0.1 * 1.5 * 1.5) / 3 < found.tokens_per_s < 40 * 24 / (0.1 * 0.7 * 0.5)
+    assert 1.0 <= found.fairness.median <= found.fairness_max
+    assert found.take_us > 0

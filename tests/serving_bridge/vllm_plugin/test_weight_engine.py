@@ -1,0 +1,73 @@
+"""A worker's weights are of a version only if every parameter was loaded."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving_bridge.weights.store import WeightStore
+from tests.support.weight_world import make_model, tensors_of
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+
+def test_a_load_that_breaks_off_or_misses_parameters_is_never_intact(tmp_path: Path):
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own, while it is imported
+        from serving_bridge.vllm_plugin.engine import WeirEngine
+        from serving_bridge.vllm_plugin.stage import Applied
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.Parameter(torch.zeros(64))
+            self.broken, self.missed = True, True
+
+        def load_weights(self, weights: Any) -> set[str]:
+            for name, tensor in weights:
+                if name == "model.norm.weight":
+                    self.norm.copy_(tensor)
+                    if self.broken:
+                        raise MemoryError("halfway")
+            return set() if self.missed else {"norm"}
+
+    source = make_model(tmp_path / "a", 0)
+    config = SimpleNamespace(hf_config=source.config, model="a", dtype=torch.float32)
+    model = Model()
+    engine = WeirEngine(
+        SimpleNamespace(), SimpleNamespace(model_config=config, parallel_config=None), torch.device("cpu"), model
+    )
+    store = WeightStore(tmp_path / "weights", "run")
+    manifest = store.publish(tensors_of(source).items(), step=0, golden=[])
+    update = {"version": manifest.version, "content_sha256": manifest.content_sha256, "round_id": "this"}
+
+    def stage() -> None:
+        engine.lease.take("this", 60)
+        engine.stager.begin(store.root, manifest.version, manifest.content_sha256, engine.applied)
+        while engine.stager.status()[0] == "reading":
+            time.sleep(0.01)
+        assert engine.stager.status()[:3] == ("staged", manifest.version, "")
+
+    stage()
+    with pytest.raises(MemoryError):
+        engine.update_weights(update)
+    assert (engine.intact, engine.applied) == (False, None)
+    model.broken = False
+    with pytest.raises(RuntimeError, match="left 1 parameters as they were, e.g. norm"):
+        engine.update_weights(update)
+    assert (engine.intact, engine.applied) == (False, None)
+    model.missed = False
+    engine.update_weights(update)
+    assert (engine.intact, engine.applied) == (True, Applied(manifest.version, manifest.content_sha256))
+    np.testing.assert_array_equal(model.norm.detach().numpy(), tensors_of(source)["model.norm.weight"])
+    engine.update_weights(update)  # again, by a controller that did not hear of the first time
+    assert engine.intact
+    np.testing.assert_array_equal(model.norm.detach().numpy(), tensors_of(source)["model.norm.weight"])

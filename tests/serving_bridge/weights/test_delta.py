@@ -1,0 +1,115 @@
+"""Updates: any two versions of any bits come back exactly, and damage is refused."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from serving_bridge.weights import delta as weight_delta
+from serving_bridge.weights.delta import DeltaError, Encoder, changes, decode, moved
+
+WORDS = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+
+
+def encode(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    encoder = Encoder(pairs[0][0].dtype.itemsize)
+    for old, new in pairs:
+        encoder.add(old.size, *changes(old, new))
+    return encoder.finish()
+
+
+def applied(streams: dict[str, np.ndarray], olds: list[np.ndarray], num_changed: int) -> list[np.ndarray]:
+    delta = decode(streams, [old.size for old in olds], olds[0].dtype.itemsize, num_changed)
+    news = []
+    for old, (indices, distances) in zip(olds, delta, strict=True):
+        new = old.copy()
+        new[indices] = moved(old[indices], distances)
+        news.append(new)
+    return news
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.01, 0.3, 1.0])
+def test_random_bits_come_back_exactly(itemsize: int, share: float):
+    rng = np.random.default_rng([itemsize, int(share * 1e6)])
+    top = 1 << (8 * itemsize)
+    pairs = []
+    # Empty and one-element tensors, sizes around a byte's gap, and one of more than a block.
+    for size in (0, 1, 254, 255, 256, 1000, weight_delta._BLOCK + 7):
+        old = rng.integers(0, top, size, dtype=np.uint64).astype(WORDS[itemsize])
+        new = np.where(rng.random(size) < share, rng.integers(0, top, size, dtype=np.uint64), old)
+        pairs.append((old, new.astype(WORDS[itemsize])))
+    num_changed = sum(int(np.count_nonzero(old != new)) for old, new in pairs)
+    got = applied(encode(pairs), [old for old, _ in pairs], num_changed)
+    for (_, new), result in zip(pairs, got, strict=True):
+        np.testing.assert_array_equal(result, new)
+
+
+@pytest.mark.parametrize("gap", [0, 1, 253, 254, 255, 256, 509, 510, 511, 100_000])
+def test_gaps_of_any_length_also_across_tensors(gap: int):
+    sizes = [gap + 3, gap + 3, 1, 2 * gap + 5]
+    positions = [[gap, gap + 1], [gap], [], [2 * gap + 4]]
+    pairs = []
+    for size, where in zip(sizes, positions, strict=True):
+        old = np.zeros(size, "<u2")
+        new = old.copy()
+        new[where] = 7
+        pairs.append((old, new))
+    delta = decode(encode(pairs), sizes, 2, 4)
+    assert [indices.tolist() for indices, _ in delta] == positions
+    for (_, new), got in zip(pairs, applied(encode(pairs), [old for old, _ in pairs], 4), strict=True):
+        np.testing.assert_array_equal(got, new)
+
+
+def test_a_neighbouring_float_is_one_ulp_away_whatever_its_value():
+    """The oracle is numpy's nextafter."""
+    values = np.array([0.0, -0.0, 1.0, -1.0, 1e-38, -3e38, 0.02, np.float32(1e-45)], np.float32)
+    for toward in (np.inf, -np.inf):
+        other = np.nextafter(values, np.float32(toward))
+        distance = weight_delta._ordinals(other.view("<u4")).astype(np.int64) - weight_delta._ordinals(
+            values.view("<u4")
+        ).astype(np.int64)
+        wrapped = (distance + (1 << 31)) % (1 << 32) - (1 << 31)
+        # From either zero the nearest number of the other sign lies beyond the other zero.
+        crosses = (values == 0) & (np.signbit(values) != np.signbit(other))
+        steps = np.where(crosses, 2, 1)
+        np.testing.assert_array_equal(np.abs(wrapped), steps)
+
+
+def test_a_step_of_one_ulp_in_one_percent_of_bf16_takes_a_hundredth():
+    rng = np.random.default_rng(0)
+    old = (0.02 * rng.standard_normal(1 << 20)).astype(ml_dtypes.bfloat16).view("<u2")
+    where = rng.random(old.size) < 0.0096
+    new = old + np.where(where, rng.choice(np.array([1, 65535]), old.size), 0).astype("<u2")
+    size = sum(stream.size for stream in encode([(old, new)]).values())
+    # Entropy: -log2(0.0096) + log2(e) bits of gap and one of sign, of 16 bits: 1/178.
+    assert old.nbytes / size > 150
+
+
+def test_damaged_streams_are_refused():
+    old = np.arange(10_000, dtype="<u2")
+    new = old.copy()
+    new[::100] += 1
+    streams = encode([(old, new)])
+    sizes = [old.size]
+    assert [indices.size for indices, _ in decode(streams, sizes, 2, 100)] == [100]
+    with pytest.raises(DeltaError, match="has streams .*, expected"):
+        decode({"gaps": streams["gaps"]}, sizes, 2, 100)
+    with pytest.raises(DeltaError, match="not one whole zstd frame"):
+        decode(streams | {"gaps": streams["gaps"][:-2]}, sizes, 2, 100)
+    with pytest.raises(DeltaError, match="not one whole zstd frame"):
+        decode(streams | {"gaps": np.ones(40, np.uint8)}, sizes, 2, 100)
+    with pytest.raises(DeltaError, match=r"element 9900 of 9900"):
+        decode(streams, [9900], 2, 100)
+    other = encode([(old, np.where(np.arange(old.size) < 5, old + 1, old).astype("<u2"))])
+    with pytest.raises(DeltaError, match=r"ulps.0 has 5 bytes for 100 changes"):
+        decode(streams | {"ulps.0": other["ulps.0"]}, sizes, 2, 100)
+    with pytest.raises(DeltaError, match="changes 100 of 3 elements"):
+        decode(streams, [3], 2, 100)
+    with pytest.raises(DeltaError, match="changes 100 elements, expected 139"):
+        decode(streams, sizes, 2, 139)
+    with pytest.raises(DeltaError, match="of at most 59 bytes"):
+        decode(streams, sizes, 2, 20)
+    with pytest.raises(DeltaError, match="of uint16, expected uint8"):
+        decode(streams | {"gaps": np.ones(40, np.uint16)}, sizes, 2, 100)

@@ -1,0 +1,223 @@
+"""The whole job as a person runs it: real processes, real vLLM, a learner or a server killed, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving_bridge.queue.queue import TrajectoryQueue
+from serving_bridge.telemetry.metrics_log import read_metrics
+from tests.conftest import REPOSITORY
+
+STEPS = 12
+SMALL_DEMO = (
+    "warm_start.target_accuracy=0.003",
+    "warm_start.evaluate_every=5",
+    "warm_start.num_validation=384",
+    f"learner.steps={STEPS}",
+    "learner.groups_per_step=4",
+    "learner.microbatch_rows=8",
+    "learner.checkpoint.every=2",
+    "evaluation.num_problems=16",
+    "evaluation.every=4",
+)
+
+
+def environment() -> dict[str, str]:
+    """The caller's, without the virtual devices that the other tests ask for."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+
+
+def train_command(config: str, *overrides: str) -> list[str]:
+    command = [sys.executable, "-m", "tools.train", "--config", str(REPOSITORY / "configs" / config)]
+    return [*command, *(part for override in overrides for part in ("--set", override))]
+
+
+def processes_of(run_directory: Path) -> dict[int, str]:
+    """Processes whose command line names the run directory."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if str(run_directory) in command:
+            found[int(entry.name)] = command
+    return found
+
+
+def wait_for(condition: Any, *, timeout_s: float, what: str) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
+        time.sleep(0.1)
+    return value
+
+
+def steps(run_directory: Path) -> list[dict[str, Any]]:
+    path = run_directory / "metrics.jsonl"
+    return [r for r in read_metrics(path) if r["event"] == "step"] if path.exists() else []
+
+
+def has_checkpoint(run_directory: Path) -> bool:
+    """Whether a step is committed; one that is being written has another name."""
+    folder = run_directory / "checkpoints"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def run_and_kill(directory: Path, victim: str, *overrides: str) -> list[dict[str, Any]]:
+    """Runs the small demo in `directory`/run and kills the process whose command line holds `victim` once there is a
+    checkpoint; returns the records of the run, which must end well and leave nothing behind."""
+    run, log = directory / "run", directory / "output"
+    with log.open("wb") as output:
+        job = subprocess.Popen(
+            train_command("demo.toml", *SMALL_DEMO, f"run.directory={run}", *overrides),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=REPOSITORY,
+            env=environment(),
+        )
+        try:
+            wait_for(lambda: has_checkpoint(run) or job.poll() is not None, timeout_s=480, what="a checkpoint")
+            assert job.poll() is None, log.read_text()
+            (found,) = (pid for pid, c in processes_of(run).items() if victim in c and "guard.py" not in c)
+            os.kill(found, signal.SIGKILL)
+            assert job.wait(timeout=480) == 0, log.read_text()
+        finally:
+            job.kill()
+    wait_for(lambda: not processes_of(run), timeout_s=30, what="the end of all processes")
+    return read_metrics(run / "metrics.jsonl")
+
+
+@pytest.mark.timeout(1000)
+@pytest.mark.soak  # test_fleet.py kills a server in the default suite
+def test_vtrace_on_real_vllm_survives_a_killed_server(tmp_path: Path) -> None:
+    """The fleet starts the server again, brings it up to date, and the run goes on; the critic stays at home."""
+    overrides = (
+        'learner.loss.advantage={ estimator = "vtrace", segments = "turn" }',
+        'learner.loss.value={ model = "shared" }',
+    )
+    records = run_and_kill(tmp_path, "vllm.entrypoints", *overrides)
+    assert [r["replica"] for r in records if r["event"] == "replica_restart"] == ["vm-0"]
+    trained = [r for r in records if r["event"] == "step"]
+    assert [r["step"] for r in trained] == list(range(1, STEPS + 1))
+    assert max(r["staleness_max"] for r in trained) <= 2
+    assert all("value_explained_variance" in r for r in trained)
+    measured = [r["mismatch_mean_abs_logprob"] for r in trained if r["mismatch_tokens"]]
+    assert max(measured) <= 1e-4
+    assert TrajectoryQueue(tmp_path / "run" / "state.db").progress().num_acknowledged == STEPS * 4
+    final = json.loads((tmp_path / "run" / "final_model" / "config.json").read_text())
+    assert final["architectures"] == ["Qwen3ForCausalLM"]
+
+
+@pytest.mark.timeout(1000)
+def test_the_job_survives_a_killed_learner_and_trains_on_nothing_twice(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    records = run_and_kill(tmp_path, "tools.learner")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == STEPS
+    assert [r["event"] for r in records].count("resumed") == 1
+    assert [r["name"] for r in records if r["event"] == "restart"] == ["learner"]
+    progress = TrajectoryQueue(run / "state.db").progress()
+    assert progress.num_acknowledged == STEPS * 4
+    assert progress.num_dead == 0
+    assert progress.completed_steps == STEPS
+
+    measured = [r for r in steps(run) if r["mismatch_tokens"]]
+    assert measured, "no batch had its mismatch measured"
+    assert max(r["mismatch_mean_abs_logprob"] for r in measured) <= 1e-4
+    assert max(r["staleness_max"] for r in steps(run)) <= 2
+    rounds = [r for r in records if r["event"] == "round"]
+    assert {r["outcome"] for r in rounds} == {"updated"}
+    assert max(r["probe_max_abs"] for r in rounds) <= 1e-3
+    assert 0 <= summary["accuracy_before"] <= 1
+    assert summary["num_problems"] == 16
+    for key in ("reward_first", "reward_last", "wall_s", "tokens_per_s", "learner_idle_share", "rollout_idle_share"):
+        assert summary[key] is not None, key
+    page = (run / "report.html").read_text()
+    assert "<script" not in page
+    assert "Calculate" in page
+    assert [path for path in (run, *run.rglob("*")) if path.lstat().st_mode & 0o077] == []
+
+
+@pytest.mark.timeout(1000)
+@pytest.mark.soak
+def test_a_real_pretrained_model_learns_to_use_the_words(stories_model: Path, tmp_path: Path) -> None:
+    """A short form of configs/stories.toml: reward rises, KL stays inside its budget."""
+    run = tmp_path / "run"
+    done = subprocess.run(
+        train_command(
+            "stories.toml",
+            f"model.path={stories_model}",
+            f"run.directory={run}",
+            "learner.steps=10",
+            "learner.groups_per_step=4",
+            "evaluation.num_problems=16",
+            "evaluation.every=0",
+        ),
+        capture_output=True,
+        text=True,
+        timeout=400,
+        cwd=REPOSITORY,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 10
+    assert summary["reward_last"] > summary["reward_first"]
+    assert all(record["kl"] < 0.5 for record in steps(run))
+    assert summary["mismatch_mean_abs_logprob"] <= 1e-4
+
+
+def failing(*command: str) -> str:
+    """Runs a command that must fail with one clear line and no traceback; returns that line."""
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY, env=environment(), check=False
+    )
+    assert done.returncode == 78, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("rollout.max_stalenes=1",), "rollout.max_stalenes: unknown key; known here: group_size"),
+        (("rollout.max_staleness=-1",), "rollout.max_staleness: Input should be greater than or equal to 0, got -1"),
+        (("model.path=/nowhere",), "exactly one of model.path"),
+    ],
+)
+def test_bad_settings_end_in_one_line(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert message in failing(*train_command("demo.toml", *overrides, f"run.directory={run}"))
+    assert not processes_of(run)
+
+
+def test_a_missing_model_folder_ends_in_one_line_and_starts_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    error = failing(*train_command("stories.toml", "model.path=/nowhere", f"run.directory={run}"))
+    assert "model folder /nowhere does not exist" in error
+    assert not processes_of(run)
+    assert not (run / "state.db").exists()
+
+
+def test_an_unfinished_run_with_other_settings_is_left_alone(tmp_path: Path) -> None:
+    from configs.load import load_config, save_config
+
+    run = tmp_path / "run"
+    run.mkdir()
+    save_config(
+        load_config(REPOSITORY / "configs" / "demo.toml", [f"run.directory={run}", "run.seed=7"]), run / "config.toml"
+    )
+    error = failing(*train_command("demo.toml", f"run.directory={run}"))
+    assert "keeps these settings for its life: run.seed: 7 before, 0 now" in error

@@ -1,0 +1,285 @@
+"""From the optimizer to real vLLM: after many updates it answers as a new server on the converted model.
+
+The default suite takes one family, twenty updates, and compares once. `make soak` takes all families, with tied and
+untied heads, bfloat16 and tensor parallelism, fifty updates each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import jax
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models
+
+from learner_jax.batches.building import Batch, rl_batch
+from learner_jax.checkpoints.checkpoints import Checkpoints, Position
+from learner_jax.contracts.model import read_model_config
+from learner_jax.loop.publishing import Publishing
+from learner_jax.models.hf_folder import load_parameters
+from learner_jax.settings.learner import LearnerSettings, LossSettings, OptimizerSettings
+from learner_jax.training import objective
+from learner_jax.training.engine import Engine
+from learner_jax.training.train_step import TrainState
+from serving_bridge.fleet.replica import Replica
+from serving_bridge.settings.serving import ServingSettings, StoreSettings
+from serving_bridge.vllm.client import Completion
+from serving_bridge.weights.publisher import Publisher
+from serving_bridge.weights.store import WeightStore
+from tests.conftest import REPOSITORY
+from tests.support.trajectories import make_group
+from tests.support.weight_world import greedily
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+pytestmark = pytest.mark.slow
+
+NUM_UPDATES = 50
+NUM_UPDATES_SHORT = 20
+PROMPTS = ([5, 6, 7], [9, 8, 70, 71, 100, 3], list(range(20, 60)))
+#: float32 sums in different orders, nats
+TOLERANCE = 1e-4
+
+
+def make_model(folder: Path, family: str, *, tied: bool) -> None:
+    """A random model of a family, as transformers writes it, with a tokenizer of one token per id."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=128,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=tied,
+        max_position_embeddings=1024,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        **({"head_dim": 32} if family == "Qwen3" else {}),
+    )
+    getattr(transformers, f"{family}ForCausalLM")(config).float().save_pretrained(folder)
+    vocabulary = {"<pad>": 0, "<eos>": 1} | {chr(0x100 + index): index for index in range(2, 128)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
+    fast.save_pretrained(folder)
+
+
+class Learner:
+    """A real optimizer on made-up answers, and its publishing; every step moves every element a little."""
+
+    def __init__(self, model_dir: Path, root: Path, dtype: str) -> None:
+        settings = LearnerSettings(
+            steps=1,
+            groups_per_step=4,
+            sequence_length=8,
+            microbatch_rows=8,
+            optimizer=OptimizerSettings(learning_rate=3e-4),
+            loss=LossSettings(),
+            publish_dtype=dtype,
+        )
+        config = read_model_config(model_dir)
+        self.engine = Engine(
+            settings,
+            config,
+            objective=objective.reinforcement(settings.loss),
+            temperature=1.0,
+            devices=jax.devices()[:1],
+        )
+        self.state: TrainState = self.engine.init_state(load_parameters(model_dir, config), seed=0)
+        self.store = WeightStore(root / "weights", "run")
+        self.start_publishing()
+        self.root = root
+        self.checkpoints = Checkpoints(root / "checkpoints", keep=1)
+        self.version = 0
+
+    def start_publishing(self) -> None:
+        """As a learner does that was started, or started again."""
+        # As updates though everything changes: what is tested is the chain of them.
+        settings = StoreSettings(max_changed=1.0, anchor_every=NUM_UPDATES + 10)
+        self.publisher = Publisher(self.store, settings, log=lambda *_, **__: None)
+        self.publishing = Publishing(
+            self.engine, self.publisher, PROMPTS, keep=0, max_wait_s=60, log=lambda *_, **__: None
+        )
+
+    def step(self, seed: int) -> None:
+        batch: Batch
+        groups = [make_group(f"run/{i}", seed=10 * seed + i, rewards=[0.0, 1.0]) for i in range(4)]
+        batch, _ = rl_batch(groups, self.engine.settings.loss, sequence_length=8, trained_version=1)
+        self.state, _ = self.engine.step(self.state, batch, current_version=1)
+
+    def publish(self) -> Any:
+        self.version = self.publishing.start(self.state.params, step=0)
+        self.publishing.wait()
+        return self.store.manifest(self.version)
+
+    def convert(self, model_dir: Path, out: Path) -> None:
+        """By way of a checkpoint and the command that people use."""
+        self.checkpoints.save(self.state, Position(self.version, self.version, 0, ()))
+        self.checkpoints.wait()
+        command = [sys.executable, "-m", "tools.convert", "to-hf", "--checkpoint", str(self.root / "checkpoints")]
+        command += ["--model", str(model_dir), "--out", str(out)]
+        command += ["--dtype", self.engine.settings.publish_dtype]
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        subprocess.run(command, check=True, env=environment, capture_output=True)
+
+    def close(self) -> None:
+        self.publishing.close()
+        self.publisher.close()
+        self.checkpoints.close()
+
+
+async def update(replica: Replica, learner: Learner) -> Any:
+    manifest = await asyncio.to_thread(learner.publish)
+    outcome = await replica.update(learner.store, manifest)
+    assert outcome.status == "updated", outcome
+    return manifest
+
+
+async def assert_same_answers(left: Replica, right: Replica) -> None:
+    for prompt in PROMPTS:
+        got, want = [await greedily(replica.client, prompt, 60) for replica in (left, right)]
+        np.testing.assert_array_equal(got.tokens, want.tokens)
+        np.testing.assert_allclose(got.logprobs, want.logprobs, atol=TOLERANCE, rtol=0)
+        if left.settings.tensor_parallel_size == 1:  # the same kernels and weights, bit by bit
+            np.testing.assert_array_equal(got.logprobs, want.logprobs)
+
+
+async def start(
+    name: str, folder: Path, session: aiohttp.ClientSession, logs: Path, dtype: str, *, workers: int = 1
+) -> Replica:
+    settings = ServingSettings(
+        tensor_parallel_size=workers,
+        dtype=dtype,
+        max_model_len=1024,
+        max_num_seqs=16,
+        start_timeout_s=300,
+        probe_tolerance=TOLERANCE if dtype == "float32" else None,
+    )
+    replica = Replica(name, folder, settings, session, log_path=logs / f"{name}.log", store=logs / "weights")
+    await replica.start()
+    return replica
+
+
+async def prove(
+    tmp_path: Path, family: str, *, tied: bool, dtype: str = "float32", workers: int = 1, whole: bool = True
+) -> None:
+    folder = tmp_path / "model"
+    make_model(folder, family, tied=tied)
+    learner = Learner(folder, tmp_path, dtype)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        replica = await start("updated", folder, session, tmp_path, dtype, workers=workers)
+        try:
+            assert (await update(replica, learner)).format == "full"
+            for step in range(NUM_UPDATES if whole else NUM_UPDATES_SHORT):
+                await asyncio.to_thread(learner.step, step)
+                assert (await update(replica, learner)).format == "sparse"
+            if whole:
+                await compare(learner, folder, tmp_path / "converted", replica, session)
+            if dtype == "float32":  # transformers and vLLM do not round bfloat16 alike
+                await answers_across_updates(learner, folder, replica)
+            learner.publisher.close()
+            learner.start_publishing()
+            await asyncio.to_thread(learner.step, NUM_UPDATES)
+            assert (await update(replica, learner)).format == "full"
+            await compare(learner, folder, tmp_path / "converted_again", replica, session)
+        finally:
+            await replica.stop()
+            learner.close()
+
+
+async def compare(learner: Learner, folder: Path, out: Path, replica: Replica, session: aiohttp.ClientSession) -> None:
+    """The replica is a server that was started on the learner's converted checkpoint."""
+    await asyncio.to_thread(learner.convert, folder, out)
+    fresh = await start("fresh", out, session, out.parent, learner.engine.settings.publish_dtype)
+    try:
+        await fresh.client.name_version(1)
+        await assert_same_answers(replica, fresh)
+    finally:
+        await fresh.stop()
+
+
+async def answers_across_updates(learner: Learner, folder: Path, replica: Replica) -> None:
+    """Answers in flight over three updates: each token's log-prob is that of the version its span names."""
+    recomputed = {learner.version: recomputed_by(learner, folder)}
+    manifests = []
+    for step in range(3):
+        learner.step(1000 + step)
+        manifests.append(learner.publish())
+        recomputed[learner.version] = recomputed_by(learner, folder)
+    running = [
+        asyncio.create_task(
+            replica.client.generate(prompt, n=4, max_tokens=900, seed=1, stop_token_ids=[], timeout_s=120)
+        )
+        for prompt in PROMPTS
+    ]
+    for manifest in manifests:
+        await asyncio.sleep(0.1)
+        outcome = await replica.update(learner.store, manifest)
+        assert (outcome.status, outcome.num_running) == ("updated", 12)
+    answers: list[tuple[Sequence[int], Completion]] = []
+    for prompt, task in zip(PROMPTS, running, strict=True):
+        answers += [(prompt, answer) for answer in await task]
+    spanned = [sorted(set(answer.policy_version.tolist())) for _, answer in answers]
+    assert max(len(versions) for versions in spanned) == 4, spanned
+    for prompt, answer in answers:
+        assert (np.diff(answer.policy_version) >= 0).all()
+        for version in set(answer.policy_version.tolist()):
+            sampled = answer.policy_version == version
+            want = recomputed[version]([*prompt, *answer.tokens.tolist()])[len(prompt) - 1 :]
+            np.testing.assert_allclose(answer.logprobs[sampled], want[sampled], atol=TOLERANCE, rtol=0)
+
+
+def recomputed_by(learner: Learner, folder: Path) -> Any:
+    """The log-probs of transformers under the version published last."""
+    import torch
+    import transformers
+
+    from serving_bridge.vllm_plugin.live import tensor_of
+    from serving_bridge.weights.reader import read_version
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    state = {name: tensor_of(tensor) for name, tensor in read_version(learner.store, learner.version).items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    model.tie_weights()
+
+    def logprobs(tokens: Sequence[int]) -> np.ndarray:
+        with torch.no_grad():
+            logits = model(torch.tensor([list(tokens)])).logits[0, :-1].double()
+        return torch.log_softmax(logits, -1)[torch.arange(len(tokens) - 1), torch.tensor(list(tokens[1:]))].numpy()
+
+    return logprobs
+
+
+def test_after_many_updates_the_server_is_a_fresh_one_on_the_converted_model(tmp_path: Path):
+    asyncio.run(prove(tmp_path, "Qwen3", tied=True, whole=False))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3"])
+def test_every_family(tmp_path: Path, family: str, tied: bool):
+    asyncio.run(prove(tmp_path, family, tied=tied))
+
+
+@pytest.mark.soak
+def test_tensor_parallel_workers(tmp_path: Path):
+    asyncio.run(prove(tmp_path, "Llama", tied=False, workers=2))
+
+
+@pytest.mark.soak
+def test_bfloat16(tmp_path: Path):
+    asyncio.run(prove(tmp_path, "Qwen3", tied=False, dtype="bfloat16"))

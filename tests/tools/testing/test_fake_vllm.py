@@ -1,0 +1,322 @@
+"""The fake engine keeps vLLM's contract: one list of checks for both, and a forward pass that is the model's."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from aiohttp import web
+
+from serving_bridge.access.gate import Gate
+from serving_bridge.fleet.weight_round import run_round
+from serving_bridge.vllm.client import Aborted, Failed, Malformed, Rejected, Unreachable, VllmClient
+from serving_bridge.vllm.server_checks import claim_port
+from serving_bridge.weights.store import WeightStore
+from tests.support.broken_versions import flip_bit
+from tests.support.weight_world import (
+    EOS,
+    PROMPTS,
+    SETTINGS,
+    TOLERANCE,
+    World,
+    golden_of,
+    greedily,
+    greedy,
+    make_model,
+    next_logprobs,
+    tensors_of,
+)
+from tools.faults.engine import Engine, EngineSettings
+from tools.faults.qwen3 import Qwen3, log_softmax
+from tools.faults.server import DISTURB, application
+from tools.faults.weights import ModelWeights, Worker
+
+CONTROL = "c" * 64
+
+
+@dataclass
+class Bench:
+    """A server of weights A, and all that a check may need beside it."""
+
+    client: VllmClient
+    session: aiohttp.ClientSession
+    store: WeightStore
+    model_a: Any
+    model_b: Any
+    long_tokens: int
+
+    async def fill(self) -> list[asyncio.Task[Any]]:
+        """Long answers that are being sampled."""
+        options: dict[str, Any] = dict(n=1, max_tokens=self.long_tokens, stop_token_ids=[], timeout_s=120)
+        tasks = [asyncio.create_task(self.client.generate(prompt, seed=1, **options)) for prompt in PROMPTS]
+        while (await self.client.metrics())["vllm:num_requests_running"] < len(PROMPTS):
+            await asyncio.sleep(0.01)
+        return tasks
+
+    def publish(self, model: Any, golden: Any = None) -> Any:
+        return self.store.publish(tensors_of(model).items(), step=0, golden=golden or golden_of(model))
+
+
+# What holds of either server. Each check leaves the server serving, unpaused, on weights A or B.
+
+
+async def answers_are_exact(bench: Bench) -> None:
+    await bench.client.name_version(1)
+    got = await greedily(bench.client, PROMPTS[1], 6)
+    assert got.tokens.tolist() == greedy(bench.model_a, PROMPTS[1], 6)
+    assert (got.policy_version.tolist(), got.finish_reason) == ([1] * 6, "length")
+    probed = await bench.client.prompt_logprobs(PROMPTS[2], timeout_s=60)
+    np.testing.assert_allclose(probed, next_logprobs(bench.model_a, PROMPTS[2]), atol=TOLERANCE, rtol=0)
+
+
+async def samples_follow_the_seed_and_say_their_logprobs(bench: Bench) -> None:
+    async def sample(seed: int) -> list[list[int]]:
+        options: dict[str, Any] = dict(n=3, max_tokens=5, stop_token_ids=[], timeout_s=60, temperature=0.7, seed=seed)
+        answers = await bench.client.generate(PROMPTS[0], **options)
+        for answer in answers:
+            whole = [*PROMPTS[0], *answer.tokens.tolist()]
+            expected = next_logprobs(bench.model_a, whole, temperature=0.7)[len(PROMPTS[0]) - 1 :]
+            np.testing.assert_allclose(answer.logprobs, expected, atol=TOLERANCE, rtol=0)
+        return [answer.tokens.tolist() for answer in answers]
+
+    first = await sample(7)
+    assert await sample(7) == first
+    assert await sample(8) != first
+    assert len({tuple(tokens) for tokens in first}) == 3
+
+
+async def a_stop_token_ends_an_answer_and_stays_in_it(bench: Bench) -> None:
+    stop = greedy(bench.model_a, PROMPTS[0], 4)[-1]
+    (answer,) = await bench.client.generate(
+        PROMPTS[0], n=1, max_tokens=50, greedy=True, stop_token_ids=[stop], timeout_s=60
+    )
+    assert (answer.finish_reason, answer.tokens[-1]) == ("stop", stop)
+    assert stop not in answer.tokens[:-1]
+
+
+async def what_does_not_fit_is_cut_or_refused(bench: Bench) -> None:
+    long = PROMPTS[2] * 6
+    with pytest.raises(Rejected, match="cut"):
+        await bench.client.generate(long, n=1, max_tokens=257 - len(long), stop_token_ids=[], timeout_s=60)
+    with pytest.raises(Rejected):
+        await bench.client.generate([5, 128], n=1, max_tokens=4, stop_token_ids=[], timeout_s=60)
+
+
+async def a_pause_holds_answers_and_lets_whole_batches_of_probes_through(bench: Bench) -> None:
+    sampling = await bench.fill()
+    await bench.client.pause()
+    assert await bench.client.is_paused()
+    assert await bench.client.is_healthy()
+    first, second = bench.client.probe_ids(2)
+    alone = asyncio.create_task(bench.client.prompt_logprobs(PROMPTS[2], timeout_s=60, request_id=first))
+    await asyncio.sleep(0.3)
+    assert not alone.done()
+    await bench.client.prompt_logprobs(PROMPTS[2], timeout_s=60, request_id=second)
+    await alone
+    assert not any(task.done() for task in sampling)
+    await bench.client.resume()
+    for task in sampling:
+        assert len((await task)[0].tokens) == bench.long_tokens
+    assert await bench.client.num_requests() == 0
+
+
+async def aborted_answers_come_as_such(bench: Bench) -> None:
+    sampling = await bench.fill()
+    await bench.client.abort_all()
+    outcomes = await asyncio.gather(*sampling, return_exceptions=True)
+    assert all(isinstance(outcome, Aborted) for outcome in outcomes)
+
+
+async def update_sessions_follow_vllms_rules(bench: Bench) -> None:
+    with pytest.raises(Failed):
+        await bench.client.finish_update()
+    with pytest.raises(Failed):
+        await bench.client.update(99, "0" * 64, "nobody")
+    await bench.client.start_update()
+    with pytest.raises(Failed, match="active"):
+        await bench.client.start_update()
+    await bench.client.end_stuck_update()
+    await bench.client.start_update()
+    with pytest.raises(Failed, match="does not hold"):
+        await bench.client.update(99, "0" * 64, "nobody")
+
+
+async def one_round_at_a_time_holds_the_lease(bench: Bench) -> None:
+    manifest = bench.publish(bench.model_b)
+    arguments = (manifest.version, manifest.content_sha256)
+    await bench.client.stage(*arguments, "one", 60.0)
+    with pytest.raises(Failed, match="round one"):
+        await bench.client.stage(*arguments, "two", 60.0)
+    while (await bench.client.worker_status("one")).state == "reading":
+        await asyncio.sleep(0.01)
+    await bench.client.release("one")
+
+
+async def a_round_changes_answers_in_flight_with_spans(bench: Bench) -> None:
+    await bench.client.name_version(0)
+    sampling = await bench.fill()
+    manifest = bench.publish(bench.model_b)
+    outcome = await run_round(bench.client, bench.store, manifest, SETTINGS)
+    assert outcome.status == "updated", outcome
+    for task in sampling:
+        (answer,) = await task
+        assert sorted(set(answer.policy_version.tolist())) == [0, manifest.version]
+        assert (np.diff(answer.policy_version) >= 0).all()
+    got = await greedily(bench.client, PROMPTS[1], 6)
+    assert got.tokens.tolist() == greedy(bench.model_b, PROMPTS[1], 6)
+
+
+async def damaged_files_are_noticed_and_nothing_changes(bench: Bench) -> None:
+    before = await bench.client.weight_version()
+    manifest = flip_bit(bench)  # type: ignore[arg-type]
+    outcome = await run_round(bench.client, bench.store, manifest, SETTINGS)
+    assert (outcome.status, outcome.store_damaged) == ("rejected", True)
+    assert await bench.client.weight_version() == before
+    assert not await bench.client.is_paused()
+
+
+async def other_weights_than_the_golden_prompts_are_never_sampled(bench: Bench) -> None:
+    """Leaves weights A behind, proven again."""
+    sampling = await bench.fill()
+    wrong = bench.publish(bench.model_b, golden_of(bench.model_a))
+    outcome = await run_round(bench.client, bench.store, wrong, SETTINGS)
+    assert outcome.status == "unfit", outcome
+    assert all(isinstance(e, Aborted) for e in await asyncio.gather(*sampling, return_exceptions=True))
+    assert (await bench.client.is_paused(), await bench.client.weight_version()) == (True, None)
+    outcome = await run_round(bench.client, bench.store, bench.publish(bench.model_a), SETTINGS)
+    assert outcome.status == "updated", outcome
+
+
+CHECKS = (
+    answers_are_exact,
+    samples_follow_the_seed_and_say_their_logprobs,
+    a_stop_token_ends_an_answer_and_stays_in_it,
+    what_does_not_fit_is_cut_or_refused,
+    a_pause_holds_answers_and_lets_whole_batches_of_probes_through,
+    aborted_answers_come_as_such,
+    update_sessions_follow_vllms_rules,
+    one_round_at_a_time_holds_the_lease,
+    a_round_changes_answers_in_flight_with_spans,
+    damaged_files_are_noticed_and_nothing_changes,
+    other_weights_than_the_golden_prompts_are_never_sampled,
+)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    folder = tmp_path_factory.mktemp("models")
+    return folder / "a", make_model(folder / "a", 0), make_model(folder / "b", 1)
+
+
+@asynccontextmanager
+async def fake_server(folder: Path, store: Path) -> AsyncIterator[tuple[VllmClient, aiohttp.ClientSession]]:
+    worker = Worker(ModelWeights(folder), root=store, clock=asyncio.get_running_loop().time)
+    settings, port = EngineSettings(max_model_len=256, token_s=0.02), claim_port("127.0.0.1", 0)
+    engine = Engine(worker, settings, draws=random.Random(0), control_token=CONTROL)
+    gate = Gate(f"http://127.0.0.1:{port}", CONTROL, "i" * 64, also=[DISTURB])
+    runner = web.AppRunner(application(engine, gate), handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    async with aiohttp.ClientSession() as session:
+        client = VllmClient(f"http://127.0.0.1:{port}", session, control_timeout_s=10, token=CONTROL)
+        await client.name_version(0)
+        try:
+            yield client, session
+        finally:
+            await runner.cleanup()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_fake_engine_passes_each_check(check: Callable[[Bench], Awaitable[None]], models: Any, tmp_path: Path):
+    folder, model_a, model_b = models
+
+    async def run() -> None:
+        async with fake_server(folder, tmp_path) as (client, session), asyncio.timeout(8):
+            await check(Bench(client, session, WeightStore(tmp_path, "run"), model_a, model_b, 20))
+
+    asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    from tests.support.weight_world import running_world
+
+    with running_world(tmp_path_factory.mktemp("world")) as world:
+        yield world
+
+
+@pytest.mark.soak
+def test_vllm_passes_the_same_checks(world: World):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    bench = Bench(world.client, world.session, world.store, world.model_a, world.model_b, 200)
+    for check in CHECKS:
+        if check is not answers_are_exact:
+            world.update(world.model_a)
+        world.run(check(bench))
+
+
+def test_disturbances_do_what_they_say(models: Any, tmp_path: Path):
+    folder = models[0]
+
+    async def run() -> None:
+        async with fake_server(folder, tmp_path) as (served, session):
+            url, client = served.base_url, VllmClient(served.base_url, session, control_timeout_s=0.5, token=CONTROL)
+            await client.name_version(1)
+            generate: Any = dict(n=1, max_tokens=3, stop_token_ids=[EOS], timeout_s=10)
+
+            async def disturb(**fields: Any) -> None:
+                async with session.post(f"{url}/disturb", json=fields, headers=client.authorization) as response:
+                    assert response.status == 200
+
+            await disturb(garbage=1)
+            with pytest.raises(Malformed):
+                await client.generate(PROMPTS[0], **generate)
+            await disturb(aborts=1)
+            with pytest.raises(Aborted):
+                await client.generate(PROMPTS[0], **generate)
+            await disturb(failures={"/pause": 1})
+            with pytest.raises(Failed):
+                await client.pause()
+            await disturb(hangs=True)
+            assert await client.is_healthy()
+            with pytest.raises(Unreachable, match="no answer within"):
+                await client.generate(PROMPTS[0], **generate | {"timeout_s": 0.3})
+            with pytest.raises(Unreachable, match="no answer within"):
+                await client.pause()
+            await disturb()
+            while not await client.is_paused():  # what was given up on is carried out all the same
+                await asyncio.sleep(0.01)
+            await client.resume()
+            assert len((await client.generate(PROMPTS[0], **generate))[0].tokens) >= 1
+
+    asyncio.run(run())
+
+
+def test_the_forward_pass_agrees_with_transformers_and_the_learner(models: Any):
+    from jax import numpy as jnp
+
+    from learner_jax.contracts.model import read_model_config
+    from learner_jax.models.decoder import merge, token_logprobs
+    from learner_jax.models.hf_folder import load_parameters
+
+    folder, model, _ = models
+    config = read_model_config(folder)
+    ours = Qwen3(config, tensors_of(model))
+    tokens = np.random.default_rng(0).integers(2, 128, (2, 24))
+    logprobs = log_softmax(ours.logits(tokens))
+    for row in range(2):
+        expected = next_logprobs(model, tokens[row].tolist())
+        got = logprobs[row, np.arange(23), tokens[row, 1:]]
+        assert np.abs(got - expected).max() < TOLERANCE
+    stats = token_logprobs(merge(config, load_parameters(folder, config)), jnp.asarray(tokens), temperature=1.0)
+    learned = np.asarray(stats.logprobs)
+    expected = np.take_along_axis(logprobs[:, :-1], tokens[:, 1:, None], -1)[..., 0]
+    assert np.abs(learned[:, -23:] - expected).max() < TOLERANCE
