@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import ConfigError
-from serving_bridge.database.database import MEMORY
+from serving_bridge.database import MEMORY
 
 #: Settings that name a file or folder. `store.database` may be a URL instead.
 PATH_SETTINGS = (

@@ -6,10 +6,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from learner_jax.contracts.settings import Settings
-from learner_jax.settings.learner import LearnerSettings, WarmStartSettings
-from rewards.settings.task import TaskSettings
-from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings, ServingSettings, StoreSettings
+from learner_jax.contracts import Settings
+from learner_jax.settings import LearnerSettings, WarmStartSettings
+from rewards.settings import TaskSettings
+from serving_bridge.settings import EvaluationSettings, RolloutSettings, ServingSettings, StoreSettings
 
 
 class RunSettings(Settings):

@@ -20,9 +20,9 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from learner_jax.conversion.convert import ConversionError, Verification, Watch, from_hf, to_hf, verify
-from learner_jax.runtime.allocator import keep_freed_chunks
-from learner_jax.settings.learner import OptimizerSettings
+from learner_jax.conversion import ConversionError, Verification, Watch, from_hf, to_hf, verify
+from learner_jax.runtime import keep_freed_chunks
+from learner_jax.settings import OptimizerSettings
 from tools.assembly import wiring
 from tools.reporting.terminal import SafeConsole
 

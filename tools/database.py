@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 
 from configs.load import load_config
-from learner_jax.runtime.text import printable
-from serving_bridge.database.database import DatabaseError, is_postgres
+from learner_jax.runtime import printable
+from serving_bridge.database import DatabaseError, is_postgres
 from tools.assembly import wiring
 
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from serving_bridge.processes.environment import process_environment
+from serving_bridge.processes import process_environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

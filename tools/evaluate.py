@@ -13,8 +13,8 @@ from pathlib import Path
 import aiohttp
 
 from configs.schema import Config
-from serving_bridge.evaluation.skill import Evaluation, evaluate
-from serving_bridge.fleet.replica import Replica
+from serving_bridge.evaluation import Evaluation, evaluate
+from serving_bridge.fleet import Replica
 from tools.assembly import wiring
 from tools.assembly.preflight import preflight
 from tools.assembly.wiring import RunPaths

@@ -20,9 +20,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from configs.load import load_config
-from learner_jax.runtime.waits import Waits
-from serving_bridge.fleet.orders import FleetStatus, OrderBook, known_fleets
-from serving_bridge.routing.registry import ReplicaRegistry
+from learner_jax.runtime import Waits
+from serving_bridge.fleet import FleetStatus, OrderBook, known_fleets
+from serving_bridge.routing import ReplicaRegistry
 from tools.assembly import wiring
 from tools.reporting import terminal
 

@@ -21,27 +21,19 @@ from configs.carry_on import changes
 from configs.load import ConfigError, load_config
 from configs.paths import PATH_SETTINGS
 from configs.schema import Config
-from learner_jax.batches.building import Example
-from learner_jax.checkpoints.checkpoints import Checkpoints, Position, restore_parameters
-from learner_jax.contracts.model import ModelConfig
-from learner_jax.conversion.convert import Watch, to_hf
-from learner_jax.hosts.hosts import Hosts, connect, ends_at_once
-from learner_jax.hosts.shared_folders import require_shared
-from learner_jax.loop.host_facts import code_facts, environment_facts, flat, folder_facts
-from learner_jax.loop.learner import Learner, Outcome
-from learner_jax.loop.profiling import Profiler
-from learner_jax.models.hf_folder import load_parameters
-from learner_jax.runtime.allocator import keep_freed_memory
-from learner_jax.runtime.disk_errors import tell_once
-from learner_jax.runtime.waits import Waits
-from learner_jax.settings.learner import LossSettings, WarmStartSettings
-from learner_jax.training import objective
-from learner_jax.training.engine import Engine
-from learner_jax.training.supervised import warm_start
-from learner_jax.training.train_step import Params, TrainState
-from rewards.contracts.task import Split
-from serving_bridge.checks.prompt_survey import golden_prompts
-from serving_bridge.telemetry.wait_reporter import reported_waits
+from learner_jax.batches import Example
+from learner_jax.checkpoints import Checkpoints, Position, restore_parameters
+from learner_jax.contracts import ModelConfig
+from learner_jax.conversion import Watch, to_hf
+from learner_jax.hosts import Hosts, connect, ends_at_once, require_shared
+from learner_jax.loop import Learner, Outcome, Profiler, code_facts, environment_facts, flat, folder_facts
+from learner_jax.models import load_parameters
+from learner_jax.runtime import Waits, keep_freed_memory, tell_once
+from learner_jax.settings import LossSettings, WarmStartSettings
+from learner_jax.training import Engine, Params, TrainState, objective, warm_start
+from rewards.contracts import Split
+from serving_bridge.checks import golden_prompts
+from serving_bridge.telemetry import reported_waits
 from tools.assembly import wiring
 from tools.assembly.preflight import preflight
 from tools.assembly.run_directory import Start, record, tell

@@ -28,15 +28,13 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.load import load_config
-from learner_jax.contracts.hf_config import ModelConfigError, read_json_object
-from learner_jax.contracts.model import ModelConfig, parse_model_config, read_model_config
-from learner_jax.settings.learner import LearnerSettings, MeshSettings
+from learner_jax.contracts import ModelConfig, ModelConfigError, parse_model_config, read_json_object, read_model_config
+from learner_jax.settings import LearnerSettings, MeshSettings
 from tools.assembly import wiring
 from tools.reporting import terminal
 
 if TYPE_CHECKING:
-    from learner_jax.training.engine import Engine
-    from learner_jax.training.memory import Plan, Program
+    from learner_jax.training import Engine, Plan, Program
 
 _GB = 1e9
 _AXES = ("data", "fsdp", "tensor")
@@ -97,7 +95,7 @@ def virtual_devices(number: int) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     import jax
 
-    from learner_jax.training.memory import PlanError
+    from learner_jax.training import PlanError
 
     if len(jax.devices()) < number:
         raise PlanError(f"the mesh has {number} devices, but JAX was started with {len(jax.devices())}")
@@ -127,8 +125,7 @@ def build_engine(model: ModelConfig, case: Case) -> Engine:
     """The learner's own engine over virtual CPU devices."""
     import jax
 
-    from learner_jax.training.engine import Engine
-    from learner_jax.training.objective import reinforcement
+    from learner_jax.training import Engine, reinforcement
 
     data, fsdp, tensor = case.sizes
     settings = case.settings.model_copy(update={"mesh": MeshSettings(data=data, fsdp=fsdp, tensor=tensor)})
@@ -352,8 +349,8 @@ def run_shapes(arguments: argparse.Namespace, console: Console) -> dict[str, Any
     """One line per model."""
     models, case, limit = read_shapes(arguments.shapes), read_case(arguments), arguments.limit_gb * _GB
     virtual_devices(case.num_devices if arguments.lower else 1)
-    from learner_jax.models.sharding import ShardingError
-    from learner_jax.training.memory import PlanError
+    from learner_jax.models import ShardingError
+    from learner_jax.training import PlanError
 
     table = Table(title=f"GB per device of {case.num_devices}, limit {arguments.limit_gb:g}", title_justify="left")
     names = ("model", "parameters", "weights", "moments", "gradients", "copies", "kept", "other", "peak", "")

@@ -22,10 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from configs.load import load_config
-from serving_bridge.database.database import DatabaseError, is_postgres, sqlite_path
+from serving_bridge.database import DatabaseError, is_postgres, sqlite_path
+from serving_bridge.queue import ENDED, Overview, QueueError, TrajectoryQueue
 from serving_bridge.queue import rows as queue_rows
-from serving_bridge.queue.queue import Overview, QueueError, TrajectoryQueue
-from serving_bridge.queue.states import ENDED
 from tools.assembly import wiring
 from tools.reporting import terminal
 

@@ -22,8 +22,8 @@ import jinja2
 
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax.runtime.text import printable
-from serving_bridge.telemetry.metrics_log import read_metrics
+from learner_jax.runtime import printable
+from serving_bridge.telemetry import read_metrics
 from tools.assembly import wiring
 from tools.reporting.charts import charts
 from tools.reporting.figures import IdleShares, RunHistory, balance, balance_text, left_out, summarize

@@ -10,12 +10,10 @@ import asyncio
 import gc
 import time
 
-from learner_jax.runtime.allocator import keep_freed_memory
-from learner_jax.runtime.waits import Waits
-from rewards.environments.feedback import create_environment
-from serving_bridge.rollout.carried_on import awaits_work
-from serving_bridge.rollout.worker import RolloutWorker, RunIdentity
-from serving_bridge.telemetry.wait_reporter import reported_waits
+from learner_jax.runtime import Waits, keep_freed_memory
+from rewards.environments import create_environment
+from serving_bridge.rollout import RolloutWorker, RunIdentity, awaits_work
+from serving_bridge.telemetry import reported_waits
 from tools.assembly import wiring
 from tools.assembly.preflight import preflight
 

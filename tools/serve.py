@@ -14,10 +14,9 @@ import asyncio
 import socket
 import time
 
-from learner_jax.runtime.waits import Waits
-from serving_bridge.fleet.controller import Fleet
-from serving_bridge.fleet.orders import sole_controller
-from serving_bridge.telemetry.wait_reporter import reported_waits
+from learner_jax.runtime import Waits
+from serving_bridge.fleet import Fleet, sole_controller
+from serving_bridge.telemetry import reported_waits
 from tools.assembly import wiring
 from tools.assembly.preflight import preflight
 

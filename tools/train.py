@@ -31,16 +31,13 @@ import aiohttp
 
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax.runtime.text import printable
-from learner_jax.runtime.waits import Waits
-from learner_jax.settings.learner import HOSTS_SECRET
-from serving_bridge.evaluation.skill import Evaluation, evaluate
-from serving_bridge.processes.lock import sole, wait_until_free
-from serving_bridge.processes.supervisor import Supervisor
-from serving_bridge.routing.registry import ReplicaRow
-from serving_bridge.telemetry.metrics_log import MetricsLog, MetricsTail, read_metrics
-from serving_bridge.telemetry.wait_reporter import reported_waits
-from serving_bridge.vllm.client import ReplicaError, VllmClient
+from learner_jax.runtime import Waits, printable
+from learner_jax.settings import HOSTS_SECRET
+from serving_bridge.evaluation import Evaluation, evaluate
+from serving_bridge.processes import Supervisor, sole, wait_until_free
+from serving_bridge.routing import ReplicaRow
+from serving_bridge.telemetry import MetricsLog, MetricsTail, read_metrics, reported_waits
+from serving_bridge.vllm import ReplicaError, VllmClient
 from tools.assembly import wiring
 from tools.assembly.dry_run import dry_run
 from tools.assembly.preflight import looked, preflight

@@ -24,9 +24,9 @@ from rich.text import Text
 
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax.runtime.text import printable
-from serving_bridge.routing.registry import ReplicaRegistry
-from serving_bridge.telemetry.metrics_log import MetricsTail, Record
+from learner_jax.runtime import printable
+from serving_bridge.routing import ReplicaRegistry
+from serving_bridge.telemetry import MetricsTail, Record
 from tools.assembly import wiring
 from tools.reporting import terminal
 from tools.reporting.figures import (

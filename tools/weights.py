@@ -21,11 +21,9 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from serving_bridge.routing.registry import ReplicaRegistry
+from serving_bridge.routing import ReplicaRegistry
+from serving_bridge.weights import StoreError, VersionRow, WeightStore
 from serving_bridge.weights import inspection as weight_inspection
-from serving_bridge.weights.files import StoreError
-from serving_bridge.weights.inspection import VersionRow
-from serving_bridge.weights.store import WeightStore
 from tools.assembly import wiring
 from tools.reporting import terminal
 

@@ -13,13 +13,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from learner_jax.batches.hygiene import GroupCounts, clean_groups
 from learner_jax.batches.packing import Lengths, Plan
-from learner_jax.contracts.weights import NOT_SAMPLED, Trajectory
-from learner_jax.hosts.hosts import Hosts
-from learner_jax.losses.advantages import group_advantages
-from learner_jax.losses.kl import ESTIMATORS
-from learner_jax.losses.terms import loss_counts, loss_weights
-from learner_jax.models.layout import Layout
-from learner_jax.settings.learner import LossSettings
+from learner_jax.contracts import NOT_SAMPLED, Trajectory
+from learner_jax.hosts import Hosts
+from learner_jax.losses import ESTIMATORS, group_advantages, loss_counts, loss_weights
+from learner_jax.models import Layout
+from learner_jax.settings import LossSettings
 
 
 class BatchError(ValueError):

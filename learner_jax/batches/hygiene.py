@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learner_jax.contracts.weights import Trajectory
-from learner_jax.losses.advantages import overlong_penalty
-from learner_jax.settings.learner import GroupSettings
+from learner_jax.contracts import Trajectory
+from learner_jax.losses import overlong_penalty
+from learner_jax.settings import GroupSettings
 
 
 @dataclass(frozen=True)

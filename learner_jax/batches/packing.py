@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from learner_jax.models.layout import NONE, Layout
+from learner_jax.models import NONE, Layout
 
 
 class PackingError(ValueError):

@@ -1,0 +1,37 @@
+"""Checkpoints: written whole or not at all, proven before anything relies on them."""
+
+from learner_jax.checkpoints.arrays import TREE
+from learner_jax.checkpoints.checkpoints import Checkpoints, restore_parameters
+from learner_jax.checkpoints.folder import AnyPath, Found, find_checkpoint, require_whole, steps_in
+from learner_jax.checkpoints.hashes import HASHES, write_hashes
+from learner_jax.checkpoints.manifest import (
+    CHECKPOINT_SCHEMA,
+    ITEM,
+    CheckpointError,
+    Manifest,
+    Position,
+    array_specs,
+    read_manifest,
+    this_code,
+)
+
+__all__ = [
+    "CHECKPOINT_SCHEMA",
+    "HASHES",
+    "ITEM",
+    "TREE",
+    "AnyPath",
+    "CheckpointError",
+    "Checkpoints",
+    "Found",
+    "Manifest",
+    "Position",
+    "array_specs",
+    "find_checkpoint",
+    "read_manifest",
+    "require_whole",
+    "restore_parameters",
+    "steps_in",
+    "this_code",
+    "write_hashes",
+]

@@ -39,11 +39,9 @@ from learner_jax.checkpoints.manifest import (
     this_code,
 )
 from learner_jax.checkpoints.proof import HASHES_WITHIN_S, Proof
-from learner_jax.models.value import KEY as VALUE_KEY
-from learner_jax.runtime.crash_points import crash_point
-from learner_jax.runtime.disk_errors import disk_failure
-from learner_jax.runtime.waits import Waits
-from learner_jax.training.train_step import Params, TrainState
+from learner_jax.models import KEY as VALUE_KEY
+from learner_jax.runtime import Waits, crash_point, disk_failure
+from learner_jax.training import Params, TrainState
 
 __all__ = [
     "CHECKPOINT_SCHEMA",

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from learner_jax.contracts.record_bounds import (
+from learner_jax.contracts import (
     MAX_PROMPT_INDEX,
     MAX_STEP,
     MAX_VERSION,

@@ -18,7 +18,7 @@ from pathlib import Path
 from learner_jax.checkpoints.folder import missing_arrays, newest_step
 from learner_jax.checkpoints.hashes import Stopped, hash_files, keep_hashes
 from learner_jax.checkpoints.manifest import CheckpointError, Manifest, read_manifest
-from learner_jax.runtime.crash_points import crash_point
+from learner_jax.runtime import crash_point
 
 #: Longest wait for hashes once the rest is proven; the checkpoint goes without them then.
 HASHES_WITHIN_S = 60.0

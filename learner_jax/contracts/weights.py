@@ -38,7 +38,7 @@ from learner_jax.contracts.trajectory import (
     decode_group,
     encode_group,
 )
-from learner_jax.runtime.plain_files import PLAIN_NAME
+from learner_jax.runtime import PLAIN_NAME
 
 __all__ = [
     "MANIFEST_SCHEMA",

@@ -25,10 +25,8 @@ import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from learner_jax.checkpoints.arrays import TREE
-from learner_jax.checkpoints.folder import AnyPath, Found, find_checkpoint, require_whole
-from learner_jax.checkpoints.manifest import CheckpointError
-from learner_jax.contracts.model import ModelConfig, Parameter, parameters
+from learner_jax.checkpoints import TREE, AnyPath, CheckpointError, Found, find_checkpoint, require_whole
+from learner_jax.contracts import ModelConfig, Parameter, parameters
 from learner_jax.conversion.direct_io import supports_direct
 
 #: Chunks smaller than this are read together.

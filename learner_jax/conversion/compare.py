@@ -18,13 +18,12 @@ import numpy as np
 import xxhash
 from flax.traverse_util import unflatten_dict
 
-from learner_jax.contracts.model import EMBED, HEAD, ModelConfig, hf_shapes, is_buffer, parameters
+from learner_jax.contracts import EMBED, HEAD, ModelConfig, hf_shapes, is_buffer, parameters
 from learner_jax.conversion.checkpoint_reader import Source, blocks, stream
 from learner_jax.conversion.hf_layout import DTYPES, Index, Weights, byte_view
 from learner_jax.conversion.hf_writer import pieces
-from learner_jax.models.decoder import Params, merge, token_logprobs
-from learner_jax.models.hf_folder import load_parameters
-from learner_jax.runtime.text import printable
+from learner_jax.models import Params, load_parameters, merge, token_logprobs
+from learner_jax.runtime import printable
 
 Progress = Callable[[int], None]
 

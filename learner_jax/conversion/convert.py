@@ -21,20 +21,25 @@ from typing import Any, Literal
 import numpy as np
 from etils import epath
 
-from learner_jax.checkpoints.folder import Found, find_checkpoint, require_whole
-from learner_jax.checkpoints.manifest import CheckpointError, read_manifest
-from learner_jax.contracts.hf_config import ModelConfigError
-from learner_jax.contracts.hf_files import ADAPTER_FILE, INDEX_FILE, weight_files
-from learner_jax.contracts.hf_tensors import check_weights
-from learner_jax.contracts.model import ModelConfig, hf_shapes, parse_config_file
+from learner_jax.checkpoints import CheckpointError, Found, find_checkpoint, read_manifest, require_whole
+from learner_jax.contracts import (
+    ADAPTER_FILE,
+    INDEX_FILE,
+    ModelConfig,
+    ModelConfigError,
+    check_weights,
+    hf_shapes,
+    parse_config_file,
+    weight_files,
+)
 from learner_jax.conversion import checkpoint_writer
 from learner_jax.conversion import compare as hf_compare
 from learner_jax.conversion.checkpoint_reader import blocks, copy_file, open_found, stream
 from learner_jax.conversion.hf_layout import Weights, plan
 from learner_jax.conversion.hf_writer import Shards
 from learner_jax.conversion.work_folder import Work, open_work
-from learner_jax.models.hf_folder import COMPANION_FILES
-from learner_jax.settings.learner import OptimizerSettings
+from learner_jax.models import COMPANION_FILES
+from learner_jax.settings import OptimizerSettings
 
 #: Part of every fingerprint: work of another build is not taken up.
 _FORMAT = 1

@@ -17,7 +17,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from learner_jax.contracts.hf_files import SINGLE_FILE, WeightFileError, open_weights, weight_files
+from learner_jax.contracts import SINGLE_FILE, WeightFileError, open_weights, weight_files
 from learner_jax.conversion.direct_io import File, write_at
 
 #: safetensors' name of a dtype -> ours.

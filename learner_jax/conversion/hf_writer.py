@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from etils import epath
 
-from learner_jax.contracts.model import ModelConfig, hf_tensor_names
+from learner_jax.contracts import ModelConfig, hf_tensor_names
 from learner_jax.conversion.checkpoint_reader import Block, copy_file
 from learner_jax.conversion.direct_io import File, write_at
 from learner_jax.conversion.hf_layout import DTYPES, Index, Layout, write_part

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from learner_jax.conversion.direct_io import File
-from learner_jax.runtime.disk_errors import at
+from learner_jax.runtime import at
 
 
 class WorkError(ValueError):

@@ -20,8 +20,8 @@ from learner_jax.hosts import coordination
 from learner_jax.hosts.roll_call import differences
 from learner_jax.hosts.watch import Watch
 from learner_jax.hosts.wire import Facts, HostError
-from learner_jax.runtime.waits import Waits
-from learner_jax.settings.learner import HOSTS_SECRET, HostsSettings
+from learner_jax.runtime import Waits
+from learner_jax.settings import HOSTS_SECRET, HostsSettings
 
 #: Seconds between two looks at whether another host has failed, while waiting for a value.
 _POLL_S = 1.0

@@ -19,7 +19,7 @@ from learner_jax.hosts.wire import (
     proof,
     shown,
 )
-from learner_jax.settings.learner import HOSTS_SECRET
+from learner_jax.settings import HOSTS_SECRET
 
 #: After hosts were seen to disagree, how long host 0 waits for the rest, to tell them as well.
 _LATE_S = 10.0

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from learner_jax.runtime.text import printable
+from learner_jax.runtime import printable
 
 #: Opens every connection; whoever sends something else, such as a browser, is hung up on.
 _MAGIC = b"weir-hosts-1\n"

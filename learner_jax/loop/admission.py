@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from learner_jax.contracts.weights import Trajectory
+from learner_jax.contracts import Trajectory
 
 
 def refusal(group: Sequence[Trajectory], *, trained_version: int, max_staleness: int) -> str | None:

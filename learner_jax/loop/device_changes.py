@@ -17,9 +17,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Int, Shaped
 
-from learner_jax.contracts.model import ModelConfig, hf_tensor_names, parameters
-from learner_jax.contracts.weights import TensorChange
-from learner_jax.training.train_step import Params
+from learner_jax.contracts import ModelConfig, TensorChange, hf_tensor_names, parameters
+from learner_jax.training import Params
 
 #: Share of a tensor's elements that there is room for; with more, copying the tensor whole costs no more.
 MOST_CHANGED = 1 / 8

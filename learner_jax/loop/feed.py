@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from learner_jax.contracts.weights import Trajectory, TrajectorySource
-from learner_jax.hosts.hosts import Hosts
+from learner_jax.contracts import Trajectory, TrajectorySource
+from learner_jax.hosts import Hosts
 from learner_jax.loop.admission import admitted
-from learner_jax.runtime.waits import Waits, WaitTimeoutError
-from learner_jax.settings.learner import LearnerSettings
+from learner_jax.runtime import Waits, WaitTimeoutError
+from learner_jax.settings import LearnerSettings
 
 T = TypeVar("T")
 Groups = list[list[Trajectory]]

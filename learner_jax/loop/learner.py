@@ -13,22 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learner_jax.batches.building import Batch, BatchStats, Reference, Sequences, rl_batch
-from learner_jax.checkpoints.checkpoints import Checkpoints, Position
-from learner_jax.contracts.weights import TrajectorySource, WeightPublisher
+from learner_jax.batches import Batch, BatchStats, Reference, Sequences, rl_batch
+from learner_jax.checkpoints import Checkpoints, Position
+from learner_jax.contracts import TrajectorySource, WeightPublisher
 from learner_jax.loop.feed import Feed, Groups, StepGroups
 from learner_jax.loop.profiling import Profiler
 from learner_jax.loop.publishing import Publishing
 from learner_jax.loop.reference_ahead import ReferenceAhead
 from learner_jax.loop.saving import Saving
 from learner_jax.loop.step_metrics import merged, with_explained_variance
-from learner_jax.losses.kl import adapted_coefficient
-from learner_jax.models import flops
-from learner_jax.models.value import split_parameters
-from learner_jax.runtime.crash_points import crash_point
-from learner_jax.runtime.waits import Waits
-from learner_jax.training.engine import Engine, Mismatch
-from learner_jax.training.train_step import Params
+from learner_jax.losses import adapted_coefficient
+from learner_jax.models import flops, split_parameters
+from learner_jax.runtime import Waits, crash_point
+from learner_jax.training import Engine, Mismatch, Params
 
 Log = Callable[..., None]
 

@@ -10,13 +10,11 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 
 import numpy as np
 
-from learner_jax.contracts.weights import GoldenPrompt, WeightManifest, WeightPublisher
+from learner_jax.contracts import GoldenPrompt, WeightManifest, WeightPublisher
 from learner_jax.loop.device_changes import TooManyChangesError, device_changes
-from learner_jax.models.hf_folder import export_tensors
-from learner_jax.runtime.crash_points import crash_point
-from learner_jax.runtime.waits import Waits
-from learner_jax.training.engine import Engine
-from learner_jax.training.train_step import Params
+from learner_jax.models import export_tensors
+from learner_jax.runtime import Waits, crash_point
+from learner_jax.training import Engine, Params
 
 Log = Callable[..., None]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from learner_jax.batches.building import Reference, Sequences, sequences
-from learner_jax.contracts.weights import Trajectory
+from learner_jax.batches import Reference, Sequences, sequences
+from learner_jax.contracts import Trajectory
 
 #: Groups are computed together until they fill this share of a microbatch: a plan rarely fills rows to the last slot.
 _FILL = 0.9

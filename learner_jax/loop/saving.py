@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from learner_jax.checkpoints.checkpoints import CheckpointError, Checkpoints, Position
-from learner_jax.checkpoints.folder import steps_in
-from learner_jax.contracts.weights import TrajectorySource
-from learner_jax.hosts.hosts import Hosts
-from learner_jax.hosts.shared_folders import require_shared
-from learner_jax.runtime.crash_points import crash_point
-from learner_jax.training.train_step import Params, TrainState
+from learner_jax.checkpoints import CheckpointError, Checkpoints, Position, steps_in
+from learner_jax.contracts import TrajectorySource
+from learner_jax.hosts import Hosts, require_shared
+from learner_jax.runtime import crash_point
+from learner_jax.training import Params, TrainState
 
 Log = Callable[..., None]
 

@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from learner_jax.contracts.model import ModelConfig, parameters
+from learner_jax.contracts import ModelConfig, parameters
 from learner_jax.models.attention import RESIDUALS as ATTENTION_RESIDUALS
 from learner_jax.models.attention import Implementation, attend, attention_implementation
 from learner_jax.models.head import scored_stats

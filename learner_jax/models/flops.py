@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learner_jax.contracts.model import ModelConfig, parameters
+from learner_jax.contracts import ModelConfig, parameters
 from learner_jax.models.layout import NONE, Layout
 
 

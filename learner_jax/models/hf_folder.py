@@ -13,8 +13,7 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from learner_jax.contracts.hf_tensors import OpenWeights, check_tensors
-from learner_jax.contracts.model import ModelConfig, Parameter, hf_tensor_names, parameters
+from learner_jax.contracts import ModelConfig, OpenWeights, Parameter, check_tensors, hf_tensor_names, parameters
 from learner_jax.models.decoder import Params
 
 #: Files of a model folder, other than its weights, that a loader may need.

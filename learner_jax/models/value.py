@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from learner_jax.contracts.model import ModelConfig
+from learner_jax.contracts import ModelConfig
 from learner_jax.models.decoder import Params, abstract_parameters
 
 ValueKind = Literal["none", "shared", "separate"]

@@ -1,0 +1,51 @@
+"""What every process needs of its machine: waits, crash points, errors of disks, files of others; free of JAX."""
+
+from learner_jax.runtime.allocator import keep_freed_chunks, keep_freed_memory
+from learner_jax.runtime.crash_points import crash_point
+from learner_jax.runtime.disk_errors import at, disk_failure, tell_once
+from learner_jax.runtime.plain_files import (
+    FILE_MODE,
+    FOLDER_MODE,
+    PLAIN_NAME,
+    PlainFileError,
+    create_plain,
+    is_folder,
+    is_own_regular,
+    is_regular,
+    make_folder,
+    open_plain,
+    opened_folder,
+    read_at,
+    read_plain,
+)
+from learner_jax.runtime.standing_wait import StandingWait
+from learner_jax.runtime.text import printable
+from learner_jax.runtime.waits import Wait, Waits, WaitState, WaitTimeoutError
+
+__all__ = [
+    "FILE_MODE",
+    "FOLDER_MODE",
+    "PLAIN_NAME",
+    "PlainFileError",
+    "StandingWait",
+    "Wait",
+    "WaitState",
+    "WaitTimeoutError",
+    "Waits",
+    "at",
+    "crash_point",
+    "create_plain",
+    "disk_failure",
+    "is_folder",
+    "is_own_regular",
+    "is_regular",
+    "keep_freed_chunks",
+    "keep_freed_memory",
+    "make_folder",
+    "open_plain",
+    "opened_folder",
+    "printable",
+    "read_at",
+    "read_plain",
+    "tell_once",
+]

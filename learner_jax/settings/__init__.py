@@ -1,0 +1,31 @@
+"""The learner's settings, each with its range; free of JAX."""
+
+from learner_jax.settings.learner import (
+    HOSTS_SECRET,
+    AdvantageSettings,
+    GroupSettings,
+    HostsSettings,
+    KLSettings,
+    LearnerSettings,
+    LossSettings,
+    MeshSettings,
+    OptimizerSettings,
+    PolicySettings,
+    ValueSettings,
+    WarmStartSettings,
+)
+
+__all__ = [
+    "HOSTS_SECRET",
+    "AdvantageSettings",
+    "GroupSettings",
+    "HostsSettings",
+    "KLSettings",
+    "LearnerSettings",
+    "LossSettings",
+    "MeshSettings",
+    "OptimizerSettings",
+    "PolicySettings",
+    "ValueSettings",
+    "WarmStartSettings",
+]

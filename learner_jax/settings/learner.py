@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from learner_jax.contracts.settings import Settings
+from learner_jax.contracts import Settings
 
 #: environment variable by which the hosts of one learner know each other
 HOSTS_SECRET = "WEIR_HOSTS_SECRET"

@@ -13,18 +13,24 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from learner_jax.batches.building import Batch, abstract_batch, batch_lengths, packed
-from learner_jax.batches.packing import Lengths, Plan, one_per_row, plan_rows
-from learner_jax.contracts.model import ModelConfig
-from learner_jax.contracts.weights import GoldenPrompt
-from learner_jax.hosts.hosts import Hosts
-from learner_jax.losses.advantages import ADVANTAGE_EPS
-from learner_jax.models import attention, flops, sharding
+from learner_jax.batches import Batch, Lengths, Plan, abstract_batch, batch_lengths, one_per_row, packed, plan_rows
+from learner_jax.contracts import GoldenPrompt, ModelConfig
+from learner_jax.hosts import Hosts
+from learner_jax.losses import ADVANTAGE_EPS
+from learner_jax.models import (
+    Decoder,
+    Layout,
+    TokenStats,
+    abstract_parameters,
+    attention,
+    flops,
+    fused_loss,
+    merge,
+    scored_stats,
+    sharding,
+)
 from learner_jax.models import value as value_model
-from learner_jax.models.decoder import Decoder, TokenStats, abstract_parameters, merge
-from learner_jax.models.head import fused_loss, scored_stats
-from learner_jax.models.layout import Layout
-from learner_jax.settings.learner import LearnerSettings, LossSettings
+from learner_jax.settings import LearnerSettings, LossSettings
 from learner_jax.training.objective import Metrics, Objective, StepScalars, before, episode_targets
 from learner_jax.training.optimizer import make_optimizer
 from learner_jax.training.train_step import Gradients, Params, TrainState, add, init_state, make_gradients, make_update

@@ -31,13 +31,19 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import AbstractMesh
 
-from learner_jax.batches.building import abstract_batch
-from learner_jax.contracts.model import ModelConfig, parameters
-from learner_jax.models import sharding
+from learner_jax.batches import abstract_batch
+from learner_jax.contracts import ModelConfig, parameters
+from learner_jax.models import (
+    ACCELERATOR_BLOCK,
+    ComputeDtype,
+    Implementation,
+    Remat,
+    abstract_parameters,
+    merge,
+    sharding,
+)
 from learner_jax.models import value as value_model
-from learner_jax.models.attention import ACCELERATOR_BLOCK, Implementation
-from learner_jax.models.decoder import ComputeDtype, Remat, abstract_parameters, merge
-from learner_jax.settings.learner import LearnerSettings
+from learner_jax.settings import LearnerSettings
 from learner_jax.training.engine import MAX_SEGMENTS, Engine
 from learner_jax.training.optimizer import make_optimizer
 

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from learner_jax.batches.building import Batch, Episodes
+from learner_jax.batches import Batch, Episodes
 from learner_jax.losses import corrections, kl, returns
 from learner_jax.losses import policy as policy_losses
 from learner_jax.losses import terms as losses
-from learner_jax.models.decoder import TokenStats
-from learner_jax.models.layout import Layout
-from learner_jax.settings.learner import AdvantageSettings, LossSettings, PolicySettings
+from learner_jax.models import Layout, TokenStats
+from learner_jax.settings import AdvantageSettings, LossSettings, PolicySettings
 
 Metrics = dict[str, Array]
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from learner_jax.settings.learner import OptimizerSettings
+from learner_jax.settings import OptimizerSettings
 
 #: Smallest dimension whose second moment is kept by row and column.
 _FACTORED_FROM = 128

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from learner_jax.batches.building import Batch, Example, batch_lengths, supervised_batch
-from learner_jax.settings.learner import WarmStartSettings
+from learner_jax.batches import Batch, Example, batch_lengths, supervised_batch
+from learner_jax.settings import WarmStartSettings
 from learner_jax.training.engine import Engine
 from learner_jax.training.train_step import TrainState
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from learner_jax.batches.building import Batch
-from learner_jax.losses.corrections import effective_sample_share
+from learner_jax.batches import Batch
+from learner_jax.losses import effective_sample_share
 from learner_jax.training.objective import Metrics, Objective, StepScalars
 
 Params = Any

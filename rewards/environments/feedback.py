@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rewards.contracts.environment import EpisodeState, Outcome, Reply
-from rewards.contracts.task import Problem, RewardRequest, Task
-from rewards.settings.task import TaskSettings
+from rewards.contracts import EpisodeState, Outcome, Problem, Reply, RewardRequest, Task
+from rewards.settings import TaskSettings
 
 #: verifiers quote answers, which can be long
 _MAX_REASON_CHARACTERS = 200

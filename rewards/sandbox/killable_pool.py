@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from rewards.contracts.task import Failure
+from rewards.contracts import Failure
 from rewards.sandbox.verifier_process import (
     DEADLINE,
     DIED,

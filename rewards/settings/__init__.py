@@ -1,0 +1,5 @@
+"""The settings of a task."""
+
+from rewards.settings.task import TaskSettings
+
+__all__ = ["TaskSettings"]

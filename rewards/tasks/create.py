@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rewards.contracts.task import Task, TaskError
-from rewards.settings.task import TaskSettings
+from rewards.contracts import Task, TaskError
+from rewards.settings import TaskSettings
 
 
 def create_task(settings: TaskSettings, *, seed: int, deadline_s: float = 5.0, num_workers: int = 2) -> Task:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rewards.contracts.task import TaskError
+from rewards.contracts import TaskError
 
 _MAX_LINE_BYTES = 4 << 20
 _MAX_TEXT_CHARACTERS = 200_000

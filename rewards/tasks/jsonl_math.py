@@ -14,12 +14,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rewards.contracts.task import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
-from rewards.mathematics.final_answer import MARK
-from rewards.mathematics.references import judge, read_reference
-from rewards.mathematics.values import MathError
-from rewards.sandbox.killable_pool import printable
-from rewards.settings.task import TaskSettings
+from rewards.contracts import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
+from rewards.mathematics import MARK, MathError, judge, read_reference
+from rewards.sandbox import printable
+from rewards.settings import TaskSettings
 from rewards.tasks.jsonl_lines import read_file, records, text_of
 from rewards.tasks.problems import ListedProblems
 

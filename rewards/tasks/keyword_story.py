@@ -17,8 +17,8 @@ import re
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rewards.contracts.task import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
-from rewards.settings.task import TaskSettings
+from rewards.contracts import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
+from rewards.settings import TaskSettings
 from rewards.tasks.problems import ListedProblems
 
 _VERSION = "keyword_story@1"

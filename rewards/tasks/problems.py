@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from rewards.contracts.task import Problem, Split, TaskError
+from rewards.contracts import Problem, Split, TaskError
 
 _BUCKETS = 10_000
 

@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rewards.sandbox.answer_guards import GUARDS
+from rewards.sandbox import GUARDS
 from rewards.tasks.plain_json import from_json
 from rewards.tasks.reasoning_gym_task import make_dataset
 
 
 def create(settings: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """The function from `{"answer": text, "entry": problem}` to the fields of `rewards.sandbox.killable_pool.Verified`."""
+    """The function from `{"answer": text, "entry": problem}` to the fields of `rewards.sandbox.Verified`."""
     name = settings["name"]
     dataset = make_dataset(name, settings["options"])
     guard = GUARDS.get(name)

@@ -20,11 +20,9 @@ import reasoning_gym
 from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 
-from rewards.contracts.task import PASS_SCORE, Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
-from rewards.sandbox.answer_guards import GUARDS
-from rewards.sandbox.killable_pool import VerifierError, VerifierPool, printable
-from rewards.sandbox.scorer_audit import refusal
-from rewards.settings.task import TaskSettings
+from rewards.contracts import PASS_SCORE, Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
+from rewards.sandbox import GUARDS, VerifierError, VerifierPool, printable, refusal
+from rewards.settings import TaskSettings
 from rewards.tasks.plain_json import to_json
 from rewards.tasks.problems import GeneratedProblems, ListedProblems, ProblemStream, stable_hash
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from serving_bridge.checks.findings import Finding
 from serving_bridge.checks.machine import clock_findings, file_findings
-from serving_bridge.database.database import APPLICATION_ID, is_postgres, sqlite_path
-from serving_bridge.database.migrations import SCHEMA_VERSION
+from serving_bridge.database import APPLICATION_ID, SCHEMA_VERSION, is_postgres, sqlite_path
 
 _SETTING = "store.database"
 _MAGIC = b"SQLite format 3\x00"
@@ -61,7 +60,7 @@ def _sqlite_findings(path: Path) -> Iterator[Finding]:
 def _postgres_findings(url: str, *, timeout_s: float, lease_s: float) -> Iterator[Finding]:
     import psycopg  # a driver that runs on one machine do without
 
-    from serving_bridge.database.postgres_url import split_url
+    from serving_bridge.database import split_url
 
     conninfo, schema, name = split_url(url)
     try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from learner_jax.contracts.model import ModelConfig, hf_shapes
+from learner_jax.contracts import ModelConfig, hf_shapes
 from serving_bridge.checks.findings import Finding
-from serving_bridge.settings.serving import ServingSettings
+from serving_bridge.settings import ServingSettings
 
 _GIB = 2**30
 #: bytes of a weight, or of a key or value, in each dtype

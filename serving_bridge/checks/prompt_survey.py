@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rewards.contracts.task import Split, Task, TaskError
-from serving_bridge.evaluation.skill import PromptEncoder
+from rewards.contracts import Split, Task, TaskError
+from serving_bridge.evaluation import PromptEncoder
 
 #: Validation problems that are looked at for golden prompts.
 _GOLDEN_TRIES = 2000

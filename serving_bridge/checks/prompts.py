@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from rewards.contracts.task import Split, Task
+from rewards.contracts import Split, Task
 from serving_bridge.checks.findings import Finding
 from serving_bridge.checks.prompt_survey import Survey, golden_prompts, survey
-from serving_bridge.evaluation.skill import PromptEncoder
+from serving_bridge.evaluation import PromptEncoder
 
 _LIMIT = "rollout.max_prompt_tokens"
 

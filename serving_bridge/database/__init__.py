@@ -1,0 +1,37 @@
+"""Where the queue's rows live: SQLite on one machine, PostgreSQL on many."""
+
+from serving_bridge.database.database import (
+    APPLICATION_ID,
+    MEMORY,
+    DamagedRowError,
+    Database,
+    DatabaseError,
+    DiskFullError,
+    Row,
+    Session,
+    absolute_url,
+    is_postgres,
+    open_database,
+    secret_in_url,
+    sqlite_path,
+)
+from serving_bridge.database.migrations import SCHEMA_VERSION
+from serving_bridge.database.postgres_url import split_url
+
+__all__ = [
+    "APPLICATION_ID",
+    "MEMORY",
+    "SCHEMA_VERSION",
+    "DamagedRowError",
+    "Database",
+    "DatabaseError",
+    "DiskFullError",
+    "Row",
+    "Session",
+    "absolute_url",
+    "is_postgres",
+    "open_database",
+    "secret_in_url",
+    "split_url",
+    "sqlite_path",
+]

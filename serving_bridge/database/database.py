@@ -13,9 +13,8 @@ from urllib.parse import parse_qsl, unquote, urlencode
 
 import apsw
 
-from learner_jax.contracts.weights import quoted
-from learner_jax.runtime.plain_files import FILE_MODE, make_folder
-from learner_jax.runtime.waits import Waits
+from learner_jax.contracts import quoted
+from learner_jax.runtime import FILE_MODE, Waits, make_folder
 
 T = TypeVar("T")
 Row = tuple[Any, ...]

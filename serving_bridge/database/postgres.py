@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import errors, sql
 
-from learner_jax.runtime.waits import Wait, Waits, WaitTimeoutError
+from learner_jax.runtime import Wait, Waits, WaitTimeoutError
 from serving_bridge.database.database import DamagedRowError, DatabaseError, Dialect, DiskFullError, Row, Session
 from serving_bridge.database.postgres_url import split_url
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from rewards.contracts.task import Task
+from rewards.contracts import Task
 from serving_bridge.evaluation.skill import EvaluationError, PromptEncoder, evaluate
-from serving_bridge.routing.registry import ReplicaRow
-from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings
-from serving_bridge.vllm.answers import ReplicaError
-from serving_bridge.vllm.client import VllmClient
+from serving_bridge.routing import ReplicaRow
+from serving_bridge.settings import EvaluationSettings, RolloutSettings
+from serving_bridge.vllm import ReplicaError, VllmClient
 
 
 class HeldOut:

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rewards.contracts.task import Problem, RewardRequest, RewardResult, Task, failed
+from rewards.contracts import Problem, RewardRequest, RewardResult, Task, failed
 from serving_bridge.evaluation.verdicts import reason_text
-from serving_bridge.text.tokenizer import Tokenizer
-from serving_bridge.vllm.answers import Completion, ReplicaError
-from serving_bridge.vllm.client import VllmClient
+from serving_bridge.text import Tokenizer
+from serving_bridge.vllm import Completion, ReplicaError, VllmClient
 
 #: tries of a request that a replica fails or aborts, and the pause before the second
 _TRIES, _FIRST_RETRY_S = 4, 0.5

@@ -6,9 +6,8 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from learner_jax.contracts.weights import MAX_REASON, MAX_REWARD, ContractError, check_parts
-from rewards.contracts.environment import EpisodeState, Outcome
-from rewards.contracts.task import Failure, Verdict, is_failure
+from learner_jax.contracts import MAX_REASON, MAX_REWARD, ContractError, check_parts
+from rewards.contracts import EpisodeState, Failure, Outcome, Verdict, is_failure
 
 #: Latest answers over which failed verdicts are counted. Fewer would stop a sound run by bad luck now and then.
 WINDOW = 512

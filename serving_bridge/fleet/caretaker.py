@@ -6,16 +6,15 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from learner_jax.contracts.weights import WeightManifest
+from learner_jax.contracts import WeightManifest
 from serving_bridge.fleet.member import Member
 from serving_bridge.fleet.store_follower import StoreFollower
 from serving_bridge.fleet.weight_round import RoundOutcome
-from serving_bridge.processes.guard import GuardError
-from serving_bridge.routing.lifecycle import TAKES_REQUESTS
-from serving_bridge.settings.serving import ServingSettings
-from serving_bridge.vllm.client import ReplicaError
-from serving_bridge.vllm.server_checks import ReplicaStartError
-from serving_bridge.weights.store import WeightStore
+from serving_bridge.processes import GuardError
+from serving_bridge.routing import TAKES_REQUESTS
+from serving_bridge.settings import ServingSettings
+from serving_bridge.vllm import ReplicaError, ReplicaStartError
+from serving_bridge.weights import WeightStore
 
 _FAILED_ROUNDS_BEFORE_RESTART = 3
 _FIRST_RETRY_S, _MAX_RETRY_S = 0.5, 30.0

@@ -10,8 +10,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from learner_jax.runtime.waits import Waits
-from serving_bridge.access.keys import FleetKeys
+from learner_jax.runtime import Waits
+from serving_bridge.access import FleetKeys
 from serving_bridge.fleet.caretaker import Caretaker
 from serving_bridge.fleet.health import Health
 from serving_bridge.fleet.member import Member, Row, Server
@@ -19,11 +19,11 @@ from serving_bridge.fleet.orders import FleetStatus, OrderBook
 from serving_bridge.fleet.plan import FleetPlan
 from serving_bridge.fleet.replica import Replica
 from serving_bridge.fleet.store_follower import StoreFollower
-from serving_bridge.processes.restarts import RestartBudget
-from serving_bridge.routing.registry import KEYS_FOLDER, ReplicaRegistry
-from serving_bridge.settings.serving import ServingSettings
-from serving_bridge.vllm.client import http_session
-from serving_bridge.weights.store import WeightStore
+from serving_bridge.processes import RestartBudget
+from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry
+from serving_bridge.settings import ServingSettings
+from serving_bridge.vllm import http_session
+from serving_bridge.weights import WeightStore
 
 Log = Callable[..., None]
 

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from serving_bridge.settings.serving import ServingSettings
-from serving_bridge.vllm.client import ReplicaError
+from serving_bridge.settings import ServingSettings
+from serving_bridge.vllm import ReplicaError
 
 _HEALTH_TIMEOUT_S = 5.0
 #: prompt whose log-prob shows that the engine runs; any two tokens do

@@ -6,12 +6,12 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
-from learner_jax.contracts.weights import WeightManifest
+from learner_jax.contracts import WeightManifest
 from serving_bridge.fleet.health import Checked, Health
 from serving_bridge.fleet.weight_round import RoundOutcome
-from serving_bridge.processes.restarts import RestartBudget
-from serving_bridge.routing.lifecycle import RUNNING, Event, State, advance
-from serving_bridge.weights.store import WeightStore
+from serving_bridge.processes import RestartBudget
+from serving_bridge.routing import RUNNING, Event, State, advance
+from serving_bridge.weights import WeightStore
 
 
 class Server(Protocol):

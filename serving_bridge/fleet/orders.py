@@ -12,9 +12,9 @@ from typing import Annotated
 
 import msgspec
 
-from learner_jax.contracts.weights import MAX_RECORD_TEXT, quoted
-from serving_bridge.processes.lock import sole
-from serving_bridge.routing.registry import Seconds, Text, read_record, write_file
+from learner_jax.contracts import MAX_RECORD_TEXT, quoted
+from serving_bridge.processes import sole
+from serving_bridge.routing import Seconds, Text, read_record, write_file
 
 #: More than one machine could ever hold.
 _Replicas = Annotated[int, msgspec.Meta(ge=0, le=10_000)]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from serving_bridge.fleet.member import Member
 from serving_bridge.fleet.orders import Orders
-from serving_bridge.settings.serving import ServingSettings
+from serving_bridge.settings import ServingSettings
 
 
 class FleetPlan:

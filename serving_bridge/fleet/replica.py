@@ -8,26 +8,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from learner_jax.contracts.weights import WeightManifest
-from learner_jax.runtime.waits import Waits
-from serving_bridge.access.keys import FreshKeys, Keys, new_start
+from learner_jax.contracts import WeightManifest
+from learner_jax.runtime import Waits
+from serving_bridge.access import FreshKeys, Keys, new_start
 from serving_bridge.fleet.weight_round import RoundOutcome, run_round
-from serving_bridge.processes.guard import GuardedProcess, GuardError
-from serving_bridge.processes.logs import log_tail
-from serving_bridge.processes.private_folder import PrivateFolder, PrivateFolderError, base_folder
-from serving_bridge.settings.serving import ServingSettings
-from serving_bridge.vllm.client import ReplicaError, VllmClient
-from serving_bridge.vllm.server_checks import (
+from serving_bridge.processes import (
+    GuardedProcess,
+    GuardError,
+    PrivateFolder,
+    PrivateFolderError,
+    base_folder,
+    log_tail,
+)
+from serving_bridge.settings import ServingSettings
+from serving_bridge.vllm import (
+    Access,
     Platform,
+    ReplicaError,
     ReplicaStartError,
+    VllmClient,
     check_model,
     check_plugin,
     check_private,
     claim_port,
     detect_platform,
+    server_command,
+    server_environment,
 )
-from serving_bridge.vllm.server_options import Access, server_command, server_environment
-from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights import WeightStore
 
 _POLL_S = 0.25
 _WARM_UP_BATCHES = 2

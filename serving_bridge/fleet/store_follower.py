@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
-from learner_jax.contracts.weights import ContractError, WeightManifest
+from learner_jax.contracts import ContractError, WeightManifest
 from serving_bridge.fleet.member import Member
-from serving_bridge.weights.files import StoreError
-from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights import StoreError, WeightStore
 
 
 class StoreFollower:

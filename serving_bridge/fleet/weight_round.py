@@ -13,12 +13,11 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from learner_jax.contracts.weights import GoldenPrompt, WeightManifest
-from learner_jax.runtime.waits import Wait, Waits
-from serving_bridge.settings.serving import ServingSettings
-from serving_bridge.vllm.client import Failed, ReplicaError, VllmClient
-from serving_bridge.vllm.worker_status import WorkerStatus
-from serving_bridge.weights.store import WeightStore
+from learner_jax.contracts import GoldenPrompt, WeightManifest
+from learner_jax.runtime import Wait, Waits
+from serving_bridge.settings import ServingSettings
+from serving_bridge.vllm import Failed, ReplicaError, VllmClient, WorkerStatus
+from serving_bridge.weights import WeightStore
 
 T = TypeVar("T")
 RoundStatus = Literal["updated", "rejected", "unfit"]

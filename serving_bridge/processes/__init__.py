@@ -1,0 +1,26 @@
+"""Child processes: guarded, restarted, alone at their task, and without the parent's secrets."""
+
+from serving_bridge.processes.environment import child_environment, process_environment
+from serving_bridge.processes.guard import GuardedProcess, GuardError
+from serving_bridge.processes.lock import sole, wait_until_free
+from serving_bridge.processes.logs import log_tail
+from serving_bridge.processes.private_folder import PrivateFolder, PrivateFolderError, base_folder
+from serving_bridge.processes.restarts import RestartBudget
+from serving_bridge.processes.supervisor import CANNOT_HEAL_STATUS, ProcessFailedError, Supervisor
+
+__all__ = [
+    "CANNOT_HEAL_STATUS",
+    "GuardError",
+    "GuardedProcess",
+    "PrivateFolder",
+    "PrivateFolderError",
+    "ProcessFailedError",
+    "RestartBudget",
+    "Supervisor",
+    "base_folder",
+    "child_environment",
+    "log_tail",
+    "process_environment",
+    "sole",
+    "wait_until_free",
+]

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from learner_jax.runtime.waits import Waits
+from learner_jax.runtime import Waits
 
 _POLL_S = 0.1
 #: File systems that know no locks: two holders are then not noticed.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from learner_jax.runtime.waits import Waits
+from learner_jax.runtime import Waits
 from serving_bridge.processes.environment import process_environment
 from serving_bridge.processes.guard import GuardedProcess, GuardError
 from serving_bridge.processes.logs import log_tail

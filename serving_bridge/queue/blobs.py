@@ -20,12 +20,12 @@ from pathlib import Path
 
 import xxhash
 
-from learner_jax.contracts.weights import quoted
-from learner_jax.runtime.disk_errors import at
-from learner_jax.runtime.plain_files import (
+from learner_jax.contracts import quoted
+from learner_jax.runtime import (
     FILE_MODE,
     FOLDER_MODE,
     PlainFileError,
+    at,
     create_plain,
     is_own_regular,
     make_folder,
@@ -34,7 +34,7 @@ from learner_jax.runtime.plain_files import (
     read_at,
     read_plain,
 )
-from serving_bridge.weights.files import sync_folder
+from serving_bridge.weights import sync_folder
 
 _SPARE = "spare"
 _ID = ".id"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from learner_jax.contracts.weights import MAX_PROMPT_INDEX
-from serving_bridge.database.database import Session
+from learner_jax.contracts import MAX_PROMPT_INDEX
+from serving_bridge.database import Session
 from serving_bridge.queue.rows import get, put
 from serving_bridge.queue.staleness import Pace, dispatch_room
 

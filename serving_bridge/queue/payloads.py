@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from learner_jax.contracts.weights import (
+from learner_jax.contracts import (
     ContractError,
     Payloads,
     RecordLimits,
@@ -17,9 +17,9 @@ from learner_jax.contracts.weights import (
     decode_group,
     encode_group,
 )
-from learner_jax.contracts.weights import prompt_index as group_index
-from learner_jax.runtime.crash_points import crash_point
-from serving_bridge.database.database import MEMORY, Database, Session, is_postgres, sqlite_path
+from learner_jax.contracts import prompt_index as group_index
+from learner_jax.runtime import crash_point
+from serving_bridge.database import MEMORY, Database, Session, is_postgres, sqlite_path
 from serving_bridge.queue import rows
 from serving_bridge.queue.blobs import Blob, BlobError, BlobFolder
 from serving_bridge.queue.bounds import QueueError

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from learner_jax.contracts.weights import (
+from learner_jax.contracts import (
     ContractError,
     Lease,
     LeaseReport,
@@ -26,9 +26,8 @@ from learner_jax.contracts.weights import (
     check_integer,
     quoted,
 )
-from learner_jax.runtime.crash_points import crash_point
-from learner_jax.runtime.waits import Waits
-from serving_bridge.database.database import Database, Session, is_postgres, open_database
+from learner_jax.runtime import Waits, crash_point
+from serving_bridge.database import Database, Session, is_postgres, open_database
 from serving_bridge.queue import claims, rows
 from serving_bridge.queue import view as queue_view
 from serving_bridge.queue.blobs import BlobFolder

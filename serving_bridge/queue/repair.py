@@ -10,8 +10,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from learner_jax.contracts.weights import MAX_PROMPT_INDEX, ContractError, prompt_index, quoted
-from serving_bridge.database.database import DamagedRowError, Database, Session
+from learner_jax.contracts import MAX_PROMPT_INDEX, ContractError, prompt_index, quoted
+from serving_bridge.database import DamagedRowError, Database, Session
 from serving_bridge.queue.blobs import is_blob_name
 from serving_bridge.queue.states import ENDED
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from learner_jax.contracts.weights import ContractError, quoted
-from serving_bridge.database.database import Row, Session
+from learner_jax.contracts import ContractError, quoted
+from serving_bridge.database import Row, Session
 from serving_bridge.queue.blobs import Blob
 from serving_bridge.queue.staleness import is_stale
 from serving_bridge.queue.states import ENDED, LIVE, STATES, TRANSITIONS, Event, State

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from serving_bridge.database.database import Session
+from serving_bridge.database import Session
 from serving_bridge.queue import rows
 from serving_bridge.queue.states import ENDED, STATES, State
 

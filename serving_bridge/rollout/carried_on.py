@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from learner_jax.runtime.waits import Waits, WaitTimeoutError
-from serving_bridge.queue.queue import TrajectoryQueue
+from learner_jax.runtime import Waits, WaitTimeoutError
+from serving_bridge.queue import TrajectoryQueue
 
 _POLL_S = 0.25
 

@@ -16,14 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from learner_jax.contracts.weights import NOT_SAMPLED, Trajectory
-from rewards.contracts.environment import Environment, EpisodeState, Outcome, Reply
-from rewards.contracts.task import Problem
-from serving_bridge.evaluation.skill import PromptEncoder
-from serving_bridge.evaluation.verdicts import VerdictWatch, reason_text, sound, unjudged
+from learner_jax.contracts import NOT_SAMPLED, Trajectory
+from rewards.contracts import Environment, EpisodeState, Outcome, Problem, Reply
+from serving_bridge.evaluation import PromptEncoder, VerdictWatch, reason_text, sound, unjudged
 from serving_bridge.rollout.sampling import Prefix, Sampler
-from serving_bridge.settings.serving import RolloutSettings
-from serving_bridge.vllm.answers import Completion
+from serving_bridge.settings import RolloutSettings
+from serving_bridge.vllm import Completion
 
 
 class EpisodeError(RuntimeError):

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from serving_bridge.rollout.episodes import EpisodeError
-from serving_bridge.vllm.answers import Rejected, ReplicaError
+from serving_bridge.vllm import Rejected, ReplicaError
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from serving_bridge.routing.dispatch import Dispatcher
-from serving_bridge.settings.serving import RolloutSettings
-from serving_bridge.vllm.answers import Aborted, Completion, Malformed, ReplicaError, joined
+from serving_bridge.routing import Dispatcher
+from serving_bridge.settings import RolloutSettings
+from serving_bridge.vllm import Aborted, Completion, Malformed, ReplicaError, joined
 
 T = TypeVar("T")
 Log = Callable[..., None]

@@ -16,27 +16,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from learner_jax.runtime.crash_points import crash_point
-from learner_jax.runtime.standing_wait import StandingWait
-from learner_jax.runtime.waits import Waits, WaitTimeoutError
-from rewards.contracts.environment import Environment
-from rewards.contracts.task import Problem, Task
-from rewards.environments.feedback import FeedbackEnvironment
-from serving_bridge.access.keys import Keys
-from serving_bridge.evaluation.heldout import HeldOut
-from serving_bridge.evaluation.skill import PromptEncoder
-from serving_bridge.evaluation.verdicts import VerdictWatch
-from serving_bridge.queue.queue import TrajectoryQueue
-from serving_bridge.queue.staleness import Pace
+from learner_jax.runtime import StandingWait, Waits, WaitTimeoutError, crash_point
+from rewards.contracts import Environment, Problem, Task
+from rewards.environments import FeedbackEnvironment
+from serving_bridge.access import Keys
+from serving_bridge.evaluation import HeldOut, PromptEncoder, VerdictWatch
+from serving_bridge.queue import Pace, TrajectoryQueue
 from serving_bridge.rollout.episodes import Episode, Origin, Player, make_trajectories
 from serving_bridge.rollout.groups import BREAKS, GroupError, complete_group, is_final, within
 from serving_bridge.rollout.interval import Interval
 from serving_bridge.rollout.sampling import Prefix, Sampler
 from serving_bridge.rollout.worker_queue import WorkerQueue
-from serving_bridge.routing.dispatch import Dispatcher, NoReplicaError
-from serving_bridge.routing.registry import ReplicaRegistry, ReplicaRow
-from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings
-from serving_bridge.vllm.client import Session, VllmClient, http_session
+from serving_bridge.routing import Dispatcher, NoReplicaError, ReplicaRegistry, ReplicaRow
+from serving_bridge.settings import EvaluationSettings, RolloutSettings
+from serving_bridge.vllm import Session, VllmClient, http_session
 
 __all__ = ["NoReplicaError", "RolloutWorker", "RunIdentity"]
 

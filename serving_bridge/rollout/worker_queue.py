@@ -13,13 +13,9 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any, TypeVar
 
-from learner_jax.contracts.weights import ContractError, Trajectory
-from learner_jax.runtime.standing_wait import StandingWait
-from learner_jax.runtime.waits import Waits, WaitTimeoutError
-from serving_bridge.queue.bounds import QueueFullError
-from serving_bridge.queue.queue import TrajectoryQueue
-from serving_bridge.queue.staleness import Pace
-from serving_bridge.queue.view import Progress
+from learner_jax.contracts import ContractError, Trajectory
+from learner_jax.runtime import StandingWait, Waits, WaitTimeoutError
+from serving_bridge.queue import Pace, Progress, QueueFullError, TrajectoryQueue
 
 T = TypeVar("T")
 Log = Callable[..., None]

@@ -19,13 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from learner_jax.runtime.standing_wait import StandingWait
-from learner_jax.runtime.waits import Waits, WaitTimeoutError
+from learner_jax.runtime import StandingWait, Waits, WaitTimeoutError
 from serving_bridge.routing.concurrency import Limit, Load, adjusted
 from serving_bridge.routing.registry import ReplicaRow
-from serving_bridge.settings.serving import RolloutSettings
-from serving_bridge.vllm.answers import Aborted, Rejected, ReplicaError
-from serving_bridge.vllm.client import VllmClient
+from serving_bridge.settings import RolloutSettings
+from serving_bridge.vllm import Aborted, Rejected, ReplicaError, VllmClient
 
 _POLL_S = 1.0
 _POLL_TIMEOUT_S = 5.0

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from learner_jax.contracts.weights import MAX_RECORD_TEXT, MAX_STEP, MAX_VERSION, quoted
-from learner_jax.runtime.plain_files import PLAIN_NAME, PlainFileError, create_plain, make_folder, read_plain
+from learner_jax.contracts import MAX_RECORD_TEXT, MAX_STEP, MAX_VERSION, quoted
+from learner_jax.runtime import PLAIN_NAME, PlainFileError, create_plain, make_folder, read_plain
 from serving_bridge.routing.lifecycle import TAKES_REQUESTS
 
 #: beside the rows, for this user only; see `access.FleetKeys`

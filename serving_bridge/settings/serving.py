@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from learner_jax.contracts.settings import Settings
-from serving_bridge.database.database import secret_in_url
+from learner_jax.contracts import Settings
+from serving_bridge.database import secret_in_url
 from serving_bridge.settings.extra_args import VLLM_MODULE, check_extra_args
 
 #: What vLLM samples at; it takes less for this much, without a word, and refuses more than the other.

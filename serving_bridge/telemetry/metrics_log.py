@@ -78,7 +78,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from learner_jax.runtime.disk_errors import at
+from learner_jax.runtime import at
 
 Record = dict[str, Any]
 

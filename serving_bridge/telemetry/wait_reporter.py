@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from learner_jax.runtime.waits import Waits, WaitState
+from learner_jax.runtime import Waits, WaitState
 
 Log = Callable[..., None]
 

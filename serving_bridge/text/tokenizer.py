@@ -15,7 +15,7 @@ import jinja2
 import tokenizers
 import xxhash
 
-from learner_jax.contracts.model import ModelConfig
+from learner_jax.contracts import ModelConfig
 from serving_bridge.text.chat_template import load_template
 from serving_bridge.text.special_tokens import load_backend
 from serving_bridge.text.tokenizer_files import TokenizerError, TokenizerFiles, read_files, read_object

@@ -1,0 +1,40 @@
+"""vLLM's server from outside: how it is started, asked and believed."""
+
+from serving_bridge.vllm.answers import Aborted, Completion, Failed, Malformed, Rejected, ReplicaError, joined
+from serving_bridge.vllm.client import Session, VllmClient, http_session
+from serving_bridge.vllm.server_checks import (
+    Platform,
+    ReplicaStartError,
+    check_model,
+    check_plugin,
+    check_private,
+    claim_port,
+    detect_platform,
+)
+from serving_bridge.vllm.server_options import SERVED_MODEL_NAME, Access, server_command, server_environment
+from serving_bridge.vllm.worker_status import WorkerStatus
+
+__all__ = [
+    "SERVED_MODEL_NAME",
+    "Aborted",
+    "Access",
+    "Completion",
+    "Failed",
+    "Malformed",
+    "Platform",
+    "Rejected",
+    "ReplicaError",
+    "ReplicaStartError",
+    "Session",
+    "VllmClient",
+    "WorkerStatus",
+    "check_model",
+    "check_plugin",
+    "check_private",
+    "claim_port",
+    "detect_platform",
+    "http_session",
+    "joined",
+    "server_command",
+    "server_environment",
+]

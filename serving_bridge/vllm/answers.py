@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from learner_jax.contracts.weights import MIN_LOGPROB, MISSING_LOGPROB
+from learner_jax.contracts import MIN_LOGPROB, MISSING_LOGPROB
 
 _TOKENS = np.dtype("<i4")
 _LOGPROBS = np.dtype("<f4")

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 import numpy as np
 
-from serving_bridge.access.probes import probe_ids
+from serving_bridge.access import probe_ids
 from serving_bridge.vllm.answers import (
     Aborted,
     Answer,

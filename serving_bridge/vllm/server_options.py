@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving_bridge.access.gate import ALSO_OPEN, BASE_URL, INFERENCE_TOKEN
-from serving_bridge.access.probes import CONTROL_TOKEN
-from serving_bridge.processes.environment import child_environment
-from serving_bridge.settings.extra_args import option_names
-from serving_bridge.settings.serving import ServingSettings
+from serving_bridge.access import ALSO_OPEN, BASE_URL, CONTROL_TOKEN, INFERENCE_TOKEN
+from serving_bridge.processes import child_environment
+from serving_bridge.settings import ServingSettings, option_names
 from serving_bridge.vllm.server_checks import Platform, ReplicaStartError
 from serving_bridge.vllm_plugin import BACKEND, MIDDLEWARE, SCHEDULER, STORE_ROOT, WORKER_EXTENSION
 

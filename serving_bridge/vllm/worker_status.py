@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from learner_jax.contracts.weights import MAX_RECORD_TEXT, MAX_VERSION, quoted
+from learner_jax.contracts import MAX_RECORD_TEXT, MAX_VERSION, quoted
 
 _Version = Annotated[int, msgspec.Meta(ge=0, le=MAX_VERSION)]
 #: of staging, the least advanced first

@@ -20,9 +20,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.logger import init_logger
 
-from learner_jax.contracts.model import hf_shapes, parse_model_config
-from serving_bridge.access.gate import MAX_VERSION
-from serving_bridge.access.lease import Lease
+from learner_jax.contracts import hf_shapes, parse_model_config
+from serving_bridge.access import MAX_VERSION, Lease
 from serving_bridge.vllm_plugin import STORE_ROOT
 from serving_bridge.vllm_plugin.live import LiveWeights, TornError, tensor_of
 from serving_bridge.vllm_plugin.stage import Applied, ModelTensors, Staged, StageError, Stager

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from learner_jax.contracts.weights import TensorEntry
-from serving_bridge.weights.files import Tensor, words_dtype
+from learner_jax.contracts import TensorEntry
+from serving_bridge.weights import Tensor, words_dtype
 
 _SIGNED: dict[int, np.dtype] = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
 

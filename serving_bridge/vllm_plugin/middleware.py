@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving_bridge.access.gate import Entry, Gate, Refused, without_request_id
+from serving_bridge.access import Entry, Gate, Refused, without_request_id
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

@@ -20,7 +20,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue, create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-from serving_bridge.access.probes import CONTROL_TOKEN, batch_of
+from serving_bridge.access import CONTROL_TOKEN, batch_of
 
 
 def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingScheduler:

@@ -10,11 +10,9 @@ from typing import Literal
 
 import numpy as np
 
-from learner_jax.contracts.weights import ContractError, TensorEntry, WeightManifest
+from learner_jax.contracts import ContractError, TensorEntry, WeightManifest
 from serving_bridge.vllm_plugin.live import LiveWeights, Patch
-from serving_bridge.weights.files import StoreError, Tensor
-from serving_bridge.weights.reader import read_path
-from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights import StoreError, Tensor, WeightStore, read_path
 
 StageState = Literal["idle", "reading", "staged", "applied", "failed"]
 

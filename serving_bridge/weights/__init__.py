@@ -1,0 +1,26 @@
+"""The store of policy versions: written whole, hashed, in anchors and differences."""
+
+from serving_bridge.weights.delta import Encoder, changes, decode, moved
+from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityError, sync_folder, words_dtype, xxh3_128
+from serving_bridge.weights.inspection import VersionRow
+from serving_bridge.weights.publisher import Publisher
+from serving_bridge.weights.reader import read_path, read_version
+from serving_bridge.weights.store import WeightStore
+
+__all__ = [
+    "Encoder",
+    "Publisher",
+    "StoreError",
+    "Tensor",
+    "VersionRow",
+    "WeightIntegrityError",
+    "WeightStore",
+    "changes",
+    "decode",
+    "moved",
+    "read_path",
+    "read_version",
+    "sync_folder",
+    "words_dtype",
+    "xxh3_128",
+]

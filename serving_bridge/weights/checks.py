@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from learner_jax.contracts.weights import WeightManifest
+from learner_jax.contracts import WeightManifest
 from serving_bridge.weights.files import (
     ITEMSIZES,
     SAFETENSORS_DTYPES,

@@ -20,9 +20,8 @@ import msgspec
 import numpy as np
 import xxhash
 
-from learner_jax.contracts.weights import TensorEntry, WeightFile, quoted
-from learner_jax.runtime.disk_errors import at
-from learner_jax.runtime.plain_files import PlainFileError, create_plain, open_plain, opened_folder
+from learner_jax.contracts import TensorEntry, WeightFile, quoted
+from learner_jax.runtime import PlainFileError, at, create_plain, open_plain, opened_folder
 
 _READ_BYTES = 1 << 20
 _MAX_HEADER = 100 * 2**20

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from learner_jax.contracts.weights import MAX_VERSION
+from learner_jax.contracts import MAX_VERSION
 from serving_bridge.weights.files import StoreError
 
 _FOLDER = re.compile(r"v([0-9]{8,10})")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from learner_jax.contracts.weights import ContractError, WeightManifest
+from learner_jax.contracts import ContractError, WeightManifest
 from serving_bridge.weights.delta import num_changes
 from serving_bridge.weights.files import ITEMSIZES, StoreError
 from serving_bridge.weights.reader import read_path, read_version

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learner_jax.contracts.weights import GoldenPrompt, TensorChange, TensorEntry, WeightManifest
-from serving_bridge.settings.serving import StoreSettings
+from learner_jax.contracts import GoldenPrompt, TensorChange, TensorEntry, WeightManifest
+from serving_bridge.settings import StoreSettings
 from serving_bridge.weights.checks import check_finite, checked_tensors
 from serving_bridge.weights.delta import Encoder, changes, num_changes
 from serving_bridge.weights.files import Tensor, entry_of, words_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learner_jax.contracts.weights import TensorEntry, WeightManifest
+from learner_jax.contracts import TensorEntry, WeightManifest
 from serving_bridge.weights import delta as weight_delta
 from serving_bridge.weights.checks import check_content
 from serving_bridge.weights.files import (

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from learner_jax.contracts.weights import (
+from learner_jax.contracts import (
     MANIFEST_SCHEMA,
     MAX_MANIFEST_BYTES,
     MAX_VERSION,
@@ -31,7 +31,7 @@ from learner_jax.contracts.weights import (
     encode_manifest,
     quoted,
 )
-from learner_jax.runtime.plain_files import FOLDER_MODE, PlainFileError, is_folder, is_regular, make_folder, read_plain
+from learner_jax.runtime import FOLDER_MODE, PlainFileError, is_folder, is_regular, make_folder, read_plain
 from serving_bridge.weights.checks import check_content, checked_tensors
 from serving_bridge.weights.files import (
     StoreError,

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import tomli_w
 
 from configs.schema import Config
-from learner_jax.runtime.text import printable
-from serving_bridge.checks.findings import Result
+from learner_jax.runtime import printable
+from serving_bridge.checks import Result
 from tools.assembly import preflight, processes
 from tools.assembly.wiring import RunPaths
 

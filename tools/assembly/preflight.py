@@ -18,17 +18,15 @@ from pathlib import Path
 from typing import Literal
 
 from configs.schema import Config
-from learner_jax.contracts.hf_tensors import check_weights
-from learner_jax.contracts.model import ModelConfig
-from learner_jax.runtime.text import printable
-from rewards.contracts.task import Split, Task
+from learner_jax.contracts import ModelConfig, check_weights
+from learner_jax.runtime import printable
+from rewards.contracts import Split, Task
+from serving_bridge.checks import Check, Finding, Result, database_findings, run_checks
 from serving_bridge.checks import machine as machine_checks
 from serving_bridge.checks import model as model_checks
 from serving_bridge.checks import prompts as prompt_checks
-from serving_bridge.checks.database import database_findings
-from serving_bridge.checks.findings import Check, Finding, Result, run_checks
-from serving_bridge.evaluation.skill import PromptEncoder
-from serving_bridge.vllm.server_checks import check_plugin, check_private, detect_platform
+from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.vllm import check_plugin, check_private, detect_platform
 from tools import doctor
 from tools.assembly import wiring
 from tools.assembly.wiring import RunPaths

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs.schema import Config
-from serving_bridge.vllm.server_checks import claim_port
+from serving_bridge.vllm import claim_port
 from tools.assembly import wiring
 from tools.assembly.wiring import RunPaths
 

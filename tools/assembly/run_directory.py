@@ -12,10 +12,9 @@ from configs.carry_on import Change, changes
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax.runtime.disk_errors import at
-from learner_jax.runtime.text import printable
-from serving_bridge.database.database import is_postgres
-from serving_bridge.telemetry.metrics_log import MetricsLog, read_metrics
+from learner_jax.runtime import at, printable
+from serving_bridge.database import is_postgres
+from serving_bridge.telemetry import MetricsLog, read_metrics
 from tools.assembly import wiring
 from tools.assembly.wiring import RunPaths
 

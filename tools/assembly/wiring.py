@@ -18,25 +18,19 @@ from pathlib import Path
 from configs.carry_on import changes
 from configs.load import load_config, save_config
 from configs.schema import Config
-from learner_jax.contracts.model import ModelConfig, read_model_config
-from learner_jax.contracts.weights import RecordLimits
-from learner_jax.runtime.disk_errors import at, disk_failure
-from learner_jax.runtime.text import printable
-from learner_jax.runtime.waits import Waits
-from rewards.contracts.task import Task
-from rewards.tasks.create import create_task
-from serving_bridge.access.keys import FleetKeys
-from serving_bridge.database.database import DiskFullError, absolute_url
-from serving_bridge.evaluation.skill import PromptEncoder
-from serving_bridge.processes.lock import sole
-from serving_bridge.processes.supervisor import CANNOT_HEAL_STATUS, ProcessFailedError
-from serving_bridge.queue.queue import QueueBounds, TrajectoryQueue
-from serving_bridge.queue.staleness import Pace
-from serving_bridge.routing.registry import KEYS_FOLDER, ReplicaRegistry
-from serving_bridge.telemetry.metrics_log import MetricsLog
-from serving_bridge.text.tokenizer import load_tokenizer
-from serving_bridge.weights.publisher import Publisher
-from serving_bridge.weights.store import WeightStore
+from learner_jax.contracts import ModelConfig, RecordLimits, read_model_config
+from learner_jax.runtime import Waits, at, disk_failure, printable
+from rewards.contracts import Task
+from rewards.tasks import create_task
+from serving_bridge.access import FleetKeys
+from serving_bridge.database import DiskFullError, absolute_url
+from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.processes import CANNOT_HEAL_STATUS, ProcessFailedError, sole
+from serving_bridge.queue import Pace, QueueBounds, TrajectoryQueue
+from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry
+from serving_bridge.telemetry import MetricsLog
+from serving_bridge.text import load_tokenizer
+from serving_bridge.weights import Publisher, WeightStore
 from tools.assembly.new_model import CreateModelError, create_model
 from tools.reporting.terminal import prepare_streams
 

@@ -34,8 +34,8 @@ import tensorstore as ts
 from rich.console import Console
 from rich.table import Table
 
-from learner_jax.contracts.model import ModelConfig, parameters, parse_model_config
-from learner_jax.conversion.checkpoint_reader import cut
+from learner_jax.contracts import ModelConfig, parameters, parse_model_config
+from learner_jax.conversion import cut
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, console, json_path, positive, progress, spread, this_hardware, write_json
 

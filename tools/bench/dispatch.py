@@ -30,16 +30,13 @@ import aiohttp
 import msgspec
 from rich.table import Table
 
-from learner_jax.runtime.waits import Waits
-from rewards.contracts.environment import EpisodeState, Outcome, Reply
-from rewards.contracts.task import Problem
-from serving_bridge.evaluation.skill import PromptEncoder
-from serving_bridge.rollout.episodes import Player
-from serving_bridge.rollout.sampling import Prefix, Sampler
-from serving_bridge.routing.dispatch import Dispatcher
-from serving_bridge.routing.registry import ReplicaRow
-from serving_bridge.settings.serving import RolloutSettings
-from serving_bridge.vllm.client import VllmClient
+from learner_jax.runtime import Waits
+from rewards.contracts import EpisodeState, Outcome, Problem, Reply
+from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.rollout import Player, Prefix, Sampler
+from serving_bridge.routing import Dispatcher, ReplicaRow
+from serving_bridge.settings import RolloutSettings
+from serving_bridge.vllm import VllmClient
 from tools.bench.timing import Spread, console, json_path, positive, spread, this_hardware, write_json
 from tools.rollout import collect_garbage_less_often
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from learner_jax.contracts.model import ModelConfig, parameters, parse_model_config
+from learner_jax.contracts import ModelConfig, parameters, parse_model_config
 
 GROUP = 8
 #: Of the log-probs that a batch holds, around those under the start weights; nats.

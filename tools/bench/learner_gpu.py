@@ -17,14 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from learner_jax.batches.building import Batch
-from learner_jax.contracts.model import ModelConfig
-from learner_jax.losses.terms import loss_weights
-from learner_jax.models import flops
-from learner_jax.models.decoder import init_parameters
-from learner_jax.settings.learner import LearnerSettings, LossSettings
-from learner_jax.training import objective
-from learner_jax.training.engine import Engine
+from learner_jax.batches import Batch
+from learner_jax.contracts import ModelConfig
+from learner_jax.losses import loss_weights
+from learner_jax.models import flops, init_parameters
+from learner_jax.settings import LearnerSettings, LossSettings
+from learner_jax.training import Engine, objective
 from tools.bench import BenchmarkError
 from tools.bench.learner_cases import GROUP, MODELS
 from tools.bench.timing import console, progress, this_hardware, write_json

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learner_jax.models.head import fused_loss
-from learner_jax.settings.learner import LearnerSettings
+from learner_jax.models import fused_loss
+from learner_jax.settings import LearnerSettings
 from tools.bench import BenchmarkError, peers
 from tools.bench.learner_report import HEAD_AIM, Verdict, verdict
 from tools.bench.learner_sides import process_environment

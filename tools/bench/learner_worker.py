@@ -23,12 +23,10 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from learner_jax.batches.building import Batch
-from learner_jax.batches.packing import Lengths
-from learner_jax.losses.terms import loss_weights
-from learner_jax.settings.learner import KLSettings, LearnerSettings, LossSettings, OptimizerSettings, PolicySettings
-from learner_jax.training import objective
-from learner_jax.training.engine import Engine
+from learner_jax.batches import Batch, Lengths
+from learner_jax.losses import loss_weights
+from learner_jax.settings import KLSettings, LearnerSettings, LossSettings, OptimizerSettings, PolicySettings
+from learner_jax.training import Engine, objective
 from tools.bench.learner_cases import CLIP, GROUP, KL_COEFFICIENT, PaddedBatch, Shape, parameter_tree, weights
 
 

@@ -36,7 +36,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from learner_jax.losses.returns import Targets, generalized_advantages, vtrace
+from learner_jax.losses import Targets, generalized_advantages, vtrace
 from tools.bench import BenchmarkError
 from tools.bench.peers import peers_folder
 from tools.bench.timing import (

@@ -34,9 +34,9 @@ from rich.table import Table
 
 from configs.load import load_config, save_config
 from configs.schema import Config, ModelSettings
-from learner_jax.runtime.waits import Waits
-from serving_bridge.processes.supervisor import Supervisor
-from serving_bridge.telemetry.metrics_log import Record, read_metrics
+from learner_jax.runtime import Waits
+from serving_bridge.processes import Supervisor
+from serving_bridge.telemetry import Record, read_metrics
 from tools.assembly import wiring
 from tools.assembly.wiring import RunPaths
 from tools.bench import BenchmarkError

@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from learner_jax.runtime.allocator import keep_freed_memory
-from serving_bridge.settings.serving import StoreSettings
+from learner_jax.runtime import keep_freed_memory
+from serving_bridge.settings import StoreSettings
 from tools.bench import BenchmarkError
 from tools.bench.postgres_server import NoServerError, running_server
 from tools.bench.queue_sides import CodecSide, DiskSide, PersistQueueSide, Side, WeirSide, named, trajectories

@@ -13,10 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from learner_jax.contracts.weights import NOT_SAMPLED, Trajectory, decode_group, encode_group
-from serving_bridge.queue.queue import TrajectoryQueue
-from serving_bridge.queue.staleness import Pace
-from serving_bridge.settings.serving import StoreSettings
+from learner_jax.contracts import NOT_SAMPLED, Trajectory, decode_group, encode_group
+from serving_bridge.queue import Pace, TrajectoryQueue
+from serving_bridge.settings import StoreSettings
 from tools.bench import BenchmarkError
 
 #: A gate that is always open.

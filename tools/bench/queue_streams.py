@@ -10,9 +10,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol
 
-from learner_jax.contracts.weights import Trajectory, decode_group, encode_group
-from learner_jax.runtime.allocator import keep_freed_memory
-from serving_bridge.queue.queue import TrajectoryQueue
+from learner_jax.contracts import Trajectory, decode_group, encode_group
+from learner_jax.runtime import keep_freed_memory
+from serving_bridge.queue import TrajectoryQueue
 from tools.bench import BenchmarkError
 from tools.bench.queue_sides import CLAIM_ALL, DiskSide, Numbered, named, persist_queue, trajectories
 

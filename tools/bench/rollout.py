@@ -31,18 +31,16 @@ import msgspec
 from rich.table import Table
 
 from configs.schema import CreateModelSettings
-from rewards.contracts.task import Problem, RewardRequest, RewardResult, Split, scored
-from serving_bridge.access.keys import FreshKeys, Keys
-from serving_bridge.evaluation.skill import PromptEncoder
-from serving_bridge.fleet.replica import Replica
-from serving_bridge.queue.queue import TrajectoryQueue
-from serving_bridge.queue.staleness import Pace
-from serving_bridge.rollout.worker import RolloutWorker, RunIdentity
-from serving_bridge.routing.registry import ReplicaRegistry
-from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings, ServingSettings
-from serving_bridge.text.tokenizer import load_tokenizer
-from serving_bridge.vllm.client import http_session
-from serving_bridge.vllm.server_options import SERVED_MODEL_NAME
+from rewards.contracts import Problem, RewardRequest, RewardResult, Split, scored
+from serving_bridge.access import FreshKeys, Keys
+from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.fleet import Replica
+from serving_bridge.queue import Pace, TrajectoryQueue
+from serving_bridge.rollout import RolloutWorker, RunIdentity
+from serving_bridge.routing import ReplicaRegistry
+from serving_bridge.settings import EvaluationSettings, RolloutSettings, ServingSettings
+from serving_bridge.text import load_tokenizer
+from serving_bridge.vllm import SERVED_MODEL_NAME, http_session
 from tools.assembly.new_model import create_model
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json

@@ -29,14 +29,12 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from learner_jax.batches.building import Batch
-from learner_jax.checkpoints.checkpoints import Checkpoints, Position
-from learner_jax.losses.terms import loss_weights
-from learner_jax.models.decoder import init_parameters
-from learner_jax.settings.learner import LearnerSettings, LossSettings
-from learner_jax.training import objective
-from learner_jax.training.engine import Engine
-from learner_jax.training.train_step import TrainState
+from learner_jax.batches import Batch
+from learner_jax.checkpoints import Checkpoints, Position
+from learner_jax.losses import loss_weights
+from learner_jax.models import init_parameters
+from learner_jax.settings import LearnerSettings, LossSettings
+from learner_jax.training import Engine, TrainState, objective
 from tools.bench.learner_cases import Shape
 from tools.bench.timing import Spread, console, json_path, positive, progress, spread, this_hardware, write_json
 

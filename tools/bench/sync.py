@@ -24,7 +24,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights import WeightStore
 from tools.bench import BenchmarkError, sync_bytes, sync_pause
 from tools.bench.learner_cases import Shape
 from tools.bench.timing import console, json_path, positive, progress, this_hardware, write_json

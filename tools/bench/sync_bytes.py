@@ -11,11 +11,18 @@ import ml_dtypes
 import numpy as np
 import zstandard
 
-from learner_jax.contracts.model import ModelConfig, hf_shapes
-from serving_bridge.weights.delta import Encoder, changes, decode, moved
-from serving_bridge.weights.files import Tensor, words_dtype, xxh3_128
-from serving_bridge.weights.reader import read_version
-from serving_bridge.weights.store import WeightStore
+from learner_jax.contracts import ModelConfig, hf_shapes
+from serving_bridge.weights import (
+    Encoder,
+    Tensor,
+    WeightStore,
+    changes,
+    decode,
+    moved,
+    read_version,
+    words_dtype,
+    xxh3_128,
+)
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, ratio, spread
 

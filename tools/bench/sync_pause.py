@@ -16,16 +16,12 @@ import jax
 import numpy as np
 
 from configs.schema import CreateModelSettings
-from learner_jax.contracts.model import ModelConfig, read_model_config
-from learner_jax.contracts.weights import GoldenPrompt, WeightManifest
-from learner_jax.models.decoder import merge, token_logprobs
-from learner_jax.models.hf_folder import export_tensors, load_parameters
-from serving_bridge.fleet.replica import Replica
-from serving_bridge.fleet.weight_round import RoundOutcome, run_round
-from serving_bridge.settings.serving import ServingSettings, StoreSettings
-from serving_bridge.vllm.client import VllmClient
-from serving_bridge.weights.publisher import Publisher
-from serving_bridge.weights.store import WeightStore
+from learner_jax.contracts import GoldenPrompt, ModelConfig, WeightManifest, read_model_config
+from learner_jax.models import export_tensors, load_parameters, merge, token_logprobs
+from serving_bridge.fleet import Replica, RoundOutcome, run_round
+from serving_bridge.settings import ServingSettings, StoreSettings
+from serving_bridge.vllm import VllmClient
+from serving_bridge.weights import Publisher, WeightStore
 from tools.assembly.new_model import create_model
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, spread

@@ -6,7 +6,7 @@ import random
 import re
 from pathlib import Path
 
-from learner_jax.checkpoints.hashes import HASHES
+from learner_jax.checkpoints import HASHES
 from tools.assembly.wiring import RunPaths
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import Any
 
-from learner_jax.contracts.weights import Trajectory, decode_group
-from serving_bridge.queue.queue import LeaseLostError, TrajectoryQueue
+from learner_jax.contracts import Trajectory, decode_group
+from serving_bridge.queue import LeaseLostError, TrajectoryQueue
 
 #: (prompt index, trajectories), as a rollout worker puts them
 Delivery = tuple[int, list[Trajectory]]

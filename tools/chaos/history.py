@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serving_bridge.queue.queue import TrajectoryQueue
+from serving_bridge.queue import TrajectoryQueue
 
 #: written by the harness when it went back to an older checkpoint, as a refusal of a damaged one says
 WAY_BACK = "way_back"

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
-from learner_jax.runtime.waits import Waits, WaitTimeoutError
-from serving_bridge.queue.queue import TrajectoryQueue
+from learner_jax.runtime import Waits, WaitTimeoutError
+from serving_bridge.queue import TrajectoryQueue
 from tools.assembly import wiring
 from tools.chaos import damage, deliveries
 from tools.chaos.engines import EngineTraits

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from configs.schema import Config
-from learner_jax.runtime.waits import Waits
-from serving_bridge.processes.supervisor import Supervisor
-from serving_bridge.telemetry.metrics_log import MetricsLog, MetricsTail, Record, read_metrics
+from learner_jax.runtime import Waits
+from serving_bridge.processes import Supervisor
+from serving_bridge.telemetry import MetricsLog, MetricsTail, Record, read_metrics
 from tools.assembly import wiring
 from tools.chaos import history
 from tools.chaos.checker import check, check_accuracy

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from configs.load import load_config, parse_config, save_config
 from configs.schema import Config
-from serving_bridge.processes.environment import process_environment
+from serving_bridge.processes import process_environment
 from tools.chaos.engines import ENGINES, EngineName
 from tools.chaos.inject import environment
 

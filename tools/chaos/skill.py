@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.schema import Config
-from serving_bridge.weights.reader import read_path
+from serving_bridge.weights import read_path
 from tools.assembly import wiring
 from tools.faults.qwen3 import Qwen3
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from serving_bridge.access.probes import batch_of
+from serving_bridge.access import batch_of
 from tools.faults.answers import Generation, answer
 from tools.faults.weights import Worker
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learner_jax.contracts.model import ModelConfig, hf_shapes
+from learner_jax.contracts import ModelConfig, hf_shapes
 
 
 class UnsupportedModelError(ValueError):

@@ -21,8 +21,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from serving_bridge.access.gate import Gate, Refused, Route
-from serving_bridge.access.probes import CONTROL_TOKEN
+from serving_bridge.access import CONTROL_TOKEN, Gate, Refused, Route
 from serving_bridge.vllm_plugin import STORE_ROOT
 from tools.faults.engine import Disturbance, Engine, EngineDiedError, EngineSettings
 from tools.faults.weights import ModelWeights, Worker

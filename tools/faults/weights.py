@@ -16,12 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors.numpy import load_file
 
-from learner_jax.contracts.model import ModelConfig, hf_shapes, read_model_config
-from learner_jax.contracts.weights import ContractError, WeightManifest
-from serving_bridge.access.lease import Lease
-from serving_bridge.weights.files import StoreError, Tensor
-from serving_bridge.weights.reader import read_path
-from serving_bridge.weights.store import WeightStore
+from learner_jax.contracts import ContractError, ModelConfig, WeightManifest, hf_shapes, read_model_config
+from serving_bridge.access import Lease
+from serving_bridge.weights import StoreError, Tensor, WeightStore, read_path
 from tools.faults.qwen3 import Qwen3, log_softmax
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from learner_jax.checkpoints.manifest import CHECKPOINT_SCHEMA, ITEM, CheckpointError, read_manifest
-from learner_jax.contracts.weights import ContractError, decode_manifest, encode_manifest
-from serving_bridge.fleet.orders import FleetStatus, OrderBook, Orders
-from serving_bridge.routing.registry import ReplicaRegistry, ReplicaRow
-from serving_bridge.telemetry.metrics_log import MetricsTail
-from serving_bridge.vllm.client import Completion, ReplicaError, VllmClient
+from learner_jax.checkpoints import CHECKPOINT_SCHEMA, ITEM, CheckpointError, read_manifest
+from learner_jax.contracts import ContractError, decode_manifest, encode_manifest
+from serving_bridge.fleet import FleetStatus, OrderBook, Orders
+from serving_bridge.routing import ReplicaRegistry, ReplicaRow
+from serving_bridge.telemetry import MetricsTail
+from serving_bridge.vllm import Completion, ReplicaError, VllmClient
 from tools.fuzz.mutations import Rng, damaged_bytes, damaged_field
 
 _MAX_TOKENS = 4

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from serving_bridge.database.database import Session, open_database
-from serving_bridge.queue.bounds import QueueBounds
-from serving_bridge.queue.queue import TrajectoryQueue
+from serving_bridge.database import Session, open_database
+from serving_bridge.queue import QueueBounds, TrajectoryQueue
 from tools.fuzz.mutations import Rng
 from tools.fuzz.trajectories import LIMITS, valid_group
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from learner_jax.contracts.weights import ContractError, decode_group
-from serving_bridge.database.database import Session, open_database
-from serving_bridge.queue.bounds import QueueBounds
-from serving_bridge.queue.queue import TrajectoryQueue
+from learner_jax.contracts import ContractError, decode_group
+from serving_bridge.database import Session, open_database
+from serving_bridge.queue import QueueBounds, TrajectoryQueue
 from tools.fuzz.mutations import Rng
 from tools.fuzz.trajectories import BREAKING, LIMITS, broken_object, is_valid, valid_group
 

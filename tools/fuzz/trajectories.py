@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from learner_jax.contracts.weights import (
+from learner_jax.contracts import (
     NOT_SAMPLED,
     ContractError,
     RecordLimits,

@@ -1,0 +1,1 @@
+"""What runs measured, as figures, charts and tables."""

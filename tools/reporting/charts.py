@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from configs.schema import Config
-from serving_bridge.telemetry.metrics_log import Record
+from serving_bridge.telemetry import Record
 from tools.reporting.figures import RunHistory, intervals_during, mean, series, steps_in_order, values
 
 _BLUE, _GREEN, _ORANGE, _RED, _PURPLE, _GREY = "#2563eb", "#059669", "#d97706", "#dc2626", "#7c3aed", "#94a3b8"

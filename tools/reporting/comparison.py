@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rewards.contracts.task import PASS_SCORE
-from serving_bridge.telemetry.metrics_log import Record
+from rewards.contracts import PASS_SCORE
+from serving_bridge.telemetry import Record
 
 _FIGURES = ("accuracy", "mean_score")
 

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 from configs.schema import Config
-from serving_bridge.telemetry.metrics_log import Record
+from serving_bridge.telemetry import Record
 from tools.reporting.comparison import compared
 
 Bottleneck = Literal["rollout-bound", "train-bound", "balanced"]

@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from learner_jax.runtime.text import printable
+from learner_jax.runtime import printable
 
 #: Columns of tables that go into a file or pipe; COLUMNS overrides it.
 _PIPED_WIDTH = 10_000

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from learner_jax.contracts.weights import Trajectory
-from learner_jax.runtime.waits import Waits
-from serving_bridge.database.database import Database
+from learner_jax.contracts import Trajectory
+from learner_jax.runtime import Waits
+from serving_bridge.database import Database
 from tools.simulate.disks import SimulatedCheckpoints, SimulatedStore, logprob_of, rows_of
 
 #: from each state of a group, those that one transaction may lead to; None: its row goes

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from learner_jax.contracts.weights import MANIFEST_SCHEMA, GoldenPrompt, WeightManifest
-from serving_bridge.database.database import Database, DatabaseError, DiskFullError, Session, open_database
-from serving_bridge.routing.registry import ReplicaRow
-from serving_bridge.weights.files import StoreError, WeightIntegrityError
+from learner_jax.contracts import MANIFEST_SCHEMA, GoldenPrompt, WeightManifest
+from serving_bridge.database import Database, DatabaseError, DiskFullError, Session, open_database
+from serving_bridge.routing import ReplicaRow
+from serving_bridge.weights import StoreError, WeightIntegrityError
 from tools.faults.weights import Applied, Sampled, check_newer
 from tools.simulate.loop import Process, ProcessDiedError
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from learner_jax.contracts.weights import Trajectory
-from learner_jax.runtime.waits import Waits, WaitTimeoutError
-from serving_bridge.queue.queue import TrajectoryQueue
+from learner_jax.contracts import Trajectory
+from learner_jax.runtime import Waits, WaitTimeoutError
+from serving_bridge.queue import TrajectoryQueue
 from tools.simulate.disks import SimulatedCheckpoints, SimulatedStore, Snapshot
 from tools.simulate.loop import Process
 

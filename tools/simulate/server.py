@@ -7,12 +7,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from learner_jax.contracts.weights import WeightManifest
-from learner_jax.runtime.waits import Waits
-from serving_bridge.fleet.weight_round import RoundOutcome, run_round
-from serving_bridge.settings.serving import ServingSettings
-from serving_bridge.vllm.client import ReplicaError, VllmClient
-from serving_bridge.vllm.server_checks import ReplicaStartError
+from learner_jax.contracts import WeightManifest
+from learner_jax.runtime import Waits
+from serving_bridge.fleet import RoundOutcome, run_round
+from serving_bridge.settings import ServingSettings
+from serving_bridge.vllm import ReplicaError, ReplicaStartError, VllmClient
 from tools.simulate.loop import Process
 from tools.simulate.network import Session
 

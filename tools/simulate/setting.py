@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from serving_bridge.queue.queue import QueueBounds
-from serving_bridge.queue.staleness import Pace
-from serving_bridge.settings.serving import RolloutSettings, ServingSettings
+from serving_bridge.queue import Pace, QueueBounds
+from serving_bridge.settings import RolloutSettings, ServingSettings
 
 #: how often processes look around: more rarely than real ones, to make seeds cheap
 LOOK_S = 0.1

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learner_jax.runtime.waits import Waits
-from rewards.contracts.task import Problem, RewardRequest, RewardResult, scored
-from serving_bridge.fleet.controller import Fleet
-from serving_bridge.queue.queue import TrajectoryQueue
-from serving_bridge.rollout.worker import RolloutWorker, RunIdentity
-from serving_bridge.routing.registry import ReplicaRow
-from serving_bridge.settings.serving import EvaluationSettings
+from learner_jax.runtime import Waits
+from rewards.contracts import Problem, RewardRequest, RewardResult, scored
+from serving_bridge.fleet import Fleet
+from serving_bridge.queue import TrajectoryQueue
+from serving_bridge.rollout import RolloutWorker, RunIdentity
+from serving_bridge.routing import ReplicaRow
+from serving_bridge.settings import EvaluationSettings
 from tools.faults.engine import Engine, EngineSettings
 from tools.faults.weights import Worker
 from tools.simulate.checks import Checks

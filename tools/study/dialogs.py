@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learner_jax.batches.building import Example
-from rewards.contracts.task import Split, Task
-from serving_bridge.evaluation.skill import PromptEncoder
+from learner_jax.batches import Example
+from rewards.contracts import Split, Task
+from serving_bridge.evaluation import PromptEncoder
 
 
 @dataclass(frozen=True)

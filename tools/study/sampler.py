@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from learner_jax.contracts.model import ModelConfig
-from learner_jax.models.decoder import Params, merge
+from learner_jax.contracts import ModelConfig
+from learner_jax.models import Params, merge
 
 
 class Sampler:

@@ -20,12 +20,11 @@ import numpy as np
 
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax.batches.building import rl_batch, supervised_batch
-from learner_jax.checkpoints.checkpoints import Checkpoints, Position, restore_parameters
-from learner_jax.contracts.weights import NOT_SAMPLED, Trajectory
-from learner_jax.models.hf_folder import load_parameters
-from learner_jax.models.value import split_parameters
-from learner_jax.settings.learner import (
+from learner_jax.batches import rl_batch, supervised_batch
+from learner_jax.checkpoints import Checkpoints, Position, restore_parameters
+from learner_jax.contracts import NOT_SAMPLED, Trajectory
+from learner_jax.models import load_parameters, split_parameters
+from learner_jax.settings import (
     AdvantageSettings,
     KLSettings,
     LossSettings,
@@ -33,10 +32,7 @@ from learner_jax.settings.learner import (
     PolicySettings,
     ValueSettings,
 )
-from learner_jax.training import objective
-from learner_jax.training.engine import Engine
-from learner_jax.training.supervised import warm_start
-from learner_jax.training.train_step import Params
+from learner_jax.training import Engine, Params, objective, warm_start
 from tools.assembly import wiring
 from tools.study.dialogs import Dialogs, Question
 from tools.study.grid import SINGLE_TURN, Cell, StudySettings

@@ -247,7 +247,7 @@ def test_a_folder_that_may_not_be_read_is_named(run: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to become somebody else")
     program = (
-        "import os, sys; from learner_jax.checkpoints.checkpoints import *; from pathlib import Path; os.seteuid(65534)\n"
+        "import os, sys; from learner_jax.checkpoints import *; from pathlib import Path; os.seteuid(65534)\n"
         "for path in map(Path, sys.argv[1:]):\n"
         "    try: restore_parameters(path)\n"
         "    except CheckpointError as error: print(error)\n"

@@ -260,7 +260,7 @@ def test_a_crash_point_with_a_bad_count_is_refused() -> None:
 
 
 def test_a_crash_point_ends_a_real_process() -> None:
-    code = "from learner_jax.runtime.crash_points import crash_point; crash_point('a'); print('on', flush=True); crash_point('b')"
+    code = "from learner_jax.runtime import crash_point; crash_point('a'); print('on', flush=True); crash_point('b')"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "WEIR_CRASH_AT": "b"}, capture_output=True, text=True
     )

@@ -1,0 +1,86 @@
+"""The rooms of the code: each says what it is and what it hands out, and is entered by that door."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+from grimp import ImportGraph
+
+from tests.conftest import REPOSITORY
+from tests.support.rooms import RoomsContract
+
+PACKAGES = ("learner_jax", "rewards", "serving_bridge")
+ROOMS = sorted(
+    path.parent for package in PACKAGES for path in (REPOSITORY / package).glob("*/__init__.py") if path.parent.name
+)
+NAMES = {".".join(room.relative_to(REPOSITORY).parts) for room in ROOMS}
+
+
+def imports(path: Path) -> list[ast.ImportFrom]:
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+
+
+def sources() -> list[Path]:
+    return [path for top in (*PACKAGES, "configs", "tools") for path in (REPOSITORY / top).rglob("*.py")]
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=sorted(NAMES))
+def test_a_room_says_in_one_sentence_what_it_is_and_names_what_it_hands_out(room: Path) -> None:
+    tree = ast.parse((room / "__init__.py").read_text())
+    sentence = ast.get_docstring(tree)
+    assert sentence
+    assert len(sentence.splitlines()[0]) < 120
+    assert any(ast.unparse(node).startswith("__all__ = ") for node in tree.body)
+
+
+def test_rooms_are_entered_by_their_faces() -> None:
+    """`from room import name` or `from room import file`, never `from room.file import name`."""
+    behind = []
+    for path in sources():
+        own = ".".join(path.parent.relative_to(REPOSITORY).parts)
+        for node in imports(path):
+            room = ".".join((node.module or "").split(".")[:2])
+            if room in NAMES and node.module != room and room != own:
+                behind.append(f"{path.relative_to(REPOSITORY)}:{node.lineno} imports from {node.module}")
+    assert not behind, "\n".join(behind)
+
+
+def test_no_room_hands_out_what_is_private() -> None:
+    private = [
+        f"{path.relative_to(REPOSITORY)}:{node.lineno} {alias.name}"
+        for path in sources()
+        for node in imports(path)
+        for alias in node.names
+        if alias.name.startswith("_") and (node.module or "").startswith((*PACKAGES, "configs", "tools"))
+    ]
+    assert not private, "\n".join(private)
+
+
+def test_every_room_stands_in_the_table() -> None:
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]
+    table = next(contract["arrows"] for contract in settings["contracts"] if contract["type"] == "rooms")
+    assert {line.partition(" ->")[0] for line in table} == NAMES
+
+
+def broken(arrows: list[str], *found: tuple[str, str]) -> list[str]:
+    graph = ImportGraph()
+    for importer, imported in found:
+        for module in (importer, imported):
+            if module not in graph.modules:
+                graph.add_module(module)
+        graph.add_import(importer=importer, imported=imported)
+    contract = RoomsContract("rooms", {}, {"arrows": arrows})
+    return contract.check(graph, verbose=False).metadata["problems"]
+
+
+def test_the_table_of_rooms_can_be_broken() -> None:
+    arrow = ("a.x.f", "a.y.g")
+    assert broken(["a.x -> a.y", "a.y ->"], arrow, ("a.x.f", "a.x.h"), ("other", "a.y")) == []
+    assert broken(["a.x ->", "a.y ->"], arrow) == ["a.x -> a.y, which no line states: a.x.f -> a.y.g"]
+    assert broken(["a.x -> a.y", "a.y -> a.x"], arrow) == [
+        "a.y -> a.x is stated, and nothing imports it",
+        "a circle: a.x -> a.y -> a.x",
+    ]
