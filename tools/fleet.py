@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from configs.load import load_config
-from learner_jax.runtime import Waits
+from learner_jax.runtime import Waits, WeirError
 from serving_bridge.fleet import FleetStatus, OrderBook, known_fleets
 from serving_bridge.routing import ReplicaRegistry
 from tools.assembly import wiring
@@ -30,7 +30,7 @@ _ANSWER_S = 10.0
 _POLL_S = 0.1
 
 
-class FleetToolError(RuntimeError):
+class FleetToolError(WeirError, RuntimeError):
     """An order was not carried out; says why."""
 
 

@@ -22,7 +22,7 @@ import jinja2
 
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax.runtime import printable
+from learner_jax.runtime import WeirError, printable
 from serving_bridge.telemetry import read_metrics
 from tools.assembly import wiring
 from tools.reporting.charts import charts
@@ -40,7 +40,7 @@ _WHO_WAITED = {
 }
 
 
-class ReportError(ValueError):
+class ReportError(WeirError, ValueError):
     """A run directory has nothing to report on."""
 
 

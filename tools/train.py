@@ -31,7 +31,7 @@ import aiohttp
 
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax.runtime import Waits, printable
+from learner_jax.runtime import Waits, WeirError, printable
 from learner_jax.settings import HOSTS_SECRET
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.processes import Supervisor, sole, wait_until_free
@@ -59,7 +59,7 @@ _INTERRUPTED = 130
 _ENDING_S = 60.0
 
 
-class TrainError(RuntimeError):
+class TrainError(WeirError, RuntimeError):
     """The job can't go on."""
 
 

@@ -17,10 +17,11 @@ from learner_jax.contracts import NOT_SAMPLED, Trajectory
 from learner_jax.hosts import Hosts
 from learner_jax.losses import ESTIMATORS, group_advantages, loss_counts, loss_weights
 from learner_jax.models import Layout
+from learner_jax.runtime import WeirError
 from learner_jax.settings import LossSettings
 
 
-class BatchError(ValueError):
+class BatchError(WeirError, ValueError):
     """A trajectory doesn't fit the learner's fixed shapes."""
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Int
 
 from learner_jax.models import NONE, Layout
+from learner_jax.runtime import WeirError
 
 
-class PackingError(ValueError):
+class PackingError(WeirError, ValueError):
     """A sequence fits into no row."""
 
 

@@ -23,6 +23,7 @@ from learner_jax.contracts import (
     is_number,
     quoted,
 )
+from learner_jax.runtime import WeirError
 
 CHECKPOINT_SCHEMA = 3
 #: Item of a checkpoint that holds the manifest, and the file in it that Orbax writes.
@@ -30,7 +31,7 @@ ITEM = "manifest"
 _FILE = "metadata"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(WeirError, ValueError):
     """A checkpoint is missing, damaged or of another shape; the message names it and what to do."""
 
 

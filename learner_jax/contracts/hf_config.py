@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from learner_jax.runtime import WeirError
+
 Family = Literal["llama", "qwen2", "qwen3"]
 
 _FAMILIES: tuple[Family, ...] = ("llama", "qwen2", "qwen3")
@@ -23,7 +25,7 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 _MISSING: Any = object()
 
 
-class ModelConfigError(ValueError):
+class ModelConfigError(WeirError, ValueError):
     """A model's config.json asks for something that this decoder does not compute, or is damaged."""
 
     can_heal = False

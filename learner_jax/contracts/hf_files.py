@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from learner_jax.runtime import printable
+from learner_jax.runtime import WeirError, printable
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -20,7 +20,7 @@ _SUFFIX = ".safetensors"
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 
 
-class WeightFileError(ValueError):
+class WeightFileError(WeirError, ValueError):
     """Weight files are missing, damaged, or not those of the model: says file, tensor, expected, got."""
 
     can_heal = False

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from learner_jax.runtime import WeirError
+
 #: Versions are held as int32 with every token; a folder's name or a record beyond is nobody's.
 MAX_VERSION = 2**31 - 1
 MAX_PROMPT_INDEX = 2**31 - 1
@@ -39,7 +41,7 @@ _SAMPLING: Mapping[str, tuple[type, float, float]] = {
 }
 
 
-class ContractError(ValueError):
+class ContractError(WeirError, ValueError):
     """A record breaks its contract: says the field, what was expected and what came."""
 
 

@@ -39,6 +39,7 @@ from learner_jax.conversion.hf_layout import Weights, plan
 from learner_jax.conversion.hf_writer import Shards
 from learner_jax.conversion.work_folder import Work, open_work
 from learner_jax.models import COMPANION_FILES
+from learner_jax.runtime import WeirError
 from learner_jax.settings import OptimizerSettings
 
 #: Part of every fingerprint: work of another build is not taken up.
@@ -51,7 +52,7 @@ LOGPROB_TOLERANCE = 1e-3
 Dtype = Literal["float32", "bfloat16"]
 
 
-class ConversionError(ValueError):
+class ConversionError(WeirError, ValueError):
     """A conversion can't be done, or its result is not what it should be."""
 
     can_heal = False

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from learner_jax.conversion.direct_io import File
-from learner_jax.runtime import at
+from learner_jax.runtime import WeirError, at
 
 
-class WorkError(ValueError):
+class WorkError(WeirError, ValueError):
     """The result is there already, or somebody else is making it."""
 
 

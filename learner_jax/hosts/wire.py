@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from learner_jax.runtime import printable
+from learner_jax.runtime import WeirError, printable
 
 #: Opens every connection; whoever sends something else, such as a browser, is hung up on.
 _MAGIC = b"weir-hosts-1\n"
@@ -85,11 +85,11 @@ Message: TypeAlias = Hello | Welcome | Refused | Link | Tunnel | Beat | Failed |
 _decoder = msgspec.msgpack.Decoder(Message)
 
 
-class HostError(RuntimeError):
+class HostError(WeirError, RuntimeError):
     """The hosts of a learner can't go on together; the message names the host and what was waited for."""
 
 
-class WireError(Exception):
+class WireError(WeirError):
     """Not a message of ours, or not the one that is expected here."""
 
 

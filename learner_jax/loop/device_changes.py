@@ -18,13 +18,14 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Int, Shaped
 
 from learner_jax.contracts import ModelConfig, TensorChange, hf_tensor_names, parameters
+from learner_jax.runtime import WeirError
 from learner_jax.training import Params
 
 #: Share of a tensor's elements that there is room for; with more, copying the tensor whole costs no more.
 MOST_CHANGED = 1 / 8
 
 
-class TooManyChangesError(Exception):
+class TooManyChangesError(WeirError):
     """More changed than there is room for; copy the weights whole."""
 
 

@@ -24,7 +24,7 @@ from learner_jax.loop.saving import Saving
 from learner_jax.loop.step_metrics import merged, with_explained_variance
 from learner_jax.losses import adapted_coefficient
 from learner_jax.models import flops, split_parameters
-from learner_jax.runtime import Waits, crash_point
+from learner_jax.runtime import Waits, WeirError, crash_point
 from learner_jax.training import Engine, Mismatch, Params
 
 Log = Callable[..., None]
@@ -37,7 +37,7 @@ _RECORD_HISTORY = "WEIR_RECORD_HISTORY"
 _VERSIONS_REMEMBERED = 256
 
 
-class TrainingError(RuntimeError):
+class TrainingError(WeirError, RuntimeError):
     """Training can't go on soundly."""
 
 

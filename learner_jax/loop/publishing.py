@@ -13,13 +13,13 @@ import numpy as np
 from learner_jax.contracts import GoldenPrompt, WeightManifest, WeightPublisher
 from learner_jax.loop.device_changes import TooManyChangesError, device_changes
 from learner_jax.models import export_tensors
-from learner_jax.runtime import Waits, crash_point
+from learner_jax.runtime import Waits, WeirError, crash_point
 from learner_jax.training import Engine, Params
 
 Log = Callable[..., None]
 
 
-class PublishingError(RuntimeError):
+class PublishingError(WeirError, RuntimeError):
     """New weights can't be published."""
 
 

@@ -16,6 +16,7 @@ from learner_jax.contracts import ModelConfig, Parameter, parameters
 from learner_jax.models.decoder import Params
 from learner_jax.models.value import KEY as VALUE_KEY
 from learner_jax.models.value import ValueKind, trunk_config
+from learner_jax.runtime import WeirError
 from learner_jax.settings import MeshSettings
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -38,7 +39,7 @@ RULES: Rules = MappingProxyType(
 )
 
 
-class ShardingError(ValueError):
+class ShardingError(WeirError, ValueError):
     """A model, batch or rule does not fit the device mesh."""
 
     can_heal = False

@@ -3,6 +3,7 @@
 from learner_jax.runtime.allocator import keep_freed_chunks, keep_freed_memory
 from learner_jax.runtime.crash_points import crash_point
 from learner_jax.runtime.disk_errors import at, disk_failure, tell_once
+from learner_jax.runtime.errors import CANNOT_HEAL_STATUS, WeirError
 from learner_jax.runtime.plain_files import (
     FILE_MODE,
     FOLDER_MODE,
@@ -23,6 +24,7 @@ from learner_jax.runtime.text import printable
 from learner_jax.runtime.waits import Wait, Waits, WaitState, WaitTimeoutError
 
 __all__ = [
+    "CANNOT_HEAL_STATUS",
     "FILE_MODE",
     "FOLDER_MODE",
     "PLAIN_NAME",
@@ -32,6 +34,7 @@ __all__ = [
     "WaitState",
     "WaitTimeoutError",
     "Waits",
+    "WeirError",
     "at",
     "crash_point",
     "create_plain",

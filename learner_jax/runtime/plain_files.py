@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from learner_jax.runtime.errors import WeirError
+
 #: Of every file that a record may name.
 PLAIN_NAME = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", re.ASCII)
 FOLDER_MODE = 0o700
@@ -23,7 +25,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PIECE = 1 << 30
 
 
-class PlainFileError(ValueError):
+class PlainFileError(WeirError, ValueError):
     """A name is no plain name, or what it names is no regular file of an expected size."""
 
 

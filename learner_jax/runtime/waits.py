@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
+from learner_jax.runtime.errors import WeirError
 
-class WaitTimeoutError(RuntimeError):
+
+class WaitTimeoutError(WeirError, RuntimeError):
     """A wait lasted longer than its bound: says what for, on whom, and the setting that bounds it."""
 
 

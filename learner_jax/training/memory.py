@@ -43,6 +43,7 @@ from learner_jax.models import (
     sharding,
 )
 from learner_jax.models import value as value_model
+from learner_jax.runtime import WeirError
 from learner_jax.settings import LearnerSettings
 from learner_jax.training.engine import MAX_SEGMENTS, Engine
 from learner_jax.training.optimizer import make_optimizer
@@ -99,7 +100,7 @@ _LAYER_PHASES: Mapping[str, Mapping[str, _Arrays]] = MappingProxyType(
 )
 
 
-class PlanError(ValueError):
+class PlanError(WeirError, ValueError):
     """What was asked to be planned can't be."""
 
     can_heal = False

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from learner_jax.batches import Batch, Example, batch_lengths, supervised_batch
+from learner_jax.runtime import WeirError
 from learner_jax.settings import WarmStartSettings
 from learner_jax.training.engine import Engine
 from learner_jax.training.train_step import TrainState
@@ -18,7 +19,7 @@ from learner_jax.training.train_step import TrainState
 Log = Callable[..., None]
 
 
-class WarmStartError(RuntimeError):
+class WarmStartError(WeirError, RuntimeError):
     """The supervised start ended without the skill that was asked for."""
 
     can_heal = False

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
+from learner_jax.runtime import WeirError
+
 Split = Literal["train", "validation", "heldout"]
 
 #: Why an answer could not be judged: "timeout": the verifier passed its deadline; "crashed": its process died;
@@ -21,7 +23,7 @@ PASS_SCORE = 1.0 - 1e-6
 _FLOAT32_MAX = 3.4028234e38
 
 
-class TaskError(ValueError):
+class TaskError(WeirError, ValueError):
     """A task's settings or data don't work: says the task, what was expected and the setting to change."""
 
     can_heal = False

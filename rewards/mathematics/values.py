@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from learner_jax.runtime import WeirError
 
-class MathError(ValueError):
+
+class MathError(WeirError, ValueError):
     """A text is no final answer in a form that is read here: says why."""
 
 

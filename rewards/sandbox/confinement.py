@@ -20,6 +20,8 @@ import sys
 import sysconfig
 from collections.abc import Iterable
 
+from learner_jax.runtime import WeirError
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_SECCOMP = 22
 _PR_SET_NO_NEW_PRIVS = 38
@@ -66,7 +68,7 @@ _CALLS: dict[str, tuple[int, int, dict[str, int]]] = {
 }
 
 
-class ConfinementError(Exception):
+class ConfinementError(WeirError):
     """This machine can't confine a process: says what is missing."""
 
 

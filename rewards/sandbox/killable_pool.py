@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from learner_jax.runtime import WeirError
 from rewards.contracts import Failure
 from rewards.sandbox.verifier_process import (
     DEADLINE,
@@ -48,7 +49,7 @@ _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "
 _INHERITED = ("PYTHONHASHSEED", "LD_LIBRARY_PATH")
 
 
-class VerifierError(Exception):
+class VerifierError(WeirError):
     """The verifier gave no verdict: it raised, died, passed its deadline or its problem's budget.
 
     Attributes:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
+from learner_jax.runtime import WeirError
 from serving_bridge.access.keys import Role
 from serving_bridge.access.lease import MAX_LEASE_S
 from serving_bridge.access.probes import CONTROL_TOKEN, PREFIX
@@ -33,7 +34,7 @@ _MIN_TOKEN_CHARACTERS = 32
 Headers = Sequence[tuple[bytes, bytes]]
 
 
-class GateError(RuntimeError):
+class GateError(WeirError, RuntimeError):
     """A server was started without its tokens or address."""
 
 

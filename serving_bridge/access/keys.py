@@ -15,6 +15,8 @@ import stat
 from pathlib import Path
 from typing import Literal, Protocol
 
+from learner_jax.runtime import WeirError
+
 Role = Literal["control", "inference"]
 ROLES: tuple[Role, ...] = ("control", "inference")
 
@@ -22,7 +24,7 @@ _KEY_BYTES = 32
 _KEY = re.compile(rb"[0-9a-f]{64}\n?")
 
 
-class AccessError(ValueError):
+class AccessError(WeirError, ValueError):
     """A key is missing, or others than its owner could have read or made it; says what to do."""
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from learner_jax.runtime import WeirError
+
 #: longest lease: a controller that died keeps others out for no longer
 MAX_LEASE_S = 86_400.0
 
 
-class LeaseError(RuntimeError):
+class LeaseError(WeirError, RuntimeError):
     """Another round holds the worker, or asks for it for too long."""
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from learner_jax.runtime import WeirError
+
 Severity = Literal["error", "warning", "note"]
 
 
@@ -128,4 +130,6 @@ def _start(check: Check) -> _Running:
 def _failed(check: Check, error: BaseException) -> Finding:
     text = str(error)
     setting = "" if check.setting in text else check.setting
-    return Finding(setting or check.name, "", text, "", "error", may_heal=bool(getattr(error, "can_heal", True)))
+    return Finding(
+        setting or check.name, "", text, "", "error", may_heal=not isinstance(error, WeirError) or error.can_heal
+    )

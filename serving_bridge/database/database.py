@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 import apsw
 
 from learner_jax.contracts import quoted
-from learner_jax.runtime import FILE_MODE, Waits, make_folder
+from learner_jax.runtime import FILE_MODE, Waits, WeirError, make_folder
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -31,7 +31,7 @@ _LOG_BYTES = 16 * 2**20
 _FIRST_POLL_S, _POLL_GROWTH, _POLL_S = 0.0002, 1.3, 0.02
 
 
-class DatabaseError(RuntimeError):
+class DatabaseError(WeirError, RuntimeError):
     """The database can't be used; the message says what is wrong with it and what to do."""
 
 

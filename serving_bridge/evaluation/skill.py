@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from learner_jax.runtime import WeirError
 from rewards.contracts import Problem, RewardRequest, RewardResult, Task, failed
 from serving_bridge.evaluation.verdicts import reason_text
 from serving_bridge.text import Tokenizer
@@ -22,7 +23,7 @@ _TRIES, _FIRST_RETRY_S = 4, 0.5
 _MANY = 0.1
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(WeirError, RuntimeError):
     """No skill can be told: nothing was asked, or nothing was judged; says why, and the setting to change."""
 
     can_heal = False

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from learner_jax.contracts import MAX_REASON, MAX_REWARD, ContractError, check_parts
+from learner_jax.runtime import WeirError
 from rewards.contracts import EpisodeState, Failure, Outcome, Verdict, is_failure
 
 #: Latest answers over which failed verdicts are counted. Fewer would stop a sound run by bad luck now and then.
 WINDOW = 512
 
 
-class FailedVerdictsError(RuntimeError):
+class FailedVerdictsError(WeirError, RuntimeError):
     """Too many answers have no verdict: how many, an example, and the setting."""
 
     can_heal = False

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from learner_jax.runtime import Waits
+from learner_jax.runtime import Waits, WeirError
 from serving_bridge.access import FleetKeys
 from serving_bridge.fleet.caretaker import Caretaker
 from serving_bridge.fleet.health import Health
@@ -36,7 +36,7 @@ _FILES_RETRY_S = 0.5
 END_S = 20.0
 
 
-class FleetError(RuntimeError):
+class FleetError(WeirError, RuntimeError):
     """The fleet can't serve any more; says why."""
 
 

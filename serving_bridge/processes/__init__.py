@@ -6,10 +6,9 @@ from serving_bridge.processes.lock import sole, wait_until_free
 from serving_bridge.processes.logs import log_tail
 from serving_bridge.processes.private_folder import PrivateFolder, PrivateFolderError, base_folder
 from serving_bridge.processes.restarts import RestartBudget
-from serving_bridge.processes.supervisor import CANNOT_HEAL_STATUS, ProcessFailedError, Supervisor
+from serving_bridge.processes.supervisor import ProcessFailedError, Supervisor
 
 __all__ = [
-    "CANNOT_HEAL_STATUS",
     "GuardError",
     "GuardedProcess",
     "PrivateFolder",

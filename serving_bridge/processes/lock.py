@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-from learner_jax.runtime import Waits
+from learner_jax.runtime import Waits, WeirError
 
 _POLL_S = 0.1
 #: File systems that know no locks: two holders are then not noticed.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
-class InUseError(RuntimeError):
+class InUseError(WeirError, RuntimeError):
     """Another process is at it; the message names it."""
 
     can_heal = False

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from learner_jax.runtime import WeirError
+
 PREFIX = "weir-"
 #: says that a folder is one of ours: other programs may name theirs alike
 _MARK = "private-folder-of-weir"
@@ -18,7 +20,7 @@ _NAME_CHARACTERS, _PATH_BYTES = 36, 107
 _TRIES = 10
 
 
-class PrivateFolderError(RuntimeError):
+class PrivateFolderError(WeirError, RuntimeError):
     """No such folder can be made; says which variable to set."""
 
 

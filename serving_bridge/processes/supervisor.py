@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from learner_jax.runtime import Waits
+from learner_jax.runtime import CANNOT_HEAL_STATUS, Waits, WeirError
 from serving_bridge.processes.environment import process_environment
 from serving_bridge.processes.guard import GuardedProcess, GuardError
 from serving_bridge.processes.logs import log_tail
@@ -23,23 +23,19 @@ _END_S = 30.0
 _ECHO = " stops, because "
 
 
-#: Exit status of a process that would fail in the same way again (EX_CONFIG of sysexits.h); argparse's is 2.
-CANNOT_HEAL_STATUS = os.EX_CONFIG
+#: of processes that would fail in the same way again; 2 is argparse's
 _FINAL_STATUSES = (CANNOT_HEAL_STATUS, 2)
 #: how our commands begin what they say last
 _ERROR = "error: "
 
 
-class ProcessFailedError(RuntimeError):
+class ProcessFailedError(WeirError, RuntimeError):
     """A process ended with an error and may not be restarted (any more); carries the end of its log and its status."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-    @property
-    def can_heal(self) -> bool:
-        return self.status not in _FINAL_STATUSES
+        self.can_heal = status not in _FINAL_STATUSES
 
 
 @dataclass

@@ -25,6 +25,7 @@ from learner_jax.runtime import (
     FILE_MODE,
     FOLDER_MODE,
     PlainFileError,
+    WeirError,
     at,
     create_plain,
     is_own_regular,
@@ -49,7 +50,7 @@ _OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SPARE_BYTES = 2**29
 
 
-class BlobError(RuntimeError):
+class BlobError(WeirError, RuntimeError):
     """A blob, or the folder's own name, is missing or damaged; the message names it."""
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from learner_jax.runtime import WeirError
 from serving_bridge.queue.rows import Queued, Record
 
 _RETRY_AFTER_S = 0.5
 
 
-class QueueError(RuntimeError):
+class QueueError(WeirError, RuntimeError):
     """The queue is not the one that was expected, or can't take what it is given."""
 
 

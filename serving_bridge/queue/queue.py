@@ -26,7 +26,7 @@ from learner_jax.contracts import (
     check_integer,
     quoted,
 )
-from learner_jax.runtime import Waits, crash_point
+from learner_jax.runtime import Waits, WeirError, crash_point
 from serving_bridge.database import Database, Session, is_postgres, open_database
 from serving_bridge.queue import claims, rows
 from serving_bridge.queue import view as queue_view
@@ -42,7 +42,7 @@ from serving_bridge.queue.view import Overview, Progress
 __all__ = ["LeaseLostError", "Overview", "Progress", "QueueBounds", "QueueError", "QueueFullError", "TrajectoryQueue"]
 
 
-class LeaseLostError(RuntimeError):
+class LeaseLostError(WeirError, RuntimeError):
     """A group is no longer leased to this consumer, or another consumer has taken over the whole queue."""
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from learner_jax.runtime import WeirError
+
 State = Literal["ready", "leased", "trained", "acknowledged", "dropped", "dead"]
 Event = Literal[
     "lease",
@@ -30,7 +32,7 @@ ENDED: tuple[State, ...] = ("acknowledged", "dropped")
 LIVE: tuple[State, ...] = ("ready", "leased", "trained")
 
 
-class TransitionError(ValueError):
+class TransitionError(WeirError, ValueError):
     """A state that an event can't meet."""
 
 

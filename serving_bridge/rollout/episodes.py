@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from learner_jax.contracts import NOT_SAMPLED, Trajectory
+from learner_jax.runtime import WeirError
 from rewards.contracts import Environment, EpisodeState, Outcome, Problem, Reply
 from serving_bridge.evaluation import PromptEncoder, VerdictWatch, reason_text, sound, unjudged
 from serving_bridge.rollout.sampling import Prefix, Sampler
@@ -24,7 +25,7 @@ from serving_bridge.settings import RolloutSettings
 from serving_bridge.vllm import Completion
 
 
-class EpisodeError(RuntimeError):
+class EpisodeError(WeirError, RuntimeError):
     """An episode can't go on: says why, and the setting to change."""
 
 

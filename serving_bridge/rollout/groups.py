@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from learner_jax.runtime import WeirError
 from serving_bridge.rollout.episodes import EpisodeError
 from serving_bridge.vllm import Rejected, ReplicaError
 
@@ -22,7 +23,7 @@ T = TypeVar("T")
 BREAKS = (ReplicaError, EpisodeError, TimeoutError)
 
 
-class GroupError(RuntimeError):
+class GroupError(WeirError, RuntimeError):
     """A group has too few episodes that ended well.
 
     Attributes:

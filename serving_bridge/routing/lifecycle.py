@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from learner_jax.runtime import WeirError
+
 #: stopped     no process, and none is wanted
 #: starting    its process starts for the first time, or after a stop that was asked for
 #: stale       runs, with weights that no round has proven
@@ -72,7 +74,7 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = MappingProxyType(
 )
 
 
-class TransitionError(RuntimeError):
+class TransitionError(WeirError, RuntimeError):
     """An event that can't happen to a replica in its state: the controller is wrong about it."""
 
 

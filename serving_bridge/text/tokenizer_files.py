@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from learner_jax.runtime import WeirError
 
-class TokenizerError(ValueError):
+
+class TokenizerError(WeirError, ValueError):
     """A model folder's tokenizer is missing, damaged or doesn't fit: says the file and what was expected."""
 
     can_heal = False

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from learner_jax.contracts import MIN_LOGPROB, MISSING_LOGPROB
+from learner_jax.runtime import WeirError
 
 _TOKENS = np.dtype("<i4")
 _LOGPROBS = np.dtype("<f4")
@@ -21,7 +22,7 @@ _MAX_DIGITS = 9
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
-class ReplicaError(RuntimeError):
+class ReplicaError(WeirError, RuntimeError):
     """A replica did not do what it was asked."""
 
     #: whether the same request may succeed later or on another replica

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import Literal
 
+from learner_jax.runtime import WeirError
 from serving_bridge.vllm_plugin import BACKEND
 
 Platform = Literal["cpu", "gpu"]
@@ -15,7 +16,7 @@ Platform = Literal["cpu", "gpu"]
 _ACCELERATORS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd")
 
 
-class ReplicaStartError(RuntimeError):
+class ReplicaStartError(WeirError, RuntimeError):
     """A server can't start; says what to install, free or set."""
 
 

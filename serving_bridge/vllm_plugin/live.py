@@ -19,6 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner_jax.contracts import TensorEntry
+from learner_jax.runtime import WeirError
 from serving_bridge.weights import Tensor, words_dtype
 
 _SIGNED: dict[int, np.dtype] = {2: np.dtype("<i2"), 4: np.dtype("<i4")}
@@ -176,7 +177,7 @@ class LiveWeights:
             raise RuntimeError(f"the update could not be written and was undone: {error}") from error
 
 
-class TornError(RuntimeError):
+class TornError(WeirError, RuntimeError):
     """The weights are of no version."""
 
 

@@ -11,13 +11,14 @@ from typing import Literal
 import numpy as np
 
 from learner_jax.contracts import ContractError, TensorEntry, WeightManifest
+from learner_jax.runtime import WeirError
 from serving_bridge.vllm_plugin.live import LiveWeights, Patch
 from serving_bridge.weights import StoreError, Tensor, WeightStore, read_path
 
 StageState = Literal["idle", "reading", "staged", "applied", "failed"]
 
 
-class StageError(ValueError):
+class StageError(WeirError, ValueError):
     """A version must not be loaded into this model; says what was expected and what came."""
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import zstandard
 
+from learner_jax.runtime import WeirError
+
 #: A gap byte that is not yet the end of the gap.
 _GO_ON = 255
 #: Elements compared at a time: old, new and their comparison stay in the cache.
@@ -25,7 +27,7 @@ _LEVEL = 1
 _WORDS: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
-class DeltaError(ValueError):
+class DeltaError(WeirError, ValueError):
     """An update's streams are not those of the tensors it is said to be for."""
 
 

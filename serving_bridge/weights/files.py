@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from learner_jax.contracts import TensorEntry, WeightFile, quoted
-from learner_jax.runtime import PlainFileError, at, create_plain, open_plain, opened_folder
+from learner_jax.runtime import PlainFileError, WeirError, at, create_plain, open_plain, opened_folder
 
 _READ_BYTES = 1 << 20
 _MAX_HEADER = 100 * 2**20
@@ -32,7 +32,7 @@ _NAMES = {code: name for name, code in SAFETENSORS_DTYPES.items()}
 _WORDS: dict[int, np.dtype] = {1: np.dtype("u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
-class StoreError(RuntimeError):
+class StoreError(WeirError, RuntimeError):
     """The weight store can't do what was asked; says what to change."""
 
 

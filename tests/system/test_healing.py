@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 
 from configs.load import ConfigError
+from learner_jax.runtime import CANNOT_HEAL_STATUS
 from rewards.contracts.task import TaskError
 from serving_bridge.database.database import DatabaseError, WrongDatabaseError
-from serving_bridge.processes.supervisor import CANNOT_HEAL_STATUS, ProcessFailedError, Supervisor
+from serving_bridge.processes.supervisor import ProcessFailedError, Supervisor
 from serving_bridge.queue.queue import QueueError
 from serving_bridge.text.tokenizer import TokenizerError
 from tests.conftest import REPOSITORY
 from tools.assembly import wiring
 
-PACKAGES = ("learner_jax", "rewards", "serving_bridge", "configs")
+PACKAGES = ("learner_jax", "rewards", "serving_bridge", "configs", "tools/assembly")
 #: What was given has to change: settings, model folder, task, database, machine.
 CANNOT_HEAL = {
     "ConfigError",

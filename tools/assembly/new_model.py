@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from learner_jax.contracts import hf_shapes, parse_model_config
+from learner_jax.runtime import WeirError
 
 PAD_TOKEN, EOS_TOKEN, UNKNOWN_TOKEN = "<pad>", "<eos>", "<unk>"
 _SPECIAL_TOKENS = [PAD_TOKEN, EOS_TOKEN, UNKNOWN_TOKEN]
@@ -53,7 +54,7 @@ class ModelShape(Protocol):
     def rope_theta(self) -> float: ...
 
 
-class CreateModelError(ValueError):
+class CreateModelError(WeirError, ValueError):
     """A model can't be made from these settings or texts."""
 
     can_heal = False

@@ -19,7 +19,7 @@ from typing import Literal
 
 from configs.schema import Config
 from learner_jax.contracts import ModelConfig, check_weights
-from learner_jax.runtime import printable
+from learner_jax.runtime import WeirError, printable
 from rewards.contracts import Split, Task
 from serving_bridge.checks import Check, Finding, Result, database_findings, run_checks
 from serving_bridge.checks import machine as machine_checks
@@ -39,7 +39,6 @@ _SURVEY_S, _DATABASE_S = 6.0, 5.0
 _WORKER_SAMPLE, _SUPERVISED_SAMPLE = 64, 256
 #: train problems that are looked at: of files all of them, where the time allows; of generators these
 _TRAIN_SAMPLE = 512
-_OWN_PACKAGES = ("learner_jax", "serving_bridge", "rewards", "configs", "tools")
 _GIB = 2**30
 _DEVICES = ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")
 #: of a learner and of a server beside their arrays, roughly
@@ -49,7 +48,7 @@ _LOOKED = "WEIR_LOOKED_AT"
 _GOOD_FOR_S = 600.0
 
 
-class PreflightError(ValueError):
+class PreflightError(WeirError, ValueError):
     """Something is certain to fail: each such thing, with the setting and what to change."""
 
     def __init__(self, findings: Sequence[Finding]) -> None:
@@ -106,7 +105,7 @@ def look(part: Part, config: Config, paths: RunPaths, *, model_dir: Path | None 
 
 
 def _is_own(error: BaseException) -> bool:
-    return type(error).__module__.partition(".")[0] in _OWN_PACKAGES or isinstance(error, OSError)
+    return isinstance(error, WeirError | OSError)
 
 
 class _Subject:

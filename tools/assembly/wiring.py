@@ -19,13 +19,13 @@ from configs.carry_on import changes
 from configs.load import load_config, save_config
 from configs.schema import Config
 from learner_jax.contracts import ModelConfig, RecordLimits, read_model_config
-from learner_jax.runtime import Waits, at, disk_failure, printable
+from learner_jax.runtime import Waits, WeirError, at, disk_failure, printable
 from rewards.contracts import Task
 from rewards.tasks import create_task
 from serving_bridge.access import FleetKeys
 from serving_bridge.database import DiskFullError, absolute_url
 from serving_bridge.evaluation import PromptEncoder
-from serving_bridge.processes import CANNOT_HEAL_STATUS, ProcessFailedError, sole
+from serving_bridge.processes import GuardError, ProcessFailedError, sole
 from serving_bridge.queue import Pace, QueueBounds, TrajectoryQueue
 from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry
 from serving_bridge.telemetry import MetricsLog
@@ -54,7 +54,6 @@ _WRONG_PATH = (
     errno.ELOOP,
     errno.ENAMETOOLONG,
 )
-_OWN_PACKAGES = ("learner_jax", "serving_bridge", "rewards", "configs", "tools")
 
 
 @dataclass(frozen=True)
@@ -370,9 +369,8 @@ class StopRequest:
 def clear_errors() -> Iterator[None]:
     """Turns errors that a person can do something about into one line on stderr and an exit status.
 
-    These are the project's own errors, all written for people: with `CANNOT_HEAL_STATUS` those whose class says that
-    trying again can't help (`can_heal`), with 1 the others. Those of full or failing disks, whoever raised them, have
-    `DISK_STATUS`.
+    These are `WeirError`s, with their exit status, and wrong paths. Errors of full or failing disks have `DISK_STATUS`,
+    whoever raised them.
     """
     prepare_streams()
     try:
@@ -389,12 +387,12 @@ def clear_errors() -> Iterator[None]:
 def _told(error: Exception) -> tuple[str | None, int]:
     """What a person reads of an error, and the exit status; None if it is not one for people."""
     failure = disk_failure(error)
-    text = str(error) if type(error).__module__.partition(".")[0] in _OWN_PACKAGES else None
+    text = str(error) if isinstance(error, WeirError | GuardError) else None
     if text is None and isinstance(error, OSError) and error.errno in _WRONG_PATH and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     if text is None and failure is not None:
         text = f"{failure.filename or 'a file'} can't be written or read: {failure.strerror}"
     of_child = isinstance(error, ProcessFailedError) and error.status == DISK_STATUS
     if failure is None and not of_child and not isinstance(error, DiskFullError):
-        return text, 1 if getattr(error, "can_heal", True) else CANNOT_HEAL_STATUS
+        return text, error.exit_status if isinstance(error, WeirError) else 1
     return f"{text}; {_KEPT}", DISK_STATUS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from learner_jax.runtime import WeirError
 
-class BenchmarkError(Exception):
+
+class BenchmarkError(WeirError):
     """A benchmark that cannot be measured: its results disagree with the peer's, or the peer cannot be had."""

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from learner_jax.runtime import WeirError
+
 _TIMEOUT_S = 120
 _OTHER_USER = "postgres"  # servers refuse to run as root
 
 
-class NoServerError(RuntimeError):
+class NoServerError(WeirError, RuntimeError):
     """Says why none can be had here."""
 
 

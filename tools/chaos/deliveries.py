@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from typing import Any
 
 from learner_jax.contracts import Trajectory, decode_group
+from learner_jax.runtime import WeirError
 from serving_bridge.queue import LeaseLostError, TrajectoryQueue
 
 #: (prompt index, trajectories), as a rollout worker puts them
@@ -21,7 +22,7 @@ _NEVER_STALE = 1 << 30
 _READY_WITHIN_S, _POLL_S = 2.0, 0.002
 
 
-class SecondTakeError(RuntimeError):
+class SecondTakeError(WeirError, RuntimeError):
     """A consumer that came too late was believed."""
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
-from learner_jax.runtime import Waits, WaitTimeoutError
+from learner_jax.runtime import Waits, WaitTimeoutError, WeirError
 from serving_bridge.queue import TrajectoryQueue
 from tools.assembly import wiring
 from tools.chaos import damage, deliveries
@@ -34,7 +34,7 @@ _RUNS_S, _RESTS_S = 0.02, 0.08
 _ROLE_MODULES = {"all": "", "learner": "tools.learner", "worker": "tools.rollout", "controller": "tools.serve"}
 
 
-class ChaosError(RuntimeError):
+class ChaosError(WeirError, RuntimeError):
     """Something that must hold does not, seen while a fault was brought about."""
 
 

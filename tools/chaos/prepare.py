@@ -12,6 +12,7 @@ from pathlib import Path
 
 from configs.load import load_config, parse_config, save_config
 from configs.schema import Config
+from learner_jax.runtime import WeirError
 from serving_bridge.processes import process_environment
 from tools.chaos.engines import ENGINES, EngineName
 from tools.chaos.inject import environment
@@ -19,7 +20,7 @@ from tools.chaos.inject import environment
 CONFIG = Path(__file__).parent / "job.toml"
 
 
-class PrepareError(RuntimeError):
+class PrepareError(WeirError, RuntimeError):
     """The jobs' model could not be made."""
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from learner_jax.contracts import ModelConfig, hf_shapes
+from learner_jax.runtime import WeirError
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(WeirError, ValueError):
     """A model that this forward pass does not compute."""
 
 

@@ -17,16 +17,17 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from learner_jax.contracts import ContractError, ModelConfig, WeightManifest, hf_shapes, read_model_config
+from learner_jax.runtime import WeirError
 from serving_bridge.access import Lease
 from serving_bridge.weights import StoreError, Tensor, WeightStore, read_path
 from tools.faults.qwen3 import Qwen3, log_softmax
 
 
-class StageError(ValueError):
+class StageError(WeirError, ValueError):
     """A version must not be loaded; says what was expected and what came."""
 
 
-class BrokenLoadError(RuntimeError):
+class BrokenLoadError(WeirError, RuntimeError):
     """A load broke off halfway; the weights are of no version until a later one succeeds."""
 
 

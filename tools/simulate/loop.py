@@ -12,6 +12,8 @@ import contextvars
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from learner_jax.runtime import WeirError
+
 _PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("simulated process", default=None)
 _NOBODY = contextvars.Context()
 #: wall clocks show this when a simulation begins
@@ -24,7 +26,7 @@ class ProcessDiedError(BaseException):
     """Unwinds what a process was doing when it died; nothing of a simulation may catch it."""
 
 
-class StalledError(RuntimeError):
+class StalledError(WeirError, RuntimeError):
     """Everything waits for something that nothing will bring about."""
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learner_jax.runtime import Waits
+from learner_jax.runtime import Waits, WeirError
 from rewards.contracts import Problem, RewardRequest, RewardResult, scored
 from serving_bridge.fleet import Fleet
 from serving_bridge.queue import TrajectoryQueue
@@ -112,9 +112,7 @@ class World:
         def ended(process: Process, error: BaseException | None) -> None:
             self.trace("end", name, type(error).__name__ if error else "")
             self.counts[f"{name} ended"] += 1
-            if error is not None and not type(error).__module__.startswith(
-                ("serving_bridge.", "learner_jax.", "tools.")
-            ):
+            if error is not None and not isinstance(error, WeirError):
                 self.checks.violated(f"{name} ended with {type(error).__name__}, which is no error of ours: {error}")
             if self.processes[name] is process:  # else another one has taken its place
                 self._start_later(name)

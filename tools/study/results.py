@@ -13,13 +13,14 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from learner_jax.runtime import WeirError
 from tools.study.grid import ALGORITHMS, MULTI_TURN, SINGLE_TURN, Cell, StudySettings
 
 Records = dict[Cell, dict[str, Any]]
 _BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
-class StudyError(ValueError):
+class StudyError(WeirError, ValueError):
     """The study's records are not all there."""
 
 

@@ -28,10 +28,10 @@ from learner_jax.contracts.model import parse_model_config
 from learner_jax.hosts.hosts import HostError, Hosts, _place
 from learner_jax.hosts.peers import END_WITHIN_S
 from learner_jax.loop.feed import Feed, StarvedError, StepGroups, divided
+from learner_jax.runtime import CANNOT_HEAL_STATUS
 from learner_jax.settings.learner import HostsSettings, LearnerSettings, LossSettings
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
-from serving_bridge.processes.supervisor import CANNOT_HEAL_STATUS
 from serving_bridge.queue.queue import QueueError, TrajectoryQueue
 from serving_bridge.weights.store import WeightStore
 from tests.learner_jax.training.test_train_step import TINY_JSON
