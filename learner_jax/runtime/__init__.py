@@ -1,8 +1,9 @@
-"""What every process needs of its machine: waits, crash points, errors of disks, files of others; free of JAX."""
+"""What every process needs of its machine: waits, crash points, errors, doors to users' code; free of JAX."""
 
 from learner_jax.runtime.allocator import keep_freed_chunks, keep_freed_memory
 from learner_jax.runtime.crash_points import crash_point
 from learner_jax.runtime.disk_errors import at, disk_failure, tell_once
+from learner_jax.runtime.doors import Door, DoorError, load_object, require_call, source_of
 from learner_jax.runtime.errors import CANNOT_HEAL_STATUS, WeirError
 from learner_jax.runtime.plain_files import (
     FILE_MODE,
@@ -28,6 +29,8 @@ __all__ = [
     "FILE_MODE",
     "FOLDER_MODE",
     "PLAIN_NAME",
+    "Door",
+    "DoorError",
     "PlainFileError",
     "StandingWait",
     "Wait",
@@ -44,11 +47,14 @@ __all__ = [
     "is_regular",
     "keep_freed_chunks",
     "keep_freed_memory",
+    "load_object",
     "make_folder",
     "open_plain",
     "opened_folder",
     "printable",
     "read_at",
     "read_plain",
+    "require_call",
+    "source_of",
     "tell_once",
 ]

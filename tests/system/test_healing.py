@@ -27,6 +27,7 @@ CANNOT_HEAL = {
     "ConfigError",
     "ConversionError",
     "CreateModelError",
+    "DoorError",
     "EvaluationError",
     "FailedVerdictsError",
     "InUseError",
