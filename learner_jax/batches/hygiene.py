@@ -108,10 +108,10 @@ def _clean_group(
 
 
 def _penalty(trajectory: Trajectory, settings: GroupSettings) -> float:
-    """By the answer's sampled tokens against the limit that it was sampled with."""
+    """By the longest answer's sampled tokens against the limit of one answer; a dialog has an answer in each turn."""
     if trajectory.finish_reason == "abort" or not trajectory.is_judged:
         return 0.0
-    length = int(trajectory.loss_mask.sum())
+    length = int(np.bincount(trajectory.turn[trajectory.loss_mask]).max())
     limit = trajectory.sampling.get("max_tokens")
     if limit is None:  # then only that the limit was reached is known
         return -settings.overlong_penalty if trajectory.finish_reason == "length" else 0.0

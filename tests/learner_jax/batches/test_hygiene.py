@@ -142,6 +142,17 @@ def test_the_penalty_begins_a_buffer_before_the_sampled_limit() -> None:
     counts(cleaned, penalized_overlong=2)
 
 
+def test_a_dialog_is_penalised_by_its_longest_answer_not_by_their_sum() -> None:
+    """Two turns whose answers have 5 and 1 sampled tokens, in dialogs with a limit of 5 and of 9 tokens an answer."""
+    turn = np.array([0] * 8 + [1], np.int32)
+    answers = [
+        dataclasses.replace(t, turn=turn, sampling={"max_tokens": limit})
+        for t, limit in zip(group([0.0] * 2, prompt_tokens=3, answer_tokens=6), [5, 9], strict=True)
+    ]
+    cleaned = clean(answers, overlong="penalize", overlong_buffer_tokens=4)
+    np.testing.assert_allclose(cleaned.penalties[0], [-1.0, 0.0])
+
+
 def test_an_answer_that_stopped_is_not_penalised_where_its_limit_is_unknown() -> None:
     cleaned = clean(group([0.0, 1.0]), overlong="penalize", overlong_buffer_tokens=4)
     np.testing.assert_array_equal(cleaned.penalties[0], [0.0, 0.0])
