@@ -370,7 +370,9 @@ def test_the_status_is_right_where_even_stderr_is_on_the_full_disk(
     make_disk: Callable[[Path, str], Disk], tmp_path: Path
 ):
     disk = make_disk(tmp_path / "disk", "1m")
-    code = "from tools import wiring\nwith wiring.clear_errors():\n    raise OSError(28, 'No space left', '/a')"
+    code = (
+        "from tools.assembly import wiring\nwith wiring.clear_errors():\n    raise OSError(28, 'No space left', '/a')"
+    )
     with (disk.folder / "log").open("ab") as log:
         disk.fill()
         done = subprocess.run([sys.executable, "-c", code], stderr=log, stdout=log, cwd=REPOSITORY, check=False)

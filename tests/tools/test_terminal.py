@@ -64,7 +64,7 @@ def test_json_for_machines_is_ascii(capsys: pytest.CaptureFixture[str]):
 
 _SHOW = """
 import sys
-from tools import terminal
+from tools.reporting import terminal
 terminal.prepare_streams()
 print("skill 1% → 2%  ▁▂▇█  déjà \\ud800")
 from rich.table import Table

@@ -425,7 +425,7 @@ KILLED = """
 import json, sys, time
 from pathlib import Path
 from configs.load import load_config, save_config
-from learner_jax import checkpoint, checkpoint_files, checkpoint_proof
+from learner_jax.checkpoints import checkpoints as checkpoint, hashes as checkpoint_files, proof as checkpoint_proof
 from tests.learner_jax.checkpoints.test_checkpoints import make_state, position, save
 
 directory = Path(sys.argv[1])

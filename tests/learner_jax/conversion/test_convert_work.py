@@ -53,8 +53,8 @@ def saved(params: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 KILLED = """
 import os, sys
 from pathlib import Path
-from learner_jax import work_folder
-from serving_bridge import convert
+from learner_jax.conversion import work_folder
+from learner_jax.conversion import convert
 
 work_folder.Settler.__init__.__kwdefaults__["every_bytes"] = 1
 pieces = int(sys.argv[1])
@@ -197,7 +197,7 @@ MEMORY = """
 import json, sys
 from pathlib import Path
 from learner_jax.runtime.allocator import keep_freed_chunks
-from serving_bridge import convert
+from learner_jax.conversion import convert
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -87,7 +87,7 @@ def test_a_folder_without_manifest_does_not_exist_and_its_number_stays_taken(sto
 def test_kill_9_while_publishing_leaves_nothing_visible(store: WeightStore):
     script = f"""
 import numpy as np, os, signal
-from serving_bridge import weight_store
+from serving_bridge.weights import store as weight_store
 def die(path, payload): os.kill(os.getpid(), signal.SIGKILL)
 weight_store.write_durably = die
 weight_store.WeightStore({str(store.root)!r}, "run").publish([("a", np.ones(3, np.float32))], step=0, golden=[])
