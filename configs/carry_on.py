@@ -28,6 +28,8 @@ _KEPT: Mapping[str, str] = {
     "store.blobs": "payloads of the queue are there",
     "store.weights": "published versions are there",
 }
+#: Settings of kept tables that may change all the same: they change neither the problems nor the scores.
+_FREE = ("task.score_timeout_s", "task.score_processes")
 #: What only one process is told, or where a run happens to be: no setting of the run.
 _OF_A_PROCESS = ("run.directory", "learner.hosts.index", "learner.hosts.coordinator")
 
@@ -68,6 +70,8 @@ def changes(before: Config, now: Config) -> tuple[Change, ...]:
 def _reason(change: Change) -> str | None:
     if change.setting == "learner.sequence_length" and change.now < change.before:
         return "longer trajectories may wait in the queue"
+    if change.setting in _FREE:
+        return None
     return next(
         (why for kept, why in _KEPT.items() if change.setting == kept or change.setting.startswith(f"{kept}.")), None
     )

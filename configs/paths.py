@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import ConfigError
+from rewards.settings import names_file
 from serving_bridge.database import MEMORY
 
-#: Settings that name a file or folder. `store.database` may be a URL instead.
+#: Settings that name a file or folder. `store.database` may be a URL instead, `task.data` a function.
 PATH_SETTINGS = (
     "run.directory",
     "model.path",
     "task.path",
+    "task.data",
     "store.database",
     "store.blobs",
     "store.weights",
@@ -66,7 +68,7 @@ def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
         for name in tables:
             table = table.get(name) if isinstance(table, dict) else None
         text = table.get(key) if isinstance(table, dict) else None
-        if isinstance(text, str) and _is_path(text):
+        if isinstance(text, str) and _is_path(text) and (setting != "task.data" or names_file(text)):
             yield setting, table, key
 
 

@@ -3,7 +3,7 @@
 from learner_jax.runtime.allocator import keep_freed_chunks, keep_freed_memory
 from learner_jax.runtime.crash_points import crash_point
 from learner_jax.runtime.disk_errors import at, disk_failure, tell_once
-from learner_jax.runtime.doors import Door, DoorError, load_object, require_call, source_of
+from learner_jax.runtime.doors import Door, DoorError, load_object, raised, require_call, source_of
 from learner_jax.runtime.errors import CANNOT_HEAL_STATUS, WeirError
 from learner_jax.runtime.plain_files import (
     FILE_MODE,
@@ -52,6 +52,7 @@ __all__ = [
     "open_plain",
     "opened_folder",
     "printable",
+    "raised",
     "read_at",
     "read_plain",
     "require_call",

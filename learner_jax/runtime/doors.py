@@ -10,8 +10,9 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,11 @@ from learner_jax.runtime.errors import WeirError
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MAX_LISTED = 30
+_ROOT = Path(__file__).resolve().parents[2]
+#: Weir's own packages, whose lines tell a user nothing
+_OWN_FOLDERS = tuple(
+    f"{_ROOT / name}{os.sep}" for name in ("learner_jax", "serving_bridge", "rewards", "configs", "tools")
+)
 
 
 class DoorError(WeirError, ValueError):
@@ -57,12 +63,21 @@ class Door:
         Raises:
           DoorError: the name is unknown, or what it names can't be imported, called, or called with these arguments.
         """
-        target = self.built_in.get(name)
-        if target is None:
-            target = name if ":" in name else self._from_packages(name)
-        found = load_object(target, setting=self.setting)
+        found = load_object(self.target(name), setting=self.setting)
         require_call(found, self.positional, self.keywords, what=f"{self.setting} {name!r}")
         return found
+
+    def target(self, name: str) -> str:
+        """The "package.module:name" that a name stands for; nothing is imported.
+
+        Raises:
+          DoorError: the name is unknown.
+        """
+        return self.built_in.get(name) or (name if ":" in name else self._from_packages(name))
+
+    def with_keywords(self, *keywords: str) -> Door:
+        """The same door for code that gets these arguments by name."""
+        return replace(self, keywords=keywords)
 
     def names(self) -> list[str]:
         """The names that need no module, those of installed packages included."""
@@ -140,6 +155,15 @@ def source_of(target: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 
 
+def raised(error: BaseException) -> str:
+    """An error of a user's code on one line: kind, message, and the file and line of that code that raised it."""
+    said = f"{type(error).__name__}: {error}".replace("\n", " ")
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    outside = [(file, line) for file, line in frames if not file.startswith(("<", *_OWN_FOLDERS))]
+    here = [(file, line) for file, line in outside if file.startswith(os.getcwd())] or outside
+    return f"{said} ({os.path.basename(here[-1][0])}, line {here[-1][1]})" if here else said
+
+
 def _module(name: str, *, setting: str) -> ModuleType:
     _search_working_folder()
     if hidden_by := _hides(name):
@@ -154,7 +178,7 @@ def _module(name: str, *, setting: str) -> ModuleType:
             raise DoorError(f"{setting}: {_place(name)} needs the module {error.name!r}, which is not there") from error
         raise DoorError(f"{setting}: there is no module {error.name!r}; {_near_files(error.name)}{_looked()}") from None
     except (Exception, SystemExit) as error:
-        raise DoorError(f"{setting}: {_place(name)} can't be imported: {type(error).__name__}: {error}") from error
+        raise DoorError(f"{setting}: {_place(name)} can't be imported: {raised(error)}") from error
 
 
 def _search_working_folder() -> None:

@@ -13,6 +13,7 @@ from rewards.contracts.task import (
     Verdict,
     failed,
     is_failure,
+    is_reward,
     scored,
 )
 
@@ -32,5 +33,6 @@ __all__ = [
     "Verdict",
     "failed",
     "is_failure",
+    "is_reward",
     "scored",
 ]

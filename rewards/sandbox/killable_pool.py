@@ -36,6 +36,7 @@ from rewards.sandbox.verifier_process import (
     READY,
     RESULT,
     TOO_LONG,
+    Confinement,
 )
 
 _SLICE_S = 1.0
@@ -61,6 +62,18 @@ class VerifierError(WeirError):
         self.failure: Failure = failure
 
 
+class VerifierStartError(VerifierError):
+    """The verifiers' process can't work.
+
+    Attributes:
+      said: by the process itself.
+    """
+
+    def __init__(self, said: str) -> None:
+        super().__init__(f"the verifiers' process didn't start: {said}")
+        self.said = said
+
+
 class Verified(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a verifier writes, as JSON.
 
@@ -84,7 +97,9 @@ class VerifierPool:
       module: name of a module whose `create(settings)` returns a function from a request to the fields of `Verified`.
       settings: for `create`, as JSON.
       deadline_s: longest time for one answer.
-      confined: refuse to work on a machine that can't confine processes fully.
+      confinement: what the children that score are kept from; with "none" they have the owner's environment, too.
+      slice_s: time of a first attempt; an answer that needs more is scored a second time from the start.
+      folder: working folder of the processes.
     """
 
     def __init__(
@@ -94,10 +109,14 @@ class VerifierPool:
         *,
         num_workers: int,
         deadline_s: float,
-        confined: bool = False,
+        confinement: Confinement = "wanted",
         slice_s: float = _SLICE_S,
+        folder: str = "/",
     ) -> None:
-        self._start = json.dumps({"module": module, "settings": dict(settings), "confined": confined}).encode()
+        start = {"module": module, "settings": dict(settings), "confinement": confinement}
+        self._start = json.dumps(start).encode()
+        self._folder = folder
+        self._environment = dict(os.environ) if confinement == "none" else _least_environment()
         self._deadline_s = deadline_s
         self._slice_s = min(slice_s, deadline_s)
         # Covers the start of processes and the calls before this one, so that no wait is endless.
@@ -107,6 +126,14 @@ class VerifierPool:
         self._idle: list[_Process] = []
         self._lock = threading.Lock()
         self._closed = False
+
+    def check(self) -> None:
+        """Starts a process and ends it, so that a verifier that can't be loaded is told before the first answer.
+
+        Raises:
+          VerifierStartError: it can't.
+        """
+        self._process().end()
 
     def call(self, request: Mapping[str, Any], *, key: str) -> Verified:
         """The verdict on a request.
@@ -177,7 +204,7 @@ class VerifierPool:
                 raise VerifierError("the verifiers were closed")
             if self._idle:
                 return self._idle.pop()
-        return _Process(self._start)
+        return _Process(self._start, self._folder, self._environment)
 
 
 def _understood(kind: bytes, said: bytes) -> Verified | None:
@@ -206,14 +233,17 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
+def _least_environment() -> dict[str, str]:
+    return {**_ENVIRONMENT, **{name: os.environ[name] for name in _INHERITED if name in os.environ}}
+
+
 class _Process:
     """One verifier process, and the socket to it."""
 
-    def __init__(self, start: bytes) -> None:
+    def __init__(self, start: bytes, folder: str, environment: Mapping[str, str]) -> None:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *(path for path in sys.path if path and os.path.isabs(path) and path != root)]
         code = "import sys; sys.path[:] = sys.argv[1:]; from rewards.sandbox.verifier_process import main; main()"
-        environment = {**_ENVIRONMENT, **{name: os.environ[name] for name in _INHERITED if name in os.environ}}
         ours, theirs = socket.socketpair()
         with theirs:
             self._child = subprocess.Popen(
@@ -222,7 +252,7 @@ class _Process:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=environment,
-                cwd="/",
+                cwd=folder,
             )
         self._link = ours
         try:
@@ -231,10 +261,10 @@ class _Process:
             kind, said = self._receive()
         except (OSError, EOFError, ValueError) as error:
             self.end()
-            raise VerifierError(f"the verifiers' process didn't start: {type(error).__name__}: {error}") from None
+            raise VerifierStartError(f"{type(error).__name__}: {error}") from None
         if kind != READY:
             self.end()
-            raise VerifierError(f"the verifiers' process didn't start: {printable(said.decode(errors='replace'))}")
+            raise VerifierStartError(printable(said.decode(errors="replace")))
 
     def ask(self, payload: bytes, deadline_s: float) -> tuple[bytes, bytes]:
         """What became of the request, and the bytes of the result; OSError or EOFError if the process is gone."""

@@ -10,6 +10,7 @@ deadline. `rewards.sandbox.killable_pool` speaks the other end.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -21,9 +22,11 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
+from learner_jax.runtime import WeirError
 from rewards.sandbox import confinement
 
 HEADER = struct.Struct(">cI")
@@ -35,8 +38,27 @@ MAX_REQUEST_BYTES = 32 << 20
 MAX_RESULT_BYTES = 64 << 10
 _MEMORY_BYTES = 3 << 30
 _MAX_ERROR_CHARACTERS = 500
+_MAX_START_ERROR_CHARACTERS = 4000
 
 Scorer = Callable[[Any], dict[str, Any]]
+#: What a child that scores an answer is kept from. "wanted": as much as the machine can; "required": everything, or
+#: nothing is scored; "none": nothing, for a verifier that needs files, network or programs.
+Confinement = Literal["required", "wanted", "none"]
+
+
+@dataclass(frozen=True)
+class _Walls:
+    """What a child is kept from.
+
+    Attributes:
+      limited: memory, processor time, files and processes have limits.
+      sealed: the system calls and the files that it needs are all that it has.
+      folders: that a sealed child may read.
+    """
+
+    limited: bool
+    sealed: bool
+    folders: tuple[str, ...] = ()
 
 
 def main() -> None:
@@ -52,16 +74,14 @@ def main() -> None:
         start = json.loads(_receive(link, HEADER.unpack(_receive(link, HEADER.size))[1]))
         module = importlib.import_module(start["module"])
         score: Scorer = module.create(start["settings"])
-        folders = confinement.library_folders()
-        state = _self_test(folders)
-        if state and start["confined"]:
-            raise confinement.ConfinementError(state)
+        state, walls = _walls(start["confinement"])
     except BaseException as error:  # noqa: BLE001  (told to the process that started this one)
-        _send(link, BROKEN, _said(error).encode())
+        said = str(error) if isinstance(error, WeirError) else _said(error)
+        _send(link, BROKEN, said[:_MAX_START_ERROR_CHARACTERS].encode(errors="replace"))
         return
     gc.collect()
     gc.freeze()
-    _send(link, READY, json.dumps({"confinement": state or "full"}).encode())
+    _send(link, READY, json.dumps({"confinement": state}).encode())
     while True:
         try:
             length = HEADER.unpack(_receive(link, HEADER.size))[1]
@@ -70,18 +90,31 @@ def main() -> None:
         except EOFError:
             return
         work = partial(_score, score, request)
-        _send(link, *_in_child(link, work, deadline_s, folders, is_full=not state))
+        _send(link, *_in_child(link, work, deadline_s, walls))
+
+
+def _walls(wanted: Confinement) -> tuple[str, _Walls]:
+    """What children are kept from, in words and as it is done."""
+    if wanted == "none":
+        return "none", _Walls(limited=False, sealed=False)
+    full = _Walls(limited=True, sealed=True, folders=confinement.library_folders())
+    lacks = _self_test(full)
+    if lacks and wanted == "required":
+        raise confinement.ConfinementError(lacks)
+    return (lacks, _Walls(limited=True, sealed=False)) if lacks else ("full", full)
 
 
 def _in_child(
-    link: socket.socket, work: Callable[[int], None], deadline_s: float, folders: tuple[str, ...], *, is_full: bool
+    link: socket.socket, work: Callable[[int], None], deadline_s: float, walls: _Walls
 ) -> tuple[bytes, bytes]:
-    """Runs `work` in a confined child; returns what became of it and what it wrote."""
+    """Runs `work` in a child; returns what became of it and what it wrote."""
     until = time.monotonic() + deadline_s
     receiving, sending = os.pipe()
     child = os.fork()
     if child == 0:
-        _be_child(link, work, receiving, sending, deadline_s, folders, is_full)
+        _be_child(link, work, receiving, sending, deadline_s, walls)
+    with contextlib.suppress(OSError):  # done on both sides: whichever comes first
+        os.setpgid(child, child)
     os.close(sending)
     kind, written = RESULT, bytearray()
     poll = select.poll()
@@ -99,7 +132,7 @@ def _in_child(
             kind = TOO_LONG
             break
     os.close(receiving)
-    os.kill(child, signal.SIGKILL)
+    os.killpg(child, signal.SIGKILL)  # with the programs that an unconfined one has started
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if kind == RESULT and not written:
         return DIED, str(status).encode()
@@ -112,16 +145,17 @@ def _be_child(
     receiving: int,
     sending: int,
     deadline_s: float,
-    folders: tuple[str, ...],
-    is_full: bool,
+    walls: _Walls,
 ) -> NoReturn:
     try:
+        os.setpgid(0, 0)
         confinement.die_with_parent()
         os.close(receiving)
         link.close()
-        confinement.limit_resources(memory_bytes=_MEMORY_BYTES, cpu_s=math.ceil(deadline_s) + 1)
-        if is_full:
-            confinement.seal(folders)
+        if walls.limited:
+            confinement.limit_resources(memory_bytes=_MEMORY_BYTES, cpu_s=math.ceil(deadline_s) + 1)
+        if walls.sealed:
+            confinement.seal(walls.folders)
         work(sending)
     finally:
         os._exit(0)
@@ -140,13 +174,13 @@ def _write(out: int, payload: bytes) -> None:
         payload = payload[os.write(out, payload) :]
 
 
-def _self_test(folders: tuple[str, ...]) -> str:
+def _self_test(walls: _Walls) -> str:
     """Tries in a child what no child may be able to do; returns what is missing or was not refused."""
     if why := confinement.missing():
         return why
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        kind, said = _in_child(theirs, _attack, 30.0, folders, is_full=True)
+        kind, said = _in_child(theirs, _attack, 30.0, walls)
     if kind != RESULT:
         return f"the self-test of the confinement ended with {kind.decode()} {said.decode(errors='replace')}"
     return "" if said == b"refused" else f"the confinement didn't refuse: {said.decode(errors='replace')}"

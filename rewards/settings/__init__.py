@@ -1,5 +1,5 @@
 """The settings of a task."""
 
-from rewards.settings.task import TaskSettings
+from rewards.settings.task import TaskSettings, names_file
 
-__all__ = ["TaskSettings"]
+__all__ = ["TaskSettings", "names_file"]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+def names_file(data: str) -> bool:
+    """Whether `task.data` is a file's path; otherwise it names a function."""
+    return "/" in data or data.endswith((".jsonl", ".json"))
 
 
 class TaskSettings(BaseModel):
@@ -16,9 +21,22 @@ class TaskSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    provider: Literal["reasoning_gym", "keyword_story", "jsonl_math"]
+    provider: str = Field(
+        min_length=1,
+        description="reasoning_gym, keyword_story, jsonl_math, rows (own data and reward), or package.module:name",
+    )
     name: str = Field("", description="reasoning_gym: name of the dataset")
     path: str = Field("", description="jsonl_math: file of {question, answer} lines")
+    data: str = Field("", description="rows: JSONL file, or package.module:name of a function that gives rows")
+    question_column: str = Field("question", min_length=1, description="rows: column of the question's text")
+    answer_column: str = Field("answer", description='rows: column of the reference answer; "" if there is none')
+    reward: str = Field("", description="rows: math, or package.module:name of a function (prompt, answer, row)")
+    environment: str = Field("feedback", min_length=1, description="feedback, or package.module:name of a class")
+    score_timeout_s: float = Field(5.0, gt=0, le=3600, description="an answer that is not scored by then has no score")
+    score_processes: int = Field(2, ge=1, le=256, description="processes that score answers, one each at a time")
+    score_confined: bool = Field(
+        True, description="own reward or environment: answers are scored without files, network and programs"
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the provider")
     prompt_template: str = Field("{question}", description="text sent to the model; {question} is replaced")
     chat: bool = Field(False, description="wrap the prompt with the tokenizer's chat template")
@@ -33,7 +51,7 @@ class TaskSettings(BaseModel):
     num_problems: int = Field(1_000_000, gt=0, le=2**40, description="problems generated before the stream repeats")
     holdout_percent: int = Field(5, ge=1, le=45)
 
-    @field_validator("turn_discount", mode="before")
+    @field_validator("turn_discount", "score_timeout_s", mode="before")
     @classmethod
     def _whole_numbers_too(cls, value: Any) -> Any:
         return float(value) if type(value) is int and abs(value) < 2**31 else value

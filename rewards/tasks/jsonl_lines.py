@@ -14,17 +14,22 @@ _MAX_TEXT_CHARACTERS = 200_000
 _ALLOWED_CONTROLS = "\n\t\r"
 
 
-def read_file(path: str) -> bytes:
-    """The file's bytes; TaskError if there are none to be had."""
+def read_file(path: str, *, setting: str, wanted: str) -> bytes:
+    """The file's bytes; TaskError if there are none to be had.
+
+    Args:
+      setting: that gives the path.
+      wanted: what is said where it is empty.
+    """
     if not path:
-        raise TaskError("task.path is empty; a jsonl_math task needs a file of question/answer lines")
+        raise TaskError(f"{setting} is empty; {wanted}")
     file = Path(path)
     try:
         if not file.is_file():
-            raise TaskError(f"task.path {path!r} can't be read: {'not a file' if file.exists() else 'No such file'}")
+            raise TaskError(f"{setting} {path!r} can't be read: {'not a file' if file.exists() else 'No such file'}")
         return file.read_bytes()
     except (OSError, ValueError) as error:
-        raise TaskError(f"task.path {path!r} can't be read: {getattr(error, 'strerror', None) or error}") from error
+        raise TaskError(f"{setting} {path!r} can't be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def records(payload: bytes, *, origin: str) -> Iterator[tuple[str, int, dict[str, Any]]]:

@@ -42,12 +42,14 @@ class JsonlMathOptions(BaseModel):
 class JsonlMathTask:
     """Math problems from a file; implements `rewards.contracts.task.Task`."""
 
-    def __init__(self, settings: TaskSettings, *, seed: int) -> None:
+    def __init__(self, settings: TaskSettings, *, seed: int, deadline_s: float = 5.0, num_workers: int = 0) -> None:
         try:
             options = JsonlMathOptions.model_validate(settings.options)
         except ValidationError as error:
             raise TaskError(f"task.options of jsonl_math: {error}") from error
-        payload = read_file(settings.path)
+        payload = read_file(
+            settings.path, setting="task.path", wanted="a jsonl_math task needs a file of question/answer lines"
+        )
         digest = hashlib.sha256(payload).hexdigest()[:12]
         self._version = f"jsonl_math/{Path(settings.path).name}:{digest}@{_VERIFIER}"
         problems, self._kinds = parse_lines(payload, options, origin=settings.path)
@@ -104,7 +106,7 @@ def parse_lines(payload: bytes, options: JsonlMathOptions, *, origin: str) -> tu
     for where, number, record in records(payload, origin=origin):
         question = text_of(record, options.question_key, where)
         solution = text_of(record, options.answer_key, where)
-        gold = solution.rsplit(MARK, 1)[-1].strip()
+        gold = gold_of(solution)
         if not gold:
             raise TaskError(f"{where}: nothing follows {MARK} in {options.answer_key!r}; expected the final answer")
         try:
@@ -120,6 +122,11 @@ def parse_lines(payload: bytes, options: JsonlMathOptions, *, origin: str) -> tu
     if refused:
         kinds["skipped"] = len(refused)
     return problems, dict(kinds)
+
+
+def gold_of(solution: str) -> str:
+    """What a solution ends with after its last mark, or the whole of it."""
+    return solution.rsplit(MARK, 1)[-1].strip()
 
 
 def _refusal(refused: list[str], num_read: int, origin: str) -> str:

@@ -55,7 +55,7 @@ class KeywordStoryOptions(BaseModel):
 class KeywordStoryTask:
     """Stories with given words; implements `rewards.contracts.task.Task`."""
 
-    def __init__(self, settings: TaskSettings, *, seed: int) -> None:
+    def __init__(self, settings: TaskSettings, *, seed: int, deadline_s: float = 5.0, num_workers: int = 0) -> None:
         try:
             self._options = KeywordStoryOptions.model_validate(settings.options)
         except ValidationError as error:

@@ -63,8 +63,13 @@ def _get(config: Config, setting: str) -> str:
     return value
 
 
+def _ending(setting: str) -> str:
+    """What a path must end with to be one: `task.data` may name a function."""
+    return ".jsonl" if setting == "task.data" else ""
+
+
 def _with_all_paths(text: str) -> list[str]:
-    given = [f"{setting}={text}" for setting in PATH_SETTINGS if setting != "model.path"]
+    given = [f"{setting}={text}{_ending(setting)}" for setting in PATH_SETTINGS if setting != "model.path"]
     return [*given, "task.provider=jsonl_math", "task.name=", "task.options={}"]
 
 
@@ -80,12 +85,13 @@ def test_paths_mean_the_same_in_every_setting(text: str, place: str, tmp_path: P
     expected = place.format(home=home, here=here)
     for setting in PATH_SETTINGS:
         if setting != "model.path":
-            assert _get(config, setting) == expected, setting
+            assert _get(config, setting) == expected + _ending(setting), setting
     paths = wiring.run_paths(config)
     assert {str(paths.directory), str(paths.blobs), str(paths.weights), paths.database} == {expected}
     in_file = here / "mine.toml"
     save_config(config, in_file)
     assert load_config(in_file) == config
+    assert _config("task.data=my_data:rows").task.data == "my_data:rows"
     url = _config("store.database=postgresql://weir@/weir?host=/tmp").store.database
     assert url == "postgresql://weir@/weir?host=/tmp"
     assert _config("store.database=sqlite:///x.db").store.database == str(here / "x.db")
@@ -121,7 +127,8 @@ def test_a_run_directory_can_be_moved_renamed_and_copied(tmp_path: Path, monkeyp
     "change",
     ["learner.steps=400", "learner.optimizer.learning_rate=1e-5", "learner.groups_per_step=32", "learner.hosts.count=2",
      "learner.mesh.data=2", "learner.microbatch_rows=8", "rollout.max_staleness=1", "learner.loss.kl.coefficient=0.1",
-     "learner.sequence_length=20", "serving.replicas=2", "evaluation.num_problems=64", "store.keep_versions=4"],
+     "learner.sequence_length=20", "serving.replicas=2", "evaluation.num_problems=64", "store.keep_versions=4",
+     "task.score_timeout_s=9.0", "task.score_processes=8"],
 )  # fmt: skip
 def test_settings_of_training_and_of_machines_may_change(change: str):
     setting, _, _ = change.partition("=")
@@ -131,9 +138,9 @@ def test_settings_of_training_and_of_machines_may_change(change: str):
 @pytest.mark.parametrize(
     "change",
     ["run.name=other", "run.seed=7", "model.create.hidden_size=64", "task.options.max_digits=3",
-     "task.prompt_template=Q: {question}", "warm_start.target_accuracy=0.5", "rollout.group_size=4",
-     "rollout.temperature=0.8", "learner.optimizer.moments=bfloat16", "store.database=/tmp/x.db",
-     "store.weights=/tmp/w", "store.blobs=/tmp/b"],
+     "task.prompt_template=Q: {question}", "task.reward=my_rewards:exact", "warm_start.target_accuracy=0.5",
+     "rollout.group_size=4", "rollout.temperature=0.8", "learner.optimizer.moments=bfloat16",
+     "store.database=/tmp/x.db", "store.weights=/tmp/w", "store.blobs=/tmp/b"],
 )  # fmt: skip
 def test_what_a_run_keeps_for_its_life_is_refused_by_name(change: str):
     with pytest.raises(ConfigError) as refused:

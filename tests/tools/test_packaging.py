@@ -19,6 +19,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from learner_jax.runtime import Door
+from rewards.tasks import DATA, REWARD, TASK
 from tests.conftest import REPOSITORY
 
 PACKAGES = ("learner_jax", "serving_bridge", "rewards", "configs", "tools")
@@ -162,6 +164,14 @@ def test_vllm_finds_the_weight_plugin_where_it_is_declared():
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     functions = {node.name for node in ast.parse(source.read_text()).body if isinstance(node, ast.FunctionDef)}
     assert function in functions
+
+
+@pytest.mark.parametrize("door", [TASK, REWARD, DATA], ids=lambda door: door.kind)
+def test_what_comes_with_weir_is_declared_as_entry_points(door: Door):
+    declared = _project()["entry-points"].get(f"weir.{door.kind}", {})
+    assert declared == dict(door.built_in)
+    for name in declared:
+        assert callable(door.open(name))
 
 
 def test_the_wheel_carries_configs_templates_and_plugin(tmp_path: Path):

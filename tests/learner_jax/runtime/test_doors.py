@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from learner_jax.runtime import Door, DoorError, load_object, source_of
+from tests.support.user_folder import working_in
 
 REWARD = Door(
     kind="test_reward",
@@ -38,15 +39,11 @@ def square(prompt: str, answer: str, row: dict) -> float:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working folder, with a module of the user's; what is imported from it is forgotten again."""
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """The working folder, with a module of the user's."""
     (tmp_path / "my_rewards.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    with working_in(tmp_path):
+        yield tmp_path
 
 
 def offer(folder: Path, package: str, *lines: str, group: str = "weir.test_reward") -> None:
