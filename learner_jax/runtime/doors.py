@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -21,6 +22,7 @@ from learner_jax.runtime.errors import WeirError
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MAX_LISTED = 30
+_DIGEST_CHARACTERS = 12
 _ROOT = Path(__file__).resolve().parents[2]
 #: Weir's own packages, whose lines tell a user nothing
 _OWN_FOLDERS = tuple(
@@ -63,9 +65,21 @@ class Door:
         Raises:
           DoorError: the name is unknown, or what it names can't be imported, called, or called with these arguments.
         """
-        found = load_object(self.target(name), setting=self.setting)
+        found = self.load(name)
         require_call(found, self.positional, self.keywords, what=f"{self.setting} {name!r}")
         return found
+
+    def load(self, name: str) -> Any:
+        """The object of this name, however it may be called; raises what `open` does."""
+        return load_object(self.target(name), setting=self.setting)
+
+    def version(self, name: str) -> str:
+        """The name, and for code from outside a digest of its file. What that file imports does not change it."""
+        target = self.target(name)
+        file = None if target in self.built_in.values() else source_of(target)
+        if file is None:
+            return name
+        return f"{name}:{hashlib.sha256(file.read_bytes()).hexdigest()[:_DIGEST_CHARACTERS]}"
 
     def target(self, name: str) -> str:
         """The "package.module:name" that a name stands for; nothing is imported.

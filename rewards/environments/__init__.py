@@ -1,5 +1,8 @@
-"""The dialogs that come with Weir."""
+"""The dialogs that come with Weir, and the way of a user's own."""
 
-from rewards.environments.feedback import FeedbackEnvironment, create_environment
+from rewards.environments.create import create_environment
+from rewards.environments.feedback import FeedbackEnvironment
+from rewards.environments.own_environment import environment_pool, played
+from rewards.environments.own_process import ENVIRONMENT
 
-__all__ = ["FeedbackEnvironment", "create_environment"]
+__all__ = ["ENVIRONMENT", "FeedbackEnvironment", "create_environment", "environment_pool", "played"]

@@ -61,6 +61,6 @@ class FeedbackEnvironment:
         return self._feedback.replace("{reasons}", "; ".join(reasons)[:_MAX_REASON_CHARACTERS])
 
 
-def create_environment(task: Task, settings: TaskSettings) -> FeedbackEnvironment:
-    """The environment that the settings ask for."""
+def feedback(task: Task, settings: TaskSettings) -> FeedbackEnvironment:
+    """The environment with the turns, the discount and the words that the settings ask for."""
     return FeedbackEnvironment(task, turns=settings.turns, discount=settings.turn_discount, feedback=settings.feedback)

@@ -80,12 +80,16 @@ class Verified(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
       score: None if `error` says why there is none.
       reasons: why it is not a pass.
+      observation: of an environment, what is said next; None at the end of an episode.
+      state: of an environment, to be handed back with the next answer.
     """
 
     score: float | None = None
     parts: dict[str, float] = {}
     reasons: list[str] = []
     error: str = ""
+    observation: str | None = None
+    state: Any = None
 
 
 class VerifierPool:

@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rewards.sandbox import GUARDS
-from rewards.tasks.plain_json import from_json
+from rewards.sandbox import GUARDS, from_json
 from rewards.tasks.reasoning_gym_task import make_dataset
 
 

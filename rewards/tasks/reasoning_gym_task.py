@@ -21,9 +21,8 @@ from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 
 from rewards.contracts import PASS_SCORE, Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
-from rewards.sandbox import GUARDS, VerifierError, VerifierPool, printable, refusal
+from rewards.sandbox import GUARDS, VerifierError, VerifierPool, printable, refusal, to_json
 from rewards.settings import TaskSettings
-from rewards.tasks.plain_json import to_json
 from rewards.tasks.problems import GeneratedProblems, ListedProblems, ProblemStream, stable_hash
 
 #: Seeds of the library stay below 2**32 with any index added: some of its datasets hand them to NumPy.

@@ -12,9 +12,9 @@ from typing import Any
 
 from learner_jax.runtime import Door, WeirError, raised
 from rewards.contracts import Problem, TaskError
+from rewards.sandbox import to_json
 from rewards.settings import TaskSettings, names_file
 from rewards.tasks.jsonl_lines import read_file, records, text_of
-from rewards.tasks.plain_json import to_json
 
 DATA = Door(kind="data", setting="task.data")
 _DIGEST_CHARACTERS = 12

@@ -2,45 +2,57 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable
+from functools import partial
 
-from learner_jax.runtime import raised, source_of
+from learner_jax.runtime import raised
 from rewards.contracts import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
-from rewards.sandbox import Verified, VerifierError, VerifierPool, VerifierStartError, printable
+from rewards.environments import ENVIRONMENT, environment_pool, played
+from rewards.sandbox import Verified, VerifierError, VerifierPool, printable, read_score, to_json, user_pool
 from rewards.settings import TaskSettings
-from rewards.tasks.plain_json import to_json
-from rewards.tasks.problems import ListedProblems, stable_hash
-from rewards.tasks.reward_function import REWARD, read_score
+from rewards.tasks.problems import ListedProblems
+from rewards.tasks.reward_function import REWARD
 from rewards.tasks.row_sources import read_rows
 
-_DIGEST_CHARACTERS = 12
 _MAX_REFUSALS = 10
 Scorer = Callable[[Problem, str], Verified]
 
 
 class RowsTask:
-    """Problems from rows, scored by a function; implements `rewards.contracts.task.Task`."""
+    """Problems from rows, scored by a function; implements `rewards.contracts.task.Task`.
+
+    Without a function, answers get what the user's environment gives to the first answer of an episode.
+    """
 
     def __init__(self, settings: TaskSettings, *, seed: int, deadline_s: float, num_workers: int) -> None:
-        if not settings.reward:
+        by_environment = not settings.reward and settings.environment not in ENVIRONMENT.built_in
+        if not settings.reward and not by_environment:
             known = ", ".join(REWARD.names())
             raise TaskError(
                 f'task.reward is empty; a task of rows needs a function, such as "my_rewards:exact", or one of: {known}'
             )
         rows = read_rows(settings)
-        self._name = settings.reward
-        self._version = f"rows/{rows.name}@{_reward_version(settings.reward)}"
+        door, self._name = (ENVIRONMENT, settings.environment) if by_environment else (REWARD, settings.reward)
+        self._what = f"{door.setting} {self._name!r}"
+        self._version = f"rows/{rows.name}@{door.version(self._name)}"
         self._problems = ListedProblems(
             rows.problems, seed=seed, holdout_percent=settings.holdout_percent, origin=rows.origin
         )
         self._pool: VerifierPool | None = None
         if settings.reward in REWARD.built_in:
             self._scorer = _own_scorer(settings.reward, rows.problems)
+        elif by_environment:
+            self._pool = environment_pool(settings, deadline_s=deadline_s, num_workers=num_workers)
+            self._scorer = partial(played, self._pool)
         else:
-            self._pool = reward_pool(settings, deadline_s=deadline_s, num_workers=num_workers)
-            self._scorer = _pool_scorer(self._pool)
+            self._pool = user_pool(
+                "rewards.tasks.reward_function",
+                settings.reward,
+                confined=settings.score_confined,
+                deadline_s=deadline_s,
+                num_workers=num_workers,
+            )
+            self._scorer = partial(_asked, self._pool)
 
     @property
     def version(self) -> str:
@@ -64,9 +76,9 @@ class RowsTask:
         try:
             verified = self._scorer(problem, request.response)
         except VerifierError as error:
-            return failed(f"task.reward {self._name!r}: {error}", error.failure)
+            return failed(f"{self._what}: {error}", error.failure)
         except Exception as error:  # noqa: BLE001  (isolation: one answer must not end the rollouts)
-            return failed(f"task.reward {self._name!r}: {raised(error)}")
+            return failed(f"{self._what}: {raised(error)}")
         reasons = (f"expected {problem.answer!r}",) if problem.answer else ()
         parts = {printable(name): value for name, value in verified.parts.items()}
         return scored(verified.score or 0.0, parts, reasons=reasons)
@@ -76,37 +88,9 @@ class RowsTask:
             self._pool.close()
 
 
-def reward_pool(settings: TaskSettings, *, deadline_s: float, num_workers: int) -> VerifierPool:
-    """Processes for the user's function, which was loaded once as a trial.
-
-    An answer is scored once, however long it takes: a judge that is asked over the network may cost money.
-
-    Raises:
-      TaskError: the function can't be loaded, or this machine can't confine it.
-    """
-    pool = VerifierPool(
-        "rewards.tasks.reward_function",
-        {"name": settings.reward, "confined": settings.score_confined},
-        num_workers=num_workers,
-        deadline_s=deadline_s,
-        slice_s=deadline_s,
-        confinement="required" if settings.score_confined else "none",
-        folder=os.getcwd(),
-    )
-    try:
-        pool.check()
-    except VerifierStartError as error:
-        advice = "; see task.score_confined" if "onfine" in error.said else ""
-        raise TaskError(f"{error.said}{advice}") from None
-    return pool
-
-
-def _pool_scorer(pool: VerifierPool) -> Scorer:
-    def score(problem: Problem, answer: str) -> Verified:
-        request = {"prompt": problem.question, "answer": answer, "row": to_json(problem.metadata)}
-        return pool.call(request, key=f"{stable_hash(problem.question)}")
-
-    return score
+def _asked(pool: VerifierPool, problem: Problem, answer: str) -> Verified:
+    request = {"prompt": problem.question, "answer": answer, "row": to_json(problem.metadata)}
+    return pool.call(request, key=problem.question)
 
 
 def _own_scorer(name: str, problems: list[Problem]) -> Scorer:
@@ -129,11 +113,3 @@ def _refusal(score: Scorer, problem: Problem) -> str:
     except Exception as error:  # noqa: BLE001  (told as a row that can't be used)
         return f"{error}"
     return ""
-
-
-def _reward_version(name: str) -> str:
-    """The function's name, and a digest of its file; what the file imports is not in it."""
-    file = source_of(REWARD.target(name))
-    if name in REWARD.built_in or file is None:
-        return name
-    return f"{name}:{hashlib.sha256(file.read_bytes()).hexdigest()[:_DIGEST_CHARACTERS]}"

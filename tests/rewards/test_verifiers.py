@@ -28,11 +28,11 @@ from rewards.sandbox import confinement
 from rewards.sandbox import killable_pool as isolation_module
 from rewards.sandbox.answer_guards import GUARDS
 from rewards.sandbox.killable_pool import VerifierError, VerifierPool
+from rewards.sandbox.plain_json import from_json, to_json
 from rewards.sandbox.scorer_audit import OWN_DATA_ONLY, refusal, runners_of
 from rewards.settings.task import TaskSettings
 from rewards.tasks import reasoning_gym_scorer
 from rewards.tasks.create import create_task
-from rewards.tasks.plain_json import from_json, to_json
 from tests.conftest import REPOSITORY
 
 confined = pytest.mark.skipif(confinement.missing() != "", reason=f"this machine: {confinement.missing()}")

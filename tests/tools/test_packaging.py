@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from learner_jax.runtime import Door
+from rewards.environments import ENVIRONMENT
 from rewards.tasks import DATA, REWARD, TASK
 from tests.conftest import REPOSITORY
 
@@ -166,12 +167,12 @@ def test_vllm_finds_the_weight_plugin_where_it_is_declared():
     assert function in functions
 
 
-@pytest.mark.parametrize("door", [TASK, REWARD, DATA], ids=lambda door: door.kind)
+@pytest.mark.parametrize("door", [TASK, REWARD, DATA, ENVIRONMENT], ids=lambda door: door.kind)
 def test_what_comes_with_weir_is_declared_as_entry_points(door: Door):
     declared = _project()["entry-points"].get(f"weir.{door.kind}", {})
     assert declared == dict(door.built_in)
     for name in declared:
-        assert callable(door.open(name))
+        assert callable(door.load(name))
 
 
 def test_the_wheel_carries_configs_templates_and_plugin(tmp_path: Path):

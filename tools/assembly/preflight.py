@@ -21,6 +21,7 @@ from configs.schema import Config
 from learner_jax.contracts import ModelConfig, check_weights
 from learner_jax.runtime import WeirError, printable
 from rewards.contracts import Split, Task
+from rewards.environments import create_environment
 from serving_bridge.checks import Check, Finding, Result, database_findings, run_checks
 from serving_bridge.checks import machine as machine_checks
 from serving_bridge.checks import model as model_checks
@@ -182,6 +183,8 @@ def _checks(part: Part, subject: _Subject) -> Iterator[Check]:
         yield Check("address", "serving.host", lambda: _address(config))
     if part in ("train", "learner", "rollout", "warm_start", "evaluate"):
         yield Check("problems and prompts", "task", lambda: _problems(part, subject))
+    if part in ("train", "rollout"):
+        yield Check("environment", "task.environment", lambda: _environment(subject))
     yield Check("folders", "run.directory", lambda: machine_checks.folder_findings(_folders(config, paths)))
     if part in ("train", "learner", "rollout"):
         yield Check("database", "store.database", lambda: _database(config, paths))
@@ -227,6 +230,10 @@ def _address(config: Config) -> Iterable[Finding]:
 def _nothing(_: object) -> Iterable[Finding]:
     """No finding: the look would have raised."""
     return ()
+
+
+def _environment(subject: _Subject) -> Iterable[Finding]:
+    return _nothing(create_environment(subject.task(), subject.config.task))
 
 
 def _weights(subject: _Subject) -> Iterable[Finding]:

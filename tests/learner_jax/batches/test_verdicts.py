@@ -23,7 +23,7 @@ from learner_jax.training.objective import StepScalars, reinforcement
 from rewards.contracts import task as protocol
 from rewards.contracts.environment import EpisodeState, Outcome, Reply
 from rewards.contracts.task import Failure, Problem, RewardRequest, RewardResult, failed, scored
-from rewards.environments.feedback import create_environment
+from rewards.environments import create_environment
 from rewards.settings.task import TaskSettings
 from serving_bridge.evaluation.verdicts import FailedVerdictsError, VerdictWatch, reason_text, sound, unjudged
 from serving_bridge.text.tokenizer import Tokenizer

@@ -17,7 +17,7 @@ import pytest
 from learner_jax.contracts.weights import Trajectory
 from learner_jax.runtime.waits import Waits
 from rewards.contracts.environment import Reply
-from rewards.environments.feedback import FeedbackEnvironment, create_environment
+from rewards.environments import FeedbackEnvironment, create_environment
 from rewards.settings.task import TaskSettings
 from serving_bridge.evaluation.skill import PromptEncoder
 from serving_bridge.rollout.episodes import Episode, EpisodeError, Origin, Player, make_trajectories

@@ -1,0 +1,68 @@
+"""The side of a user's environment that runs in processes: one class, whose steps are free of state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from learner_jax.runtime import Door, DoorError, raised, require_call
+from rewards.sandbox import call_runner, from_json, read_score, refused_hint, to_json
+
+ENVIRONMENT = Door(
+    kind="environment",
+    setting="task.environment",
+    built_in={"feedback": "rewards.environments.feedback:feedback"},
+)
+
+
+def create(settings: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """The function from a request to the fields of `rewards.sandbox.Verified`.
+
+    A request holds the "row", the "answer", and the "state" after the answer before, which is null before the first.
+
+    Args:
+      settings: "name" of the class, and whether it is "confined".
+
+    Raises:
+      DoorError: there is no such class, or it lacks something.
+    """
+    environment = _made(settings["name"])
+    run = call_runner()
+
+    def step(request: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            before = request["state"]
+            state = run(environment.reset, from_json(request["row"])) if before is None else from_json(before["of"])
+            return _read(run(environment.step, state, request["answer"]))
+        except Exception as error:  # noqa: BLE001  (isolation: what a user's class raises is a failed verdict)
+            return {"error": raised(error) + refused_hint(error, confined=settings["confined"])}
+
+    return step
+
+
+def _made(name: str) -> Any:
+    what = f"task.environment {name!r}"
+    made = ENVIRONMENT.load(name)
+    require_call(made, (), (), what=what)
+    try:
+        environment = made()
+    except Exception as error:
+        raise DoorError(f"{what} can't be made: {raised(error)}") from error
+    for method, takes in {"reset": ("row",), "step": ("state", "answer")}.items():
+        if not hasattr(environment, method):
+            raise DoorError(f"{what} has no method {method}({', '.join(takes)})")
+        require_call(getattr(environment, method), takes, (), what=f"{what}: {method}")
+    return environment
+
+
+def _read(outcome: Any) -> dict[str, Any]:
+    if not isinstance(outcome, tuple | list) or len(outcome) != 3:
+        raise TypeError(f"step gave {outcome!r:.100}, expected (reward, observation or None, state)")
+    reward, observation, state = outcome
+    if observation is not None and (not isinstance(observation, str) or not observation):
+        raise TypeError(f"an observation is {observation!r:.100}, expected text, or None at the end")
+    try:
+        kept = to_json(state)
+    except TypeError as error:
+        raise TypeError(f"the state can't be handed on: {error}") from None
+    return {**read_score(reward), "observation": observation, "state": {"of": kept}}
