@@ -24,6 +24,7 @@ from learner_jax.conversion import ConversionError, Verification, Watch, from_hf
 from learner_jax.runtime import keep_freed_chunks
 from learner_jax.settings import OptimizerSettings
 from tools.assembly import wiring
+from tools.command_line import command_parser
 from tools.reporting.terminal import SafeConsole
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -38,7 +39,7 @@ def size(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("convert", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     forward = commands.add_parser("to-hf", help="Orbax checkpoint -> safetensors folder")
     forward.add_argument("--checkpoint", required=True, help="one checkpoint, or a folder: its newest")

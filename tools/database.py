@@ -8,18 +8,15 @@ as the user who is to own the schema (PGUSER, or the user in store.database); ho
 
 from __future__ import annotations
 
-import argparse
-
 from configs.load import load_config
 from learner_jax.runtime import printable
 from serving_bridge.database import DatabaseError, is_postgres
 from tools.assembly import wiring
+from tools.command_line import command_parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.database", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("database", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     migrate = commands.add_parser("migrate", help="make the schema or bring it up to date, and give roles their rights")
     wiring.config_arguments(migrate)

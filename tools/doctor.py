@@ -8,7 +8,6 @@ JAX, torch and vLLM are looked at in processes of their own, each with a time li
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_bridge.processes import process_environment
+from tools.command_line import command_parser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -147,7 +147,7 @@ def probe(code: str, *, timeout_s: float) -> Probe:
     script = f"{code}\nimport json\nprint({_ANSWER!r} + json.dumps(answer))"
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", script],
+            [sys.executable, "-P", "-W", "ignore", "-c", script],
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -332,7 +332,7 @@ def _painter(color: bool) -> Callable[[str, str], str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("doctor", __doc__)
     parser.add_argument("--json", action="store_true", help="write the findings as JSON")
     arguments = parser.parse_args()
     print("looking at JAX, torch and vLLM; this takes some seconds ...", file=sys.stderr)

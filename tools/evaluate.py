@@ -5,7 +5,6 @@ python -m tools.evaluate --config runs/demo/config.toml --model runs/demo/final_
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 from pathlib import Path
@@ -18,6 +17,7 @@ from serving_bridge.fleet import Replica
 from tools.assembly import wiring
 from tools.assembly.preflight import preflight
 from tools.assembly.wiring import RunPaths
+from tools.command_line import command_parser
 
 #: Names the weights that a server was started with, so that its answers carry a version.
 _FOLDER_VERSION = 0
@@ -47,7 +47,7 @@ async def evaluate_folder(config: Config, paths: RunPaths, model_dir: Path) -> E
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("evaluate", __doc__)
     wiring.config_arguments(parser)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder, e.g. from tools.convert")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, samples included")

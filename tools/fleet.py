@@ -11,7 +11,6 @@ each serves again, and never leaves fewer than serving.min_healthy. Both return 
 
 from __future__ import annotations
 
-import argparse
 import time
 import uuid
 from pathlib import Path
@@ -24,6 +23,7 @@ from learner_jax.runtime import Waits, WeirError
 from serving_bridge.fleet import FleetStatus, OrderBook, known_fleets
 from serving_bridge.routing import ReplicaRegistry
 from tools.assembly import wiring
+from tools.command_line import command_parser
 from tools.reporting import terminal
 
 _ANSWER_S = 10.0
@@ -101,7 +101,7 @@ def give_order(book: OrderBook, waits: Waits, *, replicas: int | None, restart: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("fleet", __doc__)
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
     orders = parser.add_subparsers(dest="order", required=True)
     orders.add_parser("status", help="show all replicas")

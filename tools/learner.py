@@ -9,7 +9,6 @@ of the queue; the others log to logs/learner-<index>.jsonl. The supervised start
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -38,6 +37,7 @@ from tools.assembly import wiring
 from tools.assembly.preflight import preflight
 from tools.assembly.run_directory import Start, record, tell
 from tools.assembly.wiring import RunPaths
+from tools.command_line import command_parser
 
 #: Settings that may differ between hosts: each may see the same folders elsewhere. What they hold is compared.
 _OF_EACH_HOST = (*PATH_SETTINGS, "learner.hosts.index", "learner.hosts.coordinator")
@@ -179,7 +179,7 @@ def _warn(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("learner", __doc__)
     wiring.config_arguments(parser)
     parser.add_argument("--warm-start", action="store_true", help="run only the supervised start")
     parser.add_argument("--take-over", action="store_true", help="replace a learner of this run that hangs somewhere")

@@ -31,6 +31,7 @@ from configs.load import load_config
 from learner_jax.contracts import ModelConfig, ModelConfigError, parse_model_config, read_json_object, read_model_config
 from learner_jax.settings import LearnerSettings, MeshSettings
 from tools.assembly import wiring
+from tools.command_line import command_parser
 from tools.reporting import terminal
 
 if TYPE_CHECKING:
@@ -394,7 +395,7 @@ def _lowered(model: ModelConfig, case: Case) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("plan", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     memory = commands.add_parser("memory", help="one model in detail")
     memory.add_argument("--model", required=True, help="Hugging Face folder, config.json, or a name in --shapes")

@@ -11,7 +11,6 @@ files are then found only where the queue keeps them by default, or with --blobs
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from serving_bridge.database import DatabaseError, is_postgres, sqlite_path
 from serving_bridge.queue import ENDED, Overview, QueueError, TrajectoryQueue
 from serving_bridge.queue import rows as queue_rows
 from tools.assembly import wiring
+from tools.command_line import command_parser
 from tools.reporting import terminal
 
 #: A person who looks at a queue does not wait as long for a server that is away as a run does.
@@ -33,9 +33,7 @@ _TIMEOUT_S = 5.0
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.queue", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("queue", __doc__)
     parser.add_argument("queue", help="a run's directory, e.g. runs/demo, or the URL of a queue")
     parser.add_argument("--blobs", type=Path, metavar="FOLDER", help="where the queue of a URL keeps big payloads")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

@@ -7,7 +7,6 @@ writes both anew from `metrics.jsonl` and `config.toml` of a run directory.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ from configs.schema import Config
 from learner_jax.runtime import WeirError, printable
 from serving_bridge.telemetry import read_metrics
 from tools.assembly import wiring
+from tools.command_line import command_parser
 from tools.reporting.charts import charts
 from tools.reporting.figures import IdleShares, RunHistory, balance, balance_text, left_out, summarize
 
@@ -206,7 +206,7 @@ def _duration(seconds: float | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("report", __doc__)
     parser.add_argument("run_directory", type=Path)
     with wiring.clear_errors():
         run_dir = parser.parse_args().run_directory

@@ -5,7 +5,6 @@ python -m tools.rollout --config runs/demo/config.toml --name worker-0
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import time
@@ -16,6 +15,7 @@ from serving_bridge.rollout import RolloutWorker, RunIdentity, awaits_work
 from serving_bridge.telemetry import reported_waits
 from tools.assembly import wiring
 from tools.assembly.preflight import preflight
+from tools.command_line import command_parser
 
 
 def collect_garbage_less_often() -> None:
@@ -26,7 +26,7 @@ def collect_garbage_less_often() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("rollout", __doc__)
     wiring.config_arguments(parser)
     wiring.name_argument(parser, default="worker-0", help="unique among the workers that run at the same time")
     keep_freed_memory()

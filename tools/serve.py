@@ -9,7 +9,6 @@ SIGTERM or Ctrl-C lets answers in flight finish, at most serving.drain_timeout_s
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import socket
 import time
@@ -19,10 +18,11 @@ from serving_bridge.fleet import Fleet, sole_controller
 from serving_bridge.telemetry import reported_waits
 from tools.assembly import wiring
 from tools.assembly.preflight import preflight
+from tools.command_line import command_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("serve", __doc__)
     wiring.config_arguments(parser)
     wiring.name_argument(parser, default=socket.gethostname(), help="of this fleet; unique in the run")
     with wiring.clear_errors():

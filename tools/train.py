@@ -17,7 +17,6 @@ same command goes on from there.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -44,6 +43,7 @@ from tools.assembly.preflight import looked, preflight
 from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned
 from tools.assembly.run_directory import Start, choose, keep_results, record, require_original, resume, tell
 from tools.assembly.wiring import RunPaths
+from tools.command_line import command_parser
 from tools.evaluate import evaluate_folder
 from tools.report import headline, write_report, write_summary
 from tools.view import LiveView
@@ -301,7 +301,7 @@ def in_charge(paths: RunPaths) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("train", __doc__)
     wiring.config_arguments(parser, required=False)
     wiring.profile_argument(parser)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="carry on this run directory, also a finished one")

@@ -7,7 +7,6 @@ attaches to a run that is going on (on this machine or through a shared file sys
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import time
 from collections import Counter, deque
@@ -28,6 +27,7 @@ from learner_jax.runtime import printable
 from serving_bridge.routing import ReplicaRegistry
 from serving_bridge.telemetry import MetricsTail, Record
 from tools.assembly import wiring
+from tools.command_line import command_parser
 from tools.reporting import terminal
 from tools.reporting.figures import (
     GRADED_FROM,
@@ -447,7 +447,7 @@ def attach(directory: Path, *, tick_s: float = _ATTACH_TICK_S) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("view", __doc__)
     parser.add_argument("run_directory", type=Path)
     with wiring.clear_errors(), contextlib.suppress(KeyboardInterrupt):
         attach(parser.parse_args().run_directory)

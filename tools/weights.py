@@ -10,7 +10,6 @@ python -m tools.weights rollback runs/demo/weights 9          (publishes version
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from serving_bridge.routing import ReplicaRegistry
 from serving_bridge.weights import StoreError, VersionRow, WeightStore
 from serving_bridge.weights import inspection as weight_inspection
 from tools.assembly import wiring
+from tools.command_line import command_parser
 from tools.reporting import terminal
 
 _REFRESH_S = 0.5
@@ -32,7 +32,7 @@ _MIB = 2**20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser("weights", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in (
         ("list", "all versions"),

@@ -12,7 +12,6 @@ from learner_jax.checkpoints.manifest import (
     Position,
     array_specs,
     read_manifest,
-    this_code,
 )
 
 __all__ = [
@@ -32,6 +31,5 @@ __all__ = [
     "require_whole",
     "restore_parameters",
     "steps_in",
-    "this_code",
     "write_hashes",
 ]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from learner_jax.contracts import (
     is_number,
     quoted,
 )
-from learner_jax.runtime import WeirError
+from learner_jax.runtime import Code, WeirError
 
 CHECKPOINT_SCHEMA = 3
 #: Item of a checkpoint that holds the manifest, and the file in it that Orbax writes.
@@ -71,14 +68,6 @@ class ArraySpec:
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.shape))}]"
-
-
-@dataclass(frozen=True)
-class Code:
-    """What wrote a checkpoint: the package's version and, from a git checkout, its commit."""
-
-    version: str
-    commit: str | None
 
 
 #: Arrays of one item by the name that they have in it, such as params.layers.mlp.up.weight.
@@ -185,27 +174,3 @@ def check_arrays(saved: ArraySpecs, wanted: ArraySpecs, folder: Path) -> None:
                 f"expected {wanted.get(name, 'absent')}; give the model, learner.optimizer.moments and "
                 f"learner.loss.value of the run that wrote it, or start in another run.directory"
             )
-
-
-@cache
-def this_code() -> Code:
-    """Version and commit of the code that runs; the commit is None where it is not a checkout, or git is missing."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        version = importlib.metadata.version("weir")
-    except importlib.metadata.PackageNotFoundError:
-        version = "unknown"
-    if not (root / ".git").exists():  # a checkout further up would be somebody else's
-        return Code(version, None)
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return Code(version, None)
-    return Code(version, done.stdout.strip() or None)

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from learner_jax.checkpoints import ITEM, Manifest, Position, array_specs, this_code, write_hashes
+from learner_jax.checkpoints import ITEM, Manifest, Position, array_specs, write_hashes
 from learner_jax.contracts import ModelConfig, Parameter, WeightFileError, hf_tensor_names, parameters
 from learner_jax.conversion.checkpoint_reader import Block, Index, cut
 from learner_jax.conversion.direct_io import File
@@ -28,6 +28,7 @@ from learner_jax.conversion.hf_layout import Weights
 from learner_jax.conversion.hf_writer import in_slabs
 from learner_jax.conversion.work_folder import Settler, Work, require_space
 from learner_jax.models import abstract_parameters
+from learner_jax.runtime import this_code
 from learner_jax.settings import OptimizerSettings
 from learner_jax.training import init_state, make_optimizer
 

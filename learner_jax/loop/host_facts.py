@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from learner_jax.checkpoints import this_code
+from learner_jax.runtime import this_code
 
 _DISTRIBUTIONS = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "ml_dtypes")
 #: Of JAX's variables, those that differ between hosts by their nature.

@@ -1,6 +1,7 @@
 """What every process needs of its machine: waits, crash points, errors, doors to users' code; free of JAX."""
 
 from learner_jax.runtime.allocator import keep_freed_chunks, keep_freed_memory
+from learner_jax.runtime.code import Code, this_code
 from learner_jax.runtime.crash_points import crash_point
 from learner_jax.runtime.disk_errors import at, disk_failure, tell_once
 from learner_jax.runtime.doors import Door, DoorError, load_object, raised, require_call, source_of
@@ -31,6 +32,7 @@ __all__ = [
     "PLAIN_NAME",
     "Door",
     "DoorError",
+    "Code",
     "PlainFileError",
     "StandingWait",
     "Wait",
@@ -58,4 +60,5 @@ __all__ = [
     "require_call",
     "source_of",
     "tell_once",
+    "this_code",
 ]

@@ -5,6 +5,7 @@ from serving_bridge.processes.guard import GuardedProcess, GuardError
 from serving_bridge.processes.lock import sole, wait_until_free
 from serving_bridge.processes.logs import log_tail
 from serving_bridge.processes.private_folder import PrivateFolder, PrivateFolderError, base_folder
+from serving_bridge.processes.python import python_module, with_own_packages
 from serving_bridge.processes.restarts import RestartBudget
 from serving_bridge.processes.supervisor import ProcessFailedError, Supervisor
 
@@ -20,6 +21,8 @@ __all__ = [
     "child_environment",
     "log_tail",
     "process_environment",
+    "python_module",
     "sole",
     "wait_until_free",
+    "with_own_packages",
 ]

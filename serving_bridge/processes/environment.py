@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from serving_bridge.processes.python import with_own_packages
+
 # fmt: off
 _NAMES = frozenset((
     "CONDA_PREFIX", "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LD_PRELOAD", "LOGNAME", "PATH", "SHELL",
@@ -43,8 +45,9 @@ def child_environment(base: Mapping[str, str], also: Iterable[str] = ()) -> dict
 
 
 def process_environment(base: Mapping[str, str], also: Iterable[str] = ()) -> dict[str, str]:
-    """`child_environment` for Weir's own processes, which also need PostgreSQL's variables, its password included."""
-    return child_environment(base, [*also, *(name for name in base if name.startswith(_OWN_PREFIXES))])
+    """`child_environment` for Weir's own processes: with its packages, and PostgreSQL's variables and password."""
+    own = (name for name in base if name.startswith(_OWN_PREFIXES))
+    return with_own_packages(child_environment(base, [*also, *own]))
 
 
 def _is_harmless(name: str, value: str) -> bool:

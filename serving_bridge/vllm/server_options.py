@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving_bridge.access import ALSO_OPEN, BASE_URL, CONTROL_TOKEN, INFERENCE_TOKEN
-from serving_bridge.processes import child_environment
+from serving_bridge.processes import child_environment, python_module, with_own_packages
 from serving_bridge.settings import ServingSettings, option_names
 from serving_bridge.vllm.server_checks import Platform, ReplicaStartError
 from serving_bridge.vllm_plugin import BACKEND, MIDDLEWARE, SCHEDULER, STORE_ROOT, WORKER_EXTENSION
@@ -40,7 +39,7 @@ def server_command(model_dir: Path, settings: ServingSettings, platform: Platfor
     Raises:
       ReplicaStartError: serving.extra_args has an option that is set already.
     """
-    command = [sys.executable, "-m", settings.server_module]
+    command = python_module(settings.server_module)
     options: dict[str, str | int | float] = {
         "model": str(model_dir),
         "served-model-name": SERVED_MODEL_NAME,
@@ -94,7 +93,7 @@ def server_environment(
         # Kept from start to start, and not where others could put code: by default it has a known name in /tmp.
         "TORCHINDUCTOR_CACHE_DIR": str(_cache_folder(base) / "torchinductor"),
         "GLOO_SOCKET_IFNAME": "lo",  # else the workers listen where the host's name points to
-        **child_environment(base, settings.environment),
+        **with_own_packages(child_environment(base, settings.environment)),
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from configs.schema import Config
+from serving_bridge.processes import python_module
 from serving_bridge.vllm import claim_port
 from tools.assembly import wiring
 from tools.assembly.wiring import RunPaths
@@ -71,11 +71,11 @@ def fresh_coordinator(config: Config) -> str:
 
 
 def _command(paths: RunPaths, module: str, *arguments: str) -> Command:
-    return [sys.executable, "-m", module, "--config", str(paths.config), *arguments]
+    return [*python_module(module), "--config", str(paths.config), *arguments]
 
 
 def _convert(config: Config, paths: RunPaths) -> Command:
-    command = [sys.executable, "-m", "tools.convert", "to-hf", "--checkpoint", str(paths.checkpoints)]
+    command = [*python_module("tools.convert"), "to-hf", "--checkpoint", str(paths.checkpoints)]
     model_dir = paths.start_model if config.warm_start else wiring.base_model_path(config, paths)
     command += ["--model", str(model_dir), "--out", str(paths.final_model)]
     return [*command, "--dtype", config.learner.publish_dtype]

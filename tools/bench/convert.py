@@ -36,6 +36,7 @@ from rich.table import Table
 
 from learner_jax.contracts import ModelConfig, parameters, parse_model_config
 from learner_jax.conversion import cut
+from serving_bridge.processes import python_module, with_own_packages
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, console, json_path, positive, progress, spread, this_hardware, write_json
 
@@ -257,8 +258,16 @@ def _rates(checkpoint: Path, scratch: Path) -> Rates:
 
 def _call(arguments: Sequence[str]) -> dict[str, Any]:
     """One conversion in a process of its own."""
-    command = [sys.executable, "-m", "tools.bench", "convert", "--worker", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=3600)
+    command = [*python_module("tools.bench"), "convert", "--worker", *arguments]
+    done = subprocess.run(
+        command,
+        env=with_own_packages(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        timeout=3600,
+    )
     if done.returncode:
         raise BenchmarkError(f"{' '.join(arguments)} failed: {done.stderr.strip().splitlines()[-1:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

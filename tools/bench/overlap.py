@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +34,7 @@ from rich.table import Table
 from configs.load import load_config, save_config
 from configs.schema import Config, ModelSettings
 from learner_jax.runtime import Waits
-from serving_bridge.processes import Supervisor
+from serving_bridge.processes import Supervisor, python_module
 from serving_bridge.telemetry import Record, read_metrics
 from tools.assembly import wiring
 from tools.assembly.wiring import RunPaths
@@ -76,7 +75,7 @@ class Job:
         self._queue = wiring.build_queue(config, self.paths)
 
     def start(self, name: str, module: str, core: int) -> None:
-        command = [sys.executable, "-m", module, "--config", str(self.paths.config)]
+        command = [*python_module(module), "--config", str(self.paths.config)]
         with _pinned(core):
             self._supervisor.start(name, command, grace_s=30)
 
@@ -159,7 +158,7 @@ def _base(config: Config, folder: Path, steps: int) -> Config:
     if config.warm_start is not None:
         with Supervisor(paths.logs, lambda event, **fields: None) as supervisor:
             job = Job(config, supervisor, Waits())
-            command = [sys.executable, "-m", "tools.learner", "--config", str(paths.config), "--warm-start"]
+            command = [*python_module("tools.learner"), "--config", str(paths.config), "--warm-start"]
             supervisor.start("warm_start", command)
             job.until("the supervised start", lambda: supervisor.has_finished("warm_start"))
             job.close()
@@ -279,7 +278,7 @@ def _pids(module: str, config: Path) -> list[int]:
             words = (path / "cmdline").read_bytes().decode().split("\0")
         except OSError:
             continue
-        if words[1:3] == ["-m", module] and str(config) in words:
+        if words[1:4] == python_module(module)[1:] and str(config) in words:
             found.append(int(path.name))
     return found
 

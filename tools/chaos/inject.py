@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any
 
 from configs.schema import Config
 from learner_jax.runtime import Waits, WaitTimeoutError, WeirError
+from serving_bridge.processes import python_module, with_own_packages
 from serving_bridge.queue import TrajectoryQueue
 from tools.assembly import wiring
 from tools.chaos import damage, deliveries
@@ -298,7 +298,7 @@ async def _zombie(site: Site, fault: Fault) -> None:
     try:
         epoch = deliveries.epoch(site.open_queue)
         with (site.paths.logs / "rival.log").open("ab") as log:
-            command = [sys.executable, "-m", "tools.learner", "--config", str(site.paths.config), "--take-over"]
+            command = [*python_module("tools.learner"), "--config", str(site.paths.config), "--take-over"]
             rival = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         running = rival
 
@@ -378,7 +378,7 @@ def heal(site: Site) -> None:
 def environment(folder: Path, engine_module: str, patch: Path | None) -> dict[str, str]:
     """What a job's processes get on top of this one's environment."""
     site = Path(__file__).parent / "site"
-    before = os.environ.get("PYTHONPATH")
+    before = with_own_packages(os.environ).get("PYTHONPATH")
     found = {
         "PYTHONPATH": os.pathsep.join([str(site), *([before] if before else [])]),
         "WEIR_CHAOS_JOB": str(folder),

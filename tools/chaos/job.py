@@ -19,7 +19,7 @@ from pathlib import Path
 
 from configs.schema import Config
 from learner_jax.runtime import Waits
-from serving_bridge.processes import Supervisor
+from serving_bridge.processes import Supervisor, python_module
 from serving_bridge.telemetry import MetricsLog, MetricsTail, Record, read_metrics
 from tools.assembly import wiring
 from tools.chaos import history
@@ -223,7 +223,7 @@ class _Job:
     async def run(self) -> None:
         with Supervisor(self._paths.logs, self._log, waits=self._waits) as supervisor:
             for name, module in (("serve", "serve"), ("learner", "learner"), ("rollout", "rollout")):
-                command = [sys.executable, "-m", f"tools.{module}", "--config", str(self._paths.config)]
+                command = [*python_module(f"tools.{module}"), "--config", str(self._paths.config)]
                 supervisor.start(name, command, restarts=_RESTARTS, window_s=_WINDOW_S, grace_s=_GRACE_S[name])
             watch = asyncio.create_task(self._watch(supervisor))
             try:

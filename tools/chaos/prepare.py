@@ -6,14 +6,13 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import load_config, parse_config, save_config
 from configs.schema import Config
 from learner_jax.runtime import WeirError
-from serving_bridge.processes import process_environment
+from serving_bridge.processes import process_environment, python_module
 from tools.chaos.engines import ENGINES, EngineName
 from tools.chaos.inject import environment
 
@@ -30,7 +29,7 @@ def prepared_model(work: Path) -> Path:
     model = folder / "start_model"
     if not model.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "tools.learner", "--config", str(CONFIG), "--warm-start"]
+        command = [*python_module("tools.learner"), "--config", str(CONFIG), "--warm-start"]
         told = [*command, "--set", f"run.directory={folder}"]
         done = subprocess.run(told, env=job_environment(work, folder, "fake"), capture_output=True, text=True)
         if done.returncode:

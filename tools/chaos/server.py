@@ -14,9 +14,9 @@ import os
 import random
 import signal
 import socket
-import sys
 from pathlib import Path
 
+from serving_bridge.processes import python_module
 from tools.chaos.wire import Proxy, told
 
 _HOST = "127.0.0.1"
@@ -26,7 +26,7 @@ async def serve(port: int, arguments: list[str]) -> int:
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         engine_port = probe.getsockname()[1]
-    command = [sys.executable, "-m", os.environ["WEIR_CHAOS_ENGINE"], *arguments, "--port", str(engine_port)]
+    command = [*python_module(os.environ["WEIR_CHAOS_ENGINE"]), *arguments, "--port", str(engine_port)]
     engine = await asyncio.create_subprocess_exec(*command)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -36,8 +36,9 @@ from learner_jax.checkpoints.checkpoints import (
     verify,
 )
 from learner_jax.checkpoints.hashes import HASHES, check_files, write_hashes
-from learner_jax.checkpoints.manifest import ArraySpec, read_manifest, this_code
+from learner_jax.checkpoints.manifest import ArraySpec, read_manifest
 from learner_jax.models.decoder import init_parameters
+from learner_jax.runtime import this_code
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
 from learner_jax.training.train_step import TrainState

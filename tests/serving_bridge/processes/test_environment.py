@@ -73,7 +73,7 @@ def test_an_address_with_a_password_is_a_secret_whatever_its_name():
 
 def test_processes_of_our_own_open_the_queue():
     base = dict.fromkeys(("PGPASSWORD", "PGSSLROOTCERT", "WEIR_CRASH_AT", "AWS_PROFILE", "PATH"), "x")
-    assert sorted(process_environment(base)) == ["PATH", "PGPASSWORD", "PGSSLROOTCERT", "WEIR_CRASH_AT"]
+    assert sorted(process_environment(base)) == ["PATH", "PGPASSWORD", "PGSSLROOTCERT", "PYTHONPATH", "WEIR_CRASH_AT"]
 
 
 def test_supervised_processes_get_the_named_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

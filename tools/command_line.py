@@ -1,0 +1,21 @@
+"""How every command begins to read its command line: its name and its help, as it was called."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+
+from tools.commands import COMMANDS
+
+
+def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser for the command of this name, whose help is the module's docstring.
+
+    Called as `weir NAME` it says so, also in the docstring's examples; else they are `python -m tools.NAME`.
+    """
+    program, text = f"python -m tools.{name}", doc or ""
+    if sys.argv[:1] == [f"weir {name}"]:
+        program = f"weir {name}"
+        text = re.sub(rf"\bpython -m tools\.({'|'.join(COMMANDS)})\b", r"weir \1", text)
+    return argparse.ArgumentParser(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,0 +1,44 @@
+"""The commands of `weir`: their names, modules and what each does in a line. Imports nothing, so that help is quick."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command; `module` has a `main()` that reads `sys.argv`. `configured` ones take --config and --set."""
+
+    module: str
+    help: str
+    configured: bool = False
+
+
+#: Heading -> name -> command, in the order that help shows.
+GROUPS: dict[str, dict[str, Command]] = {
+    "begin": {
+        "doctor": Command("tools.doctor", "say what this machine can run, and what is missing"),
+        "plan": Command("tools.plan", "predict the device memory of a train step"),
+    },
+    "train": {
+        "train": Command("tools.train", "run a whole training job on this machine", configured=True),
+        "learner": Command("tools.learner", "run the learner alone", configured=True),
+        "rollout": Command("tools.rollout", "run one rollout worker alone", configured=True),
+        "serve": Command("tools.serve", "run a fleet of vLLM servers alone", configured=True),
+    },
+    "look after a run": {
+        "view": Command("tools.view", "show a run live"),
+        "report": Command("tools.report", "write a run's report.html and summary.json"),
+        "fleet": Command("tools.fleet", "show a run's fleets; change their size; restart their servers"),
+        "queue": Command("tools.queue", "show a run's queue; put dead letters back"),
+        "weights": Command("tools.weights", "list, compare, verify and roll back published weights"),
+        "database": Command("tools.database", "prepare the PostgreSQL database of a run", configured=True),
+    },
+    "use a model": {
+        "convert": Command("tools.convert", "convert checkpoints to Hugging Face folders and back"),
+        "evaluate": Command("tools.evaluate", "measure a model's skill on held-out problems", configured=True),
+    },
+    "shell": {
+        "completion": Command("tools.completion", "print a completion script for bash, zsh or fish"),
+    },
+}
+COMMANDS: dict[str, Command] = {name: command for group in GROUPS.values() for name, command in group.items()}
