@@ -11,9 +11,11 @@ import tomli_w
 from pydantic import ValidationError
 
 from configs.errors import ConfigError as ConfigError
+from configs.names import did_you_mean
 from configs.overrides import apply_override, model_of
 from configs.paths import base_of, make_absolute, make_portable
 from configs.schema import Config
+from configs.shipped import shipped_config, shipped_configs
 from configs.text import quoted, shown, unusable
 
 
@@ -21,10 +23,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Loads a configuration.
 
     Args:
-      path: TOML file. Relative paths in it start from the working folder, those in a run's own config.toml from that
-        file's folder.
+      path: TOML file, or the name of a configuration that comes with Weir, such as "demo". Relative paths in it start
+        from the working folder, those in a run's own config.toml from that file's folder.
       overrides: `section.key=value` strings. The value of a text setting is taken as it stands (with \\n for a new
-        line and \\\\ for a backslash) or is a TOML string; that of any other setting is TOML.
+        line and \\\\ for a backslash) or is a TOML string; that of any other setting is TOML, or `none`, which removes
+        a table, or a value that need not be set.
 
     Raises:
       ConfigError: the file can't be read or is not TOML, a key is unknown, or a value is of a wrong type or out of
@@ -60,9 +63,10 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return tomllib.loads((shipped_config(path) or Path(path)).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(f"config file {path} does not exist; the ready-made ones are in configs/") from None
+        names = ", ".join(shipped_configs())
+        raise ConfigError(f"config file {path} does not exist; those that come with Weir are {names}") from None
     except OSError as error:
         raise ConfigError(f"config file {path} can't be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -85,7 +89,9 @@ def _explain(error: ValidationError) -> str:
         key = ".".join(shown(part) for part in problem["loc"]) or "(whole file)"
         message = _IN_TOML.get(kind, problem["msg"].removeprefix("Value error, "))
         if kind == "extra_forbidden":
-            lines.append(f"{key}: unknown key; {_known_keys(problem['loc'])}")
+            name = ".".join(map(str, problem["loc"]))
+            meant, known = did_you_mean(name), _known_keys(problem["loc"])
+            lines.append(f"{key}: unknown key; {f'{meant} {known[0].upper()}{known[1:]}' if meant else known}")
         elif kind in ("missing", "value_error"):
             lines.append(f"{key}: {message}")
         else:

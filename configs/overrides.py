@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -12,12 +13,14 @@ from configs.errors import ConfigError
 from configs.schema import Config
 from configs.text import quoted, shown
 
+#: As a value: what the file says of this table, or value, does not count.
+REMOVED = "none"
 #: In text without quotes. Others, such as a tab, need them: \times and \text are meant as they stand more often.
 _ESCAPES = {"\\n": "\n", "\\\\": "\\", '\\"': '"'}
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Puts one `section.key=value` into a tree of plain values.
+    """Puts one `section.key=value` into a tree of plain values; `section.key=none` takes a table, or value, out of it.
 
     Raises:
       ConfigError: it has another form, a part of the key is a value, or the text has an unknown escape.
@@ -26,13 +29,17 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     parts = [part.strip() for part in key.split(".")]
     if not separator or not all(parts):
         raise ConfigError(f"override {quoted(override)} is not understood; expected section.key=value")
-    name = shown(".".join(parts))
-    value = _text(name, text) if _is_text(_annotation(parts)) else _value(name, text)
+    name, annotation = shown(".".join(parts)), _annotation(parts)
+    removes = text.strip() == REMOVED and _is_removable(annotation)
+    value = None if removes else _text(name, text) if _is_text(annotation) else _value(name, text)
     for part in parts[:-1]:
-        tree = tree.setdefault(part, {})
+        tree = tree.get(part, {}) if removes else tree.setdefault(part, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"override of {name}: {part!r} is a value, not a table")
-    tree[parts[-1]] = value
+    if removes:
+        tree.pop(parts[-1], None)
+    else:
+        tree[parts[-1]] = value
 
 
 def _text(name: str, text: str) -> str:
@@ -90,6 +97,13 @@ def model_of(annotation: Any) -> type[BaseModel] | None:
     """The table that a field holds, also one that may be absent; None if it holds a value."""
     candidates = (annotation, *get_args(annotation))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _is_removable(annotation: Any) -> bool:
+    """Whether a setting is a table, or may be absent; to a setting of text `none` is text."""
+    if annotation is None or _is_text(annotation):
+        return False
+    return model_of(annotation) is not None or get_origin(annotation) is dict or NoneType in get_args(annotation)
 
 
 def _is_text(annotation: Any) -> bool:

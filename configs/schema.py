@@ -13,22 +13,34 @@ from serving_bridge.settings import EvaluationSettings, RolloutSettings, Serving
 
 
 class RunSettings(Settings):
-    name: str = Field(max_length=100, pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    """The run's name, place and seed."""
+
+    name: str = Field(
+        max_length=100,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        description="name of the run, of its default directory and of its database schema",
+    )
     directory: str = Field("", description="run directory; runs/<name> if empty")
-    seed: int = Field(0, ge=0, le=2**32 - 1, description="JAX's generators take 32 bits of it")
+    seed: int = Field(
+        0, ge=0, le=2**32 - 1, description="seed of problems, weights and sampling; JAX's generators take 32 bits of it"
+    )
 
 
 class CreateModelSettings(Settings):
     """Shape of a small Qwen3 model that a run makes for itself, with a tokenizer trained on its task."""
 
-    hidden_size: int = Field(128, gt=0)
-    intermediate_size: int = Field(384, gt=0)
-    num_layers: int = Field(4, gt=0)
-    num_heads: int = Field(4, gt=0)
-    num_kv_heads: int = Field(2, gt=0)
-    head_dim: int = Field(32, gt=0)
+    hidden_size: int = Field(128, gt=0, description="width of the residual stream")
+    intermediate_size: int = Field(384, gt=0, description="width inside each feed-forward layer")
+    num_layers: int = Field(4, gt=0, description="decoder layers")
+    num_heads: int = Field(4, gt=0, description="query heads of each attention layer")
+    num_kv_heads: int = Field(2, gt=0, description="key and value heads; divides num_heads")
+    head_dim: int = Field(32, gt=0, description="dimensions of a head; even")
     vocab_size: int = Field(128, gt=0, description="upper bound for the tokenizer that is trained")
-    rope_theta: float = Field(10_000.0, gt=1, description="small for short texts, so that neighbours are told apart")
+    rope_theta: float = Field(
+        10_000.0,
+        gt=1,
+        description="base of the rotary positions; small for short texts, so that neighbours are told apart",
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -44,6 +56,8 @@ class CreateModelSettings(Settings):
 
 
 class ModelSettings(Settings):
+    """The model that the run begins from: give exactly one of the two."""
+
     path: str = Field("", description="Hugging Face model folder; empty if the run creates its model")
     create: CreateModelSettings | None = None
 

@@ -17,6 +17,7 @@ class Command(NamedTuple):
 GROUPS: dict[str, dict[str, Command]] = {
     "begin": {
         "doctor": Command("tools.doctor", "say what this machine can run, and what is missing"),
+        "settings": Command("tools.settings", "list every setting with type, range, default and meaning"),
         "plan": Command("tools.plan", "predict the device memory of a train step"),
     },
     "train": {

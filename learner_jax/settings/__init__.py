@@ -1,14 +1,12 @@
 """The learner's settings, each with its range; free of JAX."""
 
+from learner_jax.settings.hosts import HOSTS_SECRET, HostsSettings, MeshSettings
 from learner_jax.settings.learner import (
-    HOSTS_SECRET,
     AdvantageSettings,
     GroupSettings,
-    HostsSettings,
     KLSettings,
     LearnerSettings,
     LossSettings,
-    MeshSettings,
     OptimizerSettings,
     PolicySettings,
     ValueSettings,

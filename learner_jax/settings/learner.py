@@ -7,20 +7,27 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from learner_jax.contracts import Settings
-
-#: environment variable by which the hosts of one learner know each other
-HOSTS_SECRET = "WEIR_HOSTS_SECRET"
+from learner_jax.settings.hosts import HostsSettings, MeshSettings
 
 
 class OptimizerSettings(Settings):
     """AdamW (Loshchilov & Hutter, arXiv 1711.05101) on fp32 master weights."""
 
-    learning_rate: float = Field(1e-6, ge=1e-10, le=1, description="below, updates get lost in fp32's rounding")
+    learning_rate: float = Field(
+        1e-6, ge=1e-10, le=1, description="step size of AdamW; below 1e-10, updates get lost in fp32's rounding"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps in which the rate rises to learning_rate")
-    beta1: float = Field(0.9, ge=0, le=1 - 1e-6)
-    beta2: float = Field(0.999, ge=0, le=1 - 1e-6, description="more would be 1 in fp32, or nearly so")
-    eps: float = Field(1e-8, ge=1e-18, le=1)
-    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, le=1 - 1e-6, description="decay of the first moment per step")
+    beta2: float = Field(
+        0.999,
+        ge=0,
+        le=1 - 1e-6,
+        description="decay of the second moment per step; more would be 1 in fp32, or nearly so",
+    )
+    eps: float = Field(1e-8, ge=1e-18, le=1, description="added to the root of the second moment")
+    weight_decay: float = Field(
+        0.0, ge=0, description="decoupled weight decay; each step takes learning_rate x weight_decay off a weight"
+    )
     max_grad_norm: float = Field(1.0, ge=1e-6, allow_inf_nan=True, description="bound of the global norm; inf for none")
     moments: Literal["float32", "bfloat16", "factored"] = Field(
         "float32",
@@ -40,7 +47,9 @@ class OptimizerSettings(Settings):
 class AdvantageSettings(Settings):
     """How rewards become advantages; `losses.advantages` and `losses.returns` cite each paper."""
 
-    estimator: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "gae", "vtrace"] = "grpo"
+    estimator: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "gae", "vtrace"] = Field(
+        "grpo", description="how rewards become advantages; docs/losses.md cites each paper"
+    )
     segments: Literal["token", "turn"] = Field("token", description="what one decision is, for gae and vtrace")
     discount: float = Field(1.0, gt=0, le=1, description="per token, environment tokens included; gae and vtrace")
     turn_discount: float = Field(1.0, gt=0, le=1, description="further discount where one turn follows another")
@@ -77,7 +86,9 @@ class AdvantageSettings(Settings):
 class PolicySettings(Settings):
     """The policy's objective; `learner_jax.losses.policy` cites each paper."""
 
-    objective: Literal["ppo", "decoupled_ppo", "cispo", "gspo", "policy_gradient"] = "ppo"
+    objective: Literal["ppo", "decoupled_ppo", "cispo", "gspo", "policy_gradient"] = Field(
+        "ppo", description="loss of the policy; docs/losses.md cites each paper"
+    )
     clip_low: float = Field(0.2, gt=0, le=1, description="lower bound of the ratio is 1 - clip_low")
     clip_high: float = Field(
         0.2, gt=0, allow_inf_nan=True, description="upper bound of the ratio is 1 + clip_high; inf for none"
@@ -126,7 +137,9 @@ class KLSettings(Settings):
     """KL to the frozen reference; `learner_jax.losses.kl` says what gradient each combination has."""
 
     coefficient: float = Field(0.0, ge=0, description="weight of the KL; 0 drops the reference")
-    estimator: Literal["k1", "k2", "k3"] = "k3"
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k3", description="estimator of the KL per token (Schulman's k1, k2, k3)"
+    )
     use: Literal["loss", "reward"] = Field(
         "loss", description="a term of the loss, or a penalty on each token's reward"
     )
@@ -190,7 +203,10 @@ class LossSettings(Settings):
     value: ValueSettings = ValueSettings()
     groups: GroupSettings = GroupSettings()
     entropy_coefficient: float = Field(0.0, ge=0, description="weight of the entropy bonus")
-    reduction: Literal["sequence_mean", "token_mean", "constant"] = "sequence_mean"
+    reduction: Literal["sequence_mean", "token_mean", "constant"] = Field(
+        "sequence_mean",
+        description="mean of the answers' means; mean over tokens; or sum per answer divided by constant_tokens",
+    )
     constant_tokens: int | None = Field(None, gt=0, description="constant: denominator per answer (Dr. GRPO)")
     effective_sample_exponent: float = Field(
         0.0, ge=0, le=1, description="scale the step by (effective sample size / tokens) to this power"
@@ -227,70 +243,29 @@ class LossSettings(Settings):
         return self
 
 
-class MeshSettings(Settings):
-    """Sizes of the device mesh axes; -1 takes whatever devices are left."""
-
-    data: int = Field(1, ge=-1)
-    fsdp: int = Field(-1, ge=-1)
-    tensor: int = Field(1, ge=-1)
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        return self.data, self.fsdp, self.tensor
-
-    @model_validator(mode="after")
-    def _sizes_can_be(self) -> MeshSettings:
-        if 0 in self.sizes or self.sizes.count(-1) > 1:
-            raise ValueError(
-                f"data, fsdp and tensor are {list(self.sizes)}: every size must be at least 1, and at most one may be "
-                f"-1, which takes the devices that are left"
-            )
-        return self
-
-
-class HostsSettings(Settings):
-    """The processes that make up one learner, and how they find each other; one configuration serves all of them."""
-
-    count: int = Field(1, gt=0, description="processes; more than 1 train as one learner")
-    index: int = Field(
-        -1, ge=-1, description="which of them this is, given per process; -1 asks SLURM, MPI or JobSet's environment"
-    )
-    coordinator: str = Field(
-        "",
-        pattern=r"^(\S+:[0-9]{1,5})?$",
-        description="address:port of process 0; empty asks the same environment",
-    )
-    connect_timeout_s: float = Field(300, ge=1, description="give up when not all processes came within this")
-    heartbeat_timeout_s: float = Field(60, ge=1, description="a process silent for this long is dead; all others end")
-
-    @model_validator(mode="after")
-    def _index_counts(self) -> HostsSettings:
-        if self.index >= self.count:
-            raise ValueError(f"index is {self.index}, expected 0 to {self.count - 1}: count is {self.count}")
-        return self
-
-
 class WarmStartSettings(Settings):
     """Supervised start on the task's own answers, stopped by measured skill rather than by a step count."""
 
     target_accuracy: float = Field(gt=0, lt=1, description="stop at this greedy accuracy on validation problems")
-    max_steps: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    learning_rate: float = Field(ge=1e-10, le=1)
-    evaluate_every: int = Field(20, gt=0)
-    num_validation: int = Field(256, gt=0)
+    max_steps: int = Field(gt=0, description="give up when the accuracy is not reached in so many steps")
+    batch_size: int = Field(gt=0, description="answers per step")
+    learning_rate: float = Field(ge=1e-10, le=1, description="step size of AdamW in the supervised start")
+    evaluate_every: int = Field(20, gt=0, description="steps between two measurements of the accuracy")
+    num_validation: int = Field(256, gt=0, description="validation problems per measurement")
 
 
 class CheckpointSettings(Settings):
+    """When the learner's state is saved, and how many states are kept."""
+
     every: int = Field(20, gt=0, description="optimizer steps between checkpoints")
-    keep: int = Field(2, gt=0)
+    keep: int = Field(2, gt=0, description="checkpoints kept; older ones are deleted")
 
 
 class LearnerSettings(Settings):
     """The training loop."""
 
     steps: int = Field(gt=0, description="optimizer steps of reinforcement learning")
-    groups_per_step: int = Field(gt=0)
+    groups_per_step: int = Field(gt=0, description="groups (prompts) in the batch of a step")
     sequence_length: int = Field(gt=1, description="longest trajectory in tokens; longer ones are refused")
     row_tokens: tuple[Annotated[int, Field(gt=1)], ...] = Field(
         (), description="the few row lengths that sequences are packed into; empty: sequence_length alone"
@@ -300,8 +275,12 @@ class LearnerSettings(Settings):
         "auto", description="compute a group's prompt once per row, where the attention kernel can and it costs less"
     )
     minibatches: int = Field(1, gt=0, description="optimizer updates per batch; more than 1 cost a forward pass more")
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    publish_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of matrix products in the learner; master weights are float32"
+    )
+    publish_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of published weights; the same as serving.dtype"
+    )
     attention: Literal["auto", "xla", "cudnn", "splash"] = Field(
         "auto", description="attention kernel; auto takes the platform's"
     )
@@ -313,7 +292,7 @@ class LearnerSettings(Settings):
     mismatch_versions: int = Field(0, ge=0, description="older versions kept in memory for that comparison")
     num_golden: int = Field(4, gt=0, description="golden prompts sent with each version")
     cpu_cores: int = Field(0, ge=0, description="cores for reinforcement learning on a CPU shared with vLLM; 0 for all")
-    max_wait_s: float = Field(600, gt=0, description="give up when no group came for this long")
+    max_wait_s: float = Field(600, gt=0, description="give up when no group came for so many seconds")
     peak_tflops: float = Field(
         0.0, ge=0, description="of one device, for the utilisation in the log; 0 measures a large matmul at the start"
     )

@@ -49,7 +49,9 @@ class TaskSettings(BaseModel):
         description="said after a wrong answer; {reasons} stands for the verifier's, which may tell the right one",
     )
     num_problems: int = Field(1_000_000, gt=0, le=2**40, description="problems generated before the stream repeats")
-    holdout_percent: int = Field(5, ge=1, le=45)
+    holdout_percent: int = Field(
+        5, ge=1, le=45, description="percent of all problems held out for evaluation; as many again are for validation"
+    )
 
     @field_validator("turn_discount", "score_timeout_s", mode="before")
     @classmethod

@@ -19,21 +19,23 @@ _MAX_DATABASE_TIMEOUT_S = 2e6
 class ServingSettings(Settings):
     """vLLM replicas that this process starts and keeps on the newest weights."""
 
-    replicas: int = Field(1, ge=1)
+    replicas: int = Field(1, ge=1, description="vLLM servers that this fleet runs")
     host: str = Field(
         "127.0.0.1",
         min_length=1,
         description="address to bind, loopback or private: tokens and prompts cross the network in clear",
     )
     port: int = Field(0, ge=0, le=65535, description="first port; 0 picks free ones")
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    max_model_len: int = Field(gt=1)
-    max_num_seqs: int = Field(256, gt=0)
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1)
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of the served weights; the same as learner.publish_dtype"
+    )
+    max_model_len: int = Field(gt=1, description="longest prompt and answer together, in tokens")
+    max_num_seqs: int = Field(256, gt=0, description="most answers that a replica samples at the same time")
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory that a replica takes")
     cpu_kv_cache_gib: int = Field(1, gt=0, description="KV cache on the CPU platform, GiB")
     threads: int = Field(1, gt=0, description="OpenMP threads of a replica on the CPU platform")
-    tensor_parallel_size: int = Field(1, gt=0)
-    enforce_eager: bool = True
+    tensor_parallel_size: int = Field(1, gt=0, description="GPUs of one replica")
+    enforce_eager: bool = Field(True, description="run vLLM without CUDA graphs; starts sooner, samples slower")
     server_module: str = Field(
         VLLM_MODULE,
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$",
@@ -48,23 +50,23 @@ class ServingSettings(Settings):
         description="folder of the keys that the replicas' tokens come from, for this user only; empty for one beside "
         "the replicas' rows in the weight store",
     )
-    start_timeout_s: float = Field(300, gt=0)
-    update_timeout_s: float = Field(120, gt=0, le=43_200, description="bound on each step of a weight round")
+    start_timeout_s: float = Field(300, gt=0, description="seconds that a replica gets to start")
+    update_timeout_s: float = Field(120, gt=0, le=43_200, description="seconds for each step of a weight round")
     updates_at_once: int = Field(
         0,
         ge=0,
         description="replicas in a weight round at the same time: 1 goes replica by replica, 0 takes all at once",
     )
-    drain_timeout_s: float = Field(10, gt=0, description="time that answers in flight get on a stop")
+    drain_timeout_s: float = Field(10, gt=0, description="seconds that answers in flight get on a stop")
     max_restarts: int = Field(3, ge=0, description="restarts of a replica within restart_window_s; then it stays down")
-    restart_window_s: float = Field(3600, gt=0, description="time after which a restart no longer counts")
-    health_interval_s: float = Field(1, gt=0, description="time between two health checks of a replica")
+    restart_window_s: float = Field(3600, gt=0, description="seconds after which a restart no longer counts")
+    health_interval_s: float = Field(1, gt=0, description="seconds between two health checks of a replica")
     suspect_after: int = Field(3, ge=1, description="failed health checks in a row that make a replica suspect")
     hang_s: float = Field(
-        60, gt=0, description="restart a replica that shows no sign of life, or samples nothing, so long"
+        60, gt=0, description="restart a replica that shows no sign of life, or samples nothing, for so many seconds"
     )
     min_healthy: int = Field(1, ge=0, description="replicas that must serve; restarts and scaling keep to it")
-    min_healthy_s: float = Field(600, gt=0, description="give up when fewer serve for so long")
+    min_healthy_s: float = Field(600, gt=0, description="give up when fewer serve for so many seconds")
     probe_tolerance: float | None = Field(
         None, gt=0, description="largest golden-prompt log-prob difference accepted, nats; by the dtype if unset"
     )
@@ -102,9 +104,9 @@ class RolloutSettings(Settings):
         le=_MAX_TEMPERATURE,
         description="vLLM samples at 0.01 where less is asked for, so that log-probs would not be those of the trainer",
     )
-    max_prompt_tokens: int = Field(gt=0)
+    max_prompt_tokens: int = Field(gt=0, description="longest prompt, in tokens; longer ones are refused")
     max_tokens: int = Field(gt=0, description="longest answer, in tokens")
-    concurrent_groups: int = Field(64, gt=0)
+    concurrent_groups: int = Field(64, gt=0, description="groups that a worker plays at the same time")
     max_episode_tokens: int | None = Field(
         None, gt=1, description="prompt, answers and observations; room for task.turns of the longest if unset"
     )
@@ -116,18 +118,24 @@ class RolloutSettings(Settings):
         description="sample longer answers in pieces of so many tokens, each from any replica; 0 for whole ones",
     )
     spare_samples: int = Field(0, ge=0, description="more answers per group, in place of late and broken ones")
-    episode_timeout_s: float = Field(3600, gt=0, description="an answer, or dialog, that takes longer is broken off")
-    request_timeout_s: float = Field(300, gt=0)
+    episode_timeout_s: float = Field(
+        3600, gt=0, description="seconds; an answer, or dialog, that takes longer is broken off"
+    )
+    request_timeout_s: float = Field(300, gt=0, description="seconds that one request to a replica may take")
     max_attempts: int = Field(5, gt=0, description="tries in a row of a request that a replica fails or aborts")
     failures_to_avoid: int = Field(3, ge=1, description="failures in a row after which a replica is left alone a while")
     reward_threads: int = Field(8, ge=1, description="answers that are scored at the same time")
-    reward_timeout_s: float = Field(600, gt=0, description="an answer without a verdict after so long gets none")
+    reward_timeout_s: float = Field(
+        600, gt=0, description="seconds; an answer without a verdict after so long gets none"
+    )
     max_failed_verdicts: float = Field(
         0.1, ge=0, le=1, description="share of the latest 512 answers that may be without verdict; beyond, stop"
     )
-    drain_s: float = Field(10, ge=0, description="time that running groups get on a stop; the rest is handed on")
+    drain_s: float = Field(10, ge=0, description="seconds that running groups get on a stop; the rest is handed on")
     max_wait_s: float = Field(
-        600, gt=0, description="give up when the gate or the queue stays closed, or no replica is ready, so long"
+        600,
+        gt=0,
+        description="seconds; give up when the gate or the queue stays closed, or no replica is ready, so long",
     )
 
     @model_validator(mode="after")
@@ -154,9 +162,11 @@ class RolloutSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    num_problems: int = Field(200, gt=0)
+    """Held-out evaluations: how many problems, how often, how answers are sampled."""
+
+    num_problems: int = Field(200, gt=0, description="held-out problems per evaluation")
     every: int = Field(0, ge=0, description="versions between held-out evaluations while training; 0 for none")
-    num_samples_shown: int = Field(6, ge=0)
+    num_samples_shown: int = Field(6, ge=0, description="answers kept for the report")
     max_tokens: int | None = Field(None, gt=0, description="longest answer; rollout.max_tokens if unset")
     temperature: float = Field(
         0.0, ge=0, le=_MAX_TEMPERATURE, description="of the answers; 0 is greedy, and the next that vLLM has is 0.01"
@@ -184,22 +194,24 @@ class StoreSettings(Settings):
         60,
         ge=0.1,
         le=_MAX_DATABASE_TIMEOUT_S,
-        description="give up when the database is locked, or its server away, for so long",
+        description="seconds; give up when the database is locked, or its server away, for so long",
     )
     blobs: str = Field("", description="folder of payloads above blob_bytes; every host must see it under this path")
-    blob_bytes: int = Field(2**16, gt=0, le=2**30, description="larger payloads go to files, not rows")
+    blob_bytes: int = Field(2**16, gt=0, le=2**30, description="bytes; larger payloads go to files, not rows")
     weights: str = Field("", description="folder of the weight store; every host must see it under this path")
-    keep_versions: int = Field(8, ge=2)
+    keep_versions: int = Field(8, ge=2, description="newest weight versions kept; older ones are deleted")
     anchor_every: int = Field(16, ge=1, description="versions between full ones; 1 publishes every version whole")
     max_changed: float = Field(0.6, ge=0, le=1, description="publish whole where more than this share of it changed")
-    lease_s: float = Field(3600, ge=1, description="the learner's leases of groups run out after so long")
-    claim_lease_s: float = Field(60, ge=1, description="a worker's claims of prompts that it does not renew run out")
+    lease_s: float = Field(3600, ge=1, description="seconds after which the learner's leases of groups run out")
+    claim_lease_s: float = Field(
+        60, ge=1, description="seconds after which a worker's claims of prompts run out that it does not renew"
+    )
     max_queued_groups: int = Field(16384, gt=0, description="groups that wait for the learner; workers wait beyond")
     max_queued_bytes: int = Field(
         4 * 2**30, gt=0, le=2**60, description="payload bytes that wait for the learner, likewise"
     )
-    max_group_bytes: int = Field(256 * 2**20, gt=0, le=10**9, description="payload of one group")
-    max_age_s: float | None = Field(None, gt=0, description="groups that wait for longer become dead letters")
+    max_group_bytes: int = Field(256 * 2**20, gt=0, le=10**9, description="payload bytes of one group")
+    max_age_s: float | None = Field(None, gt=0, description="seconds; groups that wait for longer become dead letters")
     max_tries: int = Field(3, ge=1, description="leases of a group before it becomes a dead letter")
 
     @model_validator(mode="after")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from configs.load import ConfigError, load_config, parse_config, save_config
-from learner_jax.settings.learner import LossSettings
+from learner_jax.settings.learner import LearnerSettings, LossSettings
 from tests.conftest import REPOSITORY
 
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.toml"))
@@ -45,8 +45,11 @@ def test_overrides_take_toml_values_and_plain_strings() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rollout.max_stalenes=1", r"rollout\.max_stalenes: unknown key; known here: group_size, max_staleness"),
-        ("rolout.max_staleness=1", r"rolout: unknown key; known here: run, model, task"),
+        (
+            "rollout.max_stalenes=1",
+            r"rollout\.max_stalenes: unknown key; did you mean rollout\.max_staleness\? Known here: group_size",
+        ),
+        ("rolout.max_staleness=1", r"rolout: unknown key; did you mean rollout\? Known here: run, model, task"),
         ("learner.optimizer.lr=1", r"learner\.optimizer\.lr: unknown key; known here: learning_rate"),
         ("rollout.max_staleness=-1", r"rollout\.max_staleness: .*greater than or equal to 0, got -1"),
         ("rollout.group_size=many", r"rollout\.group_size: .*integer.*got 'many'"),
@@ -105,3 +108,33 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
         load_config(broken)
     with pytest.raises(ConfigError, match=r"learner: Field required"):
         parse_config({"run": {"name": "x"}}, origin="here")
+
+
+def test_none_takes_out_a_table_or_a_value_that_need_not_be_set() -> None:
+    told = ["warm_start=none", "model.create=none", "model.path=/m", "learner.optimizer = none"]
+    config = load_config(DEMO, told)
+    assert (config.warm_start, config.model.create, config.model.path) == (None, None, "/m")
+    assert config.learner.optimizer == LearnerSettings.model_fields["optimizer"].default
+    assert load_config(DEMO, ["evaluation.max_tokens=3", "evaluation.max_tokens=none"]).evaluation.max_tokens is None
+    assert load_config(DEMO, ["store.max_age_s=none"]) == load_config(DEMO)  # not there, and its table neither
+    again = load_config(DEMO, ["learner.loss.kl=none", "learner.loss.kl.coefficient=0.5"]).learner.loss.kl
+    assert again.coefficient == 0.5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run=none", "run: Field required"),
+        ("warm_start=none", r"add a \[warm_start\] table"),
+        ("learner.steps=none", r"learner\.steps: .*integer, got 'none'"),
+        ("run.name.x=none", "override of run.name.x: 'name' is a value, not a table"),
+    ],
+)
+def test_what_a_run_can_not_do_without_stays(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(DEMO, [override])
+
+
+def test_none_is_text_to_a_setting_of_text() -> None:
+    assert load_config(DEMO, ["run.name=none"]).run.name == "none"
+    assert load_config(DEMO, ["learner.remat=none"]).learner.remat == "none"

@@ -192,7 +192,10 @@ def failing(*command: str) -> str:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("rollout.max_stalenes=1",), "rollout.max_stalenes: unknown key; known here: group_size"),
+        (
+            ("rollout.max_stalenes=1",),
+            "rollout.max_stalenes: unknown key; did you mean rollout.max_staleness? Known here: group_size",
+        ),
         (("rollout.max_staleness=-1",), "rollout.max_staleness: Input should be greater than or equal to 0, got -1"),
         (("model.path=/nowhere",), "exactly one of model.path"),
     ],

@@ -18,6 +18,7 @@ from pathlib import Path
 from configs.carry_on import changes
 from configs.load import load_config, save_config
 from configs.schema import Config
+from configs.shipped import shipped_configs
 from learner_jax.contracts import ModelConfig, RecordLimits, read_model_config
 from learner_jax.runtime import Waits, WeirError, at, disk_failure, printable
 from rewards.contracts import Task
@@ -155,14 +156,18 @@ def start_model_dir(config: Config, paths: RunPaths) -> Path:
 
 def config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds --config and --set."""
-    parser.add_argument("--config", required=required, type=Path, help="TOML file; the ready-made ones are in configs/")
+    shipped = ", ".join(shipped_configs())
+    parser.add_argument(
+        "--config", required=required, type=Path, help=f"TOML file, or a name that Weir knows: {shipped}"
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         dest="overrides",
         metavar="SECTION.KEY=VALUE",
-        help="override one setting; may be given several times",
+        help="override one setting, e.g. rollout.max_staleness=0; `none` takes out a table, or a value that need not "
+        "be set, e.g. warm_start=none; may be given several times; `weir settings` lists all",
     )
 
 

@@ -1,0 +1,56 @@
+"""Names of settings that are near to one that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from pydantic import BaseModel
+
+from configs.overrides import model_of
+from configs.schema import Config
+
+_MOST = 3
+#: Characters that are compared.
+_LONGEST = 200
+#: Of a likeness that is 1 for the same name: what a name must have, and how much of the best one's.
+_LEAST, _OF_BEST = 0.52, 0.85
+#: Of a key alone, which must not be another word altogether.
+_LEAST_OF_KEY = 0.55
+#: How much more the key counts than the tables that it stands in.
+_KEY_WEIGHT = 3
+
+
+def known_names() -> list[str]:
+    """Dotted names of all settings and tables, in the schema's order."""
+    return list(_names(Config, ""))
+
+
+def _names(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for key, field in model.model_fields.items():
+        yield f"{prefix}{key}"
+        if table := model_of(field.annotation):
+            yield from _names(table, f"{prefix}{key}.")
+
+
+def nearest(name: str) -> list[str]:
+    """The nearest dotted names of the schema, the best first: another spelling, or the key under another table."""
+    rated = sorted(((_likeness(name, known), known) for known in known_names()), key=lambda pair: -pair[0])
+    best = rated[0][0]
+    return [known for rate, known in rated[:_MOST] if rate >= max(_LEAST, _OF_BEST * best)]
+
+
+def _likeness(wanted: str, known: str) -> float:
+    """How alike two dotted names are, from 0 to 1."""
+    tables, _, key = wanted.lower().rpartition(".")
+    known_tables, _, known_key = known.rpartition(".")
+    of_key, of_tables = (
+        difflib.SequenceMatcher(None, one, other).ratio() for one, other in ((key, known_key), (tables, known_tables))
+    )
+    return (_KEY_WEIGHT * of_key + of_tables) / (_KEY_WEIGHT + 1) if of_key >= _LEAST_OF_KEY else 0.0
+
+
+def did_you_mean(name: str) -> str:
+    """`did you mean X?` for a name that does not exist; empty if none is near."""
+    found = nearest(name[:_LONGEST])
+    return f"did you mean {' or '.join(found)}?" if found else ""
