@@ -74,7 +74,12 @@ def markdown() -> str:
 
 def _row(setting: Setting) -> str:
     cells = (_code(setting.name), setting.type, setting.range, setting.default, setting.meaning)
-    return f"| {' | '.join(re.sub(r'[|<]', r'\\\g<0>', cell) for cell in cells)} |"
+    return f"| {' | '.join(map(_escaped, cells))} |"
+
+
+def _escaped(text: str) -> str:
+    """Text that a cell shows as it stands."""
+    return re.sub(r"[|<]", r"\\\g<0>", text)
 
 
 def _code(text: str) -> str:
