@@ -32,7 +32,7 @@ class TaskSettings(BaseModel):
     answer_column: str = Field("answer", description='rows: column of the reference answer; "" if there is none')
     reward: str = Field("", description="rows: math, or package.module:name of a function (prompt, answer, row)")
     environment: str = Field("feedback", min_length=1, description="feedback, or package.module:name of a class")
-    score_timeout_s: float = Field(5.0, gt=0, le=3600, description="an answer that is not scored by then has no score")
+    score_timeout_s: float = Field(5.0, gt=0, le=3600, description="seconds; an answer not scored by then has no score")
     score_processes: int = Field(2, ge=1, le=256, description="processes that score answers, one each at a time")
     score_confined: bool = Field(
         True, description="own reward or environment: answers are scored without files, network and programs"
