@@ -9,10 +9,10 @@ from learner_jax.checkpoints.manifest import (
     ITEM,
     CheckpointError,
     Manifest,
-    Position,
     array_specs,
     read_manifest,
 )
+from learner_jax.contracts import Position
 
 __all__ = [
     "CHECKPOINT_SCHEMA",

@@ -32,12 +32,12 @@ from learner_jax.checkpoints.manifest import (
     ITEM,
     CheckpointError,
     Manifest,
-    Position,
     array_specs,
     check_arrays,
     read_manifest,
 )
 from learner_jax.checkpoints.proof import HASHES_WITHIN_S, Proof
+from learner_jax.contracts import Position
 from learner_jax.models import KEY as VALUE_KEY
 from learner_jax.runtime import Waits, crash_point, disk_failure, this_code
 from learner_jax.training import Params, TrainState

@@ -23,6 +23,7 @@ from learner_jax.contracts.model import (
     parse_model_config,
     read_model_config,
 )
+from learner_jax.contracts.position import Position
 from learner_jax.contracts.record_bounds import (
     MAX_PROMPT_INDEX,
     MAX_RECORD_TEXT,
@@ -93,6 +94,7 @@ __all__ = [
     "OpenWeights",
     "Parameter",
     "Payloads",
+    "Position",
     "RecordLimits",
     "Settings",
     "TensorChange",

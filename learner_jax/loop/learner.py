@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import math
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from learner_jax.batches import Batch, BatchStats, Reference, Sequences, rl_batch
-from learner_jax.checkpoints import Checkpoints, Position
-from learner_jax.contracts import TrajectorySource, WeightPublisher
-from learner_jax.loop.feed import Feed, Groups, StepGroups
+from learner_jax.batches import Batch, BatchStats, rl_batch
+from learner_jax.checkpoints import Checkpoints
+from learner_jax.contracts import Position, TrajectorySource, WeightPublisher
+from learner_jax.ledger import Ledger
+from learner_jax.loop.feed import Feed, StepGroups
+from learner_jax.loop.kl_control import KLControl
 from learner_jax.loop.profiling import Profiler
 from learner_jax.loop.publishing import Publishing
-from learner_jax.loop.reference_ahead import ReferenceAhead
 from learner_jax.loop.saving import Saving
-from learner_jax.loop.step_metrics import merged, with_explained_variance
-from learner_jax.losses import adapted_coefficient
-from learner_jax.models import flops, split_parameters
-from learner_jax.runtime import Waits, WeirError, crash_point
-from learner_jax.training import Engine, Mismatch, Params
+from learner_jax.loop.step_metrics import TrainingError, merged, require_honest_ratios, row_counts
+from learner_jax.loop.step_record import log_engine, log_history, step_record
+from learner_jax.runtime import Waits, crash_point
+from learner_jax.training import Engine, Params
 
 Log = Callable[..., None]
-
-#: Fewer older tokens than this prove nothing when all their ratios are 1.
-_HONEST_FROM_TOKENS = 16
-#: Set in the environment, lives, steps and saves are logged with what they consumed: for checks of a run's history.
-_RECORD_HISTORY = "WEIR_RECORD_HISTORY"
-#: Newest policy versions whose optimizer steps a checkpoint remembers.
-_VERSIONS_REMEMBERED = 256
-
-
-class TrainingError(WeirError, RuntimeError):
-    """Training can't go on soundly."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +69,10 @@ class Learner:
         profiler: Profiler | None = None,
         waits: Waits | None = None,
     ):
-        self._engine = engine
-        self._settings = engine.settings
-        self._hosts = engine.hosts
+        self._engine, self._settings, self._hosts = engine, engine.settings, engine.hosts
         self._source = source
+        self._state = engine.init_state(initial_params, seed=seed)
+        self._kl = KLControl(engine, self._state.params, reference=reference_params, log=log)
         self._publishing = Publishing(
             engine,
             publisher,
@@ -102,29 +89,16 @@ class Learner:
             engine.settings,
             max_staleness=max_staleness,
             should_stop=should_stop,
-            on_arrival=self._groups_arrived,
+            on_arrival=self._kl.arrived,
             waits=waits,
         )
         self._profiler = profiler
         self._log = log
         self._should_stop = should_stop
-        self._saving = Saving(checkpoints, source, engine.hosts, max_wait_s=engine.settings.max_wait_s, log=log)
-        self._state = engine.init_state(initial_params, seed=seed)
-        self._kl_coefficient = self._settings.loss.kl.coefficient
-        self._keeps_reference = bool(self._settings.loss.kl.reset_every)
-        self._reference: Params | None = None
-        if self._kl_coefficient > 0:
-            self._reference = self._policy_copy() if reference_params is None else reference_params
-        self._reference_ahead = ReferenceAhead(
-            self._reference_logprobs,
-            sequence_length=self._settings.sequence_length,
-            # Hosts must compute together, and what fills a microbatch of one does not fill the others'.
-            microbatch_tokens=math.inf
-            if self._hosts.count > 1
-            else self._settings.microbatch_rows * max(self._settings.row_lengths),
+        self._ledger = Ledger()
+        self._saving = Saving(
+            checkpoints, source, engine.hosts, self._ledger, max_wait_s=engine.settings.max_wait_s, log=log
         )
-        self._completed, self._version = 0, -1
-        self._steps_of_versions: dict[int, int] = {}
         self._changed_version = -1
         self._peak_flops = 0.0
 
@@ -143,16 +117,19 @@ class Learner:
             self._publishing.close()
 
     def _run(self) -> Outcome:
+        ledger = self._ledger
         self._resume()
-        self._log_engine()
+        self._peak_flops = log_engine(self._engine, self._log)
         self._publish()
         self._publishing.wait()  # what can't be published at all should be known before anything is trained
         if self._hosts.is_leader:
-            self._source.mark_trained([], completed_steps=self._completed, trained_version=self._version)
+            self._source.mark_trained([], completed_steps=ledger.completed_steps, trained_version=ledger.version)
         reason = "finished"
         skipped_in_a_row = 0
-        while self._completed < self._settings.steps:
-            if any(self._hosts.gather(self._should_stop(), f"whether to stop before step {self._completed + 1}")):
+        while ledger.completed_steps < self._settings.steps:
+            if any(
+                self._hosts.gather(self._should_stop(), f"whether to stop before step {ledger.completed_steps + 1}")
+            ):
                 reason = "stopped"
                 break
             if self._profiler is not None:
@@ -175,7 +152,7 @@ class Learner:
                 reason = "kl_budget"
                 break
         if reason == "stopped":
-            self._log("stopping", step=self._completed)
+            self._log("stopping", step=ledger.completed_steps)
         self._save()
         self._publishing.wait()
         self._saving.confirm(wait=True)
@@ -183,82 +160,61 @@ class Learner:
             self._source.finish()
         return Outcome(reason, self._position())
 
-    def _log_engine(self) -> None:
-        """Says once what runs where, and what the device can do at most."""
-        mesh, settings = self._engine.mesh, self._settings
-        device = mesh.local_devices[0]
-        peak = settings.peak_tflops * 1e12 or flops.matmul_peak(device, settings.compute_dtype)
-        self._peak_flops = peak * mesh.size
-        self._log(
-            "engine",
-            platform=self._engine.platform,
-            device=device.device_kind,
-            mesh=dict(mesh.shape),
-            host=self._hosts.index,
-            hosts=self._hosts.count,
-            attention=self._engine.attention,
-            compute_dtype=settings.compute_dtype,
-            row_tokens=list(settings.row_lengths),
-            microbatch_rows=settings.microbatch_rows,
-            peak_tflops_per_device=peak / 1e12,
-        )
-
     def _resume(self) -> None:
         start, position = self._saving.begin(), None
         if start is not None:
-            # A reference that was moved stands, also where this life moves it no more.
-            self._keeps_reference |= self._reference is not None and self._checkpoints.holds_reference(start.step)
+            self._kl.found(lambda: self._checkpoints.holds_reference(start.step))
             self._state, position, reference = self._checkpoints.restore(
-                self._state, reference=self._saved_reference(), step=start.step, files_checked=True
+                self._state, reference=self._kl.saved_reference, step=start.step, files_checked=True
             )
-            self._reference = self._reference if reference is None else reference
-            if self._reference is not None and self._settings.loss.kl.target is not None:  # else it is a setting alone
-                self._kl_coefficient = position.kl_coefficient or self._kl_coefficient
-            self._completed = position.completed_steps
-            self._steps_of_versions = dict(position.steps_of_versions)
+            self._kl.resumed(position, reference)
             consumed = len(position.consumed_trajectory_ids)
-            self._log("resumed", step=self._completed, consumed=consumed, verified=start.verified)
+            self._log("resumed", step=position.completed_steps, consumed=consumed, verified=start.verified)
         self._saving.recover(position)
-        self._record_history("life")
+        log_history(self._log, "life", step=self._ledger.completed_steps)
 
     def _one_step(self) -> dict[str, Any] | None:
-        started = time.monotonic()
-        taken = self._feed.take(self._completed + 1, trained_version=self._version)
+        started, ledger = time.monotonic(), self._ledger
+        taken = self._feed.take(ledger.completed_steps + 1, trained_version=ledger.version)
         if taken is None:
             return None
         waited = time.monotonic()
         crash_point("leased")
         batch, stats = self._batch(taken)
-        lagging = self._engine.lagging_mismatch(batch, self._publishing.weights, current_version=self._version)
+        lagging = self._engine.lagging_mismatch(batch, self._publishing.weights, current_version=ledger.version)
         prepared = time.monotonic()
         metrics = self._update(batch, taken.update_rows)
         trained = time.monotonic()
         crash_point("trained")
 
-        sampled_version, kl_coefficient = self._version, self._kl_coefficient
-        self._completed += 1
-        self._control_kl(metrics)
+        sampled_version, kl_coefficient = ledger.version, self._kl.coefficient
+        ledger.step_completed()
+        self._kl.step_completed(ledger.completed_steps, metrics, self._state.params)
         self._publish()
         if not (metrics["skipped"] or metrics["empty"]):
-            self._changed_version = self._version
+            self._changed_version = ledger.version
         crash_point("published")
         if self._hosts.is_leader:
-            self._source.mark_trained(taken.group_ids, completed_steps=self._completed, trained_version=self._version)
+            self._source.mark_trained(
+                taken.group_ids, completed_steps=ledger.completed_steps, trained_version=ledger.version
+            )
         crash_point("marked")
-        self._record_history("consumed", taken, version=sampled_version)
-        self._saving.trained_on(taken.trajectory_ids)
+        log_history(self._log, "consumed", step=ledger.completed_steps, taken=taken, version=sampled_version)
+        ledger.trained_on(taken.trajectory_ids)
         published = time.monotonic()
         self._saving.confirm(wait=False)
-        if self._completed % self._settings.checkpoint.every == 0:
+        if ledger.completed_steps % self._settings.checkpoint.every == 0:
             self._save()
         ended = time.monotonic()
-        return self._record(
+        record = step_record(
             stats,
             metrics,
             lagging,
+            step=ledger.completed_steps,
             version=sampled_version,
-            kl_coefficient=kl_coefficient,
+            kl_coefficient=kl_coefficient if self._kl.is_on else None,
             dropped_stale=taken.num_dropped_stale,
+            peak_flops=self._peak_flops,
             wait_s=waited - started,
             prepare_s=prepared - waited,
             train_s=trained - waited,
@@ -266,31 +222,26 @@ class Learner:
             save_s=ended - published,
             step_s=ended - started,
         )
+        self._log("step", **record)
+        return record
 
     def _batch(self, taken: StepGroups) -> tuple[Batch, BatchStats]:
-        reference: Reference | None = None
-        if self._reference is not None:
-            reference = self._reference_ahead.result()
+        version, kl_coefficient = self._ledger.version, self._kl.coefficient
         batch, stats = rl_batch(
             taken.groups,
             self._settings.loss,
             sequence_length=self._settings.sequence_length,
-            trained_version=self._version,
+            trained_version=version,
             minibatches=taken.update_rows,
-            reference=reference,
-            kl_coefficient=self._kl_coefficient,
+            reference=self._kl.reference(),
+            kl_coefficient=kl_coefficient,
             hosts=self._hosts,
         )
-        batch = self._engine.prepared(
-            self._state.params, batch, current_version=self._version, kl_coefficient=self._kl_coefficient
-        )
+        batch = self._engine.prepared(self._state.params, batch, current_version=version, kl_coefficient=kl_coefficient)
         if self._settings.loss.mismatch.lagging:
-            trainer = self._engine.trainer_logprobs(batch, self._publishing.weights, current_version=self._version)
+            trainer = self._engine.trainer_logprobs(batch, self._publishing.weights, current_version=version)
             batch = replace(batch, trainer_logprobs=jnp.asarray(trainer))
         return batch, stats
-
-    def _reference_logprobs(self, rows: Sequences) -> np.ndarray:
-        return self._engine.logprobs(self._reference, rows.tokens, rows.sampled, rows.lengths)
 
     def _update(self, batch: Batch, update_rows: Sequence[int]) -> dict[str, float]:
         """Makes the batch's optimizer updates and returns their metrics.
@@ -306,9 +257,9 @@ class Learner:
             self._state, metrics = self._engine.step(
                 self._state,
                 packed,
-                current_version=self._version,
+                current_version=self._ledger.version,
                 changed_version=self._changed_version,
-                kl_coefficient=self._kl_coefficient,
+                kl_coefficient=self._kl.coefficient,
             )
             parts.append({name: float(value) for name, value in metrics.items()})
             parts[-1] |= {
@@ -316,103 +267,20 @@ class Learner:
                 "compute_s": time.monotonic() - transferred,
                 "shared_prompts": float(packed.plan.shares_prompts),
             }
-            slots = packed.plan.sources.size
-            own = [slots, slots * packed.plan.real_share, packed.model_flops]
-            sums = np.sum(self._hosts.gather(own, "tokens in rows"), axis=0).tolist()
-            parts[-1] |= dict(zip(("slot_tokens", "real_tokens", "model_flops"), sums, strict=True))
+            parts[-1] |= row_counts(packed.plan, packed.model_flops, self._hosts)
         whole = merged(parts)
-        lagged = round(whole["lagged_tokens"])
-        if lagged >= _HONEST_FROM_TOKENS and whole["lagged_log_ratio_max"] == 0.0:
-            raise TrainingError(
-                f"step {self._completed + 1}: {lagged} tokens of versions older than {self._changed_version} have an "
-                f"importance ratio of exactly 1, although the weights have changed since: behavior_logprobs are not "
-                f"those of the policy that sampled the tokens; look at what fills them on the rollout side"
-            )
+        require_honest_ratios(whole, step=self._ledger.completed_steps + 1, changed_version=self._changed_version)
         return whole
 
-    def _control_kl(self, metrics: dict[str, float]) -> None:
-        """Adapts the coefficient to its target, and moves the reference where that is scheduled."""
-        chosen = self._settings.loss.kl
-        if chosen.target is not None:
-            self._kl_coefficient = adapted_coefficient(
-                self._kl_coefficient, metrics["kl"], target=chosen.target, horizon=chosen.horizon
-            )
-        if chosen.reset_every and self._completed % chosen.reset_every == 0:
-            self._reference = self._policy_copy()
-            self._log("reference_reset", step=self._completed)
-
-    def _policy_copy(self) -> Params:
-        """The policy's parameters in buffers of their own: those of the state are donated to the train step."""
-        return jax.tree.map(jnp.copy, split_parameters(self._state.params)[0])
-
-    def _saved_reference(self) -> Params | None:
-        """The reference, if a resumed run can't take it from where a fresh one does."""
-        return self._reference if self._keeps_reference else None
-
-    def _groups_arrived(self, groups: Groups) -> None:
-        if self._reference is not None:
-            self._reference_ahead.add(groups)
-
     def _publish(self) -> None:
-        self._version = self._publishing.start(self._state.params, step=self._completed)
-        self._steps_of_versions[self._version] = self._completed
-        for version in list(self._steps_of_versions)[:-_VERSIONS_REMEMBERED]:
-            del self._steps_of_versions[version]
-
-    def _record_history(self, event: str, taken: StepGroups | None = None, **fields: Any) -> None:
-        """Logs what a check of the history needs, if asked to: two learners may live at the same time there."""
-        if _RECORD_HISTORY not in os.environ:
-            return
-        if taken is not None:
-            oldest = [min(trajectory.oldest_version for trajectory in group) for group in taken.groups]
-            fields |= {"groups": taken.group_ids, "oldest": oldest}
-        self._log(event, step=self._completed, life=os.getpid(), **fields)
+        self._ledger.published(self._publishing.start(self._state.params, step=self._ledger.completed_steps))
 
     def _save(self) -> None:
         def position() -> Position:
-            self._record_history("saving")
+            log_history(self._log, "saving", step=self._ledger.completed_steps)
             return self._position()
 
-        self._saving.save(self._state, position, step=self._completed, reference=self._saved_reference())
+        self._saving.save(self._state, position, reference=self._kl.saved_reference)
 
     def _position(self) -> Position:
-        return self._saving.position(
-            completed_steps=self._completed,
-            trained_version=self._version,
-            kl_coefficient=self._kl_coefficient,
-            steps_of_versions=tuple(self._steps_of_versions.items()),
-        )
-
-    def _record(
-        self,
-        stats: BatchStats,
-        metrics: dict[str, float],
-        lagging: Mismatch,
-        *,
-        version: int,
-        kl_coefficient: float,
-        dropped_stale: int,
-        **seconds: float,
-    ) -> dict[str, Any]:
-        current = Mismatch(
-            metrics.pop("mismatch_sum"), metrics.pop("mismatch_max"), round(metrics.pop("mismatch_tokens"))
-        )
-        mismatch = current + lagging
-        slots, real = metrics.pop("slot_tokens"), metrics.pop("real_tokens")
-        model_flops = metrics.pop("model_flops")
-        record = {
-            "step": self._completed,
-            "version": version,
-            **asdict(stats),
-            **with_explained_variance(metrics),
-            **({} if self._reference is None else {"kl_coefficient": kl_coefficient}),
-            "mismatch_mean_abs_logprob": mismatch.mean,
-            "mismatch_max_abs_logprob": mismatch.maximum if mismatch.num_tokens else None,
-            "mismatch_tokens": mismatch.num_tokens,
-            "dropped_stale": dropped_stale,
-            "real_token_share": real / slots,
-            "mfu": model_flops / (metrics["compute_s"] * self._peak_flops),
-            **seconds,
-        }
-        self._log("step", **record)
-        return record
+        return self._saving.position(kl_coefficient=self._kl.coefficient)

@@ -8,27 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from learner_jax.checkpoints import CheckpointError, Checkpoints, Position, steps_in
-from learner_jax.contracts import TrajectorySource
+from learner_jax.checkpoints import CheckpointError, Checkpoints, steps_in
+from learner_jax.contracts import Position, TrajectorySource
 from learner_jax.hosts import Hosts, require_shared
+from learner_jax.ledger import Ledger
 from learner_jax.runtime import crash_point
 from learner_jax.training import Params, TrainState
 
 Log = Callable[..., None]
-
-
-@dataclass
-class _Unconfirmed:
-    """Trajectory ids trained on, until the queue has confirmed that it forgot them."""
-
-    in_checkpoint: list[str] = field(default_factory=list)
-    since_checkpoint: list[str] = field(default_factory=list)
-
-    def all(self) -> tuple[str, ...]:
-        return (*self.in_checkpoint, *self.since_checkpoint)
 
 
 @dataclass(frozen=True)
@@ -46,19 +36,23 @@ class Saving:
     fail together: one that fails alone would leave the others in Orbax's barriers.
 
     Args:
+      ledger: told of the life, its start, saves and what the queue has forgotten.
       max_wait_s: bound of a commit.
       log: told of "checkpoint" and "ousted".
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, source: TrajectorySource, hosts: Hosts, *, max_wait_s: float, log: Log
+        self,
+        checkpoints: Checkpoints,
+        source: TrajectorySource,
+        hosts: Hosts,
+        ledger: Ledger,
+        *,
+        max_wait_s: float,
+        log: Log,
     ) -> None:
-        self._checkpoints, self._source, self._hosts = checkpoints, source, hosts
+        self._checkpoints, self._source, self._hosts, self._ledger = checkpoints, source, hosts, ledger
         self._max_wait_s, self._log = max_wait_s, log
-        self._unconfirmed = _Unconfirmed()
-        self._is_saving = False
-        self._life = 0
-        self.saved_step: int | None = None
 
     def begin(self) -> Start | None:
         """Takes the queue over, and returns the checkpoint to go on from; None if there is none.
@@ -70,56 +64,51 @@ class Saving:
         require_shared(self._hosts, self._checkpoints.directory, "run.directory")
 
         def look() -> list[Any]:
-            self._life = self._checkpoints.next_life(self._source.take_over())
-            self._told(self._checkpoints.oust(self._life))
+            life = self._checkpoints.next_life(self._source.take_over())
+            self._told(self._checkpoints.oust(life), life)
             step = self._checkpoints.latest_step()
-            return [self._life, step, step is not None and self._checkpoints.check(step)]
+            return [life, step, step is not None and self._checkpoints.check(step)]
 
-        self._life, step, verified = self._from_leader(look, "checkpoint to go on from")
+        life, step, verified = self._from_leader(look, "checkpoint to go on from")
+        self._ledger.begun(life)
         self._checkpoints.reload()
         return None if step is None else Start(step, verified)
 
     def recover(self, position: Position | None) -> None:
         """Makes the queue agree with the checkpoint that was restored; None if there was none."""
         consumed: Sequence[str] = ()
-        completed, cursor = 0, 0
+        cursor = 0
         if position is not None:
             consumed, cursor = position.consumed_group_ids, position.prompt_cursor
-            completed = self.saved_step = position.completed_steps
+            self._ledger.resumed(position)
         if self._hosts.is_leader:
-            self._source.recover(consumed, completed_steps=completed, prompt_cursor=cursor)
+            self._source.recover(consumed, completed_steps=self._ledger.completed_steps, prompt_cursor=cursor)
 
-    def trained_on(self, trajectory_ids: Sequence[str]) -> None:
-        """Remembers what the state holds since the last save."""
-        self._unconfirmed.since_checkpoint += trajectory_ids
-
-    def position(self, **fields: Any) -> Position:
-        """Where the run stands; `fields` are those of `Position` that the training knows.
+    def position(self, *, kl_coefficient: float) -> Position:
+        """Where the run stands.
 
         Raises:
           LeaseLostError: another learner has taken over: nothing must be saved any more.
         """
         cursor = self._hosts.agree(self._source.prompt_cursor() if self._hosts.is_leader else None, "prompt cursor")
-        return Position(
-            prompt_cursor=cursor, consumed_trajectory_ids=self._unconfirmed.all(), life=self._life, **fields
-        )
+        return self._ledger.position(prompt_cursor=cursor, kl_coefficient=kl_coefficient)
 
-    def save(self, state: TrainState, position: Callable[[], Position], *, step: int, reference: Params | None) -> None:
-        """Starts to save a step, unless it is saved; the save before is confirmed first.
+    def save(self, state: TrainState, position: Callable[[], Position], *, reference: Params | None) -> None:
+        """Starts to save the step that the ledger stands at, unless it is saved; the save before is confirmed first.
 
         Raises:
           CheckpointError: the folder holds a step of another learner, or a save failed.
         """
-        if self.saved_step == step:
+        if self._ledger.is_saved:
             return
-        started = time.monotonic()
+        started, step = time.monotonic(), self._ledger.completed_steps
         self.confirm(wait=True)
         self._make_way(step)
         crash_point("save")
-        self._checkpoints.save(state, position(), reference=reference)
+        saved = position()
+        self._checkpoints.save(state, saved, reference=reference)
         crash_point("saving")
-        self._unconfirmed = _Unconfirmed(in_checkpoint=list(self._unconfirmed.all()))
-        self._is_saving, self.saved_step = True, step
+        self._ledger.save_started(saved)
         self._log("checkpoint", step=step, blocking_s=time.monotonic() - started)
 
     def confirm(self, *, wait: bool) -> None:
@@ -128,26 +117,25 @@ class Saving:
         Raises:
           CheckpointError: it failed, or is not what a restart would go on from; the queue keeps everything.
         """
-        if not self._is_saving:
+        if not self._ledger.is_saving:
             return
         if not wait and self._hosts.agree(self._checkpoints.is_saving(), "whether a checkpoint is being saved"):
             return
         if not self._hosts.is_leader:
             self._checkpoints.wait(self._max_wait_s)
         self._from_leader(lambda: self._checkpoints.wait(self._max_wait_s), "whether the checkpoint is proven")
-        self._is_saving = False
+        groups = self._ledger.committed()
         crash_point("committed")
-        groups = Position(0, 0, 0, tuple(self._unconfirmed.in_checkpoint)).consumed_group_ids
         if self._hosts.is_leader:
             self._source.acknowledge(groups)
         crash_point("acknowledged")
-        self._unconfirmed.in_checkpoint = []
+        self._ledger.acknowledged(groups)
 
     def _make_way(self, step: int) -> None:
         """Puts aside what an ousted learner committed where this one is going to; refuses what another one did."""
 
         def look() -> None:
-            self._told(self._checkpoints.oust(self._life, from_step=step))
+            self._told(self._checkpoints.oust(self._ledger.life, from_step=step), self._ledger.life)
             newest = max(steps_in(self._checkpoints.directory), default=None)
             if newest is not None and newest >= step:
                 raise CheckpointError(
@@ -159,9 +147,9 @@ class Saving:
         self._from_leader(look, "whether there is room for a checkpoint")
         self._checkpoints.reload()
 
-    def _told(self, ousted: list[int]) -> None:
+    def _told(self, ousted: list[int], life: int) -> None:
         if ousted:
-            self._log("ousted", steps=ousted, life=self._life)
+            self._log("ousted", steps=ousted, life=life)
 
     def _from_leader(self, look: Callable[[], Any], what: str) -> Any:
         """What the leader found, on every host; a CheckpointError of its own is raised on all of them."""
