@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from learner_jax.contracts import MANIFEST_SCHEMA, GoldenPrompt, WeightManifest
+from learner_jax.contracts import MANIFEST_SCHEMA, GoldenPrompt, Position, WeightManifest
 from serving_bridge.database import Database, DatabaseError, DiskFullError, Session, open_database
 from serving_bridge.routing import ReplicaRow
 from serving_bridge.weights import StoreError, WeightIntegrityError
@@ -256,13 +256,14 @@ class Snapshot:
 
     Attributes:
       history: (step, group ids) of all training behind the parameters that it holds.
-      consumed: groups that the queue has not been told about for sure.
     """
 
-    completed_steps: int
-    prompt_cursor: int
-    consumed: tuple[str, ...]
+    position: Position
     history: tuple[tuple[int, tuple[str, ...]], ...]
+
+    @property
+    def completed_steps(self) -> int:
+        return self.position.completed_steps
 
     @property
     def trained(self) -> set[str]:
@@ -278,6 +279,10 @@ class SimulatedCheckpoints:
 
     def latest(self) -> Snapshot | None:
         return self._snapshots[max(self._snapshots)] if self._snapshots else None
+
+    def next_life(self, turn: int) -> int:
+        """The number of a learner's life that begins now, as `Checkpoints.next_life` has it."""
+        return turn + max((snapshot.position.life for snapshot in self._snapshots.values()), default=0)
 
     def commit(self, snapshot: Snapshot) -> None:
         self._snapshots[snapshot.completed_steps] = snapshot

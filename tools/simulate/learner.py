@@ -1,7 +1,8 @@
-"""The learner's protocol with queue, weight store and checkpoints, step by step as `loop.learner.Learner` has it.
+"""The learner's real ledger between queue, weight store and checkpoints that are simulated; it trains nothing.
 
-The real one is JAX and synchronous; this one trains nothing. Side by side: `run` is `_run`, `_resume`, `_one_step`,
-`_publish`, `_save` and `_confirm` are those of that name, and what it keeps is what a checkpoint's `Position` keeps.
+What was consumed, which version was published at which step, what a checkpoint holds and what may be acknowledged is
+the ledger's, as in `learner_jax.loop`. Here are only the effects in between: `_run`, `_resume`, `_one_step`, `_publish`
+and `_save` are those of `Learner`, and `_confirm` is that of `Saving`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from learner_jax.contracts import Trajectory
+from learner_jax.ledger import Ledger
 from learner_jax.runtime import Waits, WaitTimeoutError
 from serving_bridge.queue import TrajectoryQueue
 from tools.simulate.disks import SimulatedCheckpoints, SimulatedStore, Snapshot
@@ -64,10 +66,10 @@ class SimulatedLearner:
         self._process, self._plan, self._queue, self._store = process, plan, queue, store
         self._checkpoints, self._waits = checkpoints, waits
         self._on_train, self._effect, self._trace = on_train, effect, trace
-        self._completed, self._version, self._stored = 0, -1, -1
+        self._ledger = Ledger()
+        self._stored = -1
+        #: what the parameters were trained on, in place of parameters
         self._history: list[tuple[int, tuple[str, ...]]] = []
-        self._in_checkpoint: list[str] = []
-        self._since_checkpoint: list[str] = []
         self._takes = False
         self._saving: asyncio.Task[None] | None = None
         self._publishing: asyncio.Task[None] | None = None
@@ -75,7 +77,7 @@ class SimulatedLearner:
     @property
     def is_idle(self) -> bool:
         """Whether it waits for groups or trains, and writes no checkpoint."""
-        return self._takes and self._saving is None
+        return self._takes and not self._ledger.is_saving
 
     async def run(self) -> None:
         mending = asyncio.create_task(self._mend())
@@ -95,8 +97,9 @@ class SimulatedLearner:
         self._resume()
         await self._publish()
         await self._published()
-        self._queue.mark_trained([], completed_steps=self._completed, trained_version=self._version)
-        while self._completed < self._plan.steps:
+        ledger = self._ledger
+        self._queue.mark_trained([], completed_steps=ledger.completed_steps, trained_version=ledger.version)
+        while ledger.completed_steps < self._plan.steps:
             await self._one_step()
         await self._save()
         await self._published()
@@ -104,43 +107,48 @@ class SimulatedLearner:
         self._queue.finish()
 
     def _resume(self) -> None:
-        self._queue.take_over()
+        ledger = self._ledger
+        ledger.begun(self._checkpoints.next_life(self._queue.take_over()))
         latest = self._checkpoints.latest()
         consumed: tuple[str, ...] = ()
         cursor = 0
         if latest is not None:
-            self._completed, cursor, consumed = latest.completed_steps, latest.prompt_cursor, latest.consumed
+            consumed, cursor = latest.position.consumed_group_ids, latest.position.prompt_cursor
+            ledger.resumed(latest.position)
             self._history = list(latest.history)
-        self._trace("resume", self._completed)
-        self._queue.recover(consumed, completed_steps=self._completed, prompt_cursor=cursor)
+        self._trace("resume", ledger.completed_steps)
+        self._queue.recover(consumed, completed_steps=ledger.completed_steps, prompt_cursor=cursor)
 
     async def _one_step(self) -> None:
         self._takes = True
         groups = await self._take()
         await asyncio.sleep(self._plan.train_s)
         self._takes = False
-        version = self._version
+        ledger = self._ledger
+        version = ledger.version
         self._on_train(groups, version, {group_id for _, ids in self._history for group_id in ids})
-        self._completed += 1
+        ledger.step_completed()
         await self._publish()
         ids = tuple(group[0].group_id for group in groups)
         await self._moment("mark trained")
-        self._queue.mark_trained(ids, completed_steps=self._completed, trained_version=self._version)
+        self._queue.mark_trained(ids, completed_steps=ledger.completed_steps, trained_version=ledger.version)
         await self._moment("marked trained")
-        self._history.append((self._completed, ids))
-        self._since_checkpoint += ids
-        self._trace("step", self._completed, version, ids)
+        self._history.append((ledger.completed_steps, ids))
+        ledger.trained_on([trajectory.trajectory_id for group in groups for trajectory in group])
+        self._trace("step", ledger.completed_steps, version, ids)
         await self._confirm(wait=False)
-        if self._completed % self._plan.checkpoint_every == 0:
+        if ledger.completed_steps % self._plan.checkpoint_every == 0:
             await self._save()
 
     async def _take(self) -> list[list[Trajectory]]:
-        plan, groups = self._plan, list[list[Trajectory]]()
+        plan, ledger, groups = self._plan, self._ledger, list[list[Trajectory]]()
         while (missing := plan.groups_per_step - len(groups)) > 0:
-            with self._waiting(f"{missing} groups of step {self._completed + 1}", "rollout", StarvedError) as wait:
+            with self._waiting(
+                f"{missing} groups of step {ledger.completed_steps + 1}", "rollout", StarvedError
+            ) as wait:
                 while True:
                     report = self._queue.lease_groups(
-                        missing, trained_version=self._version, max_staleness=plan.max_staleness
+                        missing, trained_version=ledger.version, max_staleness=plan.max_staleness
                     )
                     if report.groups:
                         break
@@ -151,8 +159,8 @@ class SimulatedLearner:
 
     async def _publish(self) -> None:
         await self._published()
-        version = self._version = self._store.claim()
-        step = self._completed
+        version, step = self._store.claim(), self._ledger.completed_steps
+        self._ledger.published(version)
         await self._moment("claimed")
 
         async def store() -> None:
@@ -167,32 +175,27 @@ class SimulatedLearner:
 
     async def _published(self) -> None:
         if self._publishing is not None:
-            with self._waiting(f"version {self._version} to be stored", "disk", WaitTimeoutError) as wait:
+            with self._waiting(f"version {self._ledger.version} to be stored", "disk", WaitTimeoutError) as wait:
                 async with wait.bound():
                     await self._publishing
             self._publishing = None
 
     async def _save(self) -> None:
-        latest = self._checkpoints.latest()
-        if latest is not None and latest.completed_steps == self._completed:
+        if self._ledger.is_saved:
             return
         await self._confirm(wait=True)
-        snapshot = Snapshot(
-            completed_steps=self._completed,
-            prompt_cursor=self._queue.prompt_cursor(),
-            consumed=(*self._in_checkpoint, *self._since_checkpoint),
-            history=tuple(self._history),
-        )
+        position = self._ledger.position(prompt_cursor=self._queue.prompt_cursor())
+        snapshot = Snapshot(position, tuple(self._history))
 
         async def commit() -> None:
             await asyncio.sleep(self._plan.commit_s())
             self._effect("commit")
             self._checkpoints.commit(snapshot)
-            self._trace("committed", snapshot.completed_steps)
+            self._trace("committed", position.completed_steps)
             self._effect("committed")
 
         self._saving = asyncio.create_task(commit())
-        self._in_checkpoint, self._since_checkpoint = list(snapshot.consumed), []
+        self._ledger.save_started(position)
 
     async def _confirm(self, *, wait: bool) -> None:
         """Acknowledges what the last checkpoint holds, once that is committed."""
@@ -202,10 +205,11 @@ class SimulatedLearner:
             async with waiting.bound():
                 await self._saving
         self._saving = None
+        group_ids = self._ledger.committed()
         await self._moment("acknowledge")
-        self._queue.acknowledge(self._in_checkpoint)
+        self._queue.acknowledge(group_ids)
         await self._moment("acknowledged")
-        self._in_checkpoint = []
+        self._ledger.acknowledged(group_ids)
 
     async def _moment(self, where: str) -> None:
         """A point at which the process may end, be stopped, or others may come between."""

@@ -20,6 +20,8 @@ _NOBODY = contextvars.Context()
 EPOCH_S = 1.7e9
 #: no timer goes off sooner
 _TICK_S = 1e-6
+#: a dead coroutine that waits more often than this while it is unwound is left as it is
+_MAX_CLOSES = 20
 
 
 class ProcessDiedError(BaseException):
@@ -185,17 +187,17 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def abandon(self) -> None:
         """Ends the simulation: closes what never ended, quietly."""
-        # What dying code still wants to run has no loop. By default asyncio would make one, which never runs, and keep
-        # in it all that it hears of.
+        # By default asyncio would make a loop for what dying code still runs, and keep in it all that it hears of.
         asyncio.set_event_loop(None)
-        for task in self._tasks:
-            if not task.done():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
-                coroutine = task.get_coro()
-                try:
-                    coroutine.close()
-                except BaseException:  # noqa: BLE001 - dead code objects to being unwound; nobody is left to care
-                    continue
+        # What that code starts while it is unwound becomes a task of this loop, and is closed in its turn.
+        asyncio._set_running_loop(self)
+        try:
+            for task in self._tasks:
+                if not task.done():
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    _unwind(task.get_coro())
+        finally:
+            asyncio._set_running_loop(None)
         self._tasks.clear()
         self.close()
 
@@ -222,6 +224,19 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def _write_to_self(self) -> None:
         """Nobody sleeps."""
+
+
+def _unwind(work: Any) -> None:
+    """Closes a coroutine, also one that waits for something in the course of it, a few times over."""
+    for _ in range(_MAX_CLOSES):
+        try:
+            work.close()
+        except RuntimeError:  # it waits once more, or ends with such an error: closing it again then does nothing
+            continue
+        except BaseException:  # noqa: BLE001 - dead code objects to being unwound; nobody is left to care
+            return
+        else:
+            return
 
 
 def _owner(context: contextvars.Context | None) -> Process | None:

@@ -422,13 +422,12 @@ def test_the_report_counts_by_fault_and_names_what_is_wrong() -> None:
 # Jobs of real processes.
 
 ACKNOWLEDGE_BEFORE_THE_COMMIT = """
-from learner_jax.checkpoints.checkpoints import Position
 from learner_jax.loop.learner import Learner
 
 save = Learner._save
 
 def save_after_acknowledging(self):
-    self._source.acknowledge(Position(0, 0, 0, self._unconfirmed.all()).consumed_group_ids)
+    self._source.acknowledge(self._position().consumed_group_ids)
     save(self)
 
 Learner._save = save_after_acknowledging
