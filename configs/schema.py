@@ -60,11 +60,17 @@ class ModelSettings(Settings):
 
     path: str = Field("", description="Hugging Face model folder; empty if the run creates its model")
     create: CreateModelSettings | None = None
+    family: str = Field(
+        "",
+        description='family of the model in path: an entry point or "package.module:NAME"; empty: one that Weir has',
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if bool(self.path) == (self.create is not None):
             raise ValueError("give exactly one of model.path (a Hugging Face folder) and [model.create]")
+        if self.create is not None and self.family:
+            raise ValueError("model.family is of the model in model.path: a model that the run creates is a Qwen3")
         return self
 
 

@@ -68,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
         )
     for command in (forward, backward, check):
         command.add_argument(
+            "--family",
+            default="",
+            metavar="NAME",
+            help='model.family of the run: an entry point or "package.module:NAME"; empty: one that Weir has',
+        )
+        command.add_argument(
             "--no-logprobs", action="store_true", help="with verify: compare bytes alone, in little memory"
         )
     return parser
@@ -87,10 +93,12 @@ def _watch(what: str) -> Iterator[Watch]:
         )
 
 
-def _verify(checkpoint: str, hf: str, *, logprobs: bool, check_hashes: bool = True) -> str:
+def _verify(checkpoint: str, hf: str, *, logprobs: bool, check_hashes: bool = True, family: str = "") -> str:
     """What a comparison found, in a sentence; raises if anything differs."""
     with _watch("verifying") as watch:
-        found: Verification = verify(checkpoint, hf, logprobs=logprobs, check_hashes=check_hashes, watch=watch)
+        found: Verification = verify(
+            checkpoint, hf, logprobs=logprobs, check_hashes=check_hashes, family=family, watch=watch
+        )
     if found.problems:
         shown = "\n  ".join(found.problems[:20])
         more = f"\n  and {len(found.problems) - 20} more" if len(found.problems) > 20 else ""
@@ -105,11 +113,11 @@ def main() -> None:
     arguments = _parser().parse_args()
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of a file that a run's checkpoints don't need
     keep_freed_chunks()
-    logprobs = not arguments.no_logprobs
+    logprobs, family = not arguments.no_logprobs, arguments.family
     with wiring.clear_errors():
         if arguments.command == "verify":
             hashes = not arguments.no_hash_check
-            print(_verify(arguments.checkpoint, arguments.hf, logprobs=logprobs, check_hashes=hashes))
+            print(_verify(arguments.checkpoint, arguments.hf, logprobs=logprobs, check_hashes=hashes, family=family))
             return
         try:
             with _watch("converting") as watch:
@@ -121,11 +129,12 @@ def main() -> None:
                         dtype=arguments.dtype,
                         max_shard_bytes=arguments.max_shard_size,
                         check_hashes=not arguments.no_hash_check,
+                        family=family,
                         watch=watch,
                     )
                 else:
                     optimizer = OptimizerSettings(moments=arguments.moments)
-                    from_hf(arguments.model, out=arguments.out, optimizer=optimizer, watch=watch)
+                    from_hf(arguments.model, out=arguments.out, optimizer=optimizer, family=family, watch=watch)
         except KeyboardInterrupt:
             print(f"stopped; the same command goes on with {arguments.out}", file=sys.stderr)
             raise SystemExit(130) from None
@@ -134,7 +143,7 @@ def main() -> None:
             is_forward = arguments.command == "to-hf"
             checkpoint, hf = (arguments.checkpoint, arguments.out) if is_forward else (arguments.out, arguments.model)
             hashes = not (is_forward and arguments.no_hash_check)
-            print(_verify(checkpoint, hf, logprobs=logprobs, check_hashes=hashes))
+            print(_verify(checkpoint, hf, logprobs=logprobs, check_hashes=hashes, family=family))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,14 @@ async def evaluate_folder(config: Config, paths: RunPaths, model_dir: Path) -> E
     """Starts one vLLM replica on the folder, evaluates, and stops it."""
     encoder, _ = wiring.build_encoder(config, model_dir)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        replica = Replica("evaluation", model_dir, config.serving, session, log_path=paths.logs / "evaluation.log")
+        replica = Replica(
+            "evaluation",
+            model_dir,
+            config.serving,
+            session,
+            log_path=paths.logs / "evaluation.log",
+            model_family=config.model.family,
+        )
         await replica.start()
         try:
             await replica.client.name_version(_FOLDER_VERSION)

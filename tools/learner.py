@@ -55,7 +55,14 @@ def run_warm_start(config: Config, paths: RunPaths) -> float | None:
         checkpoints.save(state, Position(0, -1, 0, ()))
     checkpoints.close()
     if not paths.start_model.exists():
-        to_hf(paths.warm_start, model_dir=base, out=paths.start_model, dtype="float32", watch=Watch(say=_warn))
+        to_hf(
+            paths.warm_start,
+            model_dir=base,
+            out=paths.start_model,
+            dtype="float32",
+            family=config.model.family,
+            watch=Watch(say=_warn),
+        )
     return accuracy
 
 

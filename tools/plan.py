@@ -221,17 +221,17 @@ def read_shapes(path: Path) -> dict[str, Any]:
         raise ModelConfigError(f'{path} is no list of shapes; expected {{"models": {{name: config}}}}') from None
 
 
-def read_model(name: str, shapes: Path | None) -> ModelConfig:
-    """A model by folder or config.json, or by its name in a file of shapes."""
+def read_model(name: str, shapes: Path | None, family: str = "") -> ModelConfig:
+    """A model by folder or config.json, or by its name in a file of shapes; `family` as model.family of a run."""
     if shapes is not None:
         models = read_shapes(shapes)
         if name not in models:
             raise ModelConfigError(f"{shapes} has no model {name!r}; it has {', '.join(models)}")
-        return parse_model_config(models[name], origin=name)
+        return parse_model_config(models[name], origin=name, family=family)
     path = Path(name).expanduser()
     if not path.is_file():
-        return read_model_config(path)
-    return parse_model_config(read_json_object(path), origin=str(path))
+        return read_model_config(path, family=family)
+    return parse_model_config(read_json_object(path), origin=str(path), family=family)
 
 
 def read_case(arguments: argparse.Namespace) -> Case:
@@ -305,7 +305,8 @@ def as_json(plan: Plan, case: Case, limit: float) -> dict[str, Any]:
 
 def run_memory(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """One model in detail."""
-    model, case, limit = read_model(arguments.model, arguments.shapes), read_case(arguments), arguments.limit_gb * _GB
+    model = read_model(arguments.model, arguments.shapes, arguments.family)
+    case, limit = read_case(arguments), arguments.limit_gb * _GB
     virtual_devices(case.num_devices if arguments.verify else 1)
     planned = plan(model, case)
     console.print(f"{planned.num_parameters:,} parameters, {case.num_devices} devices, bytes per device")
@@ -399,6 +400,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     memory = commands.add_parser("memory", help="one model in detail")
     memory.add_argument("--model", required=True, help="Hugging Face folder, config.json, or a name in --shapes")
+    memory.add_argument("--family", default="", help="family of the model, where it is none of Weir's")
     memory.add_argument("--verify", action="store_true", help="compile for virtual CPU devices and compare")
     shapes = commands.add_parser("shapes", help="one line per model of a file of shapes")
     shapes.add_argument("--lower", action="store_true", help="lower both programs of every model")

@@ -41,6 +41,7 @@ def main() -> None:
             should_stop=wiring.StopRequest().install(),
             name=arguments.name,
             keys=wiring.build_keys(config, paths),
+            model_family=config.model.family,
             waits=waits,
         )
         with sole_controller(registry.folder, arguments.name), reported_waits(waits, log, clock=time.monotonic):

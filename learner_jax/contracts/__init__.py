@@ -1,5 +1,20 @@
 """The records, protocols and model table by which the learner meets the rest of Weir; free of JAX."""
 
+from learner_jax.contracts.families import (
+    BUILT_IN,
+    DENSE_ROWS,
+    EMBED,
+    HEAD,
+    LLAMA,
+    QK_NORM_ROWS,
+    QWEN2,
+    QWEN3,
+    ModelFamily,
+    ModelFamilyError,
+    Row,
+    layer_row,
+    with_rows,
+)
 from learner_jax.contracts.hf_config import ModelConfigError, read_json_object
 from learner_jax.contracts.hf_files import (
     ADAPTER_FILE,
@@ -9,10 +24,9 @@ from learner_jax.contracts.hf_files import (
     open_weights,
     weight_files,
 )
+from learner_jax.contracts.hf_keys import Key
 from learner_jax.contracts.hf_tensors import OpenWeights, check_tensors, check_weights
 from learner_jax.contracts.model import (
-    EMBED,
-    HEAD,
     ModelConfig,
     Parameter,
     hf_shapes,
@@ -70,9 +84,12 @@ from learner_jax.contracts.weights import (
 
 __all__ = [
     "ADAPTER_FILE",
+    "BUILT_IN",
+    "DENSE_ROWS",
     "EMBED",
     "HEAD",
     "INDEX_FILE",
+    "LLAMA",
     "MANIFEST_SCHEMA",
     "MAX_MANIFEST_BYTES",
     "MAX_PROMPT_INDEX",
@@ -84,18 +101,25 @@ __all__ = [
     "MIN_LOGPROB",
     "MISSING_LOGPROB",
     "NOT_SAMPLED",
+    "QK_NORM_ROWS",
+    "QWEN2",
+    "QWEN3",
     "SINGLE_FILE",
     "ContractError",
     "GoldenPrompt",
+    "Key",
     "Lease",
     "LeaseReport",
     "ModelConfig",
     "ModelConfigError",
+    "ModelFamily",
+    "ModelFamilyError",
     "OpenWeights",
     "Parameter",
     "Payloads",
     "Position",
     "RecordLimits",
+    "Row",
     "Settings",
     "TensorChange",
     "TensorEntry",
@@ -120,6 +144,7 @@ __all__ = [
     "hf_tensor_names",
     "is_buffer",
     "is_number",
+    "layer_row",
     "open_weights",
     "parameters",
     "parse_config_file",
@@ -129,4 +154,5 @@ __all__ = [
     "read_json_object",
     "read_model_config",
     "weight_files",
+    "with_rows",
 ]

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from learner_jax.contracts.families import EMBED, HEAD
 from learner_jax.contracts.hf_files import WeightFileError, open_weights, some, weight_files
-from learner_jax.contracts.model import EMBED, HEAD, ModelConfig, hf_shapes, is_buffer
+from learner_jax.contracts.model import ModelConfig, hf_shapes, is_buffer
 
 _ROWS_AT_ONCE = 4096
 _FLOAT_TYPES = ("F32", "BF16", "F16")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from learner_jax.contracts.families import BUILT_IN, DIM_AXES, ModelFamily, ModelFamilyError, Row
 from learner_jax.contracts.hf_config import (
-    Family,
     ModelConfigError,
     check_head_sizes,
     check_keys,
@@ -21,15 +21,29 @@ from learner_jax.contracts.hf_config import (
     read_json_object,
     read_rope,
 )
+from learner_jax.runtime import Door
 
-SUPPORTED_ARCHITECTURES: dict[str, Family] = {
-    "LlamaForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+FAMILY_DOOR = Door(
+    kind="model_family",
+    setting="model.family",
+    built_in={family.name: f"learner_jax.contracts:{family.name.upper()}" for family in BUILT_IN},
+)
 _BUFFER_SUFFIX = ".rotary_emb.inv_freq"
+#: Keys of config.json that have a field of their own in `ModelConfig`.
+_OWN_FIELDS = frozenset(
+    (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "max_position_embeddings",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -44,9 +58,13 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape and options of a dense decoder, as read from a Hugging Face config.json."""
+    """Shape and options of a decoder, as read from a Hugging Face config.json.
 
-    family: Family
+    Attributes:
+      options: (key, value) of what else the family reads, such as ("attention_bias", True).
+    """
+
+    family: ModelFamily
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -58,14 +76,17 @@ class ModelConfig:
     rope_theta: float
     rope_scaling: RopeScaling | None
     tie_word_embeddings: bool
-    attention_bias: bool
-    attention_out_bias: bool
-    mlp_bias: bool
     max_position_embeddings: int
+    options: tuple[tuple[str, Any], ...] = ()
 
-    @property
-    def qk_norm(self) -> bool:
-        return self.family == "qwen3"
+    def option(self, key: str) -> Any:
+        """What config.json, or else the key's default, says."""
+        return dict(self.options)[key]
+
+    def has(self, row: Row) -> bool:
+        """Whether the model has this parameter of its family."""
+        said = {"tie_word_embeddings": self.tie_word_embeddings, **dict(self.options)}
+        return not (row.when and not said.get(row.when)) and not (row.unless and said.get(row.unless))
 
 
 @dataclass(frozen=True)
@@ -89,38 +110,31 @@ class Parameter:
 
 def parameters(config: ModelConfig) -> tuple[Parameter, ...]:
     """Every parameter of the model, in a fixed order."""
-    d, f, v = config.hidden_size, config.intermediate_size, config.vocab_size
-    q, kv, h = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.head_dim
-    rows = [Parameter("embed.weight", EMBED, (v, d), ("vocab", "embed"), stacked=False)]
+    size = _sizes(config)
+    return tuple(
+        Parameter(
+            row.path,
+            row.hf_name,
+            tuple(size[dim] for dim in row.dims),
+            tuple(DIM_AXES[dim] for dim in row.dims),
+            row.stacked,
+        )
+        for row in config.family.rows
+        if config.has(row)
+    )
 
-    def layer(path: str, hf: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> None:
-        rows.append(Parameter(f"layers.{path}", f"model.layers.{{layer}}.{hf}", shape, axes, stacked=True))
 
-    layer("input_norm.weight", "input_layernorm.weight", (d,), ("norm",))
-    for name, size, axis in (("q", q, "heads"), ("k", kv, "kv_heads"), ("v", kv, "kv_heads")):
-        layer(f"attention.{name}_proj.weight", f"self_attn.{name}_proj.weight", (size, d), (axis, "embed"))
-        if config.attention_bias:
-            layer(f"attention.{name}_proj.bias", f"self_attn.{name}_proj.bias", (size,), (axis,))
-    layer("attention.o_proj.weight", "self_attn.o_proj.weight", (d, q), ("embed", "heads"))
-    if config.attention_out_bias:
-        layer("attention.o_proj.bias", "self_attn.o_proj.bias", (d,), ("norm",))
-    if config.qk_norm:
-        layer("attention.q_norm.weight", "self_attn.q_norm.weight", (h,), ("norm",))
-        layer("attention.k_norm.weight", "self_attn.k_norm.weight", (h,), ("norm",))
-    layer("post_norm.weight", "post_attention_layernorm.weight", (d,), ("norm",))
-    for name, shape, axes in (
-        ("gate", (f, d), ("mlp", "embed")),
-        ("up", (f, d), ("mlp", "embed")),
-        ("down", (d, f), ("embed", "mlp")),
-    ):
-        layer(f"mlp.{name}_proj.weight", f"mlp.{name}_proj.weight", shape, axes)
-        if config.mlp_bias:
-            bias_axis = ("norm",) if name == "down" else ("mlp",)
-            layer(f"mlp.{name}_proj.bias", f"mlp.{name}_proj.bias", shape[:1], bias_axis)
-    rows.append(Parameter("norm.weight", "model.norm.weight", (d,), ("norm",), stacked=False))
-    if not config.tie_word_embeddings:
-        rows.append(Parameter("lm_head.weight", HEAD, (v, d), ("vocab", "embed"), stacked=False))
-    return tuple(rows)
+def _sizes(config: ModelConfig) -> dict[str, int]:
+    """Size of each dimension that a row may name."""
+    return {
+        "vocab": config.vocab_size,
+        "embed": config.hidden_size,
+        "heads": config.num_heads * config.head_dim,
+        "kv_heads": config.num_kv_heads * config.head_dim,
+        "mlp": config.intermediate_size,
+        "hidden_norm": config.hidden_size,
+        "head_norm": config.head_dim,
+    }
 
 
 def hf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -142,11 +156,31 @@ def hf_tensor_names(row: Parameter, config: ModelConfig) -> Iterator[str]:
         yield row.hf_name.format(layer=index)
 
 
-def read_model_config(model_dir: str | Path) -> ModelConfig:
-    """Reads `config.json` of a Hugging Face model folder.
+def model_families(name: str) -> tuple[ModelFamily, ...]:
+    """The families that a model may be of: those of Weir, or the one alone that model.family names.
 
     Raises:
-      ModelConfigError: the folder or file is missing or damaged, or names a model outside Llama 3, Qwen2.5, Qwen3.
+      DoorError, ModelFamilyError: there is no such object, or it is no family.
+    """
+    if not name:
+        return BUILT_IN
+    family = FAMILY_DOOR.load(name)
+    if not isinstance(family, ModelFamily):
+        raise ModelFamilyError(
+            f"model.family {name!r} is of type {type(family).__name__}, expected a learner_jax.contracts.ModelFamily"
+        )
+    return (family,)
+
+
+def read_model_config(model_dir: str | Path, *, family: str = "") -> ModelConfig:
+    """Reads `config.json` of a Hugging Face model folder.
+
+    Args:
+      family: model.family of the run; empty: one of Weir's.
+
+    Raises:
+      ModelConfigError: the folder or file is missing or damaged, or names a model of another family.
+      DoorError, ModelFamilyError: `family` names none.
     """
     path = Path(model_dir) / "config.json"
     if not Path(model_dir).is_dir():
@@ -157,33 +191,36 @@ def read_model_config(model_dir: str | Path) -> ModelConfig:
         raw = read_json_object(path)
     except FileNotFoundError:
         raise ModelConfigError(f"{model_dir} holds no config.json; expected a Hugging Face model folder") from None
-    return _folder_config(raw, str(path))
+    return _folder_config(raw, str(path), family)
 
 
-def parse_config_file(data: bytes, *, origin: str) -> ModelConfig:
+def parse_config_file(data: bytes, *, origin: str, family: str = "") -> ModelConfig:
     """The model that the bytes of a config.json describe; `origin` names the file in errors."""
-    return _folder_config(json_object(data, origin), origin)
+    return _folder_config(json_object(data, origin), origin, family)
 
 
-def _folder_config(raw: Mapping[str, Any], origin: str) -> ModelConfig:
-    config = parse_model_config(raw, origin=origin)
+def _folder_config(raw: Mapping[str, Any], origin: str, family: str) -> ModelConfig:
+    config = parse_model_config(raw, origin=origin, family=family)
     if "model_type" not in raw:
-        raise ModelConfigError(f"{origin}: required field 'model_type' is missing; expected {config.family!r}")
+        raise ModelConfigError(
+            f"{origin}: required field 'model_type' is missing; expected {config.family.model_type!r}"
+        )
     return config
 
 
-def parse_model_config(raw: Mapping[str, Any], *, origin: str) -> ModelConfig:
+def parse_model_config(raw: Mapping[str, Any], *, origin: str, family: str = "") -> ModelConfig:
     """Turns the fields of a config.json into a `ModelConfig`; `origin` names the file in errors.
 
     Raises:
       ModelConfigError: a key asks for what this decoder does not compute, or is not what transformers takes.
+      DoorError, ModelFamilyError: `family` names none.
     """
-    family = check_model_type(raw, SUPPORTED_ARCHITECTURES, origin)
-    values = check_keys(raw, family, origin)
-    num_kv_heads, head_dim = check_head_sizes(family, values, origin)
+    found = check_model_type(raw, model_families(family), origin)
+    values = check_keys(raw, found, origin)
+    num_kv_heads, head_dim = check_head_sizes(found, values, origin)
     rope = read_rope(raw, values["max_position_embeddings"], origin)
     return ModelConfig(
-        family=family,
+        family=found,
         vocab_size=values["vocab_size"],
         hidden_size=values["hidden_size"],
         intermediate_size=values["intermediate_size"],
@@ -195,8 +232,13 @@ def parse_model_config(raw: Mapping[str, Any], *, origin: str) -> ModelConfig:
         rope_theta=float(rope.theta),
         rope_scaling=None if rope.scaling is None else RopeScaling(**rope.scaling),  # type: ignore[arg-type]
         tie_word_embeddings=values["tie_word_embeddings"],
-        attention_bias=family == "qwen2" or values.get("attention_bias", False),
-        attention_out_bias=values.get("attention_bias", False),
-        mlp_bias=values.get("mlp_bias", False),
         max_position_embeddings=values["max_position_embeddings"],
+        options=tuple((name, _frozen(value)) for name, value in values.items() if name not in _OWN_FIELDS),
     )
+
+
+def _frozen(value: Any) -> Any:
+    """A value of JSON in a form that has a hash, since programs are compiled per `ModelConfig`."""
+    if isinstance(value, dict):
+        return tuple((key, _frozen(item)) for key, item in sorted(value.items()))
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

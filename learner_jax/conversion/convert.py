@@ -24,6 +24,7 @@ from etils import epath
 from learner_jax.checkpoints import CheckpointError, Found, find_checkpoint, read_manifest, require_whole
 from learner_jax.contracts import (
     ADAPTER_FILE,
+    BUILT_IN,
     INDEX_FILE,
     ModelConfig,
     ModelConfigError,
@@ -77,6 +78,7 @@ def to_hf(
     dtype: Dtype = "float32",
     max_shard_bytes: int = 5_000_000_000,
     check_hashes: bool = True,
+    family: str = "",
     watch: Watch = _NOBODY,
 ) -> None:
     """Writes a checkpoint's parameters as a Hugging Face folder that transformers and vLLM load unchanged.
@@ -88,6 +90,7 @@ def to_hf(
         the checkpoint keeps or names.
       dtype: of the tensors written; rounding is to nearest even.
       check_hashes: whether to compare the checkpoint's files with their hashes first, which reads all of them.
+      family: name of the model's family, where it is none of Weir's (model.family).
 
     Raises:
       CheckpointError, ModelConfigError, ConversionError, WorkError: the message names what is missing, damaged, of
@@ -97,7 +100,7 @@ def to_hf(
     found = find_checkpoint(checkpoint)
     require_whole(found, hashes=check_hashes, say=watch.say)
     model = _path(model_dir) if model_dir is not None else _model_of(found)
-    config, companions = _read_companions(model)
+    config, companions = _read_companions(model, family)
     companions["config.json"] = _with_dtype(companions["config.json"], dtype)
     layout = plan(hf_shapes(config), dtype, max_shard_bytes)
     if layout.index is not None:
@@ -128,6 +131,7 @@ def from_hf(
     out: epath.PathLike,
     seed: int = 0,
     optimizer: OptimizerSettings | None = None,
+    family: str = "",
     watch: Watch = _NOBODY,
 ) -> None:
     """Writes a Hugging Face folder's weights as a checkpoint at step 0, with a fresh optimizer.
@@ -137,13 +141,14 @@ def from_hf(
     Args:
       model_dir: what is not local is copied to a temporary folder first.
       optimizer: of the run that will start from it; only the form of its moments matters.
+      family: name of the model's family, where it is none of Weir's (model.family).
 
     Raises:
       ModelConfigError, WeightFileError, WorkError: `out` holds something already, or the folder is no such model.
     """
     target = _path(out)
     with _local_model(_path(model_dir)) as folder:
-        config, companions = _read_companions(epath.Path(folder))
+        config, companions = _read_companions(epath.Path(folder), family)
         check_weights(folder, config)
         settings = optimizer or OptimizerSettings()
         files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(weight_files(folder))]
@@ -184,17 +189,20 @@ def verify(
     *,
     logprobs: bool = True,
     check_hashes: bool = True,
+    family: str = "",
     watch: Watch = _NOBODY,
 ) -> Verification:
     """Compares a model folder with the checkpoint that it was made from, or that was made from it.
 
     First whether the checkpoint is whole; then every tensor's name, shape and content, against the checkpoint's values
     rounded to its dtype; then log-probs on golden prompts, the learner's model
-    on the checkpoint against transformers on the folder (without transformers, against the learner's own loader).
+    on the checkpoint against transformers on the folder (without transformers, and for a family that is none of Weir's,
+    against the learner's own loader).
 
     Args:
       logprobs: needs the model in memory three times over.
       check_hashes: whether to compare the checkpoint's files with their hashes, which reads all of them.
+      family: name of the model's family, where it is none of Weir's (model.family).
 
     Raises:
       CheckpointError, ModelConfigError, WeightFileError: the checkpoint is not whole, or a side can't be read at all.
@@ -202,7 +210,7 @@ def verify(
     checked = find_checkpoint(checkpoint)
     require_whole(checked, hashes=check_hashes, say=watch.say)
     with _local_model(_path(hf)) as model:
-        config, _ = _read_companions(epath.Path(model))
+        config, _ = _read_companions(epath.Path(model), family)
         with open_found(checked, config) as source:
             total = sum(4 * int(np.prod(array.shape)) for array in source.arrays.values())
             done = 0
@@ -233,6 +241,8 @@ def verify(
 
 def _folder_logprobs(folder: Path, config: ModelConfig, tokens: np.ndarray) -> tuple[str, np.ndarray]:
     """Who computed, and float32[B, T]: the log-prob of each token given those before it, 0 for the first."""
+    if config.family not in BUILT_IN:  # transformers does not know it
+        return "the learner's model", hf_compare.folder_logprobs(folder, config, tokens)
     try:
         torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     except ImportError:
@@ -298,14 +308,14 @@ def _local_model(folder: epath.Path) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _read_companions(folder: epath.Path) -> tuple[ModelConfig, dict[str, bytes]]:
+def _read_companions(folder: epath.Path, family: str) -> tuple[ModelConfig, dict[str, bytes]]:
     """The model's shape, and the files of its folder other than weights."""
     if not folder.is_dir():
         raise ModelConfigError(f"model folder {folder} does not exist; name a Hugging Face model folder")
     found = {name: (folder / name).read_bytes() for name in COMPANION_FILES if (folder / name).exists()}
     if "config.json" not in found:
         raise ModelConfigError(f"{folder} holds no config.json; expected a Hugging Face model folder")
-    return parse_config_file(found["config.json"], origin=str(folder / "config.json")), found
+    return parse_config_file(found["config.json"], origin=str(folder / "config.json"), family=family), found
 
 
 def _write_companions(folder: epath.Path, companions: dict[str, bytes]) -> None:

@@ -1,6 +1,6 @@
-"""One dense decoder in Flax NNX for Llama 3, Qwen2.5 and Qwen3, wired from a nested dict of fp32 parameters.
+"""One dense decoder in Flax NNX, wired from a nested dict of fp32 parameters: each bias and norm that its family has.
 
-The parameter tree's paths are the `path` column of `hf_names.parameters`; weights keep the [out, in] layout and the
+The parameter tree's paths are the `path` column of `contracts.parameters`; weights keep the [out, in] layout and the
 repeated layers are stacked on a leading axis and run by one scan. Master weights are fp32 and are cast where they
 are used; norms, rope tables, softmax and log-softmax are fp32 whatever the compute dtype is.
 """
@@ -15,25 +15,23 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from learner_jax.contracts import ModelConfig, parameters
+from learner_jax.contracts import ModelConfig, ModelFamilyError
 from learner_jax.models.attention import RESIDUALS as ATTENTION_RESIDUALS
 from learner_jax.models.attention import Implementation, attend, attention_implementation
 from learner_jax.models.head import scored_stats
+from learner_jax.models.layers import Layer, RMSNorm, Rows, rope_inverse_frequencies
 from learner_jax.models.layout import plain_layout
+from learner_jax.models.parameters import Params, abstract_parameters
+from learner_jax.runtime import load_object
 
 ComputeDtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "matmuls", "full"]
 
-#: Nested dict of arrays keyed by the parts of `Parameter.path`.
-Params = dict[str, Any]
-
-_INIT_STDDEV = 0.02
 _COMPUTE_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 #: What each policy keeps of a layer for the backward pass; None keeps everything.
 _REMAT: Mapping[str, Callable[..., bool] | None] = {
@@ -64,47 +62,6 @@ class TokenStats:
     values_after: Float[Array, "B T"] | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Rows:
-    """What attention needs to know of the rows besides their activations; `segments` None: one sequence a row."""
-
-    cos: Float[Array, "b T 1 h"]
-    sin: Float[Array, "b T 1 h"]
-    segments: Int[Array, "B T"] | None
-    prefixes: Int[Array, "B T"] | None
-
-
-def abstract_parameters(config: ModelConfig) -> Params:
-    """Shapes and dtypes of the parameter tree, nothing allocated."""
-    flat = {}
-    for row in parameters(config):
-        shape = (config.num_layers, *row.shape) if row.stacked else row.shape
-        flat[row.path] = jax.ShapeDtypeStruct(shape, jnp.float32)
-    tree: Params = unflatten_dict(flat, sep=".")
-    return tree
-
-
-def init_parameters(config: ModelConfig, key: Array) -> Params:
-    """Fresh fp32 parameters: matrices normal(0, 0.02), norms one, biases zero.
-
-    A pure function of `config` and `key`, so `jax.jit(..., static_argnums=0, out_shardings=...)` makes each device
-    draw its own part.
-    """
-    shapes = flatten_dict(abstract_parameters(config), sep=".")
-    flat: dict[str, Array] = {}
-    for index, row in enumerate(parameters(config)):
-        shape = shapes[row.path].shape
-        if row.path.endswith(".bias"):
-            flat[row.path] = jnp.zeros(shape, jnp.float32)
-        elif len(row.shape) == 1:
-            flat[row.path] = jnp.ones(shape, jnp.float32)
-        else:
-            flat[row.path] = _INIT_STDDEV * jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
-    tree: Params = unflatten_dict(flat, sep=".")
-    return tree
-
-
 def merge(
     config: ModelConfig,
     params: Params,
@@ -119,6 +76,7 @@ def merge(
 
     Raises:
       ValueError: a path is missing or unknown, or a shape differs from the table's.
+      DoorError, ModelFamilyError: the family's decoder is not there, or is none.
     """
     expected = flatten_dict(abstract_parameters(config), sep=".")
     given = flatten_dict(params, sep=".")
@@ -128,7 +86,7 @@ def merge(
     for path, leaf in given.items():
         if leaf.shape != expected[path].shape:
             raise ValueError(f"parameter {path} has shape {leaf.shape}, expected {expected[path].shape}")
-    return Decoder(
+    return decoder_class(config)(
         config,
         params,
         compute_dtype=compute_dtype,
@@ -139,124 +97,22 @@ def merge(
     )
 
 
-def rope_inverse_frequencies(config: ModelConfig) -> np.ndarray:
-    """fp32[H/2] radians per position (RoFormer, arXiv 2104.09864), with Llama 3's scaling where the config asks.
+def decoder_class(config: ModelConfig) -> type[Decoder]:
+    """The class that computes a family's models.
 
-    Wavelengths longer than the original context are stretched by `factor`, short ones are kept, and those between
-    are interpolated (arXiv 2407.21783, section 3.2; the formula is that of Meta's released code).
+    Raises:
+      DoorError, ModelFamilyError: `ModelFamily.decoder` names nothing, or no subclass of `Decoder`.
     """
-    frequency = config.rope_theta ** -(np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
-    scaling = config.rope_scaling
-    if scaling is not None:
-        turns = scaling.original_max_position_embeddings * frequency / (2 * np.pi)
-        kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-        kept = np.clip(kept, 0.0, 1.0)
-        frequency = kept * frequency + (1 - kept) * frequency / scaling.factor
-    return frequency.astype(np.float32)
-
-
-def _rotate(x: Float[Array, "B T N H"], cos: Float[Array, "b T 1 h"], sin: Float[Array, "b T 1 h"]) -> Array:
-    """Rotates the pairs (x[i], x[i + H/2]), Hugging Face's order of a head's dimensions, in fp32."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
-
-
-@jax.custom_vjp
-def _linear(x: Float[Array, "B T i"], weight: Float[Array, "o i"]) -> Float[Array, "B T o"]:
-    """x @ weight.T in the dtype of x; the weight's gradient is accumulated in fp32 and has the weight's dtype."""
-    return jnp.einsum("bti,oi->bto", x, weight.astype(x.dtype))
-
-
-def _linear_forward(x: Array, weight: Array) -> tuple[Array, tuple[Array, Array]]:
-    # Not by `_linear` itself, inside which a remat policy would see no matmul to keep.
-    return jnp.einsum("bti,oi->bto", x, weight.astype(x.dtype)), (x, weight)
-
-
-def _linear_backward(residuals: tuple[Array, Array], d_out: Array) -> tuple[Array, Array]:
-    x, weight = residuals
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    d_x = jnp.einsum("bto,oi->bti", d_out, weight.astype(x.dtype), precision=precision)
-    # A product over tokens makes the CPU copy its first operand into another order: the smaller one should be first.
-    product = partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
-    x, d_out = x.reshape(-1, x.shape[-1]), d_out.reshape(-1, d_out.shape[-1])
-    wide = weight.shape[0] > weight.shape[1]
-    d_weight = product("ni,no->io", x, d_out).T if wide else product("no,ni->oi", d_out, x)
-    return d_x, d_weight.astype(weight.dtype)
-
-
-_linear.defvjp(_linear_forward, _linear_backward)
-
-
-class Linear(nnx.Module):
-    """x @ weight.T + bias in the dtype of x."""
-
-    def __init__(self, params: Params) -> None:
-        self.weight = nnx.Param(params["weight"])
-        self.bias = nnx.Param(params["bias"]) if "bias" in params else None
-
-    def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
-        y: Array = _linear(x, self.weight[...])
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
-
-
-class RMSNorm(nnx.Module):
-    """Root mean square normalization of the last dimension (arXiv 1910.07467), in fp32."""
-
-    def __init__(self, config: ModelConfig, params: Params) -> None:
-        self.eps = config.rms_norm_eps
-        self.weight = nnx.Param(params["weight"])
-
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        wide = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return (wide * scale * self.weight[...]).astype(x.dtype)
-
-
-class Attention(nnx.Module):
-    """Causal grouped-query attention with rope, within the segments of each row."""
-
-    def __init__(self, config: ModelConfig, params: Params, attend: Callable[..., Array]) -> None:
-        self.head_dim, self.attend = config.head_dim, attend
-        self.q_proj, self.k_proj = Linear(params["q_proj"]), Linear(params["k_proj"])
-        self.v_proj, self.o_proj = Linear(params["v_proj"]), Linear(params["o_proj"])
-        self.q_norm = RMSNorm(config, params["q_norm"]) if config.qk_norm else None
-        self.k_norm = RMSNorm(config, params["k_norm"]) if config.qk_norm else None
-
-    def __call__(self, x: Float[Array, "B T D"], rows: _Rows) -> Float[Array, "B T D"]:
-        batch, length, _ = x.shape
-        query = self.q_proj(x).reshape(batch, length, -1, self.head_dim)
-        key = self.k_proj(x).reshape(batch, length, -1, self.head_dim)
-        value = self.v_proj(x).reshape(batch, length, -1, self.head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = _rotate(query, rows.cos, rows.sin), _rotate(key, rows.cos, rows.sin)
-        mixed = self.attend(query, key, value, segments=rows.segments, prefixes=rows.prefixes)
-        return self.o_proj(mixed.reshape(batch, length, -1))
-
-
-class MLP(nnx.Module):
-    """SwiGLU feed-forward (arXiv 2002.05202)."""
-
-    def __init__(self, params: Params) -> None:
-        self.gate_proj, self.up_proj = Linear(params["gate_proj"]), Linear(params["up_proj"])
-        self.down_proj = Linear(params["down_proj"])
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class Layer(nnx.Module):
-    """One pre-norm residual layer."""
-
-    def __init__(self, config: ModelConfig, params: Params, attend: Callable[..., Array]) -> None:
-        self.input_norm = RMSNorm(config, params["input_norm"])
-        self.attention = Attention(config, params["attention"], attend)
-        self.post_norm = RMSNorm(config, params["post_norm"])
-        self.mlp = MLP(params["mlp"])
-
-    def __call__(self, x: Float[Array, "B T D"], rows: _Rows) -> Float[Array, "B T D"]:
-        x = x + self.attention(self.input_norm(x), rows)
-        return x + self.mlp(self.post_norm(x))
+    name = config.family.decoder
+    if not name:
+        return Decoder
+    found = load_object(name, setting=f"decoder of model family {config.family.name!r},")
+    if not (isinstance(found, type) and issubclass(found, Decoder)):
+        raise ModelFamilyError(
+            f"model family {config.family.name!r}: decoder {name!r} is {type(found).__name__}, expected a subclass of "
+            f"learner_jax.models.Decoder"
+        )
+    return found
 
 
 class Table(nnx.Module):
@@ -267,7 +123,7 @@ class Table(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The model; build it with `merge`, which checks the parameters first.
+    """The model; build it with `merge`, which checks the parameters first. A subclass may name another `layer_type`.
 
     Args:
       config: shape and options.
@@ -279,6 +135,8 @@ class Decoder(nnx.Module):
       activation_sharding: how activations [B, T, D] lie on the mesh, `sharding.batch_sharding(mesh)`. Without it the
         compiler may spread the embedding's output like the table instead of by batch.
     """
+
+    layer_type: type[Layer] = Layer
 
     def __init__(
         self,
@@ -297,7 +155,7 @@ class Decoder(nnx.Module):
         self.config, self.compute_dtype, self.remat = config, compute_dtype, remat
         self.activation_sharding = activation_sharding
         self.embed = Table(params["embed"])
-        self.layers = Layer(config, params["layers"], kernel)
+        self.layers = self.layer_type(config, params["layers"], kernel)
         self.norm = RMSNorm(config, params["norm"])
         self.lm_head = None if config.tie_word_embeddings else Table(params["lm_head"])
 
@@ -317,7 +175,7 @@ class Decoder(nnx.Module):
         if positions is None:
             positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         angle = positions[..., None, None].astype(jnp.float32) * rope_inverse_frequencies(self.config)
-        rows = _Rows(jnp.cos(angle), jnp.sin(angle), segments, prefixes)
+        rows = Rows(jnp.cos(angle), jnp.sin(angle), segments, prefixes)
         graph, stacked = nnx.split(self.layers)
 
         def step(x: Array, layer: Any) -> tuple[Array, None]:

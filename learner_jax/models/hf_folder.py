@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from learner_jax.contracts import ModelConfig, OpenWeights, Parameter, check_tensors, hf_tensor_names, parameters
-from learner_jax.models.decoder import Params
+from learner_jax.models.parameters import Params
 
 #: Files of a model folder, other than its weights, that a loader may need.
 COMPANION_FILES = (

@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from learner_jax.contracts import ModelConfig, Parameter, parameters
-from learner_jax.models.decoder import Params
+from learner_jax.models.parameters import Params
 from learner_jax.models.value import KEY as VALUE_KEY
 from learner_jax.models.value import ValueKind, trunk_config
 from learner_jax.runtime import WeirError

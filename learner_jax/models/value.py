@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from learner_jax.contracts import ModelConfig
-from learner_jax.models.decoder import Params, abstract_parameters
+from learner_jax.models.parameters import Params, abstract_parameters
 
 ValueKind = Literal["none", "shared", "separate"]
 KEY = "value"

@@ -70,6 +70,7 @@ class Fleet:
         should_stop: Callable[[], bool],
         name: str = "",
         keys: FleetKeys | None = None,
+        model_family: str = "",
         make_replica: Callable[[str, int], Server] | None = None,
         open_session: Callable[[], AbstractAsyncContextManager[Any]] = http_session,
         run_blocking: Callable[..., Awaitable[Any]] = asyncio.to_thread,
@@ -85,6 +86,7 @@ class Fleet:
         self._log = log
         self._should_stop = should_stop
         self._store_root = store.root
+        self._model_family = model_family
         self._keys = keys or FleetKeys(registry.folder / KEYS_FOLDER)
         self._make_replica = make_replica or self._real_replica
         self._open_session = open_session
@@ -168,6 +170,7 @@ class Fleet:
             waits=self._waits,
             keys=self._keys,
             store=self._store_root,
+            model_family=self._model_family,
         )
 
     def _beside(self, what: str, every_s: float, look: Callable[[], Awaitable[None]]) -> None:

@@ -62,6 +62,7 @@ class Replica:
       keys: its tokens come from these; by default from new ones, and only `client` can ask it then.
       store: root of the weight store whose versions it may be brought to; by default it takes none.
       also_open: further paths of vLLM that take POST with the inference token.
+      model_family: name of the model's family, where it is none of Weir's.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Replica:
         keys: Keys | None = None,
         store: Path | None = None,
         also_open: Sequence[str] = (),
+        model_family: str = "",
     ) -> None:
         self.name = name
         self.settings = settings
@@ -90,6 +92,7 @@ class Replica:
         self._keys = keys or FreshKeys()
         self._store = store.absolute() if store is not None else None
         self._also_open = also_open
+        self._model_family = model_family
         self._start = ""
         self._process: GuardedProcess | None = None
         self._client: VllmClient | None = None
@@ -156,6 +159,7 @@ class Replica:
             inference_token=self._keys.token("inference", url, start),
             store=str(self._store or ""),
             also_open=self._also_open,
+            model_family=self._model_family,
         )
         command = server_command(self._model_dir, self.settings, platform, port)
         try:

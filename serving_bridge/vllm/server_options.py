@@ -10,7 +10,7 @@ from serving_bridge.access import ALSO_OPEN, BASE_URL, CONTROL_TOKEN, INFERENCE_
 from serving_bridge.processes import child_environment, python_module, with_own_packages
 from serving_bridge.settings import ServingSettings, option_names
 from serving_bridge.vllm.server_checks import Platform, ReplicaStartError
-from serving_bridge.vllm_plugin import BACKEND, MIDDLEWARE, SCHEDULER, STORE_ROOT, WORKER_EXTENSION
+from serving_bridge.vllm_plugin import BACKEND, MIDDLEWARE, MODEL_FAMILY, SCHEDULER, STORE_ROOT, WORKER_EXTENSION
 
 SERVED_MODEL_NAME = "policy"
 _CPU_BATCHED_TOKENS = 8192
@@ -24,6 +24,7 @@ class Access:
       base_url: where it will listen.
       store: root of the weight store that versions are read from; empty where none may be staged.
       also_open: further paths that take POST with the inference token.
+      model_family: name of the model's family, where it is none of Weir's.
     """
 
     base_url: str
@@ -31,6 +32,7 @@ class Access:
     inference_token: str
     store: str = ""
     also_open: Sequence[str] = ()
+    model_family: str = ""
 
 
 def server_command(model_dir: Path, settings: ServingSettings, platform: Platform, port: int) -> list[str]:
@@ -106,6 +108,7 @@ def server_environment(
         INFERENCE_TOKEN: access.inference_token,
         BASE_URL: access.base_url,
         STORE_ROOT: access.store,
+        MODEL_FAMILY: access.model_family,
         ALSO_OPEN: " ".join(access.also_open),
     }
     if platform == "cpu":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["BACKEND", "MIDDLEWARE", "SCHEDULER", "STORE_ROOT", "WORKER_EXTENSION", "register"]
+__all__ = ["BACKEND", "MIDDLEWARE", "MODEL_FAMILY", "SCHEDULER", "STORE_ROOT", "WORKER_EXTENSION", "register"]
 
 BACKEND = "weir"
 #: what `--worker-extension-cls` needs, so that staging can be asked for while the server serves
@@ -18,6 +18,8 @@ SCHEDULER = "serving_bridge.vllm_plugin.scheduler.make_scheduler"
 MIDDLEWARE = "serving_bridge.vllm_plugin.middleware.GateMiddleware"
 #: environment variable: the weight store that a server reads from, as long as it runs
 STORE_ROOT = "WEIR_STORE_ROOT"
+#: Environment variable with model.family, where the model is of a family from outside.
+MODEL_FAMILY = "WEIR_MODEL_FAMILY"
 
 _NAP_S = 1e-4
 

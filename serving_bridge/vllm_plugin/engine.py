@@ -22,7 +22,7 @@ from vllm.logger import init_logger
 
 from learner_jax.contracts import hf_shapes, parse_model_config
 from serving_bridge.access import MAX_VERSION, Lease
-from serving_bridge.vllm_plugin import STORE_ROOT
+from serving_bridge.vllm_plugin import MODEL_FAMILY, STORE_ROOT
 from serving_bridge.vllm_plugin.live import LiveWeights, TornError, tensor_of
 from serving_bridge.vllm_plugin.stage import Applied, ModelTensors, Staged, StageError, Stager
 
@@ -69,7 +69,9 @@ class WeirEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
                 f"be updated in place; expected the weir plugin to have turned packing off, or another backend"
             )
         model_config = parse_model_config(
-            self.model_config.hf_config.to_dict(), origin=f"model {self.model_config.model}"
+            self.model_config.hf_config.to_dict(),
+            origin=f"model {self.model_config.model}",
+            family=os.environ.get(MODEL_FAMILY, ""),
         )
         dtype = str(self.model_config.dtype).removeprefix("torch.")
         self.live = LiveWeights(model)

@@ -22,7 +22,7 @@ from learner_jax.contracts.model import ModelConfig, parse_model_config
 from learner_jax.contracts.weights import Payloads
 from learner_jax.hosts.hosts import Hosts, connect, ends_at_once
 from learner_jax.loop.learner import Learner
-from learner_jax.models.decoder import abstract_parameters
+from learner_jax.models import abstract_parameters
 from learner_jax.settings.learner import HostsSettings, LearnerSettings
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine

@@ -27,7 +27,7 @@ from configs.load import load_config, save_config
 from learner_jax.checkpoints.checkpoints import CheckpointError, Checkpoints, newest_step, unfinished, verify
 from learner_jax.checkpoints.hashes import FileCheck
 from learner_jax.conversion.convert import from_hf, to_hf
-from learner_jax.models.decoder import init_parameters
+from learner_jax.models import init_parameters
 from learner_jax.runtime import disk_errors
 from learner_jax.runtime.waits import Waits
 from learner_jax.training import objective

@@ -32,6 +32,7 @@ CANNOT_HEAL = {
     "FailedVerdictsError",
     "InUseError",
     "ModelConfigError",
+    "ModelFamilyError",
     "PlanError",
     "ShardingError",
     "TaskError",

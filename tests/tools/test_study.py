@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from learner_jax.contracts.model import parse_model_config
-from learner_jax.models.decoder import init_parameters, merge, token_logprobs
+from learner_jax.models import init_parameters, merge, token_logprobs
 from tests.conftest import REPOSITORY
 from tests.learner_jax.training.test_train_step import TINY_JSON
 from tools.study import results

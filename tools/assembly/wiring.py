@@ -265,7 +265,7 @@ def build_task(config: Config) -> Task:
 
 def build_encoder(config: Config, model_dir: Path) -> tuple[PromptEncoder, ModelConfig]:
     """The prompt encoder of a model folder, checked against the model's vocabulary."""
-    model_config = read_model_config(model_dir)
+    model_config = read_model_config(model_dir, family=config.model.family)
     tokenizer = load_tokenizer(model_dir)
     tokenizer.check_vocabulary(model_config)
     if config.task.chat:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from learner_jax.contracts import ModelConfig, hf_shapes
+from learner_jax.contracts import QWEN3, ModelConfig, hf_shapes
 from learner_jax.runtime import WeirError
 
 
@@ -28,9 +28,10 @@ class Qwen3:
 
     def __post_init__(self) -> None:
         config = self.config
-        if not config.qk_norm or config.rope_scaling is not None or config.attention_bias or config.mlp_bias:
+        plain = hf_shapes(replace(config, family=QWEN3, options=()))
+        if hf_shapes(config) != plain or config.family.decoder or config.rope_scaling is not None:
             raise UnsupportedModelError(
-                f"model family {config.family} with these options is not computed here; expected a plain qwen3"
+                f"model family {config.family.name} with these options is not computed here; expected a plain qwen3"
             )
         wrong = {name for name, shape in hf_shapes(config).items() if self.weights[name].shape != shape}
         if wrong:

@@ -22,7 +22,7 @@ import msgspec
 from aiohttp import web
 
 from serving_bridge.access import CONTROL_TOKEN, Gate, Refused, Route
-from serving_bridge.vllm_plugin import STORE_ROOT
+from serving_bridge.vllm_plugin import MODEL_FAMILY, STORE_ROOT
 from tools.faults.engine import Disturbance, Engine, EngineDiedError, EngineSettings
 from tools.faults.weights import ModelWeights, Worker
 
@@ -117,7 +117,11 @@ async def _run(arguments: Any) -> None:
     )
     gate = Gate.of_environment(os.environ, also=[DISTURB])
     root = Path(os.environ[STORE_ROOT])
-    worker = Worker(ModelWeights(arguments.model), root=root, clock=asyncio.get_running_loop().time)
+    worker = Worker(
+        ModelWeights(arguments.model, family=os.environ.get(MODEL_FAMILY, "")),
+        root=root,
+        clock=asyncio.get_running_loop().time,
+    )
     token = os.environ[CONTROL_TOKEN]
     engine = Engine(worker, settings, draws=random.Random(arguments.seed), control_token=token)
     await serve(engine, gate, arguments.host, arguments.port, arguments.shutdown_timeout)

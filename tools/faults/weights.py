@@ -71,8 +71,8 @@ class Weights(Protocol):
 class ModelWeights:
     """A NumPy model whose weights come from a model folder, then from a real weight store; implements `Weights`."""
 
-    def __init__(self, model_dir: Path) -> None:
-        self._config: ModelConfig = read_model_config(model_dir)
+    def __init__(self, model_dir: Path, *, family: str = "") -> None:
+        self._config: ModelConfig = read_model_config(model_dir, family=family)
         self._model = Qwen3(self._config, load_file(model_dir / "model.safetensors"))
         self.vocab_size = self._config.vocab_size
 

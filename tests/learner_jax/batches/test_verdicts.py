@@ -17,7 +17,7 @@ import pytest
 from learner_jax.batches.building import Batch, BatchStats, rl_batch
 from learner_jax.contracts import trajectory as wire
 from learner_jax.contracts.weights import ContractError, Trajectory, decode_group, encode_group
-from learner_jax.models.decoder import TokenStats
+from learner_jax.models import TokenStats
 from learner_jax.settings.learner import LossSettings
 from learner_jax.training.objective import StepScalars, reinforcement
 from rewards.contracts import task as protocol

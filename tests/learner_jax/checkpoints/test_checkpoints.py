@@ -37,7 +37,7 @@ from learner_jax.checkpoints.checkpoints import (
 )
 from learner_jax.checkpoints.hashes import HASHES, check_files, write_hashes
 from learner_jax.checkpoints.manifest import ArraySpec, read_manifest
-from learner_jax.models.decoder import init_parameters
+from learner_jax.models import init_parameters
 from learner_jax.runtime import this_code
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine

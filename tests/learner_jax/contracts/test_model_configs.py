@@ -15,9 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from learner_jax.contracts.hf_config import READ, ModelConfigError, rows
-from learner_jax.contracts.model import ModelConfig, hf_shapes, parse_config_file, read_model_config
-from learner_jax.models import decoder as model
+from learner_jax import models as model
+from learner_jax.contracts import (
+    BUILT_IN,
+    ModelConfig,
+    ModelConfigError,
+    hf_shapes,
+    parse_config_file,
+    read_model_config,
+)
 from learner_jax.models import hf_folder as hf_io
 
 SHAPE = {
@@ -166,10 +172,11 @@ def test_every_key_absent_null_or_of_another_type_is_equal_or_refused(family: st
 
 
 def test_a_family_has_one_row_a_key_and_those_read_are_known_to_transformers() -> None:
-    for family in BASE:
-        names = [row.name for row in rows(family)]  # type: ignore[arg-type]
+    assert [family.name for family in BUILT_IN] == list(BASE)
+    for family in BUILT_IN:
+        names = [key.name for key in family.keys]
         assert len(names) == len(set(names)), names
-        assert {row.name for row in READ if family in row.families} <= set(declared_keys(family))
+        assert {key.name for key in family.read_keys} <= set(declared_keys(family.name))
 
 
 # Values that mean something

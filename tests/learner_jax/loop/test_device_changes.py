@@ -15,7 +15,7 @@ import pytest
 from learner_jax.hosts.hosts import Hosts
 from learner_jax.loop.device_changes import TooManyChangesError, device_changes
 from learner_jax.loop.publishing import Publishing
-from learner_jax.models.decoder import init_parameters
+from learner_jax.models import init_parameters
 from learner_jax.models.hf_folder import export_tensors
 from learner_jax.models.sharding import make_mesh, parameter_shardings, place
 from learner_jax.settings.learner import MeshSettings

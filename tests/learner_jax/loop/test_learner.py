@@ -18,7 +18,7 @@ from learner_jax.checkpoints.checkpoints import CheckpointError, Checkpoints, re
 from learner_jax.contracts.model import hf_shapes
 from learner_jax.loop.feed import StarvedError
 from learner_jax.loop.learner import Learner, TrainingError
-from learner_jax.models.decoder import init_parameters
+from learner_jax.models import init_parameters
 from learner_jax.settings.learner import (
     AdvantageSettings,
     CheckpointSettings,

@@ -19,7 +19,7 @@ from learner_jax.hosts.hosts import Hosts
 from learner_jax.loop.profiling import Profiler
 from learner_jax.loop.publishing import Publishing, PublishingError
 from learner_jax.loop.reference_ahead import ReferenceAhead
-from learner_jax.models.decoder import init_parameters
+from learner_jax.models import init_parameters
 from tests.learner_jax.training.test_train_step import TINY
 from tests.support.trajectories import make_group
 

@@ -20,7 +20,7 @@ from learner_jax.checkpoints import proof as checkpoint_proof
 from learner_jax.checkpoints.checkpoints import CheckpointError, newest_step
 from learner_jax.checkpoints.hashes import HASHES
 from learner_jax.checkpoints.manifest import read_manifest
-from learner_jax.models.decoder import init_parameters
+from learner_jax.models import init_parameters
 from learner_jax.settings.learner import KLSettings, LossSettings
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine

@@ -18,9 +18,11 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
+from learner_jax import models as model
+from learner_jax.contracts import LLAMA, QK_NORM_ROWS, QWEN3, with_rows
 from learner_jax.contracts import model as hf_names
-from learner_jax.models import decoder as model
 from learner_jax.models import hf_folder as hf_io
+from learner_jax.models.attention import attention_implementation
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -54,7 +56,7 @@ QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensiv
 def tiny_config(**changes: Any) -> hf_names.ModelConfig:
     """A Qwen3 of two layers; the model of every test that needs no oracle from outside."""
     config = hf_names.ModelConfig(
-        family="qwen3",
+        family=QWEN3,
         vocab_size=61,
         hidden_size=32,
         intermediate_size=48,
@@ -66,9 +68,6 @@ def tiny_config(**changes: Any) -> hf_names.ModelConfig:
         rope_theta=1e4,
         rope_scaling=None,
         tie_word_embeddings=True,
-        attention_bias=False,
-        attention_out_bias=False,
-        mlp_bias=False,
         max_position_embeddings=128,
     )
     return replace(config, **changes)
@@ -377,7 +376,10 @@ def test_float32_compute_multiplies_in_float32_on_every_platform(remat: str) -> 
 
 
 def test_parameter_tree_has_the_paths_and_shapes_of_the_table() -> None:
-    config = tiny_config(attention_bias=True, attention_out_bias=True, mlp_bias=True, tie_word_embeddings=False)
+    every_row = replace(LLAMA, rows=with_rows(LLAMA.rows, *QK_NORM_ROWS))
+    options = (("attention_bias", True), ("mlp_bias", True))
+    config = tiny_config(family=every_row, options=options, tie_word_embeddings=False)
+    assert len(hf_names.parameters(config)) == 21
     params = model.init_parameters(config, jax.random.key(0))
     state = nnx.to_flat_state(nnx.state(model.merge(config, params), nnx.Param))
     assert {".".join(map(str, path)) for path, _ in state} == {row.path for row in hf_names.parameters(config)}
@@ -403,7 +405,7 @@ def test_merge_refuses_a_tree_of_another_model() -> None:
 
 
 def test_attention_table_lists_what_it_knows() -> None:
-    assert model.attention_implementation("gpu", "bfloat16") == "cudnn"
-    assert model.attention_implementation("gpu", "float32") == "xla"
+    assert attention_implementation("gpu", "bfloat16") == "cudnn"
+    assert attention_implementation("gpu", "float32") == "xla"
     with pytest.raises(ValueError, match="'METAL'.*known platforms: cpu, gpu, tpu.*float32, bfloat16"):
-        model.attention_implementation("METAL", "float32")
+        attention_implementation("METAL", "float32")

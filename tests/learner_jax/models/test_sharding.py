@@ -15,8 +15,8 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec
 from safetensors.numpy import save_file
 
-from learner_jax.contracts import model as hf_names
-from learner_jax.models import decoder as model
+from learner_jax import models as model
+from learner_jax.contracts import BUILT_IN
 from learner_jax.models import hf_folder as hf_io
 from learner_jax.models import sharding
 from learner_jax.settings.learner import MeshSettings
@@ -146,9 +146,9 @@ def test_dimensions_that_do_not_divide_are_refused() -> None:
 
 def test_every_parameter_of_every_family_has_a_sharding() -> None:
     mesh = mesh_of(2, 2, 2)
-    families: tuple[Any, ...] = tuple(hf_names.SUPPORTED_ARCHITECTURES.values())
-    for family in families:
-        config = replace(CONFIG, family=family, attention_bias=True, attention_out_bias=True, mlp_bias=True)
+    options = (("attention_bias", True), ("mlp_bias", True))
+    for family in BUILT_IN:
+        config = replace(CONFIG, family=family, options=options)
         shardings = flatten_dict(sharding.parameter_shardings(config, mesh), sep=".")
         for path, leaf in flatten_dict(model.abstract_parameters(config), sep=".").items():
             local = shardings[path].shard_shape(leaf.shape)

@@ -15,8 +15,7 @@ from flax.traverse_util import flatten_dict
 from learner_jax.batches.building import Batch, rl_batch, supervised_batch
 from learner_jax.batches.packing import Lengths, plan_rows
 from learner_jax.contracts.model import parse_model_config
-from learner_jax.models import flops
-from learner_jax.models.decoder import init_parameters
+from learner_jax.models import flops, init_parameters
 from learner_jax.settings.learner import KLSettings, LearnerSettings, LossSettings, MeshSettings, OptimizerSettings
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from learner_jax.batches.building import Batch, BatchError, Sequences, batch_lengths, preference_batch, rl_batch
 from learner_jax.contracts.weights import Trajectory
-from learner_jax.models.decoder import TokenStats, init_parameters
+from learner_jax.models import TokenStats, init_parameters
 from learner_jax.settings.learner import (
     AdvantageSettings,
     GroupSettings,

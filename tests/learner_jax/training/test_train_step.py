@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from learner_jax.batches.building import Batch, BatchError, rl_batch, supervised_batch
 from learner_jax.contracts.model import ModelConfig, parameters, parse_model_config
 from learner_jax.losses.terms import loss_weights
-from learner_jax.models.decoder import init_parameters
+from learner_jax.models import init_parameters
 from learner_jax.settings.learner import (
     KLSettings,
     LearnerSettings,

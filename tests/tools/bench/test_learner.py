@@ -20,7 +20,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from learner_jax.batches.packing import Lengths, plan_rows
-from learner_jax.models.decoder import merge
+from learner_jax.models import merge
 from learner_jax.models.flops import train_step_flops
 from tools.bench import BenchmarkError, learner, learner_gpu, learner_head, learner_sides, learner_worker, peers
 from tools.bench.__main__ import main

@@ -304,7 +304,7 @@ def test_the_forward_pass_agrees_with_transformers_and_the_learner(models: Any):
     from jax import numpy as jnp
 
     from learner_jax.contracts.model import read_model_config
-    from learner_jax.models.decoder import merge, token_logprobs
+    from learner_jax.models import merge, token_logprobs
     from learner_jax.models.hf_folder import load_parameters
 
     folder, model, _ = models
