@@ -62,7 +62,7 @@ class ModelSettings(Settings):
     create: CreateModelSettings | None = None
     family: str = Field(
         "",
-        description='family of the model in path: an entry point or "package.module:NAME"; empty: one that Weir has',
+        description='family of the model: an entry point or "package.module:NAME"; empty: one that Weir has',
     )
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from learner_jax.batches.estimators import estimator_of
 from learner_jax.batches.hygiene import GroupCounts, clean_groups
 from learner_jax.batches.packing import Lengths, Plan
 from learner_jax.contracts import NOT_SAMPLED, Trajectory
@@ -347,7 +348,7 @@ def _answer_advantages(
         counted = [np.array(n) for part in every for _, n in part]
     advantages = [np.zeros(len(group)) for group in rewards]
     if compared:
-        estimated = group_advantages(compared, settings.advantage.estimator, num_tokens=counted)
+        estimated = group_advantages(compared, estimator_of(settings.advantage), num_tokens=counted)
         for i, values in zip(complete, estimated[first : first + len(complete)], strict=True):
             advantages[i][valid[i]] = values
     return np.concatenate(advantages)[:, None]

@@ -3,6 +3,8 @@
 from learner_jax.losses.advantages import ADVANTAGE_EPS, group_advantages, overlong_penalty
 from learner_jax.losses.corrections import effective_sample_share
 from learner_jax.losses.kl import ESTIMATORS, adapted_coefficient
+from learner_jax.losses.objectives import token_local
+from learner_jax.losses.policy import importance_ratios, sequence_log_ratio, sequence_sum
 from learner_jax.losses.returns import Targets, generalized_advantages, vtrace
 from learner_jax.losses.terms import loss_counts, loss_weights
 
@@ -14,8 +16,12 @@ __all__ = [
     "effective_sample_share",
     "generalized_advantages",
     "group_advantages",
+    "importance_ratios",
     "loss_counts",
     "loss_weights",
     "overlong_penalty",
+    "sequence_log_ratio",
+    "sequence_sum",
+    "token_local",
     "vtrace",
 ]

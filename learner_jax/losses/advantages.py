@@ -5,7 +5,7 @@ Rewards are on the host anyway, and so the result does not depend on devices, pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -52,7 +52,10 @@ def normalized(values: Float[np.ndarray, "B"], weights: Float[np.ndarray, "B"]) 
 
 
 def group_advantages(
-    rewards: Sequence[Rewards], estimator: str, *, num_tokens: Sequence[Float[np.ndarray, "G"]]
+    rewards: Sequence[Rewards],
+    estimator: str | Callable[[Rewards], Rewards],
+    *,
+    num_tokens: Sequence[Float[np.ndarray, "G"]],
 ) -> list[Rewards]:
     """Advantage of every answer of every group.
 
@@ -62,8 +65,11 @@ def group_advantages(
 
     Args:
       rewards: total reward of each answer, group by group.
+      estimator: by name, or a function of one group's rewards.
       num_tokens: sampled tokens that are learned from, 0 for an answer that is left out.
     """
+    if not isinstance(estimator, str):
+        return [estimator(group) for group in rewards]
     match estimator:
         case "grpo":
             return [grpo(group) for group in rewards]

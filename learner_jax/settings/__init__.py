@@ -1,5 +1,6 @@
 """The learner's settings, each with its range; free of JAX."""
 
+from learner_jax.settings.doors import ESTIMATOR_DOOR, OBJECTIVE_DOOR, OTHER_ESTIMATORS
 from learner_jax.settings.hosts import HOSTS_SECRET, HostsSettings, MeshSettings
 from learner_jax.settings.learner import (
     AdvantageSettings,
@@ -14,7 +15,10 @@ from learner_jax.settings.learner import (
 )
 
 __all__ = [
+    "ESTIMATOR_DOOR",
     "HOSTS_SECRET",
+    "OBJECTIVE_DOOR",
+    "OTHER_ESTIMATORS",
     "AdvantageSettings",
     "GroupSettings",
     "HostsSettings",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from learner_jax.contracts import Settings
+from learner_jax.settings.doors import ESTIMATORS, OBJECTIVES, EstimatorName, ObjectiveName
 from learner_jax.settings.hosts import HostsSettings, MeshSettings
 
 
@@ -47,8 +48,9 @@ class OptimizerSettings(Settings):
 class AdvantageSettings(Settings):
     """How rewards become advantages; `losses.advantages` and `losses.returns` cite each paper."""
 
-    estimator: Literal["grpo", "dr_grpo", "rloo", "reinforce_pp", "reinforce_pp_baseline", "gae", "vtrace"] = Field(
-        "grpo", description="how rewards become advantages; docs/losses.md cites each paper"
+    estimator: EstimatorName = Field(
+        "grpo",
+        description=f'one of {ESTIMATORS}; or a function of your own, from the rewards of a group: "module:name"',
     )
     segments: Literal["token", "turn"] = Field("token", description="what one decision is, for gae and vtrace")
     discount: float = Field(1.0, gt=0, le=1, description="per token, environment tokens included; gae and vtrace")
@@ -86,8 +88,8 @@ class AdvantageSettings(Settings):
 class PolicySettings(Settings):
     """The policy's objective; `learner_jax.losses.policy` cites each paper."""
 
-    objective: Literal["ppo", "decoupled_ppo", "cispo", "gspo", "policy_gradient"] = Field(
-        "ppo", description="loss of the policy; docs/losses.md cites each paper"
+    objective: ObjectiveName = Field(
+        "ppo", description=f'one of {OBJECTIVES}; or a function of your own, of the tokens of a row: "module:name"'
     )
     clip_low: float = Field(0.2, gt=0, le=1, description="lower bound of the ratio is 1 - clip_low")
     clip_high: float = Field(

@@ -19,7 +19,8 @@ from learner_jax.losses import corrections, kl, returns
 from learner_jax.losses import policy as policy_losses
 from learner_jax.losses import terms as losses
 from learner_jax.models import Layout, TokenStats
-from learner_jax.settings import AdvantageSettings, LossSettings, PolicySettings
+from learner_jax.settings import AdvantageSettings, LossSettings
+from learner_jax.training.policy_term import policy_objective
 
 Metrics = dict[str, Array]
 
@@ -70,7 +71,12 @@ supervised = Objective(_cross_entropy, token_local=True)
 
 
 def reinforcement(settings: LossSettings) -> Objective:
-    """The loss of reinforcement learning that the settings describe."""
+    """The loss of reinforcement learning that the settings describe.
+
+    Raises:
+      DoorError: the policy's objective can't be used.
+    """
+    policy = policy_objective(settings.policy)
 
     def objective(stats: TokenStats, batch: Batch, scalars: StepScalars) -> tuple[Array, Metrics]:
         mask = batch.weights > 0
@@ -78,7 +84,16 @@ def reinforcement(settings: LossSettings) -> Objective:
         segments = None if batch.layout is None else batch.layout.segments
         correction = _mismatch_correction(settings, ratios, mask, segments)
         advantages, targets = _advantages(settings, stats, batch, ratios, scalars)
-        token_loss, values = _policy_term(settings.policy, stats, ratios, advantages, mask, segments)
+        arrays = {
+            "logprobs": stats.logprobs,
+            "log_ratios": ratios.to_anchor,
+            "proximal_log_ratios": ratios.to_proximal,
+            "staleness_log_ratios": ratios.proximal_to_anchor,
+            "advantages": advantages,
+            "loss_mask": mask,
+            "segments": segments,
+        }
+        token_loss, values = policy(arrays)
         token_loss = correction * token_loss
         if batch.reference_logprobs is not None:
             values["kl"] = jax.vmap(kl.k3)(stats.logprobs, batch.reference_logprobs)
@@ -99,11 +114,11 @@ def reinforcement(settings: LossSettings) -> Objective:
 
     coupled = (
         settings.advantage.uses_values
-        or settings.policy.objective == "gspo"
+        or not policy.token_local
         or settings.mismatch.sequence_band is not None
         or settings.mismatch.veto is not None
     )
-    return Objective(objective, token_local=not coupled)
+    return Objective(objective, token_local=not coupled, packs=policy.packs)
 
 
 @dataclass(frozen=True)
@@ -156,46 +171,6 @@ def _mismatch_correction(
         veto=chosen.veto,
     )
     return jax.vmap(weights)(ratios.mismatch, mask, segments)
-
-
-def _policy_term(
-    policy: PolicySettings,
-    stats: TokenStats,
-    ratios: _Ratios,
-    advantages: Float[Array, "B T"],
-    mask: Bool[Array, "B T"],
-    segments: Int[Array, "B T"] | None,
-) -> tuple[Array, Metrics]:
-    """The policy's loss of every token, and values per token for the log."""
-    low, high = policy.clip_low, policy.clip_high
-    clipped = jax.vmap(partial(policy_losses.is_clipped, clip_low=low, clip_high=high))
-    ppo = jax.vmap(partial(policy_losses.ppo, clip_low=low, clip_high=high, dual_clip=policy.dual_clip))
-    truncated = policy.importance == "truncated"
-    weigh = jax.vmap(partial(corrections.staleness_weights, cap=policy.importance_cap))
-    match policy.objective:
-        case "ppo":
-            return ppo(ratios.to_anchor, advantages), {"clip_fraction": clipped(ratios.to_anchor, advantages)}
-        case "decoupled_ppo":
-            # Hilton et al., arXiv 2110.00641, equation 3: the clip is around the proximal policy, the weight is
-            # proximal / behaviour.
-            token_loss = ppo(ratios.to_proximal, advantages)
-            if truncated:
-                token_loss = weigh(ratios.proximal_to_anchor) * token_loss
-            return token_loss, {"clip_fraction": clipped(ratios.to_proximal, advantages)}
-        case "cispo":
-            cispo = jax.vmap(partial(policy_losses.cispo, clip_low=low, clip_high=high))
-            outside = clipped(ratios.to_anchor, advantages)
-            return cispo(stats.logprobs, ratios.to_anchor, advantages), {"clip_fraction": outside}
-        case "gspo":
-            gspo = jax.vmap(partial(policy_losses.gspo, clip_low=low, clip_high=high))
-            sequence = jax.vmap(policy_losses.sequence_log_ratio)(ratios.to_anchor, mask, segments)
-            outside = clipped(jnp.broadcast_to(sequence.reshape(mask.shape[0], -1), mask.shape), advantages)
-            return gspo(stats.logprobs, ratios.to_anchor, advantages, mask, segments), {"clip_fraction": outside}
-        case "policy_gradient":
-            weights = weigh(ratios.to_anchor) if truncated else jnp.ones(mask.shape)
-            outside = (weights >= policy.importance_cap).astype(jnp.float32)
-            token_loss = jax.vmap(policy_losses.policy_gradient)(stats.logprobs, advantages, weights)
-            return token_loss, {"clip_fraction": outside}
 
 
 def _kl_term(
