@@ -21,6 +21,9 @@ class RunSettings(Settings):
         description="name of the run, of its default directory and of its database schema",
     )
     directory: str = Field("", description="run directory; runs/<name> if empty")
+    loggers: tuple[str, ...] = Field(
+        (), description='classes that also get every event: entry points, or "package.module:name" of your own'
+    )
     seed: int = Field(
         0, ge=0, le=2**32 - 1, description="seed of problems, weights and sampling; JAX's generators take 32 bits of it"
     )

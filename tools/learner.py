@@ -34,6 +34,7 @@ from rewards.contracts import Split
 from serving_bridge.checks import golden_prompts
 from serving_bridge.telemetry import reported_waits
 from tools.assembly import wiring
+from tools.assembly.metrics import learner_metrics_writer, metrics_log
 from tools.assembly.preflight import preflight
 from tools.assembly.run_directory import Start, record, tell
 from tools.assembly.wiring import RunPaths
@@ -86,7 +87,7 @@ def _supervised_state(
         settings,
         train_example=lambda index: example("train", index),
         validation_example=lambda index: example("validation", index),
-        log=wiring.metrics_writer(paths, "learner"),
+        log=metrics_log(config, paths, "learner").write,
     )
 
 
@@ -106,7 +107,7 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
     """Runs the loop until it ends or the process is asked to stop; traces some of its steps if asked to."""
     stop = wiring.StopRequest().install()  # a host that only waits for the others has nothing to save
     require_shared(hosts, paths.checkpoints, "run.directory")
-    log = wiring.learner_metrics_writer(paths, hosts.index)
+    log = learner_metrics_writer(config, paths, hosts.index)
     hosts.log_failures(log)
     model_dir = wiring.start_model_dir(config, paths)
     encoder, model_config = wiring.build_encoder(config, model_dir)

@@ -14,6 +14,7 @@ from rewards.environments import create_environment
 from serving_bridge.rollout import RolloutWorker, RunIdentity, awaits_work
 from serving_bridge.telemetry import reported_waits
 from tools.assembly import wiring
+from tools.assembly.metrics import metrics_log
 from tools.assembly.preflight import preflight
 from tools.command_line import command_parser
 
@@ -35,7 +36,7 @@ def main() -> None:
         preflight("rollout", config, paths)
         encoder, model_config = wiring.build_encoder(config, wiring.base_model_dir(config, paths))
         task = wiring.build_task(config)
-        log, waits = wiring.metrics_writer(paths, "rollout"), Waits()
+        log, waits = metrics_log(config, paths, "rollout").write, Waits()
         stop = wiring.StopRequest().install()
         limits = wiring.record_limits(config, encoder, model_config)
         queue = wiring.build_queue(config, paths, limits=limits, waits=waits)

@@ -17,6 +17,7 @@ from learner_jax.runtime import Waits
 from serving_bridge.fleet import Fleet, sole_controller
 from serving_bridge.telemetry import reported_waits
 from tools.assembly import wiring
+from tools.assembly.metrics import metrics_log
 from tools.assembly.preflight import preflight
 from tools.command_line import command_parser
 
@@ -29,7 +30,7 @@ def main() -> None:
         arguments, config, paths = wiring.read_arguments(parser, joins=True)
         preflight("serve", config, paths)  # what can't be served is refused before vLLM is started
         model_dir = wiring.base_model_dir(config, paths)
-        waits, log, registry = Waits(), wiring.metrics_writer(paths, "fleet"), wiring.build_registry(paths)
+        waits, log, registry = Waits(), metrics_log(config, paths, "fleet").write, wiring.build_registry(paths)
         fleet = Fleet(
             config.serving,
             model_dir=model_dir,

@@ -35,10 +35,11 @@ from learner_jax.settings import HOSTS_SECRET
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.processes import Supervisor, sole, wait_until_free
 from serving_bridge.routing import ReplicaRow
-from serving_bridge.telemetry import MetricsLog, MetricsTail, read_metrics, reported_waits
+from serving_bridge.telemetry import MetricsTail, read_metrics, reported_waits
 from serving_bridge.vllm import ReplicaError, VllmClient
 from tools.assembly import wiring
 from tools.assembly.dry_run import dry_run
+from tools.assembly.metrics import metrics_log
 from tools.assembly.preflight import looked, preflight
 from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned
 from tools.assembly.run_directory import Start, choose, keep_results, record, require_original, resume, tell
@@ -80,7 +81,7 @@ class Job:
         self._paths = paths
         self._view = view
         self._should_stop = should_stop
-        self._metrics = MetricsLog(paths.metrics, "train")
+        self._metrics = metrics_log(config, paths, "train")
         self._tail = MetricsTail(paths.metrics)
         self._waits = Waits()
 

@@ -55,6 +55,8 @@ train
   summary     the figures of summary.json
 
 every process
+  logger      logger (one of run.loggers), error: its first failure, or that it falls behind; at the end, where some
+              were lost: written, failed, dropped (events)
   waits       waits: [{what, on, waited_s, limit_s}], the longest first: what it has waited for a second or longer; once
               more, empty, when all waits have ended; at most every 5 seconds while nothing changes
 
@@ -102,6 +104,11 @@ class MetricsLog:
         self._path, self._process, self._clock = path, process, clock
         self._lock = threading.Lock()  # flock knows descriptors, not threads
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._listeners: list[Callable[[Record], None]] = []
+
+    def hand_to(self, listener: Callable[[Record], None]) -> None:
+        """Calls `listener` with every event from now on, once it is in the file; it must not raise or wait."""
+        self._listeners.append(listener)
 
     def write(self, event: str, **fields: Any) -> None:
         """Appends one event. Numbers may be Python's or NumPy's; one that is not finite is written as null.
@@ -110,10 +117,17 @@ class MetricsLog:
           TypeError: a field is of a type that JSON has no place for.
           OSError: the line could not be written whole, as where the disk is full; names the file.
         """
-        record = {"t": round(self._clock(), 3), "process": self._process, "event": event, **fields}
-        line = (json.dumps(_plain(record), allow_nan=False, separators=(",", ":")) + "\n").encode()
+        record = self.write_here(event, **fields)
+        for listener in self._listeners:
+            listener(record)
+
+    def write_here(self, event: str, **fields: Any) -> Record:
+        """As `write`, but listeners are not called; returns the event as it stands in the file."""
+        record: Record = _plain({"t": round(self._clock(), 3), "process": self._process, "event": event, **fields})
+        line = (json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n").encode()
         with at(self._path), self._lock:
             self._append(line)
+        return record
 
     def _append(self, line: bytes) -> None:
         """Writes, under the file's lock: without it, a line that another process is just writing would look torn."""

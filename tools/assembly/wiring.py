@@ -29,7 +29,6 @@ from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.processes import GuardError, ProcessFailedError, sole
 from serving_bridge.queue import Pace, QueueBounds, TrajectoryQueue
 from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry
-from serving_bridge.telemetry import MetricsLog
 from serving_bridge.text import load_tokenizer
 from serving_bridge.weights import Publisher, WeightStore
 from tools.assembly.new_model import CreateModelError, create_model
@@ -337,17 +336,6 @@ def build_pace(config: Config) -> Pace:
         groups_per_step=config.learner.groups_per_step,
         total_steps=config.learner.steps,
     )
-
-
-def metrics_writer(paths: RunPaths, process: str) -> Callable[..., None]:
-    return MetricsLog(paths.metrics, process).write
-
-
-def learner_metrics_writer(paths: RunPaths, host: int) -> Callable[..., None]:
-    """The leader's events are the run's; every other host of the learner keeps a file of its own."""
-    if host == 0:
-        return metrics_writer(paths, "learner")
-    return MetricsLog(paths.logs / f"learner-{host}.jsonl", f"learner-{host}").write
 
 
 class StopRequest:
