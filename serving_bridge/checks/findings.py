@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from learner_jax.runtime import WeirError
+
+_SETTING = re.compile(r"((?:run|model|task|learner|rollout|serving|evaluation|store)(?:\.[a-z_]+)+) ")
 
 Severity = Literal["error", "warning", "note"]
 
@@ -35,7 +38,8 @@ class Finding:
     def __str__(self) -> str:
         parts = [f"expected {self.expected}" if self.expected else "", self.got]
         said = ", got ".join(filter(None, parts)) if self.expected else self.got
-        return f"{self.setting}: {said}" + (f"; {self.change}" if self.change else "")
+        where = "" if said.startswith(f"{self.setting} ") else f"{self.setting}: "
+        return f"{where}{said}" + (f"; {self.change}" if self.change else "")
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,8 @@ def _start(check: Check) -> _Running:
 
 def _failed(check: Check, error: BaseException) -> Finding:
     text = str(error)
-    setting = "" if check.setting in text else check.setting
+    named = _SETTING.match(text)  # an error that begins with its setting may come from any look that needs it
+    setting = named[1] if named else "" if check.setting in text else check.setting
     return Finding(
         setting or check.name, "", text, "", "error", may_heal=not isinstance(error, WeirError) or error.can_heal
     )

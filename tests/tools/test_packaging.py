@@ -23,8 +23,8 @@ from learner_jax.runtime import Door
 from rewards.environments import ENVIRONMENT
 from rewards.tasks import DATA, REWARD, TASK
 from tests.conftest import REPOSITORY
+from tests.support.installed import PACKAGES, build_wheel
 
-PACKAGES = ("learner_jax", "serving_bridge", "rewards", "configs", "tools")
 #: Come with vLLM, whose builds for CPU, GPU and TPU are different distributions; only the plugin imports them.
 WITH_VLLM = {"vllm", "torch"}
 
@@ -176,18 +176,7 @@ def test_what_comes_with_weir_is_declared_as_entry_points(door: Door):
 
 
 def test_the_wheel_carries_configs_templates_and_plugin(tmp_path: Path):
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns("__pycache__")
-    for folder in PACKAGES:
-        shutil.copytree(REPOSITORY / folder, source / folder, ignore=ignored)
-    for name in ("pyproject.toml", "LICENSE", _project().get("readme", "LICENSE")):
-        shutil.copy(REPOSITORY / name, source / name)
-    build = "import setuptools.build_meta as b, sys; b.build_wheel(sys.argv[1])"
-    done = subprocess.run(
-        [sys.executable, "-c", build, tmp_path], cwd=source, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    names = set(zipfile.ZipFile(next(tmp_path.glob("weir-*.whl"))).namelist())
+    names = set(zipfile.ZipFile(build_wheel(tmp_path)).namelist())
     kept = {str(p.relative_to(REPOSITORY)) for folder in PACKAGES for p in (REPOSITORY / folder).rglob("*.py")}
     kept |= {f"configs/{path.name}" for path in (REPOSITORY / "configs").glob("*.toml")}
     assert (

@@ -302,6 +302,32 @@ def test_our_errors_are_findings_and_others_are_raised() -> None:
         run_checks([check], limit_s=5, own=lambda error: False)
 
 
+def test_an_error_that_begins_with_its_setting_is_told_under_it() -> None:
+    def refuse() -> Iterator[Finding]:
+        raise ValueError("task.reward 'my_rewards:exat': my_rewards has no 'exat'")
+        yield
+
+    (result,) = run_checks([Check("model", "model.path", refuse)], limit_s=5, own=lambda error: True)
+    assert result.findings[0].setting == "task.reward"
+    assert str(result.findings[0]) == "task.reward 'my_rewards:exat': my_rewards has no 'exat'"
+
+
+@pytest.mark.parametrize(
+    ("override", "setting", "said"),
+    [
+        ("task.provider=row", "task.provider", "task.provider 'row' is unknown; did you mean rows?"),
+        ("task.provider=no_such:Task", "task.provider", "there is no module 'no_such'; looked in"),
+        ("task.environment=feedbak", "task.environment", "did you mean feedback?"),
+    ],
+)
+def test_code_of_the_users_that_can_not_be_used_is_one_line(
+    override: str, setting: str, said: str, tmp_path: Path
+) -> None:
+    found = errors("rollout", DEMO, tmp_path / "run", override)
+    assert list(found) == [setting]
+    assert said in found[setting]
+
+
 def test_what_is_found_before_an_error_is_kept_and_one_reason_is_told_once() -> None:
     def look() -> Iterator[Finding]:
         yield Finding("a", "b", "c", "d")
