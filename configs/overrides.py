@@ -30,7 +30,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or not all(parts):
         raise ConfigError(f"override {quoted(override)} is not understood; expected section.key=value")
     name, annotation = shown(".".join(parts)), _annotation(parts)
-    removes = text.strip() == REMOVED and _is_removable(annotation)
+    removes = text.strip() == REMOVED and annotation is not None and _is_removable(annotation)
     value = None if removes else _text(name, text) if _is_text(annotation) else _value(name, text)
     for part in parts[:-1]:
         tree = tree.get(part, {}) if removes else tree.setdefault(part, {})
@@ -100,9 +100,7 @@ def model_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _is_removable(annotation: Any) -> bool:
-    """Whether a setting is a table, or may be absent; to a setting of text `none` is text."""
-    if annotation is None or _is_text(annotation):
-        return False
+    """Whether a setting is a table, or may be absent; to any other of text `none` is text."""
     return model_of(annotation) is not None or get_origin(annotation) is dict or NoneType in get_args(annotation)
 
 

@@ -16,6 +16,7 @@ class Command(NamedTuple):
 #: Heading -> name -> command, in the order that help shows.
 GROUPS: dict[str, dict[str, Command]] = {
     "begin": {
+        "new": Command("tools.new", "make a folder with a run of your own: configuration, reward and data"),
         "doctor": Command("tools.doctor", "say what this machine can run, and what is missing"),
         "settings": Command("tools.settings", "list every setting with type, range, default and meaning"),
         "plan": Command("tools.plan", "predict the device memory of a train step"),

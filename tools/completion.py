@@ -51,10 +51,10 @@ _weir() {
         compadd bash zsh fish
     elif [[ $words[2] == settings && $PREFIX != -* ]]; then
         compadd -- ${(f)"$(weir settings --names 2>/dev/null)"}
-    elif [[ $words[CURRENT - 1] == --config ]]; then
+    elif [[ $words[CURRENT-1] == --config ]]; then
         compadd -- @CONFIGS@
         _files -g '*.toml'
-    elif [[ $words[CURRENT - 1] == --set ]]; then
+    elif [[ $words[CURRENT-1] == --set ]]; then
         compadd -S = -- ${(f)"$(weir settings --names 2>/dev/null)"}
     elif [[ $PREFIX == -* ]]; then
         compadd -- --help
@@ -63,7 +63,8 @@ _weir() {
         _files
     fi
 }
-compdef _weir weir
+# As a file of fpath this is the body of the function _weir; as a script it defines it.
+if [[ $funcstack[1] == _weir ]]; then _weir "$@"; else compdef _weir weir; fi
 """
 _FISH = """\
 @DESCRIBED@
@@ -71,7 +72,7 @@ complete -c weir -n '__fish_seen_subcommand_from completion' -f -a 'bash zsh fis
 complete -c weir -n '__fish_seen_subcommand_from settings' -f -a '(weir settings --names 2>/dev/null)'
 complete -c weir -n '__fish_seen_subcommand_from @CONFIGURED@' -l config -r -a '@CONFIGS@' -d 'configuration'
 complete -c weir -n '__fish_seen_subcommand_from @CONFIGURED@' -l set -x \\
-    -a '(weir settings --names 2>/dev/null | string replace -r "$" "=")' -d 'change a setting'
+    -a '(weir settings --names 2>/dev/null | string replace -r \\'$\\' \\'=\\')' -d 'change a setting'
 complete -c weir -l help -d 'show help'
 """
 _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
