@@ -5,31 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-
-from learner_jax.contracts import GoldenPrompt, WeightManifest
+from learner_jax.contracts import WeightManifest
 from learner_jax.runtime import Wait, Waits
+from serving_bridge.fleet.golden_probe import probe, probe_tolerance
 from serving_bridge.settings import ServingSettings
 from serving_bridge.vllm import Failed, ReplicaError, VllmClient, WorkerStatus
 from serving_bridge.weights import WeightStore
 
 T = TypeVar("T")
 RoundStatus = Literal["updated", "rejected", "unfit"]
-
-#: ahead of every sampling request where the server is full
-PROBE_PRIORITY = -1
-#: Largest golden-prompt log-prob difference accepted, nats, by serving dtype, where serving.probe_tolerance is unset.
-#: Sampler and learner add up in different orders: on the CPU up to 2e-5 apart in float32 (TF32 on GPUs: near 1e-3) and
-#: 0.16 in bfloat16. A tensor that is transposed or of other weights moves some log-prob by 0.33 (a query projection of
-#: twelve) to 9 (the embedding). What one step changes in one tensor is below either tolerance: that all tensors arrived
-#: is for hashes and loaders to check.
-PROBE_TOLERANCE: Mapping[str, float] = MappingProxyType({"float32": 1e-3, "bfloat16": 0.3})
 
 _MIN_POLL_S, _MAX_POLL_S = 0.005, 0.25
 _RESUME_TRIES = 3
@@ -74,36 +63,6 @@ class _BrokenError(Exception):
     """The round ends and the replica must not go on serving."""
 
 
-@dataclass
-class _Round:
-    """One round's inputs, what it knows of the replica by now, and what it measured."""
-
-    client: VllmClient
-    store: WeightStore
-    manifest: WeightManifest
-    settings: ServingSettings
-    round_id: str
-    waits: Waits
-    name: str
-    asked_for_lease: bool = False
-    #: by the event loop's clock, counted from before the request that got the lease: never too late
-    leased_until_s: float = float("-inf")
-    found_paused: bool = False
-    applied_before: int | None = None
-    #: the worker holds this version already: a round before this one got so far
-    is_applied: bool = False
-    paused_s: float | None = None
-    #: set from just before weights may change until they are proven
-    is_unproven: bool = False
-    is_proven: bool = False
-    stage_s: float = 0.0
-    pause_s: float = 0.0
-    probe_s: float = 0.0
-    probe_max_abs: float | None = None
-    num_running: int | None = None
-    store_damaged: bool = False
-
-
 async def run_round(
     client: VllmClient,
     store: WeightStore,
@@ -133,207 +92,250 @@ async def run_round(
     Raises:
       Nothing for what goes wrong on the replica; see `RoundOutcome.status`.
     """
-    this = _Round(
-        client, store, manifest, settings, round_id or uuid.uuid4().hex, waits or Waits(), name or client.base_url
-    )
-    failure: Exception | None = None
-    try:
-        if not manifest.golden:
-            raise _RefusedError(
-                f"version {manifest.version} has no golden prompts, so nothing can prove it; set learner.num_golden"
-            )
-        await _stage(this)
-        await _swap(this)
-    except (_RefusedError, _BrokenError, ReplicaError, TimeoutError) as caught:
-        failure = caught
-    finally:
-        serves = await _settled(_leave(this))
-    return _outcome(this, failure, serves)
+    return await WeightRound(
+        client,
+        manifest,
+        settings,
+        round_id=round_id or uuid.uuid4().hex,
+        waits=waits or Waits(),
+        name=name or client.base_url,
+    ).run()
 
 
-async def probe(client: VllmClient, golden: Sequence[GoldenPrompt], timeout_s: float) -> float:
-    """Largest absolute difference between a replica's and the learner's log-probs of the golden prompts, nats.
+class WeightRound:
+    """One round on one replica: its inputs, what it knows of the replica by now, and what it measured.
 
-    Raises:
-      ReplicaError: the replica did not answer.
+    Args:
+      round_id: names the holder of the replica's lease.
+      waits: where its waits are seen.
+      name: of the replica, for them.
     """
-    ids = zip(golden, client.probe_ids(len(golden)), strict=True)
-    answers = await asyncio.gather(
-        *(
-            client.prompt_logprobs(prompt.tokens, timeout_s=timeout_s, priority=PROBE_PRIORITY, request_id=request_id)
-            for prompt, request_id in ids
-        )
-    )
-    pairs = zip(golden, answers, strict=True)
-    # NumPy's maximum keeps a NaN, wherever it is.
-    return float(np.max([np.abs(got - np.asarray(prompt.logprobs, np.float32)).max() for prompt, got in pairs]))
 
+    def __init__(
+        self,
+        client: VllmClient,
+        manifest: WeightManifest,
+        settings: ServingSettings,
+        *,
+        round_id: str,
+        waits: Waits,
+        name: str,
+    ) -> None:
+        self._client, self._manifest, self._settings = client, manifest, settings
+        self._round_id, self._waits, self._name = round_id, waits, name
+        self._asked_for_lease = False
+        #: by the event loop's clock, counted from before the request that got the lease: never too late
+        self._leased_until_s = float("-inf")
+        self._found_paused = False
+        self._applied_before: int | None = None
+        #: the worker holds this version already: a round before this one got so far
+        self._is_applied = False
+        self._paused_s: float | None = None
+        #: set from just before weights may change until they are proven
+        self._is_unproven = False
+        self._is_proven = False
+        self._stage_s = self._pause_s = self._probe_s = 0.0
+        self._probe_max_abs: float | None = None
+        self._num_running: int | None = None
+        self._store_damaged = False
 
-def probe_tolerance(settings: ServingSettings) -> float:
-    """The golden-prompt log-prob difference that a round accepts, nats."""
-    return PROBE_TOLERANCE[settings.dtype] if settings.probe_tolerance is None else settings.probe_tolerance
+    async def run(self) -> RoundOutcome:
+        """Does the round, whatever goes wrong; see `run_round`."""
+        failure: Exception | None = None
+        try:
+            if not self._manifest.golden:
+                raise _RefusedError(
+                    f"version {self._manifest.version} has no golden prompts, so nothing can prove it; "
+                    f"set learner.num_golden"
+                )
+            await self._stage()
+            await self._swap()
+        except (_RefusedError, _BrokenError, ReplicaError, TimeoutError) as caught:
+            failure = caught
+        finally:
+            serves = await _settled(self._leave())
+        return self._outcome(failure, serves)
 
-
-async def _stage(this: _Round) -> None:
-    """Takes the replica's lease and has the version read and checked while the replica serves."""
-    started, version = _now(), this.manifest.version
-    try:
-        worker = await _take_lease(this)
-        this.applied_before, this.found_paused = worker.applied, await this.client.is_paused()
-        poll_s = _MIN_POLL_S
-        with _waiting(this, f"version {version} to be read", _RefusedError) as wait:
-            while worker.state == "reading":
-                await wait.pause(poll_s)
-                poll_s = min(2 * poll_s, _MAX_POLL_S)
-                async with wait.bound():  # the request itself has as long a bound
-                    worker = await _renew_lease(this)
-    except Failed as failed:
-        raise _RefusedError(str(failed)) from failed
-    finally:
-        this.stage_s = _now() - started
-    this.is_applied, this.store_damaged = worker.state == "applied", worker.damaged
-    if not this.is_applied and (worker.state != "staged" or worker.staged != version):
-        raise _RefusedError(worker.error or f"version {version} is not staged on every worker: {worker}")
-
-
-async def _swap(this: _Round) -> None:
-    """Everything inside the pause but its end, which `_leave` decides on."""
-    this.num_running = await this.client.num_requests()
-    if not this.is_applied:
-        await _open_session(this.client)
-    await _renew_lease(this)
-    this.paused_s = _now()
-    with _waiting(this, f"version {this.manifest.version} to be applied and proven, in a pause", TimeoutError) as wait:
-        async with wait.bound():
-            # A request that was cut off may still be carried out later, after the resume that was meant to undo it.
-            await _settled(this.client.pause())
-        await _settled(_apply_and_prove(this, wait))
-
-
-async def _apply_and_prove(this: _Round, wait: Wait) -> None:
-    client, manifest = this.client, this.manifest
-    async with wait.bound():
-        _check_lease(this)
-        this.is_unproven = True
-        if this.is_applied:
-            await client.name_version(None)
-        else:
-            await _apply(this)
-        await _prove(this)
-        _check_lease(this)
-        await client.name_version(manifest.version)
-        this.is_proven = True
-
-
-async def _apply(this: _Round) -> None:
-    client, manifest = this.client, this.manifest
-    try:
-        await client.update(manifest.version, manifest.content_sha256, this.round_id)
-    except Failed as failed:
-        worker = await client.worker_status(this.round_id)
-        if worker.intact and worker.applied == this.applied_before:
-            this.is_unproven = False
+    async def _stage(self) -> None:
+        """Takes the replica's lease and has the version read and checked while the replica serves."""
+        started, version = _now(), self._manifest.version
+        try:
+            worker = await self._take_lease()
+            self._applied_before, self._found_paused = worker.applied, await self._client.is_paused()
+            poll_s = _MIN_POLL_S
+            with self._waiting(f"version {version} to be read", _RefusedError) as wait:
+                while worker.state == "reading":
+                    await wait.pause(poll_s)
+                    poll_s = min(2 * poll_s, _MAX_POLL_S)
+                    async with wait.bound():  # the request itself has as long a bound
+                        worker = await self._renew_lease()
+        except Failed as failed:
             raise _RefusedError(str(failed)) from failed
-        raise
-    await client.finish_update()
+        finally:
+            self._stage_s = _now() - started
+        self._is_applied, self._store_damaged = worker.state == "applied", worker.damaged
+        if not self._is_applied and (worker.state != "staged" or worker.staged != version):
+            raise _RefusedError(worker.error or f"version {version} is not staged on every worker: {worker}")
 
+    async def _swap(self) -> None:
+        """Everything inside the pause but its end, which `_leave` decides on."""
+        self._num_running = await self._client.num_requests()
+        if not self._is_applied:
+            await _open_session(self._client)
+        await self._renew_lease()
+        self._paused_s = _now()
+        with self._waiting(
+            f"version {self._manifest.version} to be applied and proven, in a pause", TimeoutError
+        ) as wait:
+            async with wait.bound():
+                # A request that was cut off may still be carried out later, after the resume that was meant to undo it.
+                await _settled(self._client.pause())
+            await _settled(self._apply_and_prove(wait))
 
-async def _prove(this: _Round) -> None:
-    started, tolerance = _now(), probe_tolerance(this.settings)
-    try:
-        difference = await probe(this.client, this.manifest.golden, this.settings.update_timeout_s)
-    finally:
-        this.probe_s = _now() - started
-    this.probe_max_abs = difference
-    # Written so that NaN fails too.
-    if not difference <= tolerance:
-        raise _BrokenError(
-            f"version {this.manifest.version}: golden log-probs differ from the learner's by up to {difference:.3g} "
-            f"nats, expected at most {tolerance} (serving.probe_tolerance)"
+    async def _apply_and_prove(self, wait: Wait) -> None:
+        client, manifest = self._client, self._manifest
+        async with wait.bound():
+            self._check_lease()
+            self._is_unproven = True
+            if self._is_applied:
+                await client.name_version(None)
+            else:
+                await self._apply()
+            await self._prove()
+            self._check_lease()
+            await client.name_version(manifest.version)
+            self._is_proven = True
+
+    async def _apply(self) -> None:
+        client, manifest = self._client, self._manifest
+        try:
+            await client.update(manifest.version, manifest.content_sha256, self._round_id)
+        except Failed as failed:
+            worker = await client.worker_status(self._round_id)
+            if worker.intact and worker.applied == self._applied_before:
+                self._is_unproven = False
+                raise _RefusedError(str(failed)) from failed
+            raise
+        await client.finish_update()
+
+    async def _prove(self) -> None:
+        started, tolerance = _now(), probe_tolerance(self._settings)
+        try:
+            difference = await probe(self._client, self._manifest.golden, self._settings.update_timeout_s)
+        finally:
+            self._probe_s = _now() - started
+        self._probe_max_abs = difference
+        # Written so that NaN fails too.
+        if not difference <= tolerance:
+            raise _BrokenError(
+                f"version {self._manifest.version}: golden log-probs differ from the learner's by up to "
+                f"{difference:.3g} nats, expected at most {tolerance} (serving.probe_tolerance)"
+            )
+
+    async def _leave(self) -> bool:
+        """Ends the pause if the weights may serve, else ends what is in flight; gives the lease back.
+
+        Returns:
+          Whether the replica serves, as far as this round can know.
+        """
+        if not self._asked_for_lease:
+            return True
+        try:
+            with self._waiting("the round to end", TimeoutError) as wait:
+                async with wait.bound():
+                    return await self._end_pause()
+        except (ReplicaError, TimeoutError):
+            return False
+        finally:
+            if self._paused_s is not None:
+                self._pause_s = _now() - self._paused_s
+            with contextlib.suppress(ReplicaError):
+                await self._client.release(self._round_id)
+
+    async def _end_pause(self) -> bool:
+        if self._paused_s is None and not self._found_paused:
+            return True
+        if _now() > self._leased_until_s:
+            # Another round may be halfway: only a new lease makes this one's business of the pause.
+            try:
+                await self._take_lease()
+            except Failed:
+                return False
+            if not await self._client.is_paused():
+                return False
+        if not await self._may_serve():
+            await self._client.abort_all()
+            return False
+        for attempt in range(_RESUME_TRIES):
+            try:
+                await self._client.resume()
+                break
+            except ReplicaError:
+                if attempt == _RESUME_TRIES - 1:
+                    raise
+        return True
+
+    async def _may_serve(self) -> bool:
+        """Whether the weights on the replica are proven, by this round or one before, or as this one found them."""
+        if self._is_proven or self._is_unproven:
+            return self._is_proven
+        worker, named = await self._client.worker_status(self._round_id), await self._client.weight_version()
+        if not worker.intact:
+            return False
+        if named is not None and named == worker.applied:
+            return True
+        return not self._found_paused and worker.applied == self._applied_before
+
+    async def _take_lease(self) -> WorkerStatus:
+        """Asks for the lease and the staging; `Failed` if another round holds the lease."""
+        self._asked_for_lease, asked_s, lease_s = True, _now(), _lease_s(self._settings)
+        manifest = self._manifest
+        # Not cut off: a lease that this round does not know of would keep the next one out.
+        worker = await _settled(self._client.stage(manifest.version, manifest.content_sha256, self._round_id, lease_s))
+        self._leased_until_s = asked_s + lease_s
+        return worker
+
+    async def _renew_lease(self) -> WorkerStatus:
+        asked_s = _now()
+        worker = await self._client.worker_status(self._round_id)
+        self._check_lease()
+        self._leased_until_s = asked_s + _lease_s(self._settings)
+        return worker
+
+    def _check_lease(self) -> None:
+        """Raises once the lease may have ended: another round may have begun, and its steps must not be disturbed."""
+        if _now() > self._leased_until_s:
+            raise _RefusedError(
+                f"the lease of {_lease_s(self._settings)} s ended before it was renewed: the replica or this "
+                f"process was held up; the next round starts anew"
+            )
+
+    def _waiting(self, what: str, error: type[Exception]) -> AbstractContextManager[Wait]:
+        """A wait for the replica, of at most `serving.update_timeout_s`."""
+        limit_s = self._settings.update_timeout_s
+        return self._waits.waiting(
+            what, on=self._name, limit_s=limit_s, setting="serving.update_timeout_s", error=error
         )
 
-
-async def _leave(this: _Round) -> bool:
-    """Ends the pause if the weights may serve, else ends what is in flight; gives the lease back.
-
-    Returns:
-      Whether the replica serves, as far as this round can know.
-    """
-    if not this.asked_for_lease:
-        return True
-    try:
-        with _waiting(this, "the round to end", TimeoutError) as wait:
-            async with wait.bound():
-                return await _end_pause(this)
-    except (ReplicaError, TimeoutError):
-        return False
-    finally:
-        if this.paused_s is not None:
-            this.pause_s = _now() - this.paused_s
-        with contextlib.suppress(ReplicaError):
-            await this.client.release(this.round_id)
-
-
-async def _end_pause(this: _Round) -> bool:
-    if this.paused_s is None and not this.found_paused:
-        return True
-    if _now() > this.leased_until_s:
-        # Another round may be halfway: only a new lease makes this one's business of the pause.
-        try:
-            await _take_lease(this)
-        except Failed:
-            return False
-        if not await this.client.is_paused():
-            return False
-    if not await _may_serve(this):
-        await this.client.abort_all()
-        return False
-    for attempt in range(_RESUME_TRIES):
-        try:
-            await this.client.resume()
-            break
-        except ReplicaError:
-            if attempt == _RESUME_TRIES - 1:
-                raise
-    return True
-
-
-async def _may_serve(this: _Round) -> bool:
-    """Whether the weights that the replica holds are proven, by this round or one before, or as this one found them."""
-    if this.is_proven or this.is_unproven:
-        return this.is_proven
-    worker, named = await this.client.worker_status(this.round_id), await this.client.weight_version()
-    if not worker.intact:
-        return False
-    if named is not None and named == worker.applied:
-        return True
-    return not this.found_paused and worker.applied == this.applied_before
-
-
-async def _take_lease(this: _Round) -> WorkerStatus:
-    """Asks for the lease and the staging; `Failed` if another round holds the lease."""
-    this.asked_for_lease, asked_s, lease_s = True, _now(), _lease_s(this.settings)
-    manifest = this.manifest
-    # Not cut off: a lease that this round does not know of would keep the next one out.
-    worker = await _settled(this.client.stage(manifest.version, manifest.content_sha256, this.round_id, lease_s))
-    this.leased_until_s = asked_s + lease_s
-    return worker
-
-
-async def _renew_lease(this: _Round) -> WorkerStatus:
-    asked_s = _now()
-    worker = await this.client.worker_status(this.round_id)
-    _check_lease(this)
-    this.leased_until_s = asked_s + _lease_s(this.settings)
-    return worker
-
-
-def _check_lease(this: _Round) -> None:
-    """Raises once the lease may have ended: another round may have begun, and its steps must not be disturbed."""
-    if _now() > this.leased_until_s:
-        raise _RefusedError(
-            f"the lease of {_lease_s(this.settings)} s ended before it was renewed: the replica or this process was "
-            f"held up; the next round starts anew"
+    def _outcome(self, failure: Exception | None, serves: bool) -> RoundOutcome:
+        status: RoundStatus = "unfit"
+        if serves and failure is None:
+            status = "updated"
+        elif serves and isinstance(failure, _RefusedError | TimeoutError):
+            status = "rejected"
+        error = None
+        if status != "updated":
+            error = str(failure or "the weights are proven, but the engine is still paused")
+        return RoundOutcome(
+            status=status,
+            version=self._manifest.version,
+            stage_s=self._stage_s,
+            pause_s=self._pause_s,
+            probe_s=self._probe_s,
+            probe_max_abs=self._probe_max_abs,
+            num_running=self._num_running if self._paused_s is not None else None,
+            error=error,
+            store_damaged=self._store_damaged,
         )
 
 
@@ -353,12 +355,6 @@ async def _open_session(client: VllmClient) -> None:
             raise _RefusedError(str(failed)) from failed
 
 
-def _waiting(this: _Round, what: str, error: type[Exception]) -> AbstractContextManager[Wait]:
-    """A wait for the replica, of at most `serving.update_timeout_s`."""
-    limit_s = this.settings.update_timeout_s
-    return this.waits.waiting(what, on=this.name, limit_s=limit_s, setting="serving.update_timeout_s", error=error)
-
-
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
@@ -375,25 +371,3 @@ async def _settled(work: Coroutine[Any, Any, T]) -> T:
         if not task.cancelled():
             task.exception()  # taken note of: the cancellation is what is raised
         raise
-
-
-def _outcome(this: _Round, failure: Exception | None, serves: bool) -> RoundOutcome:
-    status: RoundStatus = "unfit"
-    if serves and failure is None:
-        status = "updated"
-    elif serves and isinstance(failure, _RefusedError | TimeoutError):
-        status = "rejected"
-    error = None
-    if status != "updated":
-        error = str(failure or "the weights are proven, but the engine is still paused")
-    return RoundOutcome(
-        status=status,
-        version=this.manifest.version,
-        stage_s=this.stage_s,
-        pause_s=this.pause_s,
-        probe_s=this.probe_s,
-        probe_max_abs=this.probe_max_abs,
-        num_running=this.num_running if this.paused_s is not None else None,
-        error=error,
-        store_damaged=this.store_damaged,
-    )

@@ -50,7 +50,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): _DISK,
     ("learner_jax/conversion/work_folder.py:Settler._wait", "self._running.result()"): _DISK,
     ("learner_jax/loop/learner.py:Learner._run", "self._publishing.wait()"): "bounded inside, by learner.max_wait_s",
-    ("learner_jax/loop/learner.py:Learner._batch", "self._reference_ahead.result()"): "a computation of this process",
+    ("learner_jax/loop/kl_control.py:KLControl.reference", "self._ahead.result()"): "a computation of this process",
     ("learner_jax/training/supervised.py:_prefetch", "pending.result()"): "a computation of this process",
     ("serving_bridge/fleet/caretaker.py:Caretaker.tend", "work.result()"): "the task is done",
     ("serving_bridge/fleet/controller.py:Fleet._tick", "task.result()"): "the task is done",
@@ -144,7 +144,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "while not self._closed.wait(_POLL_S)",
     ): "a thread's service",
     (
-        "serving_bridge/fleet/weight_round.py:probe",
+        "serving_bridge/fleet/golden_probe.py:probe",
         "asyncio.gather(*(client.prompt_logprobs(prompt.tokens, timeout_s=timeout_s, priority=PROBE_PRIORITY, "
         "request_id=request_id) for prompt, request_id in ids))",
     ): "each request has a timeout",

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from learner_jax.contracts.weights import GoldenPrompt, WeightManifest
-from serving_bridge.fleet import weight_round
-from serving_bridge.fleet.weight_round import PROBE_TOLERANCE, RoundOutcome, run_round
+from serving_bridge.fleet import golden_probe, weight_round
+from serving_bridge.fleet.golden_probe import PROBE_TOLERANCE
+from serving_bridge.fleet.weight_round import RoundOutcome, run_round
 from serving_bridge.processes.guard import descendants
 from serving_bridge.vllm.client import Aborted, Completion, VllmClient
 from tests.support.broken_versions import WRONG, flip_bit
@@ -423,8 +424,8 @@ def test_a_probe_that_gives_nan_anywhere_is_no_pass():
             return np.full(len(tokens) - 1, np.nan if len(tokens) == 3 else -1.0, np.float32)
 
     golden = [GoldenPrompt([1, 2], [-1.0]), GoldenPrompt([1, 2, 3], [-1.0, -1.0]), GoldenPrompt([1, 2], [-1.0])]
-    assert np.isnan(asyncio.run(weight_round.probe(Client(), golden, 1.0)))  # type: ignore[arg-type]
-    assert asyncio.run(weight_round.probe(Client(), golden[:1], 1.0)) == 0.0  # type: ignore[arg-type]
+    assert np.isnan(asyncio.run(golden_probe.probe(Client(), golden, 1.0)))  # type: ignore[arg-type]
+    assert asyncio.run(golden_probe.probe(Client(), golden[:1], 1.0)) == 0.0  # type: ignore[arg-type]
 
 
 def test_the_tolerance_is_that_of_the_dtype_unless_it_is_set():
@@ -432,8 +433,8 @@ def test_the_tolerance_is_that_of_the_dtype_unless_it_is_set():
     assert set(PROBE_TOLERANCE) == set(dtypes)
     for dtype in dtypes:
         by_dtype = SETTINGS.model_copy(update={"dtype": dtype, "probe_tolerance": None})
-        assert weight_round.probe_tolerance(by_dtype) == PROBE_TOLERANCE[dtype]
-        assert weight_round.probe_tolerance(by_dtype.model_copy(update={"probe_tolerance": 0.7})) == 0.7
+        assert golden_probe.probe_tolerance(by_dtype) == PROBE_TOLERANCE[dtype]
+        assert golden_probe.probe_tolerance(by_dtype.model_copy(update={"probe_tolerance": 0.7})) == 0.7
 
 
 def test_a_version_without_golden_prompts_is_never_served(world: World):

@@ -114,17 +114,17 @@ def a_zombie_learner_that_is_not_refused(patch: pytest.MonkeyPatch) -> None:
 
 
 def healthy_without_a_probe(patch: pytest.MonkeyPatch) -> None:
-    async def prove(this: Any) -> None:
+    async def prove(self: Any) -> None:
         """Believes the weights."""
 
-    patch.setattr(weight_round, "_prove", prove)
+    patch.setattr(weight_round.WeightRound, "_prove", prove)
 
 
 def a_pause_that_ends_whatever_the_weights_are(patch: pytest.MonkeyPatch) -> None:
-    async def may_serve(this: Any) -> bool:
+    async def may_serve(self: Any) -> bool:
         return True
 
-    patch.setattr(weight_round, "_may_serve", may_serve)
+    patch.setattr(weight_round.WeightRound, "_may_serve", may_serve)
 
 
 def a_recovery_that_gives_nothing_back(patch: pytest.MonkeyPatch) -> None:
