@@ -17,6 +17,7 @@ from learner_jax.runtime import WeirError, printable
 from tools.assembly import wiring
 from tools.command_line import command_parser
 
+_TEMPLATES = ("README.md", "config.toml", "my_reward.py")
 _NUM_PROBLEMS = 200
 _LARGEST = 14
 _SEED = 0
@@ -42,12 +43,12 @@ def make(folder: Path) -> list[str]:
       NewFolderError: the folder is there and not empty.
       OSError: it can't be written.
     """
+    templates = resources.files("tools") / "templates" / "new"
+    files = {name: (templates / name).read_text(encoding="utf-8") for name in _TEMPLATES}
+    files["problems.jsonl"] = "".join(f"{json.dumps(row)}\n" for row in problems())
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise NewFolderError(f"{folder} is not empty; give a folder that does not exist yet")
-    templates = resources.files("tools") / "templates" / "new"
-    files = {template.name: template.read_text(encoding="utf-8") for template in templates.iterdir()}
-    files["problems.jsonl"] = "".join(f"{json.dumps(row)}\n" for row in problems())
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     return sorted(files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import importlib.util
 import json
 import os
@@ -14,7 +15,7 @@ import pytest
 
 from configs.load import load_config
 from rewards.contracts import RewardRequest
-from tests.conftest import REPOSITORY
+from tests.support.installed import install
 from tools.assembly import wiring
 from tools.new import NewFolderError, main, make, problems
 
@@ -70,13 +71,27 @@ def test_its_reward_scores_answers_in_the_run(tmp_path: Path, monkeypatch: pytes
     assert scores == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
-def test_its_run_passes_every_check_from_its_folder_alone(tmp_path: Path) -> None:
-    make(tmp_path / "mine")
-    command = [sys.executable, "-m", "tools.train", "--config", "config.toml", "--dry-run"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        command, cwd=tmp_path / "mine", env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+def test_it_works_from_an_installed_weir_in_a_folder_with_modules_of_the_same_names(tmp_path: Path) -> None:
+    installed = install(tmp_path / "installed")
+    compileall.compile_dir(installed / "tools" / "templates", quiet=2)  # as pip does
+    script = tmp_path / "bin" / "weir"
+    script.parent.mkdir()
+    script.write_text("import sys\nfrom tools.command import main\nsys.exit(main())\n")
+
+    def weir(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(installed)}
+        command = [sys.executable, script, *arguments]
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    made = weir(tmp_path, "new", "mine")
+    assert made.returncode == 0, made.stderr
+    mine = tmp_path / "mine"
+    (mine / "rewards.py").write_text("raise SystemExit('the module of the user')")
+    (mine / "tools").mkdir()
+    (mine / "tools" / "__init__.py").write_text("raise SystemExit('the module of the user')")
+    done = weir(mine, "train", "--config", "config.toml", "--dry-run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing was started" in done.stdout
 
