@@ -3,6 +3,6 @@
 from rewards.environments.create import create_environment
 from rewards.environments.feedback import FeedbackEnvironment
 from rewards.environments.own_environment import environment_pool, played
-from rewards.environments.own_process import ENVIRONMENT
+from rewards.sandbox import ENVIRONMENT
 
 __all__ = ["ENVIRONMENT", "FeedbackEnvironment", "create_environment", "environment_pool", "played"]

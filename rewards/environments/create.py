@@ -7,7 +7,7 @@ import inspect
 from learner_jax.runtime import DoorError, WeirError, raised, require_call
 from rewards.contracts import Environment, Task
 from rewards.environments.own_environment import OwnEnvironment
-from rewards.environments.own_process import ENVIRONMENT
+from rewards.sandbox import ENVIRONMENT
 from rewards.settings import TaskSettings
 
 _PROTOCOL = ("version", "max_turns", "reset", "step")

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rewards.contracts import EpisodeState, Outcome, Problem, Reply, scored
-from rewards.environments.own_process import ENVIRONMENT
-from rewards.sandbox import Verified, VerifierError, VerifierPool, printable, to_json, user_pool
+from rewards.sandbox import ENVIRONMENT, Verified, VerifierError, VerifierPool, printable, to_json, user_pool
 from rewards.settings import TaskSettings
 
 
@@ -61,7 +60,7 @@ class OwnEnvironment:
 def environment_pool(settings: TaskSettings, *, deadline_s: float, num_workers: int) -> VerifierPool:
     """Processes that play the class that the settings name; raises what `rewards.sandbox.user_pool` does."""
     return user_pool(
-        "rewards.environments.own_process",
+        "rewards.sandbox.environment_class",
         settings.environment,
         confined=settings.score_confined,
         deadline_s=deadline_s,

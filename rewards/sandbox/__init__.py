@@ -1,23 +1,25 @@
 """Where answers are scored: confined processes that can be killed."""
 
 from rewards.sandbox.answer_guards import GUARDS
+from rewards.sandbox.environment_class import ENVIRONMENT
 from rewards.sandbox.killable_pool import Verified, VerifierError, VerifierPool, VerifierStartError, printable
 from rewards.sandbox.plain_json import from_json, to_json
+from rewards.sandbox.reward_function import REWARD
 from rewards.sandbox.scorer_audit import refusal
-from rewards.sandbox.user_code import call_runner, read_score, refused_hint, user_pool
+from rewards.sandbox.user_code import read_score, user_pool
 
 __all__ = [
+    "ENVIRONMENT",
     "GUARDS",
+    "REWARD",
     "Verified",
     "VerifierError",
     "VerifierPool",
     "VerifierStartError",
-    "call_runner",
     "from_json",
     "printable",
     "read_score",
     "refusal",
-    "refused_hint",
     "to_json",
     "user_pool",
 ]

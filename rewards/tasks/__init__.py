@@ -1,8 +1,8 @@
 """The tasks that come with Weir, and the ways of a user's own."""
 
+from rewards.sandbox import REWARD
 from rewards.tasks.create import TASK, create_task
 from rewards.tasks.problems import GeneratedProblems, ListedProblems
-from rewards.tasks.reward_function import REWARD
 from rewards.tasks.row_sources import DATA
 
 __all__ = ["DATA", "REWARD", "TASK", "GeneratedProblems", "ListedProblems", "create_task"]

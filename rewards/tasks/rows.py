@@ -7,11 +7,20 @@ from functools import partial
 
 from learner_jax.runtime import raised
 from rewards.contracts import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
-from rewards.environments import ENVIRONMENT, environment_pool, played
-from rewards.sandbox import Verified, VerifierError, VerifierPool, printable, read_score, to_json, user_pool
+from rewards.environments import environment_pool, played
+from rewards.sandbox import (
+    ENVIRONMENT,
+    REWARD,
+    Verified,
+    VerifierError,
+    VerifierPool,
+    printable,
+    read_score,
+    to_json,
+    user_pool,
+)
 from rewards.settings import TaskSettings
 from rewards.tasks.problems import ListedProblems
-from rewards.tasks.reward_function import REWARD
 from rewards.tasks.row_sources import read_rows
 
 _MAX_REFUSALS = 10
@@ -46,7 +55,7 @@ class RowsTask:
             self._scorer = partial(played, self._pool)
         else:
             self._pool = user_pool(
-                "rewards.tasks.reward_function",
+                "rewards.sandbox.reward_function",
                 settings.reward,
                 confined=settings.score_confined,
                 deadline_s=deadline_s,

@@ -81,7 +81,11 @@ def weir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(page: str, folder: Path) -> None:
-    """The files of a page; each TOML file takes the place of the same tables of the demo's configuration."""
+    """The files of a page; each TOML file takes the place of the same tables of the demo's configuration.
+
+    Beside them lies a file that has the name of a package of Weir's, and must be in nobody's way.
+    """
+    (folder / "rewards.py").write_text("raise SystemExit('the wrong module')")
     for name, text in files_of(page).items():
         if not name.endswith(".toml"):
             (folder / name).write_text(text)
@@ -96,7 +100,7 @@ def write(page: str, folder: Path) -> None:
 
 
 def play(weir: Path, folder: Path, config: str, cases: list[tuple[str, list[str]]], **variables: str) -> list[Any]:
-    command = [sys.executable, "-c", PLAY, config, json.dumps(cases)]
+    command = [sys.executable, "-P", "-c", PLAY, config, json.dumps(cases)]
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(weir), **variables}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from learner_jax.runtime import Door, raised
-from rewards.sandbox import call_runner, from_json, read_score, refused_hint
+from rewards.sandbox.plain_json import from_json
+from rewards.sandbox.user_code import call_runner, read_score, refused_hint
 
 REWARD = Door(
     kind="reward",

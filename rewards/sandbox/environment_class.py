@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from learner_jax.runtime import Door, DoorError, raised, require_call
-from rewards.sandbox import call_runner, from_json, read_score, refused_hint, to_json
+from rewards.sandbox.plain_json import from_json, to_json
+from rewards.sandbox.user_code import call_runner, read_score, refused_hint
 
 ENVIRONMENT = Door(
     kind="environment",
