@@ -1,7 +1,16 @@
 """What a run writes of itself."""
 
 from serving_bridge.telemetry.metrics_log import MetricsLog, MetricsTail, Record, read_metrics
-from serving_bridge.telemetry.own_loggers import Logger, with_loggers
+from serving_bridge.telemetry.own_loggers import LOGGER_DOOR, Logger, with_loggers
 from serving_bridge.telemetry.wait_reporter import reported_waits
 
-__all__ = ["Logger", "MetricsLog", "MetricsTail", "Record", "read_metrics", "reported_waits", "with_loggers"]
+__all__ = [
+    "LOGGER_DOOR",
+    "Logger",
+    "MetricsLog",
+    "MetricsTail",
+    "Record",
+    "read_metrics",
+    "reported_waits",
+    "with_loggers",
+]

@@ -30,6 +30,7 @@ from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.vllm import check_plugin, check_private, detect_platform
 from tools import doctor
 from tools.assembly import wiring
+from tools.assembly.own_code import own_code_findings
 from tools.assembly.wiring import RunPaths
 
 Part = Literal["train", "warm_start", "learner", "rollout", "serve", "evaluate"]
@@ -185,6 +186,7 @@ def _checks(part: Part, subject: _Subject) -> Iterator[Check]:
         yield Check("problems and prompts", "task", lambda: _problems(part, subject))
     if part in ("train", "rollout"):
         yield Check("environment", "task.environment", lambda: _environment(subject))
+    yield Check("own code", "run.loggers", lambda: own_code_findings(config))
     yield Check("folders", "run.directory", lambda: machine_checks.folder_findings(_folders(config, paths)))
     if part in ("train", "learner", "rollout"):
         yield Check("database", "store.database", lambda: _database(config, paths))
