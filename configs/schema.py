@@ -18,7 +18,7 @@ class RunSettings(Settings):
     name: str = Field(
         max_length=100,
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
-        description="name of the run, of its default directory and of its database schema",
+        description="name of the run and of its database schema; by default its results are in runs/NAME",
     )
     directory: str = Field("", description="run directory; runs/<name> if empty")
     loggers: tuple[str, ...] = Field(
