@@ -46,7 +46,7 @@ class OwnEnvironment:
             verified = played(self._pool, state.problem, reply.text, state.memory)
         except VerifierError as error:
             return Outcome(None, {}, error.failure, None, after, (f"task.environment {self._name!r}: {error}",))
-        result = scored(verified.score or 0.0, {printable(name): value for name, value in verified.parts.items()})
+        result = scored(verified.judged_score, {printable(name): value for name, value in verified.parts.items()})
         is_over = reply.is_last or reply.finish_reason != "stop" or after.turn >= self._turns
         observation = None if is_over or result.score is None else verified.observation
         after = replace(after, memory=verified.state)

@@ -91,6 +91,17 @@ class Verified(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     observation: str | None = None
     state: Any = None
 
+    @property
+    def judged_score(self) -> float:
+        """The score; a missing one is an error, never 0.
+
+        Raises:
+          VerifierError: there is none.
+        """
+        if self.score is None:
+            raise VerifierError(printable(self.error) or "the verifier gave no score")
+        return self.score
+
 
 class VerifierPool:
     """Verifier processes of one kind, started with the first call, ended by `close` or with their owner.
@@ -225,9 +236,7 @@ def _understood(kind: bytes, said: bytes) -> Verified | None:
         verified = msgspec.json.decode(said, type=Verified)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise VerifierError(f"the verifier's result can't be read: {printable(str(error))}") from None
-    if verified.score is None:
-        raise VerifierError(printable(verified.error) or "the verifier gave no score")
-    if not all(math.isfinite(value) for value in (verified.score, *verified.parts.values())):
+    if not all(math.isfinite(value) for value in (verified.judged_score, *verified.parts.values())):
         raise VerifierError(f"the verifier's score is {verified.score}")
     return verified
 

@@ -105,7 +105,7 @@ class ReasoningGymTask:
             else:
                 key = f"{stable_hash(problem.question)}"
                 verified = self._pool.call({"answer": response, "entry": to_json(entry)}, key=key)
-                score, parts = verified.score or 0.0, verified.parts
+                score, parts = verified.judged_score, verified.parts
                 reasons += tuple(map(printable, verified.reasons))
         except VerifierError as error:
             return failed(f"{self.version}: {error}", error.failure)

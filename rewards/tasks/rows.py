@@ -90,7 +90,7 @@ class RowsTask:
             return failed(f"{self._what}: {raised(error)}")
         reasons = (f"expected {problem.answer!r}",) if problem.answer else ()
         parts = {printable(name): value for name, value in verified.parts.items()}
-        return scored(verified.score or 0.0, parts, reasons=reasons)
+        return scored(verified.judged_score, parts, reasons=reasons)
 
     def close(self) -> None:
         if self._pool is not None:
