@@ -3,9 +3,10 @@
 #   make demo                                        the whole loop on a CPU, from nothing
 #   make demo ARGS="--set rollout.max_staleness=0"   the same, synchronous
 #   make test   make check                           the tests; format, lint, types, import contracts
+#   make shapes                                      the losses' tests, with shapes and dtypes checked at every call
 #   make soak                                        long tests that `make test` leaves out
 
-.PHONY: demo test soak check clean
+.PHONY: demo test shapes soak check clean
 .DEFAULT_GOAL := demo
 
 demo:
@@ -16,6 +17,10 @@ demo:
 test:
 	@tools/install.sh dev
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+shapes:
+	@tools/install.sh dev
+	.venv/bin/python -m pytest tests/learner_jax/losses --jaxtyping-packages=learner_jax.losses,beartype.beartype $(ARGS)
 
 soak:
 	@tools/install.sh dev

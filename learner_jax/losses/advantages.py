@@ -14,6 +14,8 @@ from jaxtyping import Float
 ADVANTAGE_EPS = 1e-4
 
 Rewards = Float[np.ndarray, "G"]
+#: In a list of groups, whose sizes differ.
+AnyGroup = Float[np.ndarray, "_"]
 
 
 def grpo(rewards: Rewards) -> Rewards:
@@ -52,11 +54,8 @@ def normalized(values: Float[np.ndarray, "B"], weights: Float[np.ndarray, "B"]) 
 
 
 def group_advantages(
-    rewards: Sequence[Rewards],
-    estimator: str | Callable[[Rewards], Rewards],
-    *,
-    num_tokens: Sequence[Float[np.ndarray, "G"]],
-) -> list[Rewards]:
+    rewards: Sequence[AnyGroup], estimator: str | Callable[[Rewards], Rewards], *, num_tokens: Sequence[AnyGroup]
+) -> list[AnyGroup]:
     """Advantage of every answer of every group.
 
     "reinforce_pp" normalises rewards over the whole batch, each answer counting by its sampled tokens, since the paper

@@ -18,24 +18,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from learner_jax.losses.policy import MAX_LOG_RATIO
 
+#: Of one sequence, or of rows of them, since the estimators take token by token; on the host where rewards are.
+Tokens = Float[Array | np.ndarray, "*T"]
 
-def k1(logprobs: Float[Array, "T"], reference_logprobs: Float[Array, "T"]) -> Float[Array, "T"]:
+
+def k1(logprobs: Tokens, reference_logprobs: Tokens) -> Tokens:
     """log pi/q: unbiased, negative on about half of the tokens."""
     return logprobs - reference_logprobs
 
 
-def k2(logprobs: Float[Array, "T"], reference_logprobs: Float[Array, "T"]) -> Float[Array, "T"]:
+def k2(logprobs: Tokens, reference_logprobs: Tokens) -> Tokens:
     """(log pi/q)^2 / 2: never negative, biased."""
     return 0.5 * jnp.square(logprobs - reference_logprobs)
 
 
-def k3(logprobs: Float[Array, "T"], reference_logprobs: Float[Array, "T"]) -> Float[Array, "T"]:
+def k3(logprobs: Tokens, reference_logprobs: Tokens) -> Tokens:
     """q/pi - 1 - log q/pi: never negative, unbiased (GRPO, arXiv 2402.03300, equation 4).
 
     log q/pi is clipped at 20 nats, beyond which the estimate is constant: nothing overflows, and no slope points away
@@ -45,7 +50,7 @@ def k3(logprobs: Float[Array, "T"], reference_logprobs: Float[Array, "T"]) -> Fl
     return jnp.expm1(difference) - difference
 
 
-ESTIMATORS: dict[str, Callable[[Array, Array], Array]] = {"k1": k1, "k2": k2, "k3": k3}
+ESTIMATORS: dict[str, Callable[[Any, Any], Any]] = {"k1": k1, "k2": k2, "k3": k3}
 
 
 def adapted_coefficient(coefficient: float, measured: float, *, target: float, horizon: float) -> float:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 MAX_LOG_RATIO = 20.0
 
 
-def importance_ratios(log_ratios: Float[Array, "T"]) -> Float[Array, "T"]:
+def importance_ratios(log_ratios: Float[Array, "*T"]) -> Float[Array, "*T"]:
     """exp of log ratios clipped to +-20 nats: beyond that a ratio has no gradient, and nothing overflows."""
     return jnp.exp(jnp.clip(log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 

@@ -17,7 +17,7 @@ ASSOCIATIVE_FROM = {"cpu": sys.maxsize, "gpu": 1, "tpu": 1}
 
 
 def reverse_linear_recurrence(
-    inputs: Float[Array, "T"], decays: Float[Array, "T"], *, method: Method = "auto"
+    inputs: Float[Array, "T"], decays: Float[Array, "T"], *, method: str = "auto"
 ) -> Float[Array, "T"]:
     """x_t = inputs_t + decays_t * x_{t+1}, with x_T = 0, for t = T-1 ... 0.
 

@@ -14,19 +14,20 @@ Conventions, for every function here:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from learner_jax.losses.policy import importance_ratios
-from learner_jax.losses.recurrence import Method, reverse_linear_recurrence
+from learner_jax.losses.recurrence import reverse_linear_recurrence
+
+#: A setting, or one that is traced.
+Scalar = float | Float[Array, ""]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Targets:
+class Targets(NamedTuple):
     """What policy and value function learn from; no gradient flows through either.
 
     Attributes:
@@ -55,7 +56,7 @@ def _next_values(
     values: Float[Array, "T"],
     discounts: Float[Array, "T"],
     decisions: Bool[Array, "T"],
-    method: Method,
+    method: str,
 ) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
     """(values at decisions and 0 elsewhere, one-step return r_t + gamma_t F_{t+1} at every token).
 
@@ -79,8 +80,8 @@ def generalized_advantages(
     discounts: Float[Array, "T"],
     decisions: Bool[Array, "T"],
     *,
-    trace_decay: float,
-    method: Method = "auto",
+    trace_decay: Scalar,
+    method: str = "auto",
 ) -> Targets:
     """Generalised advantage estimation (Schulman et al., arXiv 1506.02438, equations 11, 12 and 16).
 
@@ -101,11 +102,11 @@ def vtrace(
     decisions: Bool[Array, "T"],
     log_rhos: Float[Array, "T"],
     *,
-    trace_decay: float = 1.0,
-    clip_rho: float = 1.0,
-    clip_c: float = 1.0,
+    trace_decay: Scalar = 1.0,
+    clip_rho: Scalar = 1.0,
+    clip_c: Scalar = 1.0,
     weighted: bool = True,
-    method: Method = "auto",
+    method: str = "auto",
 ) -> Targets:
     """V-trace (IMPALA, Espeholt et al., arXiv 1802.01561, section 4.1 and remark 2 for lambda).
 

@@ -96,7 +96,7 @@ def reinforcement(settings: LossSettings) -> Objective:
         token_loss, values = policy(arrays)
         token_loss = correction * token_loss
         if batch.reference_logprobs is not None:
-            values["kl"] = jax.vmap(kl.k3)(stats.logprobs, batch.reference_logprobs)
+            values["kl"] = jax.vmap(kl.ESTIMATORS["k3"])(stats.logprobs, batch.reference_logprobs)
             if settings.kl.use == "loss":
                 term = _kl_term(settings, stats, batch, batch.reference_logprobs)
                 token_loss = token_loss + scalars.kl_coefficient * term
