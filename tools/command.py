@@ -61,7 +61,7 @@ def unknown_text(name: str) -> str:
 
     near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.5)
     meant = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"weir: unknown command {name[:60]!a}; {meant}`weir --help` lists all"
+    return f"weir: error: unknown command {name[:60]!a}; {meant}`weir --help` lists all"
 
 
 def _refused(text: str) -> int:

@@ -45,6 +45,10 @@ def places(tmp_path: Path) -> dict[str, Path]:
 CONFIGURED = ("learner", "rollout", "serve", "train", "database migrate", "evaluate --model EMPTY")
 
 CASES = [
+    *(f"new {p}" for p in ("FILE", "UNDER")),
+    "completion tcsh",
+    "settings no.such",
+    "command trian",
     *(f"{tool} --config {p}" for tool in CONFIGURED for p in ("MISSING", "EMPTY", "FILE", "BINARY", "HUGE", "ODD")),
     *(f"{tool} --config {DEMO} --set run.directory={p}" for tool in CONFIGURED for p in ("FILE", "ODD")),
     *(f"{tool} --config {DEMO} --set {s}" for tool in ("train", "serve") for s in ("nonsense", "a.b=1", "run.name=.")),

@@ -41,7 +41,7 @@ from serving_bridge.vllm.server_checks import (
 )
 from serving_bridge.vllm.server_options import Access, server_command, server_environment
 
-SETTINGS = ServingSettings(max_model_len=64, max_num_seqs=8, start_timeout_s=120, extra_args=("--seed", "5"))
+SETTINGS = ServingSettings(max_model_len=64, max_num_seqs=8, start_timeout_s=300, extra_args=("--seed", "5"))
 
 ACCESS = Access("http://127.0.0.1:1", "c" * 64, "i" * 64, store="/w")
 

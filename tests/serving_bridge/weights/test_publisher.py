@@ -314,8 +314,8 @@ def test_values_that_are_not_finite_are_refused_by_readers_too(
     if not whole:
         publish(to, weights())
     with monkeypatch.context() as careless:
-        for module in ("weight_checks", "weight_publisher"):
-            careless.setattr(f"serving_bridge.{module}.check_finite", lambda *_: None)
+        for module in ("checks", "publisher"):
+            careless.setattr(f"serving_bridge.weights.{module}.check_finite", lambda *_: None)
         version = publish(to, bad).version
     with pytest.raises(WeightIntegrityError, match="q holds 1 values that are not finite"):
         read_version(store, version)
