@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from learner_jax.runtime import WeirError
@@ -81,12 +82,19 @@ def prompt_index(group_id: object) -> int:
     Raises:
       ContractError: it is no group id.
     """
-    found = _GROUP_ID.fullmatch(group_id) if isinstance(group_id, str) and len(group_id) <= MAX_ID else None
-    if found is None or int(found[1]) > MAX_PROMPT_INDEX:
+    index = _index_in(group_id) if isinstance(group_id, str) and len(group_id) <= MAX_ID else None
+    if index is None:
         raise ContractError(
             f"group id {quoted(group_id, 80)} is none, expected <run>/<index of the prompt up to {MAX_PROMPT_INDEX}>"
         )
-    return int(found[1])
+    return index
+
+
+@lru_cache(maxsize=4096)
+def _index_in(group_id: str) -> int | None:
+    """Remembered: all answers of a group name it, each time they are read or written."""
+    found = _GROUP_ID.fullmatch(group_id)
+    return int(found[1]) if found is not None and int(found[1]) <= MAX_PROMPT_INDEX else None
 
 
 def check_ids(trajectory_id: object, group_id: object, group_size: object) -> int:
@@ -96,7 +104,8 @@ def check_ids(trajectory_id: object, group_id: object, group_size: object) -> in
       ContractError: the group's id is none, or the trajectory's is not that of one of its `group_size` samples.
     """
     index = prompt_index(group_id)
-    check_integer(f"{group_id}: group_size", group_size, 1, MAX_GROUP_SIZE)
+    if type(group_size) is not int or not 1 <= group_size <= MAX_GROUP_SIZE:
+        check_integer(f"{group_id}: group_size", group_size, 1, MAX_GROUP_SIZE)
     group, _, sample = trajectory_id.rpartition("/") if isinstance(trajectory_id, str) else ("", "", "")
     if group != group_id or not _SAMPLE.fullmatch(sample) or int(sample) >= group_size:  # type: ignore[operator]
         raise ContractError(
