@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import msgspec
 import numpy as np
 
+from learner_jax.contracts.group_arrays import ARRAY_DTYPES, NOT_SAMPLED, ROUNDING, arrays_hold
 from learner_jax.contracts.record_bounds import (
     MAX_REWARD,
     MIN_LOGPROB,
@@ -39,9 +40,6 @@ __all__ = [
 
 TRAJECTORY_SCHEMA = 3
 
-#: Value of `policy_version` on tokens that no policy sampled (prompt and environment tokens).
-NOT_SAMPLED = -1
-
 #: Nothing nested, whose size in memory nobody would bound.
 Scalar = str | bool | int | float | None
 #: "stop": the policy ended its answer; "length": its limit did; "abort": generation was broken off.
@@ -56,20 +54,9 @@ MAX_REASON = 200
 
 #: What vLLM writes for a log-prob of minus infinity: one that is missing, since no sampled token has it.
 MISSING_LOGPROB = -9999.0
-#: Log-probabilities may be above 0 by so much.
-_ROUNDING = 1e-4
 
 #: Extremes of an array, without what the methods of that name look at first.
 _lowest, _highest = np.minimum.reduce, np.maximum.reduce
-
-_ARRAY_DTYPES: dict[str, np.dtype] = {
-    "tokens": np.dtype("<i4"),
-    "loss_mask": np.dtype("?"),
-    "behavior_logprobs": np.dtype("<f4"),
-    "policy_version": np.dtype("<i4"),
-    "turn": np.dtype("<i4"),
-    "rewards": np.dtype("<f4"),
-}
 
 
 @dataclass(frozen=True)
@@ -144,7 +131,7 @@ class Trajectory:
         """Raises `ContractError` naming the first field that breaks the contract."""
         self._check_texts()
         length = len(self.tokens)
-        for name, dtype in _ARRAY_DTYPES.items():
+        for name, dtype in ARRAY_DTYPES.items():
             array = getattr(self, name)
             if array.shape != (length,):
                 raise ContractError(f"{self.trajectory_id}: {name} has shape {array.shape}, expected ({length},)")
@@ -161,7 +148,7 @@ class Trajectory:
             raise ContractError(f"{self.trajectory_id}: the first token has no context and can't have been sampled")
         # Off the mask too: losses multiply what they leave out by zero, and zero times NaN is NaN. Extremes of an array
         # with a NaN are NaN, which fails every comparison.
-        if not (_lowest(self.behavior_logprobs) >= MIN_LOGPROB and _highest(self.behavior_logprobs) <= _ROUNDING):
+        if not (_lowest(self.behavior_logprobs) >= MIN_LOGPROB and _highest(self.behavior_logprobs) <= ROUNDING):
             raise ContractError(
                 f"{self.trajectory_id}: behavior_logprobs must be <= 0 and at least {MIN_LOGPROB:g}; "
                 f"{MISSING_LOGPROB:g} stands for a missing one"
@@ -323,11 +310,11 @@ def encode_group(group: Sequence[Trajectory]) -> bytes:
     Raises:
       ContractError: a trajectory breaks the contract.
     """
+    _validate(group)
     records = []
     for trajectory in group:
-        trajectory.validate()
         fields = dict(vars(trajectory))
-        for name, dtype in _ARRAY_DTYPES.items():
+        for name, dtype in ARRAY_DTYPES.items():
             fields[name] = np.ascontiguousarray(fields[name], dtype).tobytes()
         fields["prompt"], fields["sampling"] = dict(fields["prompt"]), dict(fields["sampling"])
         fields["reward_parts"] = {key: float(value) for key, value in trajectory.reward_parts.items()}
@@ -355,17 +342,23 @@ def decode_group(payload: bytes) -> list[Trajectory]:
             raise _schema_error(wire.schema)
         fields = msgspec.structs.asdict(wire)
         del fields["schema"]
-        for name, dtype in _ARRAY_DTYPES.items():
+        for name, dtype in ARRAY_DTYPES.items():
             if len(fields[name]) % dtype.itemsize:
                 raise ContractError(
                     f"{quoted(wire.trajectory_id)}: {name} has {len(fields[name])} bytes, not whole {dtype}"
                 )
             fields[name] = np.frombuffer(fields[name], dtype)
-        trajectory = Trajectory(**fields)
-        trajectory.validate()
-        group.append(trajectory)
+        group.append(Trajectory(**fields))
+    _validate(group)
     check_identity(group)
     return group
+
+
+def _validate(group: Sequence[Trajectory]) -> None:
+    """Raises `ContractError` for the first trajectory that breaks the contract."""
+    check = Trajectory._check_texts if arrays_hold(group) else Trajectory.validate
+    for trajectory in group:
+        check(trajectory)
 
 
 def _check_schema(payload: bytes) -> None:
