@@ -59,3 +59,14 @@ def test_what_needs_a_look_at_each_answer_is_left_to_that() -> None:
     group = make_group("run/0", size=2, rewards=[0.0, 1.0])
     assert not arrays_hold([])
     assert not arrays_hold([group[0], dataclasses.replace(group[1], verdict="timeout")])
+
+
+def test_an_answer_without_a_sampled_token_and_one_without_a_context_are_seen() -> None:
+    group = make_group("run/0", size=2, rewards=[0.0, 1.0])
+    for first, rest in ((False, False), (True, True)):
+        mask = np.full(len(group[1].tokens), rest)
+        mask[0] = first
+        version = np.where(mask, 1, -1).astype(np.int32)
+        damaged = dataclasses.replace(group[1], loss_mask=mask, policy_version=version)
+        assert not sound(damaged)
+        assert not arrays_hold([group[0], damaged])
