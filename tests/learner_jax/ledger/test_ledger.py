@@ -109,7 +109,10 @@ ILLEGAL = [
 
 @pytest.mark.parametrize("events", LEGAL, ids=" ".join)
 def test_an_order_that_is_legal(events: tuple[str, ...]) -> None:
-    after(*events)
+    ledger = after(*events)
+    resumed_at = SAVED.completed_steps if "resume" in events else 0
+    assert ledger.completed_steps == resumed_at + events.count("complete")
+    assert ledger.is_saving == (events.count("save") > events.count("commit"))
 
 
 @pytest.mark.parametrize(("events", "event", "message"), ILLEGAL)
