@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 50)
+
+
+os.umask(0o022)  # whatever the caller's is
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """A test's umask stays its own: what runs a job's `main` in this process closes the files of all that follow."""
+    yield
+    os.umask(0o022)
 
 
 @pytest.fixture(scope="session")

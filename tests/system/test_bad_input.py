@@ -103,11 +103,8 @@ CASES = [
 def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A folder of its own, whose processes can't be changed for the tests that follow."""
     monkeypatch.chdir(tmp_path)
-    before = os.umask(0o022)
-    os.umask(before)
     affinity = os.sched_getaffinity(0)
     yield
-    os.umask(before)
     os.sched_setaffinity(0, affinity)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +13,6 @@ from tools.assembly import wiring
 DEMO = REPOSITORY / "configs" / "demo.toml"
 
 
-@pytest.fixture
-def open_umask() -> Iterator[None]:
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
-@pytest.mark.usefixtures("open_umask")
 def test_a_run_directory_is_its_users_alone(tmp_path: Path):
     paths = wiring.run_paths(load_config(DEMO, [f"run.directory={tmp_path / 'runs' / 'mine'}"]))
     wiring.make_private_directory(paths)
@@ -32,7 +22,6 @@ def test_a_run_directory_is_its_users_alone(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("before", "after"), [(0o755, 0o700), (0o777, 0o700), (0o750, 0o750), (0o700, 0o700)])
-@pytest.mark.usefixtures("open_umask")
 def test_one_that_was_open_to_all_is_closed(tmp_path: Path, before: int, after: int):
     run = tmp_path / "run"
     run.mkdir()

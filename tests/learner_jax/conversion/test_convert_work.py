@@ -215,16 +215,19 @@ print(peak() - before)
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    """A model of 320 MB in chunks of 8 MB; less than two thirds of it in memory, the tool's own floor included."""
-    shape = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 12, "vocab_size": 512}
+    """A model of 530 MB in chunks of 8 MB; about half of it in memory at most, the tool's own floor included.
+
+    The floor is what threads of the store hold at a time: 80 MB on a quiet machine, 210 MB were seen on a busy one.
+    """
+    shape = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 20, "vocab_size": 512}
     shape |= {"num_attention_heads": 8, "num_key_value_heads": 4}
-    config = replace(CONFIG, num_layers=12, hidden_size=1024, intermediate_size=2048, vocab_size=512)
+    config = replace(CONFIG, num_layers=20, hidden_size=1024, intermediate_size=2048, vocab_size=512)
     config = replace(config, num_heads=8, num_kv_heads=4)
     flat = {
-        row.path: np.broadcast_to(np.float32(0.5), (12, *row.shape) if row.stacked else row.shape)
+        row.path: np.broadcast_to(np.float32(0.5), (20, *row.shape) if row.stacked else row.shape)
         for row in hf_names.parameters(config)
     }
-    assert sum(value.nbytes for value in flat.values()) > 320e6
+    assert sum(value.nbytes for value in flat.values()) > 530e6
     save_foreign(tmp_path / "c", flat, lambda shape: (1, *shape[1:]) if len(shape) == 3 else shape, compressor=None)
     write_config(tmp_path / "source_model", **shape)
     steps = [("to-hf", "c", "hf"), ("from-hf", "hf", "again")]
@@ -233,7 +236,7 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", MEMORY, *arguments], cwd=REPOSITORY, check=True, capture_output=True, text=True
         )
-        assert int(done.stdout.splitlines()[-1]) < 2 * 8 * 2**20 + 190e6, command
+        assert int(done.stdout.splitlines()[-1]) < 270e6, command
         shutil.rmtree(tmp_path / source)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -59,15 +58,7 @@ def test_the_wait_for_a_learner_is_bounded_and_ends_with_a_stop(finished: Trajec
     assert not awaits(finished, 9, stop=True)
 
 
-@pytest.fixture
-def own_umask() -> object:
-    before = os.umask(0o022)
-    os.umask(before)
-    yield
-    os.umask(before)
-
-
-def test_a_job_that_is_told_to_stop_while_it_starts_starts_no_more(tmp_path: Path, own_umask: None) -> None:
+def test_a_job_that_is_told_to_stop_while_it_starts_starts_no_more(tmp_path: Path) -> None:
     """Asked before the first process, then before the second."""
     for allowed, logs in ((0, []), (1, ["serve.log"])):
         config = load_config(DEMO, [f"run.directory={tmp_path / str(allowed)}"])
@@ -88,7 +79,7 @@ def test_a_supervised_start_without_a_table_says_what_is_missing(tmp_path: Path)
 
 
 def test_a_supervised_start_that_is_there_is_left_alone(
-    tmp_path: Path, own_umask: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_config(DEMO, [f"run.directory={tmp_path}"])
     paths = wiring.run_paths(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import subprocess
@@ -173,7 +172,7 @@ def test_disagreement_with_the_peer_fails_before_anything_is_measured(
     def wrong(*arguments: Any, method: str, **settings: Any) -> Targets:
         targets = right(*arguments, method=method, **settings)
         scale = 1 + 1e-4 * (method == "associative")
-        return dataclasses.replace(targets, **{field: scale * getattr(targets, field)})
+        return targets._replace(**{field: scale * getattr(targets, field)})
 
     def measure(*_: Any, **__: Any) -> None:
         raise AssertionError("measured in spite of a disagreement")
