@@ -17,6 +17,8 @@ from pathlib import Path
 import xxhash
 from etils import epath
 
+from learner_jax.runtime import SHARED_MODE, write_durably
+
 HASHES = "hashes.json"
 _SCHEMA = 1
 _ALGORITHM = "xxh3_128"
@@ -64,7 +66,7 @@ def hash_files(
     names = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.startswith(HASHES)
+        if path.is_file() and not path.name.removeprefix(".").startswith(HASHES)
     )
     with ThreadPoolExecutor(threads) as pool:
         found = list(pool.map(lambda name: _hash(folder / name, should_stop), names))
@@ -74,12 +76,7 @@ def hash_files(
 def keep_hashes(folder: Path, found: Mapping[str, tuple[int, str]]) -> None:
     """Writes hashes into the folder that they are of, all or nothing. Raises OSError if they can't be written."""
     record = {"schema": _SCHEMA, "algorithm": _ALGORITHM, "files": found}
-    partial = folder / f"{HASHES}.partial"
-    with partial.open("w") as file:
-        json.dump(record, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / HASHES)
+    write_durably(folder / HASHES, json.dumps(record, indent=1), mode=SHARED_MODE, sync_name=False)
 
 
 def check_files(folder: Path | epath.Path) -> FileCheck:

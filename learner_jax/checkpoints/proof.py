@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 from learner_jax.checkpoints.folder import missing_arrays, newest_step
 from learner_jax.checkpoints.hashes import Stopped, hash_files, keep_hashes
 from learner_jax.checkpoints.manifest import CheckpointError, Manifest, read_manifest
-from learner_jax.runtime import crash_point
+from learner_jax.runtime import crash_point, sync_path, sync_tree
 
 #: Longest wait for hashes once the rest is proven; the checkpoint goes without them then.
 HASHES_WITHIN_S = 60.0
@@ -105,6 +104,7 @@ def prove(folder: Path, saved: Manifest) -> None:
     try:
         problem = _problem(folder, saved)
         sync_tree(folder)
+        sync_path(folder.parent)
     except (CheckpointError, OSError) as error:
         raise CheckpointError(_not_proven(folder, str(error))) from error
     if problem is not None:
@@ -130,19 +130,3 @@ def _not_proven(folder: Path, problem: str) -> str:
         f"what it was trained on. All hosts must see the same folder there, and one run alone may write it "
         f"(run.directory)"
     )
-
-
-def sync_tree(folder: Path) -> None:
-    """Syncs every file and folder below `folder`, itself, and its name in its parent, to the disk."""
-    for root, _, names in os.walk(folder):
-        for path in (*(os.path.join(root, name) for name in names), root):
-            _sync(path)
-    _sync(folder.parent)
-
-
-def _sync(path: str | Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from learner_jax.conversion.direct_io import File
-from learner_jax.runtime import WeirError, at
+from learner_jax.runtime import SHARED_MODE, WeirError, at, rename_durably, sync_tree, write_durably
 
 
 class WorkError(WeirError, ValueError):
@@ -52,8 +52,7 @@ class Work:
     def publish(self) -> None:
         """Gives the result its name, and ends the work."""
         sync_tree(self.result)
-        os.replace(self.result, self.out)
-        sync(self.out.parent)
+        rename_durably(self.result, self.out)
         shutil.rmtree(self.folder)
 
 
@@ -118,10 +117,9 @@ def _journaled(folder: Path, digest: str) -> frozenset[str] | None:
 
 
 def _write_journal(folder: Path, lines: Iterable[str]) -> None:
-    whole = folder / "journal.new"
-    whole.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    sync(whole)
-    whole.replace(folder / "journal")
+    # An older journal names fewer pieces, which are then written again.
+    text = "".join(f"{line}\n" for line in lines)
+    write_durably(folder / "journal", text, mode=SHARED_MODE, sync_name=False)
 
 
 @contextlib.contextmanager
@@ -211,20 +209,3 @@ def require_space(folder: Path, nbytes: int) -> None:
             f"{folder} needs {nbytes / 1e9:.1f} GB more, but its disk has {free / 1e9:.1f} GB free: make room or name "
             f"a folder on another disk"
         ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Waits until everything below a folder is on the disk."""
-    for base, _, names in os.walk(folder):
-        for name in names:
-            sync(Path(base) / name)
-        sync(Path(base))

@@ -5,11 +5,13 @@ from learner_jax.runtime.code import Code, this_code
 from learner_jax.runtime.crash_points import crash_point
 from learner_jax.runtime.disk_errors import at, disk_failure, tell_once
 from learner_jax.runtime.doors import Door, DoorError, load_object, raised, require_call, source_of
+from learner_jax.runtime.durable_files import rename_durably, sync_path, sync_tree, write_durably, write_whole
 from learner_jax.runtime.errors import CANNOT_HEAL_STATUS, WeirError
 from learner_jax.runtime.plain_files import (
     FILE_MODE,
     FOLDER_MODE,
     PLAIN_NAME,
+    SHARED_MODE,
     PlainFileError,
     create_plain,
     is_folder,
@@ -30,6 +32,7 @@ __all__ = [
     "FILE_MODE",
     "FOLDER_MODE",
     "PLAIN_NAME",
+    "SHARED_MODE",
     "Code",
     "Door",
     "DoorError",
@@ -57,8 +60,13 @@ __all__ = [
     "raised",
     "read_at",
     "read_plain",
+    "rename_durably",
     "require_call",
     "source_of",
+    "sync_path",
+    "sync_tree",
     "tell_once",
     "this_code",
+    "write_durably",
+    "write_whole",
 ]

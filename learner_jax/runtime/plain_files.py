@@ -19,6 +19,8 @@ from learner_jax.runtime.errors import WeirError
 PLAIN_NAME = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", re.ASCII)
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
+#: Of files that are for whom the umask says.
+SHARED_MODE = 0o666
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -118,13 +120,13 @@ def read_at(file: int, num_bytes: int, offset: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def create_plain(path: Path) -> int:
-    """A descriptor of a new, empty file for its owner alone, in place of whatever had the name; closed by the caller.
+def create_plain(path: Path, mode: int = FILE_MODE) -> int:
+    """A descriptor of a new, empty file in place of whatever had the name; for its owner alone by default.
 
-    What had the name is removed and not written to: a link's target stays as it is.
+    The caller closes it. What had the name is removed and not written to: a link's target stays as it is.
     """
     path.unlink(missing_ok=True)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
 
 
 def is_regular(path: Path) -> bool:
