@@ -17,6 +17,7 @@ from configs.paths import base_of, make_absolute, make_portable
 from configs.schema import Config
 from configs.shipped import shipped_config, shipped_configs
 from configs.text import quoted, shown, unusable
+from learner_jax.runtime import SHARED_MODE, write_whole
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -52,13 +53,13 @@ def parse_config(tree: dict[str, Any], *, origin: str) -> Config:
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Writes the resolved configuration, every default included, as TOML that `load_config` reads.
+    """Writes the resolved configuration whole, every default included, as TOML that `load_config` reads.
 
     In the run's own directory paths inside it are written relative to it, so that the directory can be moved.
     """
     tree = config.model_dump(mode="json", exclude_none=True)
     make_portable(tree, Path(path).absolute().parent)
-    Path(path).write_text(tomli_w.dumps(tree), encoding="utf-8")
+    write_whole(Path(path), tomli_w.dumps(tree), mode=SHARED_MODE)
 
 
 def _read(path: str | Path) -> dict[str, Any]:

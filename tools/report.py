@@ -21,7 +21,7 @@ import jinja2
 
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax.runtime import WeirError, printable
+from learner_jax.runtime import SHARED_MODE, WeirError, printable, write_whole
 from serving_bridge.telemetry import read_metrics
 from tools.assembly import wiring
 from tools.command_line import command_parser
@@ -65,7 +65,8 @@ def write_summary(run_dir: str | Path, **extra: Any) -> dict[str, Any]:
     """
     run_dir = Path(run_dir)
     summary = summarize(_read_history(run_dir)) | extra
-    _replace(run_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    write_whole(run_dir / "summary.json", text, mode=SHARED_MODE)
     return summary
 
 
@@ -106,7 +107,7 @@ def write_report(run_dir: str | Path) -> Path:
         machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
     )
     path = run_dir / "report.html"
-    _replace(path, page)
+    write_whole(path, page, mode=SHARED_MODE)
     return path
 
 
@@ -180,13 +181,6 @@ def _saved_summary(run_dir: Path) -> dict[str, Any]:
 def _shown(value: Any) -> Any:
     """Text with control characters as escapes: a page can't hold some and shows others as nothing. Markup stays."""
     return printable(value, keep_lines=True) if type(value) is str else value
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def _percent(value: float | None, digits: int = 0) -> str:

@@ -7,7 +7,6 @@ workers write one file each as well: how many of their requests each replica ans
 from __future__ import annotations
 
 import ipaddress
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from learner_jax.contracts import MAX_RECORD_TEXT, MAX_STEP, MAX_VERSION, quoted
-from learner_jax.runtime import PLAIN_NAME, PlainFileError, create_plain, make_folder, read_plain
+from learner_jax.runtime import PLAIN_NAME, PlainFileError, make_folder, read_plain, write_whole
 from serving_bridge.routing.lifecycle import TAKES_REQUESTS
 
 #: beside the rows, for this user only; see `access.FleetKeys`
@@ -167,7 +166,4 @@ def read_record(path: Path, kind: type[Record]) -> Record | None:
 def write_file(path: Path, payload: bytes) -> None:
     """Replaces a small file by atomic rename: who reads it finds the old or the new one whole."""
     make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(create_plain(temporary), "wb") as file:
-        file.write(payload)
-    os.replace(temporary, path)
+    write_whole(path, payload)

@@ -12,7 +12,7 @@ from configs.carry_on import Change, changes
 from configs.errors import ConfigError
 from configs.load import load_config
 from configs.schema import Config
-from learner_jax.runtime import at, printable
+from learner_jax.runtime import SHARED_MODE, printable, write_whole
 from serving_bridge.database import is_postgres
 from serving_bridge.telemetry import MetricsLog, read_metrics
 from tools.assembly import wiring
@@ -151,7 +151,4 @@ def _identity(path: Path) -> dict[str, str] | None:
 
 
 def _write(path: Path, identity: dict[str, str]) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with at(path):
-        part.write_text(json.dumps(identity), encoding="utf-8")
-        part.replace(path)
+    write_whole(path, json.dumps(identity), mode=SHARED_MODE)

@@ -8,7 +8,6 @@ import errno
 import os
 import re
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from configs.load import load_config, save_config
 from configs.schema import Config
 from configs.shipped import shipped_configs
 from learner_jax.contracts import ModelConfig, RecordLimits, read_model_config
-from learner_jax.runtime import Waits, WeirError, at, disk_failure, printable
+from learner_jax.runtime import Waits, WeirError, disk_failure, printable
 from rewards.contracts import Task
 from rewards.tasks import create_task
 from serving_bridge.access import FleetKeys
@@ -248,14 +247,10 @@ def make_private_directory(paths: RunPaths) -> None:
 
 def save_for_all(config: Config, paths: RunPaths) -> None:
     """Saves the configuration whole, without what only this host was told; several hosts may do so at once."""
-    path = paths.config
     hosts = config.learner.hosts.model_copy(update={"index": -1})
     learner = config.learner.model_copy(update={"hosts": hosts})
     config = in_directory(config, paths.directory)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    with at(path):
-        save_config(config.model_copy(update={"learner": learner}), temporary)
-    temporary.replace(path)
+    save_config(config.model_copy(update={"learner": learner}), paths.config)
 
 
 def build_task(config: Config) -> Task:

@@ -26,6 +26,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from learner_jax.runtime import SHARED_MODE, write_whole
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -221,6 +223,4 @@ def write_json(path: Path, benchmark: str, hardware: Hardware, settings: Mapping
         "settings": dict(settings),
         "results": results,
     }
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
+    write_whole(path, json.dumps(record, indent=2, allow_nan=False) + "\n", mode=SHARED_MODE)

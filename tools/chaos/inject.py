@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
-from learner_jax.runtime import Waits, WaitTimeoutError, WeirError
+from learner_jax.runtime import Waits, WaitTimeoutError, WeirError, write_whole
 from serving_bridge.processes import python_module, with_own_packages
 from serving_bridge.queue import TrajectoryQueue
 from tools.assembly import wiring
@@ -107,9 +107,7 @@ async def _kill(site: Site, fault: Fault) -> None:
 
 
 async def _crash(site: Site, fault: Fault) -> None:
-    partial = site.crash.with_suffix(".partial")
-    partial.write_text(f"{fault.how}:{site.draws.randint(1, 3)}")
-    partial.replace(site.crash)
+    write_whole(site.crash, f"{fault.how}:{site.draws.randint(1, 3)}")
     try:
         await wait_until(
             site, f"crash point {fault.how}", fault.target, site.engine.crash_s, lambda: not site.crash.exists()
@@ -210,9 +208,7 @@ def disturb(url: str, token: str, disturbance: dict[str, Any]) -> None:
 
 async def _clock(site: Site, fault: Fault) -> None:
     """A jump of all clocks stays for as long as it lasts; so does the skew of one against the others."""
-    partial = site.clock.with_suffix(".partial")
-    partial.write_text(json.dumps({_ROLE_MODULES[fault.target]: fault.amount}))
-    partial.replace(site.clock)
+    write_whole(site.clock, json.dumps({_ROLE_MODULES[fault.target]: fault.amount}))
     try:
         await asyncio.sleep(fault.lasts_s)
     finally:

@@ -19,6 +19,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Literal, get_args
 
+from learner_jax.runtime import write_whole
+
 WireKind = Literal["none", "cut", "reset", "stall", "delay", "trickle", "corrupt", "duplicate"]
 Side = Literal["both", "controller", "worker"]
 WIRE_KINDS: tuple[WireKind, ...] = get_args(WireKind)
@@ -42,9 +44,7 @@ class WireFault:
 
 def tell(path: Path, fault: WireFault) -> None:
     """Sets the fault of the proxies that look into this file."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(fault)))
-    partial.replace(path)
+    write_whole(path, json.dumps(asdict(fault)))
 
 
 def told(path: Path) -> WireFault:

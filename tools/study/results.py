@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
-from learner_jax.runtime import WeirError
+from learner_jax.runtime import SHARED_MODE, WeirError, write_whole
 from tools.study.grid import ALGORITHMS, MULTI_TURN, SINGLE_TURN, Cell, StudySettings
 
 Records = dict[Cell, dict[str, Any]]
@@ -29,9 +28,7 @@ def keep(out: Path, record: dict[str, Any]) -> None:
     name = "-".join(str(record[part]) for part in ("task", "algorithm", "staleness", "seed")).replace(" ", "_")
     path = out / "cells" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(record))
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(record), mode=SHARED_MODE)
 
 
 def finished(out: Path, settings: StudySettings) -> Records:
