@@ -104,9 +104,11 @@ def test_files_are_for_their_owner_unless_the_umask_decides(tmp_path: Path) -> N
         os.umask(before)
 
 
-def test_a_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
+def test_links_are_replaced_and_their_target_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda num_bytes: "guessed")
     (tmp_path / "target").write_text("old")
-    (tmp_path / "file").symlink_to(tmp_path / "target")
+    for name in ("file", ".file.guessed"):
+        (tmp_path / name).symlink_to(tmp_path / "target")
     write_whole(tmp_path / "file", "new")
     assert (tmp_path / "target").read_text() == "old"
     assert not (tmp_path / "file").is_symlink()

@@ -114,10 +114,13 @@ def test_what_is_no_small_file_is_left_out(registry: ReplicaRegistry, file: str,
     assert not readers[file]()
 
 
-def test_writers_write_through_no_link_and_what_readers_take(registry: ReplicaRegistry, tmp_path: Path) -> None:
+def test_writers_write_through_no_link_and_what_readers_take(
+    registry: ReplicaRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda num_bytes: "guessed")
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (registry.folder / f".r.json.{os.getpid()}").symlink_to(victim)
+    (registry.folder / ".r.json.guessed").symlink_to(victim)
     registry.report(
         "r",
         url="http://replica-0.local:8000",
