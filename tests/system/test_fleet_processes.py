@@ -56,7 +56,7 @@ max_tokens = 200
 [serving]
 max_model_len = 256
 replicas = 2
-server_module = "tools.faults.server"
+server_module = "tools.testing.fake_vllm.server"
 extra_args = ["--token-s", "{token_s}"]
 health_interval_s = 0.2
 hang_s = 4.0
@@ -117,7 +117,7 @@ class Run:
         port = row.url.rpartition(":")[2]
         for pid in descendants(os.getpid()):
             command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            if b"tools.faults.server" in command and port.encode() in command and b"--grace" not in command:
+            if b"tools.testing.fake_vllm.server" in command and port.encode() in command and b"--grace" not in command:
                 return pid
         raise AssertionError(f"no server listens on {port}")
 

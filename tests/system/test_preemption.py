@@ -29,7 +29,7 @@ from tests.system.test_end_to_end import (
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 #: engines that start in a second
-FAKE = "serving.server_module=tools.faults.server"
+FAKE = "serving.server_module=tools.testing.fake_vllm.server"
 HEARTBEAT_S = 10
 STEPS = 14
 

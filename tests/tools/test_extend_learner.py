@@ -34,7 +34,7 @@ import numpy as np, jax.numpy as jnp
 from safetensors.numpy import load_file, save_file
 from learner_jax.contracts import hf_shapes, read_model_config
 from learner_jax.models import load_parameters, merge, token_logprobs
-from tools.faults.qwen3 import Qwen3, log_softmax
+from tools.testing.fake_vllm.qwen3 import Qwen3, log_softmax
 
 shape = {"vocab_size": 23, "hidden_size": 16, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4}
 Path("model").mkdir()

@@ -31,7 +31,7 @@ from learner_jax.contracts import (
 from learner_jax.conversion import from_hf, to_hf, verify
 from learner_jax.models import Params, load_parameters, merge, token_logprobs
 from learner_jax.runtime import DoorError
-from tools.faults.qwen3 import Qwen3, log_softmax
+from tools.testing.fake_vllm.qwen3 import Qwen3, log_softmax
 
 MODULE = """
 from dataclasses import replace

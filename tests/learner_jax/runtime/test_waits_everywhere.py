@@ -11,7 +11,7 @@ from tests.support.wait_scanner import scan
 
 PACKAGES = ("learner_jax", "serving_bridge", "rewards", "tools")
 #: measurements and test equipment, which nobody waits for unwatched
-LEFT_OUT = ("tools/bench", "tools/study", "tools/faults", "tools/simulate", "tools/fuzz", "tools/chaos")
+LEFT_OUT = ("tools/bench", "tools/study", "tools/testing")
 
 _DISK = "reads or writes a disk, for which no call has a timeout"
 _GUARD = "the guard has the standard library only; its deadline stands beside"

@@ -15,7 +15,7 @@ from serving_bridge.fleet.orders import FleetStatus, OrderBook
 from serving_bridge.routing.registry import ReplicaRegistry, read_record
 from serving_bridge.telemetry.metrics_log import MetricsTail
 from serving_bridge.vllm.worker_status import WorkerReport, merge
-from tools.fuzz.control import _CHECKPOINT
+from tools.testing.fuzz.control import _CHECKPOINT
 
 NOW_S = 1000.0
 

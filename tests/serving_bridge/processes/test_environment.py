@@ -172,10 +172,10 @@ def test_an_argument_that_is_set_already_is_refused():
 
 
 def test_another_server_takes_its_own_arguments_but_none_of_ours():
-    check_extra_args(["--token-s", "0.1"], "tools.faults.server")
+    check_extra_args(["--token-s", "0.1"], "tools.testing.fake_vllm.server")
     for arguments in (["--ho", "0.0.0.0"], ["--port=1"], ["--middleware", "x"], ["-p", "1"], ["--"]):
         with pytest.raises(ValueError, match="one that Weir sets"):
-            check_extra_args(arguments, "tools.faults.server")
+            check_extra_args(arguments, "tools.testing.fake_vllm.server")
 
 
 def test_every_option_that_is_allowed_is_one_of_vllm_and_no_beginning_of_another():

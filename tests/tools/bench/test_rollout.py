@@ -26,9 +26,9 @@ from tools.bench import BenchmarkError, rollout
 from tools.bench.__main__ import main
 from tools.bench.rollout import Result, Work
 from tools.bench.timing import Spread
-from tools.faults.engine import Engine, EngineSettings
-from tools.faults.server import application
-from tools.faults.weights import ModelWeights, Worker
+from tools.testing.fake_vllm.engine import Engine, EngineSettings
+from tools.testing.fake_vllm.server import application
+from tools.testing.fake_vllm.weights import ModelWeights, Worker
 
 GENERATE, COMPLETIONS = "/inference/v1/generate", "/v1/completions"
 WORK = Work(groups=6, group_size=2, tokens=3, concurrency=3)

@@ -24,10 +24,10 @@ import pytest
 from configs.load import load_config
 from learner_jax.runtime.crash_points import CrashTrap
 from tools.assembly import wiring
-from tools.chaos import damage, report
-from tools.chaos.checker import check, check_accuracy
-from tools.chaos.engines import ENGINES
-from tools.chaos.history import (
+from tools.testing.chaos import damage, report
+from tools.testing.chaos.checker import check, check_accuracy
+from tools.testing.chaos.engines import ENGINES
+from tools.testing.chaos.history import (
     Begun,
     Committed,
     Consumed,
@@ -40,11 +40,11 @@ from tools.chaos.history import (
     WentBack,
     entries,
 )
-from tools.chaos.inject import SkippedError, disturb
-from tools.chaos.job import JobRecord, JobSpec, SeedRecord, run_job
-from tools.chaos.plan import KINDS, Fault, draw
-from tools.chaos.prepare import CONFIG
-from tools.chaos.wire import Proxy, Requests, WireFault, damaged, tell, told
+from tools.testing.chaos.inject import SkippedError, disturb
+from tools.testing.chaos.job import JobRecord, JobSpec, SeedRecord, run_job
+from tools.testing.chaos.plan import KINDS, Fault, draw
+from tools.testing.chaos.prepare import CONFIG
+from tools.testing.chaos.wire import Proxy, Requests, WireFault, damaged, tell, told
 
 GROUPS_PER_STEP = 2
 
@@ -483,9 +483,9 @@ def test_acknowledging_before_the_commit_is_found(tmp_path: Path) -> None:
 
 
 def chaos(work: Path, *options: str, timeout_s: float) -> dict[str, Any]:
-    """The report of `python -m tools.chaos`, which must find nothing wrong."""
+    """The report of `python -m tools.testing.chaos`, which must find nothing wrong."""
     path = work / "report.json"
-    command = [sys.executable, "-m", "tools.chaos", *options, "--work", str(work), "--report", str(path)]
+    command = [sys.executable, "-m", "tools.testing.chaos", *options, "--work", str(work), "--report", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     record: dict[str, Any] = json.loads(path.read_text())

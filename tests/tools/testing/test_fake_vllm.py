@@ -34,10 +34,10 @@ from tests.support.weight_world import (
     next_logprobs,
     tensors_of,
 )
-from tools.faults.engine import Engine, EngineSettings
-from tools.faults.qwen3 import Qwen3, log_softmax
-from tools.faults.server import DISTURB, application
-from tools.faults.weights import ModelWeights, Worker
+from tools.testing.fake_vllm.engine import Engine, EngineSettings
+from tools.testing.fake_vllm.qwen3 import Qwen3, log_softmax
+from tools.testing.fake_vllm.server import DISTURB, application
+from tools.testing.fake_vllm.weights import ModelWeights, Worker
 
 CONTROL = "c" * 64
 

@@ -7,8 +7,8 @@ import pytest
 
 from learner_jax.contracts import weights as contracts
 from serving_bridge.vllm.client import VllmClient
-from tools.fuzz import through_queue, trajectories
-from tools.fuzz.__main__ import fuzz
+from tools.testing.fuzz import through_queue, trajectories
+from tools.testing.fuzz.__main__ import fuzz
 
 
 @pytest.mark.parametrize("records", [6_000, pytest.param(100_000, marks=[pytest.mark.soak, pytest.mark.timeout(1200)])])

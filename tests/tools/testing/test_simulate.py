@@ -22,9 +22,9 @@ from serving_bridge.fleet import weight_round
 from serving_bridge.queue import claims as queue_claims
 from serving_bridge.queue import rows as queue_rows
 from serving_bridge.queue.queue import TrajectoryQueue
-from tools.simulate.__main__ import mode_of
-from tools.simulate.loop import Process, SimulatedLoop, StalledError
-from tools.simulate.run import Outcome, simulate
+from tools.testing.simulate.__main__ import mode_of
+from tools.testing.simulate.loop import Process, SimulatedLoop, StalledError
+from tools.testing.simulate.run import Outcome, simulate
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -74,7 +74,7 @@ def test_a_seed_gives_the_same_run_bit_by_bit_also_in_another_process():
     here = simulate(17, "liveness")
     assert simulate(17, "liveness") == here
     assert simulate(19, "liveness").trace_hash != here.trace_hash
-    command = [sys.executable, "-m", "tools.simulate", "--seed", "17", "--mode", "liveness"]
+    command = [sys.executable, "-m", "tools.testing.simulate", "--seed", "17", "--mode", "liveness"]
     other = subprocess.run(
         command, env=os.environ | {"PYTHONHASHSEED": "7"}, capture_output=True, text=True, timeout=60
     )

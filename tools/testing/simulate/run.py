@@ -1,0 +1,144 @@
+"""Runs seeds: one simulated run each, which must keep every invariant and, once faults are over, finish in time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from unittest import mock
+
+from tools.testing.simulate.checks import Violation
+from tools.testing.simulate.faults import Monkey
+from tools.testing.simulate.loop import EPOCH_S, StalledError
+from tools.testing.simulate.setting import LOOK_S
+from tools.testing.simulate.world import World
+
+Mode = Literal["safety", "liveness"]
+
+#: seconds of virtual time: how long a safety run goes on, when a liveness run is healed, and what it has from then on
+_SAFETY_S = 10.0
+_HEALED_S = 7.0
+_FINISH_WITHIN_S = 40.0
+_LOOK_S = 0.25
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one seed ended.
+
+    Attributes:
+      violation: what did not hold, or "".
+      virtual_s: when it ended.
+      trace_hash: of everything that happened.
+      counts: faults and ends by kind.
+      trained: trainings, also those that a crash undid.
+    """
+
+    seed: int
+    mode: Mode
+    violation: str
+    finished: bool
+    virtual_s: float
+    trace_hash: str
+    trained: int
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def simulate(seed: int, mode: Mode = "safety", *, show: bool = False, faults: bool = True) -> Outcome:
+    """One run.
+
+    Args:
+      faults: False gives a run in which nothing goes wrong.
+    """
+    with tempfile.TemporaryDirectory(prefix="weir-simulate-", dir=_fast_folder()) as folder:
+        world = World(seed, folder=Path(folder), show=show)
+        with _virtual_time(world):
+            try:
+                world.loop.run_until_complete(world.loop.create_task(_drive(world, mode, faults=faults)))
+            except StalledError as error:
+                world.checks.violated(str(error))
+            except Violation as violation:
+                world.checks.violated(str(violation))
+            virtual_s = world.loop.time()
+            for process in world.processes.values():
+                process.is_alive = False
+            world.loop.abandon()
+        world.database.close()
+    return Outcome(
+        seed=seed,
+        mode=mode,
+        violation=str(world.checks.violation or ""),
+        finished=world.finished,
+        virtual_s=virtual_s,
+        trace_hash=world.trace_hash,
+        trained=world.checks.trained,
+        counts=dict(world.counts),
+    )
+
+
+def run_job(job: tuple[int, Mode]) -> Outcome:
+    """`simulate`, for pools of processes."""
+    return simulate(*job)
+
+
+async def _drive(world: World, mode: Mode, *, faults: bool) -> None:
+    monkey = Monkey(world, random.Random(world.draws.random()))
+    world.supervise("fleet", world.fleet)
+    world.supervise("learner", world.learner)
+    for name in world.setting.workers:
+        world.supervise(name, world.rollout)
+    work = None
+    if faults:
+        monkey.begin()
+        work = asyncio.create_task(monkey.run())
+    end_s = _SAFETY_S if mode == "safety" else _HEALED_S + _FINISH_WITHIN_S
+    while not world.finished and world.loop.time() < end_s:
+        await asyncio.sleep(_LOOK_S)
+        world.check_waits()
+        if world.checks.violation is not None:
+            return
+        if mode == "liveness" and work is not None and world.loop.time() >= _HEALED_S:
+            work.cancel()
+            work = None
+            world.trace("healed")
+            monkey.heal()
+    if mode == "liveness" and not world.finished:
+        world.checks.violated(f"the run has not finished {_FINISH_WITHIN_S:g} s after all faults were over")
+
+
+@contextmanager
+def _virtual_time(world: World) -> Iterator[None]:
+    """Clocks that code reads directly show the simulation's time; a sleep in earnest is a mistake."""
+
+    def sleep(seconds: float) -> None:
+        raise AssertionError(f"a sleep of {seconds} s blocks the event loop")
+
+    def wall() -> float:
+        return EPOCH_S + world.loop.time()
+
+    collecting = gc.isenabled()
+    gc.disable()  # dead tasks are unwound at the end, not whenever memory happens to be looked through
+    uuids = random.Random(0)
+    try:
+        with (
+            mock.patch.multiple(time, time=wall, monotonic=world.loop.time, perf_counter=world.loop.time, sleep=sleep),
+            mock.patch("serving_bridge.fleet.controller._TICK_S", LOOK_S),
+            mock.patch("uuid.uuid4", side_effect=lambda: uuid.UUID(int=uuids.getrandbits(128))),
+        ):
+            yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _fast_folder() -> str | None:
+    memory = Path("/dev/shm")
+    return str(memory) if memory.is_dir() else None
