@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tools.bench.postgres_server import NoServerError, running_server
+from tools.bench.queue.postgres_server import NoServerError, running_server
 
 
 @pytest.fixture(scope="session")

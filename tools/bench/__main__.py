@@ -20,15 +20,15 @@ from tools.bench import BenchmarkError
 
 #: name -> module with `main(arguments)`, imported only when chosen: the benchmarks need different packages.
 BENCHMARKS = {
-    "losses": "tools.bench.losses",
-    "learner": "tools.bench.learner",
-    "convert": "tools.bench.convert",
-    "save": "tools.bench.save",
-    "sync": "tools.bench.sync",
-    "queue": "tools.bench.queue",
-    "overlap": "tools.bench.overlap",
-    "dispatch": "tools.bench.dispatch",
-    "rollout": "tools.bench.rollout",
+    "losses": "tools.bench.learner.losses",
+    "learner": "tools.bench.learner.command",
+    "convert": "tools.bench.weights.convert",
+    "save": "tools.bench.weights.save",
+    "sync": "tools.bench.weights.sync",
+    "queue": "tools.bench.queue.command",
+    "overlap": "tools.bench.rollout.overlap",
+    "dispatch": "tools.bench.rollout.dispatch",
+    "rollout": "tools.bench.rollout.rollout",
 }
 
 

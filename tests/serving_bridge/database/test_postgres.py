@@ -19,7 +19,7 @@ from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.queue.staleness import Pace
 from tests.support.queue_engines import execute, fresh_url, lease, put, train
 from tests.support.trajectories import make_group
-from tools.bench.postgres_server import NoServerError, PostgresServer, running_server
+from tools.bench.queue.postgres_server import NoServerError, PostgresServer, running_server
 
 pytestmark = pytest.mark.postgres
 

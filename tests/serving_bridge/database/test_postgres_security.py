@@ -22,7 +22,7 @@ from serving_bridge.database.roles import prepare
 from serving_bridge.queue.queue import TrajectoryQueue
 from tests.conftest import REPOSITORY
 from tests.support.queue_engines import PACE, execute, fresh_url, lease, put, train
-from tools.bench.postgres_server import NoServerError, PostgresServer, running_server
+from tools.bench.queue.postgres_server import NoServerError, PostgresServer, running_server
 
 SECRET = "hunter2-very-secret"
 

@@ -331,7 +331,7 @@ def test_a_metric_that_does_not_come_is_no_idle_server(name: str) -> None:
 
 
 def test_the_benchmark_measures_a_small_fleet() -> None:
-    from tools.bench import dispatch
+    from tools.bench.rollout import dispatch
 
     thresholds = gc.get_threshold()
     try:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from learner_jax.losses.returns import Targets
-from tools.bench import BenchmarkError, losses, timing
+from tools.bench import BenchmarkError, timing
 from tools.bench.__main__ import main
+from tools.bench.learner import losses
 
 SHORT = ["losses", "--batch", "3", "--lengths", "16", "5", "--repeats", "2"]
 

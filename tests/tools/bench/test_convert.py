@@ -11,7 +11,7 @@ import pytest
 from learner_jax.contracts.model import parameters
 from learner_jax.conversion.checkpoint_reader import open_source
 from tests.support.model_folders import CONFIG
-from tools.bench import convert
+from tools.bench.weights import convert
 
 
 @pytest.mark.parametrize("compressed", [False, True])

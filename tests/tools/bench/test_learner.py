@@ -22,9 +22,15 @@ from flax.traverse_util import unflatten_dict
 from learner_jax.batches.packing import Lengths, plan_rows
 from learner_jax.models import merge
 from learner_jax.models.flops import train_step_flops
-from tools.bench import BenchmarkError, learner, learner_gpu, learner_head, learner_sides, learner_worker, peers
+from tools.bench import BenchmarkError
 from tools.bench.__main__ import main
-from tools.bench.learner_cases import (
+from tools.bench.learner import command as learner
+from tools.bench.learner import gpu as learner_gpu
+from tools.bench.learner import head as learner_head
+from tools.bench.learner import peers
+from tools.bench.learner import sides as learner_sides
+from tools.bench.learner import worker as learner_worker
+from tools.bench.learner.cases import (
     PaddedBatch,
     Shape,
     expected,
@@ -34,8 +40,8 @@ from tools.bench.learner_cases import (
     uniform,
     weights,
 )
-from tools.bench.learner_report import Range, Row, check, rows, verdict, verdicts
-from tools.bench.learner_sides import Launch, Result, Side, interleaved, parse_result, run_process, sides_of
+from tools.bench.learner.report import Range, Row, check, rows, verdict, verdicts
+from tools.bench.learner.sides import Launch, Result, Side, interleaved, parse_result, run_process, sides_of
 
 TINY = Shape(layers=2, hidden=16, heads=2, kv_heads=1, head_dim=8, intermediate=24, vocab=37)
 GOOD = Result(step_cpu_ms=200.0, step_ms=250.0, loss=0.0, kl=0.0, grad_norm=1.0, first_step_s=3.0, maxrss_mb=900.0)

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from tools.bench import overlap
 from tools.bench.__main__ import main
-from tools.bench.overlap import Round
+from tools.bench.rollout import overlap
+from tools.bench.rollout.overlap import Round
 
 
 def a_round(**seconds: float) -> Round:

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from learner_jax.contracts.weights import decode_group, encode_group
-from tools.bench import BenchmarkError, queue, queue_sides, queue_streams
+from tools.bench import BenchmarkError
 from tools.bench.__main__ import main
-from tools.bench.queue import Sample
+from tools.bench.queue import command as queue
+from tools.bench.queue import sides as queue_sides
+from tools.bench.queue import streams as queue_streams
+from tools.bench.queue.command import Sample
 from tools.bench.timing import Spread
 
 SHORT = ["--kilobytes", "2", "--batch", "3", "--batches", "2", "--rounds", "2"]

@@ -22,9 +22,10 @@ from serving_bridge.access.probes import CONTROL_TOKEN
 from serving_bridge.settings.serving import ServingSettings
 from serving_bridge.vllm.client import VllmClient
 from serving_bridge.vllm.server_checks import claim_port
-from tools.bench import BenchmarkError, rollout
+from tools.bench import BenchmarkError
 from tools.bench.__main__ import main
-from tools.bench.rollout import Result, Work
+from tools.bench.rollout import rollout
+from tools.bench.rollout.rollout import Result, Work
 from tools.bench.timing import Spread
 from tools.testing.fake_vllm.engine import Engine, EngineSettings
 from tools.testing.fake_vllm.server import application

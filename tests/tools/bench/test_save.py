@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from tools.bench import save
 from tools.bench.__main__ import main
-from tools.bench.learner_cases import Shape
-from tools.bench.save import Model, Window, rows_of, verdict
+from tools.bench.learner.cases import Shape
+from tools.bench.weights import save
+from tools.bench.weights.save import Model, Window, rows_of, verdict
 
 TINY = Model(Shape(2, 32, 2, 1, 16, 64, 48, tied=True), 4, 8, 16, 2)
 

@@ -25,11 +25,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from tools.reporting import terminal
 from tools.testing.chaos import report
 from tools.testing.chaos.engines import EngineName
 from tools.testing.chaos.job import JobRecord, JobSpec, end_with_parent, run_job
 from tools.testing.chaos.prepare import CONFIG, prepared_model, remember_skill, remembered_skill
-from tools.reporting import terminal
 
 #: steps of a job: per seed what a seed takes on a machine of its own, and some more, so that the last gets its turn
 _STEPS_PER_SEED, _STEPS_MORE = 12, 15

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tools.testing.fuzz import control, rows, through_queue, trajectories
 from tools.reporting import terminal
+from tools.testing.fuzz import control, rows, through_queue, trajectories
 
 #: records of one kind at a time
 _BATCH = 200

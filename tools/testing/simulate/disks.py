@@ -31,7 +31,7 @@ def logprob_of(identity: int, tokens: Sequence[int], position: int) -> float:
 
 
 class ArithmeticWeights:
-    """Numbers in place of a model: weights are the version that they are of; implements `tools.testing.fake_vllm.weights.Weights`.
+    """Numbers in place of a model: weights are the version that they are of; implements `fake_vllm.weights.Weights`.
 
     Attributes:
       identity: the version, 0 for what a server starts with, negative for weights of no version.

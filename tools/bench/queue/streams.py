@@ -14,7 +14,7 @@ from learner_jax.contracts import Trajectory, decode_group, encode_group
 from learner_jax.runtime import keep_freed_memory
 from serving_bridge.queue import TrajectoryQueue
 from tools.bench import BenchmarkError
-from tools.bench.queue_sides import CLAIM_ALL, DiskSide, Numbered, named, persist_queue, trajectories
+from tools.bench.queue.sides import CLAIM_ALL, DiskSide, Numbered, named, persist_queue, trajectories
 
 #: Indices of the prompts of each batch.
 Batches = Sequence[Sequence[int]]

@@ -35,7 +35,7 @@ from learner_jax.losses import loss_weights
 from learner_jax.models import init_parameters
 from learner_jax.settings import LearnerSettings, LossSettings
 from learner_jax.training import Engine, TrainState, objective
-from tools.bench.learner_cases import Shape
+from tools.bench.learner import Shape
 from tools.bench.timing import Spread, console, json_path, positive, progress, spread, this_hardware, write_json
 
 SIDES = ("none", "async", "sync")

@@ -38,7 +38,7 @@ from rich.table import Table
 
 from learner_jax.losses import Targets, generalized_advantages, vtrace
 from tools.bench import BenchmarkError
-from tools.bench.peers import peers_folder
+from tools.bench.learner.peers import peers_folder
 from tools.bench.timing import (
     Compiled,
     Samples,
@@ -66,7 +66,7 @@ TOLERANCE = 1e-5
 #: of 32768 tokens would differ by almost the tolerance through their order alone.
 _TRACE_DECAY = 0.99
 
-_REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements" / "dev.txt"
+_REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements" / "dev.txt"
 #: What `import rlax` needs and the learner does not bring; dm-tree and decorator are for TensorFlow Probability.
 _PEER_PACKAGES = ("rlax", "chex", "distrax", "dm-env", "dm-tree", "tfp-nightly", "decorator", "toolz")
 

@@ -22,7 +22,7 @@ from tools.bench import BenchmarkError
 from tools.bench.timing import progress
 
 SCRIPTS_VARIABLE = "WEIR_PEERS"
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 _MARKER = "complete.txt"
 

@@ -1,6 +1,6 @@
 """Weir's side of the learner benchmark: GRPO steps on one batch in this process; prints one JSON line.
 
-python -m tools.bench.learner_worker --batch batch.npz [--core N] [--steps 5] [--layers 4 ...]
+python -m tools.bench.learner.worker --batch batch.npz [--core N] [--steps 5] [--layers 4 ...]
 
 A step is `Engine.step`, packing and transfer included; the figures are those that the peers' scripts print.
 """
@@ -27,7 +27,7 @@ from learner_jax.batches import Batch, Lengths
 from learner_jax.losses import loss_weights
 from learner_jax.settings import KLSettings, LearnerSettings, LossSettings, OptimizerSettings, PolicySettings
 from learner_jax.training import Engine, objective
-from tools.bench.learner_cases import CLIP, GROUP, KL_COEFFICIENT, PaddedBatch, Shape, parameter_tree, weights
+from tools.bench.learner.cases import CLIP, GROUP, KL_COEFFICIENT, PaddedBatch, Shape, parameter_tree, weights
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from pathlib import Path
 from rich.table import Table
 
 from serving_bridge.weights import WeightStore
-from tools.bench import BenchmarkError, sync_bytes, sync_pause
-from tools.bench.learner_cases import Shape
+from tools.bench import BenchmarkError
+from tools.bench.learner import Shape
 from tools.bench.timing import console, json_path, positive, progress, this_hardware, write_json
+from tools.bench.weights import sync_bytes, sync_pause
 
 PARTS = ("bytes", "pause")
 SHAPES = {

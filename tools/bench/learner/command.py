@@ -34,10 +34,10 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from tools.bench import learner_gpu, learner_head, learner_report, peers
-from tools.bench.learner_cases import MODELS, SMALL, PaddedBatch, expected, lognormal, prefix, uniform
-from tools.bench.learner_report import Row, Verdict
-from tools.bench.learner_sides import (
+from tools.bench.learner import gpu, head, peers, report
+from tools.bench.learner.cases import MODELS, SMALL, PaddedBatch, expected, lognormal, prefix, uniform
+from tools.bench.learner.report import Row, Verdict
+from tools.bench.learner.sides import (
     BASE_SIDES,
     WEIR,
     Launch,
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
     """
     given = _parse(argv)
     if given.device == "gpu":
-        learner_gpu.run(given.model, rows=given.rows, steps=given.steps, json_file=given.json)
+        gpu.run(given.model, rows=given.rows, steps=given.steps, json_file=given.json)
         return
     jax.config.update("jax_platforms", "cpu")  # this process only writes batches and reports
     programs = [side for side in BASE_SIDES if side in given.sides]
@@ -102,9 +102,9 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         cases = [prepare(name, programs, folder=Path(folder)) for name in batches]
         results = measure(cases, launch, steps=given.steps, rounds=given.rounds, run=run_process)
-    rows = {case.name: learner_report.rows(case.name, results[case.name], case.batch.num_tokens) for case in cases}
+    rows = {case.name: report.rows(case.name, results[case.name], case.batch.num_tokens) for case in cases}
     flat = [row for of_case in rows.values() for row in of_case]
-    verdicts = [*learner_report.verdicts(flat), *(learner_head.verdicts(heads) if heads else [])]
+    verdicts = [*report.verdicts(flat), *(head.verdicts(heads) if heads else [])]
     _show(out, cases, rows, verdicts)
     if given.json is not None:
         settings = {name: getattr(given, name) for name in ("cases", "sides", "rounds", "steps")}
@@ -198,7 +198,7 @@ def measure(
 
         for case in cases:
             first = {side.name: one(case, side, warmup=0, steps=1, doing="comparing") for side in case.sides}
-            learner_report.check(first, expected(case.batch), case.name)
+            report.check(first, expected(case.batch), case.name)
         return {
             case.name: interleaved(
                 case.sides, partial(one, case, warmup=WARMUP, steps=steps, doing="timing"), rounds=rounds
@@ -207,10 +207,10 @@ def measure(
         }
 
 
-def _heads() -> dict[str, learner_head.Memory]:
+def _heads() -> dict[str, head.Memory]:
     with progress() as bar:
         bar.add_task("memory of the output head", total=None)
-        return learner_head.measure()
+        return head.measure()
 
 
 def _show(out: Console, cases: Sequence[Case], rows: Mapping[str, Sequence[Row]], verdicts: Sequence[Verdict]) -> None:
@@ -220,11 +220,11 @@ def _show(out: Console, cases: Sequence[Case], rows: Mapping[str, Sequence[Row]]
             f"{case.name}: {len(batch.advantages)} sequences, {batch.num_tokens} tokens, padded to {batch.num_slots}; "
             f"median (min-max) over rounds"
         )
-        out.print(learner_report.table(title, rows[case.name]))
+        out.print(report.table(title, rows[case.name]))
     if cases:
         out.print(
-            f"all sides agree: loss within {learner_report.LOSS_TOLERANCE:g} of the formula, KL and gradient norm "
-            f"within {learner_report.TOLERANCE:g} of their size",
+            f"all sides agree: loss within {report.LOSS_TOLERANCE:g} of the formula, KL and gradient norm "
+            f"within {report.TOLERANCE:g} of their size",
             highlight=False,
         )
     for verdict in verdicts:

@@ -24,7 +24,7 @@ from learner_jax.models import flops, init_parameters
 from learner_jax.settings import LearnerSettings, LossSettings
 from learner_jax.training import Engine, objective
 from tools.bench import BenchmarkError
-from tools.bench.learner_cases import GROUP, MODELS
+from tools.bench.learner.cases import GROUP, MODELS
 from tools.bench.timing import console, progress, this_hardware, write_json
 
 ROW_TOKENS = 8192

@@ -3,7 +3,7 @@
 Each head runs in a fresh process, which prints one JSON line: what the compiler reserves besides the arguments, and the
 most memory that the process really had, with Python, JAX and compilation in it.
 
-python -m tools.bench.learner_head --head fused|naive [--tokens 8192] [--vocab 151669] [--hidden 128]
+python -m tools.bench.learner.head --head fused|naive [--tokens 8192] [--vocab 151669] [--hidden 128]
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ import numpy as np
 
 from learner_jax.models import fused_loss
 from learner_jax.settings import LearnerSettings
-from tools.bench import BenchmarkError, peers
-from tools.bench.learner_report import HEAD_AIM, Verdict, verdict
-from tools.bench.learner_sides import process_environment
-from tools.bench.learner_worker import peak_rss_mb
+from tools.bench import BenchmarkError
+from tools.bench.learner import peers
+from tools.bench.learner.report import HEAD_AIM, Verdict, verdict
+from tools.bench.learner.sides import process_environment
+from tools.bench.learner.worker import peak_rss_mb
 from tools.bench.timing import positive
 
 HEADS = ("fused", "naive")
@@ -118,7 +119,7 @@ def measure(flags: Sequence[str] = ()) -> dict[str, Memory]:
     heads = {}
     for head in HEADS:
         done = subprocess.run(
-            [sys.executable, "-m", "tools.bench.learner_head", "--head", head, *flags],
+            [sys.executable, "-m", "tools.bench.learner.head", "--head", head, *flags],
             env=process_environment(),
             cwd=peers.REPOSITORY,
             stdin=subprocess.DEVNULL,

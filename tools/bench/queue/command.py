@@ -40,9 +40,9 @@ from rich.table import Table
 from learner_jax.runtime import keep_freed_memory
 from serving_bridge.settings import StoreSettings
 from tools.bench import BenchmarkError
-from tools.bench.postgres_server import NoServerError, running_server
-from tools.bench.queue_sides import CodecSide, DiskSide, PersistQueueSide, Side, WeirSide, named, trajectories
-from tools.bench.queue_streams import DiskStream, PersistQueueStream, Stream, WeirStream
+from tools.bench.queue.postgres_server import NoServerError, running_server
+from tools.bench.queue.sides import CodecSide, DiskSide, PersistQueueSide, Side, WeirSide, named, trajectories
+from tools.bench.queue.streams import DiskStream, PersistQueueStream, Stream, WeirStream
 from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
 
 SIDES = ("sqlite", "postgres", "postgres rows", "persist-queue", "persist-queue whole", "disk", "codec")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from tools.bench import BenchmarkError
-from tools.bench.learner_cases import Expected
-from tools.bench.learner_sides import WEIR, Result
+from tools.bench.learner.cases import Expected
+from tools.bench.learner.sides import WEIR, Result
 
 #: Of the loss, absolute. It is a small difference of large terms: log-probs near 8 carry an fp32 rounding of 5e-7, and
 #: each side adds the noise to them and subtracts them again in an order of its own. That is 1e-8 to 1e-7 in the mean

@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from tools.bench import BenchmarkError, peers
-from tools.bench.learner_cases import PaddedBatch, Shape
+from tools.bench import BenchmarkError
+from tools.bench.learner import peers
+from tools.bench.learner.cases import PaddedBatch, Shape
 
 WEIR = "weir"
 BASE_SIDES = (WEIR, *peers.LEARNERS)
@@ -86,7 +87,7 @@ class Launch:
         pin = [] if self.core is None else ["--core", str(self.core)]
         numbers = ["--seed", str(self.seed), "--warmup", str(warmup), "--steps", str(steps)]
         if side.program == WEIR:
-            module = [sys.executable, "-m", "tools.bench.learner_worker"]
+            module = [sys.executable, "-m", "tools.bench.learner.worker"]
             return [*module, "--batch", str(file), *pin, *shape.flags(), *numbers, *side.flags]
         assert self.scripts is not None
         script = self.scripts / peers.LEARNERS[side.program].script

@@ -1,0 +1,3 @@
+"""Benchmarks of weights on their way: converting, saving, publishing and taking them over."""
+
+__all__ = ()
