@@ -25,7 +25,7 @@ from learner_jax.runtime import keep_freed_chunks
 from learner_jax.settings import OptimizerSettings
 from tools.assembly import wiring
 from tools.command_line import command_parser
-from tools.reporting.terminal import SafeConsole
+from tools.reporting import SafeConsole
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 

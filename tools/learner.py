@@ -33,11 +33,7 @@ from learner_jax.training import Engine, Params, TrainState, objective, warm_sta
 from rewards.contracts import Split
 from serving_bridge.checks import golden_prompts
 from serving_bridge.telemetry import reported_waits
-from tools.assembly import wiring
-from tools.assembly.metrics import learner_metrics_writer, metrics_log
-from tools.assembly.preflight import preflight
-from tools.assembly.run_directory import Start, record, tell
-from tools.assembly.wiring import RunPaths
+from tools.assembly import RunPaths, Start, learner_metrics_writer, metrics_log, preflight, run_directory, wiring
 from tools.command_line import command_parser
 
 #: Settings that may differ between hosts: each may see the same folders elsewhere. What they hold is compared.
@@ -210,8 +206,8 @@ def main() -> None:
                 with contextlib.nullcontext() if arguments.take_over else alone:
                     if hosts.is_leader:
                         found = changes(load_config(paths.config), config)
-                        record(Start(config, found), paths, process="learner")
-                        tell(found)
+                        run_directory.record(Start(config, found), paths, process="learner")
+                        run_directory.tell(found)
                     outcome = run_reinforcement(config, paths, hosts, profile_steps=arguments.profile)
             if hosts.is_leader:
                 print(f"learner {outcome.reason} after {outcome.position.completed_steps} steps")

@@ -6,24 +6,14 @@ python -m tools.rollout --config runs/demo/config.toml --name worker-0
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 
 from learner_jax.runtime import Waits, keep_freed_memory
 from rewards.environments import create_environment
 from serving_bridge.rollout import RolloutWorker, RunIdentity, awaits_work
 from serving_bridge.telemetry import reported_waits
-from tools.assembly import wiring
-from tools.assembly.metrics import metrics_log
-from tools.assembly.preflight import preflight
+from tools.assembly import collect_garbage_less_often, metrics_log, preflight, wiring
 from tools.command_line import command_parser
-
-
-def collect_garbage_less_often() -> None:
-    """For processes with thousands of episodes in flight: each full look at them all stops the event loop."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
 
 
 def main() -> None:

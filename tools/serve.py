@@ -16,9 +16,7 @@ import time
 from learner_jax.runtime import Waits
 from serving_bridge.fleet import Fleet, sole_controller
 from serving_bridge.telemetry import reported_waits
-from tools.assembly import wiring
-from tools.assembly.metrics import metrics_log
-from tools.assembly.preflight import preflight
+from tools.assembly import metrics_log, preflight, wiring
 from tools.command_line import command_parser
 
 

@@ -14,6 +14,7 @@ from learner_jax.models.sharding import ShardingError
 from learner_jax.settings.learner import LearnerSettings
 from learner_jax.training import memory
 from tools import plan as command
+from tools.planning import Case, build_engine, plan, virtual_devices
 
 MEDIUM_JSON: dict[str, Any] = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -44,7 +45,7 @@ def model(**changes: Any) -> ModelConfig:
     return parse_model_config(MEDIUM_JSON | changes, origin="test")
 
 
-def case(data: int = 1, fsdp: int = 1, tensor: int = 1, **changes: Any) -> command.Case:
+def case(data: int = 1, fsdp: int = 1, tensor: int = 1, **changes: Any) -> Case:
     base: dict[str, Any] = {
         "steps": 1,
         "groups_per_step": 1,
@@ -53,7 +54,7 @@ def case(data: int = 1, fsdp: int = 1, tensor: int = 1, **changes: Any) -> comma
         "remat": "full",
         "logits_chunk_tokens": 256,
     }
-    return command.Case(LearnerSettings.model_validate(base | changes), (data, fsdp, tensor), "cpu")
+    return Case(LearnerSettings.model_validate(base | changes), (data, fsdp, tensor), "cpu")
 
 
 def tenants(program: memory.Program) -> dict[str, int]:
@@ -80,16 +81,16 @@ KL = {"kl": {"coefficient": 0.01}}
         ),
     ],
 )
-def test_prediction_is_within_a_tenth_of_xlas_own_figures(shape: dict[str, Any], of: command.Case) -> None:
-    predicted = command.plan(model(**shape), of)
-    measured = memory.measure(command.build_engine(model(**shape), of), row_tokens=of.row_tokens)
+def test_prediction_is_within_a_tenth_of_xlas_own_figures(shape: dict[str, Any], of: Case) -> None:
+    predicted = plan(model(**shape), of)
+    measured = memory.measure(build_engine(model(**shape), of), row_tokens=of.row_tokens)
     assert (predicted.gradients.phase == "head") == (shape.get("vocab_size", 0) > 10_000)
     for program, figure in zip((predicted.gradients, predicted.update), measured, strict=True):
         assert program.own_bytes == pytest.approx(figure, rel=0.1), (program.name, program.phase)
 
 
 def test_tenants_add_up_and_the_peak_is_the_fuller_program() -> None:
-    planned = command.plan(model(), case(loss=KL, mismatch_versions=2))
+    planned = plan(model(), case(loss=KL, mismatch_versions=2))
     for program in (planned.gradients, planned.update):
         assert program.own_bytes == sum(tenant.size for tenant in program.own)
         assert program.total_bytes == program.own_bytes + sum(tenant.size for tenant in program.beside)
@@ -101,7 +102,7 @@ def test_tenants_add_up_and_the_peak_is_the_fuller_program() -> None:
 
 def test_exact_tenants_are_what_arithmetic_says() -> None:
     of = case(fsdp=4, microbatch_rows=4, loss=KL, mismatch_versions=2, publish_dtype="bfloat16")
-    planned = command.plan(model(), of)
+    planned = plan(model(), of)
     layer = 256 * (2 * 8 * 32 + 2 * 4 * 32 + 3 * 768)
     norms = 4 * (2 * 256 + 2 * 32) + 256  # on every device
     matrices = 4 * layer + 2 * 4096 * 256
@@ -117,8 +118,8 @@ def test_exact_tenants_are_what_arithmetic_says() -> None:
 
 
 def test_tenants_scale_as_they_must() -> None:
-    def sizes(of: command.Case) -> dict[str, int]:
-        return tenants(command.plan(model(), of).gradients)
+    def sizes(of: Case) -> dict[str, int]:
+        return tenants(plan(model(), of).gradients)
 
     base = sizes(case(fsdp=2))
     wider = sizes(case(fsdp=4))
@@ -133,14 +134,14 @@ def test_tenants_scale_as_they_must() -> None:
     assert base["activations"] < sizes(case(fsdp=2, remat="matmuls"))["activations"]
     assert sizes(case(fsdp=2, remat="matmuls"))["activations"] < sizes(case(fsdp=2, remat="none"))["activations"]
     wide = model(vocab_size=65_536)
-    big, small = (tenants(command.plan(wide, case(logits_chunk_tokens=n)).gradients) for n in (2048, 1024))
+    big, small = (tenants(plan(wide, case(logits_chunk_tokens=n)).gradients) for n in (2048, 1024))
     assert big["logits chunk"] == 2 * small["logits chunk"] == 3 * 2048 * 65_536 * 4
 
 
 def test_the_policy_that_keeps_matmuls_keeps_them() -> None:
     """Of each layer its input, queries, keys, values, attention's output, its projection, gate and up."""
     of = case(remat="matmuls", microbatch_rows=1)
-    kept = tenants(command.plan(model(), of).gradients)["activations"]
+    kept = tenants(plan(model(), of).gradients)["activations"]
     widths = 256 + (8 + 2 * 4) * 32 + 8 * 32 + 256 + 2 * 768
     assert kept == pytest.approx(4 * 512 * widths * 4, rel=0.1)
 
@@ -249,9 +250,9 @@ def test_a_mesh_that_is_not_understood_is_named(mesh: str, capsys: pytest.Captur
 
 def test_more_devices_than_jax_has_are_refused() -> None:
     with pytest.raises(memory.PlanError, match="the mesh has 4096 devices"):
-        command.virtual_devices(4096)
+        virtual_devices(4096)
 
 
 def test_rows_must_divide_over_the_mesh() -> None:
     with pytest.raises(ShardingError, match="microbatch_rows is 8"):
-        command.plan(model(), case(fsdp=16))
+        plan(model(), case(fsdp=16))

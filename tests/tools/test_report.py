@@ -16,9 +16,12 @@ from rich.console import Console
 from configs.load import load_config
 from serving_bridge.routing.registry import ReplicaRegistry
 from serving_bridge.telemetry.metrics_log import MetricsLog, Record, read_metrics
-from tools.report import ReportError, headline, pair_samples, write_report, write_summary
 from tools.reporting.figures import RunHistory, idle_shares, summarize
-from tools.view import LiveView, clock, plain_line, sparkline
+from tools.reporting.live_view import LiveView
+from tools.reporting.page import ReportError, headline, pair_samples, write_report, write_summary
+from tools.reporting.picture import sparkline
+from tools.reporting.plain import plain_line
+from tools.reporting.shown import clock
 
 CONFIG = """
 [run]

@@ -11,7 +11,8 @@ import tomli_w
 from configs.schema import Config
 from learner_jax.runtime import printable
 from serving_bridge.checks import Result
-from tools.assembly import preflight, processes
+from tools.assembly import processes
+from tools.assembly.before_start import PreflightError, look
 from tools.assembly.wiring import RunPaths
 
 #: Variables that the processes of a job go by; others are passed on, too, and mean nothing to Weir.
@@ -22,18 +23,18 @@ _HIDDEN = "<hidden>"
 _MARKS = {"error": "ERROR", "warning": "warning", "note": "note"}
 
 
-def dry_run(config: Config, paths: RunPaths, *, profile_steps: int = 0) -> int:
+def show_dry_run(config: Config, paths: RunPaths, *, profile_steps: int = 0) -> int:
     """Prints it all; starts nothing and writes nothing but a scratch folder that is gone at the end.
 
     Returns:
       Exit status: 0 if the job could start, else that of `tools.train`.
     """
-    results = preflight.look("train", config, paths)
+    results = look("train", config, paths)
     for line in _lines(config, paths, results, profile_steps):
         print(printable(line, keep_lines=True))
     errors = [f for result in results for f in result.findings if f.severity == "error"]
     if errors:
-        raise preflight.PreflightError(errors)
+        raise PreflightError(errors)
     print("\nnothing was started and nothing was written")
     return 0
 

@@ -31,7 +31,7 @@ from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry
 from serving_bridge.text import load_tokenizer
 from serving_bridge.weights import Publisher, WeightStore
 from tools.assembly.new_model import CreateModelError, create_model
-from tools.reporting.terminal import prepare_streams
+from tools.reporting import prepare_streams
 
 #: problems whose texts the tokenizer of a created model is trained on
 _TOKENIZER_PROBLEMS = 2000

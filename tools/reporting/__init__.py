@@ -1,1 +1,10 @@
-"""What runs measured, as figures, charts and tables."""
+"""What runs measured, as figures, charts, pages and live views.
+
+`page` needs Jinja and Matplotlib, which take half a second to import: whoever writes pages imports that file.
+"""
+
+from tools.reporting.figures import idle_shares
+from tools.reporting.live_view import LiveView
+from tools.reporting.terminal import SafeConsole, prepare_streams
+
+__all__ = ["LiveView", "SafeConsole", "idle_shares", "prepare_streams"]

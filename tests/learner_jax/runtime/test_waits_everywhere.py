@@ -151,14 +151,14 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("serving_bridge/fleet/weight_round.py:_settled", "while not task.done()"): _SETTLED,
     ("serving_bridge/fleet/weight_round.py:_settled", "asyncio.wait([task])"): _SETTLED,
     (
-        "tools/train.py:Job._watch",
+        "tools/launch/local_job.py:Job._watch",
         "while not until() and (not self._should_stop())",
     ): "lasts as long as a process of the run, which bounds its own waits; one that ends is seen at once",
     (
-        "tools/train.py:Job._meanwhile.watched",
+        "tools/launch/local_job.py:Job._meanwhile.watched",
         "while not task.done() and (not self._should_stop())",
     ): "requests time out",
-    ("tools/train.py:Job._meanwhile.watched", "asyncio.wait([task])"): "cancelled just before",
+    ("tools/launch/local_job.py:Job._meanwhile.watched", "asyncio.wait([task])"): "cancelled just before",
     ("tools/view.py:attach", "while True"): "a person watches, and ends it",
     ("tools/weights.py:watch", "while True"): "a person watches, and ends it",
 }

@@ -22,17 +22,18 @@ from serving_bridge.checks.prompts import problem_findings
 from serving_bridge.queue.queue import TrajectoryQueue
 from tests.conftest import REPOSITORY
 from tools import train
-from tools.assembly import preflight, wiring
+from tools.assembly import before_start, wiring
+from tools.assembly.before_start import PreflightError
 from tools.assembly.dry_run import redacted, variables
-from tools.assembly.preflight import Part, PreflightError
 from tools.assembly.run_directory import choose
+from tools.assembly.start_checks import Part
 
 DEMO, STORIES = (REPOSITORY / "configs" / name for name in ("demo.toml", "stories.toml"))
 
 
 def findings(part: Part, config_path: Path, run: Path, *overrides: str) -> list[Finding]:
     config = load_config(config_path, [f"run.directory={run}", *overrides])
-    results = preflight.look(part, config, wiring.run_paths(config))
+    results = before_start.look(part, config, wiring.run_paths(config))
     return [finding for result in results for finding in result.findings if finding.severity != "note"]
 
 
@@ -128,7 +129,7 @@ def test_prompts_that_are_all_too_long_are_an_error_at_once(part: Part, tmp_path
     found = errors(part, DEMO, tmp_path / "run", "rollout.max_prompt_tokens=2")
     assert "rollout.max_prompt_tokens" in found
     assert "2: all of" in found["rollout.max_prompt_tokens"]
-    assert time.monotonic() - started < 2 * preflight.LIMIT_S
+    assert time.monotonic() - started < 2 * before_start.LIMIT_S
 
 
 def test_prompts_that_are_skipped_are_counted_and_told(stories: Path, tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_a_server_that_is_away_may_heal() -> None:
 def test_a_warm_up_that_does_not_end_is_told_and_allowed(tmp_path: Path) -> None:
     for steps, told in ((9, ["learner.optimizer.warmup_steps"]), (10, [])):
         config = load_config(DEMO, [f"learner.steps={steps}", f"run.directory={tmp_path / 'run'}"])
-        results = preflight.look("learner", config, wiring.run_paths(config))
+        results = before_start.look("learner", config, wiring.run_paths(config))
         warned = [f.setting for result in results for f in result.findings if f.severity == "warning"]
         assert [setting for setting in warned if "warmup" in setting] == told
 
@@ -375,18 +376,18 @@ def test_processes_of_a_job_do_not_repeat_its_look(
     paths.config.write_text("as it was looked at")
     monkeypatch.setenv("WEIR_LOOKED_AT", "")  # put back afterwards
     looks: list[str] = []
-    monkeypatch.setattr(preflight, "look", lambda part, *_, **__: looks.append(part) or [])
-    preflight.looked(paths)
-    preflight.preflight("rollout", config, paths)
+    monkeypatch.setattr(before_start, "look", lambda part, *_, **__: looks.append(part) or [])
+    before_start.looked(paths)
+    before_start.preflight("rollout", config, paths)
     assert looks == []
-    preflight.preflight("evaluate", config, paths, model_dir=tmp_path)  # of another model folder
+    before_start.preflight("evaluate", config, paths, model_dir=tmp_path)  # of another model folder
     paths.config.write_text("changed since")
-    preflight.preflight("rollout", config, paths)
-    preflight.looked(paths)
+    before_start.preflight("rollout", config, paths)
+    before_start.looked(paths)
     at, mark = os.environ["WEIR_LOOKED_AT"].split()
     for wrong in (f"{int(at) - 3600} {mark}", f"{int(at) + 3600} {mark}", f"{at} ", "", "yesterday"):
         monkeypatch.setenv("WEIR_LOOKED_AT", wrong)
-        preflight.preflight("learner", config, paths)
+        before_start.preflight("learner", config, paths)
     assert looks == ["evaluate", "rollout"] + ["learner"] * 5
 
 

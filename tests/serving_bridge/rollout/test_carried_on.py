@@ -17,7 +17,7 @@ from serving_bridge.rollout.carried_on import awaits_work
 from tests.conftest import REPOSITORY
 from tools import learner, train
 from tools.assembly import wiring
-from tools.view import LiveView
+from tools.reporting.live_view import LiveView
 
 DEMO = REPOSITORY / "configs" / "demo.toml"
 

@@ -37,8 +37,8 @@ from serving_bridge.rollout import Player, Prefix, Sampler
 from serving_bridge.routing import Dispatcher, ReplicaRow
 from serving_bridge.settings import RolloutSettings
 from serving_bridge.vllm import VllmClient
+from tools.assembly import collect_garbage_less_often
 from tools.bench.timing import Spread, console, json_path, positive, spread, this_hardware, write_json
-from tools.rollout import collect_garbage_less_often
 
 FAIRNESS_AIM = 1.1
 _TURNS = 2

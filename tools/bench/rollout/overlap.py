@@ -36,11 +36,10 @@ from configs.schema import Config, ModelSettings
 from learner_jax.runtime import Waits
 from serving_bridge.processes import Supervisor, python_module
 from serving_bridge.telemetry import Record, read_metrics
-from tools.assembly import wiring
-from tools.assembly.wiring import RunPaths
+from tools.assembly import RunPaths, wiring
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
-from tools.reporting.figures import idle_shares
+from tools.reporting import idle_shares
 
 AIM = 0.90
 _POLL_S = 0.05

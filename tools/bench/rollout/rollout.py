@@ -41,10 +41,9 @@ from serving_bridge.routing import ReplicaRegistry
 from serving_bridge.settings import EvaluationSettings, RolloutSettings, ServingSettings
 from serving_bridge.text import load_tokenizer
 from serving_bridge.vllm import SERVED_MODEL_NAME, http_session
-from tools.assembly.new_model import create_model
+from tools.assembly import collect_garbage_less_often, create_model
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
-from tools.rollout import collect_garbage_less_often
 
 SIDES = ("weir", "vllm", "bare")
 AIM = 0.95

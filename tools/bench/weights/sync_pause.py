@@ -22,7 +22,7 @@ from serving_bridge.fleet import Replica, RoundOutcome, run_round
 from serving_bridge.settings import ServingSettings, StoreSettings
 from serving_bridge.vllm import VllmClient
 from serving_bridge.weights import Publisher, WeightStore
-from tools.assembly.new_model import create_model
+from tools.assembly import create_model
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, spread
 

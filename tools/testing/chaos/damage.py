@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from learner_jax.checkpoints import HASHES
-from tools.assembly.wiring import RunPaths
+from tools.assembly import RunPaths
 
 
 def damage(path: Path, how: str, draws: random.Random) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from configs.schema import Config
 from serving_bridge.weights import read_path
 from tools.assembly import wiring
-from tools.testing.fake_vllm.qwen3 import Qwen3
+from tools.testing.fake_vllm import Qwen3
 
 
 def correct_answers(config: Config) -> int:

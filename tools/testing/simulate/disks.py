@@ -12,7 +12,7 @@ from learner_jax.contracts import MANIFEST_SCHEMA, GoldenPrompt, Position, Weigh
 from serving_bridge.database import Database, DatabaseError, DiskFullError, Session, open_database
 from serving_bridge.routing import ReplicaRow
 from serving_bridge.weights import StoreError, WeightIntegrityError
-from tools.testing.fake_vllm.weights import Applied, Sampled, check_newer
+from tools.testing.fake_vllm import Applied, Sampled, check_newer
 from tools.testing.simulate.loop import Process, ProcessDiedError
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections import Counter
 
-from tools.testing.fake_vllm.engine import Disturbance
+from tools.testing.fake_vllm import Disturbance
 from tools.testing.simulate.loop import Process
 from tools.testing.simulate.network import Weather
 from tools.testing.simulate.world import Odds, World

@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from tools.testing.fake_vllm.engine import Answer, Engine, EngineDiedError
+from tools.testing.fake_vllm import Answer, Engine, EngineDiedError
 from tools.testing.simulate.loop import Process, SimulatedLoop
 
 _GENERATE = "/inference/v1/generate"

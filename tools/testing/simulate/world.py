@@ -19,8 +19,7 @@ from serving_bridge.queue import TrajectoryQueue
 from serving_bridge.rollout import RolloutWorker, RunIdentity
 from serving_bridge.routing import ReplicaRow
 from serving_bridge.settings import EvaluationSettings
-from tools.testing.fake_vllm.engine import Engine, EngineSettings
-from tools.testing.fake_vllm.weights import Worker
+from tools.testing.fake_vllm import Engine, EngineSettings, Worker
 from tools.testing.simulate.checks import Checks
 from tools.testing.simulate.disks import (
     VOCAB_SIZE,

@@ -1,11 +1,7 @@
-"""Looks at everything that can be known before a command starts, together and within seconds, and tells it all at once.
-
-What is looked at, and how, stands in `serving_bridge.*_checks`; here is which command looks at what.
-"""
+"""What is looked at before a command starts: which command looks at what, and the run that the looks share."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
@@ -19,24 +15,21 @@ from typing import Literal
 
 from configs.schema import Config
 from learner_jax.contracts import ModelConfig, check_weights
-from learner_jax.runtime import WeirError, printable
 from rewards.contracts import Split, Task
 from rewards.environments import create_environment
-from serving_bridge.checks import Check, Finding, Result, database_findings, run_checks
+from serving_bridge.checks import Check, Finding, database_findings
 from serving_bridge.checks import machine as machine_checks
 from serving_bridge.checks import model as model_checks
 from serving_bridge.checks import prompts as prompt_checks
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.vllm import check_plugin, check_private, detect_platform
-from tools import doctor
 from tools.assembly import wiring
 from tools.assembly.own_code import own_code_findings
 from tools.assembly.wiring import RunPaths
+from tools.installed import LEARNER, VLLM, installed_version, memory_gib, pinned_versions
 
 Part = Literal["train", "warm_start", "learner", "rollout", "serve", "evaluate"]
 
-#: Bound on all looks together.
-LIMIT_S = 60.0
 _SURVEY_S, _DATABASE_S = 6.0, 5.0
 _WORKER_SAMPLE, _SUPERVISED_SAMPLE = 64, 256
 #: train problems that are looked at: of files all of them, where the time allows; of generators these
@@ -45,72 +38,9 @@ _GIB = 2**30
 _DEVICES = ("nvidia[0-9]*", "kfd", "accel*", "vfio/[0-9]*")
 #: of a learner and of a server beside their arrays, roughly
 _PROCESS_GIB = 1.0
-#: tells the processes of a job what was looked at, and when; one that starts again much later looks for itself
-_LOOKED = "WEIR_LOOKED_AT"
-_GOOD_FOR_S = 600.0
 
 
-class PreflightError(WeirError, ValueError):
-    """Something is certain to fail: each such thing, with the setting and what to change."""
-
-    def __init__(self, findings: Sequence[Finding]) -> None:
-        lines = [str(finding) for finding in findings]
-        many = f"{len(lines)} things have to be changed before this can start:\n  " + "\n  ".join(lines)
-        super().__init__(many if len(lines) > 1 else lines[0])
-        self.can_heal = all(finding.may_heal for finding in findings)
-
-
-def preflight(part: Part, config: Config, paths: RunPaths, *, model_dir: Path | None = None) -> None:
-    """Looks at what this command needs; prints warnings to stderr.
-
-    A process that a job starts does not repeat what the job has just looked at (`looked`).
-
-    Args:
-      model_dir: the folder to look at, if it is not the one that the run begins from.
-
-    Raises:
-      PreflightError: all that is certain to fail.
-    """
-    if model_dir is None and _was_just_looked_at(paths):
-        return
-    results = look(part, config, paths, model_dir=model_dir)
-    findings = [finding for result in results for finding in result.findings]
-    for finding in findings:
-        if finding.severity == "warning":
-            print(f"warning: {printable(finding)}", file=sys.stderr)
-    if errors := [finding for finding in findings if finding.severity == "error"]:
-        raise PreflightError(errors)
-
-
-def looked(paths: RunPaths) -> None:
-    """Spares the processes that this one starts the look that it has just made, while the run's file stays as it is."""
-    os.environ[_LOOKED] = f"{int(time.time())} {_fingerprint(paths)}"
-
-
-def _was_just_looked_at(paths: RunPaths) -> bool:
-    at, _, fingerprint = os.environ.get(_LOOKED, "").partition(" ")
-    if not at.isdigit() or not 0 <= time.time() - int(at) < _GOOD_FOR_S:
-        return False
-    return fingerprint == _fingerprint(paths)
-
-
-def _fingerprint(paths: RunPaths) -> str:
-    """Of the file that the processes of a run read, and of its place."""
-    text = paths.config.read_bytes() if paths.config.is_file() else b""
-    return hashlib.sha256(os.fsencode(paths.config) + b"\0" + text).hexdigest()
-
-
-def look(part: Part, config: Config, paths: RunPaths, *, model_dir: Path | None = None) -> list[Result]:
-    """Runs the checks of a command side by side."""
-    with _subject(config, paths, model_dir) as subject:
-        return run_checks(list(_checks(part, subject)), limit_s=LIMIT_S, own=_is_own)
-
-
-def _is_own(error: BaseException) -> bool:
-    return isinstance(error, WeirError | OSError)
-
-
-class _Subject:
+class Subject:
     """A run that is looked at, and what its checks share: model, tokenizer and task are read once."""
 
     def __init__(self, config: Config, paths: RunPaths, model_dir: Path | None, scratch: Path) -> None:
@@ -161,9 +91,10 @@ class _Subject:
 
 
 @contextmanager
-def _subject(config: Config, paths: RunPaths, model_dir: Path | None) -> Iterator[_Subject]:
+def subject_of(config: Config, paths: RunPaths, model_dir: Path | None) -> Iterator[Subject]:
+    """The run that is looked at, with a scratch folder that is gone at the end."""
     scratch = Path(tempfile.mkdtemp(prefix="weir-preflight-"))
-    subject = _Subject(config, paths, model_dir, scratch)
+    subject = Subject(config, paths, model_dir, scratch)
     try:
         yield subject
     finally:
@@ -171,7 +102,8 @@ def _subject(config: Config, paths: RunPaths, model_dir: Path | None) -> Iterato
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _checks(part: Part, subject: _Subject) -> Iterator[Check]:
+def checks_of(part: Part, subject: Subject) -> Iterator[Check]:
+    """The checks of a command."""
     config, paths = subject.config, subject.paths
     serves, samples = part in ("train", "serve", "evaluate"), part in ("train", "rollout", "evaluate")
     learns = part in ("train", "learner", "warm_start")
@@ -199,7 +131,7 @@ def _checks(part: Part, subject: _Subject) -> Iterator[Check]:
         yield from _whole_job(subject)
 
 
-def _whole_job(subject: _Subject) -> Iterator[Check]:
+def _whole_job(subject: Subject) -> Iterator[Check]:
     config, serving = subject.config, subject.config.serving
     yield Check("JAX and the learner's packages", "packages", _packages)
     yield Check("devices", "learner.mesh", lambda: _devices(config))
@@ -234,11 +166,11 @@ def _nothing(_: object) -> Iterable[Finding]:
     return ()
 
 
-def _environment(subject: _Subject) -> Iterable[Finding]:
+def _environment(subject: Subject) -> Iterable[Finding]:
     return _nothing(create_environment(subject.task(), subject.config.task))
 
 
-def _weights(subject: _Subject) -> Iterable[Finding]:
+def _weights(subject: Subject) -> Iterable[Finding]:
     check_weights(subject.model_dir, subject.model())
     return ()
 
@@ -246,31 +178,31 @@ def _weights(subject: _Subject) -> Iterable[Finding]:
 def _vllm() -> Iterator[Finding]:
     detect_platform()
     check_plugin()
-    yield from _untested(doctor.VLLM)
+    yield from _untested(VLLM)
 
 
 def _packages() -> Iterator[Finding]:
-    for name in doctor.LEARNER:
-        if doctor.installed_version(name) is None:
+    for name in LEARNER:
+        if installed_version(name) is None:
             yield Finding(
                 name, "to be installed, for the learner", "not there", "pip install -e '.[cpu]', or [gpu] or [tpu]"
             )
-    yield from _untested(doctor.LEARNER)
+    yield from _untested(LEARNER)
 
 
 def _untested(names: Sequence[str]) -> Iterator[Finding]:
-    tested = doctor.pinned_versions()
+    tested = pinned_versions()
     for name in names:
-        version, pinned = doctor.installed_version(name), tested.get(name)
+        version, pinned = installed_version(name), tested.get(name)
         if version and pinned and version != pinned:
             yield Finding(name, f"{pinned}, which was tested", version, "", "note")
 
 
-def _serving(subject: _Subject) -> Iterable[Finding]:
+def _serving(subject: Subject) -> Iterable[Finding]:
     return model_checks.serving_findings(subject.model(), subject.config.serving, platform=detect_platform())
 
 
-def _problems(part: Part, subject: _Subject) -> Iterator[Finding]:
+def _problems(part: Part, subject: Subject) -> Iterator[Finding]:
     config, encoder, task = subject.config, subject.encoder(), subject.task()
     rollout, warm_start = config.rollout, config.warm_start
     starts = warm_start is not None and part in ("train", "warm_start") and not subject.paths.start_model.exists()
@@ -356,7 +288,7 @@ def _cpu_devices() -> int:
     return int(given[-1]) if given and given[-1].isdigit() else 1
 
 
-def _disk(subject: _Subject) -> Iterator[Finding]:
+def _disk(subject: Subject) -> Iterator[Finding]:
     config, paths = subject.config, subject.paths
     if paths.checkpoints.exists():  # then it has taken its room already
         return
@@ -381,7 +313,7 @@ def _disk(subject: _Subject) -> Iterator[Finding]:
     )
 
 
-def _memory(subject: _Subject) -> Iterable[Finding]:
+def _memory(subject: Subject) -> Iterable[Finding]:
     """Weights, gradients and moments in the learner; weights, their copy and KV cache in each server."""
     if _has_accelerator() or detect_platform() != "cpu":
         return ()
@@ -393,7 +325,7 @@ def _memory(subject: _Subject) -> Iterable[Finding]:
         + serving.cpu_kv_cache_gib
         + size.num_parameters * 2 * model_checks.ITEM_BYTES[serving.dtype] / _GIB
     )
-    return machine_checks.memory_findings(learner + serving.replicas * server, doctor.memory_gib())
+    return machine_checks.memory_findings(learner + serving.replicas * server, memory_gib())
 
 
 def _clock() -> Iterable[Finding]:

@@ -1,0 +1,222 @@
+"""A whole job on this machine: its processes started in order, looked after, and ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import aiohttp
+
+from configs.schema import Config
+from learner_jax.runtime import Waits
+from learner_jax.settings import HOSTS_SECRET
+from serving_bridge.evaluation import Evaluation, evaluate
+from serving_bridge.processes import Supervisor
+from serving_bridge.routing import ReplicaRow
+from serving_bridge.telemetry import MetricsTail, read_metrics, reported_waits
+from serving_bridge.vllm import ReplicaError, VllmClient
+from tools.assembly import Planned, RunPaths, fresh_coordinator, learner_commands, metrics_log, planned, wiring
+from tools.launch.evaluation import evaluate_folder
+from tools.reporting import LiveView
+
+T = TypeVar("T")
+
+_TICK_S = 0.25
+#: between two starts of a worker that ended well while the learner goes on
+_WORKER_AGAIN_S = 5.0
+_EVALUATION_TRIES = 3
+
+
+class Job:
+    """One run of the job; everything it starts is stopped when it ends, however it ends."""
+
+    def __init__(
+        self,
+        config: Config,
+        paths: RunPaths,
+        view: LiveView,
+        should_stop: Callable[[], bool],
+        *,
+        profile_steps: int = 0,
+    ):
+        self._config = config
+        self._profile_steps = profile_steps
+        self._paths = paths
+        self._view = view
+        self._should_stop = should_stop
+        self._metrics = metrics_log(config, paths, "train")
+        self._tail = MetricsTail(paths.metrics)
+        self._waits = Waits()
+
+    def run(self) -> bool:
+        """Returns whether the run is complete (and not stopped in between)."""
+        wiring.base_model_dir(self._config, self._paths)  # made here, before the processes that need it start
+        with (
+            reported_waits(self._waits, self._metrics.write, clock=time.monotonic),
+            Supervisor(
+                self._paths.logs, self._metrics.write, waits=self._waits, also=self._config.serving.environment
+            ) as supervisor,
+        ):
+            for part in (self._begin, self._train, self._measure_after):
+                part(supervisor)
+                if self._should_stop():
+                    return False
+        self._phase("finished")
+        return True
+
+    def _begin(self, supervisor: Supervisor) -> None:
+        """Starts all but the rollouts, one after the other, unless a stop is asked for meanwhile."""
+        self._phase("starting")
+        for process in planned(self._config, self._paths, profile_steps=self._profile_steps):
+            if self._should_stop() or process.name == "rollout":
+                break
+            if process.name == "warm_start":
+                self._phase("supervised start")
+            self._start(supervisor, process)
+            if process.name == "warm_start":
+                self._watch(supervisor, until=lambda: supervisor.has_finished("warm_start"))
+        if not self._should_stop():
+            self._measure_before(supervisor)
+
+    def _train(self, supervisor: Supervisor) -> None:
+        self._phase("training")
+        rollout = self._planned("rollout")
+        self._start(supervisor, rollout)
+        started = time.monotonic()
+
+        def keep_up() -> None:
+            """A worker that met the run as it had finished before ends well, and is needed all the same."""
+            nonlocal started
+            if supervisor.has_finished("rollout") and time.monotonic() - started >= _WORKER_AGAIN_S:
+                started = time.monotonic()
+                self._start(supervisor, rollout)
+
+        self._watch(supervisor, until=lambda: supervisor.has_finished("learner"), meanwhile=keep_up)
+        if self._should_stop():
+            return
+        self._phase("evaluating")
+        for name in ("rollout", "serve"):
+            supervisor.ask_to_stop(name)
+
+    def _planned(self, name: str) -> Planned:
+        return next(process for process in planned(self._config, self._paths) if process.name == name)
+
+    def _start(self, supervisor: Supervisor, process: Planned) -> None:
+        supervisor.start_group(
+            process.name,
+            self._learner_commands if process.name == "learner" else lambda: process.commands,
+            restarts=process.restarts,
+            grace_s=process.grace_s,
+            end_s=process.end_s,
+        )
+
+    def _learner_commands(self) -> list[list[str]]:
+        if self._config.learner.hosts.count > 1:
+            # Other users of this machine can reach the hosts' port, and don't know this.
+            os.environ.setdefault(HOSTS_SECRET, secrets.token_hex(32))
+        coordinator = fresh_coordinator(self._config)
+        return learner_commands(self._config, self._paths, profile_steps=self._profile_steps, coordinator=coordinator)
+
+    def _watch(
+        self, supervisor: Supervisor, *, until: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
+        """Keeps the view fresh and the processes alive until something holds or a stop is asked for."""
+        while not until() and not self._should_stop():
+            supervisor.check()
+            meanwhile()
+            self._update_view()
+            time.sleep(_TICK_S)
+        if not self._should_stop():
+            supervisor.check()
+        self._update_view()
+
+    def _update_view(self) -> None:
+        self._view.update(self._tail.read())
+
+    def _phase(self, name: str) -> None:
+        self._metrics.write("phase", name=name)
+        self._update_view()
+
+    def _measured(self, which: str) -> bool:
+        """Whether skill was measured, after training since the run was last carried on."""
+        found = False
+        for event in read_metrics(self._paths.metrics):
+            if event["event"] == "carried_on" and which == "after":
+                found = False
+            found = found or (event["event"] == "evaluation" and event["which"] == which)
+        return found
+
+    def _measure_before(self, supervisor: Supervisor) -> None:
+        """Held-out skill of the first published version, through the fleet, before anything is trained."""
+        registry = wiring.build_registry(self._paths)
+        for tries_left in reversed(range(_EVALUATION_TRIES)):
+            self._watch(supervisor, until=lambda: bool(registry.ready()) or supervisor.has_finished("learner"))
+            ready = registry.ready()
+            if not ready or self._measured("before") or self._should_stop():
+                return
+            try:
+                result = self._meanwhile(supervisor, self._evaluate_on(ready[0]))
+            except ReplicaError as error:
+                if not (error.retryable and tries_left):
+                    raise
+                self._metrics.write("retry", error=f"held-out evaluation before training: {error}")
+                time.sleep(_TICK_S)
+                continue
+            if result is not None:
+                self._record("before", result)
+            return
+
+    def _meanwhile(self, supervisor: Supervisor, work: Coroutine[Any, Any, T]) -> T | None:
+        """What `work` returns; it is looked after the processes meanwhile. None if a stop is asked for."""
+
+        async def watched() -> T | None:
+            task = asyncio.create_task(work)
+            try:
+                while not task.done() and not self._should_stop():
+                    supervisor.check()
+                    self._update_view()
+                    await asyncio.wait([task], timeout=_TICK_S)
+            finally:
+                task.cancel()
+                await asyncio.wait([task])
+            return None if task.cancelled() else task.result()
+
+        return asyncio.run(watched())
+
+    async def _evaluate_on(self, replica: ReplicaRow) -> Evaluation:
+        encoder, _ = wiring.build_encoder(self._config, wiring.base_model_dir(self._config, self._paths))
+        keys = wiring.build_keys(self._config, self._paths)
+        token = keys.token("inference", replica.url, replica.start)
+        async with aiohttp.ClientSession() as session:
+            return await evaluate(
+                VllmClient(replica.url, session, token=token),
+                wiring.build_task(self._config),
+                encoder,
+                num_problems=self._config.evaluation.num_problems,
+                max_tokens=self._config.evaluation.max_tokens or self._config.rollout.max_tokens,
+                num_samples=self._config.evaluation.num_samples_shown,
+                timeout_s=self._config.rollout.request_timeout_s,
+                temperature=self._config.evaluation.temperature,
+                reward_timeout_s=self._config.rollout.reward_timeout_s,
+            )
+
+    def _measure_after(self, supervisor: Supervisor) -> None:
+        """Held-out skill of the last checkpoint, converted, on a vLLM server of its own."""
+        if self._measured("after"):
+            return
+        if not self._paths.final_model.exists():
+            self._start(supervisor, self._planned("convert"))
+            self._watch(supervisor, until=lambda: supervisor.has_finished("convert"))
+        if self._should_stop():
+            return
+        result = self._meanwhile(supervisor, evaluate_folder(self._config, self._paths, self._paths.final_model))
+        if result is not None:
+            self._record("after", result)
+
+    def _record(self, which: str, result: Evaluation) -> None:
+        self._metrics.write("evaluation", which=which, **result.as_fields())
+        self._update_view()
