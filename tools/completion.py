@@ -4,6 +4,7 @@
     python -m tools.completion zsh > ~/.zfunc/_weir                            (zsh; a folder of fpath)
     python -m tools.completion fish > ~/.config/fish/completions/weir.fish     (fish)
 
+Written here and not by argcomplete or shtab: those would import every command, which takes seconds at each Tab.
 Settings are asked of `weir settings --names` when they are completed, which takes about a second.
 """
 

@@ -40,7 +40,7 @@ from learner_jax.conversion.hf_layout import Weights, plan
 from learner_jax.conversion.hf_writer import Shards
 from learner_jax.conversion.work_folder import Work, open_work
 from learner_jax.models import COMPANION_FILES
-from learner_jax.runtime import WeirError
+from learner_jax.runtime import WeirError, cache_folder
 from learner_jax.settings import OptimizerSettings
 
 #: Part of every fingerprint: work of another build is not taken up.
@@ -269,7 +269,7 @@ def _work(target: epath.Path, about: list[Any], watch: Watch) -> Iterator[Work]:
     if _is_local(target):
         local = Path(target)
     else:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weir" / "convert"
+        cache = cache_folder() / "convert"
         local = cache / hashlib.sha256(os.fspath(target).encode()).hexdigest()[:16]
         about = [*about, os.fspath(target)]
     with open_work(local, about, watch.say) as work:

@@ -1,6 +1,7 @@
 """What every process needs of its machine: waits, crash points, errors, doors to users' code; free of JAX."""
 
 from learner_jax.runtime.allocator import keep_freed_chunks, keep_freed_memory
+from learner_jax.runtime.cache_folder import cache_folder
 from learner_jax.runtime.code import Code, this_code
 from learner_jax.runtime.crash_points import crash_point
 from learner_jax.runtime.disk_errors import at, disk_failure, tell_once
@@ -44,6 +45,7 @@ __all__ = [
     "Waits",
     "WeirError",
     "at",
+    "cache_folder",
     "crash_point",
     "create_plain",
     "disk_failure",

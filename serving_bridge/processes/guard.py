@@ -5,7 +5,7 @@
 The guard stands between supervisor and command. When the command ends, the guard is told to stop, or the supervisor
 dies (also by kill -9), the command gets SIGTERM, a grace period, and then every descendant gets SIGKILL. Descendants
 that detach are found too: the guard is their subreaper. The folder is removed when all have ended. Linux only; imports
-only the standard library.
+only the standard library, so that it starts in milliseconds and nothing that is installed can keep it from starting.
 """
 
 from __future__ import annotations

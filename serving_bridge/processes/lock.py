@@ -1,4 +1,7 @@
-"""One process at a time for one task: a lock on a file, which ends with its holder, however that ends."""
+"""One process at a time for one task: a lock on a file, which ends with its holder, however that ends.
+
+Not filelock's: this one names its holder, and lets work go on where the file system knows no locks.
+"""
 
 from __future__ import annotations
 

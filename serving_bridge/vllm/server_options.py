@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from learner_jax.runtime import cache_folder
 from serving_bridge.access import ALSO_OPEN, BASE_URL, CONTROL_TOKEN, INFERENCE_TOKEN
 from serving_bridge.processes import child_environment, python_module, with_own_packages
 from serving_bridge.settings import ServingSettings, option_names
@@ -93,7 +94,7 @@ def server_environment(
     """
     environment = {
         # Kept from start to start, and not where others could put code: by default it has a known name in /tmp.
-        "TORCHINDUCTOR_CACHE_DIR": str(_cache_folder(base) / "torchinductor"),
+        "TORCHINDUCTOR_CACHE_DIR": str(cache_folder(base) / "torchinductor"),
         "GLOO_SOCKET_IFNAME": "lo",  # else the workers listen where the host's name points to
         **with_own_packages(child_environment(base, settings.environment)),
         "VLLM_SERVER_DEV_MODE": "1",
@@ -119,7 +120,3 @@ def server_environment(
             "TORCH_COMPILE_DISABLE": "1",
         }
     return environment
-
-
-def _cache_folder(base: Mapping[str, str]) -> Path:
-    return Path(base.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weir"

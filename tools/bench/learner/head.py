@@ -14,12 +14,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 
 from learner_jax.models import fused_loss
 from learner_jax.settings import LearnerSettings
@@ -104,10 +104,7 @@ def run_head(head: str, *, tokens: int, vocab: int, hidden: int) -> Memory:
 
 
 def _available_mb() -> float:
-    listing = Path("/proc/meminfo")
-    lines = listing.read_text().splitlines() if listing.exists() else []
-    free_kb = [float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return free_kb[0] / 1024 if free_kb else float("inf")
+    return psutil.virtual_memory().available / 2**20
 
 
 def measure(flags: Sequence[str] = ()) -> dict[str, Memory]:

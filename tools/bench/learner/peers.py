@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from learner_jax.runtime import cache_folder
 from tools.bench import BenchmarkError
 from tools.bench.timing import progress
 
@@ -46,7 +47,7 @@ Installer = Callable[[Path, Sequence[str]], None]
 
 def peers_folder() -> Path:
     """Where peers are installed that the environment lacks."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "weir" / "peers"
+    return cache_folder() / "peers"
 
 
 def scripts_folder(given: Path | None, names: Sequence[str]) -> Path:

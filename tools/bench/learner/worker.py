@@ -147,7 +147,10 @@ def prepare(rows: Rows, advantages: np.ndarray, shape: Shape, *, seed: int) -> P
 
 
 def peak_rss_mb() -> float:
-    """Most resident memory that this program had, MiB; where the system says so, without what it was forked from."""
+    """Most resident memory that this program had, MiB; where the system says so, without what it was forked from.
+
+    Read from /proc where there is one: psutil has no such peak for Linux.
+    """
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     peaks_kb = [float(line.split()[1]) for line in lines if line.startswith("VmHWM:")]

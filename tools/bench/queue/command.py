@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from rich.table import Table
 
 from learner_jax.runtime import keep_freed_memory
@@ -334,10 +334,8 @@ def _sample(side: WeirSide, folder: Path, count: int) -> Sample:
         database_bytes = sum(path.stat().st_size for path in folder.rglob("state.db*") if path.is_file())
     assert side.queue.blobs is not None
     blob_bytes = sum(size for _, size, _ in itertools.chain(side.queue.blobs.files(), side.queue.blobs.spares()))
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return Sample(
-        count, pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir("/proc/self/fd")), database_bytes, blob_bytes
-    )
+    process = psutil.Process()
+    return Sample(count, process.memory_info().rss, process.num_fds(), database_bytes, blob_bytes)
 
 
 _FIGURES: Mapping[str, Callable[[Sample], float]] = {

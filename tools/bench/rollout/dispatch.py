@@ -16,18 +16,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import resource
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
 import msgspec
+import psutil
 from rich.table import Table
 
 from learner_jax.runtime import Waits
@@ -257,7 +256,7 @@ def _no_log(*_: Any, **__: Any) -> None:
 
 
 def _rss_kib() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1024
+    return psutil.Process().memory_info().rss / 1024
 
 
 def table(result: Result) -> Table:

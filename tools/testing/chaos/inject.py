@@ -24,7 +24,7 @@ from tools.assembly import wiring
 from tools.testing.chaos import damage, deliveries
 from tools.testing.chaos.engines import EngineTraits
 from tools.testing.chaos.plan import Fault, Kind
-from tools.testing.chaos.processes import pids_of, send, stopped
+from tools.testing.chaos.processes import alive, pids_of, send
 from tools.testing.chaos.wire import WireFault, tell
 
 _POLL_S = 0.02
@@ -310,7 +310,7 @@ async def _zombie(site: Site, fault: Fault) -> None:
             "the learner that was replaced to end",
             "learner",
             site.engine.take_over_s,
-            lambda: not _any_alive(first),
+            lambda: not any(map(alive, first)),
         )
         await wait_until(
             site,
@@ -325,17 +325,6 @@ async def _zombie(site: Site, fault: Fault) -> None:
             rival.kill()
             rival.wait(_STOP_S)
         site.log("rival_ended")
-
-
-def _any_alive(pids: list[int]) -> bool:
-    return any(Path(f"/proc/{pid}").exists() and not stopped(pid) for pid in pids if _is_running(pid))
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 async def _redeliver(site: Site, fault: Fault) -> None:

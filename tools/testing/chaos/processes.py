@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 Role = Literal["learner", "worker", "controller", "engine", "core", "proxy", "guard", "other"]
 
 #: in the environment of every process of a job: its folder
@@ -38,17 +40,14 @@ class Process:
 def processes(folder: Path) -> list[Process]:
     """All that belong to the job in a folder."""
     found = []
-    mark = f"{MARK}={folder}".encode()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            if mark not in (entry / "environ").read_bytes().split(b"\0"):
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile, or is another user's
+            if process.pid == os.getpid() or process.environ().get(MARK) != str(folder):
                 continue
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            command = " ".join(process.cmdline())
             roles = [role for part, role in _ROLES if part in command]
             guards = roles[1] if roles[:1] == ["guard"] and len(roles) > 1 else None
-            found.append(Process(int(entry.name), roles[0] if roles else "other", guards))
+            found.append(Process(process.pid, roles[0] if roles else "other", guards))
     return found
 
 
@@ -67,10 +66,19 @@ def pids_of(folder: Path, target: str) -> list[int]:
 
 def stopped(pid: int) -> bool:
     """Whether SIGSTOP holds a process."""
+    return _status(pid) == psutil.STATUS_STOPPED
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, goes on, and is no zombie."""
+    return _status(pid) not in (None, psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+
+
+def _status(pid: int) -> str | None:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except OSError:
-        return False
+        return psutil.Process(pid).status()
+    except psutil.Error:
+        return None
 
 
 def wake_all(folder: Path) -> None:

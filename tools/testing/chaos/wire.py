@@ -73,7 +73,10 @@ class Requests:
 
 
 def side_of(port: int) -> Side:
-    """Whose connection comes from this local port, by the module that its process runs; "both" if it can't be told."""
+    """Whose connection comes from this local port, by the module that its process runs; "both" if it can't be told.
+
+    Looks into /proc itself: psutil would look through the sockets of every process, for each connection that comes.
+    """
     inode = None
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
