@@ -15,7 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import numpy as np
 import pytest
 
 from configs.load import load_config, save_config
-from learner_jax.checkpoints.checkpoints import CheckpointError, Checkpoints, newest_step, unfinished, verify
+from learner_jax.checkpoints.checkpoints import Checkpoints, newest_step, unfinished, verify
 from learner_jax.checkpoints.hashes import FileCheck
 from learner_jax.conversion.convert import from_hf, to_hf
 from learner_jax.models import init_parameters
@@ -32,79 +31,21 @@ from learner_jax.runtime import disk_errors
 from learner_jax.runtime.waits import Waits
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
-from serving_bridge.database.database import DiskFullError
 from serving_bridge.processes.supervisor import ProcessFailedError, Supervisor
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.settings.serving import StoreSettings
 from serving_bridge.telemetry.metrics_log import MetricsLog, read_metrics
 from serving_bridge.telemetry.wait_reporter import reported_waits
 from serving_bridge.weights.publisher import Publisher
-from serving_bridge.weights.store import StoreError, WeightStore
+from serving_bridge.weights.store import WeightStore
 from tests.conftest import QUICK_COMPILE, REPOSITORY
 from tests.learner_jax.checkpoints.test_checkpoints import make_state, position
 from tests.learner_jax.loop.test_learner import SETTINGS, Records, fill, final_parameters, run
 from tests.learner_jax.training.test_train_step import TINY
+from tests.support.small_disks import KEPT, Disk, make_disk, the_line, until
 from tools.assembly import wiring
 
-KEPT = "nothing that was accepted is lost"
-
-
-@dataclass
-class Disk:
-    """A small file system of its own."""
-
-    folder: Path
-
-    @property
-    def _filler(self) -> Path:
-        return self.folder / "filler"
-
-    def fill(self) -> None:
-        def write_on() -> None:
-            while True:
-                file.write(bytes(4096))
-
-        with self._filler.open("ab", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-            write_on()
-
-    def free(self) -> None:
-        self._filler.unlink()
-
-    def leave(self, pages: int) -> None:
-        """Frees some of what was filled."""
-        os.truncate(self._filler, self._filler.stat().st_size - 4096 * pages)
-
-    def resize(self, size: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={size}", str(self.folder)], check=True)
-
-
-@pytest.fixture
-def make_disk() -> Iterator[Callable[[Path, str], Disk]]:
-    mounted: list[Path] = []
-
-    def make(folder: Path, size: str) -> Disk:
-        folder.mkdir(parents=True, exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "weir-test", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-            pytest.skip("small file systems can't be mounted here: it takes root and CAP_SYS_ADMIN")
-        mounted.append(folder)
-        return Disk(folder)
-
-    yield make
-    for folder in mounted:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(
-        SETTINGS, TINY, objective=objective.reinforcement(SETTINGS.loss), temperature=1.0, devices=jax.devices()[:1]
-    )
-
-
-@pytest.fixture(scope="module")
-def params() -> Any:
-    return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(3)))
+__all__ = ["make_disk"]  # a fixture
 
 
 @pytest.fixture
@@ -119,20 +60,16 @@ def told_once() -> Iterator[None]:
         logger.filters[:] = given
 
 
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine(
+        SETTINGS, TINY, objective=objective.reinforcement(SETTINGS.loss), temperature=1.0, devices=jax.devices()[:1]
+    )
 
 
-def the_line(capfd: pytest.CaptureFixture[str], status: object) -> str:
-    """The only thing said on stderr."""
-    assert status == wiring.DISK_STATUS == 74
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert KEPT in line
-    return line
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(3)))
 
 
 def test_the_learner_ends_in_one_line_and_goes_on_once_there_is_space(
@@ -313,70 +250,6 @@ def test_a_conversion_without_room_goes_on_once_there_is_some(
     disk.free()
     to_hf(tmp_path / "checkpoints", model_dir=stories_model, out=disk.folder / "model", dtype="float32")
     assert (disk.folder / "model" / "model.safetensors").stat().st_size > 1e6
-
-
-TENSORSTORE = "RESOURCE_EXHAUSTED: Failed to write 9217 bytes to file 14: No space left on device [os_error_code='28']"
-
-
-def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
-    error.__cause__ = cause
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (OSError(errno.ENOSPC, "", "/a/b"), "/a/b can't be written or read: "),
-        (OSError(errno.EIO, os.strerror(errno.EIO), "/a/b"), "/a/b can't be written or read: Input/output error"),
-        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), "a file can't be written or read: Disk quota exceeded"),
-        (raised(StoreError("no space for version 3"), OSError(errno.ENOSPC, "")), "no space for version 3"),
-        (raised(CheckpointError("not written"), ValueError(TENSORSTORE)), "not written"),
-        (DiskFullError("/a/state.db: full"), "/a/state.db: full"),
-        (ProcessFailedError("process learner ended with status 74", 74), "process learner ended with status 74"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
-)
-def test_errors_of_disks_have_a_status_of_their_own(
-    error: BaseException, text: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended, wiring.clear_errors():
-        raise error
-    assert the_line(capfd, ended.value.code).startswith(f"error: {text}")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        CheckpointError("there is none"),
-        ProcessFailedError("process learner ended with status 1", 1),
-        raised(StoreError("unreadable"), PermissionError(errno.EACCES, "", "/a/b")),
-        raised(CheckpointError("not written"), ValueError("os_error_code='2'")),
-    ],
-    ids=lambda error: str(error),
-)
-def test_other_clear_errors_keep_theirs(error: BaseException, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, wiring.clear_errors():
-        raise error
-    assert (ended.value.code, capfd.readouterr().err) == (1, f"error: {error}\n")
-
-
-@pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, ""), ValueError("os_error_code='28'")])
-def test_what_is_no_disk_error_keeps_its_traceback(error: Exception) -> None:
-    with pytest.raises(type(error)), wiring.clear_errors():
-        raise error
-
-
-def test_the_status_is_right_where_even_stderr_is_on_the_full_disk(
-    make_disk: Callable[[Path, str], Disk], tmp_path: Path
-):
-    disk = make_disk(tmp_path / "disk", "1m")
-    code = (
-        "from tools.assembly import wiring\nwith wiring.clear_errors():\n    raise OSError(28, 'No space left', '/a')"
-    )
-    with (disk.folder / "log").open("ab") as log:
-        disk.fill()
-        done = subprocess.run([sys.executable, "-c", code], stderr=log, stdout=log, cwd=REPOSITORY, check=False)
-    assert done.returncode == wiring.DISK_STATUS
 
 
 def test_a_child_that_ended_for_its_disk_ends_its_parent_with_that_status(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.telemetry.metrics_log import read_metrics
 from tests.conftest import REPOSITORY
-from tests.system.test_end_to_end import (
+from tests.support.whole_jobs import (
     SMALL_DEMO,
     environment,
     has_checkpoint,

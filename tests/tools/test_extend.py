@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -19,11 +18,10 @@ import tomli_w
 
 from rewards.sandbox import confinement
 from tests.conftest import REPOSITORY
+from tests.support.extend_pages import MAX_LINES, PAGES, files_of
 from tests.support.installed import install
 
-PAGES = REPOSITORY / "docs/extend"
 EXAMPLES = ("reward", "data", "environment", "task")
-MAX_LINES = 20
 confined = pytest.mark.skipif(confinement.missing() != "", reason=f"this machine: {confinement.missing()}")
 #: Plays answers as a rollout worker does, and prints where Weir is and what each answer earned.
 PLAY = """
@@ -58,12 +56,6 @@ earned = [list(rewards_of(*case)) for case in json.loads(sys.argv[2])]
 print(json.dumps({"weir": rewards.__file__, "earned": earned}))
 task.close()
 """
-
-
-def files_of(page: str) -> dict[str, str]:
-    """Name and text of each block of a page that names a file."""
-    text = (PAGES / f"{page}.md").read_text()
-    return dict(re.findall(r"^```\w+ (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
 
 
 def cases_of(page: str) -> list[tuple[str, list[str], list[float]]]:

@@ -16,8 +16,8 @@ import pytest
 import tomli_w
 
 from tests.conftest import REPOSITORY
+from tests.support.extend_pages import MAX_LINES, PAGES, files_of
 from tests.support.installed import install
-from tests.tools.test_extend import MAX_LINES, PAGES, files_of
 
 EXAMPLES = ("model_family", "objective", "advantage", "logger")
 #: Loads the page's configuration, and says where Weir is.

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from learner_jax.runtime.text import printable
 from tests.conftest import REPOSITORY
-from tests.tools.test_report import write_run
+from tests.support.written_runs import write_run
 from tools.reporting.terminal import SafeConsole, print_json
 
 

@@ -1,0 +1,49 @@
+"""Faults of clocks and files are what they say, and a refusal's way back is found."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from tools.testing.chaos import damage
+from tools.testing.chaos.prepare import CONFIG
+
+
+def test_the_clock_of_a_process_can_be_wrong(tmp_path: Path) -> None:
+    site = CONFIG.parent / "site" / "sitecustomize.py"
+    spec = importlib.util.spec_from_file_location("chaos_site", site)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    path = tmp_path / "clock.json"
+    clock = module.wrong_clock(str(path), "tools.learner", lambda: 100.0)
+    assert clock() == 100.0
+    path.write_text(json.dumps({"": 10.0, "tools.learner": -3.0, "tools.serve": 500.0}))
+    time.sleep(0.03)
+    assert clock() == 107.0
+
+
+@pytest.mark.parametrize("how", ["flip", "tear"])
+def test_a_file_is_damaged(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    damage.damage(path, how, random.Random(0))
+    data = path.read_bytes()
+    assert (len(data), sum(byte.bit_count() for byte in data)) == ((100, 1) if how == "flip" else (50, 0))
+
+
+def test_the_way_back_is_read_from_the_refusal() -> None:
+    text = (
+        "error: checkpoint /r/9 is damaged: /r/9/state/d/a: expected 4 bytes, got 2; the newest before it that can be "
+        "used is /r/6, which is intact: to go on from it, run mv /r/9 /r/9.damaged, then start the run again"
+    )
+    refusal = damage.refusal(f"warning\n{text}\n", Path("/r/9"))
+    assert refusal == text
+    assert damage.way_back(text) == (6, "mv /r/9 /r/9.damaged")
+    assert damage.refusal(text, Path("/r/8")) is None
