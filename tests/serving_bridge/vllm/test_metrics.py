@@ -41,12 +41,13 @@ def read(text: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 
 def test_every_figure_is_what_prometheus_client_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = page()
     expected: dict[str, float] = {}
-    for family in text_string_to_metric_families(page()):
+    for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.startswith("vllm:"):
                 expected[sample.name] = expected.get(sample.name, 0.0) + sample.value
-    found = read(page(), monkeypatch)
+    found = read(text, monkeypatch)
     assert found == expected
     assert found["vllm:num_requests_running"] == 7
     assert found["vllm:generation_tokens_total"] == 2e12
