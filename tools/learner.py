@@ -133,7 +133,7 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
             engine,
             load_parameters(model_dir, model_config, shardings=engine.parameter_shardings),
             seed=config.run.seed,
-            source=queue,
+            source=queue.consumer,
             publisher=publisher,
             checkpoints=checkpoints,
             golden_prompts=golden,

@@ -56,13 +56,13 @@ def main(argv: list[str] | None = None) -> None:
         now = time.time()
         match arguments.command:
             case None | "show":
-                overview = queue.overview()
+                overview = queue.admin.overview()
                 if getattr(arguments, "json", False):
                     terminal.print_json(overview)
                 else:
                     print_overview(overview, console, name=queue.database.name, now=now)
             case "dead":
-                overview = queue.overview()
+                overview = queue.admin.overview()
                 if arguments.json:
                     terminal.print_json(overview.dead)
                 else:
@@ -156,7 +156,7 @@ def requeue_letters(queue: TrajectoryQueue, group_ids: list[str], console: Conso
     Raises:
       QueueError: one of them is no dead letter; the others were requeued.
     """
-    done = queue.requeue(group_ids or None)
+    done = queue.admin.requeue(group_ids or None)
     console.print(f"{len(done)} dead letters are ready again", highlight=False)
     if unknown := sorted(set(group_ids) - set(done)):
         raise QueueError(f"{', '.join(unknown)}: no dead letter; `dead` lists them")
@@ -184,7 +184,7 @@ def print_blobs(queue: TrajectoryQueue, console: Console, *, now: float, sweep: 
     if missing := sum(count for name, count in wanted.items() if name not in files):
         console.print(f"[red]{missing:,} groups miss their file[/] and will become dead letters")
     if sweep:
-        console.print(f"took back {queue.sweep_blobs():,} files of no group, all that were older than an hour")
+        console.print(f"took back {queue.admin.sweep_blobs():,} files of no group, all that were older than an hour")
 
 
 def _size(num_bytes: int) -> str:

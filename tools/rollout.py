@@ -35,7 +35,7 @@ def main() -> None:
             identity=RunIdentity(config.run.name, config.rollout.group_size),
             task=task,
             encoder=encoder,
-            queue=queue,
+            queue=queue.producer,
             registry=wiring.build_registry(paths),
             settings=config.rollout,
             evaluation=config.evaluation,
@@ -52,7 +52,7 @@ def main() -> None:
         alone = wiring.working(paths, f"rollout-{arguments.name}")
         with alone, reported_waits(waits, log, clock=time.monotonic):
             if awaits_work(
-                queue,
+                queue.producer,
                 total_steps=config.learner.steps,
                 max_wait_s=config.rollout.max_wait_s,
                 waits=waits,

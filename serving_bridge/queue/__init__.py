@@ -1,7 +1,10 @@
 """The durable queue between rollout workers and the learner."""
 
+from serving_bridge.queue.admin import QueueAdmin
 from serving_bridge.queue.bounds import QueueBounds, QueueError, QueueFullError
-from serving_bridge.queue.queue import LeaseLostError, TrajectoryQueue
+from serving_bridge.queue.consumer import LeaseLostError, QueueConsumer
+from serving_bridge.queue.producer import QueueProducer
+from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.queue.staleness import Pace
 from serving_bridge.queue.states import ENDED
 from serving_bridge.queue.view import Overview, Progress
@@ -12,8 +15,11 @@ __all__ = [
     "Overview",
     "Pace",
     "Progress",
+    "QueueAdmin",
     "QueueBounds",
+    "QueueConsumer",
     "QueueError",
     "QueueFullError",
+    "QueueProducer",
     "TrajectoryQueue",
 ]

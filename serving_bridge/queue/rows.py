@@ -1,4 +1,4 @@
-"""What the queue's operations do to its rows, inside a transaction; every change of state goes by `queue_states`."""
+"""What the queue's operations do to its rows, inside a transaction; every change of state goes by `states`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _PIECE = 500
 _HELD = tuple(state for state in STATES if state not in ENDED)
 #: A size that sums can take: a row may say anything.
 _SOUND_BYTES = f"CASE WHEN num_bytes BETWEEN 0 AND {2**40} THEN num_bytes ELSE 0 END"
-#: What `_held` takes after the group's id.
-_ROW = "prompt_index, oldest_version, num_bytes, blob, blob_offset, blob_hash"
+#: What `held` takes after the group's id.
+ROW = "prompt_index, oldest_version, num_bytes, blob, blob_offset, blob_hash"
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,6 @@ class Held:
     num_bytes: int
     blob: Blob | None
     payload: bytes | None = None
-
-
-@dataclass(frozen=True)
-class LeasedRow:
-    held: Held
-    token: int
 
 
 @dataclass(frozen=True)
@@ -194,35 +188,6 @@ def queued(session: Session) -> Queued:
     return Queued(int(num_ready), num_groups, int(num_bytes))
 
 
-def can_lease(session: Session, now: float) -> bool:
-    """Whether there may be something to lease, or to take back."""
-    return bool(
-        session.execute(
-            "SELECT 1 FROM groups WHERE state = 'ready' OR (state = 'leased' AND lease_expires_s < ?) LIMIT 1", (now,)
-        )
-    )
-
-
-def any_expired(session: Session, now: float) -> bool:
-    """Whether a lease has run out."""
-    return bool(session.execute("SELECT 1 FROM groups WHERE state = 'leased' AND lease_expires_s < ? LIMIT 1", (now,)))
-
-
-def renew_leases(session: Session, tokens: Mapping[str, int], expires_s: float) -> None:
-    """Prolongs the leases that a consumer holds, also one that ran out and that nobody else took since."""
-    session.executemany(
-        "UPDATE groups SET lease_expires_s = ? "
-        "WHERE group_id = ? AND lease_token = ? AND state = 'leased' RETURNING sequence",
-        [(expires_s, group_id, token) for group_id, token in tokens.items()],
-    )
-
-
-def take_back_expired(session: Session, now: float, max_tries: int) -> None:
-    ended, also = (now, max_tries), "reason = 'lease expired'"
-    change(session, "exhaust", "lease_expires_s < ? AND tries >= ?", ended, also=also)
-    change(session, "expire", "lease_expires_s < ? AND tries < ?", ended, also=also)
-
-
 def bury_old(session: Session, now: float, max_age_s: float) -> None:
     reason = f"older than {max_age_s:g} s (store.max_age_s)"
     change(session, "age", "created_s < ?", (now - max_age_s,), also="reason = ?", values=(reason,))
@@ -236,42 +201,6 @@ def drop_stale(session: Session, trained_version: int, max_staleness: int) -> li
             reason = f"stale at version {trained_version}"
             dropped += change(session, "drop", "oldest_version = ?", (oldest,), also="reason = ?", values=(reason,))
     return free(session, dropped)
-
-
-def lease_ready(session: Session, count: int, *, consumer: str, expires_s: float, max_bytes: int) -> list[LeasedRow]:
-    """Leases the foremost groups that nobody else is leasing just now: higher priority first, then older.
-
-    Args:
-      max_bytes: payloads up to it are read, those of rows; 0 for none.
-    """
-    rows = session.execute(
-        f"SELECT sequence, {_ROW} FROM groups WHERE state = 'ready' "
-        "ORDER BY priority DESC, sequence LIMIT ?" + session.dialect.skip_locked,
-        (count,),
-    )
-    found: dict[int, LeasedRow] = {}
-    places = {sequence: place for sequence, *place in rows}
-    for piece in pieces(list(places)):
-        leased = change(
-            session,
-            "lease",
-            f"sequence IN ({marks(piece)})",
-            piece,
-            also="tries = tries + 1, lease_token = lease_token + 1, lease_expires_s = ?, leased_by = ?",
-            values=(expires_s, consumer),
-            by_key=True,
-        )
-        payloads: dict[int, bytes] = {}
-        if max_bytes and any(blob is None for _, _, _, blob, _, _ in places.values()):
-            payloads = dict(
-                session.execute(
-                    f"SELECT * FROM payloads WHERE sequence IN ({marks(piece)}) AND length(payload) <= ?",
-                    (*piece, max_bytes),
-                )
-            )
-        for sequence, group_id, _, token in leased:
-            found[sequence] = LeasedRow(_held(group_id, places[sequence], payloads.get(sequence)), token)
-    return [found[sequence] for sequence in places if sequence in found]
 
 
 def recover(session: Session, consumed: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> list[Row]:
@@ -298,32 +227,6 @@ def requeue(session: Session, group_ids: Sequence[str] | None, now: float) -> li
     else:
         changed = change_named(session, "requeue", group_ids, also=also, values=values)
     return [group_id for _, group_id, _, _ in changed]
-
-
-def leased_payloads(session: Session, group_ids: Sequence[str], max_bytes: int) -> dict[str, Held]:
-    """Leased groups by id, with payloads up to so many bytes."""
-    return {
-        group_id: _held(group_id, place, payload)
-        for piece in pieces(group_ids)
-        for group_id, payload, *place in session.execute(
-            f"SELECT group_id, CASE WHEN length(payload) <= ? THEN payload END, {_ROW} "
-            f"FROM groups LEFT JOIN payloads USING (sequence) WHERE state = 'leased' AND group_id IN ({marks(piece)})",
-            (max_bytes, *piece),
-        )
-    }
-
-
-def lease_of(session: Session, group_ids: Sequence[str]) -> dict[str, tuple[State, int, int]]:
-    """(state, lease token, tries) by id of groups that are known; they stay so until the transaction ends."""
-    return {
-        group_id: (state, token, tries)
-        for piece in pieces(group_ids)
-        for group_id, state, token, tries in session.execute(
-            f"SELECT group_id, state, lease_token, tries FROM groups WHERE group_id IN ({marks(piece)})"
-            + session.dialect.for_update,
-            piece,
-        )
-    }
 
 
 def free(session: Session, ended: list[Row]) -> list[Row]:
@@ -355,7 +258,7 @@ def wanted_files(session: Session) -> dict[str, int]:
     )
 
 
-def _held(group_id: str, place: Sequence[Any], payload: bytes | None) -> Held:
+def held(group_id: str, place: Sequence[Any], payload: bytes | None) -> Held:
     prompt_index, oldest_version, num_bytes, file, offset, hash_ = place
     blob = None if file is None else Blob(file, offset, num_bytes, hash_)
     return Held(group_id, prompt_index, oldest_version, num_bytes, blob, payload)

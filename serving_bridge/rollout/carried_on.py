@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from learner_jax.runtime import Waits, WaitTimeoutError
-from serving_bridge.queue import TrajectoryQueue
+from serving_bridge.queue import QueueProducer
 
 _POLL_S = 0.25
 
 
 def awaits_work(
-    queue: TrajectoryQueue, *, total_steps: int, max_wait_s: float, waits: Waits, should_stop: Callable[[], bool]
+    queue: QueueProducer, *, total_steps: int, max_wait_s: float, waits: Waits, should_stop: Callable[[], bool]
 ) -> bool:
     """Whether there is, or will be, work: a finished run of fewer steps than wanted is one that a learner takes up.
 

@@ -21,7 +21,7 @@ from rewards.contracts import Environment, Problem, Task
 from rewards.environments import FeedbackEnvironment
 from serving_bridge.access import Keys
 from serving_bridge.evaluation import HeldOut, PromptEncoder, VerdictWatch
-from serving_bridge.queue import Pace, TrajectoryQueue
+from serving_bridge.queue import Pace, QueueProducer
 from serving_bridge.rollout.episodes import Episode, Origin, Player, make_trajectories
 from serving_bridge.rollout.groups import BREAKS, GroupError, complete_group, is_final, within
 from serving_bridge.rollout.interval import Interval
@@ -74,7 +74,7 @@ class RolloutWorker:
     identity: RunIdentity
     task: Task
     encoder: PromptEncoder
-    queue: TrajectoryQueue
+    queue: QueueProducer
     registry: ReplicaRegistry
     settings: RolloutSettings
     evaluation: EvaluationSettings

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from learner_jax.contracts import ContractError, Trajectory
 from learner_jax.runtime import StandingWait, Waits, WaitTimeoutError
-from serving_bridge.queue import Pace, Progress, QueueFullError, TrajectoryQueue
+from serving_bridge.queue import Pace, Progress, QueueFullError, QueueProducer
 
 T = TypeVar("T")
 Log = Callable[..., None]
@@ -34,7 +34,7 @@ class WorkerQueue:
 
     def __init__(
         self,
-        queue: TrajectoryQueue,
+        queue: QueueProducer,
         worker: str,
         *,
         thread: Executor,

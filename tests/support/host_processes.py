@@ -53,7 +53,7 @@ def fill(directory: Path, count: int, *, versions: Callable[[int], int] = lambda
         make_group(f"run/{i}", seed=i, version=versions(i), answer_tokens=1 + i % 4, rewards=[0.0, 1.0], **kinds)
         for i in range(count)
     ]
-    queue.put([(i, group) for i, group in enumerate(groups)])
+    queue.producer.put([(i, group) for i, group in enumerate(groups)])
     queue.close()
 
 

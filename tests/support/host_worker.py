@@ -26,6 +26,7 @@ from learner_jax.models import abstract_parameters
 from learner_jax.settings.learner import HostsSettings, LearnerSettings
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
+from serving_bridge.queue.consumer import QueueConsumer
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.telemetry.metrics_log import MetricsLog
 from serving_bridge.weights.store import WeightStore
@@ -57,16 +58,17 @@ class Spec:
     own_checkpoints: bool = False
 
 
-class RecordedQueue(TrajectoryQueue):
-    """Remembers which payloads this process read."""
+def recorded_reads(source: QueueConsumer) -> list[str]:
+    """The groups whose payloads this process reads from now on; grows."""
+    ids: list[str] = []
+    read = source.read
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.ids: list[str] = []
+    def recording(group_ids: Sequence[str]) -> Payloads:
+        ids.extend(group_ids)
+        return read(group_ids)
 
-    def read(self, group_ids: Sequence[str]) -> Payloads:
-        self.ids += group_ids
-        return super().read(group_ids)
+    source.read = recording  # type: ignore[method-assign]
+    return ids
 
 
 def random_parameters(config: ModelConfig) -> Any:
@@ -98,14 +100,15 @@ def train(spec: Spec, hosts: Hosts) -> None:
         if spec.kill_at == (hosts.index, event, fields.get("step")):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    queue = RecordedQueue(directory / "state.db")
+    queue = TrajectoryQueue(directory / "state.db")
+    read_ids = recorded_reads(queue.consumer)
     folder = f"checkpoints-{hosts.index}" if spec.own_checkpoints else "checkpoints"
     checkpoints = Checkpoints(directory / folder, keep=2)
     learner = Learner(
         engine,
         random_parameters(config),
         seed=0,
-        source=queue,
+        source=queue.consumer,
         publisher=WeightStore(directory / "weights", "test"),
         checkpoints=checkpoints,
         golden_prompts=[[1, 2, 3, 4], [5, 6]],
@@ -119,7 +122,7 @@ def train(spec: Spec, hosts: Hosts) -> None:
     with hosts.telling():
         outcome = learner.run()
     checkpoints.close()
-    metrics.write("read", ids=queue.ids)
+    metrics.write("read", ids=read_ids)
     metrics.write("outcome", reason=outcome.reason, completed=outcome.position.completed_steps)
     metrics.write("compilations", count=engine.num_compilations())
 

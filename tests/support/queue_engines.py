@@ -83,16 +83,16 @@ def execute(queue: TrajectoryQueue, sql: str, parameters: tuple[Any, ...] = ()) 
 
 
 def put(queue: TrajectoryQueue, *indices: int, **settings: Any) -> int:
-    return queue.put([(i, make_group(f"run/{i}", seed=i, **settings)) for i in indices])
+    return queue.producer.put([(i, make_group(f"run/{i}", seed=i, **settings)) for i in indices])
 
 
 def lease(queue: TrajectoryQueue, count: int = 10, *, version: int = 1, max_staleness: int = 5) -> list[str]:
-    report = queue.lease_groups(count, trained_version=version, max_staleness=max_staleness)
+    report = queue.consumer.lease_groups(count, trained_version=version, max_staleness=max_staleness)
     return [group[0].group_id for group in report.groups]
 
 
 def train(queue: TrajectoryQueue, group_ids: list[str], step: int = 1) -> None:
-    queue.mark_trained(group_ids, completed_steps=step, trained_version=step + 1)
+    queue.consumer.mark_trained(group_ids, completed_steps=step, trained_version=step + 1)
 
 
 class CountedDatabase:

@@ -89,35 +89,35 @@ def life(url: str, folder: Path, point: str | None) -> None:
     ledger: list[str] = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
     database.operation = "recover"
     cursor = json.loads((folder / "cursor").read_text()) if checkpoint.exists() else 0
-    queue.recover(ledger[-GROUPS:], completed_steps=len(ledger) // GROUPS, prompt_cursor=cursor)
+    queue.consumer.recover(ledger[-GROUPS:], completed_steps=len(ledger) // GROUPS, prompt_cursor=cursor)
     database.operation = "resume"
-    waiting = queue.resume_claims("w")
+    waiting = queue.producer.resume_claims("w")
     while len(ledger) < STEPS * GROUPS:
         database.operation = "claim"
-        waiting += queue.claim_prompts("w", 3, PACE, served_step=STEPS)
+        waiting += queue.producer.claim_prompts("w", 3, PACE, served_step=STEPS)
         for index in waiting:
             database.operation = "put"
-            queue.put([(index, make_group(f"run/{index}", answer_tokens=2 if index % 2 else 200))])
+            queue.producer.put([(index, make_group(f"run/{index}", answer_tokens=2 if index % 2 else 200))])
             with accepted.open("a") as file:
                 print(f"run/{index}", file=file)
         waiting = []
         database.operation = "lease"
         batch: list[str] = []
         while len(batch) < GROUPS:
-            report = queue.lease_groups(GROUPS - len(batch), trained_version=1, max_staleness=1)
+            report = queue.consumer.lease_groups(GROUPS - len(batch), trained_version=1, max_staleness=1)
             batch += [group[0].group_id for group in report.groups]
         database.operation = "train"
         step = len(ledger) // GROUPS + 1
-        queue.mark_trained(batch, completed_steps=step, trained_version=step)
+        queue.consumer.mark_trained(batch, completed_steps=step, trained_version=step)
         reaper.at("between training and checkpoint")
         ledger = [*ledger, *batch]
-        (folder / "cursor").write_text(str(queue.prompt_cursor()))
+        (folder / "cursor").write_text(str(queue.consumer.prompt_cursor()))
         partial = folder / "partial"
         partial.write_text(json.dumps(ledger))
         partial.replace(checkpoint)
         reaper.at("between checkpoint and acknowledgement")
         database.operation = "acknowledge"
-        queue.acknowledge(batch)
+        queue.consumer.acknowledge(batch)
     queue.close()
 
 
@@ -140,7 +140,7 @@ def outcome(url: str, folder: Path, point: str) -> dict[str, Any]:
     first = in_a_process(lambda: life(url, folder, point))
     second = in_a_process(lambda: life(url, folder, None))
     queue = TrajectoryQueue(url)
-    progress = queue.progress()
+    progress = queue.admin.progress()
     queue.close()
     return {
         "point": point,

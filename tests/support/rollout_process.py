@@ -30,7 +30,7 @@ def main(folder: Path, name: str, steps: int) -> None:
         encoder=PromptEncoder(
             load_tokenizer(folder / "model"), template="{question}", chat=False, max_prompt_tokens=20
         ),
-        queue=TrajectoryQueue(folder / "state.db", claim_lease_s=2.0),
+        queue=TrajectoryQueue(folder / "state.db", claim_lease_s=2.0).producer,
         registry=ReplicaRegistry(folder / "replicas"),
         settings=RolloutSettings(max_prompt_tokens=20, max_tokens=4, group_size=2, concurrent_groups=6, drain_s=1),
         evaluation=EvaluationSettings(),

@@ -36,7 +36,7 @@ def test_vtrace_on_real_vllm_survives_a_killed_server(tmp_path: Path) -> None:
     assert all("value_explained_variance" in r for r in trained)
     measured = [r["mismatch_mean_abs_logprob"] for r in trained if r["mismatch_tokens"]]
     assert max(measured) <= 1e-4
-    assert TrajectoryQueue(tmp_path / "run" / "state.db").progress().num_acknowledged == STEPS * 4
+    assert TrajectoryQueue(tmp_path / "run" / "state.db").admin.progress().num_acknowledged == STEPS * 4
     final = json.loads((tmp_path / "run" / "final_model" / "config.json").read_text())
     assert final["architectures"] == ["Qwen3ForCausalLM"]
 
@@ -49,7 +49,7 @@ def test_the_job_survives_a_killed_learner_and_trains_on_nothing_twice(tmp_path:
     assert summary["steps"] == STEPS
     assert [r["event"] for r in records].count("resumed") == 1
     assert [r["name"] for r in records if r["event"] == "restart"] == ["learner"]
-    progress = TrajectoryQueue(run / "state.db").progress()
+    progress = TrajectoryQueue(run / "state.db").admin.progress()
     assert progress.num_acknowledged == STEPS * 4
     assert progress.num_dead == 0
     assert progress.completed_steps == STEPS

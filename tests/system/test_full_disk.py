@@ -124,7 +124,7 @@ def test_the_learner_ends_in_one_line_and_goes_on_once_there_is_space(
     assert [record["step"] for record in records if record["event"] == "resumed"] == [2]
     assert [record["step"] for record in records if record["event"] == "step"] == [1, 2, 3, 4, 3, 4]
     assert verify(paths.checkpoints, 4) == FileCheck(hashed=True)
-    progress = wiring.build_queue(config, paths).progress()
+    progress = wiring.build_queue(config, paths).admin.progress()
     assert (progress.num_acknowledged, progress.num_ready, progress.finished) == (8, 0, True)
 
 
@@ -184,7 +184,7 @@ def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_resumes_bit_by_b
     (resumed,) = [record for record in second if record["event"] == "resumed"]
     assert resumed["step"] == committed
     assert second.steps()[-1]["step"] == 6
-    assert TrajectoryQueue(broken / "state.db").progress().num_acknowledged == 12
+    assert TrajectoryQueue(broken / "state.db").admin.progress().num_acknowledged == 12
     for path, value in final_parameters(whole).items():
         np.testing.assert_array_equal(final_parameters(broken)[path], value, err_msg=str(path))
 

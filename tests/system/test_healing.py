@@ -16,7 +16,7 @@ from learner_jax.runtime import CANNOT_HEAL_STATUS
 from rewards.contracts.task import TaskError
 from serving_bridge.database.database import DatabaseError, WrongDatabaseError
 from serving_bridge.processes.supervisor import ProcessFailedError, Supervisor
-from serving_bridge.queue.queue import QueueError
+from serving_bridge.queue.bounds import QueueError
 from serving_bridge.text.tokenizer import TokenizerError
 from tests.conftest import REPOSITORY
 from tools.assembly import wiring

@@ -107,5 +107,5 @@ def test_a_lost_host_of_the_learner_is_replaced_while_rollouts_go_on_and_a_stopp
     assert [r["name"] for r in records if r["event"] == "restart"] == ["learner"]
     # Killed between two checkpoints, a step may be trained once more, from the state before it.
     assert {r["step"] for r in records if r["event"] == "step"} == set(range(1, STEPS + 1))
-    progress = TrajectoryQueue(run / "state.db").progress()
+    progress = TrajectoryQueue(run / "state.db").admin.progress()
     assert (progress.num_acknowledged, progress.completed_steps) == (STEPS * 4, STEPS)

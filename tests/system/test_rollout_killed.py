@@ -42,18 +42,18 @@ def train_while_killing(folder: Path, *, steps: int, seed: int, kills: int) -> l
     completed, next_kill, deadline = 0, time.monotonic() + 1.0, time.monotonic() + 60
     try:
         while completed < steps:
-            assert time.monotonic() < deadline, (queue.progress(), trained)
+            assert time.monotonic() < deadline, (queue.admin.progress(), trained)
             for i in range(2):
                 registry.report(f"r{i}", url=f"http://r{i}", state="healthy", version=1, step=completed)
             waits = kills and completed == steps - 1  # the end comes after all kills
             wanted = 0 if waits else GROUPS_PER_STEP - len(pending)
-            for group in queue.lease_groups(wanted, trained_version=1, max_staleness=9).groups:
+            for group in queue.consumer.lease_groups(wanted, trained_version=1, max_staleness=9).groups:
                 pending.append(group[0].group_id)
                 trained.append(int(group[0].prompt["index"]))
             if len(pending) == GROUPS_PER_STEP:
                 completed += 1
-                queue.mark_trained(pending, completed_steps=completed, trained_version=1)
-                queue.acknowledge(pending)
+                queue.consumer.mark_trained(pending, completed_steps=completed, trained_version=1)
+                queue.consumer.acknowledge(pending)
                 pending = []
             if kills and time.monotonic() > next_kill:
                 name = draw.choice(list(workers))
@@ -64,7 +64,7 @@ def train_while_killing(folder: Path, *, steps: int, seed: int, kills: int) -> l
                 workers[name] = start(folder, name, steps)
                 kills, next_kill = kills - 1, time.monotonic() + draw.uniform(0.4, 1.4)
             time.sleep(0.05)
-        queue.finish()
+        queue.consumer.finish()
         for name, worker in workers.items():
             assert worker.wait(timeout=10) == 0, (folder / f"{name}.log").read_text()
     finally:

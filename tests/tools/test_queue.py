@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from configs.load import load_config, save_config
-from serving_bridge.queue.queue import QueueBounds, TrajectoryQueue
+from serving_bridge.queue.bounds import QueueBounds
+from serving_bridge.queue.queue import TrajectoryQueue
 from tests.conftest import REPOSITORY
 from tests.support.queue_engines import PACE, Place, lease, place, put, train
 from tools.assembly import wiring
@@ -28,14 +29,14 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 def lived(place: Place) -> Place:
     """A queue in the middle of a run: something in every state."""
     queue = place.open(clock=time.time, consumer="host-a:7", lease_s=3628, claim_lease_s=628)
-    put(queue, *queue.claim_prompts("worker-0", 4, PACE, served_step=0))
+    put(queue, *queue.producer.claim_prompts("worker-0", 4, PACE, served_step=0))
     done = lease(queue, 1)
     train(queue, done)
-    queue.acknowledge(done)
+    queue.consumer.acknowledge(done)
     train(queue, lease(queue, 1), 2)
-    queue.bury(lease(queue, 1)[0], "the payload is [broken]")
+    queue.consumer.bury(lease(queue, 1)[0], "the payload is [broken]")
     lease(queue, 1)
-    assert queue.claim_prompts("worker-1", 3, PACE, served_step=2) == [4, 5, 6]
+    assert queue.producer.claim_prompts("worker-1", 3, PACE, served_step=2) == [4, 5, 6]
     put(queue, 5, version=-5 + 6)
     return place
 
@@ -70,7 +71,7 @@ def test_dead_tells_the_reason_and_requeue_tries_again(lived: Place, capsys: pyt
     assert "1 dead letters are ready again" in told.out
     assert "error: run/99: no dead letter" in told.err
     assert shown(capsys, lived.url, "dead") == "no dead letters\n"
-    assert lived.open().progress().num_ready == 2
+    assert lived.open().admin.progress().num_ready == 2
 
 
 def test_requeue_all_and_nothing_named(lived: Place, capsys: pytest.CaptureFixture[str]) -> None:

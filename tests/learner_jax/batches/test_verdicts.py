@@ -300,7 +300,7 @@ def test_failed_verdicts_go_through_a_real_queue_and_are_left_out_by_the_learner
     bench.worker.identity = dataclasses.replace(bench.worker.identity, group_size=4)
     bench.ready()
     bench.run(lambda: bench.num_ready() == 2)
-    groups = bench.queue.lease_groups(2, trained_version=1, max_staleness=1).groups
+    groups = bench.queue.consumer.lease_groups(2, trained_version=1, max_staleness=1).groups
     first = next(group for group in groups if group[0].group_id == "run/0")
     assert [t.verdict for t in first] == ["pass", "crashed", "fail", "error"]
     assert [t.verdict_reason for t in first] == ["", "died ", "", "RuntimeError: on purpose"]
@@ -323,7 +323,7 @@ def test_a_group_with_fewer_than_two_verdicts_is_given_up_for_another(
     bench.ready()
     bench.run(lambda: bench.num_ready() == 2)
     assert (bench.total("unjudged_groups"), bench.total("groups"), bench.total("failed_groups")) == (1, 2, 0)
-    assert bench.queue.progress().next_prompt == 3
+    assert bench.queue.admin.progress().next_prompt == 3
     (told,) = [r for r in bench.records if r["event"] == "unjudged_group"]
     assert told == {"event": "unjudged_group", "prompt_index": 0, "answers": 2, "judged": judged}
 
@@ -349,7 +349,7 @@ def test_answers_judged_before_one_hangs_keep_their_verdicts(tmp_path: Path, tok
     bench.worker.identity = dataclasses.replace(bench.worker.identity, group_size=3)
     bench.ready()
     bench.run(lambda: bench.num_ready() == 2)
-    groups = bench.queue.lease_groups(2, trained_version=1, max_staleness=1).groups
+    groups = bench.queue.consumer.lease_groups(2, trained_version=1, max_staleness=1).groups
     first = next(group for group in groups if group[0].group_id == "run/0")
     assert [t.verdict for t in first] == ["fail", "fail", "timeout"]
     assert first[2].verdict_reason.startswith("no verdict after 0.3 s (rollout.reward_timeout_s)")

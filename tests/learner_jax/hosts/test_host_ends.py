@@ -156,7 +156,7 @@ def test_nothing_is_lost_or_trained_twice_where_a_host_is_killed(
     Processes(tmp_path, 2, settings=SHORT).finish()
     for path, value in final(two).items():
         np.testing.assert_array_equal(final(tmp_path)[path], value, err_msg=str(path))
-    progress = TrajectoryQueue(tmp_path / "state.db").progress()
+    progress = TrajectoryQueue(tmp_path / "state.db").admin.progress()
     assert (progress.num_acknowledged, progress.completed_steps, progress.finished) == (NUM_GROUPS, 4, True)
 
 
@@ -185,4 +185,4 @@ def test_nothing_is_lost_or_trained_twice_where_a_host_is_stopped_for_a_while(
         stopped.end()
     for path, value in final(two).items():
         np.testing.assert_array_equal(final(tmp_path)[path], value, err_msg=str(path))
-    assert TrajectoryQueue(tmp_path / "state.db").progress().num_acknowledged == NUM_GROUPS
+    assert TrajectoryQueue(tmp_path / "state.db").admin.progress().num_acknowledged == NUM_GROUPS

@@ -32,7 +32,8 @@ from learner_jax.runtime import CANNOT_HEAL_STATUS
 from learner_jax.settings.learner import HostsSettings, LearnerSettings, LossSettings
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
-from serving_bridge.queue.queue import QueueError, TrajectoryQueue
+from serving_bridge.queue.bounds import QueueError
+from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.weights.store import WeightStore
 from tests.learner_jax.training.test_train_step import TINY_JSON
 from tests.support.host_processes import (
@@ -308,7 +309,9 @@ def take(
         {"steps": 1, "groups_per_step": 4, "sequence_length": 8, "microbatch_rows": 2, "max_wait_s": 0.3} | changes
     )
     queue = TrajectoryQueue(directory / "state.db")
-    feed = Feed(queue, hosts, settings, max_staleness=9, should_stop=lambda: stop, on_arrival=lambda groups: None)
+    feed = Feed(
+        queue.consumer, hosts, settings, max_staleness=9, should_stop=lambda: stop, on_arrival=lambda groups: None
+    )
     try:
         taken = [feed.take(step, trained_version=1) for step in range(1, steps + 1)]
         hosts.barrier("that every host has read")
@@ -343,8 +346,8 @@ def test_each_group_goes_to_one_host_and_unreadable_ones_are_replaced(tmp_path: 
         expected = [["run/0", "run/5", "run/2", "run/3"], ["run/6", "run/7", "run/8", "run/9"]][step]
         assert sorted(mine.group_ids) == sorted(expected)
     queue = TrajectoryQueue(tmp_path / "state.db")
-    assert [group for group, _ in queue.dead_letters()] == ["run/1", "run/4"]
-    assert queue.progress().num_leased == 8
+    assert [group for group, _ in queue.admin.dead_letters()] == ["run/1", "run/4"]
+    assert queue.admin.progress().num_leased == 8
     queue.close()
 
 
@@ -377,7 +380,7 @@ def test_a_host_with_another_queue_is_refused_before_any_group_is_lost(tmp_path:
     with pytest.raises((QueueError, HostError), match="same queue"):
         on_hosts(2, lambda hosts: take(tmp_path / str(hosts.index), hosts))
     queue = TrajectoryQueue(tmp_path / "0" / "state.db")
-    assert queue.dead_letters() == []
+    assert queue.admin.dead_letters() == []
     queue.close()
 
 
@@ -457,7 +460,7 @@ def test_each_process_reads_its_own_payloads(two: Path) -> None:
 
 
 def test_the_leader_alone_publishes_and_ends_the_queue(two: Path) -> None:
-    progress = TrajectoryQueue(two / "state.db").progress()
+    progress = TrajectoryQueue(two / "state.db").admin.progress()
     assert (progress.num_acknowledged, progress.completed_steps, progress.finished) == (24, 6, True)
     store = WeightStore(two / "weights", "test")
     assert store.versions() == [1, 2, 3, 4, 5, 6, 7]  # no number was claimed by the other
@@ -507,7 +510,7 @@ def test_a_killed_process_ends_the_others_and_all_go_on_from_the_checkpoint(two:
     assert records(tmp_path, 0, "resumed")[0]["step"] in (2, 4)
     for path, value in final(two).items():
         np.testing.assert_array_equal(final(tmp_path)[path], value, err_msg=str(path))
-    assert TrajectoryQueue(tmp_path / "state.db").progress().num_acknowledged == 24
+    assert TrajectoryQueue(tmp_path / "state.db").admin.progress().num_acknowledged == 24
 
 
 @pytest.mark.soak

@@ -101,7 +101,11 @@ def test_a_run_with_a_checkpoint_folder_for_each_host_is_refused_before_the_queu
             f"host 1 at {folders[1]} sees another folder"
         ) in processes.output(host)
     queue = TrajectoryQueue(tmp_path / "state.db")
-    assert (queue.progress().num_ready, queue.progress().num_leased, queue.progress().num_acknowledged) == (4, 0, 0)
+    assert (
+        queue.admin.progress().num_ready,
+        queue.admin.progress().num_leased,
+        queue.admin.progress().num_acknowledged,
+    ) == (4, 0, 0)
     assert queue.database.read(
         lambda session: session.execute("SELECT value FROM progress WHERE key = 'consumer_epoch'")
     ) == [(0,)]

@@ -32,6 +32,7 @@ from learner_jax.settings.learner import (
 )
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
+from serving_bridge.queue.consumer import QueueConsumer
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.weights.store import WeightStore
 from tests.learner_jax.training.test_train_step import TINY, TINY_JSON
@@ -99,7 +100,7 @@ def run(
             engine,
             params,
             seed=0,
-            source=queue,
+            source=queue.consumer,
             publisher=WeightStore(directory / "weights", "test"),
             checkpoints=checkpoints,
             golden_prompts=[[1, 2, 3, 4]],
@@ -119,7 +120,7 @@ def fill(
     queue = TrajectoryQueue(directory / "state.db")
     for i in range(count):
         group = make_group(f"{run_name}/{i}", seed=i, version=version, vocabulary=vocabulary, rewards=[0.0, 1.0])
-        queue.put([(i, [dataclasses.replace(trajectory, tokenizer=tokenizer) for trajectory in group])])
+        queue.producer.put([(i, [dataclasses.replace(trajectory, tokenizer=tokenizer) for trajectory in group])])
     queue.close()
 
 
@@ -132,7 +133,7 @@ def test_runs_to_the_end_and_every_group_has_its_effect_once(engine: Engine, par
     outcome, log = run(engine, params, tmp_path)
     assert outcome.reason == "finished"
     assert [record["step"] for record in log.steps()] == [1, 2, 3, 4, 5, 6]
-    progress = TrajectoryQueue(tmp_path / "state.db").progress()
+    progress = TrajectoryQueue(tmp_path / "state.db").admin.progress()
     assert (progress.num_acknowledged, progress.num_ready, progress.finished) == (12, 0, True)
     store = WeightStore(tmp_path / "weights", "test")
     assert [store.manifest(v).step for v in store.versions()] == [0, 1, 2, 3, 4, 5, 6]
@@ -161,7 +162,7 @@ def test_resume_equals_the_uninterrupted_run_bit_by_bit(
     expected, got = final_parameters(whole), final_parameters(broken)
     for path, value in expected.items():
         np.testing.assert_array_equal(got[path], value, err_msg=str(path))
-    assert TrajectoryQueue(broken / "state.db").progress().num_acknowledged == 12
+    assert TrajectoryQueue(broken / "state.db").admin.progress().num_acknowledged == 12
     versions = WeightStore(broken / "weights", "test").versions()
     assert versions == sorted(set(versions))
     assert len(versions) > 7
@@ -241,7 +242,7 @@ def test_a_ratio_of_exactly_one_on_older_tokens_ends_the_run(params: Any, tmp_pa
     fill(tmp_path, 24)
     with pytest.raises(TrainingError, match=r"step 2: 16 tokens of versions older than 2 .* exactly 1"):
         run(engine, params, tmp_path)
-    progress = TrajectoryQueue(tmp_path / "state.db").progress()
+    progress = TrajectoryQueue(tmp_path / "state.db").admin.progress()
     assert progress.completed_steps == 1
 
 
@@ -250,7 +251,7 @@ def test_a_batch_that_teaches_nothing_is_skipped_and_counted(params: Any, tmp_pa
     changed = SETTINGS.model_copy(update={"loss": loss, "steps": 4})
     engine = Engine(changed, TINY, objective=objective.reinforcement(loss), temperature=1.0, devices=jax.devices()[:1])
     queue = TrajectoryQueue(tmp_path / "state.db")
-    queue.put([(i, make_group(f"run/{i}", seed=i, rewards=[1.0, 1.0])) for i in range(8)])
+    queue.producer.put([(i, make_group(f"run/{i}", seed=i, rewards=[1.0, 1.0])) for i in range(8)])
     queue.close()
     outcome, log = run(engine, params, tmp_path)
     assert outcome.reason == "finished"
@@ -271,7 +272,7 @@ def test_graceful_stop_leaves_a_checkpoint_and_goes_on(engine: Engine, params: A
     outcome, _ = run(engine, params, stopped, log=first, should_stop=lambda: len(first.steps()) >= 3)
     assert outcome.reason == "stopped"
     assert outcome.position.completed_steps == 3
-    assert not TrajectoryQueue(stopped / "state.db").progress().finished
+    assert not TrajectoryQueue(stopped / "state.db").admin.progress().finished
     _, second = run(engine, params, stopped)
     assert [record["step"] for record in second.steps()] == [4, 5, 6]
     for path, value in final_parameters(whole).items():
@@ -283,7 +284,7 @@ def test_the_queue_is_taken_over_before_a_checkpoint_is_chosen(
 ) -> None:
     """Else a learner that still lives commits one and acknowledges it in between."""
     order: list[str] = []
-    for owner, name in ((TrajectoryQueue, "take_over"), (Checkpoints, "latest_step"), (TrajectoryQueue, "recover")):
+    for owner, name in ((QueueConsumer, "take_over"), (Checkpoints, "latest_step"), (QueueConsumer, "recover")):
         real = getattr(owner, name)
 
         def noted(*arguments: Any, real: Any = real, name: str = name, **named: Any) -> Any:
@@ -300,16 +301,16 @@ def test_a_checkpoint_of_another_learner_is_neither_overwritten_nor_taken_for_it
     engine: Engine, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, 12)
-    real = TrajectoryQueue.acknowledge
+    real = QueueConsumer.acknowledge
 
-    def another_saves(queue: TrajectoryQueue, group_ids: Sequence[str]) -> None:
+    def another_saves(queue: QueueConsumer, group_ids: Sequence[str]) -> None:
         real(queue, group_ids)
         (tmp_path / "checkpoints" / "4").mkdir(exist_ok=True)
 
-    monkeypatch.setattr(TrajectoryQueue, "acknowledge", another_saves)
+    monkeypatch.setattr(QueueConsumer, "acknowledge", another_saves)
     with pytest.raises(CheckpointError, match=r"step 4 can't be saved: .*/checkpoints holds checkpoint 4, which this"):
         run(engine, params, tmp_path)
-    assert TrajectoryQueue(tmp_path / "state.db").progress().num_acknowledged == 4
+    assert TrajectoryQueue(tmp_path / "state.db").admin.progress().num_acknowledged == 4
 
 
 @pytest.fixture
@@ -323,7 +324,7 @@ def test_stale_groups_are_dropped_and_never_trained_on(impatient: Engine, params
     fill(tmp_path, 12)
     with pytest.raises(StarvedError, match=r"for 2 of 2 groups of step 4 from rollout"):
         run(impatient, params, tmp_path, max_staleness=2)
-    progress = TrajectoryQueue(tmp_path / "state.db").progress()
+    progress = TrajectoryQueue(tmp_path / "state.db").admin.progress()
     assert (progress.completed_steps, progress.num_dropped) == (3, 6)
 
 

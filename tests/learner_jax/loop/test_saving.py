@@ -56,7 +56,7 @@ def whole(engine: Engine, params: Any, tmp_path_factory: pytest.TempPathFactory)
 def num_acknowledged(directory: Path) -> int:
     queue = TrajectoryQueue(directory / "state.db")
     try:
-        return queue.progress().num_acknowledged
+        return queue.admin.progress().num_acknowledged
     finally:
         queue.close()
 

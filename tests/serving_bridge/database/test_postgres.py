@@ -150,7 +150,7 @@ def test_an_operation_whose_connection_is_lost_at_the_commit_takes_effect_once(
     assert lease(queue) == ["run/0", "run/1"]
     proxy.cut = cut
     train(queue, ["run/0", "run/1"])
-    assert queue.progress().num_trained == 2
+    assert queue.admin.progress().num_trained == 2
     queue.close()
 
 
@@ -168,7 +168,7 @@ def test_a_connection_lost_inside_a_transaction_is_made_again(url: str) -> None:
         session.execute("UPDATE progress SET value = value + 1 WHERE key = 'completed_steps'")
 
     queue.database.write(work)
-    assert (len(attempts), queue.progress().completed_steps) == (2, 2)
+    assert (len(attempts), queue.admin.progress().completed_steps) == (2, 2)
     queue.close()
 
 
@@ -182,21 +182,21 @@ def test_a_server_that_crashes_again_and_again_loses_and_repeats_nothing(server:
     def produce() -> None:
         queue = TrajectoryQueue(url)
         while len(trained) < total and not stop.is_set():
-            claimed = queue.claim_prompts("w", 3, Pace(1000, 4, total // 4), served_step=0)
-            assert queue.put([(index, make_group(f"run/{index}")) for index in claimed]) == len(claimed)
+            claimed = queue.producer.claim_prompts("w", 3, Pace(1000, 4, total // 4), served_step=0)
+            assert queue.producer.put([(index, make_group(f"run/{index}")) for index in claimed]) == len(claimed)
             time.sleep(0.002)
         queue.close()
 
     def consume() -> None:
         queue = TrajectoryQueue(url)
-        queue.recover([], completed_steps=0, prompt_cursor=0)
+        queue.consumer.recover([], completed_steps=0, prompt_cursor=0)
         group_ids: list[str] = []
         while len(trained) < total and not stop.is_set():
             group_ids += lease(queue, 4 - len(group_ids))
             if len(group_ids) == 4:
                 trained.extend(group_ids)
-                queue.mark_trained(group_ids, completed_steps=len(trained) // 4, trained_version=1)
-                queue.acknowledge(group_ids)
+                queue.consumer.mark_trained(group_ids, completed_steps=len(trained) // 4, trained_version=1)
+                queue.consumer.acknowledge(group_ids)
                 group_ids = []
         queue.close()
 
@@ -215,7 +215,7 @@ def test_a_server_that_crashes_again_and_again_loses_and_repeats_nothing(server:
             stop.set()
     assert sorted(trained) == sorted(f"run/{index}" for index in range(total))
     queue = TrajectoryQueue(url)
-    progress = queue.progress()
+    progress = queue.admin.progress()
     queue.close()
     assert (progress.num_acknowledged, progress.num_ready, progress.num_claimed) == (total, 0, 0)
 
@@ -309,10 +309,10 @@ def test_a_lock_that_is_never_given_back_is_told(url: str) -> None:
         schema = parse_qs(urlsplit(url).query)["schema"][0]
         holder.execute(f"SELECT * FROM {schema}.progress FOR UPDATE")
         with pytest.raises(DatabaseError, match="locked by another process for too long"):
-            queue.finish()
+            queue.consumer.finish()
         holder.rollback()
-    queue.finish()
-    assert queue.progress().finished
+    queue.consumer.finish()
+    assert queue.admin.progress().finished
     queue.close()
 
 

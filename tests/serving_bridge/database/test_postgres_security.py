@@ -246,24 +246,24 @@ def test_worker_and_learner_do_their_work_with_their_own_rights_only(remote: Rem
     prepare(remote.url("weir_owner", schema="roles"), {"worker": "weir_worker", "learner": "weir_learner"})
     worker = TrajectoryQueue(remote.url("weir_worker", schema="roles"), blob_bytes=1 << 20)
     learner = TrajectoryQueue(remote.url("weir_learner", schema="roles"), blob_bytes=1 << 20)
-    learner.take_over()
-    learner.recover(["run/77"], completed_steps=0, prompt_cursor=0)
-    claimed = worker.claim_prompts("worker-0", 3, PACE, served_step=0)
+    learner.consumer.take_over()
+    learner.consumer.recover(["run/77"], completed_steps=0, prompt_cursor=0)
+    claimed = worker.producer.claim_prompts("worker-0", 3, PACE, served_step=0)
     assert len(claimed) == 3
-    assert worker.renew_claims("worker-0") == claimed
+    assert worker.producer.renew_claims("worker-0") == claimed
     assert put(worker, *claimed[:2]) == 2
-    worker.release_claim(claimed[2])
-    worker.hand_on_claims("worker-0")
-    assert worker.progress().num_ready == 2
+    worker.producer.release_claim(claimed[2])
+    worker.producer.hand_on_claims("worker-0")
+    assert worker.producer.progress().num_ready == 2
     first, second = lease(learner, 2)
     train(learner, [first])
-    learner.acknowledge([first])
-    learner.reject(second, "try again")
-    learner.bury(lease(learner, 1)[0], "unreadable")
-    assert [letter.reason for letter in learner.overview().dead] == ["unreadable"]
-    learner.requeue()
-    learner.finish()
-    assert worker.progress().finished
+    learner.consumer.acknowledge([first])
+    learner.consumer.reject(second, "try again")
+    learner.consumer.bury(lease(learner, 1)[0], "unreadable")
+    assert [letter.reason for letter in learner.admin.overview().dead] == ["unreadable"]
+    learner.admin.requeue()
+    learner.consumer.finish()
+    assert worker.producer.progress().finished
 
     for statement in (
         "UPDATE groups SET state = 'acknowledged'",
@@ -280,8 +280,8 @@ def test_worker_and_learner_do_their_work_with_their_own_rights_only(remote: Rem
         with pytest.raises(DatabaseError, match="another role is needed here"):
             execute(worker, statement)
     execute(worker, "UPDATE progress SET value = 99 WHERE key IN ('consumer_epoch', 'completed_steps', 'finished')")
-    assert learner.progress().completed_steps == 1
-    assert learner.prompt_cursor() == 3  # its turn was not taken
+    assert learner.admin.progress().completed_steps == 1
+    assert learner.consumer.prompt_cursor() == 3  # its turn was not taken
     for statement in ("TRUNCATE groups", "CREATE TABLE mine (x int)", "INSERT INTO payloads VALUES (1, '')"):
         with pytest.raises(DatabaseError, match="another role is needed here"):
             execute(learner, statement)

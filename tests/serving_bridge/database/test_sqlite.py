@@ -27,7 +27,8 @@ from serving_bridge.database.database import (
 )
 from serving_bridge.database.migrations import migrate
 from serving_bridge.queue import rows as queue_rows
-from serving_bridge.queue.queue import QueueBounds, QueueFullError, TrajectoryQueue
+from serving_bridge.queue.bounds import QueueBounds, QueueFullError
+from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.queue.staleness import Pace
 from tests.conftest import REPOSITORY
 from tests.support.queue_engines import PACE, execute, lease, put, train
@@ -80,23 +81,23 @@ def _write_schema_1(path: Path) -> None:
 def test_a_file_of_the_first_schema_goes_on(path: Path) -> None:
     _write_schema_1(path)
     queue = TrajectoryQueue(path)
-    progress = queue.progress()
+    progress = queue.admin.progress()
     assert (progress.completed_steps, progress.trained_version, progress.next_prompt) == (2, 3, 7)
     assert (progress.num_ready, progress.num_leased, progress.num_trained) == (1, 1, 1)
     assert (progress.num_acknowledged, progress.num_dead, progress.num_dropped) == (1, 1, 1)
-    assert queue.resume_claims("w") == [6]
-    assert queue.dead_letters() == [("run/0/4", "why")]
-    queue.recover(["run/0/0"], completed_steps=1, prompt_cursor=7)
-    assert queue.put([(i, make_group(f"run/0/{i}")) for i in range(6)]) == 0
+    assert queue.producer.resume_claims("w") == [6]
+    assert queue.admin.dead_letters() == [("run/0/4", "why")]
+    queue.consumer.recover(["run/0/0"], completed_steps=1, prompt_cursor=7)
+    assert queue.producer.put([(i, make_group(f"run/0/{i}")) for i in range(6)]) == 0
     assert lease(queue) == ["run/0/1", "run/0/2", "run/0/3"]
-    queue.mark_trained(["run/0/1", "run/0/2", "run/0/3"], completed_steps=2, trained_version=4)
-    queue.acknowledge(["run/0/1", "run/0/2", "run/0/3"])
-    queue.requeue()
+    queue.consumer.mark_trained(["run/0/1", "run/0/2", "run/0/3"], completed_steps=2, trained_version=4)
+    queue.consumer.acknowledge(["run/0/1", "run/0/2", "run/0/3"])
+    queue.admin.requeue()
     assert lease(queue) == ["run/0/4"]
-    assert queue.put([(6, make_group("run/0/6"))]) == 1
-    assert queue.put([(i, make_group(f"run/0/{i}")) for i in range(7)]) == 0
+    assert queue.producer.put([(6, make_group("run/0/6"))]) == 1
+    assert queue.producer.put([(i, make_group(f"run/0/{i}")) for i in range(7)]) == 0
     TrajectoryQueue(path).close()  # opening again changes nothing
-    assert queue.progress().num_ready == 1
+    assert queue.admin.progress().num_ready == 1
     queue.close()
 
 
@@ -107,9 +108,9 @@ def test_old_rows_stay_until_every_prompt_that_they_may_be_of_has_ended(path: Pa
         raw.execute("UPDATE claims SET prompt_index = 2")
     raw.close()
     queue = TrajectoryQueue(path)
-    queue.acknowledge([])
-    assert queue.overview().watermark == 2
-    assert queue.put([(5, make_group("run/0/5"))]) == 0
+    queue.consumer.acknowledge([])
+    assert queue.admin.overview().watermark == 2
+    assert queue.producer.put([(5, make_group("run/0/5"))]) == 0
     queue.close()
 
 
@@ -128,7 +129,7 @@ def test_a_migration_that_is_cut_off_leaves_the_old_schema(path: Path) -> None:
         assert raw.execute("PRAGMA user_version").fetchone() == (1,)
         assert raw.execute("SELECT count(payload) FROM groups").fetchone() == (4,)
     raw.close()
-    assert TrajectoryQueue(path).progress().num_ready == 1
+    assert TrajectoryQueue(path).admin.progress().num_ready == 1
 
 
 def test_foreign_and_newer_files_are_refused(path: Path) -> None:
@@ -151,7 +152,7 @@ def test_foreign_and_newer_files_are_refused(path: Path) -> None:
 
 def test_urls_name_the_same_file_as_paths(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(TrajectoryQueue(f"sqlite:///{path}"), 0)
-    assert TrajectoryQueue(path).progress().num_ready == 1
+    assert TrajectoryQueue(path).admin.progress().num_ready == 1
     assert sqlite_path("sqlite:////a%20b/x.db") == Path("/a b/x.db")
     monkeypatch.chdir(path.parent)
     assert absolute_url("sqlite:///state.db", schema="run") == absolute_url("state.db", schema="run") == str(path)
@@ -169,7 +170,7 @@ def test_a_queue_in_memory_works_like_any_other() -> None:
     queue = TrajectoryQueue(":memory:")
     put(queue, 0, 1)
     train(queue, lease(queue))
-    assert queue.progress().num_trained == 2
+    assert queue.admin.progress().num_trained == 2
     queue.close()
 
 
@@ -207,11 +208,11 @@ def test_the_disk_is_waited_for_where_somebody_may_outlive_the_machine(path: Pat
     full, normal = 2, 1
     database = Noting(open_database(path))
     queue = TrajectoryQueue(database=database)
-    queue.claim_prompts("w", 1, PACE, served_step=0)
+    queue.producer.claim_prompts("w", 1, PACE, served_step=0)
     put(queue, 0)
     trained = lease(queue)
     train(queue, trained)
-    queue.acknowledge(trained)
+    queue.consumer.acknowledge(trained)
     assert database.levels == [normal, full, normal, normal, full]
     queue.close()
 
@@ -280,19 +281,19 @@ def test_a_file_does_not_grow_with_what_went_through(path: Path) -> None:
     queue = TrajectoryQueue(path, bounds=QueueBounds(max_bytes=limit))
     pace, step, sizes, put_bytes = Pace(100, 4, 10**6), 0, [], 0
     while put_bytes < 20 * limit:
-        claimed = queue.claim_prompts("w", 6, pace, served_step=step)
+        claimed = queue.producer.claim_prompts("w", 6, pace, served_step=step)
         groups = [(index, make_group(f"run/{index}", size=4, answer_tokens=200)) for index in claimed]
         try:
-            queue.put(groups)
+            queue.producer.put(groups)
             put_bytes += sum(len(encode_group(group)) for _, group in groups)
         except QueueFullError:
             for index, _ in groups:
-                queue.release_claim(index)
+                queue.producer.release_claim(index)
         trained = lease(queue, 4)
         train(queue, trained, step := step + 1)
-        queue.acknowledge(trained)
+        queue.consumer.acknowledge(trained)
         if step == 20:
-            queue.recover([], completed_steps=step, prompt_cursor=0)
+            queue.consumer.recover([], completed_steps=step, prompt_cursor=0)
         log = Path(f"{path}-wal")
         sizes.append(path.stat().st_size + log.stat().st_size)
     assert len(sizes) > 40

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from serving_bridge.queue.blobs import Blob, BlobError, BlobFolder
-from serving_bridge.queue.queue import QueueBounds, QueueError, QueueFullError, TrajectoryQueue
+from serving_bridge.queue.bounds import QueueBounds, QueueError, QueueFullError
+from serving_bridge.queue.queue import TrajectoryQueue
 from tests.support.queue_engines import PACE, Clock, Place, clock, execute, fresh_url, lease, place, put, train
 from tests.support.trajectories import make_group
 
@@ -47,14 +48,14 @@ def read(folder: Path, blob: Blob) -> bytes:
 
 
 def test_big_payloads_share_a_file_and_small_ones_are_rows(queue: TrajectoryQueue, folder: Path, place: Place) -> None:
-    queue.put([(i, make_group(f"run/{i}", answer_tokens=200 if i else 2)) for i in range(3)])
+    queue.producer.put([(i, make_group(f"run/{i}", answer_tokens=200 if i else 2)) for i in range(3)])
     (file,) = files(folder)
     assert execute(queue, "SELECT count(*) FROM payloads") == [(1,)]
-    report = queue.lease_groups(5, trained_version=1, max_staleness=1)
+    report = queue.consumer.lease_groups(5, trained_version=1, max_staleness=1)
     assert [len(group[0].tokens) for group in report.groups] == [5, 203, 203]
-    assert len(place.open(blobs=folder).read(["run/1"]).groups["run/1"][0].tokens) == 203
-    assert queue.overview().num_blobs == 2
-    assert file.stat().st_size == queue.overview().states[1].num_bytes - len(
+    assert len(place.open(blobs=folder).consumer.read(["run/1"]).groups["run/1"][0].tokens) == 203
+    assert queue.admin.overview().num_blobs == 2
+    assert file.stat().st_size == queue.admin.overview().states[1].num_bytes - len(
         execute(queue, "SELECT payload FROM payloads")[0][0]
     )
 
@@ -65,22 +66,22 @@ def test_files_end_with_the_last_of_their_groups(queue: TrajectoryQueue, folder:
     trained = lease(queue, 1)
     train(queue, trained)
     assert len(files(folder)) == 2
-    queue.acknowledge(trained)
+    queue.consumer.acknowledge(trained)
     assert len(files(folder)) == 1
-    queue.bury(lease(queue, 1)[0], "kept with what it holds")
-    queue.lease_groups(1, trained_version=99, max_staleness=1)
+    queue.consumer.bury(lease(queue, 1)[0], "kept with what it holds")
+    queue.consumer.lease_groups(1, trained_version=99, max_staleness=1)
     assert len(files(folder)) == 1
-    queue.requeue()
+    queue.admin.requeue()
     assert lease(queue, 1) == ["run/1"]
-    queue.recover(["run/1"], completed_steps=1, prompt_cursor=3)
+    queue.consumer.recover(["run/1"], completed_steps=1, prompt_cursor=3)
     assert files(folder) == []
 
 
 def test_files_of_dropped_groups_stay_until_that_is_durable(queue: TrajectoryQueue, folder: Path) -> None:
     put_big(queue, 0)
-    assert queue.lease_groups(1, trained_version=99, max_staleness=1).num_dropped_stale == 1
+    assert queue.consumer.lease_groups(1, trained_version=99, max_staleness=1).num_dropped_stale == 1
     assert len(files(folder)) == 1
-    queue.acknowledge([])
+    queue.consumer.acknowledge([])
     assert files(folder) == []
 
 
@@ -91,7 +92,7 @@ def test_ended_files_are_written_again_under_new_names(queue: TrajectoryQueue, f
     number = first.stat().st_ino
     trained = lease(queue)
     train(queue, trained)
-    queue.acknowledge(trained)
+    queue.consumer.acknowledge(trained)
     assert [path.stat().st_ino for path in spares(folder)] == [number]
     put_big(queue, 2)
     (second,) = files(folder)
@@ -135,10 +136,10 @@ def test_a_put_that_adds_nothing_leaves_no_file(place: Place, folder: Path) -> N
 
 def test_a_deleted_dead_letter_takes_its_file_along(place: Place, folder: Path) -> None:
     queue = place.open(blobs=folder, blob_bytes=2000, bounds=QueueBounds(max_dead=0))
-    put_big(queue, *queue.claim_prompts("w", 1, PACE, served_step=0))
-    queue.bury(lease(queue)[0], "x")
-    queue.acknowledge([])
-    assert (queue.dead_letters(), files(folder)) == ([], [])
+    put_big(queue, *queue.producer.claim_prompts("w", 1, PACE, served_step=0))
+    queue.consumer.bury(lease(queue)[0], "x")
+    queue.consumer.acknowledge([])
+    assert (queue.admin.dead_letters(), files(folder)) == ([], [])
 
 
 def test_damaged_and_missing_files_become_dead_letters_with_the_reason(queue: TrajectoryQueue, folder: Path) -> None:
@@ -151,7 +152,7 @@ def test_damaged_and_missing_files_become_dead_letters_with_the_reason(queue: Tr
     (folder / damaged_file).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     (folder / missing_file).unlink()
     assert lease(queue) == ["run/2"]
-    (damaged, missing) = queue.dead_letters()
+    (damaged, missing) = queue.admin.dead_letters()
     assert damaged[0] == "run/0"
     assert "is damaged" in damaged[1]
     assert missing[0] == "run/1"
@@ -162,7 +163,7 @@ def test_a_process_without_the_folder_says_so(queue: TrajectoryQueue, place: Pla
     put_big(queue, 0)
     other = place.open(blobs=None) if place.url.startswith("postgresql") else place.open(blobs=place.url + "-none")
     assert lease(other) == []
-    assert "blob " in other.dead_letters()[0][1]
+    assert "blob " in other.admin.dead_letters()[0][1]
 
 
 @pytest.mark.postgres
@@ -202,7 +203,7 @@ def test_orphans_are_swept_by_age_and_wanted_files_never(queue: TrajectoryQueue,
     clock.now_s = 10_000.0
     for path in files(folder):
         os.utime(path, (0, clock.now_s if path.name == young else 1000.0))
-    queue.recover([], completed_steps=0, prompt_cursor=0)
+    queue.consumer.recover([], completed_steps=0, prompt_cursor=0)
     assert not blobs.holds(old)
     assert blobs.holds(young)
     assert lease(queue) == ["run/0"]

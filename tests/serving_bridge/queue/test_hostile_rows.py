@@ -11,7 +11,8 @@ import pytest
 
 from learner_jax.contracts.weights import ContractError, RecordLimits
 from serving_bridge.database.database import Session
-from serving_bridge.queue.queue import QueueBounds, TrajectoryQueue
+from serving_bridge.queue.bounds import QueueBounds
+from serving_bridge.queue.queue import TrajectoryQueue
 from tests.support.queue_engines import PACE, Place, clock, execute, place
 from tests.support.trajectories import make_group
 
@@ -102,8 +103,8 @@ def damaged(place: Place, blobs: Path, kinds: Mapping[str, str]) -> tuple[set[st
     """A queue with a sound group at each end, and one for each kind between; (sound ones, number of damaged)."""
     queue = place.open(blobs=blobs, blob_bytes=10**9, limits=LIMITS)
     count = len(kinds)
-    assert queue.claim_prompts("w", count + 2, PACE_OF_ALL, served_step=0) == list(range(count + 2))
-    queue.put([(i, make_group(f"run/{i}", seed=i)) for i in range(count + 2)], worker="w")
+    assert queue.producer.claim_prompts("w", count + 2, PACE_OF_ALL, served_step=0) == list(range(count + 2))
+    queue.producer.put([(i, make_group(f"run/{i}", seed=i)) for i in range(count + 2)], worker="w")
     sound = {"run/0", f"run/{count + 1}"}
     for number, kind in enumerate(kinds, 1):
         if kind.startswith("blob_"):
@@ -123,20 +124,22 @@ PACE_OF_ALL = type(PACE)(max_staleness=100, groups_per_step=100, total_steps=100
 def live(place: Place, blobs: Path) -> tuple[set[str], TrajectoryQueue]:
     """What a life of the learner trains on, with everything that it and a worker beside it do."""
     queue = place.open(blobs=blobs, blob_bytes=10**9, limits=LIMITS, bounds=QueueBounds(max_group_bytes=MAX_BYTES))
-    queue.take_over()
-    queue.recover([], completed_steps=0, prompt_cursor=0)
+    queue.consumer.take_over()
+    queue.consumer.recover([], completed_steps=0, prompt_cursor=0)
     trained: set[str] = set()
-    while groups := queue.lease_groups(7, trained_version=1, max_staleness=1).groups:
+    while groups := queue.consumer.lease_groups(7, trained_version=1, max_staleness=1).groups:
         names = [group[0].group_id for group in groups]
-        queue.mark_trained(names, completed_steps=len(trained) + 1, trained_version=1)
-        queue.acknowledge(names)
+        queue.consumer.mark_trained(names, completed_steps=len(trained) + 1, trained_version=1)
+        queue.consumer.acknowledge(names)
         trained |= set(names)
-    for index in queue.claim_prompts("v", 2, PACE_OF_ALL, served_step=10**6):  # one of them may have ended long ago
+    for index in queue.producer.claim_prompts(
+        "v", 2, PACE_OF_ALL, served_step=10**6
+    ):  # one of them may have ended long ago
         assert 0 <= index < 1000, index
-        queue.put([(index, make_group(f"run/{index}"))], worker="v")
-    assert queue.progress().num_ready > 0
-    assert queue.prompt_cursor() < 1000
-    queue.overview()
+        queue.producer.put([(index, make_group(f"run/{index}"))], worker="v")
+    assert queue.admin.progress().num_ready > 0
+    assert queue.consumer.prompt_cursor() < 1000
+    queue.admin.overview()
     return trained, queue
 
 
@@ -149,11 +152,11 @@ def test_one_damaged_row_is_buried_and_the_learner_goes_on(kind: str, tmp_path: 
     try:
         trained, queue = live(place, tmp_path / "blobs")
         assert trained == sound
-        dead = queue.dead_letters()
+        dead = queue.admin.dead_letters()
         assert len(dead) == num_bad
         assert all(reason and reason.isprintable() and len(reason) < 500 for _, reason in dead), dead
-        assert queue.sweep_blobs() == 0
-        queue.acknowledge([])
+        assert queue.admin.sweep_blobs() == 0
+        queue.consumer.acknowledge([])
         assert snapshot(tmp_path) == before
     finally:
         for opened in place.opened:
@@ -167,7 +170,7 @@ def test_all_damage_at_once_is_buried_on_both_engines(place: Place, tmp_path: Pa
     sound, num_bad = damaged(place, folder / "blobs", kinds_of(place))
     trained, queue = live(place, folder / "blobs")
     assert trained == sound
-    assert len(queue.dead_letters()) == num_bad
+    assert len(queue.admin.dead_letters()) == num_bad
     again, _ = live(place, folder / "blobs")
     assert 1 <= len(again) <= 2  # what came at the end of the first life
 
@@ -180,12 +183,12 @@ def test_a_file_that_is_none_of_the_queue_s_is_never_moved_or_deleted(file: str,
     decoys(tmp_path)
     before = snapshot(tmp_path)
     queue = place.open(blobs=tmp_path / "blobs")
-    queue.put([(0, make_group("run/0"))])
+    queue.producer.put([(0, make_group("run/0"))])
     file = file.replace("/{folder}", str(tmp_path))
     execute(queue, "UPDATE groups SET blob = ?, blob_offset = 0, blob_hash = ?", (file, "0" * 32))
-    queue.lease_groups(1, trained_version=99, max_staleness=1)
-    queue.acknowledge([])
-    assert queue.progress().num_dropped == 1
+    queue.consumer.lease_groups(1, trained_version=99, max_staleness=1)
+    queue.consumer.acknowledge([])
+    assert queue.admin.progress().num_dropped == 1
     assert snapshot(tmp_path) == before
     queue.close()
 
@@ -211,11 +214,11 @@ def snapshot(folder: Path) -> list[tuple[str, int]]:
 
 def test_a_reason_that_no_database_takes_is_written_as_one_that_it_takes(place: Place) -> None:
     queue = place.open()
-    queue.put([(i, make_group(f"run/{i}")) for i in range(2)])
-    queue.lease_groups(2, trained_version=1, max_staleness=1)
-    queue.bury("run/0", "\x00\ud800\x1b[2J" + "x" * 10**6)
-    queue.reject("run/1", "\x00\ud800")
-    ((_, reason),) = queue.dead_letters()
+    queue.producer.put([(i, make_group(f"run/{i}")) for i in range(2)])
+    queue.consumer.lease_groups(2, trained_version=1, max_staleness=1)
+    queue.consumer.bury("run/0", "\x00\ud800\x1b[2J" + "x" * 10**6)
+    queue.consumer.reject("run/1", "\x00\ud800")
+    ((_, reason),) = queue.admin.dead_letters()
     assert reason.startswith("\\x00\\ud800\\x1b[2J")
     assert len(reason) < 400
 
@@ -233,30 +236,30 @@ def test_a_reason_that_no_database_takes_is_written_as_one_that_it_takes(place: 
 def test_put_refuses_numbers_that_do_not_fit(place: Place, index: int, name: str, priority: Any, message: str) -> None:
     queue = place.open(limits=LIMITS)
     with pytest.raises(ContractError, match=message):
-        queue.put([(index, make_group(name))], priority=priority)
-    assert queue.progress().num_ready == 0
+        queue.producer.put([(index, make_group(name))], priority=priority)
+    assert queue.admin.progress().num_ready == 0
 
 
 def test_a_worker_puts_only_what_it_has_claimed(place: Place) -> None:
     queue = place.open()
-    assert queue.claim_prompts("a", 2, PACE, served_step=0) == [0, 1]
+    assert queue.producer.claim_prompts("a", 2, PACE, served_step=0) == [0, 1]
     for worker, index in (("b", 0), ("a", 7)):
         with pytest.raises(ContractError, match="has claimed, expected"):
-            queue.put([(index, make_group(f"run/{index}"))], worker=worker)
-    assert queue.progress().num_claimed == 2
-    assert queue.put([(0, make_group("run/0"))], worker="a") == 1
-    assert queue.put([(0, make_group("run/0"))], worker="a") == 0, "once more, after a lost answer"
-    queue.hand_on_claims("a")
+            queue.producer.put([(index, make_group(f"run/{index}"))], worker=worker)
+    assert queue.admin.progress().num_claimed == 2
+    assert queue.producer.put([(0, make_group("run/0"))], worker="a") == 1
+    assert queue.producer.put([(0, make_group("run/0"))], worker="a") == 0, "once more, after a lost answer"
+    queue.producer.hand_on_claims("a")
     place.clock.now_s += 1000
-    assert queue.claim_prompts("b", 1, PACE, served_step=0) == [1]
+    assert queue.producer.claim_prompts("b", 1, PACE, served_step=0) == [1]
     with pytest.raises(ContractError, match="b has claimed, expected a"):
-        queue.put([(1, make_group("run/1"))], worker="a")
-    assert queue.put([(1, make_group("run/1"))], worker="b") == 1
+        queue.producer.put([(1, make_group("run/1"))], worker="a")
+    assert queue.producer.put([(1, make_group("run/1"))], worker="b") == 1
 
 
 def test_the_database_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     queue = TrajectoryQueue(tmp_path / "deep" / "state.db", blob_bytes=10)
-    queue.put([(0, make_group("run/0"))])
+    queue.producer.put([(0, make_group("run/0"))])
     made = [path for path in (tmp_path / "deep").rglob("*") if not path.name.startswith(".")]
     assert {path.name for path in made} >= {"state.db", "state.db-wal", "state.db-blobs"}
     assert {path.name: path.stat().st_mode & 0o077 for path in made} == {path.name: 0 for path in made}
@@ -266,13 +269,13 @@ def test_the_database_file_is_for_its_owner_alone(tmp_path: Path) -> None:
 
 def test_a_row_that_is_leased_on_another_host_is_refused_there_as_well(place: Place) -> None:
     queue = place.open(limits=LIMITS)
-    queue.put([(i, make_group(f"run/{i}", seed=i)) for i in range(2)])
+    queue.producer.put([(i, make_group(f"run/{i}", seed=i)) for i in range(2)])
 
     def swap(session: Session) -> None:
         session.execute("UPDATE payloads SET payload = (SELECT payload FROM payloads ORDER BY sequence LIMIT 1)")
 
     queue.database.write(swap)
-    names = queue.lease(2, trained_version=1, max_staleness=1).group_ids
-    found = place.open(limits=LIMITS).read(names)
+    names = queue.consumer.lease(2, trained_version=1, max_staleness=1).group_ids
+    found = place.open(limits=LIMITS).consumer.read(names)
     assert list(found.groups) == ["run/0"]
     assert "holds the payload of group run/0" in found.unreadable["run/1"]

@@ -23,15 +23,17 @@ DEMO = REPOSITORY / "configs" / "demo.toml"
 
 
 def awaits(queue: TrajectoryQueue, total_steps: int, *, max_wait_s: float = 60.0, stop: bool = False) -> bool:
-    return awaits_work(queue, total_steps=total_steps, max_wait_s=max_wait_s, waits=Waits(), should_stop=lambda: stop)
+    return awaits_work(
+        queue.producer, total_steps=total_steps, max_wait_s=max_wait_s, waits=Waits(), should_stop=lambda: stop
+    )
 
 
 @pytest.fixture
 def finished(tmp_path: Path) -> TrajectoryQueue:
     """The queue of a run that ended after five steps."""
     queue = TrajectoryQueue(tmp_path / "state.db")
-    queue.recover([], completed_steps=5, prompt_cursor=0)
-    queue.finish()
+    queue.consumer.recover([], completed_steps=5, prompt_cursor=0)
+    queue.consumer.finish()
     return queue
 
 
@@ -47,7 +49,7 @@ def test_a_run_that_is_carried_on_is_waited_for_and_taken_up(tmp_path: Path, fin
     worker.start()
     time.sleep(0.5)
     assert worker.is_alive()
-    TrajectoryQueue(tmp_path / "state.db").recover([], completed_steps=5, prompt_cursor=0)
+    TrajectoryQueue(tmp_path / "state.db").consumer.recover([], completed_steps=5, prompt_cursor=0)
     worker.join(60)
     assert found == [True]
 

@@ -70,7 +70,7 @@ class Bench:
             identity=RunIdentity("run", 2),
             task=task,
             encoder=PromptEncoder(tokenizer, template="{question}", chat=False, max_prompt_tokens=20),
-            queue=self.queue,
+            queue=self.queue.producer,
             registry=self.registry,
             settings=RolloutSettings(**(limits | settings)),
             evaluation=EvaluationSettings(),
@@ -93,14 +93,14 @@ class Bench:
         async with asyncio.timeout(20):
             while not condition() and not running.done():
                 await asyncio.sleep(0.01)
-        self.queue.finish()
+        self.queue.consumer.finish()
         await running
 
     def run(self, condition: Callable[[], bool]) -> None:
         asyncio.run(self.run_until(condition))
 
     def num_ready(self) -> int:
-        return self.queue.progress().num_ready
+        return self.queue.admin.progress().num_ready
 
     def total(self, counter: str) -> int:
         return sum(record[counter] for record in self.records if record["event"] == "interval")
@@ -123,7 +123,7 @@ def test_trajectories_carry_exactly_what_was_sampled(tmp_path: Path, tokenizer: 
     bench = Bench(tmp_path, tokenizer, FakeReplica(script=script))
     bench.ready(2)
     bench.run(lambda: bench.num_ready() == 2)
-    (group, _) = bench.queue.lease_groups(2, trained_version=2, max_staleness=1).groups
+    (group, _) = bench.queue.consumer.lease_groups(2, trained_version=2, max_staleness=1).groups
     first = group[0]
     assert (first.trajectory_id, first.group_id, first.group_size) == ("run/0/0", "run/0", 2)
     prompt = bench.worker.encoder.encode(bench.worker.task.problem("train", 0))
@@ -159,7 +159,7 @@ def test_an_aborted_answer_is_completed(tmp_path: Path, tokenizer: Tokenizer) ->
     bench = Bench(tmp_path, tokenizer, FakeReplica(script=[two(9, 10, finish_reason="abort")]))
     bench.ready()
     bench.run(lambda: bench.num_ready() == 2)
-    groups = bench.queue.lease_groups(2, trained_version=1, max_staleness=1).groups
+    groups = bench.queue.consumer.lease_groups(2, trained_version=1, max_staleness=1).groups
     assert bench.total("resumed") == 2
     assert any(t.tokens[t.loss_mask][:2].tolist() == [9, 10] for group in groups for t in group)
     assert {t.finish_reason for group in groups for t in group} <= {"stop", "length"}
@@ -169,7 +169,7 @@ def test_a_request_that_can_not_work_is_given_up_and_its_place_refunded(tmp_path
     bench = Bench(tmp_path, tokenizer, FakeReplica(script=[lambda _: (400, b"on purpose")]))
     bench.ready()
     bench.run(lambda: bench.num_ready() == 2)
-    progress = bench.queue.progress()
+    progress = bench.queue.admin.progress()
     assert (progress.num_ready, progress.num_claimed, progress.next_prompt) == (2, 0, 3)
     assert bench.total("failed_groups") == 1
 
@@ -178,7 +178,7 @@ def test_dialogs_with_spares_end_as_whole_groups(tmp_path: Path, tokenizer: Toke
     bench = Bench(tmp_path, tokenizer, FakeReplica(stop=0.6), FakeReplica(seed=1, stop=0.6), turns=3, spare_samples=1)
     bench.ready()
     bench.run(lambda: bench.num_ready() == 2)
-    groups = bench.queue.lease_groups(2, trained_version=1, max_staleness=1).groups
+    groups = bench.queue.consumer.lease_groups(2, trained_version=1, max_staleness=1).groups
     assert [len(group) for group in groups] == [2, 2]
     assert max(t.turn.max() for group in groups for t in group) > 0
     for trajectory in (t for group in groups for t in group):
@@ -244,7 +244,7 @@ def test_a_bug_ends_the_worker_and_its_claims_are_taken_up_again(tmp_path: Path,
     bench = Bench(tmp_path, tokenizer, FakeReplica(script=[bug] * 9))
     bench.ready()
     with error_of(bench, ZeroDivisionError, "on purpose"):
-        assert bench.queue.resume_claims("w") == [0, 1]
+        assert bench.queue.producer.resume_claims("w") == [0, 1]
 
 
 def test_a_full_queue_holds_groups_back_until_there_is_room(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -257,9 +257,9 @@ def test_a_full_queue_holds_groups_back_until_there_is_room(tmp_path: Path, toke
     def train() -> bool:
         if bench.total("queue_full_waits") < 1 + len(trained):
             return False
-        for group in queue.lease_groups(4, trained_version=1, max_staleness=9).groups:
-            queue.mark_trained([group[0].group_id], completed_steps=0, trained_version=1)
-            queue.acknowledge([group[0].group_id])
+        for group in queue.consumer.lease_groups(4, trained_version=1, max_staleness=9).groups:
+            queue.consumer.mark_trained([group[0].group_id], completed_steps=0, trained_version=1)
+            queue.consumer.acknowledge([group[0].group_id])
             trained.append(group[0].group_id)
         return len(trained) >= 2
 
@@ -273,7 +273,7 @@ def test_a_full_queue_that_stays_full_is_a_clear_error(tmp_path: Path, tokenizer
     bench = Bench(tmp_path, tokenizer, FakeReplica(), queue=queue, pace=pace, concurrent_groups=1, max_wait_s=0.7)
     bench.ready()
     with error_of(bench, WaitTimeoutError, "for room in the queue from learner and gave up .* the queue is full"):
-        assert queue.resume_claims("w") == [1, 2]
+        assert queue.producer.resume_claims("w") == [1, 2]
 
 
 def test_a_group_that_the_run_does_not_take_is_given_up_and_the_others_are_put(
@@ -284,14 +284,14 @@ def test_a_group_that_the_run_does_not_take_is_given_up_and_the_others_are_put(
     bench = Bench(tmp_path, tokenizer, FakeReplica(script=[two(55, 1)]), queue=queue)
     bench.ready()
     bench.run(lambda: bench.num_ready() == 2)
-    assert (bench.num_ready(), bench.total("failed_groups"), queue.progress().num_claimed) == (2, 1, 0)
+    assert (bench.num_ready(), bench.total("failed_groups"), queue.admin.progress().num_claimed) == (2, 1, 0)
 
 
 def test_one_group_that_the_run_does_not_take_costs_no_other_of_its_batch(tmp_path: Path) -> None:
     queue = TrajectoryQueue(tmp_path / "state.db", limits=RecordLimits(vocab_size=50, max_length=64, group_size=2))
     count: Counter[str] = Counter()
     link = WorkerQueue(
-        queue,
+        queue.producer,
         "w",
         thread=Inline(),
         waits=Waits(),
@@ -309,7 +309,7 @@ def test_one_group_that_the_run_does_not_take_costs_no_other_of_its_batch(tmp_pa
         await link.put()
 
     asyncio.run(story())
-    progress = queue.progress()
+    progress = queue.admin.progress()
     assert (progress.num_ready, progress.num_claimed, count["failed_groups"]) == (3, 0, 1)
 
 
@@ -332,7 +332,7 @@ def test_prompts_claimed_ahead_take_the_places_of_groups_that_end(tmp_path: Path
     claims = [0]
 
     def look() -> bool:
-        progress = bench.queue.progress()
+        progress = bench.queue.admin.progress()
         claims[0] = max(claims[0], progress.num_claimed)
         return progress.num_ready == 20
 
@@ -356,16 +356,16 @@ def test_claims_are_renewed_and_what_was_handed_on_is_dropped(tmp_path: Path, to
     def steal() -> bool:
         """After one renewal too few, nothing is to be had; once the claim is handed on, another worker has it."""
         if not taken and bench.replicas["r0"].bodies and time.monotonic() - began > 0.6:
-            assert other.claim_prompts("thief", 1, bench.worker.pace, served_step=-9) == []
+            assert other.producer.claim_prompts("thief", 1, bench.worker.pace, served_step=-9) == []
             queue.database.write(lambda s: s.execute("UPDATE claims SET expires_s = 0 WHERE prompt_index = 0"))
-            taken.extend(other.claim_prompts("thief", 1, bench.worker.pace, served_step=-9))
+            taken.extend(other.producer.claim_prompts("thief", 1, bench.worker.pace, served_step=-9))
         return bool(taken) and bench.num_ready() == 1
 
     began = time.monotonic()
     bench.run(steal)
     assert taken == [0]
     assert bench.total("lost_claims") == 1
-    (group,) = queue.lease_groups(9, trained_version=1, max_staleness=1).groups
+    (group,) = queue.consumer.lease_groups(9, trained_version=1, max_staleness=1).groups
     assert group[0].group_id == "run/1"
 
 
@@ -385,7 +385,7 @@ def test_a_stop_lets_running_groups_end_and_hands_the_rest_on_at_once(tmp_path: 
     assert 0.5 < time.monotonic() - began < 2.0
     assert bench.num_ready() == 1
     other = TrajectoryQueue(tmp_path / "state.db")
-    assert other.claim_prompts("other", 9, bench.worker.pace, served_step=0) == [1]
+    assert other.producer.claim_prompts("other", 9, bench.worker.pace, served_step=0) == [1]
 
 
 def test_verifiers_that_block_do_not_hold_up_the_loop_and_one_that_hangs_is_given_up(
@@ -400,7 +400,7 @@ def test_verifiers_that_block_do_not_hold_up_the_loop_and_one_that_hangs_is_give
     bench = Bench(tmp_path, tokenizer, replica, task=Slow(), reward_timeout_s=0.2, reward_threads=4)
     bench.ready()
     bench.run(lambda: bench.num_ready() == 2)
-    assert bench.queue.progress().next_prompt == 3
+    assert bench.queue.admin.progress().next_prompt == 3
     assert (bench.total("unjudged_groups"), bench.total("failed_verdicts"), bench.total("failed_groups")) == (1, 2, 0)
     told = [r["failed_verdict_example"] for r in bench.records if "failed_verdict_example" in r]
     assert len(told) == 1
@@ -416,7 +416,7 @@ def test_a_prompt_that_is_too_long_is_skipped(tmp_path: Path, tokenizer: Tokeniz
     bench = Bench(tmp_path, tokenizer, FakeReplica(), task=Long())
     bench.ready()
     bench.run(lambda: bench.num_ready() == 2)
-    assert (bench.queue.progress().next_prompt, bench.total("skipped_prompts")) == (3, 1)
+    assert (bench.queue.admin.progress().next_prompt, bench.total("skipped_prompts")) == (3, 1)
 
 
 def test_waits_are_seen_by_name(tmp_path: Path, tokenizer: Tokenizer) -> None:

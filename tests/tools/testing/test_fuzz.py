@@ -42,7 +42,7 @@ def test_rows_that_are_believed_are_found(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("serving_bridge.queue.payloads.group_index", believed)
     monkeypatch.setattr("serving_bridge.queue.repair.repair", lambda session: 0)
-    monkeypatch.setattr("serving_bridge.queue.queue.repair", lambda session: 0)
+    monkeypatch.setattr("serving_bridge.queue.consumer.repair", lambda session: 0)
     found = fuzz(4_000, seed=4).failures
     assert any("DamagedRowError" in failure for failure in found), found
 

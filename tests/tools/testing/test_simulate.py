@@ -21,7 +21,8 @@ from learner_jax.runtime.waits import Wait
 from serving_bridge.fleet import weight_round
 from serving_bridge.queue import claims as queue_claims
 from serving_bridge.queue import rows as queue_rows
-from serving_bridge.queue.queue import TrajectoryQueue
+from serving_bridge.queue.consumer import QueueConsumer
+from serving_bridge.queue.producer import QueueProducer
 from tools.testing.simulate.__main__ import mode_of
 from tools.testing.simulate.loop import Process, SimulatedLoop, StalledError
 from tools.testing.simulate.run import Outcome, simulate
@@ -87,13 +88,13 @@ def test_a_seed_gives_the_same_run_bit_by_bit_also_in_another_process():
 
 
 def acknowledged_before_the_checkpoint(patch: pytest.MonkeyPatch) -> None:
-    mark_trained = TrajectoryQueue.mark_trained
+    mark_trained = QueueConsumer.mark_trained
 
-    def mark(self: TrajectoryQueue, group_ids: Sequence[str], **numbers: Any) -> None:
+    def mark(self: QueueConsumer, group_ids: Sequence[str], **numbers: Any) -> None:
         mark_trained(self, group_ids, **numbers)
         self.acknowledge(group_ids)
 
-    patch.setattr(TrajectoryQueue, "mark_trained", mark)
+    patch.setattr(QueueConsumer, "mark_trained", mark)
 
 
 def a_gate_that_lets_one_more_through(patch: pytest.MonkeyPatch) -> None:
@@ -110,7 +111,7 @@ def staleness_off_by_one(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_zombie_learner_that_is_not_refused(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(TrajectoryQueue, "_require_epoch", lambda self, session, **options: None)
+    patch.setattr(QueueConsumer, "_require_epoch", lambda self, session, **options: None)
 
 
 def healthy_without_a_probe(patch: pytest.MonkeyPatch) -> None:
@@ -133,7 +134,7 @@ def a_recovery_that_gives_nothing_back(patch: pytest.MonkeyPatch) -> None:
 
 def claims_that_never_run_out(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(queue_claims, "expired", lambda *arguments: [])
-    patch.setattr(TrajectoryQueue, "resume_claims", lambda self, worker: [])
+    patch.setattr(QueueProducer, "resume_claims", lambda self, worker: [])
 
 
 def requests_without_a_bound(patch: pytest.MonkeyPatch) -> None:

@@ -306,20 +306,20 @@ def volume(
         for step, done in enumerate(range(0, count, batch), start=1):
             indices = side.prepare(min(batch, count - done))
             groups = named(prototypes[: len(indices)], indices)
-            queue.put(list(zip(indices, groups, strict=True)))
-            report = queue.lease_groups(batch, trained_version=1, max_staleness=1)
+            queue.producer.put(list(zip(indices, groups, strict=True)))
+            report = queue.consumer.lease_groups(batch, trained_version=1, max_staleness=1)
             ids = [group[0].group_id for group in report.groups]
-            queue.mark_trained(ids, completed_steps=0, trained_version=1)
+            queue.consumer.mark_trained(ids, completed_steps=0, trained_version=1)
             waiting += ids
             if step % _CHECKPOINT_EVERY == 0:
-                queue.acknowledge(waiting)
+                queue.consumer.acknowledge(waiting)
                 waiting = []
             if done + batch >= count * (len(samples) + 1) / num_samples:
                 samples.append(_sample(side, folder, done + len(indices)))
             bar.update(task, advance=len(indices))
-        queue.acknowledge(waiting)
+        queue.consumer.acknowledge(waiting)
         seconds = time.perf_counter() - started
-        if (acknowledged := queue.progress().num_acknowledged) != count:
+        if (acknowledged := queue.admin.progress().num_acknowledged) != count:
             raise BenchmarkError(f"{name}: {acknowledged} of {count} trajectories were acknowledged")
     return samples, seconds
 

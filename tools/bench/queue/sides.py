@@ -54,22 +54,22 @@ class WeirSide:
         self._step = 0
 
     def prepare(self, count: int) -> list[int]:
-        return self.queue.claim_prompts("bench", count, CLAIM_ALL, served_step=0)
+        return self.queue.producer.claim_prompts("bench", count, CLAIM_ALL, served_step=0)
 
     def take(self, indices: Sequence[int], groups: Sequence[Sequence[Trajectory]]) -> Mapping[str, float]:
         seconds: dict[str, float] = {}
         with _timed(seconds, "put"):
-            self.queue.put(list(zip(indices, groups, strict=True)))
+            self.queue.producer.put(list(zip(indices, groups, strict=True)))
         with _timed(seconds, "lease"):
-            report = self.queue.lease_groups(len(groups), trained_version=1, max_staleness=1)
+            report = self.queue.consumer.lease_groups(len(groups), trained_version=1, max_staleness=1)
         ids = [group[0].group_id for group in report.groups]
         if len(ids) != len(groups):
             raise BenchmarkError(f"{self.queue.database.name} gave back {len(ids)} of {len(groups)} groups")
         self._step += 1
         with _timed(seconds, "mark_trained"):
-            self.queue.mark_trained(ids, completed_steps=0, trained_version=1)
+            self.queue.consumer.mark_trained(ids, completed_steps=0, trained_version=1)
         with _timed(seconds, "acknowledge"):
-            self.queue.acknowledge(ids)
+            self.queue.consumer.acknowledge(ids)
         return seconds
 
     def close(self) -> None:

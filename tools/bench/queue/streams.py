@@ -50,7 +50,7 @@ class WeirStream:
         self._receive("opened")
 
     def prepare(self, count: int) -> list[int]:
-        return self.queue.claim_prompts("bench", count, CLAIM_ALL, served_step=0)
+        return self.queue.producer.claim_prompts("bench", count, CLAIM_ALL, served_step=0)
 
     def through(self, batches: Batches) -> float:
         self._worker.send(batches)
@@ -59,15 +59,15 @@ class WeirStream:
         started = time.perf_counter()
         self._worker.send("go")
         while waiting:
-            report = self.queue.lease_groups(len(batches[0]), trained_version=1, max_staleness=1)
+            report = self.queue.consumer.lease_groups(len(batches[0]), trained_version=1, max_staleness=1)
             if not report.groups:
                 if time.perf_counter() - started > _TIMEOUT_S:
                     raise BenchmarkError(f"{self.queue.database.name}: {waiting} groups did not come")
                 time.sleep(_POLL_S)
                 continue
             ids = [group[0].group_id for group in report.groups]
-            self.queue.mark_trained(ids, completed_steps=0, trained_version=1)
-            self.queue.acknowledge(ids)
+            self.queue.consumer.mark_trained(ids, completed_steps=0, trained_version=1)
+            self.queue.consumer.acknowledge(ids)
             waiting -= len(ids)
         seconds = time.perf_counter() - started
         self._receive("done")
@@ -103,7 +103,7 @@ def _put_batches(
         learner.send("ready")
         learner.recv()
         for batch_groups in groups:
-            queue.put(batch_groups)
+            queue.producer.put(batch_groups)
         learner.send("done")
     queue.close()
 

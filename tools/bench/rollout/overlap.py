@@ -85,7 +85,7 @@ class Job:
                 wait.sleep(_POLL_S)
 
     def num_sampled(self) -> int:
-        progress = self._queue.progress()
+        progress = self._queue.admin.progress()
         return progress.num_ready + progress.num_leased + progress.num_trained + progress.num_acknowledged
 
     def metrics(self, event: str) -> list[Record]:

@@ -128,7 +128,7 @@ class _Server:
             identity=RunIdentity("bench", self._work.group_size),
             task=_Additions(number * self._work.groups),
             encoder=self._encoder,
-            queue=queue,
+            queue=queue.producer,
             registry=registry,
             settings=RolloutSettings(
                 group_size=self._work.group_size,
@@ -146,12 +146,12 @@ class _Server:
         )
         began = time.perf_counter()
         running = asyncio.create_task(worker.run())
-        while queue.progress().num_ready < self._work.groups:
+        while queue.admin.progress().num_ready < self._work.groups:
             if running.done():
                 await running
             await asyncio.sleep(_POLL_S)
         seconds = time.perf_counter() - began
-        queue.finish()
+        queue.consumer.finish()
         await running
         queue.close()
         if failures := [event for event in events if event["event"] == "retry"]:

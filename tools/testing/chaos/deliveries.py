@@ -44,7 +44,7 @@ def deliver_again(open_queue: OpenQueue, groups: list[Delivery], draws: random.R
     """Puts groups again, in another order; returns how many the queue took for new ones."""
     chosen = draws.sample(groups, min(_AT_ONCE, len(groups)))
     with closing(open_queue()) as queue:
-        return queue.put(chosen)
+        return queue.producer.put(chosen)
 
 
 async def late_consumer(open_queue: OpenQueue, draws: random.Random, seconds: float) -> bool:
@@ -60,7 +60,7 @@ async def late_consumer(open_queue: OpenQueue, draws: random.Random, seconds: fl
     with closing(open_queue()) as queue:
         count, names = draws.randint(1, 2), list[str]()
         for _ in range(round(_READY_WITHIN_S / _POLL_S)):  # a learner that waits for groups takes them at once
-            report = queue.lease_groups(count, trained_version=-1, max_staleness=_NEVER_STALE)
+            report = queue.consumer.lease_groups(count, trained_version=-1, max_staleness=_NEVER_STALE)
             names = [group[0].group_id for group in report.groups]
             if names:
                 break
@@ -78,12 +78,14 @@ async def late_consumer(open_queue: OpenQueue, draws: random.Random, seconds: fl
         lost = [name for name in names if kept.get(name) != held[name]]
         for name in set(names).difference(lost):
             with suppress(LeaseLostError):
-                queue.reject(name, "not wanted")
+                queue.consumer.reject(name, "not wanted")
         if not lost:
             return False
-        progress = queue.progress()
+        progress = queue.admin.progress()
         try:
-            queue.mark_trained(lost, completed_steps=progress.completed_steps, trained_version=progress.trained_version)
+            queue.consumer.mark_trained(
+                lost, completed_steps=progress.completed_steps, trained_version=progress.trained_version
+            )
         except LeaseLostError:
             return True
         raise SecondTakeError(f"{lost} were trained on by a consumer that had lost them")

@@ -43,7 +43,7 @@ def damage_rows(rng: Rng) -> tuple[int, list[str]]:
     database = open_database(":memory:")
     queue = TrajectoryQueue(database=database, limits=LIMITS, bounds=QueueBounds(max_group_bytes=10_000))
     groups = {number: valid_group(rng, number) for number in range(_GROUPS)}
-    queue.put(list(groups.items()))
+    queue.producer.put(list(groups.items()))
     touched = {int(number) for number in rng.integers(0, _GROUPS, _GROUPS // 2)}
 
     def damage(session: Session) -> None:
@@ -58,20 +58,20 @@ def damage_rows(rng: Rng) -> tuple[int, list[str]]:
             )
 
     database.write(damage)
-    queue.take_over()
-    queue.recover([], completed_steps=0, prompt_cursor=0)
+    queue.consumer.take_over()
+    queue.consumer.recover([], completed_steps=0, prompt_cursor=0)
     taken: dict[str, bytes] = {}
-    while leased := queue.lease_groups(5, trained_version=9, max_staleness=9).groups:
+    while leased := queue.consumer.lease_groups(5, trained_version=9, max_staleness=9).groups:
         names = [group[0].group_id for group in leased]
         taken |= {group[0].group_id: group[0].tokens.tobytes() for group in leased}
-        queue.mark_trained(names, completed_steps=len(taken), trained_version=9)
-        queue.acknowledge(names)
+        queue.consumer.mark_trained(names, completed_steps=len(taken), trained_version=9)
+        queue.consumer.acknowledge(names)
     sound = {f"fuzz/{number}" for number in groups if number not in touched}
     assert sound <= taken.keys(), sound - taken.keys()
     assert all(tokens == groups[int(name.partition("/")[2])][0].tokens.tobytes() for name, tokens in taken.items())
-    dead = [reason for _, reason in queue.dead_letters()]
-    assert len(taken) + len(dead) + queue.progress().num_dropped == _GROUPS, (taken, dead)
+    dead = [reason for _, reason in queue.admin.dead_letters()]
+    assert len(taken) + len(dead) + queue.admin.progress().num_dropped == _GROUPS, (taken, dead)
     assert all(reason and reason.isprintable() for reason in dead), dead
-    queue.overview()
+    queue.admin.overview()
     queue.close()
     return len(taken), dead

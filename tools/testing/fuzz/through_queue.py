@@ -32,8 +32,8 @@ def lease_all(payloads: Mapping[int, bytes]) -> tuple[int, list[str]]:
         session.executemany("INSERT INTO payloads VALUES (?, ?)", list(payloads.items()))
 
     database.write(insert)
-    taken = queue.lease_groups(len(payloads), trained_version=1, max_staleness=9).groups
-    dead = queue.dead_letters()
+    taken = queue.consumer.lease_groups(len(payloads), trained_version=1, max_staleness=9).groups
+    dead = queue.admin.dead_letters()
     assert len(taken) + len(dead) == len(payloads), (len(taken), len(dead))
     assert all(reason for _, reason in dead), dead
     assert all(is_valid(group) for group in taken)
@@ -59,12 +59,12 @@ def put_broken(rng: Rng, numbers: Sequence[int]) -> list[str]:
     for number in numbers:
         name, group = broken_object(rng, number)
         try:
-            queue.put([(number, group), (number + 1, valid_group(rng, number + 1))])
+            queue.producer.put([(number, group), (number + 1, valid_group(rng, number + 1))])
         except ContractError as error:
             reasons.append(str(error))
         else:
             raise AssertionError(f"put accepted a group with {name}: {group}")
-    assert queue.progress().num_ready == 0
+    assert queue.admin.progress().num_ready == 0
     queue.close()
     return reasons
 

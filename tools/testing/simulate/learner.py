@@ -15,7 +15,7 @@ from typing import Any
 from learner_jax.contracts import Trajectory
 from learner_jax.ledger import Ledger
 from learner_jax.runtime import Waits, WaitTimeoutError
-from serving_bridge.queue import TrajectoryQueue
+from serving_bridge.queue import QueueConsumer
 from tools.testing.simulate.disks import SimulatedCheckpoints, SimulatedStore, Snapshot
 from tools.testing.simulate.loop import Process
 
@@ -55,7 +55,7 @@ class SimulatedLearner:
         process: Process,
         plan: LearnerPlan,
         *,
-        queue: TrajectoryQueue,
+        queue: QueueConsumer,
         store: SimulatedStore,
         checkpoints: SimulatedCheckpoints,
         waits: Waits,

@@ -177,7 +177,7 @@ class World:
         learner = SimulatedLearner(
             process,
             plan,
-            queue=self.queue(process),
+            queue=self.queue(process).consumer,
             store=self.store,
             checkpoints=self.checkpoints,
             waits=self._waits[process.name],
@@ -196,7 +196,7 @@ class World:
             identity=RunIdentity("sim", self.setting.rollout.group_size),
             task=_Task(),  # type: ignore[arg-type]
             encoder=_Encoder(),  # type: ignore[arg-type]
-            queue=self.queue(process),
+            queue=self.queue(process).producer,
             registry=self.registry(process),  # type: ignore[arg-type]
             settings=self.setting.rollout,
             evaluation=EvaluationSettings(),

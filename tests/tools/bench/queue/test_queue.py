@@ -82,7 +82,7 @@ def test_a_stream_ends_with_everything_acknowledged(tmp_path: Path) -> None:
         assert isinstance(stream, queue_streams.WeirStream)
         for _ in range(2):
             assert stream.through([stream.prepare(3) for _ in range(2)]) > 0
-        assert stream.queue.progress().num_acknowledged == 12
+        assert stream.queue.admin.progress().num_acknowledged == 12
         assert stream.queue.blobs is not None
         assert list(stream.queue.blobs.files()) == []
         stream._worker.send([])
