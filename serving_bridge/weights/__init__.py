@@ -6,13 +6,16 @@ from serving_bridge.weights.inspection import VersionRow
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.reader import read_path, read_version
 from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights.writer import VersionHeader, VersionWriter
 
 __all__ = [
     "Encoder",
     "Publisher",
     "StoreError",
     "Tensor",
+    "VersionHeader",
     "VersionRow",
+    "VersionWriter",
     "WeightIntegrityError",
     "WeightStore",
     "changes",

@@ -11,6 +11,7 @@ from serving_bridge.weights.delta import num_changes
 from serving_bridge.weights.files import ITEMSIZES, StoreError
 from serving_bridge.weights.reader import read_path, read_version
 from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights.writer import VersionHeader, VersionWriter
 
 
 @dataclass(frozen=True)
@@ -106,4 +107,5 @@ def republish(store: WeightStore, version: int) -> WeightManifest:
     """
     manifest = store.best_manifest(version)
     tensors = read_version(store, version)
-    return store.publish_full(tensors, manifest.tensors, step=manifest.step, golden=manifest.golden)
+    header = VersionHeader(manifest.step, manifest.golden)
+    return VersionWriter(store).publish_full(tensors, manifest.tensors, header)

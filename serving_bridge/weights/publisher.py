@@ -19,6 +19,7 @@ from serving_bridge.weights.checks import check_finite, checked_tensors
 from serving_bridge.weights.delta import Encoder, changes, num_changes
 from serving_bridge.weights.files import Tensor, entry_of, words_of
 from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights.writer import VersionHeader, VersionWriter
 
 Log = Callable[..., None]
 
@@ -53,6 +54,7 @@ class Publisher:
 
     def __init__(self, store: WeightStore, settings: StoreSettings, *, log: Log) -> None:
         self._store, self._settings, self._log = store, settings, log
+        self._writer = VersionWriter(store)
         self._lock = threading.Lock()
         self._held: _Held | None = None
         self._was_dense = False  # the last version that had a base was not worth being an update
@@ -61,7 +63,7 @@ class Publisher:
         self._mender.start()
 
     def claim(self) -> int:
-        return self._store.claim()
+        return self._writer.claim()
 
     def base(self) -> int | None:
         with self._lock:
@@ -78,7 +80,8 @@ class Publisher:
         golden: Sequence[GoldenPrompt],
         version: int | None = None,
     ) -> WeightManifest:
-        """See `contracts.WeightPublisher.publish`; raises as `WeightStore.publish`."""
+        """See `contracts.WeightPublisher.publish`; raises as `VersionWriter.publish`."""
+        header = VersionHeader(step, golden, version)
         base = self._held if self.base() is not None else None
         whole = checked_tensors(tensors)
         update = None
@@ -92,8 +95,8 @@ class Publisher:
                 update = None
         self._was_dense = base is not None and update is None
         if update is not None and update.fits(whole):
-            return self._store_update(update, whole, entries, step, golden, version)
-        manifest = self._store.publish_full(whole, list(entries.values()), step=step, golden=golden, version=version)
+            return self._store_update(update, whole, entries, header)
+        manifest = self._writer.publish_full(whole, list(entries.values()), header)
         self._hold(_Held(manifest, 0, whole, entries))
         return manifest
 
@@ -133,7 +136,7 @@ class Publisher:
             check_finite(name, bits, old.dtype)
             whole[name] = Tensor(words, old.shape, old.dtype)
             entries[name] = entry_of(name, whole[name])
-        return self._store_update(update, whole, entries, step, golden, version)
+        return self._store_update(update, whole, entries, VersionHeader(step, golden, version))
 
     def newest(self) -> Mapping[str, Tensor]:
         """The weights of the version published last, empty before the first."""
@@ -146,23 +149,15 @@ class Publisher:
         self._mender.join(timeout=2 * _POLL_S)
 
     def _store_update(
-        self,
-        update: _Update,
-        whole: dict[str, Tensor],
-        entries: dict[str, TensorEntry],
-        step: int,
-        golden: Sequence[GoldenPrompt],
-        version: int | None,
+        self, update: _Update, whole: dict[str, Tensor], entries: dict[str, TensorEntry], header: VersionHeader
     ) -> WeightManifest:
         base = update.base
-        manifest = self._store.publish_update(
+        manifest = self._writer.publish_update(
             update.streams(),
             list(entries.values()),
+            header,
             base_version=base.version,
             num_changed=update.num_changed,
-            step=step,
-            golden=golden,
-            version=version,
         )
         self._hold(_Held(manifest, base.updates + 1, whole, entries))
         return manifest
@@ -187,7 +182,7 @@ class Publisher:
             if reason is None or version < held.version:
                 continue  # a newer version is there, which can be asked for in turn
             try:
-                self._store.add_anchor(held.manifest, held.tensors)
+                self._writer.add_anchor(held.manifest, held.tensors)
             except (OSError, RuntimeError) as error:
                 self._log("anchor_failed", version=version, reason=reason, error=str(error))
             else:

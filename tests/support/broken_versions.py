@@ -13,6 +13,7 @@ import numpy as np
 
 from learner_jax.contracts.weights import WeightManifest, encode_manifest
 from serving_bridge.weights.store import MANIFEST_NAME, WEIGHTS_NAME
+from serving_bridge.weights.writer import VersionWriter
 from tests.support.weight_world import World, golden_of, tensors_of
 
 
@@ -54,7 +55,7 @@ def publish_changed(change: Callable[[dict[str, np.ndarray]], None]) -> Callable
     def publish(world: World) -> WeightManifest:
         tensors = tensors_of(world.model_a)
         change(tensors)
-        return world.store.publish(tensors.items(), step=0, golden=golden_of(world.model_a))
+        return VersionWriter(world.store).publish(tensors.items(), step=0, golden=golden_of(world.model_a))
 
     return publish
 
@@ -94,21 +95,21 @@ def skipped(world: World) -> WeightManifest:
     tensors = tensors_of(world.model_a)
     name = "model.layers.1.self_attn.o_proj.weight"
     tensors[name] = tensors_of(world.model_b)[name]
-    return world.store.publish(tensors.items(), step=0, golden=golden_of(world.model_a))
+    return VersionWriter(world.store).publish(tensors.items(), step=0, golden=golden_of(world.model_a))
 
 
 def transposed(world: World) -> WeightManifest:
     tensors = tensors_of(world.model_a)
     query = tensors["model.layers.1.self_attn.q_proj.weight"]
     tensors["model.layers.1.self_attn.q_proj.weight"] = np.ascontiguousarray(query.T)
-    return world.store.publish(tensors.items(), step=0, golden=golden_of(world.model_a))
+    return VersionWriter(world.store).publish(tensors.items(), step=0, golden=golden_of(world.model_a))
 
 
 def stale_tied_head(world: World) -> WeightManifest:
     """The server has one matrix at both ends; here the learner's head is another, which is as far apart."""
     model = copy.deepcopy(world.model_a)
     model.lm_head.weight = world.model_b.lm_head.weight
-    return world.store.publish(tensors_of(world.model_a).items(), step=0, golden=golden_of(model))
+    return VersionWriter(world.store).publish(tensors_of(world.model_a).items(), step=0, golden=golden_of(model))
 
 
 #: how to publish a version that only its golden prompts give away

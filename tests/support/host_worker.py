@@ -30,6 +30,7 @@ from serving_bridge.queue.consumer import QueueConsumer
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.telemetry.metrics_log import MetricsLog
 from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights.writer import VersionWriter
 from tools.assembly.wiring import clear_errors
 
 
@@ -109,7 +110,7 @@ def train(spec: Spec, hosts: Hosts) -> None:
         random_parameters(config),
         seed=0,
         source=queue.consumer,
-        publisher=WeightStore(directory / "weights", "test"),
+        publisher=VersionWriter(WeightStore(directory / "weights", "test")),
         checkpoints=checkpoints,
         golden_prompts=[[1, 2, 3, 4], [5, 6]],
         max_staleness=100,

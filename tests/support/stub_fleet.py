@@ -20,6 +20,7 @@ from serving_bridge.settings.serving import ServingSettings
 from serving_bridge.vllm.client import Malformed, Unreachable
 from serving_bridge.vllm.server_checks import ReplicaStartError
 from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights.writer import VersionWriter
 from tests.support.virtual_time import inline
 
 TENSORS = {"a": np.ones(3, np.float32)}
@@ -164,7 +165,7 @@ class StubFleet:
         return {row.name: row.state for row in self.registry.replicas()}
 
     def publish(self) -> WeightManifest:
-        return self.store.publish(TENSORS.items(), step=0, golden=[GoldenPrompt([1, 2], [-1.0])])
+        return VersionWriter(self.store).publish(TENSORS.items(), step=0, golden=[GoldenPrompt([1, 2], [-1.0])])
 
     def named(self, event: str) -> list[dict[str, Any]]:
         return [record for record in self.events if record["event"] == event]

@@ -22,6 +22,7 @@ from serving_bridge.fleet.weight_round import RoundOutcome
 from serving_bridge.settings.serving import ServingSettings
 from serving_bridge.vllm.client import Completion, VllmClient
 from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights.writer import VersionWriter
 
 T = TypeVar("T")
 SETTINGS = ServingSettings(max_model_len=256, max_num_seqs=64, start_timeout_s=300, probe_tolerance=1e-4)
@@ -110,7 +111,7 @@ class World:
         return self.replica.client
 
     def publish(self, model: Any, golden: Sequence[GoldenPrompt] | None = None) -> WeightManifest:
-        return self.store.publish(
+        return VersionWriter(self.store).publish(
             tensors_of(model).items(), step=0, golden=golden_of(model) if golden is None else golden
         )
 

@@ -28,6 +28,7 @@ from serving_bridge.routing.registry import KEYS_FOLDER, ReplicaRegistry, Replic
 from serving_bridge.telemetry.metrics_log import read_metrics
 from serving_bridge.vllm.client import Completion, ReplicaError, VllmClient
 from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights.writer import VersionWriter
 from tests.conftest import REPOSITORY
 from tests.support.weight_world import golden_of, make_model, tensors_of
 from tools.fleet import FleetToolError, choose_fleet, give_order, status_table
@@ -138,7 +139,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     text = CONFIG.format(run=directory, model=directory / "model", token_s=TOKEN_S)
     (directory / "config.toml").write_text(text)
     store = WeightStore(directory / "weights", "run")
-    store.publish(tensors_of(model).items(), step=0, golden=golden_of(model))
+    VersionWriter(store).publish(tensors_of(model).items(), step=0, golden=golden_of(model))
     before = set(descendants(os.getpid()))
     world = Run(directory, ReplicaRegistry(store.root / "replicas"))
     world.serve("a")

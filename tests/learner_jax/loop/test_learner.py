@@ -35,6 +35,7 @@ from learner_jax.training.engine import Engine
 from serving_bridge.queue.consumer import QueueConsumer
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights.writer import VersionWriter
 from tests.learner_jax.training.test_train_step import TINY, TINY_JSON
 from tests.support.trajectories import make_group
 
@@ -101,7 +102,7 @@ def run(
             params,
             seed=0,
             source=queue.consumer,
-            publisher=WeightStore(directory / "weights", "test"),
+            publisher=VersionWriter(WeightStore(directory / "weights", "test")),
             checkpoints=checkpoints,
             golden_prompts=[[1, 2, 3, 4]],
             max_staleness=max_staleness,

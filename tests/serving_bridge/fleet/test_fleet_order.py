@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving_bridge.weights.files import Tensor
+from serving_bridge.weights.writer import VersionWriter
 from tests.support.stub_fleet import START_S, TENSORS, StubFleet, StubServer
 from tests.support.virtual_time import run
 
@@ -54,7 +55,7 @@ def test_a_serving_replica_waits_until_a_damaged_version_is_there_whole(tmp_path
                 "version": 2,
                 "error": "bad sha256",
             }
-            fleet.store.add_anchor(newest, {name: Tensor.of(array) for name, array in TENSORS.items()})
+            VersionWriter(fleet.store).add_anchor(newest, {name: Tensor.of(array) for name, array in TENSORS.items()})
             await asyncio.sleep(0.1)
             assert server.asked == [1, 2, 2]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights.writer import VersionWriter
 from tests.support.weight_world import make_model, tensors_of
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -46,7 +47,7 @@ def test_a_load_that_breaks_off_or_misses_parameters_is_never_intact(tmp_path: P
         SimpleNamespace(), SimpleNamespace(model_config=config, parallel_config=None), torch.device("cpu"), model
     )
     store = WeightStore(tmp_path / "weights", "run")
-    manifest = store.publish(tensors_of(source).items(), step=0, golden=[])
+    manifest = VersionWriter(store).publish(tensors_of(source).items(), step=0, golden=[])
     update = {"version": manifest.version, "content_sha256": manifest.content_sha256, "round_id": "this"}
 
     def stage() -> None:

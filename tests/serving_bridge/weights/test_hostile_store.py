@@ -23,6 +23,7 @@ from serving_bridge.weights.files import StoreError, Tensor, content_sha256, ent
 from serving_bridge.weights.inspection import problem, rows
 from serving_bridge.weights.reader import read_path, read_version
 from serving_bridge.weights.store import MANIFEST_NAME, UPDATE_NAME, WEIGHTS_NAME, WeightStore
+from serving_bridge.weights.writer import VersionHeader, VersionWriter
 
 GOLDEN = [GoldenPrompt(tokens=[1, 2, 3], logprobs=[-0.5, -1.5])]
 SIZE = 1000
@@ -31,7 +32,7 @@ SIZE = 1000
 @pytest.fixture
 def store(tmp_path: Path) -> WeightStore:
     store = WeightStore(tmp_path / "weights", "run")
-    store.publish([("a", np.arange(SIZE, dtype=np.float32))], step=1, golden=GOLDEN)
+    VersionWriter(store).publish([("a", np.arange(SIZE, dtype=np.float32))], step=1, golden=GOLDEN)
     return store
 
 
@@ -111,9 +112,9 @@ def test_a_folder_that_is_a_link_is_no_version_and_is_not_written_through(store:
         store.manifest(1)
     tensors = {"a": np.arange(SIZE, dtype=np.float32)}
     with pytest.raises(StoreError, match="is a link"):
-        store.add_anchor(manifest, {name: Tensor.of(value) for name, value in tensors.items()})
+        VersionWriter(store).add_anchor(manifest, {name: Tensor.of(value) for name, value in tensors.items()})
     for step in (2, 3):
-        store.publish(tensors.items(), step=step, golden=GOLDEN)
+        VersionWriter(store).publish(tensors.items(), step=step, golden=GOLDEN)
     assert store.versions() == [2, 3]
     store.collect(keep=1)
     assert store.versions() == [3]
@@ -123,10 +124,10 @@ def test_a_folder_that_is_a_link_is_no_version_and_is_not_written_through(store:
 def test_files_that_are_links_are_replaced_and_not_written_through(store: WeightStore, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    version = store.claim()
+    version = VersionWriter(store).claim()
     for name in (WEIGHTS_NAME, f".{MANIFEST_NAME}.{os.getpid()}", MANIFEST_NAME):
         (store.folder(version) / name).symlink_to(victim)
-    store.publish([("a", np.ones(3, np.float32))], step=2, golden=GOLDEN, version=version)
+    VersionWriter(store).publish([("a", np.ones(3, np.float32))], step=2, golden=GOLDEN, version=version)
     assert victim.read_text() == "precious"
     np.testing.assert_array_equal(read_version(store, version)["a"].words.view(np.float32), np.ones(3))
 
@@ -137,13 +138,13 @@ def test_a_number_that_no_token_could_carry_is_no_version(store: WeightStore, na
     folder.mkdir()
     (folder / MANIFEST_NAME).write_bytes((store.folder(1) / MANIFEST_NAME).read_bytes())
     assert store.versions() == [1]
-    assert store.publish([("a", np.ones(3, np.float32))], step=2, golden=GOLDEN).version == 2
+    assert VersionWriter(store).publish([("a", np.ones(3, np.float32))], step=2, golden=GOLDEN).version == 2
 
 
 def test_no_version_is_left_is_said(store: WeightStore) -> None:
     store.folder(MAX_VERSION).mkdir()
     with pytest.raises(StoreError, match="v2147483647 has the highest number; remove it"):
-        store.claim()
+        VersionWriter(store).claim()
 
 
 FIELDS: dict[str, list[Any]] = {
@@ -256,7 +257,7 @@ def update(store: WeightStore, streams: dict[str, bytes], **changes: Any) -> Non
     """Version 2 as an update of version 1, made of these streams."""
     base = store.manifest(1)
     arrays = {name: np.frombuffer(stream, np.uint8) for name, stream in streams.items()}
-    store.publish_update(arrays, base.tensors, base_version=1, num_changed=1, step=2, golden=GOLDEN)
+    VersionWriter(store).publish_update(arrays, base.tensors, VersionHeader(2, GOLDEN), base_version=1, num_changed=1)
     rewrite(store, 2, **changes)
 
 
@@ -330,8 +331,8 @@ def test_an_update_loads_after_all_that(store: WeightStore) -> None:
         encoder = Encoder(4)
         encoder.add(SIZE, *changes(base.words, words))
         entries = [entry_of("a", Tensor(words, (SIZE,), "float32"))]
-        manifest = store.publish_update(
-            encoder.finish(), entries, base_version=1, num_changed=count, step=2, golden=GOLDEN
+        manifest = VersionWriter(store).publish_update(
+            encoder.finish(), entries, VersionHeader(2, GOLDEN), base_version=1, num_changed=count
         )
         (changed,) = list(read_path(store, store.path(manifest.version)))
         np.testing.assert_array_equal(changed.tensor.words, words)

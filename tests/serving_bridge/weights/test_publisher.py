@@ -194,7 +194,9 @@ def test_a_failed_publish_leaves_the_chain_as_it_was(store: WeightStore, publish
     to, now = publisher(), weights()
     publish(to, now)
     with monkeypatch.context() as patch:
-        patch.setattr("serving_bridge.weights.store.write_durably", lambda *_: (_ for _ in ()).throw(OSError(5, "EIO")))
+        patch.setattr(
+            "serving_bridge.weights.writer.write_durably", lambda *_: (_ for _ in ()).throw(OSError(5, "EIO"))
+        )
         with pytest.raises(OSError, match="EIO"):
             publish(to, stepped(now, 0.02, 0))
     assert store.versions() == [1]

@@ -18,6 +18,7 @@ from learner_jax.contracts.weights import ContractError, GoldenPrompt
 from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityError
 from serving_bridge.weights.reader import read_version
 from serving_bridge.weights.store import ANCHOR_NAME, MANIFEST_NAME, WEIGHTS_NAME, WeightStore
+from serving_bridge.weights.writer import VersionWriter
 
 GOLDEN = [GoldenPrompt(tokens=[1, 2, 3], logprobs=[-0.5, -1.5])]
 
@@ -40,7 +41,7 @@ def store(tmp_path: Path) -> WeightStore:
 
 def test_what_is_published_is_what_the_safetensors_library_reads(store: WeightStore):
     want = tensors()
-    manifest = store.publish(want.items(), step=3, golden=GOLDEN)
+    manifest = VersionWriter(store).publish(want.items(), step=3, golden=GOLDEN)
     with safe_open(store.folder(manifest.version) / WEIGHTS_NAME, framework="np") as file:
         assert set(file.keys()) == set(want)
         for name in set(want) - {"half"}:
@@ -55,8 +56,8 @@ def test_what_is_published_is_what_the_safetensors_library_reads(store: WeightSt
 
 
 def test_manifest_round_trips_and_chains_versions(store: WeightStore):
-    first = store.publish(tensors().items(), step=0, golden=GOLDEN)
-    second = store.publish(tensors(1).items(), step=4, golden=GOLDEN)
+    first = VersionWriter(store).publish(tensors().items(), step=0, golden=GOLDEN)
+    second = VersionWriter(store).publish(tensors(1).items(), step=4, golden=GOLDEN)
     assert (first.version, first.parent, second.version, second.parent) == (1, None, 2, 1)
     assert store.versions() == [1, 2]
     assert store.newest() == second == store.manifest(2)
@@ -70,41 +71,42 @@ def test_manifest_round_trips_and_chains_versions(store: WeightStore):
 def test_an_empty_store_has_no_newest_and_names_what_it_holds(store: WeightStore):
     assert store.newest() is None
     assert store.versions() == []
-    store.publish(tensors().items(), step=0, golden=[])
+    VersionWriter(store).publish(tensors().items(), step=0, golden=[])
     with pytest.raises(StoreError, match=r"holds no version 9; it holds \[1\]"):
         store.manifest(9)
 
 
 def test_a_folder_without_manifest_does_not_exist_and_its_number_stays_taken(store: WeightStore):
-    store.publish(tensors().items(), step=0, golden=[])
+    VersionWriter(store).publish(tensors().items(), step=0, golden=[])
     crashed = store.folder(2)
     crashed.mkdir()
     (crashed / WEIGHTS_NAME).write_bytes(b"half a file")
     assert store.versions() == [1]
-    assert store.publish(tensors().items(), step=1, golden=[]).version == 3
+    assert VersionWriter(store).publish(tensors().items(), step=1, golden=[]).version == 3
 
 
 def test_kill_9_while_publishing_leaves_nothing_visible(store: WeightStore):
     script = f"""
 import numpy as np, os, signal
-from serving_bridge.weights import store as weight_store
+from serving_bridge.weights import WeightStore, writer
 def die(path, payload): os.kill(os.getpid(), signal.SIGKILL)
-weight_store.write_durably = die
-weight_store.WeightStore({str(store.root)!r}, "run").publish([("a", np.ones(3, np.float32))], step=0, golden=[])
+writer.write_durably = die
+store = WeightStore({str(store.root)!r}, "run")
+writer.VersionWriter(store).publish([("a", np.ones(3, np.float32))], step=0, golden=[])
 """
     died = subprocess.run([sys.executable, "-c", script], check=False)
     assert died.returncode == -9
     assert (store.folder(1) / WEIGHTS_NAME).is_file()
     assert store.versions() == []
-    assert store.publish(tensors().items(), step=0, golden=[]).version == 2
+    assert VersionWriter(store).publish(tensors().items(), step=0, golden=[]).version == 2
 
 
 def test_publishers_in_many_processes_never_share_a_version(store: WeightStore):
     script = f"""
 import numpy as np
-from serving_bridge.weights.store import WeightStore
-store = WeightStore({str(store.root)!r}, "run")
-print(*[store.publish([("a", np.ones(3, np.float32))], step=0, golden=[]).version for _ in range(10)])
+from serving_bridge.weights import VersionWriter, WeightStore
+writer = VersionWriter(WeightStore({str(store.root)!r}, "run"))
+print(*[writer.publish([("a", np.ones(3, np.float32))], step=0, golden=[]).version for _ in range(10)])
 """
     running = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) for _ in range(3)]
     versions = [int(word) for process in running for word in process.communicate()[0].split()]
@@ -121,7 +123,7 @@ print(*[store.publish([("a", np.ones(3, np.float32))], step=0, golden=[]).versio
     ids=["flipped bit", "truncated", "missing"],
 )
 def test_verify_names_the_damaged_file(store: WeightStore, damage, message: str):
-    manifest = store.publish(tensors().items(), step=0, golden=[])
+    manifest = VersionWriter(store).publish(tensors().items(), step=0, golden=[])
     path = store.folder(1) / WEIGHTS_NAME
     data = damage(path.read_bytes())
     path.unlink()
@@ -132,13 +134,13 @@ def test_verify_names_the_damaged_file(store: WeightStore, damage, message: str)
 
 
 def test_verify_notices_a_manifest_whose_content_hash_is_not_of_its_tensors(store: WeightStore):
-    manifest = store.publish(tensors().items(), step=0, golden=[])
+    manifest = VersionWriter(store).publish(tensors().items(), step=0, golden=[])
     with pytest.raises(WeightIntegrityError, match="content_sha256"):
         store.verify(msgspec.structs.replace(manifest, content_sha256="0" * 64))
 
 
 def test_a_damaged_manifest_is_an_error_not_a_missing_version(store: WeightStore):
-    store.publish(tensors().items(), step=0, golden=[])
+    VersionWriter(store).publish(tensors().items(), step=0, golden=[])
     path = store.folder(1) / MANIFEST_NAME
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ContractError, match="not a weight manifest"):
@@ -162,17 +164,17 @@ def test_a_full_disk_says_so_and_leaves_nothing_visible(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(StoreError, match=r"no space for version 1 .* needs \d+ bytes.*store.keep_versions"):
-            store.publish(tensors().items(), step=0, golden=[])
+            VersionWriter(store).publish(tensors().items(), step=0, golden=[])
     assert calls == 1
     assert store.versions() == []
     assert list(store.folder(1).iterdir()) == []
-    assert store.publish(tensors().items(), step=0, golden=[]).version == 2
+    assert VersionWriter(store).publish(tensors().items(), step=0, golden=[]).version == 2
 
 
 def test_a_store_takes_one_run_only(store: WeightStore):
-    store.publish(tensors().items(), step=0, golden=[])
+    VersionWriter(store).publish(tensors().items(), step=0, golden=[])
     with pytest.raises(StoreError, match=r"belongs to run 'run', expected 'other'; set store.weights"):
-        WeightStore(store.root, "other").publish(tensors().items(), step=0, golden=[])
+        VersionWriter(WeightStore(store.root, "other")).publish(tensors().items(), step=0, golden=[])
     assert store.versions() == [1]
 
 
@@ -190,13 +192,13 @@ def test_a_store_takes_one_run_only(store: WeightStore):
 )
 def test_wrong_input_claims_no_version(store: WeightStore, given, golden, message: str):
     with pytest.raises(ValueError, match=message):
-        store.publish(given, step=0, golden=golden)
+        VersionWriter(store).publish(given, step=0, golden=golden)
     assert not store.root.exists()
 
 
 def test_collect_keeps_the_newest_and_those_in_use(store: WeightStore):
     for step in range(6):
-        store.publish([("a", np.ones(2, np.float32))], step=step, golden=[])
+        VersionWriter(store).publish([("a", np.ones(2, np.float32))], step=step, golden=[])
     assert store.collect(keep=2, in_use=[2]) == [1, 3, 4]
     assert store.versions() == [2, 5, 6]
     assert not store.folder(1).exists()
@@ -204,14 +206,14 @@ def test_collect_keeps_the_newest_and_those_in_use(store: WeightStore):
     assert store.collect(keep=2, in_use=[2]) == []
     with pytest.raises(ValueError, match="keep is 0"):
         store.collect(keep=0)
-    assert store.publish([("a", np.ones(2, np.float32))], step=9, golden=[]).version == 7
+    assert VersionWriter(store).publish([("a", np.ones(2, np.float32))], step=9, golden=[]).version == 7
 
 
 def test_collect_clears_leftovers_of_old_crashes_but_no_publish_in_progress(store: WeightStore):
     store.folder(1).parent.mkdir()
     store.folder(1).mkdir()
     for step in range(3):
-        store.publish([("a", np.ones(2, np.float32))], step=step, golden=[])
+        VersionWriter(store).publish([("a", np.ones(2, np.float32))], step=step, golden=[])
     store.folder(5).mkdir()  # claimed, being written
     store.collect(keep=2)
     assert not store.folder(1).exists()
@@ -221,7 +223,7 @@ def test_collect_clears_leftovers_of_old_crashes_but_no_publish_in_progress(stor
 
 def test_collect_deletes_the_manifest_first(store: WeightStore, monkeypatch: pytest.MonkeyPatch):
     for step in range(2):
-        store.publish([("a", np.ones(2, np.float32))], step=step, golden=[])
+        VersionWriter(store).publish([("a", np.ones(2, np.float32))], step=step, golden=[])
     seen = []
 
     def look(folder: Path) -> None:
@@ -233,28 +235,28 @@ def test_collect_deletes_the_manifest_first(store: WeightStore, monkeypatch: pyt
 
 
 def test_the_same_weights_have_the_same_content_in_any_version(store: WeightStore):
-    first = store.publish(tensors().items(), step=0, golden=[])
-    second = store.publish(tensors().items(), step=1, golden=[])
+    first = VersionWriter(store).publish(tensors().items(), step=0, golden=[])
+    second = VersionWriter(store).publish(tensors().items(), step=1, golden=[])
     assert first.content_sha256 == second.content_sha256
     changed = tensors()
     changed["half"] = changed["half"].T.copy()  # the same numbers in other places
-    assert store.publish(changed.items(), step=2, golden=[]).content_sha256 != first.content_sha256
+    assert VersionWriter(store).publish(changed.items(), step=2, golden=[]).content_sha256 != first.content_sha256
 
 
 def test_an_anchor_is_the_version_once_more_and_nothing_else(store: WeightStore):
     want = {name: Tensor.of(array) for name, array in tensors().items()}
-    manifest = store.publish(tensors().items(), step=3, golden=GOLDEN)
+    manifest = VersionWriter(store).publish(tensors().items(), step=3, golden=GOLDEN)
     (store.folder(1) / WEIGHTS_NAME).write_bytes(b"damaged")
     with pytest.raises(WeightIntegrityError, match=f"{WEIGHTS_NAME} has 7 bytes"):
         read_version(store, 1)
     other = {name: Tensor.of(array) for name, array in tensors(1).items()}
     with pytest.raises(WeightIntegrityError, match="are not its weights"):
-        store.add_anchor(manifest, other)
+        VersionWriter(store).add_anchor(manifest, other)
     store.want_anchor(1, "WEIGHTS damaged")
     assert store.wanted_anchors() == [1]
     assert store.take_wanted(1) == "WEIGHTS damaged"
     assert store.take_wanted(1) is None
-    anchor = store.add_anchor(manifest, want)
+    anchor = VersionWriter(store).add_anchor(manifest, want)
     assert (anchor.version, anchor.content_sha256, anchor.golden) == (1, manifest.content_sha256, GOLDEN)
     assert store.path(1) == [anchor]
     for name, tensor in read_version(store, 1).items():
@@ -262,5 +264,5 @@ def test_an_anchor_is_the_version_once_more_and_nothing_else(store: WeightStore)
         assert (tensor.shape, tensor.dtype) == (want[name].shape, want[name].dtype)
     store.verify(anchor)
     (store.folder(1) / ANCHOR_NAME).unlink()
-    store.add_anchor(manifest, want)  # and once more
+    VersionWriter(store).add_anchor(manifest, want)  # and once more
     store.verify(store.best_manifest(1))

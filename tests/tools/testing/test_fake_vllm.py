@@ -20,6 +20,7 @@ from serving_bridge.fleet.weight_round import run_round
 from serving_bridge.vllm.client import Aborted, Failed, Malformed, Rejected, Unreachable, VllmClient
 from serving_bridge.vllm.server_checks import claim_port
 from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights.writer import VersionWriter
 from tests.support.broken_versions import flip_bit
 from tests.support.weight_world import (
     EOS,
@@ -62,7 +63,7 @@ class Bench:
         return tasks
 
     def publish(self, model: Any, golden: Any = None) -> Any:
-        return self.store.publish(tensors_of(model).items(), step=0, golden=golden or golden_of(model))
+        return VersionWriter(self.store).publish(tensors_of(model).items(), step=0, golden=golden or golden_of(model))
 
 
 # What holds of either server. Each check leaves the server serving, unpaused, on weights A or B.

@@ -21,7 +21,7 @@ from learner_jax.models import export_tensors, load_parameters, merge, token_log
 from serving_bridge.fleet import Replica, RoundOutcome, run_round
 from serving_bridge.settings import ServingSettings, StoreSettings
 from serving_bridge.vllm import VllmClient
-from serving_bridge.weights import Publisher, WeightStore
+from serving_bridge.weights import Publisher, VersionWriter, WeightStore
 from tools.assembly import create_model
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, spread
@@ -208,7 +208,7 @@ class _Source:
             export_tensors(self._params, self._config, "float32"), step=0, golden=self._golden()
         )
         if whole and manifest.format == "sparse":
-            return self.store.add_anchor(manifest, self._publisher.newest())
+            return VersionWriter(self.store).add_anchor(manifest, self._publisher.newest())
         return manifest
 
     def close(self) -> None:
