@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from rewards.mathematics.cursor import TokenCursor
 from rewards.mathematics.expressions import ExpressionParser
 from rewards.mathematics.tokens import MAX_CHARACTERS, Token, tokens_of
 from rewards.mathematics.units import unit_of
@@ -56,8 +57,7 @@ def parse(text: str) -> Value:
         raise AbsurdError(f"it has {len(text)} characters, at most {MAX_CHARACTERS} are read")
     if special := _special(text):
         return special
-    parser = _Parser(tokens_of(text))
-    return parser.whole()
+    return _Parser(TokenCursor(tokens_of(text))).whole()
 
 
 def words_of(text: str) -> str:
@@ -86,15 +86,19 @@ def _special(text: str) -> Value | None:
     return None
 
 
-class _Parser(ExpressionParser):
+class _Parser:
     """Forms around expressions; every method reads what its name says and moves on."""
 
+    def __init__(self, tokens: TokenCursor) -> None:
+        self._tokens = tokens
+        self._expressions = ExpressionParser(tokens)
+
     def whole(self) -> Value:
-        if not self._tokens:
+        if self._tokens.peek() is None:
             raise MathError("it is empty")
         value = self._listing()
-        if self._position < len(self._tokens):
-            raise MathError(f"{self._tokens[self._position].text!r} is not understood where it stands")
+        if token := self._tokens.peek():
+            raise MathError(f"{token.text!r} is not understood where it stands")
         return value
 
     # Forms that hold values
@@ -107,23 +111,25 @@ class _Parser(ExpressionParser):
         return flat[0] if len(flat) == 1 else Listing(tuple(flat))
 
     def _separator(self) -> bool:
-        if self._take_sign(",", ";"):
-            self._take_word("and", "or")
+        if self._tokens.take_sign(",", ";"):
+            self._tokens.take_word("and", "or")
             return True
-        return self._take_word("and", "or")
+        return self._tokens.take_word("and", "or")
 
     def _union(self) -> Value:
         parts = [self._relation()]
-        while self._take_command("cup") or (isinstance(parts[-1], Bracket) and self._take_word("U", "union")):
+        while self._tokens.take_command("cup") or (
+            isinstance(parts[-1], Bracket) and self._tokens.take_word("U", "union")
+        ):
             parts.append(self._relation())
         return parts[0] if len(parts) == 1 else Union(tuple(parts))
 
     def _relation(self) -> Value:
         first = self._ratio()
-        if self._take_command("in"):
+        if self._tokens.take_command("in"):
             return self._union()
         sides, signs = [first], list[str]()
-        while sign := self._take_sign(*_RELATIONS):
+        while sign := self._tokens.take_sign(*_RELATIONS):
             signs.append(sign)
             sides.append(self._ratio())
         if not signs:
@@ -132,27 +138,27 @@ class _Parser(ExpressionParser):
 
     def _ratio(self) -> Value:
         parts = [self._item()]
-        while self._take_sign(":"):
+        while self._tokens.take_sign(":"):
             parts.append(self._item())
         return parts[0] if len(parts) == 1 else Ratio(tuple(parts))
 
     def _item(self) -> Value:
-        if (currency := self._peek()) and currency.text in _CURRENCIES and currency.kind in ("sign", "command"):
-            self._position += 1
-            return self._with_unit(self.sum(), currency.text)
-        if self._is_sign("-") and (after := self._peek(1)) and after.text in _CURRENCIES:
-            self._position += 2
-            return self._with_unit(Apply("negate", (self.sum(),)), after.text)
-        return self._structure() or self._measured(self.sum())
+        if (currency := self._tokens.peek()) and currency.text in _CURRENCIES and currency.kind in ("sign", "command"):
+            self._tokens.skip()
+            return self._with_unit(self._expressions.sum(), currency.text)
+        if self._tokens.is_sign("-") and (after := self._tokens.peek(1)) and after.text in _CURRENCIES:
+            self._tokens.skip(2)
+            return self._with_unit(Apply("negate", (self._expressions.sum(),)), after.text)
+        return self._structure() or self._measured(self._expressions.sum())
 
     def _measured(self, expression: Expression) -> Value:
         """A number and what is said after it."""
-        if self._take_sign("%"):
+        if self._tokens.take_sign("%"):
             return Quantity(expression, "%")
         words: list[str] = []
-        while (token := self._peek()) and self._goes_on_unit(token, bool(words)):
+        while (token := self._tokens.peek()) and self._goes_on_unit(token, bool(words)):
             words.append(token.text)
-            self._position += 1
+            self._tokens.skip()
         if words:
             return self._with_unit(expression, " ".join(words).replace(" ^ ", "^"))
         if has_sign_choice(expression):
@@ -166,17 +172,21 @@ class _Parser(ExpressionParser):
             return token.text == "degree"
         if token.kind == "word":
             return token.text not in ("and", "or", "U", "union")
-        after = self._peek(1)
+        after = self._tokens.peek(1)
         if has_begun and token.text == "/":
             return after is not None and after.kind in ("word", "text")
         if has_begun and token.text == "^":
             return after is not None and (after.kind == "number" or after.text == "{")
-        previous = self._tokens[self._position - 1].text
+        previous, before = (self._text_behind(back) for back in (1, 2))
         return has_begun and (
             (token.kind == "number" and previous in ("^", "{"))
             or (token.text == "{" and previous == "^")
-            or (token.text == "}" and self._tokens[self._position - 2].text == "{")
+            or (token.text == "}" and before == "{")
         )
+
+    def _text_behind(self, back: int) -> str:
+        token = self._tokens.behind(back)
+        return token.text if token is not None else ""
 
     def _with_unit(self, expression: Expression, unit: str) -> Quantity:
         words = unit.lower().split()
@@ -186,25 +196,25 @@ class _Parser(ExpressionParser):
 
     def _structure(self) -> Value | None:
         """A bracket with several items, a set, a matrix, the empty set; None if an expression begins here."""
-        if self._take_command("emptyset"):
+        if self._tokens.take_command("emptyset"):
             return _EMPTY
-        if self._take_sign(r"\{"):
-            if self._take_sign(r"\}"):
+        if self._tokens.take_sign(r"\{"):
+            if self._tokens.take_sign(r"\}"):
                 return _EMPTY
             inner = self._listing()
-            self._expect(r"\}")
+            self._tokens.expect(r"\}")
             return Listing(inner.items if isinstance(inner, Listing) and not inner.braces else (inner,), braces=True)
-        if self._take_command("begin"):
+        if self._tokens.take_command("begin"):
             return self._matrix()
-        if self._is_sign("(") and not self._holds_several():
+        if self._tokens.is_sign("(") and not self._holds_several():
             return None
-        left = "<" if self._take_command("langle") else self._take_sign("(", "[")
+        left = "<" if self._tokens.take_command("langle") else self._tokens.take_sign("(", "[")
         if not left:
             return None
         items = [self._union()]
-        while self._take_sign(",", ";"):
+        while self._tokens.take_sign(",", ";"):
             items.append(self._union())
-        right = ">" if left == "<" and self._take_command("rangle") else self._take_sign(")", "]")
+        right = ">" if left == "<" and self._tokens.take_command("rangle") else self._tokens.take_sign(")", "]")
         if not right or (left == "<") != (right == ">"):
             raise MathError(f"{left!r} is not closed")
         return Bracket(left, tuple(items), right)
@@ -212,7 +222,7 @@ class _Parser(ExpressionParser):
     def _holds_several(self) -> bool:
         """Whether a comma stands directly inside the bracket that begins here."""
         depth = 0
-        for token in self._tokens[self._position :]:
+        for token in self._tokens.rest():
             if token.kind == "sign" and token.text in ("(", "[", "{", r"\{"):
                 depth += 1
             elif token.kind == "sign" and token.text in (")", "]", "}", r"\}"):
@@ -224,20 +234,20 @@ class _Parser(ExpressionParser):
         return False
 
     def _matrix(self) -> Value:
-        name = self._group_name()
+        name = self._tokens.braced_name()
         if name not in ("pmatrix", "bmatrix", "matrix", "array"):
             raise MathError(f"\\begin{{{name}}} is not read here")
         if name == "array":
-            self._group_name()
+            self._tokens.braced_name()
         rows: list[list[Value]] = [[]]
         while True:
             rows[-1].append(self._relation())
-            if self._take_sign("&"):
+            if self._tokens.take_sign("&"):
                 continue
-            if self._take_command("\\") and not self._is_command("end"):
+            if self._tokens.take_command("\\") and not self._tokens.is_command("end"):
                 rows.append([])
                 continue
-            if not self._take_command("end") or self._group_name() != name:
+            if not self._tokens.take_command("end") or self._tokens.braced_name() != name:
                 raise MathError(f"\\begin{{{name}}} is not closed")
             break
         if len({len(row) for row in rows}) != 1:
