@@ -1,0 +1,168 @@
+"""Runs the tests that cover a module on a copy of the repository in which the module is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from threading import Lock
+
+from tools.testing.mutate.sites import Mutation
+
+#: A mutant may take so many times as long as the right code, and never less than the floor, in seconds.
+_PATIENCE, _FLOOR_S = 5.0, 60.0
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+
+
+class TrialError(Exception):
+    """The tests can't tell right from wrong: they fail, or there are none, before anything was changed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests made of one mutation.
+
+    Attributes:
+      noticed_by: the first test that failed, or why the run ended without one; None if all passed.
+      seconds: wall time of all runs.
+    """
+
+    mutation: Mutation
+    noticed_by: str | None
+    seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        return asdict(self.mutation) | {"noticed_by": self.noticed_by, "seconds": round(self.seconds, 1)}
+
+
+def covering(path: str, test_files: Sequence[str]) -> list[list[str]]:
+    """Test files for a module, nearest first: those named like it, then the others of its room.
+
+    Tests mirror the packages, so that the room's tests are those in the folder of the same name below tests/. A module
+    that is in no room has the tests that are named like it alone.
+    """
+    module = PurePosixPath(path)
+    folder = PurePosixPath("tests") / module.parent
+    if module.parts[0] == "tools" and not any(PurePosixPath(name).parent == folder for name in test_files):
+        folder = PurePosixPath("tests/tools")
+    room = [name for name in test_files if PurePosixPath(name).is_relative_to(folder)]
+    own = [name for name in room if PurePosixPath(name).stem.startswith(f"test_{module.stem}")]
+    rest = [name for name in room if name not in own] if len(module.parts) > 2 or not own else []
+    return [group for group in (own, rest) if group]
+
+
+class Tree:
+    """A copy of the repository's files in which one module at a time is wrong; used by one thread.
+
+    Args:
+      repository: its root; what git doesn't ignore is copied.
+      folder: where the copy is made; the caller removes it.
+    """
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=repository, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        for name in filter(None, listed.stdout.split("\0")):
+            if (repository / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(repository / name, folder / name)
+
+    def test_files(self) -> list[str]:
+        return sorted(path.relative_to(self.folder).as_posix() for path in (self.folder / "tests").rglob("test_*.py"))
+
+    def run(self, test_files: Sequence[str], limit_s: float) -> tuple[str | None, float]:
+        """Why the tests didn't pass, or None; and the seconds that they took."""
+        temporary = self.folder.parent / f"{self.folder.name}-tmp"
+        temporary.mkdir(exist_ok=True)
+        environment = os.environ | {
+            "PYTHONPATH": str(self.folder),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(temporary),
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder.parent / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+        }
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-rfE", "-p", "no:cacheprovider", *test_files]
+        begin = time.monotonic()
+        with subprocess.Popen(
+            command, cwd=self.folder, env=environment, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace",
+        ) as running:  # fmt: skip
+            try:
+                said, _ = running.communicate(timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, 9)
+                return f"nothing: the tests did not end within {limit_s:.0f} s", time.monotonic() - begin
+            finally:
+                _end_all(running.pid)
+        shutil.rmtree(temporary, ignore_errors=True)
+        seconds = time.monotonic() - begin
+        if running.returncode == 0:
+            return None, seconds
+        failed = _FAILED.search(said)
+        return failed[1] if failed else f"pytest's exit status {running.returncode}", seconds
+
+
+def _end_all(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, 9)  # what a test started and a broken module left behind
+
+
+class Baselines:
+    """How long the tests take while nothing is wrong; each selection runs once. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[tuple[str, ...], float] = {}
+        self._locks: dict[tuple[str, ...], Lock] = {}
+        self._lock = Lock()
+
+    def seconds(self, tree: Tree, test_files: Sequence[str]) -> float:
+        """Wall time of these tests.
+
+        Raises:
+          TrialError: they don't pass.
+        """
+        key = tuple(test_files)
+        with self._lock:
+            lock = self._locks.setdefault(key, Lock())
+        with lock:
+            if key not in self._seconds:
+                failed, self._seconds[key] = tree.run(test_files, limit_s=1800)
+                if failed is not None:
+                    del self._seconds[key]
+                    raise TrialError(f"{failed} does not pass on the code as it is: mend it first")
+            return self._seconds[key]
+
+
+def try_mutation(mutation: Mutation, tree: Tree, baselines: Baselines) -> Outcome:
+    """Runs the tests nearest to the module first, and stops at the first that fails.
+
+    Raises:
+      TrialError: no test covers the module, or those that do fail on the right code.
+    """
+    groups = covering(mutation.path, tree.test_files())
+    if not groups:
+        raise TrialError(f"no test is named like {mutation.path} or lies in a folder that mirrors its room")
+    limits = [max(_FLOOR_S, _PATIENCE * baselines.seconds(tree, group)) for group in groups]
+    module = tree.folder / mutation.path
+    right = module.read_bytes()
+    seconds = 0.0
+    module.write_bytes(mutation.applied(right))
+    try:
+        for group, limit_s in zip(groups, limits, strict=True):
+            noticed_by, took_s = tree.run(group, limit_s)
+            seconds += took_s
+            if noticed_by is not None:
+                return Outcome(mutation, noticed_by, seconds)
+    finally:
+        module.write_bytes(right)
+    return Outcome(mutation, None, seconds)
