@@ -67,6 +67,7 @@ NOT_RUN: dict[str, str] = {
     "plan memory --model DIR --mesh fsdp=8 --verify": "compiles for eight devices; tests/tools/test_plan.py does",
     "bench": _MEASURES,
     "study staleness": "trains for an hour; tests/tools/test_study.py trains in small",
+    "testing.mutate": "runs the tests of each module once for every mistake; tests/tools/testing does it in small",
     "testing.chaos": "kills the processes of real jobs for minutes; tests/tools/testing does",
 }
 #: First words -> what is added to make it short.
