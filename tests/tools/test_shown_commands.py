@@ -90,7 +90,7 @@ RUN: dict[str, str] = {
     "testing.fuzz": "--records 200",
 }
 #: Shown in a sentence, without what they need.
-PARTIAL = {"python -m tools.plan memory"}
+PARTIAL = {"python -m tools.plan memory", "python -m tools.queue"}
 #: What documents write for a value of the reader's own.
 VALUES = {"RUN": "runs/demo", "N": "2", "PREFIX": "rollout", "C": "demo", "DIR": "model", "FILE": "shapes.json"}
 MODEL = {
@@ -198,7 +198,7 @@ def write_run(directory: Path) -> None:
     metrics = MetricsLog(directory / "metrics.jsonl", "train")
     metrics.write("phase", name="starting")
     metrics.write("phase", name="finished")
-    TrajectoryQueue(directory / "state.db").recover([], completed_steps=0, prompt_cursor=0)
+    TrajectoryQueue(directory / "state.db").consumer.recover([], completed_steps=0, prompt_cursor=0)
     publisher = Publisher(
         WeightStore(directory / "weights", "demo"), StoreSettings(keep_versions=20), log=lambda *_, **__: None
     )
