@@ -10,14 +10,16 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from learner_jax.runtime import Waits, WeirError
+from learner_jax.runtime import Waits
 from serving_bridge.access import FleetKeys
 from serving_bridge.fleet.caretaker import Caretaker
 from serving_bridge.fleet.health import Health
-from serving_bridge.fleet.member import Member, Row, Server
+from serving_bridge.fleet.looks import FleetError, Looks
+from serving_bridge.fleet.member import Member, Server
 from serving_bridge.fleet.orders import FleetStatus, OrderBook
 from serving_bridge.fleet.plan import FleetPlan
 from serving_bridge.fleet.replica import Replica
+from serving_bridge.fleet.roster import Roster
 from serving_bridge.fleet.store_follower import StoreFollower
 from serving_bridge.processes import RestartBudget
 from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry
@@ -28,16 +30,10 @@ from serving_bridge.weights import WeightStore
 Log = Callable[..., None]
 
 _TICK_S = 0.03
-_HEARTBEAT_S = 5.0
 _ORDERS_S = 0.25
 _REQUESTS_S = 1.0
-_FILES_RETRY_S = 0.5
 #: beyond draining, what ending all servers may take
 END_S = 20.0
-
-
-class FleetError(WeirError, RuntimeError):
-    """The fleet can't serve any more; says why."""
 
 
 class Fleet:
@@ -81,9 +77,7 @@ class Fleet:
         self.members: list[Member] = []
         self._settings = settings
         self._model_dir = model_dir
-        self._registry = registry
         self._log_dir = log_dir
-        self._log = log
         self._should_stop = should_stop
         self._store_root = store.root
         self._model_family = model_family
@@ -98,9 +92,8 @@ class Fleet:
         self._follower = StoreFollower(store, keep_versions=keep_versions, log=log, run_blocking=run_blocking)
         # One id for all rounds: what a controller of this name left unfinished, this one goes on with at once.
         self._caretaker = Caretaker(settings, store, self._follower, round_id=self.name, log=log)
-        self._background: dict[str, asyncio.Task[None]] = {}
-        #: what the registry was told last of each replica, and when
-        self._reported: dict[str, tuple[Row, float]] = {}
+        self._roster = Roster(registry, self.name, run_blocking=run_blocking, log=log)
+        self._looks = Looks(limit_s=settings.min_healthy_s, waits=self._waits, log=log)
 
     async def run(self) -> None:
         """Serves until `should_stop`, then lets answers in flight finish; cancelled or failing, it ends all at once.
@@ -123,23 +116,19 @@ class Fleet:
 
     async def _begin(self) -> None:
         """Forgets the replicas of a controller of this name that died, and takes up the orders that it had."""
-        for row in await self._run_blocking(self._registry.replicas):
-            if row.fleet == self.name:
-                await self._run_blocking(self._registry.remove, row.name)
+        await self._roster.forget_earlier()
         self._plan.begin(await self._run_blocking(self._book.orders))
         for _ in range(self._plan.wanted):
             self._join(must_start=True)
-        self._beside("store", _TICK_S, self._follow_store)
-        self._beside("registry", _TICK_S, self._report)
-        self._beside("orders", _ORDERS_S, self._follow_orders)
-        self._beside("requests", _REQUESTS_S, self._count_requests)
-        self._beside("floor", _TICK_S, self._check_floor)
+        self._looks.begin("store", _TICK_S, self._follow_store)
+        self._looks.begin("registry", _TICK_S, lambda: self._roster.report(self.members))
+        self._looks.begin("orders", _ORDERS_S, self._follow_orders)
+        self._looks.begin("requests", _REQUESTS_S, lambda: self._roster.count_requests(self.members))
+        self._looks.begin("floor", _TICK_S, self._check_floor)
 
     def _tick(self) -> None:
         """Looks after everything once, without waiting."""
-        for task in self._background.values():
-            if task.done():
-                task.result()
+        self._looks.check()
         self._plan.follow(self.members, join=self._join)
         for member in list(self.members):
             self._caretaker.tend(member, self.members)
@@ -154,8 +143,8 @@ class Fleet:
         member = Member(index, server, Health(self._settings, self._now()), budget, must_start=must_start)
         self.members.append(member)
         check_s, look_s = self._settings.health_interval_s, self._settings.hang_s / 8
-        self._beside(f"health of {member.name}", check_s, lambda: self._check_health(member))
-        self._beside(f"sampling of {member.name}", look_s, lambda: self._check_sampling(member))
+        self._looks.begin(f"health of {member.name}", check_s, lambda: self._check_health(member))
+        self._looks.begin(f"sampling of {member.name}", look_s, lambda: self._check_sampling(member))
 
     def _real_replica(self, name: str, port: int) -> Server:
         log_path = self._log_dir / f"{name}.log"
@@ -173,51 +162,13 @@ class Fleet:
             model_family=self._model_family,
         )
 
-    def _beside(self, what: str, every_s: float, look: Callable[[], Awaitable[None]]) -> None:
-        """Looks at something again and again, in a task of its own, so that what is slow holds up nothing else."""
-
-        async def again_and_again() -> None:
-            while True:
-                await self._look(what, look)
-                await asyncio.sleep(every_s)
-
-        self._background[what] = asyncio.create_task(again_and_again(), name=what)
-
-    async def _look(self, what: str, look: Callable[[], Awaitable[None]]) -> None:
-        """Looks once, and where files can't be read or written again until they can: the replicas serve meanwhile.
-
-        Raises:
-          FleetError: that lasted for `serving.min_healthy_s`.
-        """
-        try:
-            await look()
-            return
-        except OSError as error:
-            reason = str(error)
-        self._log("files_failed", what=what, error=reason)
-        with self._waits.waiting(
-            f"files of the {what}",
-            on="the disk of store.weights",
-            limit_s=self._settings.min_healthy_s,
-            setting="serving.min_healthy_s",
-            error=FleetError,
-        ) as wait:
-            while True:
-                wait.hint(reason)
-                await wait.pause(_FILES_RETRY_S)
-                try:
-                    await look()
-                    return
-                except OSError as error:
-                    reason = str(error)
-
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
     def _forget(self, member: Member) -> None:
         self.members.remove(member)
         for what in ("health", "sampling"):
-            self._background.pop(f"{what} of {member.name}").cancel()
+            self._looks.end(f"{what} of {member.name}")
 
     async def _check_health(self, member: Member) -> None:
         if member.is_running:
@@ -229,11 +180,7 @@ class Fleet:
             await member.health.check_sampling(member.server.client)
 
     async def _follow_store(self) -> None:
-        def in_use() -> set[int]:
-            own = {member.version for member in self.members}
-            return own | {row.version for row in self._registry.replicas()}  # those of other fleets too
-
-        await self._follower.look(in_use)
+        await self._follower.look(lambda: self._roster.versions_in_use(self.members))
 
     async def _follow_orders(self) -> None:
         if self._plan.take(await self._run_blocking(self._book.orders), self.members) and self._plan.refused:
@@ -247,29 +194,6 @@ class Fleet:
             heartbeat_s=self._clock(),
         )
         await self._run_blocking(self._book.report, status)
-
-    async def _count_requests(self) -> None:
-        totals = await self._run_blocking(self._registry.all_request_totals)
-        for member in self.members:
-            succeeded, failed = totals.get(member.name, (0, 0))
-            member.health.count_requests(succeeded, failed, self._now())
-
-    async def _report(self) -> None:
-        """Writes a replica's row whenever something changed, and now and then as a heartbeat; removes those gone."""
-        for member in list(self.members):
-            row = member.row()
-            before, at_s = self._reported.get(member.name, (None, float("-inf")))
-            if row == before and self._now() - at_s < _HEARTBEAT_S:
-                continue
-            at_s = self._now()
-            await self._run_blocking(lambda row=row: self._registry.report(fleet=self.name, **row._asdict()))
-            self._reported[member.name] = row, at_s
-            if row != before:
-                self._log("replica", replica=member.name, state=row.state, version=row.version, reason=row.reason)
-        for name in self._reported.keys() - {member.name for member in self.members}:
-            await self._run_blocking(self._registry.remove, name)
-            del self._reported[name]
-            self._log("replica", replica=name, state="gone", version=-1, reason="")
 
     async def _check_floor(self) -> None:
         """Ends the fleet when too few replicas serve for too long, once there is something to serve."""
@@ -294,8 +218,7 @@ class Fleet:
 
     async def _end_gently(self) -> None:
         """Takes all replicas out of use, lets them finish what they have, bounded, and ends them."""
-        for what in [name for name in self._background if name != "registry"]:
-            self._background.pop(what).cancel()
+        self._looks.end_all(but=["registry"])
         for member in self.members:
             member.wish = "leave"
             if member.work is not None and member.state != "draining":
@@ -312,16 +235,14 @@ class Fleet:
 
     async def _end_now(self) -> None:
         """Ends what is left of all replicas, and takes them from the registry."""
-        for task in self._background.values():
-            task.cancel()
+        looks = self._looks.end_all()
         # First the servers: work on them then ends by itself, instead of taking its time to end in order.
         killed = await asyncio.gather(*(member.server.kill() for member in self.members), return_exceptions=True)
-        tasks = [*self._background.values(), *(member.work for member in self.members if member.work is not None)]
+        tasks = [*looks, *(member.work for member in self.members if member.work is not None)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for member in self.members:
-            await self._run_blocking(self._registry.remove, member.name)
+        await self._roster.remove(self.members)
         await self._run_blocking(self._book.clear_status)
         for failure in killed:
             if isinstance(failure, BaseException):

@@ -123,7 +123,14 @@ class StubServer:
 class StubFleet:
     """A running fleet, its servers by name, and what it logged."""
 
-    def __init__(self, folder: Path, *, prepare: Callable[[StubServer], None] = lambda server: None, **settings: Any):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str = "host",
+        prepare: Callable[[StubServer], None] = lambda server: None,
+        **settings: Any,
+    ):
         self.store = WeightStore(folder / "weights", "run")
         self.events: list[dict[str, Any]] = []
         self.servers: dict[str, StubServer] = {}
@@ -139,7 +146,7 @@ class StubFleet:
             keep_versions=8,
             log=lambda event, **fields: self.events.append({"event": event, **fields}),
             should_stop=lambda: self.stop,
-            name="host",
+            name=name,
             make_replica=self._make,
             open_session=lambda: nullcontext(None),
             run_blocking=inline,

@@ -53,9 +53,9 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("learner_jax/loop/kl_control.py:KLControl.reference", "self._ahead.result()"): "a computation of this process",
     ("learner_jax/training/supervised.py:_prefetch", "pending.result()"): "a computation of this process",
     ("serving_bridge/fleet/caretaker.py:Caretaker.tend", "work.result()"): "the task is done",
-    ("serving_bridge/fleet/controller.py:Fleet._tick", "task.result()"): "the task is done",
+    ("serving_bridge/fleet/looks.py:Looks.check", "task.result()"): "the task is done",
     ("serving_bridge/fleet/controller.py:Fleet.run", "while not self._should_stop()"): "the service itself",
-    ("serving_bridge/fleet/controller.py:Fleet._beside.again_and_again", "while True"): "the service itself",
+    ("serving_bridge/fleet/looks.py:Looks.begin.again_and_again", "while True"): "the service itself",
     (
         "serving_bridge/fleet/controller.py:Fleet._end_now",
         "asyncio.gather(*(member.server.kill() for member in self.members), return_exceptions=True)",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serving_bridge.fleet.caretaker import NOTICE_S
-from serving_bridge.fleet.controller import FleetError
+from serving_bridge.fleet.looks import FleetError
 from serving_bridge.fleet.orders import OrderBook
 from serving_bridge.processes.restarts import RestartBudget
 from serving_bridge.routing.lifecycle import TAKES_REQUESTS
@@ -322,8 +322,7 @@ def test_a_rolling_restart_waits_while_too_few_serve_and_is_refused_where_they_a
 def test_two_fleets_share_a_registry_and_one_leaves(tmp_path: Path):
     async def story() -> None:
         async with StubFleet(tmp_path).running() as first:
-            second = StubFleet(tmp_path, replicas=2)
-            second.fleet.name = "other"
+            second = StubFleet(tmp_path, name="other", replicas=2)
             first.publish()
             await first.until_healthy("host-0")
             async with second.running():
