@@ -192,7 +192,7 @@ class Replica:
         if self._client is not None and store.root.absolute() != self._store:
             raise ReplicaError(f"{self.name} was started on weight store {self._store}, got {store.root.absolute()}")
         return await run_round(
-            self.client, store, manifest, self.settings, round_id=round_id, waits=self._waits, name=self.name
+            self.client, manifest, self.settings, round_id=round_id, waits=self._waits, name=self.name
         )
 
     async def drain(self) -> bool:

@@ -15,7 +15,6 @@ from learner_jax.runtime import Wait, Waits
 from serving_bridge.fleet.golden_probe import probe, probe_tolerance
 from serving_bridge.settings import ServingSettings
 from serving_bridge.vllm import Failed, ReplicaError, VllmClient, WorkerStatus
-from serving_bridge.weights import WeightStore
 
 T = TypeVar("T")
 RoundStatus = Literal["updated", "rejected", "unfit"]
@@ -65,7 +64,6 @@ class _BrokenError(Exception):
 
 async def run_round(
     client: VllmClient,
-    store: WeightStore,
     manifest: WeightManifest,
     settings: ServingSettings,
     *,

@@ -104,7 +104,7 @@ def test_a_version_replaced_after_staging_is_rejected_inside_the_pause(world: Wo
                 await asyncio.sleep(0.01)
 
     client = meddling(world.client, world, after=stage_another)
-    outcome = world.run(run_round(client, world.store, wanted, SETTINGS, round_id="mine"))
+    outcome = world.run(run_round(client, wanted, SETTINGS, round_id="mine"))
     assert outcome.status == "rejected"
     assert f"version {wanted.version}" in (outcome.error or "")
     assert f"got version {other.version}" in (outcome.error or "")
@@ -131,7 +131,7 @@ def test_a_controller_that_dies_after_any_step_leaves_nothing_that_the_next_roun
 
         client = meddling(world.client, world, before=die)
         try:
-            world.run(run_round(client, world.store, manifest, SETTINGS, round_id=f"round-{last}"))
+            world.run(run_round(client, manifest, SETTINGS, round_id=f"round-{last}"))
         except DiedError:
             died += 1
         else:
@@ -140,7 +140,7 @@ def test_a_controller_that_dies_after_any_step_leaves_nothing_that_the_next_roun
             left_paused += 1
         else:
             assert_serves(world, versions)
-        outcome = world.run(run_round(world.client, world.store, manifest, SETTINGS, round_id=f"round-{last}"))
+        outcome = world.run(run_round(world.client, manifest, SETTINGS, round_id=f"round-{last}"))
         assert outcome.status == "updated", (last, outcome)
         assert assert_serves(world, versions) == manifest.version
     assert died >= 12
@@ -163,7 +163,7 @@ def test_a_round_cancelled_after_any_step_leaves_the_engine_serving(world: World
                     work.cancel()
 
             client = meddling(world.client, world, after=cancel)
-            work = asyncio.create_task(run_round(client, world.store, manifest, SETTINGS))
+            work = asyncio.create_task(run_round(client, manifest, SETTINGS))
             try:
                 await work
             except asyncio.CancelledError:
@@ -191,7 +191,7 @@ def test_steps_that_take_too_long_are_given_up(world: World):
 
     for slow, status in (("/pause", "rejected"), ("/inference/v1/generate", "unfit")):
         client = meddling(world.client, world, after=lambda route, slow=slow: dawdle_at(slow, route))
-        outcome = world.run(run_round(client, world.store, wanted, settings))
+        outcome = world.run(run_round(client, wanted, settings))
         assert outcome.status == status
         assert "serving.update_timeout_s = 0.3 s" in (outcome.error or "")
         if status == "rejected":
@@ -217,10 +217,10 @@ def test_another_controllers_round_waits_for_a_dead_ones_lease(world: World, mon
 
     async def rounds() -> list[RoundOutcome]:
         with pytest.raises(DiedError):
-            await run_round(meddling(world.client, world, before=die), world.store, manifest, settings, round_id="dead")
+            await run_round(meddling(world.client, world, before=die), manifest, settings, round_id="dead")
         outcomes = []
         while not outcomes or outcomes[-1].status == "rejected":
-            outcomes.append(await run_round(world.client, world.store, manifest, settings))
+            outcomes.append(await run_round(world.client, manifest, settings))
             await asyncio.sleep(0.05)
         return outcomes
 
@@ -237,9 +237,9 @@ def test_of_two_controllers_at_once_one_wins_and_the_other_changes_nothing(world
     async def both(first: WeightManifest, second: WeightManifest, delay_s: float) -> list[RoundOutcome]:
         async def later() -> RoundOutcome:
             await asyncio.sleep(delay_s)
-            return await run_round(world.client, world.store, second, SETTINGS)
+            return await run_round(world.client, second, SETTINGS)
 
-        return list(await asyncio.gather(run_round(world.client, world.store, first, SETTINGS), later()))
+        return list(await asyncio.gather(run_round(world.client, first, SETTINGS), later()))
 
     for delay_s in (0.0, 0.02, 0.05, 0.08):
         manifests = [world.publish(world.model_a), world.publish(world.model_b)]
@@ -263,10 +263,10 @@ def test_a_controller_that_was_held_up_past_its_lease_does_not_touch_what_the_ne
     async def be_overtaken(route: str) -> None:
         if route == held_up_at and not outcomes:
             await asyncio.sleep(0.6)
-            outcomes.append(await run_round(world.client, world.store, quick, SETTINGS))
+            outcomes.append(await run_round(world.client, quick, SETTINGS))
 
     client = meddling(world.client, world, before=be_overtaken)
-    outcome = world.run(run_round(client, world.store, slow, SETTINGS))
+    outcome = world.run(run_round(client, slow, SETTINGS))
     assert outcomes[0].status == "updated", outcomes
     assert outcome.status == status
     assert assert_serves(world, {quick.version: world.model_b}) == quick.version
@@ -292,12 +292,12 @@ def test_a_controller_that_was_held_up_past_its_lease_does_not_end_the_next_ones
         async def be_overtaken(route: str) -> None:
             if route == "/pause":
                 await asyncio.sleep(0.6)
-                following.append(asyncio.create_task(run_round(second, world.store, quick, SETTINGS)))
+                following.append(asyncio.create_task(run_round(second, quick, SETTINGS)))
                 await next_is_halfway.wait()
 
         following: list[asyncio.Task[RoundOutcome]] = []
         second = meddling(world.client, world, after=wait_for_the_first)
-        outcome = await run_round(meddling(world.client, world, after=be_overtaken), world.store, slow, SETTINGS)
+        outcome = await run_round(meddling(world.client, world, after=be_overtaken), slow, SETTINGS)
         monkeypatch.undo()  # from here on the second may take its time
         first_has_ended.set()
         return outcome, await following[0]
@@ -316,7 +316,7 @@ def test_a_dead_controllers_pause_is_ended_even_by_a_round_that_is_rejected(worl
         await world.client.pause()
 
     world.run(die_halfway())
-    assert world.run(run_round(world.client, world.store, flip_bit(world), SETTINGS)).status == "rejected"
+    assert world.run(run_round(world.client, flip_bit(world), SETTINGS)).status == "rejected"
     assert assert_serves(world, {served.version: world.model_b}) == served.version
 
 
@@ -335,8 +335,8 @@ def test_a_dead_controllers_pause_over_weights_that_nothing_proved_is_not_ended_
             raise DiedError
 
     with pytest.raises(DiedError):
-        world.run(run_round(meddling(world.client, world, before=die), world.store, wrong, SETTINGS, round_id="same"))
-    outcome = world.run(run_round(world.client, world.store, flip_bit(world), SETTINGS, round_id="same"))
+        world.run(run_round(meddling(world.client, world, before=die), wrong, SETTINGS, round_id="same"))
+    outcome = world.run(run_round(world.client, flip_bit(world), SETTINGS, round_id="same"))
     assert outcome.status == "unfit"
     assert world.run(world.client.is_paused())
     manifest = world.update(world.model_a)
@@ -363,7 +363,7 @@ def test_no_token_is_sampled_from_weights_that_fail_their_probe(world: World):
         answering = [asyncio.create_task(answer(prompt)) for prompt in PROMPTS * 3]
         while await world.client.num_requests() == 0:
             await asyncio.sleep(0.01)
-        outcome = await run_round(meddling(world.client, world, after=dawdle), world.store, wrong, SETTINGS)
+        outcome = await run_round(meddling(world.client, world, after=dawdle), wrong, SETTINGS)
         return outcome, await asyncio.wait_for(asyncio.gather(*answering), 30)
 
     outcome, answers = world.run(round_amid())
@@ -406,7 +406,7 @@ def test_a_wrong_tensor_exceeds_the_tolerance_of_every_dtype_by_far(
     world: World, publish: Callable[[World], WeightManifest]
 ):
     settings = SETTINGS.model_copy(update={"probe_tolerance": None})
-    outcome = world.run(run_round(world.client, world.store, publish(world), settings))
+    outcome = world.run(run_round(world.client, publish(world), settings))
     assert outcome.status == "unfit"
     assert "expected at most 0.001 " in (outcome.error or "")
     assert outcome.probe_max_abs is not None
@@ -454,7 +454,7 @@ def test_a_version_that_is_applied_already_is_proven_again_but_not_loaded_again(
         routes.append(route)
 
     client = meddling(world.client, world, after=note)
-    outcome = world.run(run_round(client, world.store, manifest, SETTINGS))
+    outcome = world.run(run_round(client, manifest, SETTINGS))
     assert outcome.status == "updated"
     assert outcome.probe_max_abs is not None
     assert "/pause" in routes
@@ -462,10 +462,10 @@ def test_a_version_that_is_applied_already_is_proven_again_but_not_loaded_again(
     np.testing.assert_array_equal(world.run(world.client.prompt_logprobs(PROMPTS[2], timeout_s=60)), before)
     assert assert_serves(world, {manifest.version: world.model_b}) == manifest.version
     spoiled = msgspec.structs.replace(manifest, golden=golden_of(world.model_a))
-    assert world.run(run_round(world.client, world.store, spoiled, SETTINGS)).status == "unfit"
+    assert world.run(run_round(world.client, spoiled, SETTINGS)).status == "unfit"
     assert world.run(world.client.is_paused())
     assert world.run(world.client.weight_version()) is None
-    assert world.run(run_round(world.client, world.store, manifest, SETTINGS)).status == "updated"
+    assert world.run(run_round(world.client, manifest, SETTINGS)).status == "updated"
 
 
 def test_stop_lets_answers_finish_and_leaves_no_process(world: World):
@@ -492,7 +492,7 @@ def test_stop_lets_answers_finish_and_leaves_no_process(world: World):
 
 
 def test_a_replica_out_of_reach_is_unfit(world: World):
-    outcome = world.run(run_round(world.client, world.store, world.publish(world.model_b), SETTINGS))
+    outcome = world.run(run_round(world.client, world.publish(world.model_b), SETTINGS))
     assert outcome.status == "unfit"
     assert "Cannot connect" in (outcome.error or "")
 
@@ -509,7 +509,7 @@ def test_a_server_that_hangs_inside_the_pause_is_unfit_in_bounded_time(world: Wo
     client.before, client.after = nothing, hang
     started = time.monotonic()
     try:
-        outcome = world.run(run_round(client, world.store, world.publish(world.model_a), SETTINGS))
+        outcome = world.run(run_round(client, world.publish(world.model_a), SETTINGS))
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
@@ -533,7 +533,7 @@ def test_kill_9_of_the_supervising_process_amid_a_round_leaves_no_server_and_an_
             await asyncio.sleep(0.1)
 
     client = meddling(world.fresh, world, after=kill)
-    outcome = world.run(run_round(client, world.store, world.publish(world.model_a), SETTINGS, round_id="last"))
+    outcome = world.run(run_round(client, world.publish(world.model_a), SETTINGS, round_id="last"))
     assert alive(pids) == []
     assert outcome.status == "unfit"
     assert "Cannot connect" in (outcome.error or "")

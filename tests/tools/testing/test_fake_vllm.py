@@ -165,7 +165,7 @@ async def a_round_changes_answers_in_flight_with_spans(bench: Bench) -> None:
     await bench.client.name_version(0)
     sampling = await bench.fill()
     manifest = bench.publish(bench.model_b)
-    outcome = await run_round(bench.client, bench.store, manifest, SETTINGS)
+    outcome = await run_round(bench.client, manifest, SETTINGS)
     assert outcome.status == "updated", outcome
     for task in sampling:
         (answer,) = await task
@@ -178,7 +178,7 @@ async def a_round_changes_answers_in_flight_with_spans(bench: Bench) -> None:
 async def damaged_files_are_noticed_and_nothing_changes(bench: Bench) -> None:
     before = await bench.client.weight_version()
     manifest = flip_bit(bench)  # type: ignore[arg-type]
-    outcome = await run_round(bench.client, bench.store, manifest, SETTINGS)
+    outcome = await run_round(bench.client, manifest, SETTINGS)
     assert (outcome.status, outcome.store_damaged) == ("rejected", True)
     assert await bench.client.weight_version() == before
     assert not await bench.client.is_paused()
@@ -188,11 +188,11 @@ async def other_weights_than_the_golden_prompts_are_never_sampled(bench: Bench) 
     """Leaves weights A behind, proven again."""
     sampling = await bench.fill()
     wrong = bench.publish(bench.model_b, golden_of(bench.model_a))
-    outcome = await run_round(bench.client, bench.store, wrong, SETTINGS)
+    outcome = await run_round(bench.client, wrong, SETTINGS)
     assert outcome.status == "unfit", outcome
     assert all(isinstance(e, Aborted) for e in await asyncio.gather(*sampling, return_exceptions=True))
     assert (await bench.client.is_paused(), await bench.client.weight_version()) == (True, None)
-    outcome = await run_round(bench.client, bench.store, bench.publish(bench.model_a), SETTINGS)
+    outcome = await run_round(bench.client, bench.publish(bench.model_a), SETTINGS)
     assert outcome.status == "updated", outcome
 
 

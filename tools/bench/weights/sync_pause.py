@@ -164,7 +164,7 @@ def _gaps(arrivals: Sequence[float], probe_s: float = 0.0) -> Gaps:
 async def _round(
     replica: Replica, source: _Source, settings: ServingSettings, manifest: WeightManifest
 ) -> RoundOutcome:
-    outcome = await run_round(replica.client, source.store, manifest, settings)
+    outcome = await run_round(replica.client, manifest, settings)
     if outcome.status != "updated":
         raise BenchmarkError(f"version {manifest.version} was not taken: {outcome.error}")
     return outcome

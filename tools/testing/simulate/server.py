@@ -69,7 +69,7 @@ class SimulatedServer:
 
     async def update(self, store: Any, manifest: WeightManifest, *, round_id: str) -> RoundOutcome:
         options: dict[str, Any] = dict(round_id=round_id, waits=self._waits, name=self.name)
-        return await run_round(self.client, store, manifest, self._settings, **options)
+        return await run_round(self.client, manifest, self._settings, **options)
 
     async def drain(self) -> bool:
         return True
