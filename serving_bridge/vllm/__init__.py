@@ -1,7 +1,7 @@
 """vLLM's server from outside: how it is started, asked and believed."""
 
 from serving_bridge.vllm.answers import Aborted, Completion, Failed, Malformed, Rejected, ReplicaError, joined
-from serving_bridge.vllm.client import Session, VllmClient, http_session
+from serving_bridge.vllm.client import VllmClient
 from serving_bridge.vllm.server_checks import (
     Platform,
     ReplicaStartError,
@@ -12,6 +12,7 @@ from serving_bridge.vllm.server_checks import (
     detect_platform,
 )
 from serving_bridge.vllm.server_options import SERVED_MODEL_NAME, Access, server_command, server_environment
+from serving_bridge.vllm.transport import Session, http_session
 from serving_bridge.vllm.worker_status import WorkerStatus
 
 __all__ = [

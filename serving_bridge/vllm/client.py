@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
-import aiohttp
 import msgspec
 import numpy as np
 
@@ -31,6 +29,7 @@ from serving_bridge.vllm.answers import (
     prompt_logprobs,
     version_named,
 )
+from serving_bridge.vllm.transport import GENERATE, Session, Transport
 from serving_bridge.vllm.worker_status import WorkerReport, WorkerStatus, merge
 
 __all__ = [
@@ -40,20 +39,15 @@ __all__ = [
     "Malformed",
     "Rejected",
     "ReplicaError",
-    "Session",
     "Unreachable",
     "Unversioned",
     "VllmClient",
-    "http_session",
 ]
 
 T = TypeVar("T")
 
-_GENERATE = "/inference/v1/generate"
 #: version name of weights that no probe has passed yet; answers that carry it are refused
 _UNPROVEN = "unproven"
-#: statuses of a server that another start's token, or another address, was meant for
-_OTHER_SERVER = (401, 421)
 _METRIC = re.compile(r"^(vllm:[a-z0-9_]+)(?:\{[^}]*\})? ([-+.0-9a-zA-Z]+)$", re.MULTILINE)
 
 
@@ -67,25 +61,6 @@ class _Weights(msgspec.Struct):
 
 class _Workers(msgspec.Struct):
     results: list[WorkerReport]
-
-
-class Session(Protocol):
-    """What is used of an aiohttp session; simulations bring their own.
-
-    `async with request(method, url, data=, headers=, params=, allow_redirects=, timeout=) as response` gives
-    `response.status` and `await response.read()`; what fails on the way raises `aiohttp.ClientError`, `OSError` or
-    `TimeoutError`.
-    """
-
-    @property
-    def request(self) -> Callable[..., AbstractAsyncContextManager[Any]]: ...
-
-
-@asynccontextmanager
-async def http_session() -> AsyncIterator[Session]:
-    """A real session with as many connections as are asked for: the dispatcher bounds them, not the pool."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        yield session
 
 
 class VllmClient:
@@ -106,16 +81,15 @@ class VllmClient:
         token: str = "",
     ) -> None:
         self.base_url = base_url.rstrip("/")
-        self._session = session
-        self._control_timeout_s = control_timeout_s
-        self._vocab_size = vocab_size
         self.token = token
+        self._http = Transport(self.base_url, session, timeout_s=control_timeout_s, token=token)
+        self._vocab_size = vocab_size
         self._answers = msgspec.json.Decoder(Answer)
 
     @property
     def authorization(self) -> dict[str, str]:
         """The header that every request carries."""
-        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        return self._http.authorization
 
     def probe_ids(self, count: int) -> list[str]:
         """Request ids of prompts whose log-probs a paused server computes together, once all have come."""
@@ -189,20 +163,20 @@ class VllmClient:
     async def is_healthy(self, timeout_s: float = 5.0) -> bool:
         """Whether the server answers and its engine lives."""
         try:
-            await self._request("GET", "/health", timeout_s=timeout_s)
+            await self._http.request("GET", "/health", timeout_s=timeout_s)
         except ReplicaError:
             return False
         return True
 
     async def pause(self) -> None:
         """Stops sampling; requests in flight stay and, on resume, recompute their KV cache with the weights of then."""
-        await self._request("POST", "/pause", params={"mode": "keep", "clear_cache": "true"})
+        await self._http.request("POST", "/pause", params={"mode": "keep", "clear_cache": "true"})
 
     async def resume(self) -> None:
-        await self._request("POST", "/resume")
+        await self._http.request("POST", "/resume")
 
     async def is_paused(self) -> bool:
-        return self._decoded(await self._request("GET", "/is_paused"), _Paused).is_paused
+        return self._decoded(await self._http.request("GET", "/is_paused"), _Paused).is_paused
 
     async def stage(self, version: int, content_sha256: str, round_id: str, lease_s: float) -> WorkerStatus:
         """Takes the replica's lease and has the workers read and check a version of its store in the background.
@@ -225,38 +199,38 @@ class VllmClient:
         await self._workers("weir_release", {"round_id": round_id})
 
     async def start_update(self) -> None:
-        await self._request("POST", "/start_weight_update")
+        await self._http.request("POST", "/start_weight_update")
 
     async def update(self, version: int, content_sha256: str, round_id: str) -> None:
         """Applies the staged version; the server must be paused and `round_id` hold the lease."""
         info = {"version": version, "content_sha256": content_sha256, "round_id": round_id}
-        await self._request("POST", "/update_weights", body={"update_info": info})
+        await self._http.request("POST", "/update_weights", body={"update_info": info})
 
     async def end_stuck_update(self) -> None:
         """Ends an update session that someone left open: an invalid update fails, and failing ends the session."""
         try:
-            await self._request("POST", "/update_weights", body={"update_info": {}})
+            await self._http.request("POST", "/update_weights", body={"update_info": {}})
         except Failed:
             return
         raise Malformed(f"{self.base_url} accepted an empty weight update")
 
     async def finish_update(self) -> None:
         """Ends the update; answers carry no policy version from now on, until `name_version`."""
-        await self._request("POST", "/finish_weight_update", body={"weight_version": _UNPROVEN})
+        await self._http.request("POST", "/finish_weight_update", body={"weight_version": _UNPROVEN})
 
     async def name_version(self, version: int | None) -> None:
         """Gives the weights that the server has now a policy version, or takes it from them, without changing them."""
         name = _UNPROVEN if version is None else str(version)
-        await self._request("POST", "/update_weight_version", body={"new_version": name})
+        await self._http.request("POST", "/update_weight_version", body={"new_version": name})
 
     async def weight_version(self) -> int | None:
         """Policy version that answers carry; None for weights it started with, or that no probe has passed yet."""
-        name = self._decoded(await self._request("GET", "/weight_info"), _Weights).weight_version
+        name = self._decoded(await self._http.request("GET", "/weight_info"), _Weights).weight_version
         return version_named(name)
 
     async def abort_all(self) -> None:
         """Ends every request in flight with finish reason "abort"."""
-        await self._request("POST", "/abort_requests", body={})
+        await self._http.request("POST", "/abort_requests", body={})
 
     async def metrics(self, *, timeout_s: float | None = None) -> dict[str, float]:
         """vLLM's Prometheus metrics, name -> value summed over labels (e.g. `vllm:num_requests_running`).
@@ -264,7 +238,7 @@ class VllmClient:
         Not read by prometheus_client: its parser takes 26 ms for vLLM's page, this half a millisecond, and a worker's
         event loop reads the page of every replica once a second.
         """
-        text = (await self._request("GET", "/metrics", timeout_s=timeout_s)).decode(errors="replace")
+        text = (await self._http.request("GET", "/metrics", timeout_s=timeout_s)).decode(errors="replace")
         totals: dict[str, float] = {}
         for name, value in _METRIC.findall(text):
             try:
@@ -297,7 +271,7 @@ class VllmClient:
             body["request_id"] = request_id
         if priority:
             body["priority"] = priority
-        payload = await self._request("POST", _GENERATE, body=body, timeout_s=timeout_s)
+        payload = await self._http.request("POST", GENERATE, body=body, timeout_s=timeout_s)
         try:
             return self._answers.decode(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -311,59 +285,8 @@ class VllmClient:
 
     async def _workers(self, method: str, arguments: dict[str, Any]) -> WorkerStatus:
         """Calls a method of the plugin on every worker of the replica, each of which returns its status."""
-        payload = await self._request("POST", "/collective_rpc", body={"method": method, "kwargs": arguments})
+        payload = await self._http.request("POST", "/collective_rpc", body={"method": method, "kwargs": arguments})
         workers = self._decoded(payload, _Workers).results
         if not workers:
             raise Malformed(f"{self.base_url}: {method} returned nothing, expected one status per worker")
         return merge(workers)
-
-    async def _request(
-        self,
-        method: str,
-        route: str,
-        *,
-        body: dict[str, Any] | None = None,
-        params: dict[str, str] | None = None,
-        timeout_s: float | None = None,
-    ) -> bytes:
-        total_s = self._control_timeout_s if timeout_s is None else timeout_s
-        data = None if body is None else msgspec.json.encode(body)
-        headers = self.authorization
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        if route != _GENERATE:
-            # uvicorn drops the connection after a 500 without saying so, and the next request on it would be lost.
-            headers["Connection"] = "close"
-        where = f"{method} {self.base_url}{route}"
-        try:
-            async with self._session.request(
-                method,
-                self.base_url + route,
-                data=data,
-                headers=headers,
-                params=params,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=total_s),
-            ) as response:
-                payload = await response.read()
-                status = response.status
-        except TimeoutError:
-            raise Unreachable(f"{where}: no answer within {total_s} s") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise Unreachable(f"{where}: {error or type(error).__name__}") from error
-        if status >= 500:
-            raise Failed(f"{where}: {status} {_detail(payload)}")
-        if status in _OTHER_SERVER:
-            raise Unreachable(f"{where}: {status} {_detail(payload)}; the server that was known has ended")
-        if not 200 <= status < 300:
-            raise Rejected(f"{where}: {status} {_detail(payload)}")
-        return payload
-
-
-def _detail(payload: bytes) -> str:
-    """The message of an error answer."""
-    try:
-        decoded = msgspec.json.decode(payload)
-        return str(decoded.get("error", {}).get("message") or decoded)
-    except (msgspec.MsgspecError, UnicodeDecodeError, AttributeError):
-        return payload[:500].decode(errors="replace")

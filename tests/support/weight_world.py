@@ -189,6 +189,15 @@ async def greedily(client: VllmClient, prompt: Sequence[int], count: int) -> Com
     return answer
 
 
+def assert_serves(world: World, served: dict[int, Any]) -> int:
+    """The replica isn't paused and has one of these versions, name and weights alike; returns which."""
+    assert not world.run(world.client.is_paused())
+    (version,) = set(world.run(greedily(world.client, PROMPTS[0], 3)).policy_version.tolist())
+    got = world.run(world.client.prompt_logprobs(PROMPTS[2], timeout_s=60))
+    np.testing.assert_allclose(got, next_logprobs(served[version], PROMPTS[2]), atol=TOLERANCE, rtol=0)
+    return int(version)
+
+
 async def round_amid_answers(
     world: World, manifest: WeightManifest
 ) -> tuple[RoundOutcome, list[list[Completion] | BaseException]]:

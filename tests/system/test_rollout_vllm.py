@@ -23,7 +23,8 @@ from serving_bridge.routing.dispatch import Dispatcher
 from serving_bridge.routing.registry import ReplicaRow
 from serving_bridge.settings.serving import RolloutSettings
 from serving_bridge.text.tokenizer import load_tokenizer
-from serving_bridge.vllm.client import VllmClient, http_session
+from serving_bridge.vllm.client import VllmClient
+from serving_bridge.vllm.transport import http_session
 from tests.support.rollout_world import Inline
 from tests.support.weight_world import EOS, SETTINGS, TOLERANCE, make_model
 

@@ -36,7 +36,7 @@ def read(text: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         return text.encode()
 
     client = VllmClient("http://nowhere", None)
-    monkeypatch.setattr(client, "_request", answer)
+    monkeypatch.setattr(client._http, "request", answer)
     return asyncio.run(client.metrics())
 
 

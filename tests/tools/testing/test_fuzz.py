@@ -49,7 +49,7 @@ def test_rows_that_are_believed_are_found(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_reader_that_crashes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     async def careless(client: VllmClient) -> bool:
-        return (await client._request("GET", "/is_paused"))[0] == ord("{")
+        return (await client._http.request("GET", "/is_paused"))[0] == ord("{")
 
     monkeypatch.setattr(VllmClient, "is_paused", careless)
     assert any("whether paused" in failure and "IndexError" in failure for failure in fuzz(8_000, seed=3).failures)
