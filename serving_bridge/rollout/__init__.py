@@ -1,7 +1,7 @@
 """The rollout worker: prompts in, judged groups out."""
 
 from serving_bridge.rollout.carried_on import awaits_work
-from serving_bridge.rollout.episodes import Player
+from serving_bridge.rollout.player import Player
 from serving_bridge.rollout.sampling import Prefix, Sampler
 from serving_bridge.rollout.worker import RolloutWorker, RunIdentity
 

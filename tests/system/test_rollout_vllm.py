@@ -17,8 +17,10 @@ from rewards.contracts.environment import EpisodeState, Outcome, Reply
 from rewards.contracts.task import Problem
 from serving_bridge.evaluation.skill import PromptEncoder
 from serving_bridge.fleet.replica import Replica
-from serving_bridge.rollout.episodes import Episode, Origin, Player, make_trajectories
+from serving_bridge.rollout.episodes import Episode
+from serving_bridge.rollout.player import Player
 from serving_bridge.rollout.sampling import Prefix, Sampler
+from serving_bridge.rollout.trajectories import Origin, make_trajectories
 from serving_bridge.routing.dispatch import Dispatcher
 from serving_bridge.routing.registry import ReplicaRow
 from serving_bridge.settings.serving import RolloutSettings

@@ -122,7 +122,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "asyncio.gather(*tasks, return_exceptions=True)",
     ): "cancelled just before",
     (
-        "serving_bridge/rollout/worker.py:_Running._cancel",
+        "serving_bridge/rollout/running.py:RunningRollouts._cancel",
         "asyncio.gather(*tasks, return_exceptions=True)",
     ): "cancelled just before",
     ("serving_bridge/processes/guard.py:run", "while status is None"): "lasts as long as the command that it guards",

@@ -20,9 +20,11 @@ from rewards.contracts.environment import Reply
 from rewards.environments import FeedbackEnvironment, create_environment
 from rewards.settings.task import TaskSettings
 from serving_bridge.evaluation.skill import PromptEncoder
-from serving_bridge.rollout.episodes import Episode, EpisodeError, Origin, Player, make_trajectories
+from serving_bridge.rollout.episodes import Episode, EpisodeError
 from serving_bridge.rollout.groups import GroupError, complete_group, is_final
+from serving_bridge.rollout.player import Player
 from serving_bridge.rollout.sampling import Prefix, Sampler
+from serving_bridge.rollout.trajectories import Origin, make_trajectories
 from serving_bridge.routing.dispatch import Dispatcher
 from serving_bridge.routing.registry import ReplicaRow
 from serving_bridge.settings.serving import RolloutSettings

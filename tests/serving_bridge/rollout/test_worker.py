@@ -23,8 +23,9 @@ from serving_bridge.evaluation.skill import PromptEncoder
 from serving_bridge.queue.bounds import QueueBounds
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.queue.staleness import Pace
-from serving_bridge.rollout.worker import NoReplicaError, RolloutWorker, RunIdentity
+from serving_bridge.rollout.worker import RolloutWorker, RunIdentity
 from serving_bridge.rollout.worker_queue import WorkerQueue
+from serving_bridge.routing.dispatch import NoReplicaError
 from serving_bridge.routing.registry import ReplicaRegistry
 from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings
 from serving_bridge.text.tokenizer import Tokenizer, load_tokenizer

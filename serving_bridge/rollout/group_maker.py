@@ -1,0 +1,105 @@
+"""The way of one claimed prompt: its problem is made, its group played, and put into the queue or given up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from learner_jax.runtime import crash_point
+from rewards.contracts import Task
+from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.rollout.episodes import Episode
+from serving_bridge.rollout.groups import BREAKS, GroupError, is_final
+from serving_bridge.rollout.player import Player
+from serving_bridge.rollout.trajectories import Origin, make_trajectories
+from serving_bridge.rollout.worker_queue import WorkerQueue
+
+#: tries of a group before it is given up; requests have tries of their own
+_GROUP_TRIES = 2
+
+
+class GroupMaker:
+    """Makes groups of prompts.
+
+    Args:
+      places: groups that are played at the same time; prompts beyond wait for a place.
+      count: what became of groups and answers is counted here.
+
+    Attributes:
+      playing: indices of the prompts whose groups are played now.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        encoder: PromptEncoder,
+        player: Player,
+        queue: WorkerQueue,
+        origin: Origin,
+        *,
+        places: int,
+        count: Counter[str],
+        log: Callable[..., None],
+    ) -> None:
+        self.playing: set[int] = set()
+        self._task, self._encoder = task, encoder
+        self._player, self._queue, self._origin = player, queue, origin
+        self._places = asyncio.Semaphore(places)
+        self._count = count
+        self._log = log
+
+    async def make(self, index: int) -> None:
+        """Has the group of a claimed prompt in the queue's hands, or the claim given up for good.
+
+        Raises:
+          NoReplicaError: no replica took requests within the bound.
+          FailedVerdictsError: too many answers of late have no verdict.
+        """
+        problem = self._task.problem("train", index)
+        prompt = self._encoder.encode(problem)
+        if prompt is None:
+            self._count["skipped_prompts"] += 1
+            await self._queue.skip(index)
+            return
+        for attempt in range(1, _GROUP_TRIES + 1):
+            try:
+                async with self._place(index):
+                    episodes = await self._player.play_group(problem, prompt, self._origin.group_size)
+                if self._teaches(index, episodes):
+                    self._accept(index, episodes)
+                else:
+                    await self._queue.skip(index)
+                return
+            except (*BREAKS, GroupError) as error:
+                self._log("retry", prompt_index=index, attempt=attempt, error=str(error) or repr(error))
+                if is_final(error):
+                    break
+        self._count["failed_groups"] += 1
+        await self._queue.skip(index)
+
+    @asynccontextmanager
+    async def _place(self, index: int) -> AsyncIterator[None]:
+        async with self._places:
+            self.playing.add(index)
+            try:
+                yield
+            finally:
+                self.playing.discard(index)
+
+    def _teaches(self, index: int, episodes: Sequence[Episode]) -> bool:
+        """Whether answers are left to compare; else the group's prompt is given up, and another takes its place."""
+        judged = sum(episode.is_judged for episode in episodes)
+        if judged >= min(2, len(episodes)):
+            return True
+        self._count["unjudged_groups"] += 1
+        self._log("unjudged_group", prompt_index=index, answers=len(episodes), judged=judged)
+        return False
+
+    def _accept(self, index: int, episodes: Sequence[Episode]) -> None:
+        crash_point("sampled")
+        self._queue.add(index, make_trajectories(self._origin, index, episodes))
+        self._count["groups"] += 1
+        self._count["tokens"] += sum(episode.num_sampled for episode in episodes)
+        self._count["mixed_version_answers"] += sum(episode.num_versions > 1 for episode in episodes)

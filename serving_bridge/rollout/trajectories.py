@@ -1,0 +1,79 @@
+"""From played episodes to the trajectories that the queue takes; token ids are exactly the sampler's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from learner_jax.contracts import NOT_SAMPLED, Trajectory
+from serving_bridge.evaluation import reason_text
+from serving_bridge.rollout.episodes import Episode, PlayedTurn
+from serving_bridge.settings import RolloutSettings
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What the trajectories of a run have in common.
+
+    Attributes:
+      run: with the prompt's index and the sample's, the trajectory's id: deterministic, hence the idempotency key.
+      tokenizer: fingerprint of the tokenizer behind the ids.
+    """
+
+    run: str
+    group_size: int
+    settings: RolloutSettings
+    reward_version: str
+    tokenizer: str
+
+
+def make_trajectories(origin: Origin, index: int, episodes: Sequence[Episode]) -> list[Trajectory]:
+    """The group of prompt `index`; ids never change between tries, token ids are exactly the sampler's."""
+    group_id = f"{origin.run}/{index}"
+    return [
+        Trajectory(
+            trajectory_id=f"{group_id}/{sample}",
+            group_id=group_id,
+            group_size=origin.group_size,
+            prompt={"index": index, "question": episode.problem.question},
+            **_arrays(episode.turns),
+            reward_parts=dict(episode.turns[-1].outcome.parts),
+            verdict=episode.turns[-1].outcome.verdict,
+            finish_reason=episode.turns[-1].answer.finish_reason,  # type: ignore[arg-type]
+            sampling={"temperature": origin.settings.temperature, "max_tokens": origin.settings.max_tokens},
+            reward_version=origin.reward_version,
+            tokenizer=origin.tokenizer,
+            verdict_reason="" if episode.is_judged else reason_text(episode.turns[-1].outcome.reasons),
+        )
+        for sample, episode in enumerate(episodes)
+    ]
+
+
+def _arrays(turns: Sequence[PlayedTurn]) -> dict[str, Any]:
+    """The arrays of a trajectory, all of one length; a turn is what was given and the answer to it."""
+    lengths = [(len(turn.given), len(turn.answer)) for turn in turns]
+    is_judged = turns[-1].outcome.reward is not None  # else what earlier turns earned is not the episode's reward
+    ends = np.cumsum([given + answer for given, answer in lengths])
+    length = int(ends[-1])
+    found = {
+        "tokens": np.empty(length, np.int32),
+        "loss_mask": np.zeros(length, np.bool_),
+        "behavior_logprobs": np.zeros(length, np.float32),
+        "policy_version": np.full(length, NOT_SAMPLED, np.int32),
+        "turn": np.repeat(np.arange(len(turns), dtype=np.int32), [given + answer for given, answer in lengths]),
+        "rewards": np.zeros(length, np.float32),
+    }
+    for turn, (_, sampled), end in zip(turns, lengths, ends, strict=True):
+        answer = slice(end - sampled, end)
+        found["tokens"][end - sampled - len(turn.given) : end - sampled] = turn.given
+        found["tokens"][answer] = turn.answer.tokens
+        found["loss_mask"][answer] = True
+        found["behavior_logprobs"][answer] = turn.answer.logprobs
+        found["policy_version"][answer] = turn.answer.policy_version
+        if is_judged:
+            assert turn.outcome.reward is not None
+            found["rewards"][end - 1] = turn.outcome.reward
+    return found
