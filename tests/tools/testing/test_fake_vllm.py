@@ -35,7 +35,8 @@ from tests.support.weight_world import (
     next_logprobs,
     tensors_of,
 )
-from tools.testing.fake_vllm.engine import Engine, EngineSettings
+from tools.testing.fake_vllm.core import EngineSettings
+from tools.testing.fake_vllm.engine import Engine
 from tools.testing.fake_vllm.qwen3 import Qwen3, log_softmax
 from tools.testing.fake_vllm.server import DISTURB, application
 from tools.testing.fake_vllm.weights import ModelWeights, Worker

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +81,28 @@ def answer(request: Generation, prompt_logprobs: list[float] | None) -> dict[str
         entries = zip(request.prompt[1:], prompt_logprobs, strict=True)
         fields["prompt_logprobs"] = [None, *({str(token): {"logprob": value}} for token, value in entries)]
     return fields
+
+
+def metrics(running: int, waiting: int, max_running: int, totals: Counter[str]) -> str:
+    """What vLLM's /metrics says, as far as anybody reads it.
+
+    Args:
+      running, waiting: answers.
+      totals: counters by name: "tokens", "prompt_tokens", "preemptions", and answers by finish reason.
+    """
+    labels = '{engine="0",model_name="policy"}'
+    lines = [
+        f"vllm:num_requests_running{labels} {float(running)}",
+        f"vllm:num_requests_waiting{labels} {float(waiting)}",
+        f"vllm:kv_cache_usage_perc{labels} {running / max_running}",
+        f"vllm:num_preemptions_total{labels} {float(totals['preemptions'])}",
+        f"vllm:generation_tokens_total{labels} {float(totals['tokens'])}",
+        f"vllm:prompt_tokens_total{labels} {float(totals['prompt_tokens'])}",
+    ]
+    for reason in ("stop", "length", "abort"):
+        labels = f'{{engine="0",finished_reason="{reason}",model_name="policy"}}'
+        lines.append(f"vllm:request_success_total{labels} {float(totals[reason])}")
+    return "\n".join(lines) + "\n"
 
 
 def spans(names: list[str]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
     python -m tools.testing.fake_vllm.server --model DIR --port 8000 --max-model-len 64
 
 Options of vLLM that do not change what the engine answers are taken and ignored. POST /disturb sets what goes wrong
-(fields of `engine.Disturbance`); {"exit": STATUS} ends the process at once. The gate is vLLM's (`access.gate`),
+(fields of `core.Disturbance`); {"exit": STATUS} ends the process at once. The gate is vLLM's (`access.gate`),
 with the tokens and the address that the environment names.
 """
 
@@ -23,7 +23,8 @@ from aiohttp import web
 
 from serving_bridge.access import CONTROL_TOKEN, Gate, Refused, Route
 from serving_bridge.vllm_plugin import MODEL_FAMILY, STORE_ROOT
-from tools.testing.fake_vllm.engine import Disturbance, Engine, EngineDiedError, EngineSettings
+from tools.testing.fake_vllm.core import Disturbance, EngineDiedError, EngineSettings
+from tools.testing.fake_vllm.engine import Engine
 from tools.testing.fake_vllm.weights import ModelWeights, Worker
 
 _GENERATE = "/inference/v1/generate"

@@ -27,7 +27,8 @@ from tools.bench.__main__ import main
 from tools.bench.rollout import rollout
 from tools.bench.rollout.rollout import Result, Work
 from tools.bench.timing import Spread
-from tools.testing.fake_vllm.engine import Engine, EngineSettings
+from tools.testing.fake_vllm.core import EngineSettings
+from tools.testing.fake_vllm.engine import Engine
 from tools.testing.fake_vllm.server import application
 from tools.testing.fake_vllm.weights import ModelWeights, Worker
 
