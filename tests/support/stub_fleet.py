@@ -26,6 +26,8 @@ from tests.support.virtual_time import inline
 TENSORS = {"a": np.ones(3, np.float32)}
 START_S = 2.0
 ROUND_S = 0.5
+#: what the controller's own ticks and files may add to any time
+SLACK_S = 1.0
 
 
 class StubServer:

@@ -14,7 +14,7 @@ import pytest
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.routing.registry import ReplicaRegistry
 from tests.conftest import REPOSITORY
-from tests.serving_bridge.text.test_tokenizer import SMALL
+from tests.support.new_models import SMALL
 from tests.support.rollout_world import AdditionTask
 from tools.assembly.new_model import create_model
 

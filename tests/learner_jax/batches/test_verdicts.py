@@ -27,8 +27,8 @@ from rewards.environments import create_environment
 from rewards.settings.task import TaskSettings
 from serving_bridge.evaluation.verdicts import FailedVerdictsError, VerdictWatch, reason_text, sound, unjudged
 from serving_bridge.text.tokenizer import Tokenizer
-from tests.serving_bridge.rollout.test_worker import Bench
-from tests.serving_bridge.rollout.test_worker import tokenizer as tokenizer
+from tests.support.rollout_bench import Bench
+from tests.support.rollout_bench import tokenizer as tokenizer
 from tests.support.rollout_world import AdditionTask, FakeReplica
 from tests.support.trajectories import failing, make_group
 

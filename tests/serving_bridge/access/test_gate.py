@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import stat
-import threading
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from serving_bridge.access.gate import BASE_URL, INFERENCE_TOKEN, Gate, GateError, Refused
-from serving_bridge.access.keys import ROLES, AccessError, FleetKeys, FreshKeys
-from serving_bridge.access.probes import CONTROL_TOKEN, batch_of, probe_ids
-from serving_bridge.vllm_plugin.middleware import GateMiddleware
+from serving_bridge.access.gate import Gate, Refused
+from serving_bridge.access.probes import batch_of, probe_ids
 
 URL = "http://127.0.0.1:8000"
+
+
 CONTROL, INFERENCE = "c" * 64, "i" * 64
+
+
 GATE = Gate(URL, CONTROL, INFERENCE)
+
+
 HASH = "0" * 64
+
+
 JSON = "application/json"
 
 
@@ -50,7 +49,11 @@ def call(method: str, **kwargs: Any) -> dict[str, Any]:
 
 
 STAGE = call("weir_stage", version=1, content_sha256=HASH, round_id="r", lease_s=60.0)
+
+
 GENERATE = {"token_ids": [5], "sampling_params": {"max_tokens": 4}}
+
+
 CONTROL_REQUESTS: list[tuple[str, str, Any]] = [
     ("GET", "/is_paused", None),
     ("GET", "/weight_info", None),
@@ -297,190 +300,3 @@ def test_a_probe_is_known_by_the_seal_of_its_start():
     ):
         assert batch_of(forged, CONTROL) is None, forged
     assert batch_of(f"generate-tokens-{first}", INFERENCE) is None
-
-
-def through_middleware(
-    app: Callable[..., Any], scope: dict[str, Any], messages: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    sent: list[dict[str, Any]] = []
-    incoming = iter(messages)
-
-    async def receive() -> dict[str, Any]:
-        return next(incoming, {"type": "http.disconnect"})
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    asyncio.run(GateMiddleware(app)(scope, receive, send))  # type: ignore[arg-type]
-    return sent
-
-
-@pytest.fixture
-def in_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {CONTROL_TOKEN: CONTROL, INFERENCE_TOKEN: INFERENCE, BASE_URL: URL}.items():
-        monkeypatch.setenv(name, value)
-
-
-def scope_of(path: str, body: bytes, **changes: Any) -> dict[str, Any]:
-    headers = {"host": "127.0.0.1:8000", "authorization": f"Bearer {CONTROL}", "content-length": str(len(body))}
-    headers |= {"content-type": JSON, "x-request-id": "weir-probe-dead-1-0"}
-    return {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-    } | changes
-
-
-@pytest.mark.usefixtures("in_server")
-def test_the_server_sees_the_body_once_and_no_request_id_of_the_header():
-    seen: dict[str, Any] = {}
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen["headers"] = dict(scope["headers"])
-        seen["messages"] = [await receive(), await receive()]
-
-    body = json.dumps(GENERATE).encode()
-    pieces = [
-        {"type": "http.request", "body": body[:7], "more_body": True},
-        {"type": "http.request", "body": body[7:], "more_body": False},
-    ]
-    assert through_middleware(app, scope_of("/inference/v1/generate", body), pieces) == []
-    assert seen["messages"] == [
-        {"type": "http.request", "body": body, "more_body": False},
-        {"type": "http.disconnect"},
-    ]
-    assert b"x-request-id" not in seen["headers"]
-    assert b"authorization" in seen["headers"]
-
-
-@pytest.mark.usefixtures("in_server")
-@pytest.mark.parametrize(
-    ("scope", "status"),
-    [
-        (scope_of("/collective_rpc", b"{}", raw_path=b"/x"), 404),
-        (scope_of("/collective_rpc", b"", method="GET", raw_path=b"/metrics"), 404),
-        (scope_of("/collective_rpc", b"{}", root_path="/api"), 404),
-        (scope_of("/collective_rpc", b"{}", raw_path=None), 404),
-        (scope_of("/collective_rpc", b"{}", headers=[(b"host", b"127.0.0.1:8000")]), 401),
-        (scope_of("/collective_rpc", b"x" * (1 << 17)), 413),
-        ({"type": "websocket", "path": "/collective_rpc"}, 1008),
-    ],
-)
-def test_what_is_refused_never_reaches_the_server(scope: dict[str, Any], status: int):
-    async def app(*_: Any) -> None:
-        raise AssertionError("it got through")
-
-    sent = through_middleware(app, scope, [{"type": "http.request", "body": b"{}", "more_body": False}])
-    assert (sent[0].get("status") or sent[0].get("code")) == status
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {},
-        {CONTROL_TOKEN: CONTROL, INFERENCE_TOKEN: INFERENCE},
-        {CONTROL_TOKEN: "", INFERENCE_TOKEN: INFERENCE, BASE_URL: URL},
-        {CONTROL_TOKEN: "short", INFERENCE_TOKEN: INFERENCE, BASE_URL: URL},
-        {CONTROL_TOKEN: CONTROL, INFERENCE_TOKEN: CONTROL, BASE_URL: URL},
-        {CONTROL_TOKEN: CONTROL, INFERENCE_TOKEN: INFERENCE, BASE_URL: "127.0.0.1"},
-    ],
-)
-def test_a_server_without_sound_tokens_does_not_start(environment: dict[str, str]):
-    with pytest.raises(GateError):
-        Gate.of_environment(environment)
-
-
-# Where the tokens come from.
-
-
-def test_tokens_differ_by_role_address_start_and_key(tmp_path: Path):
-    keys = FleetKeys(tmp_path / "keys")
-    keys.make()
-    tokens = {
-        keys.token(role, url, start) for role in ROLES for url in (URL, "http://127.0.0.1:8001") for start in ("a", "b")
-    }
-    assert len(tokens | {FreshKeys().token("control", URL, "a")}) == 9
-    assert keys.token("control", URL, "a") == FleetKeys(tmp_path / "keys").token("control", URL, "a")
-
-
-def test_all_who_make_the_keys_at_once_get_the_same_ones_for_their_eyes_only(tmp_path: Path):
-    folder = tmp_path / "weights" / "keys"
-    found: list[str] = []
-
-    def make() -> None:
-        keys = FleetKeys(folder)
-        keys.make()
-        found.append(keys.token("control", URL, "a") + keys.token("inference", URL, "a"))
-
-    threads = [threading.Thread(target=make) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 16
-    assert len(set(found)) == 1
-    assert sorted(os.listdir(folder)) == ["control.key", "inference.key"]
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
-
-
-def _open_folder(folder: Path) -> None:
-    folder.chmod(0o755)
-
-
-def _open_file(folder: Path) -> None:
-    (folder / "control.key").chmod(0o640)
-
-
-def _foreign(folder: Path) -> None:
-    os.chown(folder / "control.key", 12345, -1)
-
-
-def _linked(folder: Path) -> None:
-    (folder / "control.key").rename(folder / "elsewhere")
-    (folder / "control.key").symlink_to("elsewhere")
-
-
-def _linked_folder(folder: Path) -> None:
-    folder.rename(folder.with_name("elsewhere"))
-    folder.symlink_to("elsewhere")
-
-
-def _pipe(folder: Path) -> None:
-    (folder / "control.key").unlink()
-    os.mkfifo(folder / "control.key", 0o600)
-
-
-def _short(folder: Path) -> None:
-    (folder / "control.key").write_text("00")
-
-
-def _empty(folder: Path) -> None:
-    (folder / "control.key").write_text("")
-
-
-def _gone(folder: Path) -> None:
-    (folder / "control.key").unlink()
-
-
-@pytest.mark.parametrize(
-    "meddle", [_open_folder, _open_file, _foreign, _linked, _linked_folder, _pipe, _short, _empty, _gone]
-)
-def test_keys_that_others_may_know_or_have_made_are_refused(meddle: Callable[[Path], None], tmp_path: Path):
-    if meddle is _foreign and os.geteuid() != 0:
-        pytest.skip("only root can give files away")
-    folder = tmp_path / "keys"
-    FleetKeys(folder).make()
-    meddle(folder)
-    with pytest.raises(AccessError, match="keys"):
-        FleetKeys(folder).token("control", URL, "a")
-
-
-def test_a_worker_needs_only_its_own_key(tmp_path: Path):
-    FleetKeys(tmp_path / "keys").make()
-    (tmp_path / "keys" / "control.key").unlink()
-    assert FleetKeys(tmp_path / "keys").token("inference", URL, "a")

@@ -17,7 +17,7 @@ from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings
 from serving_bridge.text.tokenizer import Tokenizer
 from serving_bridge.vllm.answers import Unreachable
 from serving_bridge.vllm.client import VllmClient
-from tests.serving_bridge.rollout.test_worker import tokenizer as tokenizer
+from tests.support.rollout_bench import tokenizer as tokenizer
 from tests.support.rollout_world import AdditionTask, FakeReplica, FakeSession, Inline, choice, reply, virtually
 from tools.reporting.comparison import compared
 

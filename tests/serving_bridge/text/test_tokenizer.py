@@ -1,25 +1,21 @@
-"""Tokenizer against transformers' own, and the model folders that a run creates for itself."""
+"""The tokenizer of real model folders against transformers' own."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from configs.schema import CreateModelSettings
-from learner_jax.contracts.model import hf_shapes, read_model_config
+from learner_jax.contracts.model import read_model_config
 from serving_bridge.text.tokenizer import Tokenizer, TokenizerError, load_tokenizer
 from tests.conftest import REPOSITORY
-from tools.assembly.new_model import CreateModelError, create_model, train_tokenizer
+from tests.support.chat_templates import KEEP_THINKING_TEMPLATE, QWEN2_TEMPLATE, QWEN3_TEMPLATE
+from tests.support.new_models import created as created
 
 TEXTS = [
     "",
@@ -31,38 +27,7 @@ TEXTS = [
     "<s> literal </s> marks",
 ]
 
-# The parts of Qwen's public templates that the golden strings exercise.
-QWEN2_TEMPLATE = (
-    "{%- if messages[0]['role'] == 'system' %}\n"
-    "    {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n"
-    "{%- else %}\n"
-    "    {{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. "
-    "You are a helpful assistant.<|im_end|>\\n' }}\n"
-    "{%- endif %}\n"
-    "{%- for message in messages %}\n"
-    "    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}\n"
-    "{%- endfor %}\n"
-    "{%- if add_generation_prompt %}\n"
-    "    {{- '<|im_start|>assistant\\n' }}\n"
-    "{%- endif %}\n"
-)
-QWEN3_TEMPLATE = (
-    "{%- set ns = namespace(last=0) %}\n"
-    "{%- for message in messages %}\n"
-    "    {%- if message.role == 'user' %}{%- set ns.last = loop.index0 %}{%- endif %}\n"
-    "{%- endfor %}\n"
-    "{%- for message in messages %}\n"
-    "    {%- set content = message.content %}\n"
-    "    {%- if message.role == 'assistant' and '</think>' in content and loop.index0 <= ns.last %}\n"
-    "        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}\n"
-    "    {%- endif %}\n"
-    "    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}\n"
-    "{%- endfor %}\n"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}\n"
-)
-KEEP_THINKING_TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
-)
+
 # Everything that transformers' environment adds to Jinja, with blocks whose line breaks it trims.
 FEATURES_TEMPLATE = (
     "{{ bos_token }}{{ eos_token }}\n"
@@ -77,6 +42,8 @@ FEATURES_TEMPLATE = (
     "{% if not messages %}{{ raise_exception('empty') }}{% endif %}\n"
     "{{ strftime_now('%Y') }}{{ tools }}{{ documents }}{{ undefined_thing }}\n"
 )
+
+
 DIALOG = [
     {"role": "skip", "content": "not shown"},
     {"role": "user", "content": ' <b>"1 & 2"</b> é '},
@@ -122,9 +89,6 @@ def edited(source: Path, target: Path, **changes: Any) -> Path:
     kept = {key: value for key, value in config.items() if value is not None}
     (target / "tokenizer_config.json").write_text(json.dumps(kept))
     return target
-
-
-# Parity with transformers
 
 
 def test_stories_tokens_equal_transformers(stories_model: Path) -> None:
@@ -173,6 +137,15 @@ def test_a_real_qwen_tokenizer_equals_the_class_that_transformers_takes(
         assert ours.encode(text) == theirs.encode(text), text
     assert ours.turn_end == 151645
     ours.check_chat()
+
+
+def test_a_created_tokenizer_equals_transformers(created: Path) -> None:
+    ours, theirs = load_tokenizer(created), reference(created)
+    for text in ("Calculate 57 + 98.", "Calculate 5 - 12.", "-7", "ünknown £ text", "  +  "):
+        assert ours.encode(text) == theirs.encode(text)
+        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text), skip_special_tokens=True)
+    assert ours.eos_ids == (theirs.eos_token_id,)
+    assert ours.pad_id == theirs.pad_token_id
 
 
 @pytest.mark.parametrize("flag", [True, False, None])
@@ -240,9 +213,6 @@ def test_loading_a_tokenizer_imports_neither_torch_nor_transformers(stories_mode
     assert done.stdout.strip() == "[]"
 
 
-# Supervised examples
-
-
 def test_supervised_examples_keep_the_prompts_ids(qwen: Tokenizer) -> None:
     for prompt, target, chat in (("What is 1+", "1?", False), ("Hel", "lo", False), ("hi", "there", True)):
         tokens, mask = qwen.encode_supervised(prompt, target, chat=chat)
@@ -261,9 +231,6 @@ def test_a_target_gets_no_second_bos(stories_model: Path) -> None:
     tokens, mask = tokenizer.encode_supervised("Once upon", "a time")
     assert tokens == [*tokenizer.encode("Once upon"), *tokenizer.encode("a time")[1:], 1]
     assert mask.index(True) == len(tokenizer.encode("Once upon"))
-
-
-# Mistakes
 
 
 def test_a_tokenizer_of_another_model_is_refused(qwen: Tokenizer, stories_model: Path) -> None:
@@ -301,127 +268,3 @@ def test_prompts_that_can_not_be_made_are_errors(stories_model: Path, created: P
         load_tokenizer(stories_model).encode_prompt("hi", chat=True)
     with pytest.raises(TokenizerError, match="has no tokens"):
         load_tokenizer(created).encode_prompt("", chat=False)
-
-
-# Models that a run creates
-
-SMALL = CreateModelSettings(
-    hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, vocab_size=64
-)
-
-
-def arithmetic_texts() -> list[str]:
-    texts = []
-    for left in range(100):
-        for right in range(0, 100, 7):
-            texts += [
-                f"Calculate {left} + {right}.",
-                str(left + right),
-                f"Calculate {left} - {right}.",
-                str(left - right),
-            ]
-    return texts
-
-
-@pytest.fixture(scope="module")
-def created(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("created") / "model"
-    create_model(folder, SMALL, arithmetic_texts(), seed=5)
-    return folder
-
-
-def test_prompts_and_answers_of_a_created_model_are_short(created: Path) -> None:
-    tokenizer = load_tokenizer(created)
-    prompt = tokenizer.encode_prompt("Calculate 57 + 98.", chat=False)
-    assert [tokenizer.backend.id_to_token(i) for i in prompt] == ["CalculateĠ", "5", "7", "Ġ+Ġ", "9", "8", "."]
-    assert len(tokenizer.encode("155")) == 3
-    assert len(tokenizer.encode("-41")) == 3
-    for text in arithmetic_texts():
-        assert len(tokenizer.encode(text)) <= 9
-        assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_a_created_tokenizer_equals_transformers(created: Path) -> None:
-    ours, theirs = load_tokenizer(created), reference(created)
-    for text in ("Calculate 57 + 98.", "Calculate 5 - 12.", "-7", "ünknown £ text", "  +  "):
-        assert ours.encode(text) == theirs.encode(text)
-        assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text), skip_special_tokens=True)
-    assert ours.eos_ids == (theirs.eos_token_id,)
-    assert ours.pad_id == theirs.pad_token_id
-
-
-def test_transformers_loads_a_created_model(created: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model, report = AutoModelForCausalLM.from_pretrained(created, output_loading_info=True)
-    assert type(model).__name__ == "Qwen3ForCausalLM"
-    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    ids = load_tokenizer(created).encode("Calculate 5 + 9.")
-    with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits
-    # A random model is nearly uniform over its vocabulary.
-    entropy = torch.distributions.Categorical(logits=logits[0, -1]).entropy()
-    assert float(entropy) == pytest.approx(np.log(logits.shape[-1]), abs=0.2)
-
-
-def test_created_weights_have_the_right_names_shapes_and_spread(created: Path) -> None:
-    config = read_model_config(created)
-    load_tokenizer(created).check_vocabulary(config)
-    weights = load_file(created / "model.safetensors")
-    assert {name: array.shape for name, array in weights.items()} == hf_shapes(config)
-    assert config.tie_word_embeddings
-    assert config.vocab_size % 16 == 0
-    for name, array in weights.items():
-        assert array.dtype == np.float32
-        if array.ndim == 1:
-            assert (array == 1).all(), name
-        else:
-            assert array.std() == pytest.approx(0.02, rel=0.15), name
-            assert abs(array.mean()) < 0.003, name
-
-
-CREATE = """
-import sys
-from configs.schema import CreateModelSettings
-from tools.assembly.new_model import create_model
-from tests.serving_bridge.text.test_tokenizer import SMALL, arithmetic_texts
-create_model(sys.argv[1], SMALL, iter(arithmetic_texts()), seed=5)
-"""
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
-
-
-def test_the_same_seed_gives_the_same_bytes_in_another_process(created: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", CREATE, str(tmp_path / "again")]
-    subprocess.run(command, cwd=REPOSITORY, env={"PYTHONHASHSEED": "77", "PATH": ""}, check=True, timeout=120)
-    assert digests(tmp_path / "again") == digests(created)
-    assert len(digests(created)) == 5
-    create_model(tmp_path / "other", SMALL, arithmetic_texts(), seed=6)
-    differing = {name for name, digest in digests(tmp_path / "other").items() if digest != digests(created)[name]}
-    assert differing == {"model.safetensors"}
-
-
-def test_a_failed_creation_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(CreateModelError, match=r"different characters, more than fit in model\.create\.vocab_size 64"):
-        create_model(tmp_path / "model", SMALL, ["".join(map(chr, range(33, 127)))], seed=0)
-    with pytest.raises(CreateModelError, match="no texts"):
-        create_model(tmp_path / "model", SMALL, [], seed=0)
-    shape = SimpleNamespace(**{**SMALL.model_dump(), "num_kv_heads": 3})
-    with pytest.raises(CreateModelError, match="no multiple of num_kv_heads 3"):
-        create_model(tmp_path / "model", shape, ["a"], seed=0)
-    assert list(tmp_path.iterdir()) == []
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "file").touch()
-    with pytest.raises(CreateModelError, match="not an empty folder"):
-        create_model(tmp_path / "model", SMALL, ["a"], seed=0)
-
-
-def test_every_digit_is_a_token_and_words_take_their_spaces() -> None:
-    tokenizer = train_tokenizer(["Write the number 2024 down, then add 2024 to it."] * 50, 128)
-    tokens = tokenizer.encode("the number 2024").tokens
-    assert tokens[-4:] == ["2", "0", "2", "4"]
-    assert len(tokens) == 6
-    assert tokenizer.decode(tokenizer.encode("add  2024 to\n it").ids) != ""

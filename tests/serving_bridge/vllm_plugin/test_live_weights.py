@@ -26,8 +26,13 @@ from serving_bridge.weights.store import UPDATE_NAME, WeightStore
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+
 FAMILIES = ("Llama", "Qwen2", "Qwen3")
+
+
 NUM_UPDATES = 50
+
+
 Weights = dict[str, np.ndarray]
 
 
@@ -378,30 +383,3 @@ def test_a_model_whose_loaders_do_more_than_copy_is_updated_by_whole_tensors(tmp
         weights = stepped(weights, step)
         apply(engine, store, publish(publisher, weights))
         np.testing.assert_array_equal(model.kept.detach().numpy(), 2 * weights["model.norm.weight"])
-
-
-def test_one_round_at_a_time():
-    from serving_bridge.access.lease import Lease, LeaseError
-
-    now = 0.0
-    lease = Lease(clock=lambda: now)
-    lease.take("a", 10)
-    with pytest.raises(LeaseError, match=r"round a of another controller holds this replica for up to 10.0 s more"):
-        lease.take("b", 10)
-    now = 8.0
-    lease.renew("a")
-    lease.renew("b")  # not its own
-    now = 17.0
-    with pytest.raises(LeaseError, match="for up to 1.0 s more"):
-        lease.take("b", 10)
-    lease.check("a")
-    with pytest.raises(LeaseError, match="round b does not hold this replica, round a does"):
-        lease.check("b")
-    lease.release("b")
-    with pytest.raises(LeaseError, match="round a"):
-        lease.take("b", 10)
-    lease.release("a")
-    lease.take("b", 10)
-    now = 28.0  # its controller died
-    lease.take("c", 10)
-    lease.check("c")
