@@ -40,7 +40,7 @@ class Fleet:
     """Starts vLLM servers, `settings.replicas` or as many as ordered, and follows the weight store with them.
 
     A replica takes requests only after a verified weight round, and each time that its process was started anew only
-    after another one. `serving_bridge.routing.lifecycle` has the states, `fleet_orders` what an operator may order.
+    after another one. `serving_bridge.routing.lifecycle` has the states, `orders` what an operator may order.
 
     Args:
       model_dir: folder that servers start from; its weights are replaced by the store's before any request.
