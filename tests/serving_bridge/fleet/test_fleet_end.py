@@ -119,3 +119,19 @@ def test_a_full_disk_is_waited_out_while_replicas_serve(
             assert {record["what"] for record in fleet.named("files_failed")} == {"registry", "orders"}
 
     run(story())
+
+
+def test_a_suspect_replica_is_not_among_those_that_must_be_healthy(tmp_path: Path):
+    async def story() -> None:
+        settings = {"replicas": 2, "min_healthy": 2, "min_healthy_s": 20.0, "hang_s": 1000.0}
+        async with StubFleet(tmp_path, **settings).running() as fleet:
+            fleet.publish()
+            await fleet.until_healthy("host-0", "host-1")
+            fleet.servers["host-1"].answers = False
+            await fleet.until(lambda: fleet.states()["host-1"] == "suspect", 25)
+            suspected_s = fleet.time()
+            with pytest.raises(FleetError, match="2 healthy replicas .* host-1 is suspect"):
+                await fleet.until(lambda: False, 60)
+            assert 20 <= fleet.time() - suspected_s + SLACK_S < 20 + 2 * SLACK_S
+
+    run(story())

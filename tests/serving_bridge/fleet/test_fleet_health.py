@@ -213,3 +213,19 @@ def test_a_worker_that_began_anew_is_no_failure(tmp_path: Path):
             await fleet.until(lambda: fleet.servers["host-0"].asked == [1, 1], 3)
 
     run(story())
+
+
+def test_only_rounds_that_fail_in_a_row_cost_a_restart(tmp_path: Path):
+    async def story() -> None:
+        async with StubFleet(tmp_path).running() as fleet:
+            fleet.publish()
+            await fleet.until_healthy("host-0")
+            server = fleet.servers["host-0"]
+            for version in (2, 3, 4):
+                server.outcomes = ["unfit", "unfit", "updated"]
+                fleet.publish()
+                await fleet.until(lambda version=version: fleet.members[0].version == version, 30)
+            assert server.asked == [1, 2, 2, 2, 3, 3, 3, 4, 4, 4]
+            assert not fleet.named("replica_lost")
+
+    run(story())
