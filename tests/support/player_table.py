@@ -54,11 +54,16 @@ class Table:
     async def play(self) -> Episode:
         return await self.player.play(self.problem, self.prompt, Prefix())
 
-    def trajectory(self, *episodes: Episode) -> Trajectory:
+    def group(self, *episodes: Episode) -> list[Trajectory]:
         origin = Origin("run", len(episodes), self.settings, "addition@1", "fingerprint")
-        first, *_ = make_trajectories(origin, 0, episodes)
-        first.validate()
-        return first
+        found = make_trajectories(origin, 0, episodes)
+        for trajectory in found:
+            trajectory.validate()
+        return found
+
+    def trajectory(self, episode: Episode) -> Trajectory:
+        (found,) = self.group(episode)
+        return found
 
 
 def says(tokenizer: Tokenizer, text: str, version: str = "1", **options: Any) -> Callable[[Any], Any]:

@@ -126,3 +126,33 @@ def test_samples_of_a_group_and_turns_of_an_episode_stay_with_their_prefix(qwen:
         assert sorted(len(replica.bodies) > 0 for replica in replicas.values()) == [False, False, False, True]
 
     virtually(story())
+
+
+def test_answers_of_one_request_keep_their_own_rewards(qwen: Tokenizer) -> None:
+    async def story() -> None:
+        replica = FakeReplica()
+        table = Table(qwen, {"a": replica}, group_size=4)
+        texts = ["none", table.problem.answer, "7", "8"]  # the same from neither end
+        answers = [[*qwen.encode(text), qwen.eos_ids[0]] for text in texts]
+        replica.script.append(
+            lambda _: reply(*(choice(ids, index=i, logprobs=[-1.0] * len(ids)) for i, ids in enumerate(answers)))
+        )
+        episodes = await table.player.play_group(table.problem, table.prompt, 4)
+        assert [episode.turns[0].answer.tokens.tolist() for episode in episodes] == answers
+        assert [episode.turns[0].outcome.reward for episode in episodes] == [0.0, 1.0, 0.0, 0.0]
+        group = table.group(*episodes)
+        assert [float(found.rewards.sum()) for found in group] == [0.0, 1.0, 0.0, 0.0]
+        assert [found.tokens[found.loss_mask].tolist() for found in group] == answers
+
+    virtually(story())
+
+
+def test_a_dialog_ends_as_its_last_answer_did(qwen: Tokenizer) -> None:
+    async def story() -> None:
+        replica = FakeReplica(script=[says(qwen, "one"), lambda _: reply(choice([7] * 8, "length"))])
+        table = Table(qwen, {"a": replica}, turns=3)
+        episode = await table.play()
+        assert [turn.answer.finish_reason for turn in episode.turns] == ["stop", "length"]
+        assert table.trajectory(episode).finish_reason == "length"
+
+    virtually(story())

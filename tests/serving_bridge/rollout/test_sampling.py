@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -92,5 +93,30 @@ def test_requests_are_given_up_after_so_many_tries_in_a_row(qwen: Tokenizer) -> 
         with pytest.raises(Rejected, match="400 too long"):
             await table.play()
         assert len(replica.bodies) == 4
+
+    virtually(story())
+
+
+def test_a_cancelled_request_gives_its_place_back_and_counts_as_neither(qwen: Tokenizer) -> None:
+    async def story() -> None:
+        table = Table(qwen, {"a": FakeReplica(token_s=30.0)})
+        playing = asyncio.create_task(table.play())
+        await asyncio.sleep(1)
+        assert table.dispatcher.loads() == {"a": (1, 32)}
+        playing.cancel()
+        await asyncio.gather(playing, return_exceptions=True)
+        assert table.dispatcher.loads() == {"a": (0, 32)}
+        assert table.dispatcher.totals() == {}
+
+    virtually(story())
+
+
+def test_what_failed_is_asked_of_another_replica_wherever_the_prefix_is(qwen: Tokenizer) -> None:
+    async def story() -> None:
+        script: list[Any] = [lambda _: (500, b"no")]
+        replicas = {name: FakeReplica(script=script, stop=0.0) for name in "ab"}
+        table = Table(qwen, replicas, failures_to_avoid=9)
+        await table.play()
+        assert [len(replica.bodies) for replica in replicas.values()] == [1, 1]
 
     virtually(story())

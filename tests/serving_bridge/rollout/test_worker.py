@@ -26,7 +26,7 @@ from serving_bridge.routing.registry import ReplicaRegistry
 from serving_bridge.text.tokenizer import Tokenizer
 from tests.support.rollout_bench import Bench, two
 from tests.support.rollout_bench import tokenizer as tokenizer
-from tests.support.rollout_world import VOCAB, AdditionTask, FakeReplica, Inline
+from tests.support.rollout_world import EOS, VOCAB, AdditionTask, FakeReplica, Inline, choice, reply
 from tests.support.trajectories import make_group
 
 
@@ -354,3 +354,35 @@ def test_waits_are_seen_by_name(tmp_path: Path, tokenizer: Tokenizer) -> None:
     asyncio.run(story())
     assert ("a ready vLLM replica", "fleet") in seen
     assert waits.current() == []
+
+
+def test_each_answer_of_a_group_is_put_with_its_own_reward(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    def one_right(right: int, index: int) -> Any:
+        answer = [*tokenizer.encode(AdditionTask().problem("train", index).answer), EOS]
+        return lambda _: reply(*(choice(answer if i == right else [9, EOS], index=i) for i in range(2)))
+
+    replica = FakeReplica(script=[one_right(0, 0), one_right(1, 1)])
+    bench = Bench(tmp_path, tokenizer, replica, concurrent_groups=1)
+    bench.ready()
+    bench.run(lambda: bench.num_ready() == 2)
+    groups = bench.queue.consumer.lease_groups(2, trained_version=1, max_staleness=1).groups
+    assert [[float(t.rewards.sum()) for t in group] for group in groups] == [[1.0, 0.0], [0.0, 1.0]]
+    assert [[int(t.tokens[t.loss_mask][0]) == 9 for t in group] for group in groups] == [[False, True], [True, False]]
+
+
+def test_the_replica_that_is_furthest_behind_opens_the_gate(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, tokenizer, FakeReplica(), FakeReplica())
+    for name, step in (("r0", 4), ("r1", 3)):
+        bench.registry.report(name, url=f"http://{name}", state="healthy", version=step, step=step)
+    served: set[int] = set()
+    claim = bench.queue.producer.claim_prompts
+
+    def noted(*arguments: Any, served_step: int) -> list[int]:
+        served.add(served_step)
+        return claim(*arguments, served_step=served_step)
+
+    monkeypatch.setattr(bench.queue.producer, "claim_prompts", noted)
+    bench.run(lambda: bench.num_ready() == 2)
+    assert served == {3}
