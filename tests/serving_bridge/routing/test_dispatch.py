@@ -197,6 +197,29 @@ def test_a_replica_that_fails_in_a_row_is_avoided_longer_and_longer_until_it_ans
     virtually(story())
 
 
+def test_an_answer_makes_good_the_failures_before_it_and_how_long_they_had_it_avoided() -> None:
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        found = dispatcher(["a"], failures_to_avoid=2)
+
+        async def end(error: Unreachable | None) -> None:
+            slot = await found.take(1)
+            await asyncio.sleep(0.01)
+            found.give_back(slot, error, answered=error is None)
+
+        avoided = []
+        for errors in ([Unreachable("x")] * 2, [Unreachable("x")], [None, Unreachable("x")], [Unreachable("x")]):
+            for error in errors:
+                await end(error)
+            began = loop.time()
+            found.give_back(await found.take(1))
+            avoided.append(loop.time() - began)
+        # Twice in a row, once more (twice as long), once after an answer (not at all), and the second in a row.
+        assert avoided == pytest.approx([1, 2, 0, 1], abs=0.1)
+
+    virtually(story())
+
+
 def test_requests_from_before_a_replica_was_avoided_say_nothing_about_it_afterwards() -> None:
     async def story() -> None:
         found = dispatcher(["a"], failures_to_avoid=2, min_concurrency=50)
@@ -237,6 +260,35 @@ def test_a_replica_that_comes_back_elsewhere_begins_anew_and_one_that_left_gets_
         found.update([])
         with pytest.raises(NoReplicaError, match="no replica is ready"):
             await found.take(1)
+
+    virtually(story())
+
+
+def test_a_replica_that_left_takes_nothing_and_is_no_part_of_what_is_even() -> None:
+    async def story() -> None:
+        found = dispatcher(["a", "b", "c", "d"], min_concurrency=1000, max_concurrency=1000)
+        await found.take(1)  # all of them are candidates
+        found.update(rows(["a", "b"]))
+        slots = [await found.take(1) for _ in range(400)]
+        assert {slot.target.name for slot in slots} == {"a", "b"}
+        followed = [(await found.take(1, "b")).target.name for _ in range(60)]
+        assert followed[:5] == ["b"] * 5
+        assert "a" in followed
+        found.update([])
+        with pytest.raises(NoReplicaError, match="no replica is ready"):
+            await found.take(1)
+
+    virtually(story())
+
+
+def test_requests_that_ended_are_no_part_of_what_is_even() -> None:
+    async def story() -> None:
+        found = dispatcher(["a", "b"], min_concurrency=1000, max_concurrency=1000)
+        for _ in range(500):
+            found.give_back(await found.take(1), answered=True)
+        followed = [(await found.take(1, "b")).target.name for _ in range(60)]
+        assert followed[:5] == ["b"] * 5
+        assert "a" in followed, "a prefix is followed to a replica that has all requests"
 
     virtually(story())
 
