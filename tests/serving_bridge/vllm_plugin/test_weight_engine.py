@@ -1,4 +1,4 @@
-"""A worker's weights are of a version only if every parameter was loaded."""
+"""A worker's weights are of a version only if every parameter was loaded; a refused staging holds nobody up."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving_bridge.access.lease import Lease, LeaseError
 from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionWriter
 from tests.support.weight_world import make_model, tensors_of
@@ -72,3 +73,26 @@ def test_a_load_that_breaks_off_or_misses_parameters_is_never_intact(tmp_path: P
     engine.update_weights(update)  # again, by a controller that did not hear of the first time
     assert engine.intact
     np.testing.assert_array_equal(model.norm.detach().numpy(), tensors_of(source)["model.norm.weight"])
+
+
+def test_a_staging_that_is_refused_gives_the_lease_back(tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own, while it is imported
+        from serving_bridge.vllm_plugin.engine import WorkerExtension
+        from serving_bridge.vllm_plugin.stage import StageError
+
+    class Reading:
+        """A version is still being read."""
+
+        def begin(self, *_: Any) -> None:
+            raise StageError("staging of version 1 has not ended")
+
+    lease: Any = Lease()
+    worker = WorkerExtension()
+    engine: Any = SimpleNamespace(lease=lease, stager=Reading(), store_root=str(tmp_path), applied=None, intact=True)
+    worker.weight_transfer_engine = engine
+    with pytest.raises(StageError, match="has not ended"):
+        worker.weir_stage(2, "0" * 64, "late", 60.0)
+    with pytest.raises(LeaseError, match="round late does not hold this replica"):
+        lease.check("late")
+    lease.take("next", 60.0)
