@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from rewards.mathematics.tokens import Token
 from rewards.mathematics.values import MathError
@@ -66,15 +66,19 @@ class TokenCursor:
 
     def take_sign(self, *texts: str) -> str:
         """The sign that was taken, empty if none of them is next."""
-        return self._take(lambda token: token.kind == "sign" and token.text in texts)
+        return self._take("sign", texts)
 
     def take_command(self, *texts: str) -> str:
         """The command that was taken, empty if none of them is next."""
-        return self._take(lambda token: token.kind == "command" and token.text in texts)
+        return self._take("command", texts)
 
     def take_word(self, *texts: str) -> bool:
         """Whether a word, or a text that is one, was taken."""
-        return bool(self._take(lambda token: token.kind in ("word", "text") and token.text.strip() in texts))
+        token = self.peek()
+        if token is None or token.kind not in ("word", "text") or token.text.strip() not in texts:
+            return False
+        self._position += 1
+        return True
 
     def expect(self, text: str) -> None:
         """Takes a sign. Raises `MathError` if another token is next."""
@@ -90,9 +94,9 @@ class TokenCursor:
             found += self.next().text
         return found
 
-    def _take(self, is_wanted: Callable[[Token], bool]) -> str:
+    def _take(self, kind: str, texts: Sequence[str]) -> str:
         token = self.peek()
-        if token is None or not is_wanted(token):
+        if token is None or token.kind != kind or token.text not in texts:
             return ""
         self._position += 1
         return token.text
