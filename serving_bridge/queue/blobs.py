@@ -34,8 +34,8 @@ from learner_jax.runtime import (
     opened_folder,
     read_at,
     read_plain,
+    sync_path,
 )
-from serving_bridge.weights import sync_folder
 
 _SPARE = "spare"
 _ID = ".id"
@@ -121,7 +121,7 @@ class BlobFolder:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        sync_folder(self.folder)
+        sync_path(self.folder)
 
     def holds(self, name: str) -> bool:
         return (self.folder / name).exists()
@@ -224,7 +224,7 @@ class BlobFolder:
     def _make(self) -> None:
         if not self.folder.exists():
             make_folder(self.folder)
-            sync_folder(self.folder.parent)
+            sync_path(self.folder.parent)
 
 
 def _check_place(blob: Blob, max_bytes: int) -> None:

@@ -1,7 +1,7 @@
 """The store of policy versions: written whole, hashed, in anchors and differences."""
 
 from serving_bridge.weights.delta import Encoder, changes, decode, moved
-from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityError, sync_folder, words_dtype, xxh3_128
+from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityError, words_dtype, xxh3_128
 from serving_bridge.weights.inspection import VersionRow
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.reader import read_path, read_version
@@ -23,7 +23,6 @@ __all__ = [
     "moved",
     "read_path",
     "read_version",
-    "sync_folder",
     "words_dtype",
     "xxh3_128",
 ]

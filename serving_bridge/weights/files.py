@@ -200,26 +200,6 @@ def check_file(path: Path, file: WeightFile, num_bytes: int, sha256: str) -> Non
         raise WeightIntegrityError(f"{path} has sha256 {sha256}, expected {file.sha256}")
 
 
-def write_durably(path: Path, payload: bytes) -> None:
-    """Writes a small file that appears under its name only when whole and on disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        _write(temporary, [memoryview(payload)])
-        temporary.replace(path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with at(folder):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write(path: Path, blocks: Iterable[memoryview]) -> WeightFile:
     digest = hashlib.sha256()
     num_bytes = 0

@@ -13,9 +13,17 @@ from collections.abc import Collection
 from pathlib import Path
 
 from learner_jax.contracts import MAX_MANIFEST_BYTES, ContractError, WeightManifest, decode_manifest, quoted
-from learner_jax.runtime import FOLDER_MODE, PlainFileError, is_folder, is_regular, read_plain
+from learner_jax.runtime import (
+    FOLDER_MODE,
+    PlainFileError,
+    is_folder,
+    is_regular,
+    read_plain,
+    sync_path,
+    write_durably,
+)
 from serving_bridge.weights.checks import check_content
-from serving_bridge.weights.files import StoreError, WeightIntegrityError, sync_folder, verify_file, write_durably
+from serving_bridge.weights.files import StoreError, WeightIntegrityError, verify_file
 from serving_bridge.weights.folders import folder_name, numbers, own_folder
 
 MANIFEST_NAME = "manifest.json"
@@ -158,7 +166,7 @@ class WeightStore:
                     continue
                 for name in (MANIFEST_NAME, ANCHOR_MANIFEST_NAME):
                     (folder / name).unlink(missing_ok=True)
-                sync_folder(folder)
+                sync_path(folder)
                 shutil.rmtree(folder)
         return deleted
 

@@ -25,7 +25,7 @@ from learner_jax.contracts import (
     WeightManifest,
     encode_manifest,
 )
-from learner_jax.runtime import FOLDER_MODE, make_folder
+from learner_jax.runtime import FOLDER_MODE, make_folder, sync_path, write_durably
 from serving_bridge.weights.checks import checked_tensors
 from serving_bridge.weights.files import (
     StoreError,
@@ -33,8 +33,6 @@ from serving_bridge.weights.files import (
     WeightIntegrityError,
     content_sha256,
     entry_of,
-    sync_folder,
-    write_durably,
     write_safetensors,
 )
 from serving_bridge.weights.folders import own_folder
@@ -89,7 +87,7 @@ class VersionWriter:
                 self._store.folder(version).mkdir(mode=FOLDER_MODE)
             except FileExistsError:
                 continue
-            sync_folder(self._store.root)
+            sync_path(self._store.root)
             return version
         raise StoreError(
             f"could not claim a version in {self._store.root} in {_MAX_CLAIMS} tries; who else publishes there?"
