@@ -120,3 +120,21 @@ def test_what_failed_is_asked_of_another_replica_wherever_the_prefix_is(qwen: To
         assert [len(replica.bodies) for replica in replicas.values()] == [1, 1]
 
     virtually(story())
+
+
+def test_tries_wait_twice_as_long_each_time_up_to_ten_seconds(qwen: Tokenizer) -> None:
+    async def story() -> None:
+        asked_s: list[float] = []
+
+        def fails(_: Any) -> Any:
+            asked_s.append(asyncio.get_running_loop().time())
+            return 500, b"no"
+
+        table = Table(qwen, {"a": FakeReplica(script=[fails] * 9)}, max_attempts=9, failures_to_avoid=99)
+        with pytest.raises(Unreachable, match="500 no"):
+            await table.play()
+        pauses = np.diff(asked_s)
+        longest = [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0]
+        assert all(0.5 * most <= pause <= most for pause, most in zip(pauses, longest, strict=True)), pauses
+
+    virtually(story())

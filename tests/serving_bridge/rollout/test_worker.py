@@ -386,3 +386,20 @@ def test_the_replica_that_is_furthest_behind_opens_the_gate(
     monkeypatch.setattr(bench.queue.producer, "claim_prompts", noted)
     bench.run(lambda: bench.num_ready() == 2)
     assert served == {3}
+
+
+def test_a_worker_sleeps_while_nothing_changes(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    looks = [0]
+
+    def should_stop() -> bool:
+        looks[0] += 1
+        return False
+
+    async def slow(body: dict[str, Any]) -> Any:
+        await asyncio.sleep(0.5)
+        return two(9, 1)(body)
+
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=[two(9, 1), slow]), should_stop=should_stop)
+    bench.ready()
+    bench.run(lambda: bench.num_ready() == 2)
+    assert looks[0] < 200, "one every 10 ms, and one whenever a group has ended"
