@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,13 @@ class Bench:
 
     def total(self, counter: str) -> int:
         return sum(record[counter] for record in self.records if record["event"] == "interval")
+
+
+@contextmanager
+def error_of(bench: Bench, error: type[Exception], match: str) -> Iterator[None]:
+    with pytest.raises(error, match=match):
+        asyncio.run(bench.worker.run())
+    yield
 
 
 def two(*tokens: int, finish_reason: str = "stop", **options: Any) -> Any:
