@@ -21,8 +21,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from learner_jax.contracts import ModelConfig, ModelFamilyError
-from learner_jax.models.attention import RESIDUALS as ATTENTION_RESIDUALS
 from learner_jax.models.attention import Implementation, attend, attention_implementation
+from learner_jax.models.blockwise_attention import RESIDUALS as ATTENTION_RESIDUALS
 from learner_jax.models.head import scored_stats
 from learner_jax.models.layers import Layer, RMSNorm, Rows, rope_inverse_frequencies
 from learner_jax.models.layout import plain_layout

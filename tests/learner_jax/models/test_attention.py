@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from learner_jax.models import attention
+from learner_jax.models import attention, blockwise_attention, cudnn_attention
 from learner_jax.models.attention import attend
 
 Labels = tuple[np.ndarray, np.ndarray] | None
@@ -215,7 +215,7 @@ def test_only_blocks_that_are_seen_are_visited(rows: Any) -> None:
     see &= np.tril(np.ones((96, 96), bool)) & (segments >= 0)[:, None]
     blocks = see.reshape(len(rows), 12, 8, 12, 8).any(axis=(0, 2, 4))
     expected = [int(np.argmax(row)) if row.any() else i for i, row in enumerate(blocks)]
-    _, starts = attention._visibility((jnp.asarray(segments), jnp.asarray(prefixes)), 96, 8)
+    _, starts = blockwise_attention._visibility((jnp.asarray(segments), jnp.asarray(prefixes)), 96, 8)
     np.testing.assert_array_equal(starts, expected)
 
 
@@ -340,12 +340,12 @@ def test_fp32_is_multiplied_in_fp32_in_both_passes(implementation: Any) -> None:
 
 def test_offsets_of_segments() -> None:
     segments, _ = labels([[(2, None), (3, None), (1, None)], [(8, None)], [], [(1, None)] * 5], 8)
-    starts, lengths, counts = attention.segment_offsets(jnp.asarray(segments), 4)
+    starts, lengths, counts = cudnn_attention.segment_offsets(jnp.asarray(segments), 4)
     np.testing.assert_array_equal(starts, [[0, 2, 5, -1, -1], [0, -1, -1, -1, -1], [-1] * 5, [0, 1, 2, 3, -1]])
     np.testing.assert_array_equal(lengths, [[2, 3, 1, -1], [8, -1, -1, -1], [-1] * 4, [1, 1, 1, 1]])
     np.testing.assert_array_equal(counts, [3, 1, 0, 5])
     assert starts.dtype == lengths.dtype == jnp.int32
-    assert attention.segment_offsets(jnp.asarray(segments), 1)[1].shape == (4, 2)
+    assert cudnn_attention.segment_offsets(jnp.asarray(segments), 1)[1].shape == (4, 2)
 
 
 @pytest.mark.parametrize("packed", [False, True])
