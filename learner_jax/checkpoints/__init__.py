@@ -4,6 +4,7 @@ from learner_jax.checkpoints.arrays import TREE
 from learner_jax.checkpoints.checkpoints import Checkpoints, restore_parameters
 from learner_jax.checkpoints.folder import AnyPath, Found, find_checkpoint, require_whole, steps_in
 from learner_jax.checkpoints.hashes import HASHES, write_hashes
+from learner_jax.checkpoints.lives import next_life, oust
 from learner_jax.checkpoints.manifest import (
     CHECKPOINT_SCHEMA,
     ITEM,
@@ -27,6 +28,8 @@ __all__ = [
     "Position",
     "array_specs",
     "find_checkpoint",
+    "next_life",
+    "oust",
     "read_manifest",
     "require_whole",
     "restore_parameters",

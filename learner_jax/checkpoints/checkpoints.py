@@ -14,13 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from learner_jax.checkpoints.folder import (
-    OUSTED,
     Found,
     check,
     find_checkpoint,
-    lives_in,
     newest_step,
-    ousted_steps,
     require_whole,
     steps_in,
     unfinished,
@@ -224,32 +221,6 @@ class Checkpoints:
     def reload(self) -> None:
         """Looks at the folder again, which another process changed."""
         self._manager.reload()
-
-    def next_life(self, turn: int) -> int:
-        """The number of a learner's life that begins now: larger than those of all checkpoints here.
-
-        Args:
-          turn: how many learners have taken over the queue by now.
-        """
-        return turn + max((life for life in lives_in(self._directory).values() if life is not None), default=0)
-
-    def oust(self, life: int, *, from_step: int | None = None) -> list[int]:
-        """Puts checkpoints aside that learners of earlier lives committed too late; returns their steps.
-
-        Those are the steps that a learner committed which another had replaced, and had gone on without them.
-
-        Args:
-          life: of the learner that is in charge.
-          from_step: from here on the folder is to be empty for it, so that all steps of earlier lives are late.
-        """
-        late = set(ousted_steps(self._directory))
-        if from_step is not None:
-            lives = lives_in(self._directory).items()
-            late |= {step for step, of in lives if step >= from_step and of is not None and of < life}
-        for step in sorted(late):
-            folder = self._directory / str(step)
-            folder.rename(folder.with_name(f"{step}{OUSTED}.{life}"))
-        return sorted(late)
 
     def check(self, step: int) -> bool:
         """Refuses a checkpoint that is not whole; returns whether hashes vouch for its files.

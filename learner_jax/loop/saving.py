@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from learner_jax.checkpoints import CheckpointError, Checkpoints, steps_in
+from learner_jax.checkpoints import CheckpointError, Checkpoints, next_life, oust, steps_in
 from learner_jax.contracts import Position, TrajectorySource
 from learner_jax.hosts import Hosts, require_shared
 from learner_jax.ledger import Ledger
@@ -64,8 +64,8 @@ class Saving:
         require_shared(self._hosts, self._checkpoints.directory, "run.directory")
 
         def look() -> list[Any]:
-            life = self._checkpoints.next_life(self._source.take_over())
-            self._told(self._checkpoints.oust(life), life)
+            life = next_life(self._checkpoints.directory, self._source.take_over())
+            self._told(oust(self._checkpoints.directory, life), life)
             step = self._checkpoints.latest_step()
             return [life, step, step is not None and self._checkpoints.check(step)]
 
@@ -135,7 +135,8 @@ class Saving:
         """Puts aside what an ousted learner committed where this one is going to; refuses what another one did."""
 
         def look() -> None:
-            self._told(self._checkpoints.oust(self._ledger.life, from_step=step), self._ledger.life)
+            life = self._ledger.life
+            self._told(oust(self._checkpoints.directory, life, from_step=step), life)
             newest = max(steps_in(self._checkpoints.directory), default=None)
             if newest is not None and newest >= step:
                 raise CheckpointError(

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from learner_jax.checkpoints import next_life, oust
 from learner_jax.checkpoints import proof as checkpoint_proof
 from learner_jax.checkpoints.checkpoints import CheckpointError, Checkpoints, Position, newest_step, restore_parameters
 from learner_jax.checkpoints.folder import check, find_checkpoint, require_whole, step_of
@@ -286,19 +287,19 @@ def test_what_an_ousted_learner_commits_late_does_not_count(run: Path, params: A
     found = flatten_dict(restore_parameters(directory))
     np.testing.assert_array_equal(found["norm", "weight"], np.asarray(params["norm"]["weight"]) * 3)
     checkpoints = Checkpoints(directory, keep=9)
-    assert checkpoints.next_life(1) == 3
+    assert next_life(directory, 1) == 3
     assert checkpoints.latest_step() == 3
-    assert checkpoints.oust(3) == [4]
+    assert oust(directory, 3) == [4]
     assert sorted(path.name for path in directory.iterdir() if path.name[0].isdigit()) == ["1", "2", "3", "4.ousted.3"]
     # Before this life has saved anything, an earlier one's step is as good as its own start; in its way it is not.
-    assert checkpoints.oust(3, from_step=3) == [3]
+    assert oust(directory, 3, from_step=3) == [3]
     checkpoints.close()
 
 
 def test_a_life_that_saved_nothing_does_not_oust_the_one_before(run: Path, params: Any) -> None:
     save_steps(run / "checkpoints", params, 3, 4, life=1)
     checkpoints = Checkpoints(run / "checkpoints", keep=9)
-    assert checkpoints.oust(checkpoints.next_life(2)) == []
+    assert oust(checkpoints.directory, next_life(checkpoints.directory, 2)) == []
     assert checkpoints.latest_step() == 4
     checkpoints.close()
 

@@ -281,7 +281,7 @@ class SimulatedCheckpoints:
         return self._snapshots[max(self._snapshots)] if self._snapshots else None
 
     def next_life(self, turn: int) -> int:
-        """The number of a learner's life that begins now, as `Checkpoints.next_life` has it."""
+        """The number of a learner's life that begins now, as `checkpoints.next_life` has it."""
         return turn + max((snapshot.position.life for snapshot in self._snapshots.values()), default=0)
 
     def commit(self, snapshot: Snapshot) -> None:
