@@ -1,20 +1,11 @@
 """From trajectories to the arrays of one train step."""
 
-from learner_jax.batches.building import (
-    Batch,
-    BatchStats,
-    Episodes,
-    Example,
-    Reference,
-    Sequences,
-    abstract_batch,
-    batch_lengths,
-    packed,
-    rl_batch,
-    sequences,
-    supervised_batch,
-)
-from learner_jax.batches.packing import Lengths, Plan, one_per_row, plan_rows
+from learner_jax.batches.batch import Batch, Episodes, abstract_batch, batch_lengths, packed
+from learner_jax.batches.batch_stats import BatchStats
+from learner_jax.batches.building import rl_batch
+from learner_jax.batches.packing import Lengths, Packing, Plan, one_per_row, pack_rows
+from learner_jax.batches.sequences import Reference, Sequences, sequences
+from learner_jax.batches.supervised import Example, supervised_batch
 
 __all__ = [
     "Batch",
@@ -22,14 +13,15 @@ __all__ = [
     "Episodes",
     "Example",
     "Lengths",
+    "Packing",
     "Plan",
     "Reference",
     "Sequences",
     "abstract_batch",
     "batch_lengths",
     "one_per_row",
+    "pack_rows",
     "packed",
-    "plan_rows",
     "rl_batch",
     "sequences",
     "supervised_batch",

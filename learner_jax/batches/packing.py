@@ -96,8 +96,54 @@ class _Unit:
     tokens: int
 
 
+@dataclass(frozen=True)
+class _Way:
+    """Sequences packed into rows of one length; None where one doesn't fit."""
+
+    shares_prompts: bool
+    row_tokens: int
+    rows: list[list[_Unit]] | None
+
+
 #: Numbers of rows that one host needs, per way to pack; `NONE` where a sequence doesn't fit.
 RowCounts = list[int]
+
+
+class Packing:
+    """Sequences packed in every way that there are programs for; what is left is to take the cheapest.
+
+    A row of L slots costs L (1 + attention_weight x L): what is computed per slot, and the pairs that attention visits.
+    Where several hosts pack a part of the batch each, all choose the same way and the same number of rows: those of the
+    host that needs most.
+    """
+
+    def __init__(
+        self, lengths: Lengths, width: int, ways: Sequence[_Way], needed: list[RowCounts], attention_weight: float
+    ) -> None:
+        self._lengths, self._width, self._ways = lengths, width, ways
+        self._needed, self._attention_weight = needed, attention_weight
+        self._plans: dict[int, Plan] = {}
+
+    def num_rows(self, rows_multiple: int = 1) -> int:
+        """Rows of `plan`, without making it."""
+        return self._cheapest(rows_multiple)[1]
+
+    def plan(self, rows_multiple: int = 1) -> Plan:
+        """The cheapest way, its number of rows rounded up to a multiple; made once for each multiple."""
+        if rows_multiple not in self._plans:
+            way, num_rows = self._cheapest(rows_multiple)
+            self._plans[rows_multiple] = _placed(way, self._lengths, width=self._width, num_rows=num_rows)
+        return self._plans[rows_multiple]
+
+    def _cheapest(self, rows_multiple: int) -> tuple[_Way, int]:
+        counts = _most_needed(self._needed, rows_multiple)
+
+        def cost(way: int) -> float:
+            length = self._ways[way].row_tokens
+            return counts[way] * length * (1.0 + self._attention_weight * length)
+
+        best = min((way for way, count in enumerate(counts) if count != NONE), key=cost)
+        return self._ways[best], counts[best]
 
 
 def alone(counts: RowCounts) -> list[RowCounts]:
@@ -105,27 +151,21 @@ def alone(counts: RowCounts) -> list[RowCounts]:
     return [counts]
 
 
-def plan_rows(
+def pack_rows(
     lengths: Lengths,
     *,
     width: int,
     row_lengths: Sequence[int],
-    rows_multiple: int = 1,
     may_share: bool = False,
     max_segments: int | None = None,
     attention_weight: float = 0.0,
     gather: Callable[[RowCounts], list[RowCounts]] = alone,
-) -> Plan:
-    """The cheapest way to pack, of every row length and of prompts shared or repeated.
-
-    A row of L slots costs L (1 + attention_weight x L): what is computed per slot, and the pairs that attention visits.
-    Where several hosts pack a part of the batch each, all choose the same way and the same number of rows: those of the
-    host that needs most.
+) -> Packing:
+    """Sequences in rows of every length, with prompts shared or repeated.
 
     Args:
       width: T, to which the sequences are padded on the host.
       row_lengths: the few lengths of rows that programs are compiled for.
-      rows_multiple: the number of rows is rounded up to a multiple of this.
       max_segments: most sequences that a row may hold.
       attention_weight: cost of attending to one slot of the row over that of everything else a slot costs.
       gather: exchanges the row counts of all hosts; called once.
@@ -141,23 +181,18 @@ def plan_rows(
     # Every host lists the same ways, whatever its own sequences are.
     ways = [(share, length) for share in ((False, True) if may_share else (False,)) for length in sorted(row_lengths)]
     has_prompts = bool((lengths.shared > 0).any())
-    packed: list[list[list[_Unit]] | None] = [
-        _first_fit_decreasing(_units(lengths, length, share=share and has_prompts), length, max_segments)
-        if length >= longest
-        else None
+    packed = [
+        _Way(
+            share,
+            length,
+            _first_fit_decreasing(_units(lengths, length, share=share and has_prompts), length, max_segments)
+            if length >= longest
+            else None,
+        )
         for share, length in ways
     ]
-    counts = _most_needed(gather([NONE if rows is None else len(rows) for rows in packed]), rows_multiple)
-
-    def cost(way: int) -> float:
-        length = ways[way][1]
-        return counts[way] * length * (1.0 + attention_weight * length)
-
-    best = min((way for way, count in enumerate(counts) if count != NONE), key=cost)
-    share, length = ways[best]
-    rows = packed[best]
-    assert rows is not None
-    return _placed(rows, lengths, width=width, num_rows=counts[best], row_tokens=length, shares_prompts=share)
+    needed = gather([NONE if way.rows is None else len(way.rows) for way in packed])
+    return Packing(lengths, width, packed, needed, attention_weight)
 
 
 def _most_needed(counts: list[RowCounts], rows_multiple: int) -> RowCounts:
@@ -173,10 +208,9 @@ def one_per_row(
     *,
     width: int,
     row_tokens: int,
-    rows_multiple: int = 1,
     gather: Callable[[RowCounts], list[RowCounts]] = alone,
-) -> Plan:
-    """Every sequence in a row of its own, in order; arguments as of `plan_rows`.
+) -> Packing:
+    """Every sequence in a row of its own, in order; arguments as of `pack_rows`.
 
     Raises:
       PackingError: a sequence is longer than a row.
@@ -185,8 +219,7 @@ def one_per_row(
     if longest > row_tokens:
         raise PackingError(f"a sequence has {longest} tokens, rows hold {row_tokens}")
     rows = [[_Unit((i,), 0, int(n))] for i, n in enumerate(lengths.tokens)]
-    (num_rows,) = _most_needed(gather([len(rows)]), rows_multiple)
-    return _placed(rows, lengths, width=width, num_rows=num_rows, row_tokens=row_tokens, shares_prompts=False)
+    return Packing(lengths, width, [_Way(False, row_tokens, rows)], gather([len(rows)]), 0.0)
 
 
 def _units(lengths: Lengths, row_tokens: int, *, share: bool) -> list[_Unit]:
@@ -225,9 +258,9 @@ def _first_fit_decreasing(units: list[_Unit], row_tokens: int, max_segments: int
     return rows
 
 
-def _placed(
-    rows: list[list[_Unit]], lengths: Lengths, *, width: int, num_rows: int, row_tokens: int, shares_prompts: bool
-) -> Plan:
+def _placed(way: _Way, lengths: Lengths, *, width: int, num_rows: int) -> Plan:
+    row_tokens = way.row_tokens
+    assert way.rows is not None
     shape = (num_rows, row_tokens)
     sources = np.full(shape, NONE, np.int64)
     segments, prefixes, predecessors = (np.full(shape, NONE, np.int32) for _ in range(3))
@@ -244,7 +277,7 @@ def _placed(
         slots[sequence, first:last] = row * row_tokens + np.arange(slot, end)
         return end
 
-    for row, units in enumerate(rows):
+    for row, units in enumerate(way.rows):
         slot, segment = 0, 0
         for unit in units:
             prompt_start, prompt_segment = slot, segment
@@ -260,4 +293,4 @@ def _placed(
                 slots[member, : unit.prompt] = row * row_tokens + np.arange(prompt_start, prompt_start + unit.prompt)
                 segment += 1
     layout: Any = (segments, prefixes, positions, predecessors)
-    return Plan(slots=slots, sources=sources, layout=Layout(*layout), shares_prompts=shares_prompts)
+    return Plan(slots=slots, sources=sources, layout=Layout(*layout), shares_prompts=way.shares_prompts)

@@ -78,9 +78,9 @@ class KLControl:
         if self.is_on:
             self._ahead.add(groups)
 
-    def reference(self) -> Reference | None:
-        """Log-probs of the groups that arrived since the last call, as `rl_batch` takes them; None if it is off."""
-        return self._ahead.result() if self.is_on else None
+    def reference(self) -> tuple[Sequences | None, Reference | None]:
+        """(sequences of the groups that arrived since the last call, their log-probs), for `rl_batch`; None if off."""
+        return self._ahead.result() if self.is_on else (None, None)
 
     def step_completed(self, step: int, metrics: Mapping[str, float], params: Params) -> None:
         """Adapts the coefficient to its target, and moves the reference where that is scheduled.
@@ -100,7 +100,7 @@ class KLControl:
             self._log("reference_reset", step=step)
 
     def _reference_logprobs(self, rows: Sequences) -> np.ndarray:
-        return self._engine.logprobs(self._reference, rows.tokens, rows.sampled, rows.lengths)
+        return self._engine.statistics.logprobs(self._reference, rows.tokens, rows.sampled, rows.lengths)
 
 
 def _copy(params: Params) -> Params:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from learner_jax.batches import Batch, BatchStats, rl_batch
+from learner_jax.batches import BatchStats, rl_batch
 from learner_jax.checkpoints import Checkpoints
 from learner_jax.contracts import Position, TrajectorySource, WeightPublisher
 from learner_jax.ledger import Ledger
@@ -23,7 +19,7 @@ from learner_jax.loop.saving import Saving
 from learner_jax.loop.step_metrics import TrainingError, merged, require_honest_ratios, row_counts
 from learner_jax.loop.step_record import log_engine, log_history, step_record
 from learner_jax.runtime import Waits, crash_point
-from learner_jax.training import Engine, Params
+from learner_jax.training import Engine, Params, PlannedBatch
 
 Log = Callable[..., None]
 
@@ -181,7 +177,7 @@ class Learner:
         waited = time.monotonic()
         crash_point("leased")
         batch, stats = self._batch(taken)
-        lagging = self._engine.lagging_mismatch(batch, self._publishing.weights, current_version=ledger.version)
+        lagging = self._engine.lagging.mismatch(batch.batch, self._publishing.weights, current_version=ledger.version)
         prepared = time.monotonic()
         metrics = self._update(batch, taken.update_rows)
         trained = time.monotonic()
@@ -225,34 +221,35 @@ class Learner:
         self._log("step", **record)
         return record
 
-    def _batch(self, taken: StepGroups) -> tuple[Batch, BatchStats]:
+    def _batch(self, taken: StepGroups) -> tuple[PlannedBatch, BatchStats]:
         version, kl_coefficient = self._ledger.version, self._kl.coefficient
+        rows, reference = self._kl.reference()
         batch, stats = rl_batch(
             taken.groups,
             self._settings.loss,
             sequence_length=self._settings.sequence_length,
             trained_version=version,
             minibatches=taken.update_rows,
-            reference=self._kl.reference(),
+            rows=rows,
+            reference=reference,
             kl_coefficient=kl_coefficient,
             hosts=self._hosts,
         )
-        batch = self._engine.prepared(self._state.params, batch, current_version=version, kl_coefficient=kl_coefficient)
-        if self._settings.loss.mismatch.lagging:
-            trainer = self._engine.trainer_logprobs(batch, self._publishing.weights, current_version=version)
-            batch = replace(batch, trainer_logprobs=jnp.asarray(trainer))
-        return batch, stats
+        planned = self._engine.statistics.prepared(
+            self._state.params, self._engine.planned(batch), current_version=version, kl_coefficient=kl_coefficient
+        )
+        return self._engine.lagging.prepared(planned, self._publishing.weights, current_version=version), stats
 
-    def _update(self, batch: Batch, update_rows: Sequence[int]) -> dict[str, float]:
+    def _update(self, batch: PlannedBatch, update_rows: Sequence[int]) -> dict[str, float]:
         """Makes the batch's optimizer updates and returns their metrics.
 
         Raises:
           TrainingError: tokens of older versions all have a ratio of exactly 1.
         """
         parts = []
-        for end, rows in zip(np.cumsum(update_rows), update_rows, strict=True):
+        for update in self._engine.updates(batch, update_rows):
             started = time.monotonic()
-            packed = self._engine.pack(jax.tree.map(lambda x: x[end - rows : end], batch))  # noqa: B023
+            packed = self._engine.pack(update)
             transferred = time.monotonic()
             self._state, metrics = self._engine.step(
                 self._state,

@@ -14,7 +14,7 @@ from learner_jax.contracts import GoldenPrompt, WeightManifest, WeightPublisher
 from learner_jax.loop.device_changes import TooManyChangesError, device_changes
 from learner_jax.models import export_tensors
 from learner_jax.runtime import Waits, WeirError, crash_point
-from learner_jax.training import Engine, Params
+from learner_jax.training import Engine, Params, golden_prompts
 
 Log = Callable[..., None]
 
@@ -66,8 +66,8 @@ class Publishing:
           PublishingError: the version before is not stored within `max_wait_s`.
         """
         self.wait()
-        weights = self._engine.published(params)
-        golden = self._engine.golden_logprobs(weights, self._golden_prompts)
+        weights = self._engine.publication.weights(params)
+        golden = self._engine.publication.golden_logprobs(weights, self._golden_prompts)
         hosts = self._engine.hosts
         version: int = hosts.agree(self._publisher.claim() if hosts.is_leader else None, f"version of step {step}")
         self.weights[version] = weights
@@ -86,7 +86,7 @@ class Publishing:
         def store() -> None:
             crash_point("storing")
             started = time.monotonic()
-            prompts = self._engine.golden(golden, self._golden_prompts)
+            prompts = golden_prompts(golden, self._golden_prompts)
             manifest = self._changed(weights, version, step, prompts)
             if manifest is None:
                 manifest = self._publisher.publish(tensors, version=version, step=step, golden=prompts)

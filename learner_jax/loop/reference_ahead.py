@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -30,6 +30,7 @@ class ReferenceAhead:
         self._room = _FILL * microbatch_tokens
         self._pending: list[Sequence[Trajectory]] = []
         self._pending_tokens = 0
+        self._rows: list[Sequences] = []
         self._parts: list[np.ndarray] = []
 
     def add(self, groups: Sequence[Sequence[Trajectory]]) -> None:
@@ -41,13 +42,16 @@ class ReferenceAhead:
             self._pending.append(group)
             self._pending_tokens += tokens
 
-    def result(self) -> Callable[[Sequences], np.ndarray]:
-        """The log-probs of all groups so far, as `rl_batch` takes them; the next `add` begins a new batch."""
+    def result(self) -> tuple[Sequences, Reference]:
+        """The sequences of all groups so far, and their log-probs; the next `add` begins a new batch."""
         self._compute()
-        whole, self._parts = np.concatenate(self._parts), []
-        return lambda rows: whole[: len(rows.tokens)]
+        rows, logprobs = Sequences.joined(self._rows), np.concatenate(self._parts)
+        self._rows, self._parts = [], []
+        return rows, lambda rows: logprobs[: len(rows.tokens)]
 
     def _compute(self) -> None:
         if self._pending:
-            self._parts.append(self._logprobs(sequences(self._pending, sequence_length=self._sequence_length)))
+            rows = sequences(self._pending, sequence_length=self._sequence_length)
+            self._rows.append(rows)
+            self._parts.append(self._logprobs(rows))
         self._pending, self._pending_tokens = [], 0

@@ -34,7 +34,7 @@ def train_step_flops(config: ModelConfig, layout: Layout, num_scored: int) -> fl
 
 
 def attention_weight(config: ModelConfig) -> float:
-    """Cost of attending to one slot, over that of all that the layers' matmuls do for one: for `packing.plan_rows`."""
+    """Cost of attending to one slot, over that of all that the layers' matmuls do for one: for `packing.pack_rows`."""
     per_pair = 2.0 * config.num_layers * config.num_heads * config.head_dim  # of 4, half are masked by causality
     return per_pair / (2.0 * body_parameters(config))
 

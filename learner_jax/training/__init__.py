@@ -1,9 +1,12 @@
 """The train step and what is compiled around it."""
 
-from learner_jax.training.engine import Engine, Mismatch
-from learner_jax.training.memory import Plan, PlanError, Program
+from learner_jax.training.engine import Engine
+from learner_jax.training.lagging import Mismatch
+from learner_jax.training.memory_plan import Plan, PlanError, Program
+from learner_jax.training.microbatches import PlannedBatch
 from learner_jax.training.objective import reinforcement
 from learner_jax.training.optimizer import make_optimizer
+from learner_jax.training.publication import golden_prompts
 from learner_jax.training.supervised import warm_start
 from learner_jax.training.train_step import Params, TrainState, init_state
 
@@ -13,8 +16,10 @@ __all__ = [
     "Params",
     "Plan",
     "PlanError",
+    "PlannedBatch",
     "Program",
     "TrainState",
+    "golden_prompts",
     "init_state",
     "make_optimizer",
     "reinforcement",

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from learner_jax.batches import Batch, Episodes
@@ -40,6 +42,21 @@ class StepScalars:
     current_version: Int[Array, ""]
     changed_version: Int[Array, ""]
     kl_coefficient: Float[Array, ""]
+
+    @classmethod
+    def of(
+        cls,
+        settings: LossSettings,
+        *,
+        current_version: int,
+        changed_version: int | None = None,
+        kl_coefficient: float | None = None,
+    ) -> StepScalars:
+        """Scalars on the host; by default the current version is the changed one, and the coefficient the settings'."""
+        changed = current_version if changed_version is None else changed_version
+        coefficient = settings.kl.coefficient if kl_coefficient is None else kl_coefficient
+        values: Any = (np.int32(current_version), np.int32(changed), np.float32(coefficient))
+        return cls(*values)
 
 
 @dataclass(frozen=True)

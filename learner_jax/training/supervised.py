@@ -57,7 +57,7 @@ def warm_start(
             _check_loss(float(metrics["loss"]), step)
             tokens, mask = np.asarray(validation.tokens), np.asarray(validation.weights) > 0
             measured = accuracy = float(
-                engine.all_correct(state.params, tokens, mask, batch_lengths(validation)).mean()
+                engine.statistics.all_correct(state.params, tokens, mask, batch_lengths(validation)).mean()
             )
         if measured is not None or step == 1:
             log("warm_start", step=step, loss=float(metrics["loss"]), accuracy=measured, step_s=_elapsed(started))

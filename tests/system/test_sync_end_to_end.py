@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from learner_jax.batches.building import Batch, rl_batch
+from learner_jax.batches import Batch, rl_batch
 from learner_jax.checkpoints.checkpoints import Checkpoints, Position
 from learner_jax.contracts.model import read_model_config
 from learner_jax.loop.publishing import Publishing

@@ -12,7 +12,7 @@ import pytest
 from learner_jax.contracts.model import ModelConfig, parse_model_config
 from learner_jax.models.sharding import ShardingError
 from learner_jax.settings.learner import LearnerSettings
-from learner_jax.training import memory
+from learner_jax.training import PlanError, Program, memory
 from tools import plan as command
 from tools.planning import Case, build_engine, plan, virtual_devices
 
@@ -57,7 +57,7 @@ def case(data: int = 1, fsdp: int = 1, tensor: int = 1, **changes: Any) -> Case:
     return Case(LearnerSettings.model_validate(base | changes), (data, fsdp, tensor), "cpu")
 
 
-def tenants(program: memory.Program) -> dict[str, int]:
+def tenants(program: Program) -> dict[str, int]:
     return {tenant.name: tenant.size for tenant in (*program.beside, *program.own)}
 
 
@@ -249,7 +249,7 @@ def test_a_mesh_that_is_not_understood_is_named(mesh: str, capsys: pytest.Captur
 
 
 def test_more_devices_than_jax_has_are_refused() -> None:
-    with pytest.raises(memory.PlanError, match="the mesh has 4096 devices"):
+    with pytest.raises(PlanError, match="the mesh has 4096 devices"):
         virtual_devices(4096)
 
 

@@ -92,7 +92,7 @@ def plan(model: ModelConfig, case: Case) -> Plan:
       PlanError: the attention kernel cannot take these shapes.
     """
     from learner_jax.models import attention
-    from learner_jax.training import memory
+    from learner_jax.training import PlanError, memory
 
     kernel: Any = case.settings.attention
     if kernel == "auto":
@@ -100,7 +100,7 @@ def plan(model: ModelConfig, case: Case) -> Plan:
     try:
         attention.check_supported(kernel, head_dim=model.head_dim, row_tokens=case.row_tokens)
     except ValueError as error:
-        raise memory.PlanError(str(error)) from None
+        raise PlanError(str(error)) from None
     mesh = memory.abstract_mesh(*case.sizes)
     return memory.plan(model, case.settings, mesh, row_tokens=case.row_tokens, attention=kernel, platform=case.platform)
 

@@ -189,7 +189,7 @@ class CellRunner:
                 self._loss,
                 sequence_length=start.width,
                 trained_version=version,
-                reference=lambda rows: engine.logprobs(reference, rows.tokens, rows.sampled, rows.lengths),
+                reference=lambda rows: engine.statistics.logprobs(reference, rows.tokens, rows.sampled, rows.lengths),
             )
             state, metrics = engine.step(state, batch, current_version=version, changed_version=version)
             if (step + 1) % settings.evaluate_every == 0:
@@ -213,7 +213,9 @@ class CellRunner:
     @staticmethod
     def _accuracy(engine: Engine, params: Params, heldout: Any) -> float:
         policy = split_parameters(params)[0]
-        return float(engine.all_correct(policy, np.asarray(heldout.tokens), np.asarray(heldout.weights) > 0).mean())
+        return float(
+            engine.statistics.all_correct(policy, np.asarray(heldout.tokens), np.asarray(heldout.weights) > 0).mean()
+        )
 
     def _sample(self, start: _Start, policy: Params, seed: int, version: int, *, number: int) -> list[list[Trajectory]]:
         """Batch `number` of the run: the same questions whatever the staleness, answered by `policy`."""

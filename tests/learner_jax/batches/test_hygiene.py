@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner_jax.batches.building import Batch, BatchStats, rl_batch
+from learner_jax.batches import Batch, BatchStats, rl_batch
 from learner_jax.batches.hygiene import CleanedGroups, GroupCounts, clean_groups
 from learner_jax.contracts.weights import Trajectory
 from learner_jax.settings.learner import GroupSettings, LossSettings

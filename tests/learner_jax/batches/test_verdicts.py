@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from learner_jax.batches.building import Batch, BatchStats, rl_batch
+from learner_jax.batches import Batch, BatchStats, rl_batch
 from learner_jax.contracts import trajectory as wire
 from learner_jax.contracts.weights import ContractError, Trajectory, decode_group, encode_group
 from learner_jax.models import TokenStats

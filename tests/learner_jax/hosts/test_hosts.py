@@ -21,8 +21,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from pydantic import ValidationError
 
-from learner_jax.batches.building import Batch, BatchStats, rl_batch
-from learner_jax.batches.packing import Lengths, Plan, plan_rows
+from learner_jax.batches import Batch, BatchStats, rl_batch
+from learner_jax.batches.packing import Lengths, Plan, pack_rows
 from learner_jax.checkpoints.checkpoints import Checkpoints, restore_parameters
 from learner_jax.contracts.model import parse_model_config
 from learner_jax.hosts.hosts import HostError, Hosts, _place
@@ -264,13 +264,13 @@ def test_hosts_lay_out_the_same_number_of_rows_of_one_length(may_share: bool) ->
     ]
 
     def plan(hosts: Hosts) -> Plan:
-        return plan_rows(
+        return pack_rows(
             lengths[hosts.index],
             width=32,
             row_lengths=(16, 32, 64),
             may_share=may_share,
             gather=lambda counts: hosts.gather(counts, "rows"),
-        )
+        ).plan()
 
     plans = on_hosts(3, plan)
     assert len({plan.sources.shape for plan in plans}) == 1

@@ -85,9 +85,10 @@ def test_versions_compared_on_the_device_are_published_as_from_the_host(tmp_path
         platform="cpu",
         model_config=TINY,
         settings=SimpleNamespace(publish_dtype="float32"),
-        published=lambda params: jax.tree.map(jnp.copy, params),
-        golden_logprobs=lambda weights, prompts: jnp.zeros((1, 3)),
-        golden=lambda logprobs, prompts: [],
+        publication=SimpleNamespace(
+            weights=lambda params: jax.tree.map(jnp.copy, params),
+            golden_logprobs=lambda weights, prompts: jnp.zeros((1, 3)),
+        ),
     )
     new, base = (jax.device_put(tree) for tree in versions(share, np.float32))
     manifests = {}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from learner_jax.batches.building import Sequences
+from learner_jax.batches import Sequences, sequences
 from learner_jax.hosts.hosts import Hosts
 from learner_jax.loop.profiling import Profiler
 from learner_jax.loop.publishing import Publishing, PublishingError
@@ -51,9 +51,10 @@ ENGINE: Any = SimpleNamespace(
     platform="cpu",
     model_config=TINY,
     settings=SimpleNamespace(publish_dtype="float32"),
-    published=lambda params: jax.tree.map(jnp.copy, params),
-    golden_logprobs=lambda weights, prompts: jnp.zeros((1, 3)),
-    golden=lambda logprobs, prompts: [],
+    publication=SimpleNamespace(
+        weights=lambda params: jax.tree.map(jnp.copy, params),
+        golden_logprobs=lambda weights, prompts: jnp.zeros((1, 3)),
+    ),
 )
 
 
@@ -139,7 +140,13 @@ def test_reference_log_probs_are_computed_before_the_batch_is_whole() -> None:
             ahead.add(left[:count])
             left = left[count:]
         assert sum(computed) == 12  # two full microbatches of three groups, before the batch is asked for
-        return np.asarray(ahead.result()(SimpleNamespace(tokens=whole)))  # type: ignore[arg-type]
+        rows, reference = ahead.result()
+        expected = sequences(groups, sequence_length=5)  # as `rl_batch` lays them out
+        for name in ("tokens", "sampled"):
+            np.testing.assert_array_equal(getattr(rows, name), getattr(expected, name))
+        for name in ("tokens", "groups", "shared"):
+            np.testing.assert_array_equal(getattr(rows.lengths, name), getattr(expected.lengths, name))
+        return np.asarray(reference(rows))
 
     first = collected(7)
     assert computed == [6, 6, 2]

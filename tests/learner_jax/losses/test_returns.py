@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from learner_jax.batches.building import rl_batch
+from learner_jax.batches import rl_batch
 from learner_jax.contracts.weights import NOT_SAMPLED, Trajectory
 from learner_jax.losses import recurrence, returns
 from learner_jax.losses.recurrence import reverse_linear_recurrence

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from learner_jax.batches.building import Batch, rl_batch, supervised_batch
-from learner_jax.batches.packing import Lengths, plan_rows
+from learner_jax.batches import Batch, rl_batch, supervised_batch
+from learner_jax.batches.packing import Lengths, pack_rows
 from learner_jax.contracts.model import parse_model_config
 from learner_jax.models import flops, init_parameters
 from learner_jax.settings.learner import KLSettings, LearnerSettings, LossSettings, MeshSettings, OptimizerSettings
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
 from learner_jax.training.optimizer import make_optimizer
+from learner_jax.training.publication import Publication, golden_prompts
 from tests.learner_jax.training.test_train_step import TINY, TINY_JSON
 from tests.support.trajectories import make_group
 
@@ -126,9 +127,9 @@ def test_the_program_does_not_grow_with_depth() -> None:
 def test_golden_prompts_lie_in_rows_that_mesh_and_kernel_can_take() -> None:
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9, 10]]
     alone = make_engine(WIDE)
-    expected = alone.golden(alone.golden_logprobs(parameters_of(WIDE), prompts), prompts)
+    expected = golden_prompts(alone.publication.golden_logprobs(parameters_of(WIDE), prompts), prompts)
     spread = make_engine(WIDE, devices=4, mesh=MeshSettings(data=2, fsdp=2))
-    got = spread.golden(spread.golden_logprobs(spread.placed(parameters_of(WIDE)), prompts), prompts)
+    got = golden_prompts(spread.publication.golden_logprobs(spread.placed(parameters_of(WIDE)), prompts), prompts)
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
 
@@ -138,13 +139,14 @@ def test_golden_prompts_lie_in_rows_that_mesh_and_kernel_can_take() -> None:
         shapes.append(tokens.shape)
         return SimpleNamespace(logprobs=tokens)
 
-    spread.attention, spread._plain_stats = "splash", record  # type: ignore[assignment]
-    spread.golden_logprobs({}, prompts)
+    publication = Publication(dataclasses.replace(spread._model, attention="splash"))
+    publication._stats = record  # type: ignore[assignment]
+    publication.golden_logprobs({}, prompts)
     assert shapes == [(4, 128)]
 
 
 def test_flops_count_real_tokens_alone() -> None:
-    plan = plan_rows(Lengths.of([3, 5]), width=5, row_lengths=(20,), rows_multiple=4)
+    plan = pack_rows(Lengths.of([3, 5]), width=5, row_lengths=(20,)).plan(4)
     # The matrices of a layer of TINY: q and o, k and v, gate, up and down.
     body = TINY.num_layers * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64)
     pairs = 1 + 2 + 3 + 1 + 2 + 3 + 4 + 5

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from learner_jax.batches.building import Batch, BatchError, Sequences, batch_lengths, preference_batch, rl_batch
+from learner_jax.batches import Batch, Sequences, batch_lengths, rl_batch
+from learner_jax.batches.sequences import BatchError
+from learner_jax.batches.supervised import preference_batch
 from learner_jax.contracts.weights import Trajectory
 from learner_jax.models import TokenStats, init_parameters
 from learner_jax.settings.learner import (
@@ -151,7 +153,7 @@ def make_batch(engine: Engine, dialogs: Any, state: TrainState, **changes: Any) 
         reference=reference if loss.kl.coefficient else None,
         kl_coefficient=loss.kl.coefficient,
     )
-    return engine.prepared(state.params, batch, current_version=3)
+    return engine.statistics.prepared(state.params, engine.planned(batch), current_version=3).batch
 
 
 @functools.cache
@@ -216,7 +218,7 @@ def test_packed_rows_and_shared_prompts_do_not_change_the_gradient(name: str, pa
     for share in ("auto", "never") if name in ("grpo", "vtrace by turn") else ("auto",):
         engine = make_engine(LOSSES[name], row_tokens=(34,), microbatch_rows=1, share_prompts=share)
         lengths = batch_lengths(make_batch(engine, GROUPS, engine.init_state(params, seed=0)))
-        plan = engine.plan(lengths, 12)
+        plan = engine.packing(lengths, 12).plan()
         assert (plan.num_rows, plan.shares_prompts) == {"never": (3, False), "auto": (2, True)}[share]
         packed, packed_metrics = gradients(engine, params, GROUPS)
         assert relative_difference(packed, plain) < 1e-5
@@ -347,9 +349,9 @@ def test_log_probs_of_older_versions_are_recomputed_with_their_own_weights(param
     engine = make_engine(LossSettings(), microbatch_rows=4)
     batch, _ = rl_batch(GROUPS, LossSettings(), sequence_length=12, trained_version=4)
     older = jax.tree.map(lambda x: 1.1 * x, params)
-    got = engine.trainer_logprobs(batch, {2: older, 3: params}, current_version=3)
+    got = engine.lagging.logprobs(batch, {2: older, 3: params}, current_version=3)
     versions, behavior = np.asarray(batch.policy_version), np.asarray(batch.behavior_logprobs)
-    expected = np.where(versions == 2, engine.logprobs(older, np.asarray(batch.tokens)), behavior)
+    expected = np.where(versions == 2, engine.statistics.logprobs(older, np.asarray(batch.tokens)), behavior)
     assert {1, 2, 3} <= set(versions.ravel().tolist())  # version 1 is gone, version 3 is the current one
     np.testing.assert_allclose(got, expected, atol=1e-6)
     assert np.abs(got - behavior)[versions == 2].min() > 1e-4
@@ -394,7 +396,7 @@ def test_effective_sample_size_is_that_of_the_whole_batch(params: Any) -> None:
     engine = make_engine(LOSSES["grpo"], microbatch_rows=2)
     state = engine.init_state(params, seed=0)
     batch = make_batch(engine, GROUPS, state)
-    log_ratio = engine.logprobs(state.params, np.asarray(batch.tokens)) - np.asarray(batch.behavior_logprobs)
+    log_ratio = engine.statistics.logprobs(state.params, np.asarray(batch.tokens)) - np.asarray(batch.behavior_logprobs)
     w = np.exp(log_ratio[np.asarray(batch.weights) > 0].astype(np.float64))
     _, metrics = engine.step(state, batch, current_version=3)
     assert float(metrics["effective_sample_share"]) == pytest.approx(w.sum() ** 2 / (len(w) * (w**2).sum()), rel=1e-5)
@@ -478,7 +480,7 @@ def test_values_learn_what_states_are_worth(kind: str, params: Any) -> None:
     batch = make_batch(engine, groups, state)
     for _ in range(60):
         state, metrics = engine.step(state, batch, current_version=3)
-    values = np.asarray(engine.statistics(state.params, np.asarray(batch.tokens)).values_after)[:, 2]
+    values = np.asarray(engine.statistics.of(state.params, np.asarray(batch.tokens)).values_after)[:, 2]
     np.testing.assert_allclose(values, [-1, -1, 1, 1, -1, -1, 1, 1], atol=0.25)
     assert float(metrics["value_loss"]) < 0.05
 
@@ -540,7 +542,7 @@ def test_dpo_learns_to_prefer_the_chosen_answers(params: Any) -> None:
     engine = preference_engine(objective.direct_preference(beta=0.5), "none")
     state = engine.init_state(params, seed=0)
     batch = preference_batch(
-        pairs(), sequence_length=6, reference=lambda rows: engine.logprobs(state.params, rows.tokens)
+        pairs(), sequence_length=6, reference=lambda rows: engine.statistics.logprobs(state.params, rows.tokens)
     )
     state, metrics = engine.step(state, batch, current_version=0)
     assert float(metrics["loss"]) == pytest.approx(np.log(2), rel=1e-5)  # policy = reference

@@ -92,7 +92,7 @@ def engine_with(objective: str, like: str, **changes: Any) -> Engine:
 
 def test_a_token_local_objective_equals_the_same_one_of_weir(own: str) -> None:
     engine = engine_with(f"{own}:clip", "grpo")
-    assert (engine._objective.token_local, engine._objective.packs) == (True, True)
+    assert (engine.objective.token_local, engine.objective.packs) == (True, True)
     found, metrics = gradients(engine, initial_parameters(), GROUPS)
     expected, expected_metrics = whole_gradient("grpo")
     assert relative_difference(found, expected) < 1e-6
@@ -102,7 +102,7 @@ def test_a_token_local_objective_equals_the_same_one_of_weir(own: str) -> None:
 
 def test_an_objective_that_names_no_segments_gets_one_sequence_a_row(own: str) -> None:
     engine = engine_with(f"{own}:whole_answer", "gspo, entropy", row_tokens=(34,), microbatch_rows=1)
-    assert (engine._objective.token_local, engine._objective.packs) == (False, False)
+    assert (engine.objective.token_local, engine.objective.packs) == (False, False)
     found, metrics = gradients(engine, initial_parameters(), GROUPS)
     expected, expected_metrics = whole_gradient("gspo, entropy")
     assert relative_difference(found, expected) < 1e-5

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from learner_jax.batches.building import Batch, BatchError, rl_batch, supervised_batch
+from learner_jax.batches import Batch, rl_batch, supervised_batch
+from learner_jax.batches.sequences import BatchError
 from learner_jax.contracts.model import ModelConfig, parameters, parse_model_config
 from learner_jax.losses.terms import loss_weights
 from learner_jax.models import init_parameters
@@ -24,7 +25,7 @@ from learner_jax.settings.learner import (
     OptimizerSettings,
     PolicySettings,
 )
-from learner_jax.training import objective
+from learner_jax.training import golden_prompts, objective
 from learner_jax.training.engine import Engine
 from tests.support.trajectories import make_group
 
@@ -128,7 +129,7 @@ def test_peers_figures(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def on_completions(values: np.ndarray) -> np.ndarray:
         return np.pad(values, [(0, 0), (a.prompt_len, 0)]).astype(np.float32)
 
-    base = engine.logprobs(state.params, tokens)
+    base = engine.statistics.logprobs(state.params, tokens)
     mask = on_completions(made["completion_mask"])
     _, metrics = engine.step(
         state,
@@ -184,11 +185,11 @@ def test_padding_never_matters(params: Any, batch: Batch) -> None:
 def test_step_moves_probability_towards_better_answers(params: Any, batch: Batch) -> None:
     engine = make_engine(settings(loss=LossSettings()))
     state = engine.init_state(params, seed=0)
-    before = engine.logprobs(state.params, np.asarray(batch.tokens))
+    before = engine.statistics.logprobs(state.params, np.asarray(batch.tokens))
     on_policy = dataclasses.replace(batch, behavior_logprobs=before)
     for _ in range(5):
         state, _ = engine.step(state, on_policy, current_version=1)
-    gain = engine.logprobs(state.params, np.asarray(batch.tokens)) - before
+    gain = engine.statistics.logprobs(state.params, np.asarray(batch.tokens)) - before
     sampled = np.asarray(batch.weights) > 0
     good = sampled & (np.asarray(batch.advantages) > 0)
     bad = sampled & (np.asarray(batch.advantages) < 0)
@@ -231,7 +232,7 @@ def test_initial_parameters_survive_donation(params: Any, batch: Batch) -> None:
 
 def test_mismatch_counts_only_the_current_version(params: Any, batch: Batch) -> None:
     engine = make_engine(settings())
-    exact = engine.logprobs(params, np.asarray(batch.tokens))
+    exact = engine.statistics.logprobs(params, np.asarray(batch.tokens))
     sampled = np.asarray(batch.weights) > 0
     versions = np.where(sampled, np.where(np.arange(8)[:, None] < 4, 7, 6), -1).astype(np.int32)
     shifted = np.where(versions == 7, exact + 0.25, exact - 0.5).astype(np.float32)
@@ -241,7 +242,7 @@ def test_mismatch_counts_only_the_current_version(params: Any, batch: Batch) -> 
     assert float(metrics["mismatch_tokens"]) == count
     assert float(metrics["mismatch_sum"]) == pytest.approx(0.25 * count, rel=1e-4)
     assert float(metrics["mismatch_max"]) == pytest.approx(0.25, rel=1e-4)
-    lagging = engine.lagging_mismatch(probe, {6: params, 7: params, 5: params}, current_version=7)
+    lagging = engine.lagging.mismatch(probe, {6: params, 7: params, 5: params}, current_version=7)
     assert lagging.num_tokens == (versions == 6).sum()
     assert lagging.mean == pytest.approx(0.5, rel=1e-4)
 
@@ -253,17 +254,17 @@ def test_supervised_steps_learn_to_answer(params: Any) -> None:
     batch = supervised_batch(examples, sequence_length=8)
     state = engine.init_state(params, seed=0)
     mask = np.asarray(batch.weights) > 0
-    assert engine.all_correct(state.params, np.asarray(batch.tokens), mask).mean() < 0.5
+    assert engine.statistics.all_correct(state.params, np.asarray(batch.tokens), mask).mean() < 0.5
     for _ in range(60):
         state, _ = engine.step(state, batch, current_version=-1)
-    assert engine.all_correct(state.params, np.asarray(batch.tokens), mask).all()
+    assert engine.statistics.all_correct(state.params, np.asarray(batch.tokens), mask).all()
 
 
 def test_golden_logprobs_are_those_of_the_prompt_alone(params: Any) -> None:
     engine = make_engine(settings())
     prompts = [[1, 2, 3], [4, 5, 6, 7, 8]]
-    golden = engine.golden(engine.golden_logprobs(params, prompts), prompts)
-    alone = engine.golden(engine.golden_logprobs(params, prompts[:1]), prompts[:1])[0]
+    golden = golden_prompts(engine.publication.golden_logprobs(params, prompts), prompts)
+    alone = golden_prompts(engine.publication.golden_logprobs(params, prompts[:1]), prompts[:1])[0]
     assert [len(g.logprobs) for g in golden] == [2, 4]
     np.testing.assert_allclose(golden[0].logprobs, alone.logprobs, atol=1e-6)
 

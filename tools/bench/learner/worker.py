@@ -118,12 +118,12 @@ def prepare(rows: Rows, advantages: np.ndarray, shape: Shape, *, seed: int) -> P
         loss = objective.reinforcement(settings.loss)
         return Engine(settings, config, objective=loss, temperature=1.0, devices=jax.devices()[:1])
 
-    plan = engine_of(settings).plan(lengths, rows.tokens.shape[1])
+    plan = engine_of(settings).packing(lengths, rows.tokens.shape[1]).plan()
     chosen = {"microbatch_rows": plan.num_rows, "row_tokens": (plan.row_tokens,)}
     engine = engine_of(settings.model_copy(update=chosen))
     flat = parameter_tree(config, weights(config, seed))
     state = engine.init_state(unflatten_dict(flat, sep="."), seed=0)
-    base = engine.logprobs(state.params, rows.tokens, rows.answers > 0, lengths)
+    base = engine.statistics.logprobs(state.params, rows.tokens, rows.answers > 0, lengths)
     arrays: dict[str, Any] = {
         "tokens": rows.tokens,
         "weights": loss_weights(rows.answers, reduction="sequence_mean"),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from learner_jax.batches.packing import Lengths, plan_rows
+from learner_jax.batches.packing import Lengths, pack_rows
 from learner_jax.models.flops import train_step_flops
 from tests.support.bench_batches import TINY
 from tools.bench.__main__ import main
@@ -15,7 +15,7 @@ from tools.bench.learner import command, gpu
 
 def test_flops_of_a_step_count_real_tokens() -> None:
     lengths = [5, 3, 9]
-    plan = plan_rows(Lengths.of(lengths), width=9, row_lengths=(16,))
+    plan = pack_rows(Lengths.of(lengths), width=9, row_lengths=(16,)).plan()
     layer_parameters = 2 * (16 * 16 + 2 * 8 * 16 + 16 * 16 + 3 * 16 * 24)
     # A token sees itself too: n (n + 1) / 2 pairs, n^2 / 2 up to a share of 1 / n.
     pairs = sum(n * (n + 1) / 2 for n in lengths)

@@ -1,0 +1,93 @@
+"""Facts about a batch of trajectories that need no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+
+import numpy as np
+
+from learner_jax.batches.hygiene import GroupCounts
+from learner_jax.contracts import Trajectory
+from learner_jax.hosts import Hosts
+
+
+@dataclass(frozen=True)
+class BatchStats:
+    """Facts about a batch that need no model.
+
+    Attributes:
+      staleness_mean: versions that an answer's oldest token lags, on average; `staleness_max` is the largest.
+      staleness_tokens: sampled tokens by the versions that they lag: entry k counts those of k versions.
+      reward: mean over the answers that were judged; None if none was. A part's mean is over those that have it.
+    """
+
+    reward: float | None
+    reward_parts: dict[str, float]
+    staleness_mean: float
+    staleness_max: int
+    staleness_tokens: list[int]
+    num_tokens: int
+    answer_tokens_mean: float
+    zero_variance_groups: int
+    truncated_share: float
+    mixed_version_answers: int
+    dropped_groups: int
+    masked_overlong: int
+    penalized_overlong: int
+    masked_aborted: int
+    failed_verdicts: int
+    unjudged_groups: int
+
+
+def batch_stats(
+    trajectories: Sequence[Trajectory], trained_version: int, counts: GroupCounts, hosts: Hosts
+) -> BatchStats:
+    """Of the trajectories of all hosts, to which `trajectories` and `counts` are this one's part."""
+    judged = [t for t in trajectories if t.is_judged]
+    lags = [trained_version - t.oldest_version for t in trajectories]
+    sums = {
+        "answers": len(trajectories),
+        "judged": len(judged),
+        "reward": float(sum(t.total_reward for t in judged)),
+        "lag": sum(lags),
+        "tokens": sum(int(t.loss_mask.sum()) for t in trajectories),
+        "truncated": sum(t.finish_reason == "length" for t in trajectories),
+        "mixed": sum(len(np.unique(t.policy_version[t.loss_mask])) > 1 for t in trajectories),
+    } | asdict(counts)
+    parts = _part_sums(judged)
+    versions = np.concatenate([t.policy_version[t.loss_mask] for t in trajectories])
+    by_lag = np.bincount(np.maximum(trained_version - versions, 0)).tolist()
+    every = hosts.gather([sums, parts, max(lags), by_lag], "statistics of the batch")
+    total = {name: sum(sums[name] for sums, *_ in every) for name in sums}
+    answers = total["answers"]
+    return BatchStats(
+        reward=total["reward"] / total["judged"] if total["judged"] else None,
+        reward_parts=_part_means([parts for _, parts, *_ in every]),
+        staleness_mean=total["lag"] / answers,
+        staleness_max=max(lag for _, _, lag, _ in every),
+        staleness_tokens=[sum(counts) for counts in zip_longest(*(by_lag for *_, by_lag in every), fillvalue=0)],
+        num_tokens=total["tokens"],
+        answer_tokens_mean=total["tokens"] / answers,
+        truncated_share=total["truncated"] / answers,
+        mixed_version_answers=total["mixed"],
+        **{name: total[name] for name in asdict(counts)},
+    )
+
+
+def _part_sums(judged: Sequence[Trajectory]) -> dict[str, tuple[float, int]]:
+    """(sum, number of answers that have it) of every part of the reward."""
+    sums: dict[str, tuple[float, int]] = {}
+    for trajectory in judged:
+        for name, value in trajectory.reward_parts.items():
+            total, count = sums.get(name, (0.0, 0))
+            sums[name] = (total + value, count + 1)
+    return sums
+
+
+def _part_means(sums_of_hosts: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Mean of every part over the answers of all hosts that have it."""
+    names = sorted({name for sums in sums_of_hosts for name in sums})
+    found = {name: [sums[name] for sums in sums_of_hosts if name in sums] for name in names}
+    return {name: sum(s for s, _ in pairs) / sum(n for _, n in pairs) for name, pairs in found.items()}

@@ -1,0 +1,65 @@
+"""Where parameters and rows of batches lie on the device mesh, and which rows are this host's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from learner_jax.contracts import ModelConfig
+from learner_jax.hosts import Hosts
+from learner_jax.models import sharding
+from learner_jax.settings import LearnerSettings
+
+#: Statistics of little go through the devices in rows by this many times fewer than those of a microbatch.
+_FEW = 8
+
+
+class Placement:
+    """The mesh, and the sharding of everything that lies on it.
+
+    Args:
+      devices: all of JAX's by default.
+
+    Attributes:
+      policy: shardings of the policy's parameters.
+      parameters: those and the value function's.
+      rows: sharding of an array whose first dimension is the row.
+      replicated: sharding of an array that every device holds whole.
+      own_rows: this host's rows of one microbatch.
+      few_rows: of the smallest part of a batch that goes through the devices, likewise.
+
+    Raises:
+      ShardingError: a dimension of the model, or the rows of a microbatch, does not divide over the mesh.
+    """
+
+    def __init__(
+        self,
+        settings: LearnerSettings,
+        model_config: ModelConfig,
+        hosts: Hosts,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        self.mesh = sharding.make_mesh(settings.mesh, devices)
+        self.policy = sharding.parameter_shardings(model_config, self.mesh)
+        self.parameters = self.policy | sharding.value_shardings(model_config, settings.loss.value.model, self.mesh)
+        self.rows = sharding.batch_sharding(self.mesh)
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        sharding.check_rows(settings.microbatch_rows, self.mesh)
+        sharding.check_hosts(self.mesh, hosts.count)
+        self._num_hosts = hosts.count
+        self.own_rows = settings.microbatch_rows // hosts.count
+        # A few sequences alone should not cost a whole microbatch.
+        shards = max(1, sharding.num_row_shards(self.mesh) // hosts.count)
+        self.few_rows = max(shards, self.own_rows // _FEW // shards * shards)
+
+    @property
+    def platform(self) -> str:
+        return str(self.mesh.devices.flat[0].platform)
+
+    def put_rows(self, rows: Any, start: int, size: int) -> Any:
+        """Moves `size` of this host's rows to the devices; in a pytree, of which every array is cut."""
+        part = jax.tree.map(lambda x: x[start : start + size], rows)
+        return sharding.place_rows(part, self.rows, self._num_hosts)
