@@ -19,7 +19,7 @@ from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.telemetry.metrics_log import read_metrics
 from tests.conftest import REPOSITORY
 from tests.learner_jax.hosts.test_watch import free_port
-from tests.learner_jax.training.test_train_step import TINY_JSON
+from tests.support.tiny_model import TINY_JSON
 from tests.support.trajectories import make_group
 
 HEARTBEAT_S = 10

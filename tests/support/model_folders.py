@@ -19,7 +19,7 @@ from learner_jax.models import hf_folder as hf_io
 from learner_jax.settings.learner import OptimizerSettings
 from learner_jax.training.optimizer import make_optimizer
 from learner_jax.training.train_step import init_state
-from tests.learner_jax.models.test_model_parity import tiny_config
+from tests.support.decoders import tiny_config
 
 QWEN = {
     "architectures": ["Qwen3ForCausalLM"],

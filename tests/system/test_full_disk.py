@@ -39,10 +39,10 @@ from serving_bridge.telemetry.wait_reporter import reported_waits
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.store import WeightStore
 from tests.conftest import QUICK_COMPILE, REPOSITORY
-from tests.learner_jax.checkpoints.test_checkpoints import make_state, position
-from tests.learner_jax.loop.test_learner import SETTINGS, Records, fill, final_parameters, run
-from tests.learner_jax.training.test_train_step import TINY
+from tests.support.checkpoint_states import make_state, position
+from tests.support.learner_runs import SETTINGS, Records, fill, final_parameters, run
 from tests.support.small_disks import KEPT, Disk, make_disk, the_line, until
+from tests.support.tiny_model import TINY
 from tools.assembly import wiring
 
 __all__ = ["make_disk"]  # a fixture

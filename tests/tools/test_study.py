@@ -13,7 +13,7 @@ import pytest
 from learner_jax.contracts.model import parse_model_config
 from learner_jax.models import init_parameters, merge, token_logprobs
 from tests.conftest import REPOSITORY
-from tests.learner_jax.training.test_train_step import TINY_JSON
+from tests.support.tiny_model import TINY_JSON
 from tools.study import results
 from tools.study.grid import MULTI_TURN, Cell, StudySettings, cells
 from tools.study.sampler import Sampler

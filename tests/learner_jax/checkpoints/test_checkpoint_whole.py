@@ -29,7 +29,8 @@ from learner_jax.settings.learner import OptimizerSettings
 from learner_jax.training.optimizer import make_optimizer
 from learner_jax.training.train_step import init_state
 from tests.conftest import REPOSITORY
-from tests.learner_jax.models.test_model_parity import lively_parameters
+from tests.support.checkpoint_states import data_file
+from tests.support.decoders import lively_parameters
 from tests.support.model_folders import CONFIG, write_config
 from tools import convert
 
@@ -90,11 +91,6 @@ def weights(directory: Path) -> None:
 
 
 READERS = [learner, converter, comparison, weights]
-
-
-def data_file(folder: Path) -> Path:
-    files = [path for path in (folder / "state").rglob("*") if path.is_file() and path.parent.name == "d"]
-    return max(files, key=lambda path: path.stat().st_size)
 
 
 def flip(directory: Path) -> None:

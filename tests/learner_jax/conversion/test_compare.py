@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from learner_jax.conversion.convert import from_hf, to_hf, verify
-from tests.learner_jax.models.test_model_parity import lively_parameters, tiny_config
+from tests.support.decoders import lively_parameters, tiny_config
 from tests.support.model_folders import expected_tensors, write_config
 
 CONFIG = tiny_config()

@@ -34,7 +34,7 @@ from learner_jax.training.engine import Engine
 from learner_jax.training.objective import supervised
 from learner_jax.training.optimizer import make_optimizer
 from learner_jax.training.train_step import init_state
-from tests.learner_jax.models.test_model_parity import CASES, lively_parameters, save_random_hf_model, transformers
+from tests.support.decoders import CASES, lively_parameters, save_random_hf_model, transformers
 from tests.support.model_folders import (
     CONFIG,
     QWEN,

@@ -26,7 +26,7 @@ from learner_jax.conversion.checkpoint_reader import blocks, cut, open_source, s
 from learner_jax.conversion.convert import ConversionError, Watch, from_hf, to_hf, verify
 from learner_jax.conversion.work_folder import Settler, WorkError, open_work
 from tests.conftest import REPOSITORY
-from tests.learner_jax.models.test_model_parity import lively_parameters
+from tests.support.decoders import lively_parameters
 from tests.support.model_folders import (
     CONFIG,
     assert_same,

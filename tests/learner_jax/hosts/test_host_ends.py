@@ -13,9 +13,9 @@ import pytest
 
 from learner_jax.hosts.peers import END_WITHIN_S
 from serving_bridge.queue.queue import TrajectoryQueue
-from tests.learner_jax.hosts.test_watch import LISTENING, sockets
 from tests.support.host_processes import HEARTBEAT_S, PLAIN, Processes, fill, final, last_line, records
 from tests.support.network import network
+from tests.support.tcp_sockets import LISTENING, sockets
 
 SHORT = PLAIN | {"steps": 4, "checkpoint": {"every": 2, "keep": 3}}
 NUM_GROUPS = 4 * 4

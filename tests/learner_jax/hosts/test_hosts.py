@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import re
 import signal
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,7 +33,6 @@ from learner_jax.training.engine import Engine
 from serving_bridge.queue.bounds import QueueError
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.weights.store import WeightStore
-from tests.learner_jax.training.test_train_step import TINY_JSON
 from tests.support.host_processes import (
     HEARTBEAT_S,
     PLAIN,
@@ -47,51 +44,10 @@ from tests.support.host_processes import (
     last_line,
     records,
 )
+from tests.support.host_threads import MemoryStore, on_hosts
 from tests.support.host_worker import random_parameters
+from tests.support.tiny_model import TINY_JSON
 from tests.support.trajectories import failing, make_group
-
-T = TypeVar("T")
-
-
-class MemoryStore:
-    """What the coordination service is to processes, for threads."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, bytes] = {}
-        self._changed = threading.Condition()
-
-    def put(self, key: str, value: bytes) -> bool:
-        with self._changed:
-            if key in self.values:
-                return False
-            self.values[key] = value
-            self._changed.notify_all()
-            return True
-
-    def wait(self, key: str, timeout_s: float) -> bytes | None:
-        with self._changed:
-            self._changed.wait_for(lambda: key in self.values, timeout_s)
-            return self.values.get(key)
-
-    def delete(self, key: str) -> None:
-        with self._changed:
-            del self.values[key]
-
-
-def on_hosts(
-    count: int, program: Callable[[Hosts], T], *, store: MemoryStore | None = None, timeout_s: float = 10.0
-) -> list[T]:
-    """What each host's run of the program returned; the first exception in the order of hosts is raised."""
-    store = store or MemoryStore()
-
-    def run(index: int) -> T:
-        with Hosts(index, count, store=store, timeout_s=timeout_s) as hosts:
-            return program(hosts)
-
-    with ThreadPoolExecutor(max_workers=count) as pool:
-        running = [pool.submit(run, index) for index in range(count)]
-        return [future.result(timeout=30) for future in running]
-
 
 # What hosts agree on.
 

@@ -10,8 +10,8 @@ import pytest
 from learner_jax.hosts import shared_folders
 from learner_jax.hosts.hosts import HostError, Hosts
 from learner_jax.hosts.shared_folders import require_shared
-from tests.learner_jax.hosts.test_hosts import on_hosts
 from tests.support.host_processes import Processes, fill
+from tests.support.host_threads import on_hosts
 
 
 def each(count: int, program: Callable[[Hosts], None]) -> list[str]:

@@ -23,6 +23,7 @@ from learner_jax.hosts.wire import HostError
 from learner_jax.loop.host_facts import code_facts, environment_facts, flat, folder_facts
 from tests.conftest import REPOSITORY
 from tests.support.network import network
+from tests.support.tcp_sockets import ESTABLISHED, LISTENING, sockets
 
 HEARTBEAT_S = 3.0
 #: Nothing may depend on how fast a crowded machine is; hosts that tell nothing hang for ten minutes.
@@ -263,31 +264,6 @@ def test_a_host_without_the_secret_is_turned_away_and_ends_nothing(tmp_path: Pat
     with group(tmp_path, 2, changes={1: {"secret": "another"}}, secret="this one", timeout_s=6) as hosts:
         assert "WEIR_HOSTS_SECRET in the environment is not the same" in hosts.ended(1)[1]
         assert "turned away for another WEIR_HOSTS_SECRET: 127.0.0.1" in hosts.ended(0)[0]
-
-
-ESTABLISHED, LISTENING = "01", "0A"
-
-
-def sockets(pid: int, state: str) -> set[str]:
-    """Local addresses of a process's TCP sockets in a state, in the kernel's writing."""
-    inodes = set()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            target = str(descriptor.readlink())
-        except OSError:
-            continue
-        if target.startswith("socket:["):
-            inodes.add(target[8:-1])
-    found = set()
-    for table in ("tcp", "tcp6"):
-        path = Path(f"/proc/{pid}/net/{table}")
-        if not path.exists():
-            continue
-        for line in path.read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == state and fields[9] in inodes:
-                found.add(fields[1].rpartition(":")[0])
-    return found
 
 
 def test_hosts_listen_at_their_own_addresses_alone_and_leave_nothing_behind(tmp_path: Path) -> None:

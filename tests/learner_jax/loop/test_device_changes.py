@@ -23,7 +23,7 @@ from serving_bridge.settings.serving import StoreSettings
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.reader import read_version
 from serving_bridge.weights.store import WeightStore
-from tests.learner_jax.training.test_train_step import TINY
+from tests.support.tiny_model import TINY
 
 
 def versions(share: float, dtype: Any) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ from learner_jax.loop.profiling import Profiler
 from learner_jax.loop.publishing import Publishing, PublishingError
 from learner_jax.loop.reference_ahead import ReferenceAhead
 from learner_jax.models import init_parameters
-from tests.learner_jax.training.test_train_step import TINY
+from tests.support.tiny_model import TINY
 from tests.support.trajectories import make_group
 
 

@@ -25,11 +25,11 @@ from learner_jax.settings.learner import KLSettings, LossSettings
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
 from serving_bridge.queue.queue import TrajectoryQueue
-from tests.learner_jax.checkpoints.test_checkpoint_whole import data_file
-from tests.learner_jax.loop.test_learner import SETTINGS, Crash, Records, fill, final_parameters, run
-from tests.learner_jax.training.test_train_step import TINY
 from tests.support import host_processes
+from tests.support.checkpoint_states import data_file
 from tests.support.host_processes import TRAINING, Processes, records
+from tests.support.learner_runs import SETTINGS, Crash, Records, fill, final_parameters, run
+from tests.support.tiny_model import TINY
 
 
 @pytest.fixture(scope="module")

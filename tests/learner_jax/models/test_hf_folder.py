@@ -22,7 +22,7 @@ from learner_jax.contracts import hf_files, hf_tensors
 from learner_jax.contracts import model as hf_names
 from learner_jax.conversion.hf_layout import Weights
 from learner_jax.models import hf_folder as hf_io
-from tests.learner_jax.models.test_model_parity import lively_parameters, tiny_config
+from tests.support.decoders import lively_parameters, tiny_config
 
 CONFIG = tiny_config()
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -20,7 +20,7 @@ from learner_jax.contracts import BUILT_IN
 from learner_jax.models import hf_folder as hf_io
 from learner_jax.models import sharding
 from learner_jax.settings.learner import MeshSettings
-from tests.learner_jax.models.test_model_parity import (
+from tests.support.decoders import (
     QUICK_COMPILE,
     assert_trees_close,
     lively_parameters,

@@ -21,7 +21,7 @@ from learner_jax.training import objective
 from learner_jax.training.engine import Engine
 from learner_jax.training.optimizer import make_optimizer
 from learner_jax.training.publication import Publication, golden_prompts
-from tests.learner_jax.training.test_train_step import TINY, TINY_JSON
+from tests.support.tiny_model import TINY, TINY_JSON
 from tests.support.trajectories import make_group
 
 #: Heads, feed-forward and vocabulary divide by 8, so that every mesh of 8 devices is possible.

@@ -20,7 +20,7 @@ from learner_jax.settings import (
 )
 from learner_jax.training.engine import Engine
 from learner_jax.training.policy_term import policy_objective
-from tests.learner_jax.training.test_objective import (
+from tests.support.composed_losses import (
     GROUPS,
     LOSSES,
     gradients,

@@ -27,20 +27,8 @@ from learner_jax.settings.learner import (
 )
 from learner_jax.training import golden_prompts, objective
 from learner_jax.training.engine import Engine
+from tests.support.tiny_model import TINY
 from tests.support.trajectories import make_group
-
-TINY_JSON = {
-    "architectures": ["Qwen3ForCausalLM"],
-    "vocab_size": 32,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "tie_word_embeddings": True,
-}
-TINY = parse_model_config(TINY_JSON, origin="test")
 
 
 def settings(**changes: Any) -> LearnerSettings:
