@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from learner_jax.batches import Batch, Sequences, rl_batch
 from learner_jax.contracts.weights import Trajectory
-from learner_jax.models import init_parameters
+from learner_jax.models import TokenStats, init_parameters
 from learner_jax.settings.learner import (
     AdvantageSettings,
     KLSettings,
@@ -27,6 +27,7 @@ from learner_jax.settings.learner import (
 )
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
+from learner_jax.training.objective import StepScalars
 from learner_jax.training.train_step import TrainState
 from tests.support.tiny_model import TINY
 from tests.support.trajectories import make_group
@@ -177,3 +178,43 @@ def relative_difference(a: dict[Any, np.ndarray], b: dict[Any, np.ndarray]) -> f
     norm = np.sqrt(sum((x.astype(np.float64) ** 2).sum() for x in b.values()))
     assert norm > 1e-6
     return float(np.sqrt(sum(((a[k].astype(np.float64) - b[k]) ** 2).sum() for k in b)) / norm)
+
+
+def scalars(coefficient: float = 0.05) -> StepScalars:
+    return StepScalars(jnp.int32(3), jnp.int32(3), jnp.float32(coefficient))
+
+
+def made_up(seed: int = 0) -> tuple[TokenStats, Batch, dict[str, np.ndarray]]:
+    """Statistics and a batch of 4 rows of 6 tokens; versions 2 and 3, of which 3 is the current one."""
+    rng = np.random.default_rng(seed)
+    shape = (4, 6)
+    mask = np.arange(6) >= np.array([[1], [2], [1], [3]])
+    arrays = {
+        "current": -rng.random(shape) * 2,
+        "behavior": -rng.random(shape) * 2,
+        "trainer": -rng.random(shape) * 2,
+        "reference": -rng.random(shape) * 2,
+        "advantages": rng.normal(size=(4, 1)) * mask,
+        "entropy": rng.random(shape),
+        "versions": np.where(mask, np.array([[3], [2], [3], [2]]), -1),
+        "mask": mask,
+    }
+    lengths = mask.sum(axis=1, keepdims=True)
+    arrays["weights"] = mask / lengths / 4
+    single = {name: x.astype(np.float32) for name, x in arrays.items()}
+    stats = TokenStats(jnp.asarray(single["current"]), jnp.asarray(single["entropy"]), jnp.zeros(shape, bool))
+    batch = Batch(
+        tokens=jnp.zeros(shape, jnp.int32),
+        weights=jnp.asarray(single["weights"]),
+        advantages=jnp.asarray(single["advantages"]),
+        behavior_logprobs=jnp.asarray(single["behavior"]),
+        policy_version=jnp.asarray(arrays["versions"], jnp.int32),
+        reference_logprobs=jnp.asarray(single["reference"]),
+        trainer_logprobs=jnp.asarray(single["trainer"]),
+    )
+    return stats, batch, arrays
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return initial_parameters()

@@ -18,7 +18,7 @@ from learner_jax.checkpoints.checkpoints import restore_parameters
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.telemetry.metrics_log import read_metrics
 from tests.conftest import REPOSITORY
-from tests.learner_jax.hosts.test_watch import free_port
+from tests.support.tcp_sockets import free_port
 from tests.support.tiny_model import TINY_JSON
 from tests.support.trajectories import make_group
 

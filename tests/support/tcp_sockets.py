@@ -1,7 +1,8 @@
-"""TCP sockets of other processes, as the kernel lists them."""
+"""TCP ports that are free, and the sockets of other processes as the kernel lists them."""
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 ESTABLISHED, LISTENING = "01", "0A"
@@ -27,3 +28,9 @@ def sockets(pid: int, state: str) -> set[str]:
             if fields[3] == state and fields[9] in inodes:
                 found.add(fields[1].rpartition(":")[0])
     return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

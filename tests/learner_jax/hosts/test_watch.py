@@ -23,17 +23,11 @@ from learner_jax.hosts.wire import HostError
 from learner_jax.loop.host_facts import code_facts, environment_facts, flat, folder_facts
 from tests.conftest import REPOSITORY
 from tests.support.network import network
-from tests.support.tcp_sockets import ESTABLISHED, LISTENING, sockets
+from tests.support.tcp_sockets import ESTABLISHED, LISTENING, free_port, sockets
 
 HEARTBEAT_S = 3.0
 #: Nothing may depend on how fast a crowded machine is; hosts that tell nothing hang for ten minutes.
 PATIENCE_S = 90.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Group:

@@ -13,8 +13,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from learner_jax.batches import Batch, batch_lengths, rl_batch
-from learner_jax.batches.sequences import BatchError
-from learner_jax.batches.supervised import preference_batch
 from learner_jax.models import TokenStats
 from learner_jax.settings.learner import (
     GroupSettings,
@@ -22,38 +20,25 @@ from learner_jax.settings.learner import (
     LossSettings,
     MeshSettings,
     MismatchSettings,
-    OptimizerSettings,
     PolicySettings,
-    ValueSettings,
 )
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
-from learner_jax.training.objective import Objective, StepScalars
 from tests.support.composed_losses import (
     GROUPS,
     LOSSES,
-    VTRACE,
     engine_of,
     gradients,
-    initial_parameters,
     losses,
+    made_up,
     make_batch,
     make_engine,
     relative_difference,
-    settings,
+    scalars,
     whole_gradient,
 )
-from tests.support.tiny_model import TINY
+from tests.support.composed_losses import params as params
 from tests.support.trajectories import make_group
-
-
-@pytest.fixture(scope="module")
-def params() -> Any:
-    return initial_parameters()
-
-
-def scalars(coefficient: float = 0.05) -> StepScalars:
-    return StepScalars(jnp.int32(3), jnp.int32(3), jnp.float32(coefficient))
 
 
 @pytest.mark.parametrize("name", losses("grpo", "rloo, cispo, k2", "gae, whitened, clipped values", "vtrace by turn"))
@@ -111,37 +96,6 @@ def test_a_mesh_does_not_change_the_step(name: str, params: Any) -> None:
 
 
 # --- against float64 NumPy, on statistics that no model made ----------------------------------------------------
-
-
-def made_up(seed: int = 0) -> tuple[TokenStats, Batch, dict[str, np.ndarray]]:
-    """Statistics and a batch of 4 rows of 6 tokens; versions 2 and 3, of which 3 is the current one."""
-    rng = np.random.default_rng(seed)
-    shape = (4, 6)
-    mask = np.arange(6) >= np.array([[1], [2], [1], [3]])
-    arrays = {
-        "current": -rng.random(shape) * 2,
-        "behavior": -rng.random(shape) * 2,
-        "trainer": -rng.random(shape) * 2,
-        "reference": -rng.random(shape) * 2,
-        "advantages": rng.normal(size=(4, 1)) * mask,
-        "entropy": rng.random(shape),
-        "versions": np.where(mask, np.array([[3], [2], [3], [2]]), -1),
-        "mask": mask,
-    }
-    lengths = mask.sum(axis=1, keepdims=True)
-    arrays["weights"] = mask / lengths / 4
-    single = {name: x.astype(np.float32) for name, x in arrays.items()}
-    stats = TokenStats(jnp.asarray(single["current"]), jnp.asarray(single["entropy"]), jnp.zeros(shape, bool))
-    batch = Batch(
-        tokens=jnp.zeros(shape, jnp.int32),
-        weights=jnp.asarray(single["weights"]),
-        advantages=jnp.asarray(single["advantages"]),
-        behavior_logprobs=jnp.asarray(single["behavior"]),
-        policy_version=jnp.asarray(arrays["versions"], jnp.int32),
-        reference_logprobs=jnp.asarray(single["reference"]),
-        trainer_logprobs=jnp.asarray(single["trainer"]),
-    )
-    return stats, batch, arrays
 
 
 def loss_of(loss: LossSettings, stats: TokenStats, batch: Batch, coefficient: float = 0.1) -> tuple[float, np.ndarray]:
@@ -329,142 +283,3 @@ def test_rows_without_a_learned_token_and_answers_of_one_token_are_fine(params: 
         _, metrics = engine.step(state, batch, current_version=3)
         assert all(np.isfinite(float(x)) for x in metrics.values()), name
         assert float(metrics["skipped"]) == 0
-
-
-# --- values -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["shared", "separate"])
-def test_values_learn_what_states_are_worth(kind: str, params: Any) -> None:
-    """Two prompts, one always rewarded with 1 and one with -1: the value of their first token's state tells them."""
-    loss = LossSettings(**VTRACE | {"value": ValueSettings(model=kind)})  # type: ignore[arg-type]
-    engine = make_engine(loss, optimizer=OptimizerSettings(learning_rate=3e-3))
-    groups = [make_group(f"run/{i}", seed=i % 2, rewards=[1.0, 1.0] if i % 2 else [-1.0, -1.0]) for i in range(4)]
-    state = engine.init_state(params, seed=0)
-    batch = make_batch(engine, groups, state)
-    for _ in range(60):
-        state, metrics = engine.step(state, batch, current_version=3)
-    values = np.asarray(engine.statistics.of(state.params, np.asarray(batch.tokens)).values_after)[:, 2]
-    np.testing.assert_allclose(values, [-1, -1, 1, 1, -1, -1, 1, 1], atol=0.25)
-    assert float(metrics["value_loss"]) < 0.05
-
-
-def test_the_ratio_is_in_the_advantage_or_in_the_objective_but_never_in_both(params: Any) -> None:
-    """Within the bounds, at rho <= 1, PPO on unweighted V-trace advantages has IMPALA's gradient."""
-    unbounded = PolicySettings(objective="ppo", clip_low=1.0, clip_high=float("inf"))
-    flat = []
-    for policy in (PolicySettings(objective="policy_gradient", importance="none"), unbounded):
-        loss = LossSettings(**VTRACE | {"policy": policy})
-        groups = [  # behaviour log-probs above any that the model gives, so that every ratio is below 1
-            [dataclasses.replace(t, behavior_logprobs=np.where(t.loss_mask, -0.5, 0).astype(np.float32)) for t in g]
-            for g in GROUPS
-        ]
-        flat.append(gradients(make_engine(loss), params, groups)[0])
-    assert relative_difference(flat[1], flat[0]) < 1e-5
-
-
-def test_a_separate_critic_leaves_the_policys_gradient_alone(params: Any) -> None:
-    def policy_gradient_with(coefficient: float, kind: str) -> dict[Any, np.ndarray]:
-        value = ValueSettings(model=kind, coefficient=coefficient)  # type: ignore[arg-type]
-        engine = make_engine(LossSettings(**VTRACE | {"value": value}))
-        flat, _ = gradients(engine, params, GROUPS)
-        return {path: g for path, g in flat.items() if path[0] != "value"}
-
-    apart = policy_gradient_with(1.0, "separate")
-    assert relative_difference(policy_gradient_with(9.0, "separate"), apart) < 1e-6
-    assert relative_difference(policy_gradient_with(9.0, "shared"), apart) > 1e-2
-
-
-def test_whitened_advantages_are_those_of_the_whole_batch(params: Any) -> None:
-    engine = make_engine(LOSSES["gae, whitened, clipped values"], microbatch_rows=2)
-    batch = make_batch(engine, GROUPS, engine.init_state(params, seed=0))
-    learned = np.asarray(batch.advantages)[np.asarray(batch.weights) > 0]
-    assert learned.mean() == pytest.approx(0.0, abs=1e-5)
-    assert learned.std() == pytest.approx(1.0, abs=1e-3)
-
-
-# --- preferences --------------------------------------------------------------------------------------------------
-
-
-def pairs() -> list[tuple[Any, Any]]:
-    """The chosen answer repeats the prompt's token, the rejected one does not."""
-    rng = np.random.default_rng(0)
-    made = []
-    for token in rng.integers(4, 30, 8).tolist():
-        mask = [False, False, True, True]
-        made.append((([1, token, token, 2], mask), ([1, token, token + 1, 2], mask)))
-    return made
-
-
-def preference_engine(chosen: Objective, kind: str) -> Engine:
-    loss = LossSettings(**VTRACE | {"value": ValueSettings(model=kind)}) if kind != "none" else LossSettings()  # type: ignore[arg-type]
-    changed = settings(loss, microbatch_rows=4, sequence_length=6, optimizer=OptimizerSettings(learning_rate=5e-3))
-    return Engine(changed, TINY, objective=chosen, temperature=1.0, devices=jax.devices()[:1])
-
-
-def test_dpo_learns_to_prefer_the_chosen_answers(params: Any) -> None:
-    engine = preference_engine(objective.direct_preference(beta=0.5), "none")
-    state = engine.init_state(params, seed=0)
-    batch = preference_batch(
-        pairs(), sequence_length=6, reference=lambda rows: engine.statistics.logprobs(state.params, rows.tokens)
-    )
-    state, metrics = engine.step(state, batch, current_version=0)
-    assert float(metrics["loss"]) == pytest.approx(np.log(2), rel=1e-5)  # policy = reference
-    for _ in range(30):
-        state, metrics = engine.step(state, batch, current_version=0)
-    assert float(metrics["preference_accuracy"]) == pytest.approx(1.0)
-    assert float(metrics["loss"]) < 0.1
-
-
-def test_a_reward_model_learns_to_score_the_chosen_answers_higher(params: Any) -> None:
-    engine = preference_engine(objective.bradley_terry, "shared")
-    state = engine.init_state(params, seed=0)
-    batch = preference_batch(pairs(), sequence_length=6)
-    state, metrics = engine.step(state, batch, current_version=0)
-    assert float(metrics["loss"]) == pytest.approx(np.log(2), rel=1e-5)  # every score is 0
-    for _ in range(40):
-        state, metrics = engine.step(state, batch, current_version=0)
-    assert float(metrics["preference_accuracy"]) == pytest.approx(1.0)
-    assert float(metrics["loss"]) < 0.1
-
-
-def test_dpo_against_numpy() -> None:
-    stats, batch, a = made_up()
-    loss, metrics = objective.direct_preference(beta=0.3)(stats, batch, scalars())
-    ratio = ((a["current"] - a["reference"]) * a["mask"]).sum(axis=1)
-    margins = 0.3 * (ratio[0::2] - ratio[1::2])
-    assert float(loss) == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-5)
-    assert float(metrics["margin"]) == pytest.approx(margins.mean(), rel=1e-5)
-
-
-def test_a_pair_without_an_answer_is_refused() -> None:
-    chosen, _ = pairs()[0]
-    with pytest.raises(BatchError, match=r"rejected answer of pair 0 has no token"):
-        preference_batch([(chosen, ([1, 2], [False, False]))], sequence_length=6)
-
-
-# --- settings -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"kl": {"coefficient": 0.1, "estimator": "k1"}}, "k1 as a loss term has no effect.*score function"),
-        ({"advantage": {"estimator": "gae"}}, r"gae needs a value function: set value\.model"),
-        ({"value": {"model": "shared"}}, "estimator grpo uses no values"),
-        ({"kl": {"target": 0.1}}, r"target needs the reference's log-probs: set kl\.coefficient"),
-        ({"mismatch": {"band": [1.5, 2.0]}}, r"band is \[1\.5, 2\.0\], expected \[low, high\] with"),
-        ({"mismatch": {"lagging": True}}, "lagging recomputes log-probs for corrections, but none is set"),
-        ({"reduction": "constant"}, "set constant_tokens"),
-        ({"policy": {"objective": "cispo", "dual_clip": 3.0}}, "dual_clip is for ppo and decoupled_ppo, not cispo"),
-        ({"advantage": {"whiten": True}}, "whiten is for gae"),
-        (
-            {"advantage": {"estimator": "reinforce_pp"}, "groups": {"zero_variance": "drop"}},
-            "drop.* is for estimators that compare answers within a group: reinforce_pp learns",
-        ),
-        ({"kl": {"coefficient": 1, "use": "reward", "importance_weighted": True}}, "importance_weighted is for use"),
-    ],
-)
-def test_combinations_that_make_no_sense_are_refused_and_explained(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        LossSettings.model_validate(changes)

@@ -1,0 +1,210 @@
+"""Commits of checkpoints: killed, slow and failed ones, and the hashes that come after."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import load_config, save_config
+from learner_jax.checkpoints import checkpoints as checkpoint
+from learner_jax.checkpoints import hashes as checkpoint_files
+from learner_jax.checkpoints.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    newest_step,
+    unfinished,
+    verify,
+)
+from learner_jax.checkpoints.hashes import HASHES, check_files, write_hashes
+from learner_jax.checkpoints.manifest import read_manifest
+from serving_bridge.telemetry.metrics_log import read_metrics
+from tests.conftest import QUICK_COMPILE, REPOSITORY
+from tests.support.checkpoint_states import (
+    assert_equal,
+    make_state,
+    position,
+    restored,
+    save,
+)
+from tests.support.held_commits import Hold
+from tests.support.held_commits import hold as hold
+from tests.support.learner_runs import Records, fill
+from tools.assembly import wiring
+
+KILLED = """
+import json, sys, time
+from pathlib import Path
+from configs.load import load_config, save_config
+from learner_jax.checkpoints import checkpoints as checkpoint, hashes as checkpoint_files, proof as checkpoint_proof
+from tests.support.checkpoint_states import make_state, position, save
+
+directory = Path(sys.argv[1])
+save(directory, 1)
+checkpoint.HASHES_WITHIN_S = 0.0
+real_dumps = json.dumps
+
+def slow_hashes(*args, should_stop, **kwargs):
+    while not should_stop():
+        time.sleep(0.01)
+    raise checkpoint_files.Stopped
+
+def slow_dumps(value, *args, **kwargs):
+    if isinstance(value, dict) and value.get("position", {}).get("completed_steps") == 3:
+        print("writing", flush=True)
+        time.sleep(60)
+    return real_dumps(value, *args, **kwargs)
+
+checkpoint_proof.hash_files, json.dumps = slow_hashes, slow_dumps
+checkpoints = checkpoint.Checkpoints(directory, keep=9)
+for step in (2, 3):
+    checkpoints.save(make_state(step), position(step))
+    if step == 2:
+        checkpoints.wait()
+        print("committed", flush=True)
+checkpoints.wait()
+"""
+
+
+def test_kill_9_before_hashing_and_while_writing(tmp_path: Path) -> None:
+    """A process is killed with one step committed and not hashed, and another half written."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
+    ) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline(), process.stdout.readline()] == ["committed\n", "writing\n"]
+        process.send_signal(signal.SIGKILL)
+    assert (tmp_path / "1" / HASHES).exists()
+    assert not (tmp_path / "2" / HASHES).exists()
+    (left,) = unfinished(tmp_path)
+    assert left.startswith("3.")
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    assert checkpoints.latest_step() == newest_step(tmp_path) == 2
+    assert not checkpoints.check(2)
+    state, at, _ = checkpoints.restore(make_state(0))
+    assert_equal(state, make_state(2))
+    assert at == position(2)
+    checkpoints.save(make_state(4), position(4))
+    checkpoints.close()
+    assert unfinished(tmp_path) == ()
+
+
+def test_hashes_end_with_the_checkpoint_that_the_policy_deletes(tmp_path: Path) -> None:
+    log = Records()
+    save(tmp_path, 1, 2, 3, keep=2, log=log)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob(HASHES)) == [
+        f"2/{HASHES}",
+        f"3/{HASHES}",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
+    assert [(r["event"], r["step"], r["verified"]) for r in log] == [("committed", s, True) for s in (1, 2, 3)]
+
+
+def test_hashes_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 10)
+    with pytest.raises(checkpoint_files.Stopped):
+        write_hashes(tmp_path, should_stop=lambda: True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert check_files(tmp_path) == checkpoint_files.FileCheck(hashed=False)
+    (tmp_path / f".{HASHES}.0000").write_text("{")  # a life before was killed while it wrote them
+    write_hashes(tmp_path)
+    assert check_files(tmp_path) == checkpoint_files.FileCheck(hashed=True)
+    assert list(json.loads((tmp_path / HASHES).read_text())["files"]) == ["a"]
+
+
+def test_a_commit_that_takes_long_is_told_of_and_the_wait_is_bounded(
+    hold: Hold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_SLOW_S", 0.05)
+    log = Records()
+    checkpoints = Checkpoints(tmp_path, keep=1, log=log)
+    checkpoints.save(make_state(1), position(1))
+    with pytest.raises(
+        CheckpointError,
+        match=rf"{tmp_path}/1 to be committed from the disk and gave up \(learner\.max_wait_s = 0\.2 s\)",
+    ):
+        checkpoints.wait(0.2)
+    assert [(record["event"], record["step"]) for record in log] == [("uncommitted", 1)]
+    assert log[0]["waited_s"] >= 0.05
+    monkeypatch.setattr(checkpoint, "_SLOW_S", 30.0)  # closing waits too, on a busy machine for longer than that
+    hold.released.set()
+    checkpoints.close()
+    assert [record["event"] for record in log] == ["uncommitted", "committed"]
+
+
+def test_a_save_that_fails_is_told_by_the_next_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(make_state(1), position(1))
+    checkpoints.wait()
+
+    real = json.dumps
+
+    def full(value: Any, *args: Any, **kwargs: Any) -> str:
+        if isinstance(value, dict) and "position" in value:
+            raise OSError(28, "No space left on device")
+        return real(value, *args, **kwargs)
+
+    monkeypatch.setattr(json, "dumps", full)
+    with pytest.raises(CheckpointError, match=r"2 could not be written: .*No space left on device"):  # noqa: PT012
+        checkpoints.save(make_state(2), position(2))
+        checkpoints.wait()
+    monkeypatch.setattr(json, "dumps", real)
+    assert newest_step(tmp_path) == 1
+    assert_equal(restored(tmp_path, make_state(0))[0], make_state(1))
+
+
+def test_sigterm_saves_within_the_grace_and_says_so(tmp_path: Path) -> None:
+    """The real learner process, in the middle of a run; the supervisor would kill it after 60 s."""
+    config = load_config(
+        REPOSITORY / "configs" / "demo.toml",
+        [
+            f"run.directory={tmp_path}",
+            "learner.steps=1000",
+            "learner.groups_per_step=2",
+            "rollout.group_size=2",
+            "learner.microbatch_rows=4",
+            "learner.checkpoint.every=1000",
+            "learner.peak_tflops=1",
+            "rollout.max_staleness=1000",
+        ],
+    )
+    save_config(config, tmp_path / "config.toml")
+    paths = wiring.run_paths(config)
+    shutil.copytree(wiring.base_model_dir(config, paths), paths.start_model)  # as if a supervised start had been
+    encoder, model = wiring.build_encoder(config, paths.start_model)
+    fill(tmp_path, 600, vocabulary=model.vocab_size, tokenizer=encoder.tokenizer.fingerprint, run_name="demo")
+    command = [sys.executable, "-m", "tools.learner", "--config", str(tmp_path / "config.toml")]
+    with (tmp_path / "output").open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=REPOSITORY, env=os.environ | {"XLA_FLAGS": QUICK_COMPILE}
+        )
+    try:
+        deadline = time.monotonic() + 400  # a busy machine starts a process for minutes
+        metrics = tmp_path / "metrics.jsonl"
+        while not (metrics.exists() and '"event":"step"' in metrics.read_text()):
+            assert process.poll() is None, (tmp_path / "output").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "output").read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 0, (tmp_path / "output").read_text()
+    finally:
+        process.kill()
+        process.wait()
+    records = read_metrics(metrics)
+    (stopping,) = [record for record in records if record["event"] == "stopping"]
+    (committed,) = [record for record in records if record["event"] == "committed"]
+    assert committed["step"] == stopping["step"] == newest_step(tmp_path / "checkpoints")
+    assert stopping["step"] < 1000
+    assert committed["verified"]
+    assert verify(tmp_path / "checkpoints", stopping["step"]) == checkpoint_files.FileCheck(hashed=True)
+    manifest = read_manifest(tmp_path / "checkpoints" / str(stopping["step"]))
+    assert (manifest.run, manifest.config["learner"]["steps"]) == ("demo", 1000)
+    assert manifest.position.consumed_trajectory_ids
