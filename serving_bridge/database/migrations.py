@@ -48,7 +48,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         ),
     ),
     # Payloads in a table of their own: a change of state then doesn't write them again. The prompt of an old row is not
-    # known; the next prompt's index is above it, which only makes the row stay longer (queue_rows.purge).
+    # known; the next prompt's index is above it, which only makes the row stay longer (`rows.purge`).
     Migration(
         version=2,
         statements=(
