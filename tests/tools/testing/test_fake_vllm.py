@@ -241,7 +241,7 @@ def test_the_fake_engine_passes_each_check(check: Callable[[Bench], Awaitable[No
     folder, model_a, model_b = models
 
     async def run() -> None:
-        async with fake_server(folder, tmp_path) as (client, session), asyncio.timeout(8):
+        async with fake_server(folder, tmp_path) as (client, session), asyncio.timeout(60):
             await check(Bench(client, session, WeightStore(tmp_path, "run"), model_a, model_b, 20))
 
     asyncio.run(run())
