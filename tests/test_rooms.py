@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 from pathlib import Path
 
@@ -61,6 +62,17 @@ def test_rooms_are_entered_by_their_faces() -> None:
             if room is not None and node.module != room and room != own:
                 behind.append(f"{path.relative_to(REPOSITORY)}:{node.lineno} imports from {node.module}")
     assert not behind, "\n".join(behind)
+
+
+def test_no_test_imports_from_another() -> None:
+    """What several need stands in tests/support: a test that is moved or dropped takes nothing along."""
+    found = [
+        f"{path.relative_to(REPOSITORY)}: {node.module}"
+        for path in sorted((REPOSITORY / "tests").rglob("*.py"))
+        for node in imports(path)
+        if (node.module or "").startswith("tests") and not re.match(r"tests\.(conftest|support)\b", f"{node.module}.")
+    ]
+    assert not found
 
 
 def test_no_room_hands_out_what_is_private() -> None:

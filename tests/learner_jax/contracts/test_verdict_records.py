@@ -15,7 +15,6 @@ from rewards.contracts import task as protocol
 from rewards.contracts.environment import EpisodeState, Outcome
 from rewards.contracts.task import Failure, Problem, RewardResult, scored
 from serving_bridge.evaluation.verdicts import reason_text, sound
-from tests.serving_bridge.rollout.test_worker import tokenizer as tokenizer
 from tests.support.trajectories import failing, make_group
 
 NAN = float("nan")
