@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from learner_jax.runtime import SHARED_MODE, rename_durably, sync_path, sync_tree, write_durably, write_whole
+from tests.support.disk_effects import effects
+
+__all__ = ["effects"]  # a fixture
 
 WRITERS = {
     "whole": write_whole,
@@ -18,27 +21,6 @@ WRITERS = {
     "durably but for its name": lambda path, content: write_durably(path, content, sync_name=False),
 }
 Write = Callable[[Path, bytes | str], None]
-
-
-@pytest.fixture
-def effects(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Syncs and renames in the order in which they are done, with the name that each acts on."""
-    seen: list[str] = []
-    sync, replace = os.fsync, os.replace
-
-    def noted_sync(descriptor: int) -> None:
-        sync(descriptor)
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        size = path.stat().st_size if path.is_file() else ""
-        seen.append(f"sync {path.name} {size}".strip())
-
-    def noted_replace(source: Path, target: Path) -> None:
-        replace(source, target)
-        seen.append(f"rename to {Path(target).name}")
-
-    monkeypatch.setattr(os, "fsync", noted_sync)
-    monkeypatch.setattr(os, "replace", noted_replace)
-    return seen
 
 
 @pytest.mark.parametrize(

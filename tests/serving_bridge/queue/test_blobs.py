@@ -13,10 +13,11 @@ import pytest
 from serving_bridge.queue.blobs import Blob, BlobError, BlobFolder
 from serving_bridge.queue.bounds import QueueBounds, QueueError, QueueFullError
 from serving_bridge.queue.queue import TrajectoryQueue
+from tests.support.disk_effects import effects
 from tests.support.queue_engines import PACE, Clock, Place, clock, execute, fresh_url, lease, place, put, train
 from tests.support.trajectories import make_group
 
-__all__ = ["clock", "place"]  # fixtures
+__all__ = ["clock", "effects", "place"]  # fixtures
 
 
 @pytest.fixture
@@ -45,6 +46,16 @@ def spares(folder: Path) -> list[Path]:
 def read(folder: Path, blob: Blob) -> bytes:
     with BlobFolder(folder).reader() as read:
         return read(blob)
+
+
+def test_a_payload_and_its_name_are_on_the_disk_before_anyone_is_told(folder: Path, effects: list[str]) -> None:
+    blobs = BlobFolder(folder)
+    (first,) = blobs.write([b"12345"])
+    assert f"sync {folder.parent.name}" in effects[:-2]  # the folder itself was new
+    assert effects[-2:] == [f"sync {first.file} 5", f"sync {folder.name}"]
+    effects.clear()
+    (second,) = blobs.write([b"123456"])
+    assert effects == [f"sync {second.file} 6", f"sync {folder.name}"]
 
 
 def test_big_payloads_share_a_file_and_small_ones_are_rows(queue: TrajectoryQueue, folder: Path, place: Place) -> None:

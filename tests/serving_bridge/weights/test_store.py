@@ -19,6 +19,9 @@ from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityErro
 from serving_bridge.weights.reader import read_version
 from serving_bridge.weights.store import ANCHOR_NAME, MANIFEST_NAME, WEIGHTS_NAME, WeightStore
 from serving_bridge.weights.writer import VersionWriter
+from tests.support.disk_effects import effects
+
+__all__ = ["effects"]  # a fixture
 
 GOLDEN = [GoldenPrompt(tokens=[1, 2, 3], logprobs=[-0.5, -1.5])]
 
@@ -66,6 +69,30 @@ def test_manifest_round_trips_and_chains_versions(store: WeightStore):
     assert first.content_sha256 != second.content_sha256
     store.verify(first)
     store.verify(second)
+
+
+def test_a_version_is_on_the_disk_file_by_file_before_its_manifest_and_its_manifest_before_anyone_is_told(
+    store: WeightStore, effects: list[str]
+) -> None:
+    VersionWriter(store).publish(tensors().items(), step=0, golden=GOLDEN)
+    folder = store.folder(1)
+    size = (folder / WEIGHTS_NAME).stat().st_size
+    taken, written, named = (
+        effects.index(effect)
+        for effect in (f"sync {store.root.name}", f"sync {WEIGHTS_NAME} {size}", f"rename to {MANIFEST_NAME}")
+    )
+    assert taken < written < named
+    assert effects[-1] == f"sync {folder.name}"
+
+
+def test_a_version_is_no_longer_one_before_its_files_go(store: WeightStore, effects: list[str]) -> None:
+    """Else a power failure could leave a manifest whose weights are gone."""
+    for step in range(3):
+        VersionWriter(store).publish(tensors(step).items(), step=step, golden=[])
+    names = [store.folder(version).name for version in (1, 2)]
+    effects.clear()
+    assert store.collect(keep=1) == [1, 2]
+    assert effects == [f"sync {name}" for name in names]
 
 
 def test_an_empty_store_has_no_newest_and_names_what_it_holds(store: WeightStore):
