@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from threading import Lock
 
+from learner_jax.runtime import WeirError
 from tools.testing.mutate.sites import Mutation
 
 #: A mutant may take so many times as long as the right code, and never less than the floor, in seconds.
@@ -21,7 +22,7 @@ _PATIENCE, _FLOOR_S = 5.0, 60.0
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
-class TrialError(Exception):
+class TrialError(WeirError):
     """The tests can't tell right from wrong: they fail, or there are none, before anything was changed."""
 
 
