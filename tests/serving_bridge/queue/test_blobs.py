@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from serving_bridge.queue.blobs import Blob, BlobError, BlobFolder
@@ -85,6 +86,23 @@ def test_files_end_with_the_last_of_their_groups(queue: TrajectoryQueue, folder:
     queue.admin.requeue()
     assert lease(queue, 1) == ["run/1"]
     queue.consumer.recover(["run/1"], completed_steps=1, prompt_cursor=3)
+    assert files(folder) == []
+
+
+def test_a_file_stays_for_the_last_group_that_needs_it(queue: TrajectoryQueue, folder: Path) -> None:
+    put_big(queue, 0, 1, 2)
+    (shared,) = files(folder)
+    for done, trained in enumerate([["run/1"], ["run/0"]]):
+        lease(queue)
+        train(queue, trained, step=1 + done)
+        queue.consumer.acknowledge(trained)
+        assert files(folder) == [shared]
+    report = queue.consumer.lease_groups(5, trained_version=1, max_staleness=5)
+    held = queue.consumer.read(["run/2"]).groups["run/2"]
+    np.testing.assert_array_equal(held[0].tokens, make_group("run/2", seed=2, answer_tokens=200)[0].tokens)
+    assert report.num_dropped_stale == 0
+    train(queue, ["run/2"], step=3)
+    queue.consumer.acknowledge(["run/2"])
     assert files(folder) == []
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from serving_bridge.queue.bounds import QueueError
@@ -57,6 +59,16 @@ def test_stale_groups_are_dropped_counted_and_their_place_refunded(queue: Trajec
     assert report.num_dropped_stale == 4
     assert queue.admin.progress().num_dropped == 4
     assert queue.producer.claim_prompts("w", 10, PACE, served_step=0) == [4, 5, 6, 7]
+
+
+def test_a_group_is_as_old_as_its_oldest_token(queue: TrajectoryQueue) -> None:
+    """Weights may change inside an answer, and between the answers of a group."""
+    group = make_group("run/0", answer_tokens=4, version=9)
+    versions = group[0].policy_version.copy()
+    versions[-2] = 3
+    queue.producer.put([(0, [dataclasses.replace(group[0], policy_version=versions), *group[1:]])])
+    report = queue.consumer.lease_groups(1, trained_version=9, max_staleness=5)
+    assert (report.groups, report.num_dropped_stale) == ([], 1)
 
 
 def test_stale_groups_are_dropped_from_leases_of_names(queue: TrajectoryQueue) -> None:
