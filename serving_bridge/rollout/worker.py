@@ -129,16 +129,7 @@ def _assembled(worker: RolloutWorker, session: Session, scoring: Executor, queue
     )
     verdicts = VerdictWatch(settings.max_failed_verdicts, count=interval.count)
     player = Player(environment, encoder, sampler, settings, scoring=scoring, count=interval.count, verdicts=verdicts)
-    queue = WorkerQueue(
-        worker.queue,
-        worker.name,
-        thread=queue_thread,
-        waits=worker.waits,
-        max_wait_s=settings.max_wait_s,
-        renew_every_s=worker.renew_every_s,
-        count=interval.count,
-        log=worker.log,
-    )
+    queue = _queue(worker, interval, queue_thread)
     replicas = KnownReplicas(
         worker.registry,
         dispatcher,
@@ -172,6 +163,19 @@ def _assembled(worker: RolloutWorker, session: Session, scoring: Executor, queue
         waits=worker.waits,
         should_stop=worker.should_stop,
         tick_s=worker.tick_s,
+    )
+
+
+def _queue(worker: RolloutWorker, interval: Interval, thread: Executor) -> WorkerQueue:
+    return WorkerQueue(
+        worker.queue,
+        worker.name,
+        thread=thread,
+        waits=worker.waits,
+        max_wait_s=worker.settings.max_wait_s,
+        renew_every_s=worker.renew_every_s,
+        count=interval.count,
+        log=worker.log,
     )
 
 

@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -22,7 +21,6 @@ import jax
 import numpy as np
 import pytest
 
-from configs.load import load_config, save_config
 from learner_jax.checkpoints.checkpoints import Checkpoints, newest_step, unfinished, verify
 from learner_jax.checkpoints.hashes import FileCheck
 from learner_jax.conversion.convert import from_hf, to_hf
@@ -38,8 +36,9 @@ from serving_bridge.telemetry.metrics_log import MetricsLog, read_metrics
 from serving_bridge.telemetry.wait_reporter import reported_waits
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.store import WeightStore
-from tests.conftest import QUICK_COMPILE, REPOSITORY
+from tests.conftest import REPOSITORY
 from tests.support.checkpoint_states import make_state, position
+from tests.support.learner_process import demo_run, learner_environment
 from tests.support.learner_runs import SETTINGS, Records, fill, final_parameters, run
 from tests.support.small_disks import KEPT, Disk, make_disk, the_line, until
 from tests.support.tiny_model import TINY
@@ -76,32 +75,13 @@ def test_the_learner_ends_in_one_line_and_goes_on_once_there_is_space(
     make_disk: Callable[[Path, str], Disk], tmp_path: Path
 ) -> None:
     """The real process: its first checkpoint of 6 MB finds room, its second does not."""
-    config = load_config(
-        REPOSITORY / "configs" / "demo.toml",
-        [
-            f"run.directory={tmp_path}",
-            "learner.steps=4",
-            "learner.optimizer.warmup_steps=2",
-            "learner.groups_per_step=2",
-            "rollout.group_size=2",
-            "learner.microbatch_rows=4",
-            "learner.checkpoint.every=2",
-            "learner.peak_tflops=1",
-            "rollout.max_staleness=1000",
-        ],
-    )
-    save_config(config, tmp_path / "config.toml")
-    paths = wiring.run_paths(config)
-    shutil.copytree(wiring.base_model_dir(config, paths), paths.start_model)  # as if a supervised start had been
-    encoder, model = wiring.build_encoder(config, paths.start_model)
-    fill(tmp_path, 8, vocabulary=model.vocab_size, tokenizer=encoder.tokenizer.fingerprint, run_name="demo")
+    steps = ("learner.steps=4", "learner.optimizer.warmup_steps=2", "learner.checkpoint.every=2")
+    paths, command = demo_run(tmp_path, *steps, num_groups=8)
     disk = make_disk(paths.checkpoints, "9m")
 
     def learn() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tools.learner", "--config", str(tmp_path / "config.toml")]
-        environment = os.environ | {"XLA_FLAGS": QUICK_COMPILE}
         return subprocess.run(
-            command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, timeout=240, check=False
+            command, capture_output=True, text=True, cwd=REPOSITORY, env=learner_environment(), timeout=240, check=False
         )
 
     ended = learn()
@@ -124,7 +104,7 @@ def test_the_learner_ends_in_one_line_and_goes_on_once_there_is_space(
     assert [record["step"] for record in records if record["event"] == "resumed"] == [2]
     assert [record["step"] for record in records if record["event"] == "step"] == [1, 2, 3, 4, 3, 4]
     assert verify(paths.checkpoints, 4) == FileCheck(hashed=True)
-    progress = wiring.build_queue(config, paths).admin.progress()
+    progress = TrajectoryQueue(tmp_path / "state.db").admin.progress()
     assert (progress.num_acknowledged, progress.num_ready, progress.finished) == (8, 0, True)
 
 

@@ -44,7 +44,7 @@ def test_prompts_and_answers_of_a_created_model_are_short(created: Path) -> None
 
 
 def test_transformers_loads_a_created_model(created: Path) -> None:
-    import torch
+    torch = pytest.importorskip("torch")
     from transformers import AutoModelForCausalLM
 
     model, report = AutoModelForCausalLM.from_pretrained(created, output_loading_info=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from configs.load import load_config, save_config
 from learner_jax.checkpoints import checkpoints as checkpoint
 from learner_jax.checkpoints import hashes as checkpoint_files
 from learner_jax.checkpoints.checkpoints import (
@@ -27,7 +24,7 @@ from learner_jax.checkpoints.checkpoints import (
 from learner_jax.checkpoints.hashes import HASHES, check_files, write_hashes
 from learner_jax.checkpoints.manifest import read_manifest
 from serving_bridge.telemetry.metrics_log import read_metrics
-from tests.conftest import QUICK_COMPILE, REPOSITORY
+from tests.conftest import REPOSITORY
 from tests.support.checkpoint_states import (
     assert_equal,
     make_state,
@@ -37,8 +34,8 @@ from tests.support.checkpoint_states import (
 )
 from tests.support.held_commits import Hold
 from tests.support.held_commits import hold as hold
-from tests.support.learner_runs import Records, fill
-from tools.assembly import wiring
+from tests.support.learner_process import demo_run, learner_environment
+from tests.support.learner_runs import Records
 
 KILLED = """
 import json, sys, time
@@ -163,29 +160,9 @@ def test_a_save_that_fails_is_told_by_the_next_wait(tmp_path: Path, monkeypatch:
 
 def test_sigterm_saves_within_the_grace_and_says_so(tmp_path: Path) -> None:
     """The real learner process, in the middle of a run; the supervisor would kill it after 60 s."""
-    config = load_config(
-        REPOSITORY / "configs" / "demo.toml",
-        [
-            f"run.directory={tmp_path}",
-            "learner.steps=1000",
-            "learner.groups_per_step=2",
-            "rollout.group_size=2",
-            "learner.microbatch_rows=4",
-            "learner.checkpoint.every=1000",
-            "learner.peak_tflops=1",
-            "rollout.max_staleness=1000",
-        ],
-    )
-    save_config(config, tmp_path / "config.toml")
-    paths = wiring.run_paths(config)
-    shutil.copytree(wiring.base_model_dir(config, paths), paths.start_model)  # as if a supervised start had been
-    encoder, model = wiring.build_encoder(config, paths.start_model)
-    fill(tmp_path, 600, vocabulary=model.vocab_size, tokenizer=encoder.tokenizer.fingerprint, run_name="demo")
-    command = [sys.executable, "-m", "tools.learner", "--config", str(tmp_path / "config.toml")]
+    _, command = demo_run(tmp_path, "learner.steps=1000", "learner.checkpoint.every=1000", num_groups=600)
     with (tmp_path / "output").open("wb") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, cwd=REPOSITORY, env=os.environ | {"XLA_FLAGS": QUICK_COMPILE}
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY, env=learner_environment())
     try:
         deadline = time.monotonic() + 400  # a busy machine starts a process for minutes
         metrics = tmp_path / "metrics.jsonl"

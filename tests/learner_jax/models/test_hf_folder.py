@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 from learner_jax.contracts import hf_files, hf_tensors
@@ -37,6 +36,7 @@ def tensors() -> dict[str, np.ndarray]:
 @pytest.fixture
 def folder(tmp_path: Path, tensors: dict[str, np.ndarray]) -> Path:
     """A whole model folder in three shards."""
+    torch = pytest.importorskip("torch")
     state = {name: torch.from_numpy(value) for name, value in tensors.items()}
     (tmp_path / "model").mkdir()
     huggingface_hub.save_torch_state_dict(state, tmp_path / "model", max_shard_size=30_000)

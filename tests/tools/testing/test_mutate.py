@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,15 @@ def test_tests_nearest_to_a_module_come_first() -> None:
     assert covering("serving_bridge/queue/other.py", tests) == [tests[:3]]
     assert covering("tools/plan.py", tests) == [["tests/tools/test_plan.py"]]
     assert covering("rewards/tasks/sums.py", tests) == []
+
+
+def test_what_is_named_as_equivalent_is_still_there_and_has_a_reason() -> None:
+    entries = tomllib.loads((REPOSITORY / "tests" / "equivalent_mutations.toml").read_text())["mutation"]
+    assert entries
+    for entry in entries:
+        found = mutations(entry["path"], (REPOSITORY / entry["path"]).read_bytes())
+        assert (entry["was"], entry["now"]) in {(one.was, one.now) for one in found}, entry
+        assert entry["why"]
 
 
 @pytest.fixture

@@ -1,0 +1,37 @@
+"""The real learner process on a queue that is filled: a run of the demo's in small, as after its supervised start."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from configs.load import load_config, save_config
+from tests.conftest import QUICK_COMPILE, REPOSITORY
+from tests.support.learner_runs import fill
+from tools.assembly import wiring
+
+
+def demo_run(directory: Path, *changes: str, num_groups: int) -> tuple[wiring.RunPaths, list[str]]:
+    """A run's folder with so many groups in its queue; returns its paths and the learner's command.
+
+    Args:
+      changes: settings, `name=value`, besides those that make it small.
+    """
+    small = [
+        *(f"run.directory={directory}", "learner.groups_per_step=2", "rollout.group_size=2"),
+        *("learner.microbatch_rows=4", "learner.peak_tflops=1", "rollout.max_staleness=1000"),
+    ]
+    config = load_config(REPOSITORY / "configs" / "demo.toml", [*small, *changes])
+    save_config(config, directory / "config.toml")
+    paths = wiring.run_paths(config)
+    shutil.copytree(wiring.base_model_dir(config, paths), paths.start_model)
+    encoder, model = wiring.build_encoder(config, paths.start_model)
+    fill(directory, num_groups, vocabulary=model.vocab_size, tokenizer=encoder.tokenizer.fingerprint, run_name="demo")
+    return paths, [sys.executable, "-m", "tools.learner", "--config", str(directory / "config.toml")]
+
+
+def learner_environment() -> dict[str, str]:
+    """Compiling costs more than what the small program gains by it."""
+    return os.environ | {"XLA_FLAGS": QUICK_COMPILE}
