@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -242,7 +242,7 @@ class PostgresDatabase:
             return isinstance(error, psycopg.OperationalError) and (
                 "FATAL" not in text or any(phrase in text for phrase in _SOON)
             )
-        return isinstance(error, _ENDED) or self._connection.closed or self._connection.broken
+        return self._connection.closed or self._connection.broken or any(map(_ends_session, _with_causes(error)))
 
     def _explained(self, error: psycopg.Error) -> DatabaseError:
         text = f"{self.name}: {_one_line(error)}"
@@ -270,6 +270,21 @@ class PostgresDatabase:
         connection, self._connection, self._session = self._connection, None, None
         if connection is not None:
             connection.close()
+
+
+def _ends_session(error: BaseException) -> bool:
+    """Whether the server ended the session, or the client's library can't go on with it: that one has no SQLSTATE."""
+    if isinstance(error, errors.PipelineAborted):  # only says that an earlier statement was refused
+        return False
+    return isinstance(error, _ENDED) or (isinstance(error, psycopg.OperationalError) and error.sqlstate is None)
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that were being handled when it came: leaving a pipeline hides why it failed."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
 
 
 def _one_line(error: psycopg.Error) -> str:

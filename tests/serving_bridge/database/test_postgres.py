@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,17 @@ from tools.bench.queue.postgres_server import NoServerError, PostgresServer, run
 pytestmark = pytest.mark.postgres
 
 _COMMIT = b"COMMIT\x00"
+_READY = b"Z\0\0\0\5T"  # ReadyForQuery inside a transaction
+_ROWS = b"INSERT INTO groups"
+
+
+def _last_word() -> bytes:
+    """An ErrorResponse as a server sends it that is shut down (PostgreSQL's protocol, "Message Formats")."""
+    fields = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to unexpected postmaster exit\0\0"
+    return b"E" + struct.pack("!I", 4 + len(fields)) + fields
+
+
+_GOODBYE = _last_word()
 
 
 @pytest.fixture
@@ -47,7 +59,8 @@ class Proxy:
 
     Attributes:
       cut: "before" the server hears of the commit; "after" it has answered; "late": the client's end goes at once, and
-        the server hears of the commit a moment later. None: it only passes on.
+        the server hears of the commit a moment later; "goodbye": after its answers to a pipeline of
+        rows comes the server's last word, and the connection stays open. None: it only passes on.
     """
 
     def __init__(self, server_socket: str):
@@ -77,6 +90,8 @@ class Proxy:
     def _forth(self, client: socket.socket, server: socket.socket) -> None:
         with client, server:
             while data := _received(client):
+                if self.cut == "goodbye" and _ROWS in data:
+                    self.cut, self._parting = None, client
                 cut = self.cut if _COMMIT in data else None
                 if cut is None:
                     server.sendall(data)
@@ -95,11 +110,15 @@ class Proxy:
             server.shutdown(socket.SHUT_RDWR)  # closing alone doesn't wake who reads from it
 
     _muted: socket.socket | None = None
+    _parting: socket.socket | None = None
 
     def _back(self, server: socket.socket, client: socket.socket) -> None:
         while data := _received(server):
             if self._muted is client:
                 continue
+            if self._parting is client and _READY in data:
+                data = data[: data.index(_READY)] + _GOODBYE
+                self._muted, self._parting = client, None
             try:
                 client.sendall(data)
             except OSError:
@@ -151,6 +170,16 @@ def test_an_operation_whose_connection_is_lost_at_the_commit_takes_effect_once(
     proxy.cut = cut
     train(queue, ["run/0", "run/1"])
     assert queue.admin.progress().num_trained == 2
+    queue.close()
+
+
+def test_a_server_that_goes_while_rows_are_sent_is_waited_for(url: str, proxy: Proxy) -> None:
+    """The client then says only that it can't leave its pipeline; the connection still counts as open."""
+    queue = TrajectoryQueue(through(proxy, url))
+    proxy.cut = "goodbye"
+    assert put(queue, 0, 1, 2) == 3
+    assert proxy.cut is None
+    assert lease(queue) == ["run/0", "run/1", "run/2"]
     queue.close()
 
 
