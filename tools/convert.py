@@ -23,7 +23,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from learner_jax.conversion import ConversionError, Verification, Watch, from_hf, to_hf, verify
 from learner_jax.runtime import keep_freed_chunks
 from learner_jax.settings import OptimizerSettings
-from tools.assembly import wiring
+from tools.assembly import clear_errors
 from tools.command_line import command_parser
 from tools.reporting import SafeConsole
 
@@ -114,7 +114,7 @@ def main() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of a file that a run's checkpoints don't need
     keep_freed_chunks()
     logprobs, family = not arguments.no_logprobs, arguments.family
-    with wiring.clear_errors():
+    with clear_errors():
         if arguments.command == "verify":
             hashes = not arguments.no_hash_check
             print(_verify(arguments.checkpoint, arguments.hf, logprobs=logprobs, check_hashes=hashes, family=family))

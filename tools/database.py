@@ -11,7 +11,7 @@ from __future__ import annotations
 from configs.load import load_config
 from learner_jax.runtime import printable
 from serving_bridge.database import DatabaseError, is_postgres
-from tools.assembly import wiring
+from tools.assembly import clear_errors, config_arguments, run_paths
 from tools.command_line import command_parser
 
 
@@ -19,13 +19,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = command_parser("database", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     migrate = commands.add_parser("migrate", help="make the schema or bring it up to date, and give roles their rights")
-    wiring.config_arguments(migrate)
+    config_arguments(migrate)
     migrate.add_argument("--worker", default="", metavar="ROLE", help="role that rollout workers connect as")
     migrate.add_argument("--learner", default="", metavar="ROLE", help="role that learners connect as")
     arguments = parser.parse_args(argv)
-    with wiring.clear_errors():
+    with clear_errors():
         config = load_config(arguments.config, arguments.overrides)
-        url = wiring.run_paths(config).database
+        url = run_paths(config).database
         if not is_postgres(url):
             raise DatabaseError(f"store.database is {url}: only a schema on PostgreSQL is prepared ahead")
         from serving_bridge.database import roles as postgres_roles

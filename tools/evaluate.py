@@ -9,18 +9,18 @@ import asyncio
 import json
 from pathlib import Path
 
-from tools.assembly import preflight, wiring
+from tools.assembly import clear_errors, config_arguments, preflight, read_arguments
 from tools.command_line import command_parser
 from tools.launch import evaluate_folder
 
 
 def main() -> None:
     parser = command_parser("evaluate", __doc__)
-    wiring.config_arguments(parser)
+    config_arguments(parser)
     parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder, e.g. from tools.convert")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, samples included")
-    with wiring.clear_errors():
-        arguments, config, paths = wiring.read_arguments(parser)
+    with clear_errors():
+        arguments, config, paths = read_arguments(parser)
         preflight("evaluate", config, paths, model_dir=arguments.model)
         result = asyncio.run(evaluate_folder(config, paths, arguments.model))
     if arguments.json:

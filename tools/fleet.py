@@ -22,7 +22,7 @@ from configs.load import load_config
 from learner_jax.runtime import Waits, WeirError
 from serving_bridge.fleet import FleetStatus, OrderBook, known_fleets
 from serving_bridge.routing import ReplicaRegistry
-from tools.assembly import wiring
+from tools.assembly import build_registry, clear_errors, run_paths
 from tools.command_line import command_parser
 from tools.reporting import terminal
 
@@ -112,9 +112,9 @@ def main() -> None:
         order.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait until it is done")
     arguments = parser.parse_args()
     console = terminal.console()
-    with wiring.clear_errors():
+    with clear_errors():
         config = load_config(arguments.run / "config.toml")
-        registry = wiring.build_registry(wiring.run_paths(config))
+        registry = build_registry(run_paths(config))
         if arguments.order == "status":
             for name in known_fleets(registry.folder):
                 if (status := OrderBook(registry.folder, name).status()) is not None:

@@ -33,7 +33,27 @@ from learner_jax.training import Engine, Params, TrainState, objective, warm_sta
 from rewards.contracts import Split
 from serving_bridge.checks import golden_prompts
 from serving_bridge.telemetry import reported_waits
-from tools.assembly import RunPaths, Start, learner_metrics_writer, metrics_log, preflight, run_directory, wiring
+from tools.assembly import (
+    RunPaths,
+    Start,
+    StopRequest,
+    base_model_dir,
+    build_encoder,
+    build_publisher,
+    build_queue,
+    build_task,
+    clear_errors,
+    config_arguments,
+    learner_metrics_writer,
+    metrics_log,
+    preflight,
+    profile_argument,
+    read_arguments,
+    record_limits,
+    run_directory,
+    start_model_dir,
+    working,
+)
 from tools.command_line import command_parser
 
 #: Settings that may differ between hosts: each may see the same folders elsewhere. What they hold is compared.
@@ -44,7 +64,7 @@ def run_warm_start(config: Config, paths: RunPaths) -> float | None:
     """Trains the supervised start, saves it and converts it; returns the accuracy reached, None if it was there."""
     if config.warm_start is None:
         raise ConfigError("--warm-start needs to be told how far to go: add a [warm_start] table to the configuration")
-    base = wiring.base_model_dir(config, paths)
+    base = base_model_dir(config, paths)
     accuracy = None
     checkpoints = Checkpoints(paths.warm_start, keep=1, run=config.run.name, config=config.model_dump(mode="json"))
     if checkpoints.latest_step() is None:  # else an earlier life got this far
@@ -66,8 +86,8 @@ def run_warm_start(config: Config, paths: RunPaths) -> float | None:
 def _supervised_state(
     config: Config, settings: WarmStartSettings, paths: RunPaths, base: Path
 ) -> tuple[TrainState, float]:
-    task = wiring.build_task(config)
-    encoder, model_config = wiring.build_encoder(config, base)
+    task = build_task(config)
+    encoder, model_config = build_encoder(config, base)
     optimizer = config.learner.optimizer.model_copy(update={"learning_rate": settings.learning_rate})
     learner = config.learner.model_copy(update={"optimizer": optimizer, "loss": LossSettings()})
     engine = Engine(learner, model_config, objective=objective.supervised, temperature=1.0)
@@ -101,12 +121,12 @@ def connect_hosts(config: Config, waits: Waits) -> Hosts:
 
 def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_steps: int = 0) -> Outcome:
     """Runs the loop until it ends or the process is asked to stop; traces some of its steps if asked to."""
-    stop = wiring.StopRequest().install()  # a host that only waits for the others has nothing to save
+    stop = StopRequest().install()  # a host that only waits for the others has nothing to save
     require_shared(hosts, paths.checkpoints, "run.directory")
     log = learner_metrics_writer(config, paths, hosts.index)
     hosts.log_failures(log)
-    model_dir = wiring.start_model_dir(config, paths)
-    encoder, model_config = wiring.build_encoder(config, model_dir)
+    model_dir = start_model_dir(config, paths)
+    encoder, model_config = build_encoder(config, model_dir)
     engine = Engine(
         config.learner,
         model_config,
@@ -114,12 +134,12 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
         temperature=config.rollout.temperature,
         hosts=hosts,
     )
-    task = wiring.build_task(config)
+    task = build_task(config)
     golden = golden_prompts(task, encoder, config.learner.num_golden)
     require_same_inputs(config, model_dir, golden, hosts)
-    limits = wiring.record_limits(config, encoder, model_config)
-    queue = wiring.build_queue(config, paths, limits=limits, waits=hosts.waits)
-    publisher = wiring.build_publisher(config, paths, log)
+    limits = record_limits(config, encoder, model_config)
+    queue = build_queue(config, paths, limits=limits, waits=hosts.waits)
+    publisher = build_publisher(config, paths, log)
     checkpoints = Checkpoints(
         paths.checkpoints,
         keep=config.learner.checkpoint.keep,
@@ -184,17 +204,17 @@ def _warn(text: str) -> None:
 
 def main() -> None:
     parser = command_parser("learner", __doc__)
-    wiring.config_arguments(parser)
+    config_arguments(parser)
     parser.add_argument("--warm-start", action="store_true", help="run only the supervised start")
     parser.add_argument("--take-over", action="store_true", help="replace a learner of this run that hangs somewhere")
-    wiring.profile_argument(parser)
+    profile_argument(parser)
     tell_once()
     keep_freed_memory()
-    with ends_at_once(), wiring.clear_errors():
-        arguments, config, paths = wiring.read_arguments(parser, joins=True)
+    with ends_at_once(), clear_errors():
+        arguments, config, paths = read_arguments(parser, joins=True)
         preflight("warm_start" if arguments.warm_start else "learner", config, paths)
         if arguments.warm_start:
-            with wiring.working(paths, "warm_start"):
+            with working(paths, "warm_start"):
                 accuracy = run_warm_start(config, paths)
             reached = "is there already"
             if accuracy is not None:
@@ -202,7 +222,7 @@ def main() -> None:
             print(f"supervised start {reached}: {paths.start_model}")
         else:
             with connect_hosts(config, Waits()) as hosts:
-                alone = wiring.working(paths, f"learner-{hosts.index}")
+                alone = working(paths, f"learner-{hosts.index}")
                 with contextlib.nullcontext() if arguments.take_over else alone:
                     if hosts.is_leader:
                         found = changes(load_config(paths.config), config)

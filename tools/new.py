@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 from learner_jax.runtime import WeirError, printable
-from tools.assembly import wiring
+from tools.assembly import clear_errors
 from tools.command_line import command_parser
 
 _TEMPLATES = ("README.md", "config.toml", "my_reward.py")
@@ -58,7 +58,7 @@ def main() -> None:
     parser = command_parser("new", __doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to make")
     folder = parser.parse_args().folder
-    with wiring.clear_errors():
+    with clear_errors():
         names = make(folder)
     print(f"wrote {', '.join(names)}; to run them:")
     print(f"  cd {printable(shlex.quote(str(folder)))} && weir train --config config.toml")

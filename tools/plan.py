@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from learner_jax.contracts import ModelConfig, ModelConfigError, parse_model_config
-from tools.assembly import wiring
+from tools.assembly import clear_errors
 from tools.command_line import command_parser
 from tools.planning import (
     AXES,
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console = terminal.console()
     run: Callable[[argparse.Namespace, Console], dict[str, Any]]
     run = run_memory if arguments.command == "memory" else run_shapes
-    with wiring.clear_errors():
+    with clear_errors():
         result = run(arguments, console)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=1))

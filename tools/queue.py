@@ -24,7 +24,7 @@ from configs.load import load_config
 from serving_bridge.database import DatabaseError, is_postgres, sqlite_path
 from serving_bridge.queue import ENDED, Overview, QueueError, TrajectoryQueue
 from serving_bridge.queue import rows as queue_rows
-from tools.assembly import wiring
+from tools.assembly import clear_errors, run_paths
 from tools.command_line import command_parser
 from tools.reporting import terminal
 
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.command == "requeue" and bool(arguments.ids) == arguments.all:
         parser.error("requeue: expected either group ids or --all")
     console = terminal.console()
-    with wiring.clear_errors(), opened(arguments.queue, arguments.blobs) as queue:
+    with clear_errors(), opened(arguments.queue, arguments.blobs) as queue:
         now = time.time()
         match arguments.command:
             case None | "show":
@@ -83,7 +83,7 @@ def opened(where: str, blobs: Path | None) -> Iterator[TrajectoryQueue]:
     url = where
     config = Path(where) / "config.toml"
     if config.is_file():
-        paths = wiring.run_paths(load_config(config, []))
+        paths = run_paths(load_config(config, []))
         url, blobs = paths.database, paths.blobs if blobs is None else blobs
     elif Path(where).is_dir():
         raise DatabaseError(f"{where} has no config.toml: expected the directory of a run, or the URL of a queue")

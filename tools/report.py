@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from learner_jax.runtime import printable
-from tools.assembly import wiring
+from tools.assembly import clear_errors
 from tools.command_line import command_parser
 from tools.reporting import page
 
@@ -18,7 +18,7 @@ from tools.reporting import page
 def main() -> None:
     parser = command_parser("report", __doc__)
     parser.add_argument("run_directory", type=Path)
-    with wiring.clear_errors():
+    with clear_errors():
         run_dir = parser.parse_args().run_directory
         page.write_summary(run_dir)
         print(printable(page.write_report(run_dir)))

@@ -16,30 +16,42 @@ import time
 from learner_jax.runtime import Waits
 from serving_bridge.fleet import Fleet, sole_controller
 from serving_bridge.telemetry import reported_waits
-from tools.assembly import metrics_log, preflight, wiring
+from tools.assembly import (
+    StopRequest,
+    base_model_dir,
+    build_keys,
+    build_registry,
+    build_store,
+    clear_errors,
+    config_arguments,
+    metrics_log,
+    name_argument,
+    preflight,
+    read_arguments,
+)
 from tools.command_line import command_parser
 
 
 def main() -> None:
     parser = command_parser("serve", __doc__)
-    wiring.config_arguments(parser)
-    wiring.name_argument(parser, default=socket.gethostname(), help="of this fleet; unique in the run")
-    with wiring.clear_errors():
-        arguments, config, paths = wiring.read_arguments(parser, joins=True)
+    config_arguments(parser)
+    name_argument(parser, default=socket.gethostname(), help="of this fleet; unique in the run")
+    with clear_errors():
+        arguments, config, paths = read_arguments(parser, joins=True)
         preflight("serve", config, paths)  # what can't be served is refused before vLLM is started
-        model_dir = wiring.base_model_dir(config, paths)
-        waits, log, registry = Waits(), metrics_log(config, paths, "fleet").write, wiring.build_registry(paths)
+        model_dir = base_model_dir(config, paths)
+        waits, log, registry = Waits(), metrics_log(config, paths, "fleet").write, build_registry(paths)
         fleet = Fleet(
             config.serving,
             model_dir=model_dir,
-            store=wiring.build_store(config, paths),
+            store=build_store(config, paths),
             registry=registry,
             log_dir=paths.logs,
             keep_versions=config.store.keep_versions,
             log=log,
-            should_stop=wiring.StopRequest().install(),
+            should_stop=StopRequest().install(),
             name=arguments.name,
-            keys=wiring.build_keys(config, paths),
+            keys=build_keys(config, paths),
             model_family=config.model.family,
             waits=waits,
         )

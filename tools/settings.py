@@ -22,7 +22,7 @@ from dataclasses import asdict
 from configs.described import Setting, settings, tables
 from configs.errors import ConfigError
 from configs.names import did_you_mean
-from tools.assembly import wiring
+from tools.assembly import clear_errors
 from tools.command_line import command_parser
 
 _WIDTH = (60, 120)
@@ -106,7 +106,7 @@ def main() -> None:
     form.add_argument("--names", action="store_true", help="print names alone")
     form.add_argument("--markdown", action="store_true", help="print the page docs/settings.md, always whole")
     arguments = parser.parse_args()
-    with wiring.clear_errors():
+    with clear_errors():
         text = _shown(arguments)
     try:
         print(text, flush=True)

@@ -24,7 +24,21 @@ from pathlib import Path
 from configs.load import load_config
 from learner_jax.runtime import Waits, printable
 from serving_bridge.processes import sole, wait_until_free
-from tools.assembly import RunPaths, Start, looked, preflight, run_directory, show_dry_run, wiring
+from tools.assembly import (
+    RunPaths,
+    Start,
+    StopRequest,
+    clear_errors,
+    config_arguments,
+    locks,
+    looked,
+    make_private_directory,
+    preflight,
+    profile_argument,
+    run_directory,
+    run_paths,
+    show_dry_run,
+)
 from tools.command_line import command_parser
 from tools.launch import Job
 from tools.reporting import LiveView, page
@@ -40,7 +54,7 @@ def train(start: Start, *, profile_steps: int = 0, dry: bool = False) -> int:
     Raises:
       InUseError: another process works on the run.
     """
-    config, paths = start.config, wiring.run_paths(start.config)
+    config, paths = start.config, run_paths(start.config)
     if dry:
         run_directory.tell(start.changes)
         return show_dry_run(config, paths, profile_steps=profile_steps)
@@ -50,14 +64,14 @@ def train(start: Start, *, profile_steps: int = 0, dry: bool = False) -> int:
     with in_charge(paths):
         if not is_new:
             preflight("train", config, paths)
-        wiring.make_private_directory(paths)
+        make_private_directory(paths)
         run_directory.require_original(config, paths)
         run_directory.tell(start.changes)
         if start.reopens:
             run_directory.keep_results(paths)
         run_directory.record(start, paths)
         looked(paths)
-        stop = wiring.StopRequest().install()
+        stop = StopRequest().install()
         with LiveView(config, paths.directory) as view:
             complete = Job(config, paths, view, stop, profile_steps=profile_steps).run()
     if not complete:
@@ -73,23 +87,23 @@ def train(start: Start, *, profile_steps: int = 0, dry: bool = False) -> int:
 def in_charge(paths: RunPaths) -> Iterator[None]:
     """Keeps others from starting the same run, and waits until what an earlier start left has ended."""
     if not paths.directory.is_dir():
-        wiring.make_private_directory(paths)
-    place = wiring.locks(paths) / "train"
+        make_private_directory(paths)
+    place = locks(paths) / "train"
     with sole(place, f"run directory {paths.directory}", hint="stop it first, or give another --set run.directory=DIR"):
-        wait_until_free(wiring.locks(paths) / "processes", Waits(), limit_s=_ENDING_S)
+        wait_until_free(locks(paths) / "processes", Waits(), limit_s=_ENDING_S)
         yield
 
 
 def main() -> None:
     parser = command_parser("train", __doc__)
-    wiring.config_arguments(parser, required=False)
-    wiring.profile_argument(parser)
+    config_arguments(parser, required=False)
+    profile_argument(parser)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="carry on this run directory, also a finished one")
     parser.add_argument("--dry-run", action="store_true", help="print settings, checks and all that would be started")
     arguments = parser.parse_args()
     if (arguments.config is None) == (arguments.resume is None):
         parser.error("expected either --config FILE or --resume RUN")
-    with wiring.clear_errors():
+    with clear_errors():
         if arguments.resume is not None:
             start = run_directory.resume(arguments.resume, arguments.overrides)
         else:

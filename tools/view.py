@@ -13,7 +13,7 @@ from pathlib import Path
 
 from configs.load import load_config
 from serving_bridge.telemetry import MetricsTail
-from tools.assembly import wiring
+from tools.assembly import clear_errors
 from tools.command_line import command_parser
 from tools.reporting import LiveView
 
@@ -36,7 +36,7 @@ def attach(directory: Path, *, tick_s: float = _ATTACH_TICK_S) -> None:
 def main() -> None:
     parser = command_parser("view", __doc__)
     parser.add_argument("run_directory", type=Path)
-    with wiring.clear_errors(), contextlib.suppress(KeyboardInterrupt):
+    with clear_errors(), contextlib.suppress(KeyboardInterrupt):
         attach(parser.parse_args().run_directory)
 
 

@@ -23,7 +23,7 @@ from rich.table import Table
 from serving_bridge.routing import ReplicaRegistry
 from serving_bridge.weights import StoreError, VersionRow, WeightStore
 from serving_bridge.weights import inspection as weight_inspection
-from tools.assembly import wiring
+from tools.assembly import clear_errors
 from tools.command_line import command_parser
 from tools.reporting import terminal
 
@@ -57,7 +57,7 @@ def main() -> None:
             command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     console = terminal.console()
-    with wiring.clear_errors():
+    with clear_errors():
         store = open_store(arguments.store)
         match arguments.command:
             case "list":

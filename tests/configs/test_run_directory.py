@@ -25,7 +25,7 @@ from learner_jax.runtime.waits import Waits
 from serving_bridge.processes.lock import InUseError, sole, wait_until_free
 from serving_bridge.telemetry.metrics_log import MetricsLog, read_metrics
 from tests.conftest import REPOSITORY
-from tools.assembly import wiring
+from tools.assembly import make_private_directory, name_argument, run_paths, save_for_all
 from tools.assembly.run_directory import Start, choose, keep_results, record, require_original, resume
 
 DEMO = REPOSITORY / "configs" / "demo.toml"
@@ -86,7 +86,7 @@ def test_paths_mean_the_same_in_every_setting(text: str, place: str, tmp_path: P
     for setting in PATH_SETTINGS:
         if setting != "model.path":
             assert _get(config, setting) == expected + _ending(setting), setting
-    paths = wiring.run_paths(config)
+    paths = run_paths(config)
     assert {str(paths.directory), str(paths.blobs), str(paths.weights), paths.database} == {expected}
     in_file = here / "mine.toml"
     save_config(config, in_file)
@@ -105,9 +105,9 @@ def test_a_home_of_nobody_is_refused():
 def test_a_run_directory_can_be_moved_renamed_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run, other = tmp_path / "run", tmp_path / "elsewhere" / "other"
     config = _config(f"run.directory={run}", f"store.weights={run / 'w'}", f"store.blobs={tmp_path / 'blobs'}")
-    paths = wiring.run_paths(config)
-    wiring.make_private_directory(paths)
-    wiring.save_for_all(config, paths)
+    paths = run_paths(config)
+    make_private_directory(paths)
+    save_for_all(config, paths)
     saved = tomllib.loads(paths.config.read_text())
     assert (saved["run"]["directory"], saved["store"]["weights"]) == (".", "w")
     assert saved["store"]["blobs"] == str(tmp_path / "blobs")
@@ -115,7 +115,7 @@ def test_a_run_directory_can_be_moved_renamed_and_copied(tmp_path: Path, monkeyp
     other.parent.mkdir()
     shutil.copytree(run, other)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    moved = wiring.run_paths(load_config(Path("other/config.toml")))
+    moved = run_paths(load_config(Path("other/config.toml")))
     assert (moved.directory, moved.weights, moved.blobs) == (other, other / "w", tmp_path / "blobs")
     assert moved.database == str(other / "state.db")
 
@@ -167,8 +167,8 @@ def test_an_unfinished_run_is_taken_up_with_its_changes(tmp_path: Path):
     config = _config(f"run.directory={tmp_path / 'run'}")
     first = choose(config)
     assert (first.config, first.changes, first.reopens) == (config, (), False)
-    paths = wiring.run_paths(config)
-    wiring.make_private_directory(paths)
+    paths = run_paths(config)
+    make_private_directory(paths)
     record(first, paths)
     assert read_metrics(paths.metrics) == []
     with MetricsLog(paths.metrics, "learner") as log:
@@ -188,8 +188,8 @@ def test_an_unfinished_run_is_taken_up_with_its_changes(tmp_path: Path):
 def test_a_finished_run_is_kept_and_carried_on_only_when_named(tmp_path: Path):
     run = tmp_path / "run"
     config = _config(f"run.directory={run}")
-    paths = wiring.run_paths(config)
-    wiring.make_private_directory(paths)
+    paths = run_paths(config)
+    make_private_directory(paths)
     record(Start(config), paths)
     (run / "summary.json").write_text(json.dumps({"steps": 180}))
     (run / "report.html").write_text("report")
@@ -219,7 +219,7 @@ def test_a_folder_without_a_run_can_not_be_carried_on(tmp_path: Path):
 def _identified(directory: Path, *overrides: str) -> Config:
     config = _config(f"run.directory={directory}", *overrides)
     directory.mkdir(exist_ok=True, parents=True)
-    require_original(config, wiring.run_paths(config))
+    require_original(config, run_paths(config))
     return config
 
 
@@ -302,7 +302,7 @@ def test_a_second_start_on_a_run_directory_is_refused_at_once(tmp_path: Path, mo
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "a b", ".hidden", "x" * 200])
 def test_names_of_processes_are_plain(name: str, capsys: pytest.CaptureFixture[str]):
     parser = argparse.ArgumentParser()
-    wiring.name_argument(parser, default="worker-0", help="")
+    name_argument(parser, default="worker-0", help="")
     assert parser.parse_args(["--name=worker-7.b"]).name == "worker-7.b"
     with pytest.raises(SystemExit):
         parser.parse_args([f"--name={name}"])

@@ -31,7 +31,7 @@ from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.telemetry.metrics_log import MetricsLog
 from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionWriter
-from tools.assembly.wiring import clear_errors
+from tools.assembly import clear_errors
 
 
 @dataclasses.dataclass(frozen=True)

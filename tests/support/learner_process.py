@@ -10,10 +10,10 @@ from pathlib import Path
 from configs.load import load_config, save_config
 from tests.conftest import QUICK_COMPILE, REPOSITORY
 from tests.support.learner_runs import fill
-from tools.assembly import wiring
+from tools.assembly import RunPaths, base_model_dir, build_encoder, run_paths
 
 
-def demo_run(directory: Path, *changes: str, num_groups: int) -> tuple[wiring.RunPaths, list[str]]:
+def demo_run(directory: Path, *changes: str, num_groups: int) -> tuple[RunPaths, list[str]]:
     """A run's folder with so many groups in its queue; returns its paths and the learner's command.
 
     Args:
@@ -25,9 +25,9 @@ def demo_run(directory: Path, *changes: str, num_groups: int) -> tuple[wiring.Ru
     ]
     config = load_config(REPOSITORY / "configs" / "demo.toml", [*small, *changes])
     save_config(config, directory / "config.toml")
-    paths = wiring.run_paths(config)
-    shutil.copytree(wiring.base_model_dir(config, paths), paths.start_model)
-    encoder, model = wiring.build_encoder(config, paths.start_model)
+    paths = run_paths(config)
+    shutil.copytree(base_model_dir(config, paths), paths.start_model)
+    encoder, model = build_encoder(config, paths.start_model)
     fill(directory, num_groups, vocabulary=model.vocab_size, tokenizer=encoder.tokenizer.fingerprint, run_name="demo")
     return paths, [sys.executable, "-m", "tools.learner", "--config", str(directory / "config.toml")]
 

@@ -19,7 +19,7 @@ from tests.support.rollout_world import VOCAB, AdditionTask, FakeReplica, sessio
 
 
 def main(folder: Path, name: str, steps: int) -> None:
-    from tools.assembly.wiring import StopRequest
+    from tools.assembly import StopRequest
 
     task = AdditionTask()
     replicas = {f"r{i}": FakeReplica(seed=i, token_s=0.002) for i in range(2)}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.assembly import wiring
+from tools.assembly import DISK_STATUS
 
 KEPT = "nothing that was accepted is lost"
 
@@ -72,7 +72,7 @@ def until(holds: Callable[[], bool]) -> None:
 
 def the_line(capfd: pytest.CaptureFixture[str], status: object) -> str:
     """The only thing said on stderr."""
-    assert status == wiring.DISK_STATUS == 74
+    assert status == DISK_STATUS == 74
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert KEPT in line

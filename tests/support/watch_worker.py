@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from learner_jax.checkpoints.manifest import CheckpointError
 from learner_jax.hosts.hosts import Hosts, connect, ends_at_once
 from learner_jax.settings.learner import HostsSettings
-from tools.assembly.wiring import clear_errors
+from tools.assembly import clear_errors
 
 _LONG_S = 600
 

@@ -42,7 +42,7 @@ from tests.support.learner_process import demo_run, learner_environment
 from tests.support.learner_runs import SETTINGS, Records, fill, final_parameters, run
 from tests.support.small_disks import KEPT, Disk, make_disk, the_line, until
 from tests.support.tiny_model import TINY
-from tools.assembly import wiring
+from tools.assembly import DISK_STATUS, clear_errors
 
 __all__ = ["make_disk"]  # a fixture
 
@@ -86,7 +86,7 @@ def test_the_learner_ends_in_one_line_and_goes_on_once_there_is_space(
 
     ended = learn()
     assert (ended.returncode, ended.stderr.splitlines()) == (
-        wiring.DISK_STATUS,
+        DISK_STATUS,
         [
             f"error: checkpoint {paths.checkpoints / '4'} could not be written: No space left on device; the "
             f"checkpoints before it are kept; {KEPT}: see to that disk and start again; a learner goes on from its "
@@ -154,7 +154,7 @@ def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_resumes_bit_by_b
 
     first, second = FullAfterStep3(), Records()
     capfd.readouterr()
-    with pytest.raises(SystemExit) as ended, wiring.clear_errors():
+    with pytest.raises(SystemExit) as ended, clear_errors():
         life(first)
     assert re.match(f"error: .*{PLACES[place]}", the_line(capfd, ended.value.code))
     committed = newest_step(broken / "checkpoints")
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_finds_no_room_anywhere_in_its_save_is_one_clear_error
         finally:
             checkpoints.close()
 
-    with pytest.raises(SystemExit) as ended, wiring.clear_errors():
+    with pytest.raises(SystemExit) as ended, clear_errors():
         save()
     gc.collect()  # futures that nobody asked are told of when they go
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
@@ -224,7 +224,7 @@ def test_a_conversion_without_room_goes_on_once_there_is_some(
     disk.fill()
     disk.leave(left)
     capfd.readouterr()
-    with pytest.raises(SystemExit) as ended, wiring.clear_errors():
+    with pytest.raises(SystemExit) as ended, clear_errors():
         to_hf(tmp_path / "checkpoints", model_dir=stories_model, out=disk.folder / "model", dtype="float32")
     assert str(disk.folder) in the_line(capfd, ended.value.code)
     disk.free()
@@ -234,7 +234,7 @@ def test_a_conversion_without_room_goes_on_once_there_is_some(
 
 def test_a_child_that_ended_for_its_disk_ends_its_parent_with_that_status(tmp_path: Path) -> None:
     """As the learner does under tools.train, once the disk is still full after the restarts that it is given."""
-    code = f"import sys; print('error: no space', file=sys.stderr); sys.exit({wiring.DISK_STATUS})"
+    code = f"import sys; print('error: no space', file=sys.stderr); sys.exit({DISK_STATUS})"
     starts: list[str] = []
     with Supervisor(tmp_path, lambda event, **_: starts.append(event)) as supervisor:
         supervisor.start("learner", [sys.executable, "-c", code], restarts=1)
@@ -245,7 +245,7 @@ def test_a_child_that_ended_for_its_disk_ends_its_parent_with_that_status(tmp_pa
 
         with pytest.raises(ProcessFailedError, match="error: no space") as failed:
             until(never)
-    assert failed.value.status == wiring.DISK_STATUS
+    assert failed.value.status == DISK_STATUS
     assert starts == ["restart"]
 
 

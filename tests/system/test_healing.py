@@ -19,7 +19,7 @@ from serving_bridge.processes.supervisor import ProcessFailedError, Supervisor
 from serving_bridge.queue.bounds import QueueError
 from serving_bridge.text.tokenizer import TokenizerError
 from tests.conftest import REPOSITORY
-from tools.assembly import wiring
+from tools.assembly import clear_errors
 
 PACKAGES = ("learner_jax", "rewards", "serving_bridge", "configs", "tools/assembly")
 #: What was given has to change: settings, model folder, task, database, machine.
@@ -78,7 +78,7 @@ def test_the_errors_that_cannot_heal_are_those() -> None:
 def test_a_command_ends_with_a_status_that_says_so(
     error: Exception, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended, wiring.clear_errors():
+    with pytest.raises(SystemExit) as ended, clear_errors():
         raise error
     assert ended.value.code == status
     assert capsys.readouterr().err.startswith("error: x")

@@ -16,7 +16,7 @@ import pytest
 from configs.load import load_config
 from serving_bridge.processes import python_module, with_own_packages
 from tests.conftest import REPOSITORY
-from tools.assembly import processes, wiring
+from tools.assembly import processes, run_paths
 from tools.commands import COMMANDS
 from tools.completion import script
 
@@ -72,7 +72,7 @@ def test_every_command_has_a_main_and_a_parser_of_its_name(name: str) -> None:
     assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
     assert f"command_parser('{name}', __doc__)" in calls
-    takes_config = any(call.startswith("wiring.config_arguments(") for call in calls)
+    takes_config = any(call.startswith("config_arguments(") for call in calls)
     assert takes_config == COMMANDS[name].configured
 
 
@@ -157,7 +157,7 @@ def test_python_m_still_finds_what_only_the_user_has(users_folder: Path) -> None
 def test_the_processes_of_a_job_are_started_without_the_working_folder(tmp_path: Path) -> None:
     told = [f"run.directory={tmp_path}", "learner.hosts.count=2"]
     config = load_config(REPOSITORY / "configs" / "demo.toml", told)
-    commands = [c for p in processes.planned(config, wiring.run_paths(config)) for c in p.commands]
+    commands = [c for p in processes.planned(config, run_paths(config)) for c in p.commands]
     assert len(commands) == 6
     for command in commands:
         assert command[:3] == [sys.executable, "-P", "-m"]

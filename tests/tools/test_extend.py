@@ -30,10 +30,10 @@ import rewards
 from configs.load import load_config
 from rewards.contracts import Reply
 from rewards.environments import create_environment
-from tools.assembly import wiring
+from tools.assembly import build_task
 
 config = load_config(sys.argv[1])
-task = wiring.build_task(config)
+task = build_task(config)
 environment = create_environment(task, config.task)
 
 def found(question):

@@ -69,7 +69,7 @@ found["advantages"] = estimator_of(config.learner.loss.advantage)(np.array([0.0,
 LOGGER = """
 from pathlib import Path
 from tools.assembly.metrics import metrics_log
-from tools.assembly.wiring import RunPaths
+from tools.assembly import RunPaths
 here = Path.cwd()
 log = metrics_log(config, RunPaths(here, database="", blobs=here, weights=here), "learner")
 log.write("phase", name="training")

@@ -16,7 +16,7 @@ import pytest
 from configs.load import load_config
 from rewards.contracts import RewardRequest
 from tests.support.installed import install
-from tools.assembly import wiring
+from tools.assembly import build_task
 from tools.new import NewFolderError, main, make, problems
 
 
@@ -59,7 +59,7 @@ def test_its_reward_scores_answers_in_the_run(tmp_path: Path, monkeypatch: pytes
     make(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    task = wiring.build_task(load_config("config.toml"))
+    task = build_task(load_config("config.toml"))
     try:
         problem = task.problem("train", 0)
         scores = [

@@ -14,7 +14,7 @@ from serving_bridge.queue.bounds import QueueBounds
 from serving_bridge.queue.queue import TrajectoryQueue
 from tests.conftest import REPOSITORY
 from tests.support.queue_engines import PACE, Place, lease, place, put, train
-from tools.assembly import wiring
+from tools.assembly import build_queue, run_paths
 from tools.queue import main
 
 __all__ = ["place"]  # a fixture
@@ -122,7 +122,7 @@ def test_a_runs_directory_leads_to_its_queue(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main([str(run)])
     assert "state.db does not exist" in capsys.readouterr().err
-    queue = wiring.build_queue(config, wiring.run_paths(config))
+    queue = build_queue(config, run_paths(config))
     assert isinstance(queue, TrajectoryQueue)
     put(queue, 0, answer_tokens=100_000)
     queue.close()

@@ -1,28 +1,69 @@
 """Builds the parts of a run from its configuration, checks them, and says what would be started."""
 
+from tools.assembly.arguments import config_arguments, name_argument, profile_argument, read_arguments
+from tools.assembly.base_model import base_model_dir, base_model_path, make_model, start_model_dir
 from tools.assembly.before_start import PreflightError, looked, preflight
+from tools.assembly.build import (
+    build_encoder,
+    build_keys,
+    build_pace,
+    build_publisher,
+    build_queue,
+    build_registry,
+    build_store,
+    build_task,
+    record_limits,
+)
 from tools.assembly.dry_run import show_dry_run
+from tools.assembly.error_exit import DISK_STATUS, clear_errors
 from tools.assembly.garbage import collect_garbage_less_often
 from tools.assembly.metrics import learner_metrics_writer, metrics_log
 from tools.assembly.new_model import CreateModelError, create_model
+from tools.assembly.paths import RunPaths, in_directory, locks, make_private_directory, run_paths, save_for_all, working
 from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned
 from tools.assembly.run_directory import Start
-from tools.assembly.wiring import RunPaths
+from tools.assembly.stop_request import StopRequest
 
 __all__ = [
+    "DISK_STATUS",
     "CreateModelError",
     "Planned",
     "PreflightError",
     "RunPaths",
     "Start",
+    "StopRequest",
+    "base_model_dir",
+    "base_model_path",
+    "build_encoder",
+    "build_keys",
+    "build_pace",
+    "build_publisher",
+    "build_queue",
+    "build_registry",
+    "build_store",
+    "build_task",
+    "clear_errors",
     "collect_garbage_less_often",
+    "config_arguments",
     "create_model",
     "fresh_coordinator",
+    "in_directory",
     "learner_commands",
     "learner_metrics_writer",
+    "locks",
     "looked",
+    "make_model",
+    "make_private_directory",
     "metrics_log",
+    "name_argument",
     "planned",
     "preflight",
+    "profile_argument",
+    "read_arguments",
+    "record_limits",
+    "run_paths",
+    "save_for_all",
     "show_dry_run",
+    "start_model_dir",
+    "working",
 ]

@@ -15,8 +15,8 @@ from pathlib import Path
 from configs.schema import Config
 from learner_jax.runtime import WeirError, printable
 from serving_bridge.checks import Finding, Result, run_checks
+from tools.assembly.paths import RunPaths
 from tools.assembly.start_checks import Part, checks_of, subject_of
-from tools.assembly.wiring import RunPaths
 
 #: Bound on all looks together.
 LIMIT_S = 60.0

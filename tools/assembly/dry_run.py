@@ -13,7 +13,7 @@ from learner_jax.runtime import printable
 from serving_bridge.checks import Result
 from tools.assembly import processes
 from tools.assembly.before_start import PreflightError, look
-from tools.assembly.wiring import RunPaths
+from tools.assembly.paths import RunPaths
 
 #: Variables that the processes of a job go by; others are passed on, too, and mean nothing to Weir.
 _PREFIXES = ("WEIR_", "JAX_", "XLA_", "TPU_", "CUDA_", "VLLM_", "HF_", "TRANSFORMERS_", "OMP_", "PG", "SLURM_", "NCCL_")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from configs.schema import Config
 from serving_bridge.telemetry import MetricsLog, with_loggers
-from tools.assembly.wiring import RunPaths
+from tools.assembly.paths import RunPaths
 
 
 def metrics_log(config: Config, paths: RunPaths, process: str) -> MetricsLog:

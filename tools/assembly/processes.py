@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from configs.schema import Config
 from serving_bridge.processes import python_module
 from serving_bridge.vllm import claim_port
-from tools.assembly import wiring
-from tools.assembly.wiring import RunPaths
+from tools.assembly.base_model import base_model_path
+from tools.assembly.paths import RunPaths
 
 #: beyond draining, what a fleet takes to end
 _SERVE_GRACE_S = 40.0
@@ -76,6 +76,6 @@ def _command(paths: RunPaths, module: str, *arguments: str) -> Command:
 
 def _convert(config: Config, paths: RunPaths) -> Command:
     command = [*python_module("tools.convert"), "to-hf", "--checkpoint", str(paths.checkpoints)]
-    model_dir = paths.start_model if config.warm_start else wiring.base_model_path(config, paths)
+    model_dir = paths.start_model if config.warm_start else base_model_path(config, paths)
     command += ["--model", str(model_dir), "--out", str(paths.final_model)]
     return [*command, "--dtype", config.learner.publish_dtype]

@@ -15,8 +15,7 @@ from configs.schema import Config
 from learner_jax.runtime import SHARED_MODE, printable, write_whole
 from serving_bridge.database import is_postgres
 from serving_bridge.telemetry import MetricsLog, read_metrics
-from tools.assembly import wiring
-from tools.assembly.wiring import RunPaths
+from tools.assembly.paths import RunPaths, in_directory, run_paths, save_for_all
 
 #: What a finished run leaves, which a run that is carried on leaves anew; kept under a number.
 _RESULTS = ("summary.json", "report.html", "final_model")
@@ -43,12 +42,12 @@ def choose(config: Config) -> Start:
     Raises:
       ConfigError: a setting differs that the run keeps for its life.
     """
-    base, number = wiring.run_paths(config).directory, 1
+    base, number = run_paths(config).directory, 1
     directory = base
     while (directory / "summary.json").exists():
         number += 1
         directory = base.with_name(f"{base.name}-{number}")
-    config = wiring.in_directory(config, directory)
+    config = in_directory(config, directory)
     saved = directory / "config.toml"
     return Start(config, changes(load_config(saved), config) if saved.exists() else ())
 
@@ -62,8 +61,8 @@ def resume(directory: Path, overrides: Sequence[str]) -> Start:
     saved = directory / "config.toml"
     if not saved.is_file():
         raise ConfigError(f"{directory} holds no config.toml: expected the directory of a run, such as runs/demo")
-    before = wiring.in_directory(load_config(saved), directory.absolute())
-    config = wiring.in_directory(load_config(saved, overrides), directory.absolute())
+    before = in_directory(load_config(saved), directory.absolute())
+    config = in_directory(load_config(saved, overrides), directory.absolute())
     reopens = (directory / "summary.json").exists()
     done = json.loads((directory / "summary.json").read_text(encoding="utf-8")).get("steps", 0) if reopens else 0
     if reopens and config.learner.steps <= done:
@@ -91,7 +90,7 @@ def record(start: Start, paths: RunPaths, *, process: str = "train") -> None:
         step = max((r["step"] for r in read_metrics(paths.metrics) if r["event"] == "checkpoint"), default=0)
         told = {change.setting: [change.before, change.now] for change in start.changes}
         MetricsLog(paths.metrics, process).write("carried_on", step=step, changes=told)
-    wiring.save_for_all(start.config, paths)
+    save_for_all(start.config, paths)
 
 
 def tell(found: Sequence[Change]) -> None:

@@ -23,9 +23,10 @@ from serving_bridge.checks import model as model_checks
 from serving_bridge.checks import prompts as prompt_checks
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.vllm import check_plugin, check_private, detect_platform
-from tools.assembly import wiring
+from tools.assembly.base_model import base_model_dir, make_model
+from tools.assembly.build import build_encoder, build_task
 from tools.assembly.own_code import own_code_findings
-from tools.assembly.wiring import RunPaths
+from tools.assembly.paths import RunPaths
 from tools.installed import LEARNER, VLLM, installed_version, memory_gib, pinned_versions
 
 Part = Literal["train", "warm_start", "learner", "rollout", "serve", "evaluate"]
@@ -61,10 +62,10 @@ class Subject:
         if self._given is not None:
             return self._given
         if not self.creates_model:
-            return wiring.base_model_dir(self.config, self.paths)
+            return base_model_dir(self.config, self.paths)
         made = self._scratch / "created_model"
         if not made.exists():
-            wiring.make_model(self.config, made)
+            make_model(self.config, made)
         return made
 
     def encoder(self) -> PromptEncoder:
@@ -76,13 +77,13 @@ class Subject:
     def _model(self) -> tuple[PromptEncoder, ModelConfig]:
         with self._lock:
             if self._read is None:
-                self._read = wiring.build_encoder(self.config, self.model_dir)
+                self._read = build_encoder(self.config, self.model_dir)
             return self._read
 
     def task(self) -> Task:
         with self._lock:
             if self._task is None:
-                self._task = wiring.build_task(self.config)
+                self._task = build_task(self.config)
             return self._task
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from tools.assembly import wiring
+from tools.assembly import clear_errors
 from tools.bench import BenchmarkError
 
 #: name -> module with `main(arguments)`, imported only when chosen: the benchmarks need different packages.
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("benchmark", choices=tuple(BENCHMARKS), help="what to measure; NAME --help shows its settings")
     parser.add_argument("settings", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     chosen = parser.parse_args(argv)
-    with wiring.clear_errors():
+    with clear_errors():
         try:
             importlib.import_module(BENCHMARKS[chosen.benchmark]).main(chosen.settings)
         except BenchmarkError as error:

@@ -9,7 +9,7 @@ import aiohttp
 from configs.schema import Config
 from serving_bridge.evaluation import Evaluation, evaluate
 from serving_bridge.fleet import Replica
-from tools.assembly import RunPaths, wiring
+from tools.assembly import RunPaths, build_encoder, build_task
 
 #: Names the weights that a server was started with, so that its answers carry a version.
 _FOLDER_VERSION = 0
@@ -17,7 +17,7 @@ _FOLDER_VERSION = 0
 
 async def evaluate_folder(config: Config, paths: RunPaths, model_dir: Path) -> Evaluation:
     """Starts one vLLM replica on the folder, evaluates, and stops it."""
-    encoder, _ = wiring.build_encoder(config, model_dir)
+    encoder, _ = build_encoder(config, model_dir)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         replica = Replica(
             "evaluation",
@@ -32,7 +32,7 @@ async def evaluate_folder(config: Config, paths: RunPaths, model_dir: Path) -> E
             await replica.client.name_version(_FOLDER_VERSION)
             return await evaluate(
                 replica.client,
-                wiring.build_task(config),
+                build_task(config),
                 encoder,
                 num_problems=config.evaluation.num_problems,
                 max_tokens=config.evaluation.max_tokens or config.rollout.max_tokens,

@@ -19,7 +19,19 @@ from serving_bridge.processes import Supervisor
 from serving_bridge.routing import ReplicaRow
 from serving_bridge.telemetry import MetricsTail, read_metrics, reported_waits
 from serving_bridge.vllm import ReplicaError, VllmClient
-from tools.assembly import Planned, RunPaths, fresh_coordinator, learner_commands, metrics_log, planned, wiring
+from tools.assembly import (
+    Planned,
+    RunPaths,
+    base_model_dir,
+    build_encoder,
+    build_keys,
+    build_registry,
+    build_task,
+    fresh_coordinator,
+    learner_commands,
+    metrics_log,
+    planned,
+)
 from tools.launch.evaluation import evaluate_folder
 from tools.reporting import LiveView
 
@@ -54,7 +66,7 @@ class Job:
 
     def run(self) -> bool:
         """Returns whether the run is complete (and not stopped in between)."""
-        wiring.base_model_dir(self._config, self._paths)  # made here, before the processes that need it start
+        base_model_dir(self._config, self._paths)  # made here, before the processes that need it start
         with (
             reported_waits(self._waits, self._metrics.write, clock=time.monotonic),
             Supervisor(
@@ -152,7 +164,7 @@ class Job:
 
     def _measure_before(self, supervisor: Supervisor) -> None:
         """Held-out skill of the first published version, through the fleet, before anything is trained."""
-        registry = wiring.build_registry(self._paths)
+        registry = build_registry(self._paths)
         for tries_left in reversed(range(_EVALUATION_TRIES)):
             self._watch(supervisor, until=lambda: bool(registry.ready()) or supervisor.has_finished("learner"))
             ready = registry.ready()
@@ -188,13 +200,13 @@ class Job:
         return asyncio.run(watched())
 
     async def _evaluate_on(self, replica: ReplicaRow) -> Evaluation:
-        encoder, _ = wiring.build_encoder(self._config, wiring.base_model_dir(self._config, self._paths))
-        keys = wiring.build_keys(self._config, self._paths)
+        encoder, _ = build_encoder(self._config, base_model_dir(self._config, self._paths))
+        keys = build_keys(self._config, self._paths)
         token = keys.token("inference", replica.url, replica.start)
         async with aiohttp.ClientSession() as session:
             return await evaluate(
                 VllmClient(replica.url, session, token=token),
-                wiring.build_task(self._config),
+                build_task(self._config),
                 encoder,
                 num_problems=self._config.evaluation.num_problems,
                 max_tokens=self._config.evaluation.max_tokens or self._config.rollout.max_tokens,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tools.assembly import wiring
+from tools.assembly import clear_errors
 from tools.study import results, worker
 from tools.study.grid import STALENESS, Cell, StudySettings, cells
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--only-report", action="store_true", help="write the page from the cells that are finished")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the pool, so that no worker is left behind
-    with wiring.clear_errors():
+    with clear_errors():
         settings = replace(StudySettings(), steps=arguments.steps)
         wanted = cells(arguments.seeds, arguments.staleness)
         if not arguments.only_report:

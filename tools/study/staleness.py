@@ -33,7 +33,7 @@ from learner_jax.settings import (
     ValueSettings,
 )
 from learner_jax.training import Engine, Params, objective, warm_start
-from tools.assembly import wiring
+from tools.assembly import base_model_dir, build_encoder, build_task, run_paths
 from tools.study.dialogs import Dialogs, Question
 from tools.study.grid import SINGLE_TURN, Cell, StudySettings
 from tools.study.sampler import Sampler
@@ -83,12 +83,12 @@ def make_start(directory: Path, base_config: Path, task: str, seed: int, *, accu
         "warm_start.target_accuracy": accuracy,
     }
     config = load_config(base_config, [f"{key}={value}" for key, value in overrides.items()])
-    paths = wiring.run_paths(config)
+    paths = run_paths(config)
     assert config.warm_start is not None
-    base = wiring.base_model_dir(config, paths)
-    encoder, model_config = wiring.build_encoder(config, base)
+    base = base_model_dir(config, paths)
+    encoder, model_config = build_encoder(config, base)
     turns = 1 if task == SINGLE_TURN else 2
-    dialogs = Dialogs(wiring.build_task(config), encoder, turns)
+    dialogs = Dialogs(build_task(config), encoder, turns)
     width = turns * config.learner.sequence_length
     learner = config.learner.model_copy(
         update={
@@ -140,8 +140,8 @@ def _engine(start: _Start, settings: StudySettings, loss: LossSettings) -> Engin
             ),
         }
     )
-    base = wiring.base_model_dir(start.config, wiring.run_paths(start.config))
-    _, model_config = wiring.build_encoder(start.config, base)
+    base = base_model_dir(start.config, run_paths(start.config))
+    _, model_config = build_encoder(start.config, base)
     chosen = objective.reinforcement(loss)
     return Engine(learner, model_config, objective=chosen, temperature=1.0, devices=_one_device())
 

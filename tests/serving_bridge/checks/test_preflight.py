@@ -15,7 +15,7 @@ from serving_bridge.checks.findings import Finding
 from serving_bridge.checks.prompts import problem_findings
 from tests.conftest import REPOSITORY
 from tools import train
-from tools.assembly import before_start, wiring
+from tools.assembly import before_start, build_encoder, build_task, clear_errors, run_paths
 from tools.assembly.before_start import PreflightError
 from tools.assembly.run_directory import choose
 from tools.assembly.start_checks import Part
@@ -25,7 +25,7 @@ DEMO, STORIES = (REPOSITORY / "configs" / name for name in ("demo.toml", "storie
 
 def findings(part: Part, config_path: Path, run: Path, *overrides: str) -> list[Finding]:
     config = load_config(config_path, [f"run.directory={run}", *overrides])
-    results = before_start.look(part, config, wiring.run_paths(config))
+    results = before_start.look(part, config, run_paths(config))
     return [finding for result in results for finding in result.findings if finding.severity != "note"]
 
 
@@ -127,12 +127,12 @@ def test_prompts_that_are_all_too_long_are_an_error_at_once(part: Part, tmp_path
 def test_prompts_that_are_skipped_are_counted_and_told(stories: Path, tmp_path: Path) -> None:
     """The limit is a token short of the longest prompt."""
     config = load_config(STORIES, [f"model.path={stories}", f"run.directory={tmp_path / 'run'}"])
-    task, sample = wiring.build_task(config), 200
-    encoder, _ = wiring.build_encoder(config, stories)
+    task, sample = build_task(config), 200
+    encoder, _ = build_encoder(config, stories)
     lengths = [len(encoder.tokens(task.problem("train", index))) for index in range(sample)]
     limit = max(lengths) - 1
     rollout = config.rollout.model_copy(update={"max_prompt_tokens": limit})
-    encoder, _ = wiring.build_encoder(config.model_copy(update={"rollout": rollout}), stories)
+    encoder, _ = build_encoder(config.model_copy(update={"rollout": rollout}), stories)
     (told,) = problem_findings(task, encoder, asked={}, answer=100, train_sample=sample, limit_s=60)
     assert told.severity == "warning"
     skipped = lengths.count(limit + 1)
@@ -149,7 +149,7 @@ def test_a_task_without_answers_to_imitate_is_told_before_its_supervised_start(s
 def test_a_warm_up_that_does_not_end_is_told_and_allowed(tmp_path: Path) -> None:
     for steps, told in ((9, ["learner.optimizer.warmup_steps"]), (10, [])):
         config = load_config(DEMO, [f"learner.steps={steps}", f"run.directory={tmp_path / 'run'}"])
-        results = before_start.look("learner", config, wiring.run_paths(config))
+        results = before_start.look("learner", config, run_paths(config))
         warned = [f.setting for result in results for f in result.findings if f.severity == "warning"]
         assert [setting for setting in warned if "warmup" in setting] == told
 
@@ -184,7 +184,7 @@ def test_a_job_that_cannot_start_starts_nothing(
     (stories / "model.safetensors").unlink()
     run = tmp_path / "run"
     overrides = [f"model.path={stories}", f"run.directory={run}", "task.chat=true"]
-    with pytest.raises(SystemExit) as ended, wiring.clear_errors():
+    with pytest.raises(SystemExit) as ended, clear_errors():
         train.train(choose(load_config(STORIES, overrides)))
     assert ended.value.code == os.EX_CONFIG
     told = capsys.readouterr().err
@@ -198,7 +198,7 @@ def test_processes_of_a_job_do_not_repeat_its_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_config(DEMO, [f"run.directory={tmp_path / 'run'}"])
-    paths = wiring.run_paths(config)
+    paths = run_paths(config)
     paths.config.parent.mkdir(parents=True)
     paths.config.write_text("as it was looked at")
     monkeypatch.setenv("WEIR_LOOKED_AT", "")  # put back afterwards

@@ -16,7 +16,7 @@ from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.rollout.carried_on import awaits_work
 from tests.conftest import REPOSITORY
 from tools import learner, train
-from tools.assembly import wiring
+from tools.assembly import base_model_dir, make_private_directory, run_paths
 from tools.reporting.live_view import LiveView
 
 DEMO = REPOSITORY / "configs" / "demo.toml"
@@ -64,8 +64,8 @@ def test_a_job_that_is_told_to_stop_while_it_starts_starts_no_more(tmp_path: Pat
     """Asked before the first process, then before the second."""
     for allowed, logs in ((0, []), (1, ["serve.log"])):
         config = load_config(DEMO, [f"run.directory={tmp_path / str(allowed)}"])
-        paths = wiring.run_paths(config)
-        wiring.make_private_directory(paths)
+        paths = run_paths(config)
+        make_private_directory(paths)
         save_config(config, paths.config)
         asked = iter(range(1000))
         with LiveView(config, paths.directory) as view:
@@ -77,15 +77,15 @@ def test_a_job_that_is_told_to_stop_while_it_starts_starts_no_more(tmp_path: Pat
 def test_a_supervised_start_without_a_table_says_what_is_missing(tmp_path: Path) -> None:
     config = load_config(DEMO, [f"run.directory={tmp_path}"]).model_copy(update={"warm_start": None})
     with pytest.raises(ConfigError, match=r"--warm-start .* add a \[warm_start\] table"):
-        learner.run_warm_start(config, wiring.run_paths(config))
+        learner.run_warm_start(config, run_paths(config))
 
 
 def test_a_supervised_start_that_is_there_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_config(DEMO, [f"run.directory={tmp_path}"])
-    paths = wiring.run_paths(config)
-    from_hf(wiring.base_model_dir(config, paths), out=paths.warm_start)
+    paths = run_paths(config)
+    from_hf(base_model_dir(config, paths), out=paths.warm_start)
     paths.start_model.mkdir()
     monkeypatch.setattr(
         sys, "argv", ["learner", "--config", str(DEMO), "--set", f"run.directory={tmp_path}", "--warm-start"]

@@ -83,7 +83,7 @@ def test_tests_nearest_to_a_module_come_first() -> None:
     tests = [
         *("tests/serving_bridge/queue/test_rows.py", "tests/serving_bridge/queue/test_rows_sizes.py"),
         *("tests/serving_bridge/queue/test_queue.py", "tests/serving_bridge/test_x.py", "tests/tools/test_plan.py"),
-        *("tests/tools/test_report.py", "tests/tools/assembly/test_wiring.py"),
+        *("tests/tools/test_report.py", "tests/tools/assembly/test_paths.py"),
     ]
     assert covering("serving_bridge/queue/rows.py", tests) == [[tests[0], tests[1]], [tests[2]]]
     assert covering("serving_bridge/queue/other.py", tests) == [tests[:3]]

@@ -36,7 +36,7 @@ from configs.schema import Config, ModelSettings
 from learner_jax.runtime import Waits
 from serving_bridge.processes import Supervisor, python_module
 from serving_bridge.telemetry import Record, read_metrics
-from tools.assembly import RunPaths, wiring
+from tools.assembly import RunPaths, base_model_dir, build_queue, build_registry, run_paths
 from tools.bench import BenchmarkError
 from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
 from tools.reporting import idle_shares
@@ -69,9 +69,9 @@ class Job:
     """The processes of one run in a folder of its own, pinned to the two cores."""
 
     def __init__(self, config: Config, supervisor: Supervisor, waits: Waits):
-        self.config, self.paths = config, wiring.run_paths(config)
+        self.config, self.paths = config, run_paths(config)
         self._supervisor, self._waits = supervisor, waits
-        self._queue = wiring.build_queue(config, self.paths)
+        self._queue = build_queue(config, self.paths)
 
     def start(self, name: str, module: str, core: int) -> None:
         command = [*python_module(module), "--config", str(self.paths.config)]
@@ -151,9 +151,7 @@ def _base(config: Config, folder: Path, steps: int) -> Config:
     run = config.run.model_copy(update={"directory": str(folder / "base")})
     config = config.model_copy(update={"run": run})
     paths = _saved(config)
-    model = (
-        Path(config.model.path).expanduser().absolute() if config.model.path else wiring.base_model_dir(config, paths)
-    )
+    model = Path(config.model.path).expanduser().absolute() if config.model.path else base_model_dir(config, paths)
     if config.warm_start is not None:
         with Supervisor(paths.logs, lambda event, **fields: None) as supervisor:
             job = Job(config, supervisor, Waits())
@@ -183,7 +181,7 @@ def _for_job(base: Config, name: str, *, staleness: int) -> Config:
 
 
 def _saved(config: Config) -> RunPaths:
-    paths = wiring.run_paths(config)
+    paths = run_paths(config)
     paths.logs.mkdir(parents=True)
     save_config(config, paths.config)
     return paths
@@ -209,7 +207,7 @@ def _alone(config: Config, skip: int) -> dict[str, float]:
         (learner,) = _pids("tools.learner", job.paths.config)
         os.kill(learner, signal.SIGSTOP)
         job.start("serve", "tools.serve", _OTHER_CORE)
-        registry = wiring.build_registry(job.paths)
+        registry = build_registry(job.paths)
         job.until("a replica", lambda: bool(registry.ready()))
         job.start("rollout", "tools.rollout", _OTHER_CORE)
         job.until("the first groups", lambda: job.num_sampled() >= skip * groups)
@@ -228,7 +226,7 @@ def _together(config: Config) -> Job:
     with _job(config) as (job, supervisor):
         job.start("serve", "tools.serve", _OTHER_CORE)
         job.start("learner", "tools.learner", _LEARNER_CORE)
-        registry = wiring.build_registry(job.paths)
+        registry = build_registry(job.paths)
         job.until("a replica", lambda: bool(registry.ready()))
         job.start("rollout", "tools.rollout", _OTHER_CORE)
         job.until("training", lambda: supervisor.has_finished("learner"))

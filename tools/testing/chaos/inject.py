@@ -20,7 +20,7 @@ from configs.schema import Config
 from learner_jax.runtime import Waits, WaitTimeoutError, WeirError, write_whole
 from serving_bridge.processes import python_module, with_own_packages
 from serving_bridge.queue import TrajectoryQueue
-from tools.assembly import wiring
+from tools.assembly import RunPaths, build_keys, build_queue, build_registry, run_paths
 from tools.testing.chaos import damage, deliveries
 from tools.testing.chaos.engines import EngineTraits
 from tools.testing.chaos.plan import Fault, Kind
@@ -62,8 +62,8 @@ class Site:
     groups: list[deliveries.Delivery] = field(default_factory=list)
 
     @property
-    def paths(self) -> wiring.RunPaths:
-        return wiring.run_paths(self.config)
+    def paths(self) -> RunPaths:
+        return run_paths(self.config)
 
     @property
     def wire(self) -> Path:
@@ -78,7 +78,7 @@ class Site:
         return self.folder / "crash"
 
     def open_queue(self) -> TrajectoryQueue:
-        return wiring.build_queue(self.config, self.paths)
+        return build_queue(self.config, self.paths)
 
 
 async def inject(site: Site, fault: Fault) -> None:
@@ -173,8 +173,8 @@ async def _engine_told(site: Site, fault: Fault) -> None:
         "dies": {"dies_after_tokens": 7},
         "breaks": {"breaks": 1},
     }
-    keys = wiring.build_keys(site.config, site.paths)
-    rows = [row for row in wiring.build_registry(site.paths).replicas() if row.url]
+    keys = build_keys(site.config, site.paths)
+    rows = [row for row in build_registry(site.paths).replicas() if row.url]
     if not rows:
         raise SkippedError("no engine is known")
     engines = [(row.url, keys.token("control", row.url, row.start)) for row in rows]

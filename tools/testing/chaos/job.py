@@ -21,7 +21,7 @@ from configs.schema import Config
 from learner_jax.runtime import Waits
 from serving_bridge.processes import Supervisor, python_module
 from serving_bridge.telemetry import MetricsLog, MetricsTail, Record, read_metrics
-from tools.assembly import wiring
+from tools.assembly import build_queue, run_paths
 from tools.testing.chaos import history
 from tools.testing.chaos.checker import check, check_accuracy
 from tools.testing.chaos.disks import small_disks
@@ -158,14 +158,14 @@ def _environment(wanted: dict[str, str]) -> Iterator[None]:
 
 def _judge(spec: JobSpec, config: Config, record: JobRecord) -> None:
     """Reads what the job left and adds what is wrong with it."""
-    paths = wiring.run_paths(config)
+    paths = run_paths(config)
     records = read_metrics(paths.metrics)
     for entry in records:
         if entry["event"] == "restart":
             record.restarts[entry["name"]] = record.restarts.get(entry["name"], 0) + 1
     record.last_words = dict(last_words(paths.logs))
     try:
-        with closing(wiring.build_queue(config, paths)) as queue:
+        with closing(build_queue(config, paths)) as queue:
             ledger = history.read_ledger(queue)
         record.problems += check(
             history.History(
@@ -211,7 +211,7 @@ class _Job:
 
     def __init__(self, spec: JobSpec, config: Config, disks: Mapping[str, Path], record: JobRecord) -> None:
         self._spec, self._config, self._record = spec, config, record
-        self._paths = wiring.run_paths(config)
+        self._paths = run_paths(config)
         # The harness's events are no part of what a full disk may stop.
         self._log = MetricsLog(self._paths.metrics, "chaos").write
         self._tail = MetricsTail(self._paths.metrics)

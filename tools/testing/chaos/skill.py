@@ -8,21 +8,21 @@ import numpy as np
 
 from configs.schema import Config
 from serving_bridge.weights import read_path
-from tools.assembly import wiring
+from tools.assembly import build_encoder, build_store, build_task, run_paths
 from tools.testing.fake_vllm import Qwen3
 
 
 def correct_answers(config: Config) -> int:
     """How many of `evaluation.num_problems` held-out problems the newest version answers rightly, greedily."""
-    paths = wiring.run_paths(config)
-    encoder, model_config = wiring.build_encoder(config, Path(config.model.path))
-    store = wiring.build_store(config, paths)
+    paths = run_paths(config)
+    encoder, model_config = build_encoder(config, Path(config.model.path))
+    store = build_store(config, paths)
     newest = store.versions()[-1]
     weights = {
         changed.entry.name: changed.tensor.words.view(np.float32).reshape(changed.tensor.shape)
         for changed in read_path(store, store.path(newest))
     }
-    model, task = Qwen3(model_config, weights), wiring.build_task(config)
+    model, task = Qwen3(model_config, weights), build_task(config)
     correct = 0
     for index in range(config.evaluation.num_problems):
         problem = task.problem("heldout", index)

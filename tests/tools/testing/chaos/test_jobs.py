@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from configs.load import load_config
-from tools.assembly import wiring
+from tools.assembly import base_model_dir, run_paths
 from tools.testing.chaos.job import JobRecord, JobSpec, run_job
 from tools.testing.chaos.plan import Fault
 from tools.testing.chaos.prepare import CONFIG
@@ -32,7 +32,7 @@ Learner._save = save_after_acknowledging
 def untrained_model(work: Path) -> Path:
     """The job's model with random weights: enough for jobs in which nothing has to be learned."""
     config = load_config(CONFIG, [f"run.directory={work / 'untrained'}"])
-    return wiring.base_model_dir(config, wiring.run_paths(config))
+    return base_model_dir(config, run_paths(config))
 
 
 def job(

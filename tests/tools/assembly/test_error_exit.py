@@ -17,7 +17,7 @@ from serving_bridge.processes.supervisor import ProcessFailedError
 from serving_bridge.weights.store import StoreError
 from tests.conftest import REPOSITORY
 from tests.support.small_disks import Disk, make_disk, the_line
-from tools.assembly import wiring
+from tools.assembly import DISK_STATUS, clear_errors
 
 __all__ = ["make_disk"]  # a fixture
 
@@ -45,7 +45,7 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
 def test_errors_of_disks_have_a_status_of_their_own(
     error: BaseException, text: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended, wiring.clear_errors():
+    with pytest.raises(SystemExit) as ended, clear_errors():
         raise error
     assert the_line(capfd, ended.value.code).startswith(f"error: {text}")
 
@@ -61,14 +61,14 @@ def test_errors_of_disks_have_a_status_of_their_own(
     ids=lambda error: str(error),
 )
 def test_other_clear_errors_keep_theirs(error: BaseException, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, wiring.clear_errors():
+    with pytest.raises(SystemExit) as ended, clear_errors():
         raise error
     assert (ended.value.code, capfd.readouterr().err) == (1, f"error: {error}\n")
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, ""), ValueError("os_error_code='28'")])
 def test_what_is_no_disk_error_keeps_its_traceback(error: Exception) -> None:
-    with pytest.raises(type(error)), wiring.clear_errors():
+    with pytest.raises(type(error)), clear_errors():
         raise error
 
 
@@ -76,10 +76,8 @@ def test_the_status_is_right_where_even_stderr_is_on_the_full_disk(
     make_disk: Callable[[Path, str], Disk], tmp_path: Path
 ):
     disk = make_disk(tmp_path / "disk", "1m")
-    code = (
-        "from tools.assembly import wiring\nwith wiring.clear_errors():\n    raise OSError(28, 'No space left', '/a')"
-    )
+    code = "from tools.assembly import clear_errors\nwith clear_errors():\n    raise OSError(28, 'No space left', '/a')"
     with (disk.folder / "log").open("ab") as log:
         disk.fill()
         done = subprocess.run([sys.executable, "-c", code], stderr=log, stdout=log, cwd=REPOSITORY, check=False)
-    assert done.returncode == wiring.DISK_STATUS
+    assert done.returncode == DISK_STATUS

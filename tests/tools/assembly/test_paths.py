@@ -8,14 +8,14 @@ import pytest
 
 from configs.load import load_config
 from tests.conftest import REPOSITORY
-from tools.assembly import wiring
+from tools.assembly import make_private_directory, run_paths
 
 DEMO = REPOSITORY / "configs" / "demo.toml"
 
 
 def test_a_run_directory_is_its_users_alone(tmp_path: Path):
-    paths = wiring.run_paths(load_config(DEMO, [f"run.directory={tmp_path / 'runs' / 'mine'}"]))
-    wiring.make_private_directory(paths)
+    paths = run_paths(load_config(DEMO, [f"run.directory={tmp_path / 'runs' / 'mine'}"]))
+    make_private_directory(paths)
     (paths.logs / "answers.log").write_text("what a user asked")
     for path in (paths.directory, paths.logs, paths.logs / "answers.log"):
         assert path.stat().st_mode & 0o077 == 0, path
@@ -26,5 +26,5 @@ def test_one_that_was_open_to_all_is_closed(tmp_path: Path, before: int, after: 
     run = tmp_path / "run"
     run.mkdir()
     run.chmod(before)
-    wiring.make_private_directory(wiring.run_paths(load_config(DEMO, [f"run.directory={run}"])))
+    make_private_directory(run_paths(load_config(DEMO, [f"run.directory={run}"])))
     assert run.stat().st_mode & 0o777 == after

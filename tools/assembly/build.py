@@ -1,0 +1,105 @@
+"""Builds the parts of a run from its configuration: task, encoder, queue, stores, keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from configs.schema import Config
+from learner_jax.contracts import ModelConfig, RecordLimits, read_model_config
+from learner_jax.runtime import Waits
+from rewards.contracts import Task
+from rewards.tasks import create_task
+from serving_bridge.access import FleetKeys
+from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.queue import Pace, QueueBounds, TrajectoryQueue
+from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry
+from serving_bridge.text import load_tokenizer
+from serving_bridge.weights import Publisher, WeightStore
+from tools.assembly.paths import RunPaths
+
+
+def build_task(config: Config) -> Task:
+    """The task that the run trains on; its problems follow from the run's seed."""
+    return create_task(config.task, seed=config.run.seed)
+
+
+def build_encoder(config: Config, model_dir: Path) -> tuple[PromptEncoder, ModelConfig]:
+    """The prompt encoder of a model folder, checked against the model's vocabulary."""
+    model_config = read_model_config(model_dir, family=config.model.family)
+    tokenizer = load_tokenizer(model_dir)
+    tokenizer.check_vocabulary(model_config)
+    if config.task.chat:
+        tokenizer.check_chat()
+    encoder = PromptEncoder(
+        tokenizer,
+        template=config.task.prompt_template,
+        chat=config.task.chat,
+        max_prompt_tokens=config.rollout.max_prompt_tokens,
+    )
+    return encoder, model_config
+
+
+def build_queue(
+    config: Config, paths: RunPaths, *, limits: RecordLimits | None = None, waits: Waits | None = None
+) -> TrajectoryQueue:
+    """The run's queue, with the bounds of [store]; without `limits`, records are not checked against a model."""
+    store = config.store
+    return TrajectoryQueue(
+        paths.database,
+        lease_s=store.lease_s,
+        claim_lease_s=store.claim_lease_s,
+        max_tries=store.max_tries,
+        limits=limits,
+        bounds=QueueBounds(
+            max_groups=store.max_queued_groups,
+            max_bytes=store.max_queued_bytes,
+            max_group_bytes=store.max_group_bytes,
+            max_age_s=store.max_age_s,
+        ),
+        blobs=paths.blobs,
+        blob_bytes=store.blob_bytes,
+        timeout_s=store.database_timeout_s,
+        waits=waits,
+    )
+
+
+def record_limits(config: Config, encoder: PromptEncoder, model: ModelConfig) -> RecordLimits:
+    """What the run's queue takes in."""
+    return RecordLimits(
+        vocab_size=model.vocab_size,
+        max_length=config.learner.sequence_length,
+        group_size=config.rollout.group_size,
+        tokenizer=encoder.tokenizer.fingerprint,
+        run=config.run.name,
+    )
+
+
+def build_registry(paths: RunPaths) -> ReplicaRegistry:
+    """The list of the run's replicas."""
+    return ReplicaRegistry(paths.weights / "replicas")
+
+
+def build_keys(config: Config, paths: RunPaths) -> FleetKeys:
+    """The keys that the tokens of the run's replicas come from."""
+    given = config.serving.keys
+    return FleetKeys(Path(given).expanduser().absolute() if given else build_registry(paths).folder / KEYS_FOLDER)
+
+
+def build_store(config: Config, paths: RunPaths) -> WeightStore:
+    """The store of the run's policy versions."""
+    return WeightStore(paths.weights, config.run.name)
+
+
+def build_publisher(config: Config, paths: RunPaths, log: Callable[..., None]) -> Publisher:
+    """What writes the learner's versions to the store; `log` takes an event's name and its fields."""
+    return Publisher(build_store(config, paths), config.store, log=log)
+
+
+def build_pace(config: Config) -> Pace:
+    """How many groups workers may begin, by staleness, in policy versions, and the run's length, in steps."""
+    return Pace(
+        max_staleness=config.rollout.max_staleness,
+        groups_per_step=config.learner.groups_per_step,
+        total_steps=config.learner.steps,
+    )

@@ -1,0 +1,115 @@
+"""Where a run keeps what: its paths, and a directory that is its user's alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.load import save_config
+from configs.schema import Config
+from serving_bridge.database import absolute_url
+from serving_bridge.processes import sole
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where a run keeps what."""
+
+    directory: Path
+    database: str
+    blobs: Path
+    weights: Path
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.directory / "metrics.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.directory / "logs"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    @property
+    def profile(self) -> Path:
+        """Traces of the learner's steps, for Perfetto or XProf."""
+        return self.directory / "profile"
+
+    @property
+    def created_model(self) -> Path:
+        """The model that the run makes for itself."""
+        return self.directory / "created_model"
+
+    @property
+    def warm_start(self) -> Path:
+        """Checkpoint of the supervised start."""
+        return self.directory / "warm_start"
+
+    @property
+    def start_model(self) -> Path:
+        """Hugging Face folder converted from the supervised start's checkpoint."""
+        return self.directory / "start_model"
+
+    @property
+    def final_model(self) -> Path:
+        """Hugging Face folder converted from the last checkpoint."""
+        return self.directory / "final_model"
+
+
+def run_paths(config: Config) -> RunPaths:
+    """The absolute paths of a run: in its directory, where [store] does not say otherwise."""
+    directory = Path(config.run.directory or f"runs/{config.run.name}").absolute()
+    return RunPaths(
+        directory=directory,
+        database=absolute_url(config.store.database or directory / "state.db", schema=config.run.name),
+        blobs=Path(config.store.blobs).absolute() if config.store.blobs else directory / "blobs",
+        weights=Path(config.store.weights).absolute() if config.store.weights else directory / "weights",
+    )
+
+
+def in_directory(config: Config, directory: Path) -> Config:
+    """The same settings for a run in another directory."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"directory": str(directory)})})
+
+
+def locks(paths: RunPaths) -> Path:
+    """Folder of the locks that tell who works on a run; in it `processes`, those of learners and workers."""
+    return paths.directory / "locks"
+
+
+def working(paths: RunPaths, process: str) -> contextlib.AbstractContextManager[None]:
+    """Keeps a second process of this name from working on the run at the same time.
+
+    Raises:
+      InUseError: there is one.
+    """
+    return sole(locks(paths) / "processes" / process, f"{process} of {paths.directory}", hint="stop that one first")
+
+
+def make_private_directory(paths: RunPaths) -> None:
+    """Makes the run directory, which others can't look into: it holds what users asked and what the model answered.
+
+    What this process writes from now on is its user's alone, too. What its owner opened to a group stays so.
+    """
+    os.umask(0o077)
+    paths.logs.mkdir(parents=True, exist_ok=True)
+    for folder in (paths.directory, paths.logs):
+        found = folder.stat()
+        if found.st_mode & 0o007 and found.st_uid == os.geteuid():
+            folder.chmod(0o700)
+
+
+def save_for_all(config: Config, paths: RunPaths) -> None:
+    """Saves the configuration whole, without what only this host was told; several hosts may do so at once."""
+    hosts = config.learner.hosts.model_copy(update={"index": -1})
+    learner = config.learner.model_copy(update={"hosts": hosts})
+    config = in_directory(config, paths.directory)
+    save_config(config.model_copy(update={"learner": learner}), paths.config)
