@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from learner_jax.checkpoints.checkpoints import restore_parameters
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.telemetry.metrics_log import read_metrics
 from tests.conftest import REPOSITORY
+from tests.support.forked_python import HOST_JAX, Program, start_python
 from tests.support.tcp_sockets import free_port
 from tests.support.tiny_model import TINY_JSON
 from tests.support.trajectories import make_group
@@ -58,7 +57,13 @@ def fill(directory: Path, count: int, *, versions: Callable[[int], int] = lambda
 
 
 class Processes:
-    """The processes of one learner; what they print goes to files beside the run's."""
+    """The processes of one learner; what they print goes to files beside the run's.
+
+    Args:
+      namespace: name of the network namespace that each host runs in.
+      environments: variables of single hosts.
+      anew: as `forked_python.start_python`.
+    """
 
     def __init__(
         self,
@@ -72,19 +77,16 @@ class Processes:
         connect_timeout_s: float = 60,
         module: str = "tests.support.host_worker",
         coordinator: str = "",
-        prefix: Callable[[int], Sequence[str]] = lambda index: (),
+        namespace: Callable[[int], str] = lambda index: "",
         environments: dict[int, dict[str, str]] | None = None,
+        anew: bool = False,
         **told: Any,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         coordinator = coordinator or f"127.0.0.1:{free_port()}"
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices // count}",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # what is compiled here runs for milliseconds
-        }
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices // count}"}
         self._outputs: dict[int, Path] = {}
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._running: dict[int, Program] = {}
         for index in range(count) if start is None else start:
             hosts = {
                 "count": count,
@@ -96,16 +98,18 @@ class Processes:
             told_settings = settings | ({"hosts": hosts} if count > 1 else {})
             spec = {"directory": str(directory), "model": model, "settings": told_settings} | told
             self._outputs[index] = directory / f"output-{index}.txt"
-            own = (environments or {}).get(index, {}) | {"PYTHONPATH": str(REPOSITORY)}
+            own = (environments or {}).get(index, {})
             elsewhere = directory / f"host-{index}"
             elsewhere.mkdir(exist_ok=True)
             with self._outputs[index].open("ab") as output:
-                self._running[index] = subprocess.Popen(
-                    [*prefix(index), sys.executable, "-W", "error", "-m", module, json.dumps(spec)],
+                self._running[index] = start_python(
+                    module,
+                    [json.dumps(spec)],
                     cwd=elsewhere if index else REPOSITORY,
-                    env=environment | own,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
+                    environment=os.environ | HOST_JAX | flags | own,
+                    output=output,
+                    namespace=namespace(index),
+                    anew=anew,
                 )
 
     def wait(self, timeout_s: float = 500) -> list[int]:

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax._src import compiler
 
 from learner_jax.checkpoints.checkpoints import Checkpoints
 from learner_jax.contracts.model import ModelConfig, parse_model_config
@@ -128,7 +130,19 @@ def train(spec: Spec, hosts: Hosts) -> None:
     metrics.write("compilations", count=engine.num_compilations())
 
 
+def let_followers_cache() -> None:
+    """Has this process keep what it compiles: JAX has process 0 alone do that, and its keys are not the others'."""
+    write = compiler._cache_write
+
+    def written(*arguments: Any) -> None:
+        with mock.patch.object(compiler.distributed.global_state, "process_id", 0):
+            write(*arguments)
+
+    compiler._cache_write = written  # type: ignore[assignment]
+
+
 def main() -> None:
+    let_followers_cache()
     fields = json.loads(sys.argv[1])
     for name in ("kill_at", "stop_at", "raise_at"):
         if fields.get(name):

@@ -24,9 +24,9 @@ class Network:
     def address(self, host: int) -> str:
         return f"{_SUBNET}.{host + 1}"
 
-    def inside(self, host: int) -> list[str]:
-        """Prefix of a command that runs on that host."""
-        return ["ip", "netns", "exec", f"{self._name}-{host}"]
+    def namespace(self, host: int) -> str:
+        """Name of the network namespace that is that host."""
+        return f"{self._name}-{host}"
 
     def build(self) -> None:
         switch = f"{self._name}-s"

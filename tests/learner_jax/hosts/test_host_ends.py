@@ -104,7 +104,7 @@ def test_a_host_s_end_is_told_wherever_the_others_are(
     place: str, victim: int, how: str, count: int, tmp_path: Path
 ) -> None:
     with network(count) as lan:
-        more = {"coordinator": f"{lan.address(0)}:4000", "prefix": lan.inside}
+        more = {"coordinator": f"{lan.address(0)}:4000", "namespace": lan.namespace}
         processes = waiting(tmp_path, count, place, victim=victim, **more)
         try:
             if how == "cut":
@@ -126,7 +126,7 @@ def test_a_host_s_end_is_told_wherever_the_others_are(
 @pytest.mark.soak
 def test_hosts_that_lose_each_other_in_a_collective_end(tmp_path: Path) -> None:
     with network(4) as lan:
-        more = {"coordinator": f"{lan.address(0)}:4000", "prefix": lan.inside}
+        more = {"coordinator": f"{lan.address(0)}:4000", "namespace": lan.namespace}
         processes = waiting(tmp_path, 4, "collective", victim=3, **more)
         try:
             lan.cut_between(1, 2)

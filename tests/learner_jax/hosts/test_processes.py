@@ -66,10 +66,10 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run of two processes with two devices each."""
+    """The same run of two processes with two devices each, started by the real command: their hash seeds differ."""
     directory = tmp_path_factory.mktemp("two")
     fill(directory, 24)
-    Processes(directory, 2, settings=TRAINING).finish()
+    Processes(directory, 2, settings=TRAINING, anew=True).finish()
     return directory
 
 
@@ -172,7 +172,7 @@ def test_the_demo_model_on_two_and_four_processes(tmp_path: Path) -> None:
 
 def test_an_exception_on_one_process_ends_all_with_its_message(tmp_path: Path) -> None:
     fill(tmp_path, 12)
-    processes = Processes(tmp_path, 2, settings=PLAIN, raise_at=(1, 1))
+    processes = Processes(tmp_path, 2, settings=TRAINING, raise_at=(1, 1))
     assert processes.wait_for(1) == 1
     started = time.monotonic()
     assert processes.wait()[0] == 1

@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from learner_jax.hosts.roll_call import parse_address
 from learner_jax.hosts.wire import HostError
 from learner_jax.loop.host_facts import code_facts, environment_facts, flat, folder_facts
 from tests.conftest import REPOSITORY
+from tests.support.forked_python import HOST_JAX, Program, start_python
 from tests.support.network import network
 from tests.support.tcp_sockets import ESTABLISHED, LISTENING, free_port, sockets
 
@@ -35,7 +34,8 @@ class Group:
 
     Args:
       changes: what single hosts are told otherwise.
-      prefix: command that each host's runs under.
+      namespace: name of the network namespace that each host runs in.
+      anew: as `forked_python.start_python`.
     """
 
     def __init__(
@@ -46,11 +46,12 @@ class Group:
         coordinator: str = "",
         changes: dict[int, dict[str, Any]] | None = None,
         start: Sequence[int] | None = None,
-        prefix: Callable[[int], Sequence[str]] = lambda index: (),
+        namespace: Callable[[int], str] = lambda place: "",
+        anew: bool = False,
         **told: Any,
     ) -> None:
         self.coordinator = coordinator or f"127.0.0.1:{free_port()}"
-        self.running: dict[int, subprocess.Popen[bytes]] = {}
+        self.running: dict[int, Program] = {}
         self._outputs: dict[int, Path] = {}
         for place in range(count) if start is None else start:
             spec = {
@@ -64,20 +65,14 @@ class Group:
             spec |= told | (changes or {}).get(place, {})
             self._outputs[place] = directory / f"host-{place}.txt"
             with self._outputs[place].open("wb") as output:
-                self.running[place] = subprocess.Popen(
-                    [
-                        *prefix(place),
-                        sys.executable,
-                        "-W",
-                        "error",
-                        "-m",
-                        "tests.support.watch_process",
-                        json.dumps(spec),
-                    ],
+                self.running[place] = start_python(
+                    "tests.support.watch_process",
+                    [json.dumps(spec)],
                     cwd=REPOSITORY,
-                    env=os.environ | {"TMPDIR": str(directory)},
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
+                    environment=os.environ | HOST_JAX | {"TMPDIR": str(directory)},
+                    output=output,
+                    namespace=namespace(place),
+                    anew=anew,
                 )
 
     def output(self, place: int) -> str:
@@ -311,7 +306,7 @@ def test_a_host_that_fails_is_quoted_by_all_and_ended_if_it_does_not_end(tmp_pat
 
 
 def test_hosts_that_have_finished_leave_without_a_word(tmp_path: Path) -> None:
-    with group(tmp_path, 3, then="leave") as hosts:
+    with group(tmp_path, 3, then="leave", anew=True) as hosts:
         for process in hosts.running.values():
             assert process.wait(PATIENCE_S) == 0, hosts.outputs()
         assert "error" not in hosts.outputs()
@@ -321,7 +316,7 @@ def test_hosts_that_have_finished_leave_without_a_word(tmp_path: Path) -> None:
 def test_a_host_whose_cable_is_pulled_is_named_by_the_others_and_knows_it_itself(victim: int, tmp_path: Path) -> None:
     with (
         network(4) as lan,
-        group(tmp_path, 4, coordinator=f"{lan.address(0)}:4000", prefix=lan.inside) as hosts,
+        group(tmp_path, 4, coordinator=f"{lan.address(0)}:4000", namespace=lan.namespace) as hosts,
     ):
         hosts.joined()
         started = time.monotonic()
@@ -339,7 +334,7 @@ def test_two_hosts_that_lose_each_other_end_all(tmp_path: Path) -> None:
     """Host 0 still hears both; a collective of all would hang for ever."""
     with (
         network(4) as lan,
-        group(tmp_path, 4, coordinator=f"{lan.address(0)}:4000", prefix=lan.inside) as hosts,
+        group(tmp_path, 4, coordinator=f"{lan.address(0)}:4000", namespace=lan.namespace) as hosts,
     ):
         hosts.joined()
         lan.cut_between(1, 2)
@@ -350,7 +345,7 @@ def test_two_hosts_that_lose_each_other_end_all(tmp_path: Path) -> None:
 def test_a_host_that_cant_reach_another_is_told_of_at_start(tmp_path: Path) -> None:
     with network(3) as lan:
         lan.cut_between(1, 2)
-        with group(tmp_path, 3, coordinator=f"{lan.address(0)}:4000", prefix=lan.inside) as hosts:
+        with group(tmp_path, 3, coordinator=f"{lan.address(0)}:4000", namespace=lan.namespace) as hosts:
             for line in hosts.ended(0, 1, 2).values():
                 assert "host 2 can't reach host 1 at" in line or "heard nothing" in line
 
