@@ -52,6 +52,45 @@ def test_a_room_says_in_one_sentence_what_it_is_and_names_what_it_hands_out(room
     assert any(ast.unparse(node).startswith("__all__ = ") for node in tree.body)
 
 
+def bound(module: str) -> set[str] | None:
+    """Names that a module of ours binds, and the modules below it; None if there is no such module."""
+    place = REPOSITORY.joinpath(*module.split("."))
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    below = {child.stem for child in place.glob("*") if child.suffix == ".py" or child.is_dir()}
+    if not path.is_file():
+        return below if place.is_dir() else None
+    names = set(below)
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names |= {alias.asname or alias.name for alias in aliases}
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Name(id=name, ctx=ast.Store()):
+                names.add(name)
+    return names
+
+
+def test_what_is_imported_is_there() -> None:
+    """Programs that only the long tests start, and imports inside functions, break silently when a name moves."""
+    known: dict[str, set[str] | None] = {}
+    missing = []
+    for path in [*sources(), *(REPOSITORY / "tests").rglob("*.py")]:
+        for node in imports(path):
+            module = node.module or ""
+            if module.partition(".")[0] not in (*PACKAGES, "configs", "tests"):
+                continue
+            if module not in known:
+                known[module] = bound(module)
+            names = known[module]
+            missing += [
+                f"{path.relative_to(REPOSITORY)}:{node.lineno}: {module} has no {alias.name}"
+                for alias in node.names
+                if names is None or alias.name not in names
+            ]
+    assert not missing
+
+
 def test_rooms_are_entered_by_their_faces() -> None:
     """`from room import name` or `from room import file`, never `from room.file import name`."""
     behind = []

@@ -231,6 +231,7 @@ def test_kill_9_around_a_save_loses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("count", [1, 2])
 def test_kill_9_at_every_point_of_a_save_on_any_host(count: int, tmp_path: Path) -> None:
     host_processes.fill(tmp_path / "whole", 24)
