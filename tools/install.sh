@@ -114,6 +114,9 @@ check_imports() {
     for job in "${jobs[@]}"; do wait "$job" || return 1; done
 }
 
+# Whether the bytecode is there: a package that is installed again comes without it.
+is_compiled() { compgen -G "$venv/lib/python*/site-packages/vllm/__pycache__/__init__.*.pyc" >/dev/null; }
+
 check_machine
 if [ -e "$venv/weir-installing" ]; then
     say "the last installation was interrupted; starting afresh"
@@ -129,7 +132,7 @@ touch "$venv/weir-installing"
 install_packages
 uv_install --no-build-isolation --editable .
 pins="imports $(cksum <"$requirements/demo.txt")"
-if ! grep -qsxF "$pins" "$venv/weir-installed"; then
+if ! grep -qsxF "$pins" "$venv/weir-installed" || ! is_compiled; then
     with_progress "checking that vLLM and JAX load ..." check_imports
 fi
 {

@@ -1,4 +1,4 @@
-"""The fixture of the weight rounds' tests: real servers, shared by all of a session; the last tests kill them."""
+"""The fixture of tests on real servers: shared by all of a session; the last tests kill them."""
 
 from __future__ import annotations
 

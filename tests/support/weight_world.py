@@ -89,40 +89,6 @@ def golden_of(model: Any) -> list[GoldenPrompt]:
     return [GoldenPrompt(list(prompt), next_logprobs(model, prompt).tolist()) for prompt in PROMPTS]
 
 
-@dataclass
-class World:
-    """The servers, the models that their weights come from, and the loop that talks to them."""
-
-    runner: asyncio.Runner
-    session: aiohttp.ClientSession
-    store: WeightStore
-    model_a: Any
-    model_b: Any
-    replica: Replica
-    keys: FreshKeys
-    fresh: VllmClient
-    fresh_supervisor: subprocess.Popen[str]
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(work)
-
-    @property
-    def client(self) -> VllmClient:
-        return self.replica.client
-
-    def publish(self, model: Any, golden: Sequence[GoldenPrompt] | None = None) -> WeightManifest:
-        return VersionWriter(self.store).publish(
-            tensors_of(model).items(), step=0, golden=golden_of(model) if golden is None else golden
-        )
-
-    def update(self, model: Any) -> WeightManifest:
-        """Brings the replica to `model`'s weights."""
-        manifest = self.publish(model)
-        outcome = self.run(self.replica.update(self.store, manifest))
-        assert outcome.status == "updated", outcome
-        return manifest
-
-
 SUPERVISOR = """
 import asyncio, json, sys
 from pathlib import Path
@@ -142,24 +108,89 @@ asyncio.run(main())
 """
 
 
-@contextmanager
-def running_world(folder: Path, *, fresh: bool = True) -> Iterator[World]:
-    """One server on weights A, which a `Replica` of this process owns, and one on weights B, of another process.
+class FreshServer:
+    """A server on weights B that a process of its own supervises; started when it is first asked for."""
 
-    Args:
-      fresh: whether the second one is wanted.
-    """
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._supervisor: subprocess.Popen[str] | None = None
+        self._address: tuple[str, str] | None = None
+
+    @property
+    def supervisor(self) -> subprocess.Popen[str]:
+        if self._supervisor is None:
+            folder = self._folder
+            arguments = [SETTINGS.model_dump_json(), str(folder / "b"), str(folder / "b.log"), str(folder / "weights")]
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-c", SUPERVISOR, *arguments], stdout=subprocess.PIPE, text=True
+            )
+        return self._supervisor
+
+    def address(self) -> tuple[str, str]:
+        """(URL, token) of the server, once it is ready."""
+        if self._address is None:
+            output = self.supervisor.stdout
+            assert output is not None
+            line = output.readline()
+            assert line, (self._folder / "b.log").read_text()[-3000:]
+            url, token = json.loads(line)
+            self._address = url, token
+        return self._address
+
+    def kill(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.kill()
+            self._supervisor.communicate()
+
+
+@dataclass
+class World:
+    """The servers, the models that their weights come from, and the loop that talks to them."""
+
+    runner: asyncio.Runner
+    session: aiohttp.ClientSession
+    folder: Path
+    store: WeightStore
+    model_a: Any
+    model_b: Any
+    replica: Replica
+    keys: FreshKeys
+    other: FreshServer
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(work)
+
+    @property
+    def client(self) -> VllmClient:
+        return self.replica.client
+
+    @property
+    def fresh(self) -> VllmClient:
+        """The client of the server that started on weights B and was never updated."""
+        url, token = self.other.address()
+        return VllmClient(url, self.session, token=token)
+
+    def publish(self, model: Any, golden: Sequence[GoldenPrompt] | None = None) -> WeightManifest:
+        return VersionWriter(self.store).publish(
+            tensors_of(model).items(), step=0, golden=golden_of(model) if golden is None else golden
+        )
+
+    def update(self, model: Any) -> WeightManifest:
+        """Brings the replica to `model`'s weights."""
+        manifest = self.publish(model)
+        outcome = self.run(self.replica.update(self.store, manifest))
+        assert outcome.status == "updated", outcome
+        return manifest
+
+
+@contextmanager
+def running_world(folder: Path) -> Iterator[World]:
+    """One server on weights A, which a `Replica` of this process owns, and at request one on weights B."""
     import torch
 
     torch.set_num_threads(1)  # the servers need the cores
     model_a, model_b = make_model(folder / "a", 0), make_model(folder / "b", 1)
-    arguments = [SETTINGS.model_dump_json(), str(folder / "b"), str(folder / "b.log"), str(folder / "weights")]
-    supervisor = subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR, *arguments] if fresh else [sys.executable, "-c", 'print(\'["", ""]\')'],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert supervisor.stdout is not None
+    other = FreshServer(folder)
     with asyncio.Runner() as runner:
 
         async def connect() -> aiohttp.ClientSession:
@@ -172,14 +203,9 @@ def running_world(folder: Path, *, fresh: bool = True) -> Iterator[World]:
         )
         try:
             runner.run(replica.start())
-            url = supervisor.stdout.readline()
-            assert url, (folder / "b.log").read_text()[-3000:]
-            fresh_url, token = json.loads(url)
-            other = VllmClient(fresh_url, session, token=token)
-            yield World(runner, session, store, model_a, model_b, replica, keys, other, supervisor)
+            yield World(runner, session, folder, store, model_a, model_b, replica, keys, other)
         finally:
-            supervisor.kill()
-            supervisor.communicate()
+            other.kill()
             runner.run(replica.stop())
             runner.run(session.close())
 

@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,15 @@ import numpy as np
 import pytest
 
 from serving_bridge.vllm.client import Rejected, Unreachable, VllmClient
-from tests.support.weight_world import TOLERANCE, World, next_logprobs, running_world
+from tests.support.weight_world import TOLERANCE, World, next_logprobs
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = pytest.mark.slow
 
 GENERATE = "/inference/v1/generate"
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running_world(tmp_path_factory.mktemp("world"), fresh=False) as world:
-        yield world
+#: one world for all tests on real servers: starting it takes longer than they do
+pytest_plugins = ["tests.support.weight_fixtures"]
 
 
 def netloc(world: World) -> str:

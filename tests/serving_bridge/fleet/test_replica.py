@@ -67,6 +67,16 @@ def test_flags_on_the_cpu():
     assert environment["OMP_NUM_THREADS"] == str(SETTINGS.threads)
 
 
+def test_the_only_worker_on_the_cpu_is_the_engine_itself():
+    inside = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+    assert option(server_command(Path("/m"), SETTINGS, "cpu", 1), "--distributed-executor-backend") == inside
+    several = [{"tensor_parallel_size": 2}, {"extra_args": ("--pipeline-parallel-size", "2")}]
+    for changes in several:
+        command = server_command(Path("/m"), SETTINGS.model_copy(update=changes), "cpu", 1)
+        assert "--distributed-executor-backend" not in command
+    assert "--distributed-executor-backend" not in server_command(Path("/m"), SETTINGS, "gpu", 1)
+
+
 def test_flags_on_a_gpu():
     settings = ServingSettings(
         max_model_len=64, gpu_memory_utilization=0.5, tensor_parallel_size=4, enforce_eager=False, dtype="bfloat16"

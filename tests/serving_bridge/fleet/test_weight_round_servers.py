@@ -1,6 +1,6 @@
 """Servers that stop, hang or are killed amid a round.
 
-By its name the last file of rounds: it ends the servers that all of them share.
+The last file of those that share the servers (tests/support/shared_servers.py): it ends them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def test_stop_lets_answers_finish_and_leaves_no_process(world: World):
     world.update(world.model_b)
     assert world.replica._process is not None
     pids = process_tree(world.replica._process.pid)
-    assert len(pids) >= 4, "guard, API server, engine core and worker"
+    assert len(pids) >= 3, "guard, API server and engine core"
 
     async def stop_amid_answers() -> list[Completion]:
         sampling = asyncio.create_task(
@@ -73,14 +73,15 @@ def test_a_replica_out_of_reach_is_unfit(world: World):
 
 
 def test_a_server_that_hangs_inside_the_pause_is_unfit_in_bounded_time(world: World):
-    pids = process_tree(world.fresh_supervisor.pid)[1:]
+    fresh = world.fresh
+    pids = process_tree(world.other.supervisor.pid)[1:]
 
     async def hang(route: str) -> None:
         if route == "/pause":
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
 
-    client = meddling(world.fresh, world.session, after=hang, control_timeout_s=0.3)
+    client = meddling(fresh, world.session, after=hang, control_timeout_s=0.3)
     started = time.monotonic()
     try:
         outcome = world.run(run_round(client, world.publish(world.model_a), SETTINGS))
@@ -93,20 +94,21 @@ def test_a_server_that_hangs_inside_the_pause_is_unfit_in_bounded_time(world: Wo
 
 
 def test_kill_9_of_the_supervising_process_amid_a_round_leaves_no_server_and_an_unfit_replica(world: World):
-    pids = process_tree(world.fresh_supervisor.pid)
-    assert len(pids) >= 5, "supervisor, guard, API server, engine core and worker"
+    fresh = world.fresh
+    pids = process_tree(world.other.supervisor.pid)
+    assert len(pids) >= 4, "supervisor, guard, API server and engine core"
 
     async def kill(route: str) -> None:
         if route != "/pause":
             return
-        os.kill(world.fresh_supervisor.pid, signal.SIGKILL)
-        world.fresh_supervisor.wait()
+        os.kill(world.other.supervisor.pid, signal.SIGKILL)
+        world.other.supervisor.wait()
         deadline = time.monotonic() + 40
         while left := alive(pids):
             assert time.monotonic() < deadline, f"processes {left} are still there"
             await asyncio.sleep(0.1)
 
-    client = meddling(world.fresh, world.session, after=kill)
+    client = meddling(fresh, world.session, after=kill)
     outcome = world.run(run_round(client, world.publish(world.model_a), SETTINGS, round_id="last"))
     assert alive(pids) == []
     assert outcome.status == "unfit"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from learner_jax.runtime.waits import Waits
 from rewards.contracts.environment import EpisodeState, Outcome, Reply
 from rewards.contracts.task import Problem
 from serving_bridge.evaluation.skill import PromptEncoder
-from serving_bridge.fleet.replica import Replica
 from serving_bridge.rollout.episodes import Episode
 from serving_bridge.rollout.player import Player
 from serving_bridge.rollout.sampling import Prefix, Sampler
@@ -28,12 +25,17 @@ from serving_bridge.text.tokenizer import load_tokenizer
 from serving_bridge.vllm.client import VllmClient
 from serving_bridge.vllm.transport import http_session
 from tests.support.rollout_world import Inline
-from tests.support.weight_world import EOS, SETTINGS, TOLERANCE, make_model
+from tests.support.weight_world import EOS, TOLERANCE, World
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = pytest.mark.slow
 
+#: one world for all tests on real servers: starting it takes longer than they do
+pytest_plugins = ["tests.support.weight_fixtures"]
+
 PROMPT = [5, 6, 7]
+#: of all dialogs together: fewer, and most would be aborted before their first token
+TOKENS_BETWEEN_ABORTS = 24
 ROLLOUT = RolloutSettings(max_prompt_tokens=8, max_tokens=60, group_size=4, temperature=1.3, max_episode_tokens=256)
 
 
@@ -52,25 +54,9 @@ class Insistent:
         return Outcome(0.25, {}, "fail", observation, after)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[asyncio.Runner, Replica, Path]]:
-    folder = tmp_path_factory.mktemp("rollout")
-    make_model(folder / "model", 0)
-    with asyncio.Runner() as runner:
-        session_context = http_session()
-        session = runner.run(session_context.__aenter__())
-        replica = Replica("replica-0", folder / "model", SETTINGS, session, log_path=folder / "server.log")  # type: ignore[arg-type]
-        try:
-            runner.run(replica.start())
-            runner.run(replica.client.name_version(7))
-            yield runner, replica, folder / "model"
-        finally:
-            runner.run(replica.stop())
-            runner.run(session_context.__aexit__(None, None, None))
-
-
-async def played(replica: Replica, model: Path, settings: RolloutSettings) -> tuple[list[Episode], Counter[str]]:
+async def played(world: World, version: int, settings: RolloutSettings) -> tuple[list[Episode], Counter[str]]:
     """Eight dialogs at once, all of which are aborted again and again while they are sampled."""
+    replica = world.replica
     count: Counter[str] = Counter()
     loop = asyncio.get_running_loop()
     async with http_session() as session:
@@ -78,34 +64,44 @@ async def played(replica: Replica, model: Path, settings: RolloutSettings) -> tu
         dispatcher = Dispatcher(
             settings, lambda row: VllmClient(row.url, session, vocab_size=128, token=token), Waits(loop.time)
         )
-        dispatcher.update([ReplicaRow("a", replica.base_url, "healthy", 7, 0, 0.0)])
+        dispatcher.update([ReplicaRow("a", replica.base_url, "healthy", version, 0, 0.0)])
         sampler = Sampler(
             dispatcher, settings, (EOS, *range(100, 104)), count=count, log=lambda *_, **__: None, rng=random.Random(0)
         )
-        encoder = PromptEncoder(load_tokenizer(model), template="{question}", chat=False, max_prompt_tokens=8)
+        encoder = PromptEncoder(
+            load_tokenizer(world.folder / "a"), template="{question}", chat=False, max_prompt_tokens=8
+        )
         player = Player(Insistent(), encoder, sampler, settings, scoring=Inline(), count=count)
         shared = Prefix()
         playing = asyncio.gather(*(player.play(Problem(i, "", "", {}), PROMPT, shared) for i in range(8)))
+        aborted_at = await num_sampled(replica.client)
         while not playing.done():
-            await asyncio.sleep(0.08)
-            if count["resumed"] < 8:
+            await asyncio.sleep(0.02)
+            sampled = await num_sampled(replica.client)
+            if count["resumed"] < 8 and sampled - aborted_at >= TOKENS_BETWEEN_ABORTS:
                 await replica.client.abort_all()
+                aborted_at = sampled
         return await playing, count
 
 
-def assert_honest(runner: asyncio.Runner, replica: Replica, episodes: list[Episode]) -> None:
+async def num_sampled(client: VllmClient) -> float:
+    """Tokens that a server has sampled since its start."""
+    return (await client.metrics())["vllm:generation_tokens_total"]
+
+
+def assert_honest(world: World, version: int, episodes: list[Episode]) -> None:
     """Every sampled token's log-prob is what the server gives for the whole sequence as a prompt."""
 
     async def own(tokens: list[int]) -> np.ndarray:
-        return await replica.client.prompt_logprobs(tokens, timeout_s=60)
+        return await world.client.prompt_logprobs(tokens, timeout_s=60)
 
     origin = Origin("run", len(episodes), ROLLOUT, Insistent.version, "")
     for found in make_trajectories(origin, 0, episodes):
         found.validate()
         sampled = np.flatnonzero(found.loss_mask)
-        expected = runner.run(own(found.tokens.tolist()))[sampled - 1]
+        expected = world.run(own(found.tokens.tolist()))[sampled - 1]
         np.testing.assert_allclose(found.behavior_logprobs[sampled], expected, atol=TOLERANCE)
-        assert set(found.policy_version[sampled].tolist()) == {7}
+        assert set(found.policy_version[sampled].tolist()) == {version}
 
 
 def options(**changes: Any) -> RolloutSettings:
@@ -113,18 +109,16 @@ def options(**changes: Any) -> RolloutSettings:
     return ROLLOUT.model_copy(update={"temperature": 1.0, **changes})
 
 
-def test_dialogs_whose_answers_are_aborted_have_the_server_s_own_logprobs(
-    server: tuple[asyncio.Runner, Replica, Path],
-) -> None:
-    runner, replica, model = server
-    episodes, count = runner.run(played(replica, model, options()))
+def test_dialogs_whose_answers_are_aborted_have_the_server_s_own_logprobs(world: World) -> None:
+    version = world.update(world.model_a).version
+    episodes, count = world.run(played(world, version, options()))
     assert count["resumed"] >= 4, count
     assert count["environment_turns"] >= 4, count
-    assert_honest(runner, replica, episodes)
+    assert_honest(world, version, episodes)
 
 
-def test_answers_in_segments_have_the_server_s_own_logprobs(server: tuple[asyncio.Runner, Replica, Path]) -> None:
-    runner, replica, model = server
-    episodes, count = runner.run(played(replica, model, options(segment_tokens=7)))
+def test_answers_in_segments_have_the_server_s_own_logprobs(world: World) -> None:
+    version = world.update(world.model_a).version
+    episodes, count = world.run(played(world, version, options(segment_tokens=7)))
     assert count["segments"] >= 16, count
-    assert_honest(runner, replica, episodes)
+    assert_honest(world, version, episodes)

@@ -1,0 +1,36 @@
+"""The tests that share real vLLM servers: they run in one worker of pytest-xdist, file after file in a fixed order."""
+
+from __future__ import annotations
+
+import pytest
+
+#: The first needs a server that was just started, and the last ends it.
+FILES = (
+    "tests/serving_bridge/fleet/test_weight_round.py",
+    "tests/serving_bridge/fleet/test_weight_round_controllers.py",
+    "tests/serving_bridge/fleet/test_weight_round_proof.py",
+    "tests/serving_bridge/access/test_vllm_attacks.py",
+    "tests/serving_bridge/rollout/test_on_vllm.py",
+    "tests/serving_bridge/fleet/test_weight_round_servers.py",
+)
+
+
+def file_of(nodeid: str) -> str:
+    """The path of a test's file, from the repository's root."""
+    return nodeid.split("::", 1)[0]
+
+
+def scope_of(nodeid: str) -> str:
+    """Names what must run in one worker: the test's file, or all files that share servers."""
+    return "shared servers" if file_of(nodeid) in FILES else file_of(nodeid)
+
+
+def put_in_order(items: list[pytest.Item]) -> None:
+    """Brings the tests of `FILES` together, in that order, to where the first of them stands."""
+    sharing = [item for item in items if file_of(item.nodeid) in FILES]
+    if not sharing:
+        return
+    first = items.index(sharing[0])
+    sharing.sort(key=lambda item: FILES.index(file_of(item.nodeid)))
+    others = [item for item in items if file_of(item.nodeid) not in FILES]
+    items[:] = [*others[:first], *sharing, *others[first:]]
