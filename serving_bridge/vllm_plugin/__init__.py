@@ -34,6 +34,9 @@ def register() -> None:
     if current_platform.is_cpu():
         _compute_with_the_parameters()
         _wait_without_spinning()
+        from serving_bridge.vllm_plugin.engine_start import fork_the_engine
+
+        fork_the_engine()
 
 
 def _compute_with_the_parameters() -> None:
