@@ -17,7 +17,7 @@ from tests.support.shared_servers import put_in_order, scope_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-pytest_plugins = ["tests.support.postgres_server"]
+pytest_plugins = ["tests.support.postgres_server", "tests.support.properties"]
 
 # Eight virtual devices, so that sharding is exercised on one CPU; read by JAX when it is first imported. Compiling is
 # most of the time of many tests: LLVM shall not work hard, and a program is compiled once for all tests.

@@ -338,7 +338,7 @@ def decode_group(payload: bytes) -> list[Trajectory]:
         wires = _decoder.decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         _check_schema(payload)
-        raise ContractError(f"not a group of trajectories: {error}") from error
+        raise ContractError(f"not a group of trajectories: {quoted(str(error))}") from error
     group = []
     for wire in wires:
         if wire.schema != TRAJECTORY_SCHEMA:

@@ -1,10 +1,9 @@
-"""The ledger: which orders are legal, which are refused, and that no crash loses a group or repeats one."""
+"""The ledger: which orders are legal, which are refused, and what it says of where a run stands."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 
@@ -173,124 +172,3 @@ def test_the_steps_of_the_newest_256_versions_are_remembered() -> None:
         train(ledger)
     kept = ledger.position(prompt_cursor=0).steps_of_versions
     assert kept == tuple((step, step) for step in range(45, 301))
-
-
-# Random lives, against a queue that is a few sets.
-
-
-@dataclass
-class Queue:
-    """Groups by what the queue holds of them: not handed out, handed out and trained on, forgotten for good."""
-
-    ready: list[str]
-    trained: set[str] = field(default_factory=set)
-    forgotten: set[str] = field(default_factory=set)
-
-    def take(self, count: int) -> list[str]:
-        taken, self.ready = self.ready[:count], self.ready[count:]
-        self.trained |= set(taken)
-        return taken
-
-    def forget(self, group_ids: tuple[str, ...]) -> None:
-        self.ready = [name for name in self.ready if name not in group_ids]
-        self.trained -= set(group_ids)
-        self.forgotten |= set(group_ids)
-
-    def recover(self, consumed: tuple[str, ...]) -> None:
-        self.forget(consumed)
-        self.ready = sorted(self.trained) + self.ready
-        self.trained.clear()
-
-
-class Run:
-    """A run of many lives. `held` is what the arrays of each committed checkpoint were trained on."""
-
-    def __init__(self, seed: int) -> None:
-        self.draws = random.Random(seed)
-        self.queue = Queue([f"run/{index}" for index in range(40)])
-        self.held: list[tuple[Position, frozenset[str]]] = []
-        self.versions = 0
-        self.num_crashes = 0
-        self.live()
-
-    def live(self) -> None:
-        """A life begins, from the newest checkpoint."""
-        self.ledger, self.history = Ledger(), frozenset[str]()
-        self.saving: tuple[Position, frozenset[str]] | None = None
-        self.forgettable: tuple[str, ...] | None = None
-        self.ledger.begun(1 + self.num_crashes)
-        consumed: tuple[str, ...] = ()
-        if self.held:
-            position, self.history = self.held[-1]
-            self.ledger.resumed(position)
-            consumed = position.consumed_group_ids
-        self.queue.recover(consumed)
-        # Each group is in the parameters or will be trained on, never both and never neither.
-        assert self.queue.forgotten == self.history
-        assert set(self.queue.ready) == {f"run/{index}" for index in range(40)} - self.history
-        self.publish()
-
-    def publish(self) -> None:
-        self.versions += 1
-        self.ledger.published(self.versions)
-
-    def crash(self) -> None:
-        """A save in flight may have been committed, with nobody left to see it."""
-        if self.saving is not None and self.draws.random() < 0.5:
-            self.held.append(self.saving)
-        self.num_crashes += 1
-        self.live()
-
-    def crashes(self) -> bool:
-        """Whether it crashed just here."""
-        if self.draws.random() < 0.1:
-            self.crash()
-            return True
-        return False
-
-    def step(self) -> None:
-        taken = self.queue.take(2)
-        if not taken or self.crashes():
-            return
-        self.ledger.step_completed()
-        if self.crashes():
-            return
-        self.publish()
-        self.ledger.trained_on([f"{name}/{sample}" for name in taken for sample in range(2)])
-        assert not self.history & set(taken)
-        self.history |= set(taken)
-
-    def save(self) -> None:
-        if self.ledger.is_saved or self.ledger.is_saving or self.forgettable is not None:
-            return
-        position = self.ledger.position(prompt_cursor=0)
-        self.ledger.save_started(position)
-        self.saving = position, self.history
-
-    def commit(self) -> None:
-        if self.saving is None or self.crashes():
-            return
-        self.held.append(self.saving)
-        self.saving, self.forgettable = None, self.ledger.committed()
-
-    def acknowledge(self) -> None:
-        if self.forgettable is None or self.crashes():
-            return
-        self.queue.forget(self.forgettable)
-        assert self.queue.forgotten <= self.held[-1][1]
-        if self.crashes():
-            return
-        self.ledger.acknowledged(self.forgettable)
-        self.forgettable = None
-
-
-def test_no_order_of_crashes_loses_a_group_or_trains_on_it_twice() -> None:
-    forgotten = crashes = 0
-    for seed in range(300):
-        run = Run(seed)
-        for _ in range(60):
-            run.draws.choice((run.step, run.step, run.save, run.commit, run.acknowledge, run.crashes))()
-        run.crash()
-        forgotten, crashes = forgotten + len(run.queue.forgotten), crashes + run.num_crashes
-    assert forgotten > 1000
-    assert crashes > 1000
