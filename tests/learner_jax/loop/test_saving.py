@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 
 from learner_jax.checkpoints import proof as checkpoint_proof
-from learner_jax.checkpoints.checkpoints import CheckpointError, newest_step
+from learner_jax.checkpoints.checkpoints import CheckpointError, Checkpoints, newest_step
 from learner_jax.checkpoints.hashes import HASHES
 from learner_jax.checkpoints.manifest import read_manifest
+from learner_jax.ledger.ledger import Ledger
+from learner_jax.loop import saving
 from learner_jax.models import init_parameters
 from learner_jax.settings.learner import KLSettings, LossSettings
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
+from serving_bridge.queue.consumer import QueueConsumer
 from serving_bridge.queue.queue import TrajectoryQueue
 from tests.support import host_processes
 from tests.support.checkpoint_states import data_file
@@ -163,6 +166,34 @@ def test_a_new_database_does_not_make_old_checkpoints_the_newer_ones(
     run(engine, params, tmp_path)
     assert newest_step(tmp_path / "checkpoints") == 6
     assert read_manifest(tmp_path / "checkpoints" / "6").position.life > before
+
+
+def test_the_points_of_a_save_lie_between_what_they_are_named_for(
+    engine: Engine, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a process can be told to die: with a point elsewhere, tests that kill it there would prove nothing."""
+    order: list[str] = []
+
+    def noted(owner: Any, name: str, told: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            result = real(*arguments, **named)
+            order.append(told)
+            return result
+
+        monkeypatch.setattr(owner, name, call)
+
+    monkeypatch.setattr(saving, "crash_point", order.append)
+    noted(Checkpoints, "save", "copied")
+    noted(Ledger, "save_started", "taken down")
+    noted(Ledger, "committed", "proven")
+    noted(QueueConsumer, "acknowledge", "forgotten")
+    noted(Ledger, "acknowledged", "free for the next")
+    fill(tmp_path, 12)
+    run(engine, params, tmp_path)
+    one = ["save", "copied", "saving", "taken down", "proven", "committed", "forgotten", "acknowledged"]
+    assert order == [*one, "free for the next"] * 3
 
 
 # Carried on with other settings of the KL.

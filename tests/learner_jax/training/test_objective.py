@@ -24,6 +24,7 @@ from learner_jax.settings.learner import (
 )
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
+from learner_jax.training.objective import StepScalars
 from tests.support.composed_losses import (
     GROUPS,
     LOSSES,
@@ -173,6 +174,27 @@ def test_log_probs_of_older_versions_are_recomputed_with_their_own_weights(param
     assert {1, 2, 3} <= set(versions.ravel().tolist())  # version 1 is gone, version 3 is the current one
     np.testing.assert_allclose(got, expected, atol=1e-6)
     assert np.abs(got - behavior)[versions == 2].min() > 1e-4
+
+
+@pytest.mark.parametrize("changed", [2, 3])
+def test_older_tokens_are_the_learned_ones_from_before_the_weights_changed(changed: int) -> None:
+    """Tokens that nobody sampled have version -1, and log-probs that mean nothing."""
+    stats, batch, a = made_up()
+    loss = LossSettings(kl=KLSettings(coefficient=0.0))
+    told = StepScalars(jnp.int32(3), jnp.int32(changed), jnp.float32(0.0))
+    _, metrics = objective.reinforcement(loss)(stats, dataclasses.replace(batch, reference_logprobs=None), told)
+    log_ratios = np.abs(a["current"] - a["behavior"])
+    lagged, current = a["mask"] & (a["versions"] < changed), a["mask"] & (a["versions"] == 3)
+    assert lagged.sum() == (0 if changed == 2 else 7)
+    expected = {
+        "lagged_tokens": lagged.sum(),
+        "lagged_log_ratio_max": log_ratios[lagged].max(initial=0.0),
+        "mismatch_tokens": current.sum(),
+        "mismatch_sum": log_ratios[current].sum(),
+        "mismatch_max": log_ratios[current].max(),
+        "learned_tokens": a["mask"].sum(),
+    }
+    assert {name: float(metrics[name]) for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 def test_one_update_needs_no_proximal_pass() -> None:
