@@ -5,8 +5,9 @@
 #   make test   make check                           the tests; format, lint, types, import contracts
 #   make shapes                                      the losses' tests, with shapes and dtypes checked at every call
 #   make soak                                        long tests that `make test` leaves out
+#   make properties                                  the property tests, each with thousands of random examples
 
-.PHONY: demo test shapes soak check clean
+.PHONY: demo test shapes soak properties check clean
 .DEFAULT_GOAL := demo
 
 demo:
@@ -26,6 +27,10 @@ soak:
 	@tools/install.sh dev
 	.venv/bin/python -m pytest -m soak $(ARGS)
 
+properties:
+	@tools/install.sh dev
+	.venv/bin/python -m pytest -m hypothesis --hypothesis-profile=soak --timeout 14400 $(ARGS)
+
 check:
 	@tools/install.sh dev
 	.venv/bin/ruff format --check .
@@ -34,5 +39,5 @@ check:
 	.venv/bin/lint-imports
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find configs learner_jax rewards serving_bridge tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -95,6 +95,7 @@ CASES = [
     "bench overlap --config MISSING",
     "bench nothing",
     "study staleness --seeds 0",
+    *(f"testing.suite {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD")),
     *("train", "learner", "evaluate", "queue", "fleet", "weights", "convert", "plan", "view", "report", "database"),
 ]  # fmt: skip
 
@@ -128,7 +129,7 @@ def test_bad_input_ends_in_one_clear_line(
 ) -> None:
     tool, *given = arguments(case, places, tmp_path)
     name = f"tools.{tool}"
-    module = importlib.import_module(f"{name}.__main__" if tool in ("bench", "study") else name)
+    module = importlib.import_module(f"{name}.__main__" if tool in ("bench", "study", "testing.suite") else name)
     monkeypatch.setattr(sys, "argv", [tool, *given])
     with pytest.raises(SystemExit) as ended:
         module.main()

@@ -47,7 +47,7 @@ NOT_RUN: dict[str, str] = {
     ". .venv/bin/activate": _SHELL,
     "cd": _SHELL,
     "make demo": _JOB,
-    **{f"make {target}": _SUITE for target in ("test", "soak", "shapes", "check")},
+    **{f"make {target}": _SUITE for target in ("test", "soak", "properties", "shapes", "check")},
     "pip install": _INSTALLS,
     "tools/install.sh": _INSTALLS,
     "python -m vllm.entrypoints.openai.api_server": _VLLM,
@@ -68,6 +68,7 @@ NOT_RUN: dict[str, str] = {
     "bench": _MEASURES,
     "study staleness": "trains for an hour; tests/tools/test_study.py trains in small",
     "testing.mutate": "runs the tests of each module once for every mistake; tests/tools/testing does it in small",
+    "testing.suite": "reads what a whole run of the tests wrote; tests/tools/testing makes such a page",
     "testing.chaos": "kills the processes of real jobs for minutes; tests/tools/testing does",
 }
 #: First words -> what is added to make it short.
