@@ -7,7 +7,6 @@ others by slices, not by deadlines.
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
 import os
@@ -328,13 +327,12 @@ class _Turns:
             self._count += 1
             ticket = (is_rest, self._of_key[key], self._count)
             self._of_key[key] += 1
-            heapq.heappush(self._waiting, ticket)
+            self._waiting.append(ticket)
             try:
                 if not self._changed.wait_for(lambda: self._may_run(ticket), timeout_s):
                     raise VerifierError(f"no verifier was free within {timeout_s:g} s", "timeout")
             finally:
                 self._waiting.remove(ticket)
-                heapq.heapify(self._waiting)
                 self._of_key[key] -= 1
                 if not self._of_key[key]:
                     del self._of_key[key]

@@ -150,6 +150,22 @@ def test_arithmetic_reaches_the_parser(answer: str) -> None:
     assert GUARDS["polynomial_multiplication"](answer, {})
 
 
+@pytest.mark.parametrize("nested", ["-{}", "1+{}", "{}*2", "2**-{}", "sin({})", "({})**2"])
+def test_formulas_are_nested_to_a_bounded_depth(nested: str) -> None:
+    taken, refused = "1", "1"
+    for _ in range(8):
+        taken = nested.format(taken)
+    for _ in range(60):
+        refused = nested.format(refused)
+    assert GUARDS["simple_integration"](taken, {}) == (nested not in ("2**-{}",))
+    assert not GUARDS["simple_integration"](refused, {})
+
+
+def test_signs_are_nested_59_times_at_most() -> None:
+    for guard in (GUARDS["countdown"], GUARDS["simple_integration"]):
+        assert [guard("-" * signs + "1", {}) for signs in (1, 59, 60)] == [True, True, False]
+
+
 def test_formulas_reach_the_parser() -> None:
     for answer in (
         "x**3/3 + C",

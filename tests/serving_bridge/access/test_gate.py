@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 import pytest
 
-from serving_bridge.access.gate import Gate, Refused
-from serving_bridge.access.probes import batch_of, probe_ids
+from serving_bridge.access.gate import (
+    ALSO_OPEN,
+    BASE_URL,
+    INFERENCE_TOKEN,
+    Gate,
+    GateError,
+    Refused,
+    without_request_id,
+)
+from serving_bridge.access.probes import CONTROL_TOKEN, batch_of, probe_ids
 
 URL = "http://127.0.0.1:8000"
 
@@ -188,6 +197,76 @@ def test_bodies_are_plain_and_of_bounded_length(headers: dict[str, str], status:
     assert ask("POST", "/collective_rpc", STAGE, headers=headers) == status
     assert ask("POST", "/resume", b"x") == 400
     assert ask("GET", "/metrics", b"x") == 400
+
+
+def test_a_request_without_a_body_says_so_or_nothing():
+    head = [(b"host", b"127.0.0.1:8000"), (b"authorization", f"Bearer {CONTROL}".encode())]
+    length = b"content-length"
+    for more in ([], [(length, b"0")]):
+        assert GATE.enter("POST", b"/resume", b"", [*head, *more]).caller == "control"
+    for more in ([(length, b"0"), (length, b"5")], [(length, b"5")], [(length, b"00")]):
+        with pytest.raises(Refused, match="expected no body"):
+            GATE.enter("POST", b"/resume", b"", [*head, *more])
+
+
+def test_a_body_is_as_long_as_its_route_takes():
+    for length, status in ((64 << 10, 0), ((64 << 10) + 1, 413)):
+        body = msgspec.json.encode(STAGE)
+        assert ask("POST", "/collective_rpc", body + b" " * (length - len(body))) == status
+        entry = GATE.enter("POST", b"/collective_rpc", b"", _head("5"))
+        with pytest.raises(Refused) if status else nullcontext():
+            GATE.check_body(entry, body + b" " * (length - len(body)))
+    for digits, status in (("000000000005", 0), ("0000000000005", 413)):
+        with pytest.raises(Refused) if status else nullcontext():
+            GATE.enter("POST", b"/collective_rpc", b"", _head(digits))
+
+
+def _head(length: str, kind: str = JSON) -> list[tuple[bytes, bytes]]:
+    found = {"host": "127.0.0.1:8000", "authorization": f"bearer {CONTROL}", "content-type": kind}
+    return [(name.encode(), value.encode()) for name, value in (found | {"content-length": length}).items()]
+
+
+def test_json_may_say_its_encoding():
+    for kind in ("Application/JSON", "application/json; charset=UTF-8"):
+        assert GATE.enter("POST", b"/collective_rpc", b"", _head("5", kind)).caller == "control"
+    with pytest.raises(Refused, match="Content-Type"):
+        GATE.enter("POST", b"/collective_rpc", b"", [*_head("5"), (b"content-type", JSON.encode())])
+
+
+def test_a_gate_has_two_tokens_and_an_address():
+    Gate(URL, "c" * 32, "i" * 32)
+    for control, inference, url, said in (
+        ("c" * 31, "i" * 32, URL, "WEIR_CONTROL_TOKEN has 31 characters"),
+        ("c" * 32, "i" * 31, URL, "WEIR_INFERENCE_TOKEN has 31 characters"),
+        ("c" * 32, "c" * 32, URL, "are the same"),
+        ("c" * 32, "i" * 32, "host", "expected http://HOST:PORT"),
+    ):
+        with pytest.raises(GateError, match=said):
+            Gate(url, control, inference)
+    at_80, at_81 = (Gate(f"http://Own:{port}", "c" * 32, "i" * 32) for port in (80, 81))
+    for host in (b"own", b"own:80", b"OWN"):
+        assert at_80.enter("GET", b"/health", b"", [(b"host", host)]).caller is None
+    with pytest.raises(Refused, match="not this server's address"):
+        at_81.enter("GET", b"/health", b"", [(b"host", b"own")])
+
+
+def test_a_gate_is_made_of_a_servers_environment():
+    environment = {CONTROL_TOKEN: "c" * 32, INFERENCE_TOKEN: "i" * 32, BASE_URL: URL, ALSO_OPEN: "/more /other"}
+    gate = Gate.of_environment(environment)
+    headers = [*_head("2")[:1], (b"authorization", b"Bearer " + b"i" * 32), *_head("2")[2:]]
+    for path in (b"/more", b"/other"):
+        entry = gate.enter("POST", path, b"", headers)
+        gate.check_body(entry, b"{}")
+        with pytest.raises(Refused):
+            gate.check_body(entry, b"[]")
+    for name in (CONTROL_TOKEN, INFERENCE_TOKEN, BASE_URL):
+        with pytest.raises(GateError, match=f"^{name} not set"):
+            Gate.of_environment(environment | {name: ""})
+
+
+def test_an_id_in_a_header_does_not_reach_the_server():
+    kept = [(b"host", b"x"), (b"x-other", b"1")]
+    assert without_request_id([kept[0], (b"x-request-id", b"weir-probe-1"), kept[1]]) == kept
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable
@@ -11,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from serving_bridge.access.keys import ROLES, AccessError, FleetKeys, FreshKeys
+from tests.support.disk_effects import effects
+
+__all__ = ["effects"]  # a fixture
 
 URL = "http://127.0.0.1:8000"
 
@@ -44,6 +48,16 @@ def test_all_who_make_the_keys_at_once_get_the_same_ones_for_their_eyes_only(tmp
     assert sorted(os.listdir(folder)) == ["control.key", "inference.key"]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+
+
+def test_keys_are_on_the_disk_before_their_names_are(tmp_path: Path, effects: list[str]):
+    FleetKeys(tmp_path / "keys").make()
+    written = [re.sub(r"[.][0-9a-f]{16} ", " ", effect) for effect in effects]
+    assert written == ["sync .control.key 65", "sync keys", "sync .inference.key 65", "sync keys"]
+    effects.clear()
+    FleetKeys(tmp_path / "keys").make()  # those that are there stay
+    assert "sync keys" not in effects
+    assert sorted(os.listdir(tmp_path / "keys")) == ["control.key", "inference.key"]
 
 
 def _open_folder(folder: Path) -> None:

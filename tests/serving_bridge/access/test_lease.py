@@ -4,7 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from serving_bridge.access.lease import Lease, LeaseError
+from serving_bridge.access.lease import MAX_LEASE_S, Lease, LeaseError
+
+
+@pytest.mark.parametrize("duration_s", [0.0, -1.0, MAX_LEASE_S + 1, float("nan")])
+def test_a_lease_lasts_for_a_day_at_most(duration_s: float):
+    lease = Lease(clock=lambda: 0.0)
+    lease.take("a", MAX_LEASE_S)
+    lease.release("a")
+    with pytest.raises(LeaseError, match="expected more than 0 and at most"):
+        lease.take("a", duration_s)
+
+
+def test_a_lease_is_free_at_its_end_and_its_holder_may_take_it_anew():
+    now = 0.0
+    lease = Lease(clock=lambda: now)
+    lease.take("a", 10)
+    now = 5.0
+    lease.take("a", 20)
+    now = 24.0
+    with pytest.raises(LeaseError, match="for up to 1.0 s more"):
+        lease.take("b", 10)
+    now = 25.0
+    lease.take("b", 10)
+    lease.renew("a")
+    with pytest.raises(LeaseError, match="round b does"):
+        lease.check("a")
 
 
 def test_one_round_at_a_time():

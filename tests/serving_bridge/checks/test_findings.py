@@ -27,6 +27,19 @@ def test_a_look_that_hangs_is_left_behind_and_told() -> None:
     assert rest.findings == ()
 
 
+def test_a_look_says_how_long_it_took_and_none_waits_for_another() -> None:
+    together = threading.Barrier(2)
+
+    def look() -> Iterator[Finding]:
+        together.wait(30)
+        time.sleep(0.05)
+        yield Finding("a", "b", "c", "d", "note")
+
+    results = run_checks([Check("one", "x", look), Check("two", "y", look)], limit_s=60, own=lambda error: True)
+    assert [len(result.findings) for result in results] == [1, 1]
+    assert all(0.05 <= result.wall_s < 30 for result in results)
+
+
 def test_our_errors_are_findings_and_others_are_raised() -> None:
     def refuse() -> Iterator[Finding]:
         raise ValueError("config.json is missing")

@@ -27,6 +27,22 @@ def test_a_probe_that_gives_nan_anywhere_is_no_pass():
     assert asyncio.run(golden_probe.probe(Client(), golden[:1], 1.0)) == 0.0  # type: ignore[arg-type]
 
 
+def test_the_largest_difference_counts_wherever_it_is_and_whichever_way():
+    answers = {2: [-1.25], 3: [-1.0, -2.5], 4: [-1.0, -0.25, -3.0]}
+    golden = [GoldenPrompt([1, 2], [-1.0]), GoldenPrompt([1, 2, 3], [-1.0, -2.0]), GoldenPrompt([1] * 4, [-1.0] * 3)]
+
+    class Client:
+        def probe_ids(self, count: int) -> list[str]:
+            return [f"id {index} of {count}" for index in range(count)]
+
+        async def prompt_logprobs(self, tokens: Sequence[int], **asked: Any) -> np.ndarray:
+            assert asked == {"timeout_s": 7.0, "priority": -1, "request_id": f"id {len(tokens) - 2} of {number}"}
+            return np.array(answers[len(tokens)], np.float32)
+
+    for number, largest in ((1, 0.25), (2, 0.5), (3, 2.0)):
+        assert asyncio.run(golden_probe.probe(Client(), golden[:number], 7.0)) == largest  # type: ignore[arg-type]
+
+
 def test_the_tolerance_is_that_of_the_dtype_unless_it_is_set():
     dtypes = get_args(type(SETTINGS).model_fields["dtype"].annotation)
     assert set(PROBE_TOLERANCE) == set(dtypes)

@@ -111,7 +111,7 @@ def test_kill_does_not_ask(tmp_path: Path):
 
 
 def test_what_a_crashed_command_leaves_behind_is_ended_and_its_status_kept(tmp_path: Path):
-    process = start(tmp_path, "--crash", grace_s=0.3)
+    process = start(tmp_path, "--crash", grace_s=60.0)  # of which what is left behind gets two seconds
     wait_for(lambda: all((tmp_path / name).exists() for name in NAMES))
     assert process.wait(10.0) == 3
     assert not any(is_alive(int((tmp_path / name).read_text())) for name in NAMES)

@@ -83,7 +83,7 @@ os.kill(os.getpid(), 19)
         os.kill(int(guard), signal.SIGKILL)
         until(lambda: not Path(f"/proc/{guard}").exists() or "Z" in Path(f"/proc/{guard}/stat").read_text().split()[2])
     assert Path(path).exists()
-    sweep(base)
+    PrivateFolder(base).close()
     assert not Path(path).exists()
 
 

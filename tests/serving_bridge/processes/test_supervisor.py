@@ -129,7 +129,8 @@ def test_a_group_is_blamed_on_the_process_that_began_it(tmp_path: Path) -> None:
     """The one that was killed says nothing, and the one that ended because of it is seen first."""
     echo = "import sys; sys.exit('error: host 0 of 3 stops, because host 1 died: it was killed')"
     victim = "import os, signal; print('step 7', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    commands = [python(echo), python(victim), python("import time; time.sleep(60)")]
+    other = "import sys; sys.exit('error: odd')"
+    commands = [python(echo), python(victim), python(other), python("import time; time.sleep(60)")]
     with Supervisor(tmp_path, lambda event, **fields: None) as supervisor:
         supervisor.start_group("group", lambda: commands, grace_s=1.0, end_s=2.0)
 
@@ -140,7 +141,7 @@ def test_a_group_is_blamed_on_the_process_that_began_it(tmp_path: Path) -> None:
                 return error
             return None
 
-        until(lambda: all(child.process.poll() is not None for child in supervisor._groups["group"].children[:2]))
+        until(lambda: all(child.process.poll() is not None for child in supervisor._groups["group"].children[:3]))
         found: list[ProcessFailedError] = []
         until(lambda: [found.append(error) for error in [failed()] if error] and found)
     assert str(found[0]).startswith("process group-1 ended with status 137; the end of ")

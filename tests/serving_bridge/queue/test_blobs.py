@@ -142,6 +142,18 @@ def test_spares_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (len(files(folder)), len(spares(folder))) == (0, 2)
 
 
+def test_only_files_of_the_folder_that_are_called_as_blobs_are_released(folder: Path) -> None:
+    blobs = BlobFolder(folder)
+    (kept,) = blobs.write([b"12345"])
+    for name in ("outside", "../outside", "x" * 32, "A" * 32):
+        (folder / name).touch()
+        blobs.release([name])
+        assert (folder / name).exists(), name
+    assert spares(folder) == []
+    blobs.release([kept.file])
+    assert len(spares(folder)) == 1
+
+
 def test_writers_at_once_never_share_a_spare_file(folder: Path) -> None:
     payloads = [[bytes([i]) * (1000 + i)] * 3 for i in range(40)]
     blobs = BlobFolder(folder)

@@ -58,6 +58,22 @@ def test_requests_go_to_the_least_loaded_replica_also_after_some_have_ended() ->
     virtually(story())
 
 
+def test_every_request_goes_to_a_replica_that_is_least_loaded_at_that_moment() -> None:
+    """Places are found in a heap that is cleared of old entries now and then."""
+
+    async def story() -> None:
+        found = dispatcher([f"r{i}" for i in range(12)], min_concurrency=200, max_concurrency=200)
+        draw, slots = random.Random(1), []
+        for _ in range(3000):
+            if len(slots) > draw.randint(50, 150):
+                found.give_back(slots.pop(draw.randrange(len(slots))), answered=True)
+            before = in_flight(found)
+            slots.append(await found.take(draw.randint(1, 9)))
+            assert before[slots[-1].target.name] == min(before.values())
+
+    virtually(story())
+
+
 def test_a_bigger_limit_takes_its_part() -> None:
     async def story() -> None:
         queue = dict(num_requests_running=5, num_requests_waiting=9)

@@ -104,6 +104,53 @@ def test_a_stopped_process_that_holds_the_lock_holds_nobody_up(tmp_path: Path, m
     assert [r["event"] for r in read_metrics(path)] == ["one", "two", "three"]
 
 
+def test_a_lock_that_is_held_is_asked_for_again_after_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pauses: list[float] = []
+    monkeypatch.setattr(telemetry, "_LOCK_TRIES", 3)
+    monkeypatch.setattr(telemetry.time, "sleep", pauses.append)
+    with (tmp_path / "metrics.jsonl").open("ab") as other, MetricsLog(tmp_path / "metrics.jsonl", "a") as log:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        log.write("one")
+        assert pauses == [0.0005] * 3
+        fcntl.flock(other, fcntl.LOCK_UN)
+        log.write("two")
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it was given back at once
+    assert len(pauses) == 3
+
+
+def test_lines_that_lie_across_two_pieces_are_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path, "a") as log:
+        for number in range(40):
+            log.write("tick", number=number, padding="x" * (number % 23))
+    longest = max(map(len, path.read_bytes().splitlines(keepends=True)))
+    for piece in range(longest + 1, longest + 40):
+        monkeypatch.setattr(telemetry, "_PIECE_BYTES", piece)
+        tail = MetricsTail(path)
+        assert [record["number"] for record in tail.read()] == list(range(40))
+        assert tail.read() == []
+
+
+def test_a_line_without_end_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(telemetry, "_PIECE_BYTES", 64)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"x" * 200 + b"\n")
+    with MetricsLog(path, "a") as log:
+        log.write("one")
+    assert [record["event"] for record in read_metrics(path)] == ["one"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"[1]", b'{"event": 1}', b"{}", b'{"event": "x", "t": "1"}', b'{"event": "x", "t": true}',
+     b'{"event": "x", "process": 1}', b'{"event": "x", "t": NaN}', b"\xff"],
+)  # fmt: skip
+def test_lines_of_nobody_are_left_out(tmp_path: Path, line: bytes):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line + b'\n{"event": "mine"}\n{"event": "whole", "t": 1, "process": "a"}\n')
+    assert [record["event"] for record in read_metrics(path)] == ["mine", "whole"]
+
+
 def test_threads_of_one_process_share_a_log(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     with MetricsLog(path, "a") as log, ThreadPoolExecutor(4) as pool:

@@ -106,6 +106,8 @@ def test_one_that_hangs_holds_up_neither_events_nor_the_end(tmp_path: Path) -> N
     assert first["error"] == "4 events wait for it; further ones are dropped meanwhile"
     assert (last["written"], last["failed"], last["dropped"]) == (0, 0, 50)
     go_on.set()
+    thread._thread.join(10)
+    assert not thread._thread.is_alive(), "it was closed while no further event had room"
 
 
 CODE = """

@@ -51,4 +51,6 @@ def test_a_thread_tells_it_while_the_process_stands_still():
     reported = reported_waits(waits, log, clock=time.monotonic, poll_s=0.05)
     with reported, waits.waiting("the disk", on="disk", limit_s=9):
         time.sleep(1.2)
+        ended_s = time.monotonic()
+    assert time.monotonic() - ended_s < 4, "the end waits for a thread that was not told of it"
     assert [[w["what"] for w in entry] for entry in events] == [["the disk"], []]

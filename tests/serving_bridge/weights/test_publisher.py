@@ -242,6 +242,14 @@ def test_wrong_changes_are_refused(store: WeightStore, publisher):
     assert store.versions() == [1]
 
 
+def test_a_publisher_that_closes_tells_its_thread_before_it_waits_for_it(publisher, monkeypatch: pytest.MonkeyPatch):
+    to, told = publisher(), []
+    join = to._mender.join
+    monkeypatch.setattr(to._mender, "join", lambda timeout: told.append(to._closed.is_set()) or join(timeout))
+    to.close()
+    assert told == [True]
+
+
 def two_versions(store: WeightStore, publisher) -> tuple[Weights, WeightManifest]:
     to = publisher()
     publish(to, weights())

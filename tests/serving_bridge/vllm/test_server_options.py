@@ -1,0 +1,93 @@
+"""The command line and the environment of a server, by platform and settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving_bridge.settings import ServingSettings
+from serving_bridge.vllm.server_checks import Platform, ReplicaStartError
+from serving_bridge.vllm.server_options import Access, server_command, server_environment
+
+FOLDER = Path("/run/private")
+
+
+def settings(**given: Any) -> ServingSettings:
+    return ServingSettings(**({"max_model_len": 64} | given))
+
+
+def options(platform: Platform, **given: Any) -> dict[str, str | None]:
+    """Options by name; None for those without a value."""
+    command = server_command(Path("/model"), settings(**given), platform, 8001)
+    found: dict[str, str | None] = {}
+    for word, following in zip(command, [*command[1:], "--"], strict=True):
+        if word.startswith("--"):
+            found[word.removeprefix("--")] = None if following.startswith("--") else following
+    return found
+
+
+def test_what_a_server_is_always_told() -> None:
+    found = options("gpu", host="10.0.0.3", dtype="bfloat16", max_num_seqs=7, tensor_parallel_size=2)
+    expected = {
+        "model": "/model", "served-model-name": "policy", "host": "10.0.0.3", "port": "8001", "dtype": "bfloat16",
+        "max-model-len": "64", "max-num-seqs": "7", "tensor-parallel-size": "2", "generation-config": "vllm",
+        "logprobs-mode": "processed_logprobs", "scheduling-policy": "priority", "enable-scale-out": None,
+    }  # fmt: skip
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_memory_and_batches_are_those_of_the_platform() -> None:
+    cpu, gpu = (options(platform, cpu_kv_cache_gib=3, gpu_memory_utilization=0.5) for platform in ("cpu", "gpu"))
+    assert (cpu["kv-cache-memory-bytes"], cpu["max-num-batched-tokens"]) == (str(3 * 2**30), "8192")
+    assert options("cpu", max_model_len=9000)["max-num-batched-tokens"] == "9000"
+    assert gpu["gpu-memory-utilization"] == "0.5"
+    assert "gpu-memory-utilization" not in cpu
+    assert {"kv-cache-memory-bytes", "max-num-batched-tokens", "no-enable-chunked-prefill"}.isdisjoint(gpu)
+    assert "no-enable-chunked-prefill" in cpu
+    assert "enforce-eager" in options("gpu", enforce_eager=True)
+    assert "enforce-eager" not in options("gpu", enforce_eager=False)
+
+
+@pytest.mark.parametrize(("drain_s", "told"), [(0.1, "1"), (1.4, "1"), (10.0, "10")])
+def test_a_server_has_a_second_at_least_to_end(drain_s: float, told: str) -> None:
+    assert options("gpu", drain_timeout_s=drain_s)["shutdown-timeout"] == told
+
+
+def test_further_arguments_come_last_and_set_nothing_again() -> None:
+    command = server_command(Path("/model"), settings(extra_args=("--seed", "3")), "gpu", 1)
+    assert command[-2:] == ["--seed", "3"]
+    for argument, platform in (("--enable-chunked-prefill", "cpu"), ("--no-enable-chunked-prefill", "cpu")):
+        with pytest.raises(ReplicaStartError, match="which is set already"):
+            server_command(Path("/model"), settings(extra_args=(argument,)), platform, 1)  # type: ignore[arg-type]
+    assert "--enable-chunked-prefill" in server_command(
+        Path("/model"), settings(extra_args=("--enable-chunked-prefill",)), "gpu", 1
+    )
+
+
+def environment(platform: Platform, base: dict[str, str], **given: Any) -> dict[str, str]:
+    access = Access("http://h:1", "control", "inference", "/store", ("/a", "/b"), "own")
+    return server_environment({"HOME": "/home/u"} | base, settings(**given), platform, access, FOLDER)
+
+
+def test_a_server_learns_of_its_tokens_and_nothing_of_the_callers_secrets() -> None:
+    base = {"MY_FLAG": "1", "OTHER": "2", "API_KEY": "secret", "TMPDIR": "/tmp", "VLLM_SERVER_DEV_MODE": "0"}
+    found = environment("gpu", base, environment=("MY_FLAG",))
+    expected = {
+        "MY_FLAG": "1", "WEIR_CONTROL_TOKEN": "control", "WEIR_INFERENCE_TOKEN": "inference",
+        "WEIR_BASE_URL": "http://h:1", "WEIR_STORE_ROOT": "/store", "WEIR_MODEL_FAMILY": "own",
+        "WEIR_ALSO_OPEN": "/a /b", "TMPDIR": str(FOLDER), "VLLM_RPC_BASE_PATH": str(FOLDER),
+        "VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }  # fmt: skip
+    assert {name: found.get(name) for name in expected} == expected
+    assert {"OTHER", "API_KEY"}.isdisjoint(found)
+    assert found["TORCHINDUCTOR_CACHE_DIR"].endswith("/torchinductor")
+    assert environment("gpu", {"GLOO_SOCKET_IFNAME": "eth0"})["GLOO_SOCKET_IFNAME"] == "eth0"
+
+
+def test_threads_are_set_on_the_cpu_alone() -> None:
+    cpu, gpu = (environment(platform, {}, threads=3) for platform in ("cpu", "gpu"))
+    assert (cpu["OMP_NUM_THREADS"], cpu["TORCH_COMPILE_DISABLE"]) == ("3", "1")
+    assert {"OMP_NUM_THREADS", "TORCH_COMPILE_DISABLE", "VLLM_CPU_OMP_THREADS_BIND"}.isdisjoint(gpu)

@@ -1,0 +1,148 @@
+"""What stands before vLLM's server: nothing reaches it that the gate does not let in, and what does arrives whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from serving_bridge.vllm_plugin.middleware import GateMiddleware
+
+CONTROL, INFERENCE = "c" * 64, "i" * 64
+BODY = b'{"token_ids": [5], "sampling_params": {"max_tokens": 4}}'
+GENERATE = "/inference/v1/generate"
+Message = dict[str, Any]
+
+
+class App:
+    """The server behind: keeps what reaches it, and answers nothing."""
+
+    def __init__(self) -> None:
+        self.scopes: list[Message] = []
+        self.received: list[Message] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scopes.append(scope)
+        if scope["type"] == "http":
+            self.received += [await receive(), await receive()]
+        else:
+            await send({"type": "done"})
+
+
+@pytest.fixture
+def app() -> App:
+    return App()
+
+
+@pytest.fixture
+def gate(app: App, monkeypatch: pytest.MonkeyPatch) -> GateMiddleware:
+    for name, value in (("CONTROL_TOKEN", CONTROL), ("INFERENCE_TOKEN", INFERENCE), ("BASE_URL", "http://h:1")):
+        monkeypatch.setenv(f"WEIR_{name}", value)
+    return GateMiddleware(app)
+
+
+def http(path: str = GENERATE, *, token: str = INFERENCE, length: int = len(BODY), **fields: Any) -> Message:
+    headers = [
+        (b"host", b"h:1"), (b"authorization", f"Bearer {token}".encode()), (b"content-type", b"application/json"),
+        (b"content-length", str(length).encode()), (b"x-request-id", b"weir-probe-x"),
+    ]  # fmt: skip
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "headers": headers}
+    return scope | {"query_string": b"", "root_path": ""} | fields
+
+
+def run(gate: GateMiddleware, scope: Message, *messages: Message) -> list[Message]:
+    """What is sent back; `messages` come one after the other, and then the client goes."""
+    waiting, events = list(messages), []
+
+    async def receive() -> Message:
+        events.append("received")
+        return waiting.pop(0) if waiting else {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        events.append(message)
+
+    asyncio.run(gate(scope, receive, send))
+    sent = [event for event in events if event != "received"]
+    assert not sent or events[: len(events) - len(sent)] == ["received"] * (len(events) - len(sent)), events
+    return sent
+
+
+def request(body: bytes, *, more: bool = False) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def refusal(sent: Sequence[Message]) -> tuple[int, str]:
+    start, body = sent
+    assert (start["type"], body["type"]) == ("http.response.start", "http.response.body")
+    headers = dict(start["headers"])
+    assert headers[b"content-length"] == str(len(body["body"])).encode()
+    assert headers[b"connection"] == b"close"
+    assert (headers.get(b"www-authenticate") == b"Bearer") is (start["status"] == 401)
+    return start["status"], msgspec.json.decode(body["body"])["error"]["message"]
+
+
+def test_a_request_reaches_the_server_whole_and_without_the_id_of_a_header(gate: GateMiddleware, app: App) -> None:
+    assert run(gate, http(), request(BODY[:9], more=True), request(BODY[9:])) == []
+    assert app.received == [request(BODY), {"type": "http.disconnect"}]
+    (scope,) = app.scopes
+    assert [name for name, _ in scope["headers"]] == [b"host", b"authorization", b"content-type", b"content-length"]
+
+
+def test_a_route_without_a_body_is_not_read_before_the_server_does(gate: GateMiddleware, app: App) -> None:
+    assert run(gate, http("/resume", token=CONTROL, length=0)) == []
+    assert app.received == [request(b""), {"type": "http.disconnect"}]
+
+
+@pytest.mark.parametrize(
+    ("scope", "status"),
+    [
+        (http(token="x" * 64), 401),
+        (http("/resume", length=0), 403),
+        (http("/other"), 404),
+        (http(path="/resume"), 403),
+        (http() | {"path": "/resume"}, 404),
+        (http() | {"root_path": "/inference"}, 404),
+        (http() | {"raw_path": b""}, 404),
+        (http() | {"query_string": b"x=1"}, 403),
+    ],
+)
+def test_what_the_gate_refuses_does_not_reach_the_server(
+    gate: GateMiddleware, app: App, scope: Message, status: int
+) -> None:
+    assert refusal(run(gate, scope, request(BODY)))[0] == status
+    assert app.scopes == []
+
+
+def test_a_body_that_is_none_of_ours_does_not_reach_the_server(gate: GateMiddleware, app: App) -> None:
+    assert refusal(run(gate, http(), request(b"[]")))[0] == 400
+    assert app.scopes == []
+
+
+def test_a_body_is_bounded_whatever_its_head_said(gate: GateMiddleware, app: App) -> None:
+    most = 64 << 10
+    scope = http("/abort_requests", token=CONTROL, length=2)
+    assert run(gate, scope, request(b"{}" + b" " * (most - 2))) == []
+    assert refusal(run(gate, scope, request(b"{}" + b" " * (most - 3), more=True), request(b"  "))) == (
+        413,
+        "expected a body of at most 65536 bytes",
+    )
+    assert len(app.scopes) == 1
+
+
+def test_a_client_that_goes_amid_its_body_costs_the_server_nothing(gate: GateMiddleware, app: App) -> None:
+    assert run(gate, http(), request(BODY[:9], more=True)) == []
+    assert app.scopes == []
+
+
+def test_web_sockets_are_closed_after_they_were_opened_and_the_life_of_the_server_is_its_own(
+    gate: GateMiddleware, app: App
+) -> None:
+    assert run(gate, {"type": "websocket"}, {"type": "websocket.connect"}) == [
+        {"type": "websocket.close", "code": 1008, "reason": "no such route"}
+    ]
+    assert run(gate, {"type": "other"}) == []
+    assert app.scopes == []
+    assert run(gate, {"type": "lifespan"}) == [{"type": "done"}]

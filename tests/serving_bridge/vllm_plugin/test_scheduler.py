@@ -1,0 +1,167 @@
+"""A paused engine runs whole batches of sealed probes and nothing else; vLLM's own scheduler is a stub here."""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serving_bridge.access.probes import probe_ids
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+
+CONTROL = "c" * 64
+
+
+class Queue(list[Any]):
+    """A request queue in the order of arrival."""
+
+    def add_request(self, request: Any) -> None:
+        self.append(request)
+
+    def remove_requests(self, requests: Any) -> None:
+        self[:] = [request for request in self if request not in requests]
+
+
+@pytest.fixture
+def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One that is not paused; `did` is what vLLM's own was asked for, with what it would see then."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own, while it is imported
+        from vllm.v1.core.sched.interface import PauseState
+
+        from serving_bridge.vllm_plugin import scheduler as module
+
+    did: list[Any] = []
+
+    def init(self: Any) -> None:
+        self.policy, self.running, self.requests = "fcfs", [], {}
+        self.waiting, self.kv_holding_waiting, self._pause_state = Queue(), Queue(), PauseState.UNPAUSED
+        self.did = did
+
+    def add_request(self: Any, request: Any) -> None:
+        self.requests[request.request_id] = request
+        self.waiting.add_request(request)
+
+    def set_pause_state(self: Any, state: Any) -> None:
+        did.append("state")
+        self._pause_state = state
+
+    def schedule(self: Any, throttle: bool = False) -> Any:
+        names = [request.request_id for request in self.waiting]
+        did.append((names, len(self.kv_holding_waiting), self._pause_state == PauseState.UNPAUSED, throttle))
+        return "planned"
+
+    base = module.Scheduler
+    monkeypatch.setattr(base, "__init__", init)
+    monkeypatch.setattr(base, "add_request", add_request)
+    monkeypatch.setattr(base, "set_pause_state", set_pause_state)
+    monkeypatch.setattr(base, "pause_state", property(lambda self: self._pause_state), raising=False)
+    monkeypatch.setattr(base, "reset_prefix_cache", lambda self, **asked: did.append(asked), raising=False)
+    monkeypatch.setattr(base, "get_num_unfinished_requests", lambda self: 0)
+    monkeypatch.setattr(base, "schedule", schedule)
+    monkeypatch.setattr(module, "create_request_queue", lambda policy: Queue())
+    monkeypatch.setenv("WEIR_CONTROL_TOKEN", CONTROL)
+    made = module.ProbingScheduler()
+    made.states = PauseState  # type: ignore[attr-defined]
+    return made
+
+
+def pause(scheduler: Any) -> None:
+    scheduler.set_pause_state(scheduler.states.PAUSED_ALL)
+    scheduler.did.clear()
+
+
+def add(scheduler: Any, name: str, max_tokens: int = 1) -> None:
+    scheduler.add_request(SimpleNamespace(request_id=f"generate-tokens-{name}", max_tokens=max_tokens))
+
+
+def planned(scheduler: Any) -> tuple[list[str], int, bool]:
+    """What vLLM's own scheduler saw in one step: requests, those that hold blocks, and whether it was unpaused."""
+    scheduler.did.clear()
+    assert scheduler.schedule(True) == "planned"
+    ((names, holding, unpaused, throttle),) = scheduler.did
+    assert throttle
+    return [name.removeprefix("generate-tokens-") for name in names], holding, unpaused
+
+
+def test_without_its_token_an_engine_does_not_start(scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WEIR_CONTROL_TOKEN")
+    with pytest.raises(RuntimeError, match="WEIR_CONTROL_TOKEN is not set"):
+        type(scheduler)()
+
+
+def test_a_batch_of_probes_runs_alone_when_all_of_it_has_come(scheduler: Any) -> None:
+    first, second = probe_ids(2, CONTROL)
+    add(scheduler, "held", 9)
+    scheduler.kv_holding_waiting.append("preempted")
+    pause(scheduler)
+    add(scheduler, first)
+    assert scheduler.get_num_unfinished_requests() == 0
+    assert planned(scheduler) == (["held", first], 1, False)
+    add(scheduler, "late", 9)
+    add(scheduler, second)
+    assert scheduler.get_num_unfinished_requests() == 2
+    assert planned(scheduler) == ([first, second], 0, True)
+    # Afterwards all is as it was, and what was not run waits on.
+    left = [request.request_id.removeprefix("generate-tokens-") for request in scheduler.waiting]
+    assert sorted(left) == sorted(["held", "late", first, second])
+    assert (scheduler.kv_holding_waiting, scheduler.pause_state) == (["preempted"], scheduler.states.PAUSED_ALL)
+
+
+def test_probes_of_an_incomplete_batch_wait_while_others_run(scheduler: Any) -> None:
+    (alone,), (half, _) = probe_ids(1, CONTROL), probe_ids(2, CONTROL)
+    pause(scheduler)
+    add(scheduler, half)
+    add(scheduler, alone)
+    assert planned(scheduler) == ([alone], 0, True)
+    del scheduler.requests[f"generate-tokens-{alone}"]  # it has ended
+    assert scheduler.get_num_unfinished_requests() == 0
+
+
+def test_only_sealed_requests_for_one_token_after_the_pause_are_probes(scheduler: Any) -> None:
+    before, long, sound = (probe_ids(1, CONTROL)[0] for _ in range(3))
+    add(scheduler, before)
+    pause(scheduler)
+    add(scheduler, long, max_tokens=2)
+    add(scheduler, probe_ids(1, "other")[0])
+    add(scheduler, "weir-probe-x")
+    assert scheduler.get_num_unfinished_requests() == 0
+    add(scheduler, sound)
+    assert scheduler.get_num_unfinished_requests() == 1
+    assert planned(scheduler)[0] == [sound]
+
+
+def test_no_probe_runs_beside_a_request_that_still_runs(scheduler: Any) -> None:
+    first, second = (probe_ids(1, CONTROL)[0] for _ in range(2))
+    pause(scheduler)
+    add(scheduler, first)
+    add(scheduler, second)
+    scheduler.running = [SimpleNamespace(request_id=f"generate-tokens-{first}")]
+    assert scheduler.get_num_unfinished_requests() == 2
+    scheduler.running.append(SimpleNamespace(request_id="generate-tokens-held"))
+    assert scheduler.get_num_unfinished_requests() == 0
+
+
+def test_the_end_of_a_pause_forgets_its_probes_and_their_cache_before_anything_runs(scheduler: Any) -> None:
+    states = scheduler.states
+    pause(scheduler)
+    add(scheduler, probe_ids(1, CONTROL)[0])
+    scheduler.set_pause_state(states.PAUSED_ALL)
+    assert scheduler.did == ["state"]
+    assert scheduler.get_num_unfinished_requests() == 0
+    scheduler.did.clear()
+    scheduler.set_pause_state(states.UNPAUSED)
+    assert scheduler.did == [{"reset_running_requests": True}, "state"]
+    scheduler.did.clear()
+    scheduler.set_pause_state(states.UNPAUSED)
+    assert scheduler.did == ["state"]
+
+
+def test_a_pause_that_keeps_the_caches_runs_no_probe(scheduler: Any) -> None:
+    (other,) = [state for state in scheduler.states if state.name not in ("UNPAUSED", "PAUSED_ALL")]
+    scheduler.set_pause_state(other)
+    add(scheduler, probe_ids(1, CONTROL)[0])
+    assert scheduler.get_num_unfinished_requests() == 0
