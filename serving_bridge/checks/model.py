@@ -12,6 +12,8 @@ from serving_bridge.settings import ServingSettings
 _GIB = 2**30
 #: bytes of a weight, or of a key or value, in each dtype
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+#: sizes of a head that vLLM's attention on CPUs computes
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,18 @@ def serving_findings(model: ModelConfig, settings: ServingSettings, *, platform:
             str(settings.tensor_parallel_size),
             "change it",
         )
-    if platform != "cpu":
-        return
+    if platform == "cpu":
+        yield from _cpu_findings(model, settings)
+
+
+def _cpu_findings(model: ModelConfig, settings: ServingSettings) -> Iterator[Finding]:
+    if model.head_dim not in CPU_HEAD_SIZES:
+        yield Finding(
+            "model",
+            f"one whose heads have a size that vLLM computes on a CPU: {', '.join(map(str, CPU_HEAD_SIZES))}",
+            f"head_dim {model.head_dim}",
+            "take another model, or another model.create.head_dim",
+        )
     needed = model_size(model, settings.dtype).cache_bytes * settings.max_model_len
     held = settings.cpu_kv_cache_gib * _GIB
     if needed > held:

@@ -10,6 +10,8 @@ from serving_bridge.checks.prompt_survey import Survey, golden_prompts, survey
 from serving_bridge.evaluation import PromptEncoder
 
 _LIMIT = "rollout.max_prompt_tokens"
+#: Any observation: what is looked at is the chat template around it.
+_SHORT = "No."
 
 
 def length_findings(found: Survey, *, limit: int, answer: int) -> Iterator[Finding]:
@@ -89,12 +91,19 @@ def supervised_findings(task: Task, encoder: PromptEncoder, *, sequence_length: 
         )
 
 
-def dialog_findings(encoder: PromptEncoder, *, feedback: str, turns: int) -> Iterator[Finding]:
-    """Whether what is said after a wrong answer can be said. Raises `TokenizerError` if the template can't show it."""
+def dialog_findings(encoder: PromptEncoder, *, feedback: str | None, turns: int) -> Iterator[Finding]:
+    """Whether what is said after a wrong answer can be said.
+
+    Args:
+      feedback: `task.feedback`; None where an environment of the user's own says something else.
+
+    Raises:
+      TokenizerError: the chat template can't show it.
+    """
     if turns == 1:
         return
-    length = len(encoder.observation(feedback, after=encoder.tokenizer.eos_ids[0]))
-    if not 0 < length <= encoder.max_prompt_tokens:
+    length = len(encoder.observation(feedback or _SHORT, after=encoder.tokenizer.eos_ids[0]))
+    if feedback is not None and not 0 < length <= encoder.max_prompt_tokens:
         yield Finding(
             "task.feedback",
             f"1 to {encoder.max_prompt_tokens} tokens ({_LIMIT})",

@@ -254,7 +254,7 @@ class Replica:
                 await self.client.warm_up([0], n=num, max_tokens=max_tokens, timeout_s=timeout_s)
             await self.client.prompt_logprobs([0] * min(8, self.settings.max_model_len - 1), timeout_s=timeout_s)
         except ReplicaError as error:
-            raise ReplicaStartError(f"{self.name} started but does not sample: {error}") from error
+            raise ReplicaStartError(f"{self.name} started but does not sample: {error}; see {self.log_path}") from error
 
 
 def _url_host(host: str) -> str:

@@ -78,4 +78,5 @@ def _convert(config: Config, paths: RunPaths) -> Command:
     command = [*python_module("tools.convert"), "to-hf", "--checkpoint", str(paths.checkpoints)]
     model_dir = paths.start_model if config.warm_start else base_model_path(config, paths)
     command += ["--model", str(model_dir), "--out", str(paths.final_model)]
-    return [*command, "--dtype", config.learner.publish_dtype]
+    family = ["--family", config.model.family] if config.model.family else []
+    return [*command, "--dtype", config.learner.publish_dtype, *family]

@@ -225,7 +225,8 @@ def _problems(part: Part, subject: Subject) -> Iterator[Finding]:
     if part in ("train", "learner"):
         yield from prompt_checks.golden_findings(task, encoder, config.learner.num_golden)
     if part in ("train", "rollout"):
-        yield from prompt_checks.dialog_findings(encoder, feedback=config.task.feedback, turns=config.task.turns)
+        says = config.task.feedback if config.task.environment == "feedback" else None
+        yield from prompt_checks.dialog_findings(encoder, feedback=says, turns=config.task.turns)
     if starts:
         yield from prompt_checks.supervised_findings(
             task, encoder, sequence_length=config.learner.sequence_length, sample=_SUPERVISED_SAMPLE
