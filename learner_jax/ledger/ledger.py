@@ -62,7 +62,7 @@ class Ledger:
     def resumed(self, position: Position) -> None:
         """The state of a checkpoint was restored; what it consumed is for the queue to forget, and for nobody here."""
         _require(self.life > 0, "a position is resumed from before the life has begun")
-        _require(not self._is_published and self._saved_step is None, "a position is resumed from after work has begun")
+        _require(self.version < 0 and self._saved_step is None, "a position is resumed from after work has begun")
         _require(
             position.life < self.life,
             f"life {self.life} resumes from what life {position.life} saved: expected a later",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -93,24 +92,35 @@ def test_what_is_written_is_read_back_bit_by_bit(group: list[Trajectory]) -> Non
     assert encode_group(again) == payload
 
 
-# What breaks one thing in an array.
-BREAKS: dict[str, Callable[[np.ndarray, int], object]] = {
-    "tokens": lambda array, place: array.__setitem__(place, -1),
-    "loss_mask": lambda array, place: array.view(np.uint8).__setitem__(place, 2),
-    "behavior_logprobs": lambda array, place: array.__setitem__(place, [np.nan, 0.5, -2000.0, np.inf][place % 4]),
-    "policy_version": lambda array, place: array.__setitem__(place, -1 - place % 2 if array[place] >= 0 else 3),
-    "turn": lambda array, place: array.__setitem__(place, -1),
-    "rewards": lambda array, place: array.__setitem__(place, [np.nan, np.inf, -np.inf, 2e6][place % 4]),
-}
+def damage(trajectory: Trajectory, what: str, place: int) -> None:
+    """Breaks one thing in the arrays, at any place."""
+    values: dict[str, Any] = {
+        "tokens": -1,
+        "behavior_logprobs": [np.nan, 0.5, -2000.0, np.inf][place % 4],
+        "policy_version": -1 - place % 2 if trajectory.loss_mask[place] else 3,
+        "turn": -1,
+        "rewards": [np.nan, np.inf, -np.inf, 2e6][place % 4],
+    }
+    match what:
+        case "no truth value":
+            trajectory.loss_mask.view(np.uint8)[place] = 2
+        case "nothing sampled":
+            trajectory.loss_mask[:], trajectory.policy_version[:] = False, NOT_SAMPLED
+        case "sampled without context":
+            trajectory.loss_mask[0], trajectory.policy_version[0] = True, 3
+        case _:
+            getattr(trajectory, what)[place] = values[what]
 
 
+DAMAGES = sorted({*ARRAY_DTYPES, "no truth value", "nothing sampled", "sampled without context"} - {"loss_mask"})
+
+
+@examples(1.5)
 @given(groups(), st.data())
 def test_a_broken_array_is_refused_whatever_stands_beside_it(group: list[Trajectory], data: st.DataObject) -> None:
     """Looked at alone or with the whole group's: both say the same, and nothing of it is written."""
     broken = data.draw(st.sampled_from(group))
-    name = data.draw(st.sampled_from(sorted(BREAKS)))
-    array = getattr(broken, name)
-    BREAKS[name](array, data.draw(st.integers(0, len(array) - 1)))
+    damage(broken, data.draw(st.sampled_from(DAMAGES)), data.draw(st.integers(0, len(broken.tokens) - 1)))
     with pytest.raises(ContractError, match=broken.trajectory_id):
         broken.validate()
     with pytest.raises(ContractError, match=broken.trajectory_id):
@@ -168,6 +178,14 @@ def test_a_field_of_any_type_is_refused_or_valid(size: int, data: st.DataObject)
         else:
             del wire[name]
     read_or_refused(msgspec.msgpack.encode(wires))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=5))
+def test_samples_in_another_order_or_number_are_refused(order: list[int]) -> None:
+    wires = msgspec.msgpack.decode(encode_group(make_group("run/3", size=4)))
+    if order != [0, 1, 2, 3]:
+        with pytest.raises(ContractError, match="run/3"):
+            decode_group(msgspec.msgpack.encode([wires[sample] for sample in order]))
 
 
 @given(st.integers(-(2**40), 2**40).filter(lambda schema: schema != TRAJECTORY_SCHEMA))

@@ -76,6 +76,7 @@ ILLEGAL = [
     ((), "resume", "before the life has begun"),
     (("begin", "resume"), "resume", "after work has begun"),
     (BEGUN, "resume", "after work has begun"),
+    ((*BEGUN, "complete"), "resume", "after work has begun"),
     (("begin",), "resume own", "life 2 resumes from what life 2 saved"),
     ((), "publish", "before the life has begun"),
     (BEGUN, "publish", "step 0 is version 0, and now 1"),

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from learner_jax.contracts.position import Position
 from learner_jax.ledger.ledger import Ledger, LedgerError
 
 START = Position(0, 0, 0, ())
+#: What makes a position another one than the ledger's.
+OTHERS: list[dict[str, Any]] = [{"completed_steps": 99}, {"consumed_trajectory_ids": ("run/0/9",)}, {"life": 99}]
 GROUPS = tuple(f"run/{index}" for index in range(24))
 
 
@@ -88,6 +90,15 @@ class LedgerOrders(RuleBasedStateMachine):
         self.told.append((name, value))
         return result
 
+    @initialize(resumes=st.sampled_from([None, False, True]))
+    def start(self, resumes: bool | None) -> None:
+        """Most lives begin as they should; None leaves the first event to chance."""
+        if resumes is not None:
+            self.begin(5)
+            if resumes:
+                self.resume(4, 3)
+            self.publish(1)
+
     @rule(life=st.integers(0, 9))
     def begin(self, life: int) -> None:
         legal = life > 0 and "begin" not in self.names()
@@ -118,9 +129,14 @@ class LedgerOrders(RuleBasedStateMachine):
         legal = is_published and self.last("step", "train") == "step"
         self.tell("train", ids, lambda: self.ledger.trained_on(ids), legal=legal)
 
-    @rule(
-        change=st.sampled_from([{}, {"completed_steps": 99}, {"consumed_trajectory_ids": ("run/0/9",)}, {"life": 99}])
-    )
+    @rule(count=st.integers(0, 3))
+    def whole_step(self, count: int) -> None:
+        """The common case: each of its events is due, if the first one is."""
+        self.step()
+        self.publish(1)
+        self.train(count)
+
+    @rule(change=st.sampled_from([{}, {}, {}, *OTHERS]))
     def save(self, change: dict[str, Any]) -> None:
         if not self.is_between_steps:
             self.tell("save", None, lambda: self.ledger.position(prompt_cursor=5), legal=False)

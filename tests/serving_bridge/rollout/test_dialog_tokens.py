@@ -38,20 +38,20 @@ class Engine:
     """A server that samples what is drawn, in pieces of any length, and fails now and then.
 
     Attributes:
-      contexts: token ids of every request, also of those that failed.
+      contexts: token ids of every request, also of those that failed, and how many tokens were sampled before it.
       sampled: (token, log-prob, policy version) of all that it handed out, in order.
     """
 
     data: st.DataObject
     version: int = 0
     num_failed: int = 0
-    contexts: list[list[int]] = field(default_factory=list)
+    contexts: list[tuple[list[int], int]] = field(default_factory=list)
     sampled: list[tuple[int, float, int]] = field(default_factory=list)
 
     def answer(self, body: dict[str, Any]) -> tuple[int, bytes]:
-        self.contexts.append(body["token_ids"])
+        self.contexts.append((body["token_ids"], len(self.sampled)))
         most = body["sampling_params"]["max_tokens"]
-        if self.num_failed < 2 and self.data.draw(st.integers(0, 5), "fails") == 0:
+        if self.num_failed < 2 and self.data.draw(st.integers(0, 5), "fails") == 5:
             self.num_failed += 1
             return 503, b"busy"
         self.num_failed = 0
@@ -89,7 +89,7 @@ class Dialog:
         draw = self.engine.data.draw
         verdict = draw(st.sampled_from(["pass", "fail", "fail", "error"]), "verdict")
         reward = None if verdict == "error" else draw(st.integers(-8, 8)) / 8
-        ends = answer.is_last or verdict == "error" or draw(st.booleans(), "ends")
+        ends = answer.is_last or verdict == "error" or not draw(st.booleans(), "goes on")
         given = [] if ends else draw(st.lists(TOKENS, min_size=1, max_size=SETTINGS.max_prompt_tokens), "observation")
         self.turns.append((len(self.engine.sampled), reward, given))
         parts = {} if reward is None else {"part": reward}
@@ -148,9 +148,9 @@ def test_what_is_trained_on_is_what_was_sampled(prompt: list[int], data: st.Data
 
     # Every request went on from exactly what was there, and the last answer ends the record.
     whole = found.tokens.tolist()
-    for context in engine.contexts:
-        assert context == whole[: len(context)]
-    assert sorted(map(len, engine.contexts)) == list(map(len, engine.contexts))
+    for context, num_sampled in engine.contexts:
+        num_given = sum(len(given) for until, _, given in dialog.turns if until <= num_sampled)
+        assert context == whole[: len(prompt) + num_sampled + num_given]
     assert len(whole) <= SETTINGS.max_episode_tokens
 
     # The same tokens and mask in the queue's record, and in the rows that the learner trains on.
