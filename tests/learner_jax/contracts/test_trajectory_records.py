@@ -38,14 +38,14 @@ def floats(lowest: float, highest: float, size: int) -> st.SearchStrategy[list[f
 
 
 @st.composite
-def trajectories(draw: st.DrawFn, group_id: str, sample: int, size: int) -> Trajectory:
+def trajectories(draw: st.DrawFn, group_id: str, sample: int, size: int, judged: bool) -> Trajectory:
     """A valid answer of any content; every array tells each of its places from the others."""
     length = draw(st.integers(2, 12))
     mask = np.array([False, *draw(st.lists(st.booleans(), min_size=length - 1, max_size=length - 1))])
     mask[draw(st.integers(1, length - 1))] = True
     versions = draw(st.lists(st.integers(0, MAX_VERSION), min_size=length, max_size=length))
     turns = draw(st.lists(st.integers(0, 3), min_size=length, max_size=length))
-    judged = draw(st.booleans())
+    judged = judged or draw(st.booleans())
     rewards = draw(floats(-MAX_REWARD / 16, MAX_REWARD / 16, length)) if judged else [0.0] * length
     tokens = draw(st.lists(st.integers(0, 2**31 - 1), min_size=length, max_size=length))
     return Trajectory(
@@ -75,7 +75,8 @@ def trajectories(draw: st.DrawFn, group_id: str, sample: int, size: int) -> Traj
 def groups(draw: st.DrawFn) -> list[Trajectory]:
     group_id = f"{draw(RUNS)}/{draw(st.integers(0, MAX_PROMPT_INDEX))}"
     size = draw(st.integers(1, 5))  # on both sides of where arrays are looked at together
-    return [draw(trajectories(group_id, sample, size)) for sample in range(size)]
+    judged = draw(st.booleans())  # all of them, or some
+    return [draw(trajectories(group_id, sample, size, judged)) for sample in range(size)]
 
 
 def bits(trajectory: Trajectory) -> dict[str, Any]:

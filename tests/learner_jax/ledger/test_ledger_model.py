@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from learner_jax.contracts.position import Position
 from learner_jax.ledger.ledger import Ledger, LedgerError
+from tests.support.properties import examples
 
 START = Position(0, 0, 0, ())
 #: What makes a position another one than the ledger's.
@@ -146,6 +147,13 @@ class LedgerOrders(RuleBasedStateMachine):
         is_free = self.last("save", "commit", "acknowledge") in ("", "acknowledge")
         legal = is_free and not change and (saved is None or saved.completed_steps < self.steps)
         self.tell("save", position, lambda: self.ledger.save_started(position), legal=legal)
+
+    @rule()
+    def whole_save(self) -> None:
+        """The common case."""
+        self.save({})
+        self.commit()
+        self.acknowledge(True)
 
     @rule()
     def commit(self) -> None:
@@ -288,5 +296,5 @@ class LedgerLives(RuleBasedStateMachine):
         return None
 
 
-TestLedgerOrders = LedgerOrders.TestCase
-TestLedgerLives = LedgerLives.TestCase
+TestLedgerOrders, TestLedgerLives = LedgerOrders.TestCase, LedgerLives.TestCase
+TestLedgerOrders.settings, TestLedgerLives.settings = examples(4.0, steps=2.0), examples(2.0)

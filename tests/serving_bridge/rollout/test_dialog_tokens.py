@@ -25,6 +25,7 @@ from serving_bridge.routing.dispatch import Dispatcher
 from serving_bridge.routing.registry import ReplicaRow
 from serving_bridge.settings.serving import RolloutSettings
 from serving_bridge.vllm.client import VllmClient
+from tests.support.properties import examples
 from tests.support.rollout_world import EOS, VOCAB, FakeReplica, FakeSession, Inline, choice, reply, virtually
 
 SETTINGS = RolloutSettings(max_prompt_tokens=6, max_tokens=8, max_attempts=4, group_size=1, max_episode_tokens=44)
@@ -55,7 +56,7 @@ class Engine:
             self.num_failed += 1
             return 503, b"busy"
         self.num_failed = 0
-        ends = self.data.draw(st.sampled_from(["stop", "length", "abort"]), "ends by")
+        ends = self.data.draw(st.sampled_from(["stop", "abort", "abort", "length"]), "ends by")
         tokens = self.data.draw(st.lists(TOKENS, min_size=most if ends == "length" else 1, max_size=most), "tokens")
         if ends == "stop":
             tokens[-1] = EOS
@@ -89,7 +90,7 @@ class Dialog:
         draw = self.engine.data.draw
         verdict = draw(st.sampled_from(["pass", "fail", "fail", "error"]), "verdict")
         reward = None if verdict == "error" else draw(st.integers(-8, 8)) / 8
-        ends = answer.is_last or verdict == "error" or not draw(st.booleans(), "goes on")
+        ends = answer.is_last or verdict == "error" or not draw(st.sampled_from([False, True, True]), "goes on")
         given = [] if ends else draw(st.lists(TOKENS, min_size=1, max_size=SETTINGS.max_prompt_tokens), "observation")
         self.turns.append((len(self.engine.sampled), reward, given))
         parts = {} if reward is None else {"part": reward}
@@ -126,6 +127,7 @@ async def _now(answer: tuple[int, bytes]) -> tuple[int, bytes]:
     return answer
 
 
+@examples(2.5)
 @given(st.lists(TOKENS, min_size=1, max_size=SETTINGS.max_prompt_tokens), st.data())
 def test_what_is_trained_on_is_what_was_sampled(prompt: list[int], data: st.DataObject) -> None:
     dialog = Dialog(Engine(data))

@@ -68,6 +68,7 @@ def encoded(pairs: list[Pair]) -> dict[str, np.ndarray]:
     return encoder.finish()
 
 
+@examples(2.0)
 @given(versions())
 def test_a_difference_applied_to_the_old_bits_gives_the_new_ones(pairs: list[Pair]) -> None:
     itemsize = pairs[0][0].dtype.itemsize
