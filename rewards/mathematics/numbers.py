@@ -25,6 +25,9 @@ _MAX_LOG2 = 20_000.0
 _MAX_NODES = 500
 _MAX_FACTORIAL = 500
 _POINTS = 8
+#: Bits of a point's number whose sum decides a variable's sign: no two variables go together, as |x| + |y| and |x + y|
+#: would where they do.
+_SIGNS = (1, 2, 4, 3, 5, 6, 7)
 _MIN_POINTS = 3
 _UNKNOWN_BASE = "6.2384729"
 _local = threading.local()
@@ -179,14 +182,15 @@ def _agree(one: Expression, other: Expression, names: frozenset[str]) -> bool:
 
 
 def _points(names: frozenset[str]) -> list[dict[str, Any]]:
-    """Values for the variables: of both signs, small and large, none of them special."""
+    """Values for the variables: small and large, none of them special, any two of seven in all pairs of signs."""
     points = []
     for index in range(_POINTS):
         point = {}
-        for name in sorted(names):
+        for number, name in enumerate(sorted(names)):
             seed = zlib.crc32(f"{name}/{index}".encode())
             size = Fraction(1 + seed % 9973, 1009) + Fraction(1, 7 + index)
-            point[name] = _mp().mpf(size.numerator) / size.denominator * (-1 if (seed >> 16) % 2 else 1)
+            is_negative = (index & _SIGNS[number % len(_SIGNS)]).bit_count() % 2
+            point[name] = _mp().mpf(size.numerator) / size.denominator * (-1 if is_negative else 1)
         points.append(point)
     return points
 

@@ -78,6 +78,8 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ),
     (r"\frac{x+1}{x-1}", [r"\frac{1+x}{x-1}", "(x+1)/(x-1)", r"-\frac{x+1}{1-x}"], [r"\frac{x-1}{x+1}", "x+1"]),
     (r"\sin^2 x", [r"1-\cos^2 x", r"(\sin x)^2", r"\sin(x)^2"], [r"\sin x", r"\cos^2 x", r"\sin x^2"]),
+    ("|x||y|", ["|xy|", "|y| |x|", r"\left|x\right| \cdot |y|"], ["|x|", "xy", "|x|+|y|"]),
+    ("|x| + 2|y|", ["2|y|+|x|", r"\sqrt{x^2} + |2y|"], ["|x|", "|x+2y|"]),
     ("|x|", [r"\sqrt{x^2}", r"\left|x\right|"], ["x", "-x"]),
     ("2ab", ["2ba", r"2 \cdot a \cdot b", "2 a b"], ["2a", "ab", "2"]),
     # Units, percent, currency, degrees
@@ -85,6 +87,7 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("40", ["40%", "40 percent", "40 apples", r"40\text{ cm}", "x = 40"], ["0.4%", "4%", "40!"]),
     (r"\$10", ["$10", "10", "10 dollars", r"\$10.00", "1000 cents"], ["€10", "10 euros", "$1", "10%"]),
     ("$1,234.50", ["1234.5", r"\$1234.50"], ["1", "$1,234"]),
+    (r"45^{\circ}", ["45", "45°", r"45^\circ", r"45^{\degree}"], ["4.5", "45 radians"]),
     (r"90^\circ", ["90", "90°", "90 degrees", r"90^{\circ}"], ["9", "90 radians", "100°"]),
     (
         r"10\text{ cm}",

@@ -150,7 +150,7 @@ def test_arithmetic_reaches_the_parser(answer: str) -> None:
     assert GUARDS["polynomial_multiplication"](answer, {})
 
 
-@pytest.mark.parametrize("nested", ["-{}", "1+{}", "{}*2", "2**-{}", "sin({})", "({})**2"])
+@pytest.mark.parametrize("nested", ["-{}", "1+{}", "{}*2", "2**-{}", "sin({})", "({})**2", "({})**1"])
 def test_formulas_are_nested_to_a_bounded_depth(nested: str) -> None:
     taken, refused = "1", "1"
     for _ in range(8):

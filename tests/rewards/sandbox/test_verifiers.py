@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -203,6 +204,14 @@ def test_the_filter_knows_only_calls_of_its_own_machine() -> None:
         program = confinement.filter_program(machine)
         assert len(program) % 8 == 0
         assert len(program) // 8 < 256  # jumps are bytes
+
+
+def test_folders_that_may_be_read_are_those_of_the_libraries_each_once() -> None:
+    folders = confinement.library_folders()
+    assert not [(one, other) for one in folders for other in folders if one.startswith(other + os.sep)]
+    for wanted in (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), "/usr/lib", *pytest.__path__):
+        path = os.path.realpath(wanted)
+        assert [folder for folder in folders if path == folder or path.startswith(folder + os.sep)], path
 
 
 def test_first_attempts_run_before_rests_and_problems_take_turns() -> None:

@@ -27,9 +27,22 @@ def test_a_lease_is_free_at_its_end_and_its_holder_may_take_it_anew():
         lease.take("b", 10)
     now = 25.0
     lease.take("b", 10)
-    lease.renew("a")
     with pytest.raises(LeaseError, match="round b does"):
         lease.check("a")
+    now = 30.0
+    lease.renew("a")  # not its own: nothing is prolonged
+    now = 35.0
+    lease.renew("b")  # it ran out, and nobody came
+    now = 44.0
+    with pytest.raises(LeaseError, match="for up to 1.0 s more"):
+        lease.take("c", 10)
+    lease.release("b")
+    lease.take("c", 10)
+    lease.renew("a")
+    now = 53.0
+    lease.renew("b")
+    now = 54.0
+    lease.take("d", 10)
 
 
 def test_one_round_at_a_time():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +121,44 @@ def test_requests_that_fail_or_abort_are_tried_again_and_make_no_wrong_answer(to
     assert (found.accuracy, found.num_problems, len(replica.bodies)) == (1.0, 6, 9)
 
 
+def test_a_request_is_tried_four_times_with_growing_pauses(tokenizer: Tokenizer) -> None:
+    def lost(_: Any) -> Any:
+        times.append(asyncio.get_running_loop().time())
+        raise ConnectionResetError("on purpose")
+
+    for failures in (3, 4):
+        times: list[float] = []
+        replica = FakeReplica(stop=1.0, script=[lost] * failures)
+        with pytest.raises(Unreachable) if failures == 4 else nullcontext():
+            assert run(tokenizer, Exam(), replica, num_problems=1).num_problems == 1
+        assert [after - before for before, after in itertools.pairwise(times)] == pytest.approx(
+            [0.5, 1.0, 2.0][: failures - 1]
+        )
+
+
+@pytest.mark.parametrize(("temperature", "sampled_at"), [(0.0, 0.0), (0.5, 0.5)])
+def test_answers_are_sampled_as_asked(tokenizer: Tokenizer, temperature: float, sampled_at: float) -> None:
+    replica = FakeReplica(stop=1.0)
+    run(tokenizer, Exam(), replica, temperature=temperature)
+    assert {body["sampling_params"]["temperature"] for body in replica.bodies} == {sampled_at}
+
+
+def test_a_prompt_of_just_the_longest_length_is_asked(tokenizer: Tokenizer) -> None:
+    problem = Exam().problem("heldout", 0)
+    length = len(tokenizer.encode_prompt(problem.question, chat=False))
+    for limit, is_asked in ((length, True), (length - 1, False)):
+        encoder = PromptEncoder(tokenizer, template="{question}", chat=False, max_prompt_tokens=limit)
+        assert (encoder.encode(problem) is not None) is is_asked
+
+
+def test_a_tenth_without_verdict_is_not_too_many(tokenizer: Tokenizer) -> None:
+    for late, alarms in ((4, False), (5, True)):
+        found = run(
+            tokenizer, Exam(lambda i, late=late: failed("late", "timeout") if i < late else 1.0), num_problems=40
+        )
+        assert ("too many to trust" in found.notes[0]) is alarms
+
+
 def test_a_request_that_fails_for_good_ends_the_evaluation(tokenizer: Tokenizer) -> None:
     def lost(_: Any) -> Any:
         raise ConnectionResetError("on purpose")
@@ -127,8 +168,6 @@ def test_a_request_that_fails_for_good_ends_the_evaluation(tokenizer: Tokenizer)
 
 
 def test_a_verifier_that_hangs_is_a_failed_verdict(tokenizer: Tokenizer) -> None:
-    import asyncio
-
     def slow(index: int) -> float:
         time.sleep(1.0 if index == 2 else 0.0)
         return 1.0

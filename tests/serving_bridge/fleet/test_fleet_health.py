@@ -215,6 +215,20 @@ def test_a_worker_that_began_anew_is_no_failure(tmp_path: Path):
     run(story())
 
 
+@pytest.mark.parametrize("status", ["unfit", "rejected"])
+def test_a_round_that_failed_is_tried_again_later_and_later(tmp_path: Path, status: str):
+    async def story() -> None:
+        async with StubFleet(tmp_path).running() as fleet:
+            fleet.publish()
+            await fleet.until_healthy("host-0")
+            fleet.servers["host-0"].outcomes = [status, status, "updated"]
+            fleet.publish()
+            took_s = await fleet.until(lambda: fleet.members[0].version == 2, 30)
+            assert 3 * ROUND_S + 1.0 + 2.0 <= took_s < 3 * ROUND_S + 1.0 + 2.0 + SLACK_S
+
+    run(story())
+
+
 def test_only_rounds_that_fail_in_a_row_cost_a_restart(tmp_path: Path):
     async def story() -> None:
         async with StubFleet(tmp_path).running() as fleet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from learner_jax.contracts.weights import ContractError, GoldenPrompt
-from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityError
-from serving_bridge.weights.reader import read_version
+from learner_jax.contracts.weights import ContractError, GoldenPrompt, WeightFile
+from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityError, read_safetensors
+from serving_bridge.weights.reader import read_path, read_version
 from serving_bridge.weights.store import ANCHOR_NAME, MANIFEST_NAME, WEIGHTS_NAME, WeightStore
 from serving_bridge.weights.writer import VersionWriter
 from tests.support.disk_effects import effects
@@ -259,6 +260,27 @@ def test_collect_deletes_the_manifest_first(store: WeightStore, monkeypatch: pyt
     monkeypatch.setattr("serving_bridge.weights.store.shutil.rmtree", look)
     store.collect(keep=1)
     assert seen == [[WEIGHTS_NAME]]
+
+
+def test_a_header_longer_than_its_file_is_refused(tmp_path: Path):
+    for length, rest in ((50, b"{}"), (3, b"{}"), (2**40, b"{}")):
+        data = length.to_bytes(8, "little") + rest
+        path = tmp_path / "file"
+        path.write_bytes(data)
+        file = WeightFile(name="file", num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        with pytest.raises(WeightIntegrityError, match=f"a header of {length} bytes in a file of 10"):
+            read_safetensors(path, file)
+    data = (2).to_bytes(8, "little") + b"{}"
+    path.write_bytes(data)
+    assert read_safetensors(path, WeightFile("file", len(data), hashlib.sha256(data).hexdigest())) == {}
+
+
+def test_an_update_of_tensors_of_several_widths_is_refused(store: WeightStore):
+    full = VersionWriter(store).publish(tensors().items(), step=0, golden=[])
+    update = msgspec.structs.replace(full, version=2, base_version=1, format="sparse", num_changed=0)
+    with pytest.raises(WeightIntegrityError, match="version 2 is an update of tensors of several widths"):
+        list(read_path(store, [full, update]))
+    assert len(list(read_path(store, [full]))) == 4
 
 
 def test_the_same_weights_have_the_same_content_in_any_version(store: WeightStore):

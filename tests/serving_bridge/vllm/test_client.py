@@ -1,0 +1,194 @@
+"""What the client asks of a server's routes, and what it makes of their answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serving_bridge.access.probes import batch_of
+from serving_bridge.vllm.answers import Aborted, Completion, Failed, Malformed, joined
+from serving_bridge.vllm.client import VllmClient
+from tests.support.rollout_world import choice, virtually
+
+STATUS = {"state": "staged", "staged": 3, "error": "", "damaged": False, "applied": 2, "intact": True}
+
+
+class Server:
+    """Keeps what it is asked for, and answers with `answer`."""
+
+    def __init__(self, answer: Any = None, status: int = 200) -> None:
+        self.answer = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.status = status
+        self.asked: list[tuple[str, str, Any]] = []
+        self.client = VllmClient("http://a/", self, token="c" * 64)
+
+    @asynccontextmanager
+    async def request(self, method: str, url: str, *, data: bytes | None, params: Any, **_: Any) -> AsyncIterator[Any]:
+        self.asked.append((method, url.removeprefix("http://a"), params or (json.loads(data) if data else None)))
+
+        async def read() -> bytes:
+            return self.answer
+
+        yield SimpleNamespace(status=self.status, read=read)
+
+    def does(self, ask: Callable[[VllmClient], Coroutine[Any, Any, Any]]) -> Any:
+        return virtually(ask(self.client))
+
+
+ROUTES: list[tuple[str, Callable[[VllmClient], Coroutine[Any, Any, Any]], str, str, Any]] = [
+    ("pause", lambda c: c.pause(), "POST", "/pause", {"mode": "keep", "clear_cache": "true"}),
+    ("resume", lambda c: c.resume(), "POST", "/resume", None),
+    ("begin", lambda c: c.start_update(), "POST", "/start_weight_update", None),
+    ("finish", lambda c: c.finish_update(), "POST", "/finish_weight_update", {"weight_version": "unproven"}),
+    ("name", lambda c: c.name_version(3), "POST", "/update_weight_version", {"new_version": "3"}),
+    ("no name", lambda c: c.name_version(None), "POST", "/update_weight_version", {"new_version": "unproven"}),
+    ("abort", lambda c: c.abort_all(), "POST", "/abort_requests", {}),
+    (
+        "update",
+        lambda c: c.update(3, "hash", "round"),
+        "POST",
+        "/update_weights",
+        {"update_info": {"version": 3, "content_sha256": "hash", "round_id": "round"}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("ask", "method", "route", "body"), [r[1:] for r in ROUTES], ids=[r[0] for r in ROUTES])
+def test_control_routes_are_asked_as_the_gate_lets_them_in(ask: Any, method: str, route: str, body: Any) -> None:
+    server = Server()
+    server.does(ask)
+    assert server.asked == [(method, route, body)]
+
+
+def test_workers_are_asked_by_method_and_their_status_is_one() -> None:
+    server = Server({"results": [STATUS, STATUS]})
+    found = server.does(lambda client: client.stage(3, "hash", "round", 60.0))
+    assert (found.state, found.staged, found.applied) == ("staged", 3, 2)
+    server.does(lambda client: client.worker_status("round"))
+    server.does(lambda client: client.release("round"))
+    named = {"round_id": "round"}
+    staged = {"version": 3, "content_sha256": "hash", "round_id": "round", "lease_s": 60.0}
+    assert server.asked == [
+        ("POST", "/collective_rpc", {"method": method, "kwargs": kwargs})
+        for method, kwargs in (("weir_stage", staged), ("weir_status", named), ("weir_release", named))
+    ]
+    with pytest.raises(Malformed, match="weir_status returned nothing"):
+        Server({"results": []}).does(lambda client: client.worker_status())
+    with pytest.raises(Malformed):
+        Server({"results": [STATUS | {"state": "odd"}]}).does(lambda client: client.worker_status())
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("7", 7), ("0", 0), ("9" * 9, 999_999_999), ("9" * 10, None), ("unproven", None), ("", None)]
+)
+def test_weights_have_the_version_that_their_name_says(name: str, version: int | None) -> None:
+    assert Server({"weight_version": name}).does(lambda client: client.weight_version()) == version
+
+
+def test_states_are_read_and_others_refused() -> None:
+    for is_paused in (True, False):
+        assert Server({"is_paused": is_paused}).does(lambda client: client.is_paused()) is is_paused
+    with pytest.raises(Malformed):
+        Server({"is_paused": "yes"}).does(lambda client: client.is_paused())
+    assert Server().does(lambda client: client.is_healthy())
+    assert not Server(status=503).does(lambda client: client.is_healthy())
+
+
+def test_an_update_left_open_is_ended_by_one_that_fails() -> None:
+    server = Server(status=500)
+    server.does(lambda client: client.end_stuck_update())
+    assert server.asked == [("POST", "/update_weights", {"update_info": {}})]
+    with pytest.raises(Malformed, match="accepted an empty weight update"):
+        Server().does(lambda client: client.end_stuck_update())
+
+
+@pytest.mark.parametrize(("running", "waiting", "number"), [("3.0", "4.0", 7), ("0", "0", 0), ("-1", "0", None)])
+def test_requests_are_those_that_run_and_wait(running: str, waiting: str, number: int | None) -> None:
+    page = f"vllm:num_requests_running {running}\nvllm:num_requests_waiting {waiting}\n".encode()
+    if number is None:
+        with pytest.raises(Malformed, match="requests run or wait"):
+            Server(page).does(lambda client: client.num_requests())
+    else:
+        assert Server(page).does(lambda client: client.num_requests()) == number
+
+
+def probed(*entries: Any, finish_reason: str = "length") -> Server:
+    return Server({"choices": [{"index": 0, "finish_reason": finish_reason}], "prompt_logprobs": [None, *entries]})
+
+
+def of(token: int, logprob: float) -> dict[str, Any]:
+    return {str(token): {"logprob": logprob}, "99": {"logprob": -7.0}}
+
+
+def test_log_probs_of_a_prompt_are_those_of_its_own_tokens_from_the_second_on() -> None:
+    server = probed(of(6, -0.5), of(7, -0.25))
+    found = server.does(lambda client: client.prompt_logprobs([5, 6, 7], timeout_s=1, priority=-1))
+    assert (found.tolist(), str(found.dtype)) == ([-0.5, -0.25], "float32")
+    ((_, route, body),) = server.asked
+    assert (route, body["token_ids"], body["priority"]) == ("/inference/v1/generate", [5, 6, 7], -1)
+    assert (body["sampling_params"]["max_tokens"], body["sampling_params"]["prompt_logprobs"]) == (1, 0)
+    assert batch_of(f"generate-tokens-{body['request_id']}", "c" * 64)[1] == 1  # type: ignore[index]
+    server.does(lambda client: client.prompt_logprobs([5, 6, 7], timeout_s=1, request_id="mine"))
+    assert (server.asked[1][2]["request_id"], "priority" in server.asked[1][2]) == ("mine", False)
+
+
+@pytest.mark.parametrize(
+    ("server", "error", "said"),
+    [
+        (probed(of(6, -0.5)), Malformed, "sent 2 prompt log-probs for 3 tokens"),
+        (probed(of(6, -0.5), of(8, -0.25)), Malformed, "no log-prob for prompt token 7"),
+        (probed(of(6, -0.5), None), Malformed, "no log-prob for prompt token 7"),
+        (probed(of(6, -9999.0), of(7, -0.25)), Malformed, "no log-prob for prompt token 6"),
+        (probed(of(6, -0.5), of(7, -0.25), finish_reason="abort"), Aborted, "aborted a probe"),
+    ],
+)
+def test_log_probs_that_are_not_those_of_the_prompt_are_refused(
+    server: Server, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        server.does(lambda client: client.prompt_logprobs([5, 6, 7], timeout_s=1))
+
+
+def generate(server: Server, **options: Any) -> list[Completion]:
+    asked = {"n": 2, "max_tokens": 3, "stop_token_ids": [1], "timeout_s": 1.0} | options
+    return server.does(lambda client: client.generate([5, 6], **asked))  # type: ignore[no-any-return]
+
+
+def test_answers_come_in_the_order_of_their_numbers_with_versions_of_each_token() -> None:
+    spans = [("1", 0, 2), ("2", 2, 3)]
+    server = Server({"choices": [choice([9, 10, 1], index=1, spans=spans), choice([8, 1], index=0)]})
+    first, second = generate(server, seed=4, temperature=0.5, priority=2)
+    assert (first.tokens.tolist(), second.tokens.tolist()) == ([8, 1], [9, 10, 1])
+    assert (second.policy_version.tolist(), len(second)) == ([1, 1, 2], 3)
+    (body,) = (body for _, _, body in server.asked)
+    sampling = body["sampling_params"]
+    assert (sampling["n"], sampling["max_tokens"], sampling["temperature"], sampling["seed"]) == (2, 3, 0.5, 4)
+    assert (sampling["stop_token_ids"], sampling["ignore_eos"], body["priority"]) == ([1], True, 2)
+    assert "request_id" not in body
+    generate(server, greedy=True)
+    assert server.asked[1][2]["sampling_params"]["temperature"] == 0.0
+    assert "seed" not in server.asked[1][2]["sampling_params"]
+
+
+def test_answers_numbered_twice_are_refused() -> None:
+    with pytest.raises(Malformed, match=r"numbered its answers \[1, 1\]"):
+        generate(Server({"choices": [choice([8, 1], index=1)] * 2}))
+
+
+def test_pieces_of_an_answer_are_joined_in_order() -> None:
+    server = Server({"choices": [choice([9, 10, 8], "length", index=0), choice([7, 1], index=1)]})
+    first, last = generate(server)
+    whole = joined([first, last])
+    assert (whole.tokens.tolist(), whole.finish_reason) == ([9, 10, 8, 7, 1], "stop")
+    assert (len(whole.logprobs), len(whole.policy_version)) == (5, 5)
+    assert joined([first]) is first
+
+
+def test_a_server_that_fails_says_so() -> None:
+    with pytest.raises(Failed):
+        generate(Server(status=500))
