@@ -127,20 +127,21 @@ def _warm_start(history: RunHistory) -> Chart | None:
 
 def _off_policy(steps: Sequence[Record]) -> Chart | None:
     x, shares = series(steps, "effective_sample_share")
-    clipped_x, clipped = series(steps, "clip_fraction")
+    clipped_x, clipped = series(steps, "clip_fraction")  # an objective of the user's own may have none
     if not x:
         return None
 
     def draw(axes: Axes) -> None:
         axes.plot(x, shares, color=_PURPLE, label="effective sample size / tokens")
-        axes.plot(clipped_x, clipped, color=_GREY, label="clipped tokens")
+        if clipped:
+            axes.plot(clipped_x, clipped, color=_GREY, label="clipped tokens")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylim(0, 1.02)
 
     return Chart(
         "Off-policy",
         "How far the batch is from the current policy: 100% effective sample size is on-policy data.",
-        f"Effective sample share {_from_to(shares)}; clipped share {_from_to(clipped)}.",
+        f"Effective sample share {_from_to(shares)}" + (f"; clipped share {_from_to(clipped)}." if clipped else "."),
         _draw(draw, xlabel="optimizer step", ylabel="share of tokens"),
     )
 

@@ -39,6 +39,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
         write_summary(tmp_path)
 
 
+@pytest.mark.parametrize("clips", [True, False])
+def test_an_objective_that_clips_nothing_has_a_chart_of_the_samples_alone(tmp_path: Path, clips: bool):
+    path = write_run(tmp_path) / "metrics.jsonl"
+    events = [{**event, "effective_sample_share": 0.9} for event in read_metrics(path)]
+    kept = [{name: value for name, value in event.items() if clips or name != "clip_fraction"} for event in events]
+    path.write_text("".join(f"{json.dumps(event)}\n" for event in kept))
+    page = write_report(tmp_path).read_text()
+    assert "Effective sample share from 0.9 to 0.9" in page
+    assert ("; clipped share from" in page) == clips
+
+
 class _Page(HTMLParser):
     """What a browser would load and what it would run."""
 
