@@ -68,14 +68,20 @@ def test_a_rolling_restart_takes_one_at_a_time_and_keeps_enough_serving(tmp_path
             await fleet.until_healthy("host-0", "host-1", "host-2")
             book.order("one", restart=True)
             fewest = 3
+            told: set[str] = set()
 
             def is_done() -> bool:
                 nonlocal fewest
                 fewest = min(fewest, list(fleet.states().values()).count("healthy"))
                 status = book.status()
+                told.add(status.doing if status else "")
                 return status is not None and status.order_id == "one" and not status.doing
 
             await fleet.until(is_done, 60)
+            assert any("to restart: host-1, host-2; restarting: host-0" in doing for doing in told), told
+            orders = book.orders()
+            assert orders is not None
+            assert orders.replicas is None, "a restart says nothing of the number of replicas"
             assert fewest == 2
             assert [server.asked for server in fleet.servers.values()] == [[1, 1]] * 3
             for server in fleet.servers.values():

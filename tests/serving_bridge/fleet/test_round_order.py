@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from learner_jax.contracts.weights import GoldenPrompt
 from serving_bridge.fleet import weight_round
 from serving_bridge.fleet.weight_round import RoundOutcome, run_round
 from serving_bridge.settings.serving import ServingSettings
+from serving_bridge.vllm import Failed, WorkerStatus
 from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionWriter
 from tests.support.recording_client import RecordingClient
@@ -54,6 +56,128 @@ def test_weights_are_not_named_once_the_lease_may_have_ended(tmp_path: Path, mon
     assert (outcome.status, client.is_held, client.named) == ("unfit", True, -1)
     assert client.asked[-5:] == ["probe", "probe", "stage", "abort", "release"]
     assert "the lease of 2.0 s ended before it was renewed" in (outcome.error or "")
+
+
+SOUND = {2: [-1.0], 3: [-1.0, -2.0]}
+
+
+class Failing(RecordingClient):
+    """Fails what it is asked for as often as `fails` says; `torn` workers are not intact after a failed update."""
+
+    def __init__(self, fails: dict[str, int] | None = None, *, torn: bool = False, **options: Any) -> None:
+        super().__init__(SOUND, **options)
+        self.fails, self.torn = dict(fails or {}), torn
+        self.says: dict[str, Any] = {}
+
+    def _may_fail(self, what: str) -> None:
+        if self.fails.get(what, 0):
+            self.fails[what] -= 1
+            self.asked.append(f"{what} fails")
+            raise Failed(f"{what} on purpose")
+
+    async def stage(self, *arguments: Any) -> WorkerStatus:
+        self._may_fail("stage")
+        return replace(await super().stage(*arguments), **self.says)
+
+    async def worker_status(self, round_id: str = "") -> WorkerStatus:
+        self.says = {name: value for name, value in self.says.items() if name != "state"}
+        return replace(await super().worker_status(round_id), **self.says)
+
+    async def start_update(self) -> None:
+        self._may_fail("start update")
+        await super().start_update()
+
+    async def end_stuck_update(self) -> None:
+        self.asked.append("end update")
+
+    async def update(self, *arguments: Any) -> None:
+        if self.torn:
+            self.says |= {"intact": False}
+        self._may_fail("update")
+        await super().update(*arguments)
+
+    async def resume(self) -> None:
+        self._may_fail("resume")
+        await super().resume()
+
+
+@pytest.mark.parametrize(("failures", "status"), [(2, "updated"), (3, "unfit")])
+def test_a_resume_is_tried_three_times(tmp_path: Path, failures: int, status: str):
+    client = Failing({"resume": failures})
+    outcome = round_on(client, tmp_path)
+    assert (outcome.status, client.is_held) == (status, status == "unfit")
+    assert client.asked.count("resume fails") == failures
+    assert outcome.error == (None if status == "updated" else "the weights are proven, but the engine is still paused")
+
+
+def test_an_update_that_fails_and_touched_nothing_leaves_the_old_weights_serving(tmp_path: Path):
+    client = Failing({"update": 1})
+    outcome = round_on(client, tmp_path)
+    assert (outcome.status, outcome.error, client.is_held, client.named) == ("rejected", "update on purpose", False, 1)
+    assert client.asked == ["stage", "start update", "pause", "update fails", "resume", "release"]
+
+
+def test_an_update_that_fails_halfway_is_not_served(tmp_path: Path):
+    client = Failing({"update": 1}, torn=True)
+    assert (round_on(client, tmp_path).status, client.is_held) == ("unfit", True)
+    assert client.asked[-3:] == ["update fails", "abort", "release"]
+
+
+def test_a_session_that_was_left_open_is_ended_once(tmp_path: Path):
+    client = Failing({"start update": 1})
+    assert round_on(client, tmp_path).status == "updated"
+    assert client.asked[:5] == ["stage", "start update fails", "end update", "start update", "pause"]
+    client = Failing({"start update": 2})
+    outcome = round_on(client, tmp_path / "again")
+    assert (outcome.status, outcome.num_running, outcome.error) == ("rejected", None, "start update on purpose")
+    assert client.asked == ["stage", "start update fails", "end update", "start update fails", "release"]
+
+
+@pytest.mark.parametrize(
+    ("says", "said", "store_damaged"),
+    [
+        ({"state": "failed", "error": "no file", "damaged": True}, "no file", True),
+        ({"state": "failed", "error": "no room"}, "no room", False),
+        ({"state": "idle"}, "version 2 is not staged on every worker", False),
+        ({"staged": 1}, "version 2 is not staged on every worker", False),
+        ({"staged": None}, "version 2 is not staged on every worker", False),
+    ],
+)
+def test_what_is_not_staged_is_rejected_before_any_pause(
+    tmp_path: Path, says: dict[str, Any], said: str, store_damaged: bool
+):
+    client = Failing()
+    client.says = says
+    outcome = round_on(client, tmp_path)
+    assert (outcome.status, outcome.store_damaged) == ("rejected", store_damaged)
+    assert said in (outcome.error or "")
+    assert client.asked == ["stage", "release"]
+
+
+def test_a_version_that_is_still_read_is_waited_for(tmp_path: Path):
+    client = Failing()
+    client.says = {"state": "reading"}
+    outcome = round_on(client, tmp_path)
+    assert outcome.status == "updated"
+    assert 0 < outcome.stage_s < 1
+
+
+def test_a_replica_that_another_round_holds_is_left_alone(tmp_path: Path):
+    client = Failing({"stage": 1})
+    outcome = round_on(client, tmp_path)
+    assert (outcome.status, outcome.error) == ("rejected", "stage on purpose")
+    assert client.asked == ["stage fails", "release"]
+
+
+@pytest.mark.parametrize(("named", "status", "end"), [(1, "rejected", "resume"), (-1, "unfit", "abort")])
+def test_a_pause_that_was_found_ends_where_the_weights_have_the_name_of_what_is_applied(
+    tmp_path: Path, named: int, status: str, end: str
+):
+    client = Failing()
+    client.is_held, client.named, client.says = True, named, {"state": "failed", "error": "no file"}
+    assert round_on(client, tmp_path).status == status
+    assert client.asked == ["stage", end, "release"]
+    assert client.is_held is (end == "abort")
 
 
 @pytest.mark.parametrize(

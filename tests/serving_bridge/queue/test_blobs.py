@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import pytest
 
 from serving_bridge.queue.blobs import Blob, BlobError, BlobFolder
 from serving_bridge.queue.bounds import QueueBounds, QueueError, QueueFullError
+from serving_bridge.queue.payloads import blobs_beside
 from serving_bridge.queue.queue import TrajectoryQueue
 from tests.support.disk_effects import effects
 from tests.support.queue_engines import PACE, Clock, Place, clock, execute, fresh_url, lease, place, put, train
@@ -152,6 +154,30 @@ def test_only_files_of_the_folder_that_are_called_as_blobs_are_released(folder: 
     assert spares(folder) == []
     blobs.release([kept.file])
     assert len(spares(folder)) == 1
+
+
+def test_places_that_no_write_gave_are_refused(folder: Path) -> None:
+    (blob,) = BlobFolder(folder).write([b"12345"])
+    for changed, said in (
+        ({"file": "../" + blob.file}, "is no name of a blob"),
+        ({"offset": -1}, "5 bytes from -1, expected 1 to 5"),
+        ({"offset": True}, "5 bytes from True"),
+        ({"offset": 2**48}, "expected 1 to 5"),
+        ({"num_bytes": 0}, "0 bytes from 0"),
+        ({"num_bytes": 6}, "6 bytes from 0"),
+        ({"hash": "x"}, "has hash x|has hash 'x'"),
+        ({"hash": "0" * 32}, "is damaged"),
+    ):
+        with pytest.raises(BlobError, match=said), BlobFolder(folder).reader(5) as read:
+            read(dataclasses.replace(blob, **changed))
+    with BlobFolder(folder).reader(5) as read:
+        assert read(blob) == b"12345"
+
+
+def test_the_files_of_a_queue_lie_beside_its_database() -> None:
+    assert blobs_beside("a/state.db") == Path("a/state.db-blobs")
+    assert blobs_beside("sqlite:///a/state.db") == Path("a/state.db-blobs")
+    assert [blobs_beside(name) for name in (":memory:", "postgresql://h/d")] == [None, None]
 
 
 def test_writers_at_once_never_share_a_spare_file(folder: Path) -> None:

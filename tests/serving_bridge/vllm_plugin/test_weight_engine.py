@@ -73,6 +73,15 @@ def test_a_load_that_breaks_off_or_misses_parameters_is_never_intact(tmp_path: P
     engine.update_weights(update)  # again, by a controller that did not hear of the first time
     assert engine.intact
     np.testing.assert_array_equal(model.norm.detach().numpy(), tensors_of(source)["model.norm.weight"])
+    model.broken = True
+    assert engine.live.routed
+    with pytest.raises(MemoryError):
+        engine.live.load({"model.norm.weight": torch.ones(64)})
+    assert not engine.live.routed, "nothing may be written by routes of which half are old"
+    engine.applied = None
+    stage()
+    engine.shutdown()
+    assert engine.stager.status() == ("idle", None, "", False)
 
 
 def test_a_staging_that_is_refused_gives_the_lease_back(tmp_path: Path):
@@ -96,3 +105,15 @@ def test_a_staging_that_is_refused_gives_the_lease_back(tmp_path: Path):
     with pytest.raises(LeaseError, match="round late does not hold this replica"):
         lease.check("late")
     lease.take("next", 60.0)
+    lease.release("next")
+    for version in (-1, 2**31, True, "2"):
+        with pytest.raises(StageError, match="expected a number up to"):
+            worker.weir_stage(version, "0" * 64, "late", 60.0)  # type: ignore[arg-type]
+    engine.store_root = ""
+    with pytest.raises(StageError, match="without WEIR_STORE_ROOT"):
+        worker.weir_stage(2, "0" * 64, "late", 60.0)
+    with pytest.raises(LeaseError):
+        lease.check("late")
+    worker.weight_transfer_engine = None
+    with pytest.raises(RuntimeError, match="no weight-transfer engine"):
+        worker.weir_status("late")
