@@ -185,3 +185,16 @@ def test_sigterm_saves_within_the_grace_and_says_so(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path / "checkpoints" / str(stopping["step"]))
     assert (manifest.run, manifest.config["learner"]["steps"]) == ("demo", 1000)
     assert manifest.position.consumed_trajectory_ids
+
+
+def test_a_step_that_another_process_put_aside_can_be_saved_again(tmp_path: Path) -> None:
+    """A checkpoint of an ousted learner makes way for this one's own; Orbax remembers what it saw before."""
+    save(tmp_path, 2, 4)
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    (tmp_path / "4").rename(tmp_path / "4.ousted.9")
+    checkpoints.reload()
+    checkpoints.save(make_state(5), position(4))
+    checkpoints.close()
+    assert newest_step(tmp_path) == 4
+    found, _ = restored(tmp_path, make_state(4))
+    assert_equal(found, make_state(5))
