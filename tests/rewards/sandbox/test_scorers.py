@@ -161,6 +161,11 @@ def test_formulas_are_nested_to_a_bounded_depth(nested: str) -> None:
     assert not GUARDS["simple_integration"](refused, {})
 
 
+def test_lists_are_nested_three_deep_and_numbers_have_a_bounded_size() -> None:
+    assert [GUARDS["n_queens"](text, {}) for text in ("[[[1]]]", "[[[[1]]]]", "['a', (1, 2)]")] == [True, False, True]
+    assert [GUARDS["countdown"](str(2**bits), {}) for bits in (4095, 4096)] == [True, False]
+
+
 def test_signs_are_nested_59_times_at_most() -> None:
     for guard in (GUARDS["countdown"], GUARDS["simple_integration"]):
         assert [guard("-" * signs + "1", {}) for signs in (1, 59, 60)] == [True, True, False]

@@ -154,6 +154,14 @@ def test_log_probs_that_are_not_those_of_the_prompt_are_refused(
         server.does(lambda client: client.prompt_logprobs([5, 6, 7], timeout_s=1))
 
 
+def test_a_server_is_warmed_up_by_sampling() -> None:
+    server = probed()
+    server.does(lambda client: client.warm_up([5, 6], n=3, max_tokens=9, timeout_s=1.0))
+    ((method, route, body),) = server.asked
+    assert (method, route, body["token_ids"]) == ("POST", "/inference/v1/generate", [5, 6])
+    assert (body["sampling_params"]["n"], body["sampling_params"]["max_tokens"]) == (3, 9)
+
+
 def generate(server: Server, **options: Any) -> list[Completion]:
     asked = {"n": 2, "max_tokens": 3, "stop_token_ids": [1], "timeout_s": 1.0} | options
     return server.does(lambda client: client.generate([5, 6], **asked))  # type: ignore[no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -291,6 +292,12 @@ def test_an_update_on_another_base_is_named_by_tensor(store: WeightStore, publis
     list(read_path(store, [manifest], lambda entry: base[entry.name]))  # on its own base it is fine
     base["down"].words[7] ^= 1
     with pytest.raises(WeightIntegrityError, match="down has xxh3_128 .* after the update, expected"):
+        list(read_path(store, [manifest], lambda entry: base[entry.name]))
+    base = read_version(store, 1)
+    base["q"] = dataclasses.replace(base["q"], shape=(32, 128))
+    with pytest.raises(
+        WeightIntegrityError, match=r"q is bfloat16\[32, 128\] before the update, expected bfloat16\[64, 64\]"
+    ):
         list(read_path(store, [manifest], lambda entry: base[entry.name]))
     with pytest.raises(WeightIntegrityError, match="applies to version 1, whose tensors are not at hand"):
         list(read_path(store, [manifest]))
