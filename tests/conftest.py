@@ -19,6 +19,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 pytest_plugins = ["tests.support.postgres_server", "tests.support.properties"]
 
+# What a process that a test starts compiles is kept for the next one, whatever the caller's setting is for this one.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Eight virtual devices, so that sharding is exercised on one CPU; read by JAX when it is first imported. Compiling is
 # most of the time of many tests: LLVM shall not work hard, and a program is compiled once for all tests.
 QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
