@@ -55,7 +55,10 @@ def test_a_password_in_a_url_is_refused_and_not_repeated(url: str, tmp_path: Pat
         assert SECRET not in repr(refused.value)
 
 
-@pytest.mark.parametrize("url", ["postgresql://user@host:5432/db", "postgresql://host/db?passfile=/x", "runs/a:b@c.db"])
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://user@host:5432/db", "postgresql://host/db?passfile=/x", "runs/a:b@c.db", "sqlite:///a?password=x"],
+)
 def test_a_url_without_one_is_taken(url: str):
     assert secret_in_url(url) is None
 

@@ -114,6 +114,22 @@ def test_old_rows_stay_until_every_prompt_that_they_may_be_of_has_ended(path: Pa
     queue.close()
 
 
+def test_every_transaction_is_as_durable_as_it_was_asked_to_be(path: Path) -> None:
+    database = SqliteDatabase(path, timeout_s=1, waits=Waits())
+
+    def level(session: Session) -> int:
+        return int(session.execute("PRAGMA synchronous")[0][0])
+
+    full, normal = 2, 1
+    assert database.write(level) == full
+    for synced in (False, False, True, True, False, True):
+        assert database.write(level, synced=synced) == (full if synced else normal)
+    database.write(level, synced=False)
+    assert database.read(level) == normal, "reading needs no change of it"
+    assert database.write(level) == full
+    database.close()
+
+
 def test_a_migration_that_is_cut_off_leaves_the_old_schema(path: Path) -> None:
     _write_schema_1(path)
     database = SqliteDatabase(path, timeout_s=1, waits=Waits())
