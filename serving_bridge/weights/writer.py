@@ -68,6 +68,7 @@ class VersionWriter:
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
+        self._is_root_durable = False
 
     def claim(self) -> int:
         """Takes the next version number; one that is never published stays taken and never exists.
@@ -88,6 +89,9 @@ class VersionWriter:
             except FileExistsError:
                 continue
             sync_path(self._store.root)
+            if not self._is_root_durable:  # it may be as new as what is in it
+                sync_path(self._store.root.parent)
+                self._is_root_durable = True
             return version
         raise StoreError(
             f"could not claim a version in {self._store.root} in {_MAX_CLAIMS} tries; who else publishes there?"

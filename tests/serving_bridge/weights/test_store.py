@@ -86,6 +86,18 @@ def test_a_version_is_on_the_disk_file_by_file_before_its_manifest_and_its_manif
     assert effects[-1] == f"sync {folder.name}"
 
 
+def test_the_first_number_is_as_durable_as_the_folder_that_it_is_taken_in(tmp_path: Path, effects: list[str]):
+    """Also where the process before died in between: its number is there, and the folder's name may not be."""
+    whole = ["sync weights", f"sync {tmp_path.name}"]
+    for version in (1, 3):
+        effects.clear()
+        writer = VersionWriter(WeightStore(tmp_path / "weights", run="test"))
+        assert writer.claim() == version
+        assert effects == whole
+        assert writer.claim() == version + 1
+        assert effects == [*whole, "sync weights"]
+
+
 def test_a_version_is_no_longer_one_before_its_files_go(store: WeightStore, effects: list[str]) -> None:
     """Else a power failure could leave a manifest whose weights are gone."""
     for step in range(3):
