@@ -13,6 +13,7 @@ from learner_jax.checkpoints.manifest import (
     array_specs,
     read_manifest,
 )
+from learner_jax.checkpoints.proof import prove
 from learner_jax.contracts import Position
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "find_checkpoint",
     "next_life",
     "oust",
+    "prove",
     "read_manifest",
     "require_whole",
     "restore_parameters",

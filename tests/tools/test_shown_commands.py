@@ -67,6 +67,7 @@ NOT_RUN: dict[str, str] = {
     "plan memory --model DIR --mesh fsdp=8 --verify": "compiles for eight devices; tests/tools/test_plan.py does",
     "bench": _MEASURES,
     "study staleness": "trains for an hour; tests/tools/test_study.py trains in small",
+    "testing.simulate --mutations": "makes the code wrong in more than fifty ways; the soak does",
     "testing.mutate": "runs the tests of each module once for every mistake; tests/tools/testing does it in small",
     "testing.suite": "reads what a whole run of the tests wrote; tests/tools/testing makes such a page",
     "testing.chaos": "kills the processes of real jobs for minutes; tests/tools/testing does",

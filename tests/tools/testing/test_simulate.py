@@ -5,29 +5,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-import aiohttp
 import pytest
 
-from learner_jax.ledger.ledger import Ledger
-from learner_jax.runtime.waits import Wait
-from serving_bridge.fleet import weight_round
-from serving_bridge.queue import claims as queue_claims
-from serving_bridge.queue import rows as queue_rows
-from serving_bridge.queue.consumer import QueueConsumer
-from serving_bridge.queue.producer import QueueProducer
+from serving_bridge.queue import claims
 from tools.testing.simulate.__main__ import mode_of
 from tools.testing.simulate.loop import Process, SimulatedLoop, StalledError
+from tools.testing.simulate.mistakes import MistakeError, made, read_mistakes, try_mistake
 from tools.testing.simulate.run import Outcome, simulate
-
-Mutation = Callable[[pytest.MonkeyPatch], None]
 
 
 def test_a_run_leaves_nothing_behind():
@@ -46,16 +37,26 @@ def runs(seeds: Sequence[int]) -> list[Outcome]:
 
 
 def test_nothing_is_violated_whatever_goes_wrong():
-    outcomes = runs(range(60))
+    outcomes = runs(range(24))
     assert [(o.seed, o.mode, o.violation) for o in outcomes if o.violation] == []
     assert all(outcome.finished for outcome in outcomes if outcome.mode == "liveness")
     happened = sum((Counter(outcome.counts) for outcome in outcomes), Counter())
-    for fault in ("kill", "kill_engine", "stop", "stop_engine", "partition", "disturb", "damage", "second_learner"):
-        assert happened[fault] > 10, happened
-    assert sum(count for what, count in happened.items() if what.startswith("crash")) > 10
-    assert happened["round: unfit"] > 20
-    assert happened["round: rejected"] > 5
-    assert sum(outcome.trained for outcome in outcomes) > 150
+    for fault in (
+        "kill",
+        "kill_engine",
+        "stop",
+        "stop_engine",
+        "partition",
+        "disturb",
+        "damage",
+        "second_learner",
+        "power failure",
+    ):
+        assert happened[fault] > 3, happened
+    assert sum(count for what, count in happened.items() if what.startswith("crash")) > 5
+    assert happened["round: unfit"] > 10
+    assert happened["round: rejected"] > 3
+    assert sum(outcome.trained for outcome in outcomes) > 60
 
 
 @pytest.mark.soak
@@ -77,115 +78,57 @@ def test_a_seed_gives_the_same_run_bit_by_bit_also_in_another_process():
     assert simulate(19, "liveness").trace_hash != here.trace_hash
     command = [sys.executable, "-m", "tools.testing.simulate", "--seed", "17", "--mode", "liveness"]
     other = subprocess.run(
-        command, env=os.environ | {"PYTHONHASHSEED": "7"}, capture_output=True, text=True, timeout=60
+        command, env=os.environ | {"PYTHONHASHSEED": "7"}, capture_output=True, text=True, timeout=300
     )
     assert other.returncode == 0, other.stderr
     assert "never awaited" not in other.stderr  # of what was dropped with a killed process
     assert here.trace_hash in other.stdout
 
 
-# Bugs put in on purpose.
+# Mistakes put in on purpose: the whole list is for the soak; here are those that one seed or two notice.
+
+MISTAKES = {mistake.name: mistake for mistake in read_mistakes(Path(__file__).with_name("protocol_mutations.toml"))}
 
 
-def acknowledged_before_the_checkpoint(patch: pytest.MonkeyPatch) -> None:
-    mark_trained = QueueConsumer.mark_trained
-
-    def mark(self: QueueConsumer, group_ids: Sequence[str], **numbers: Any) -> None:
-        mark_trained(self, group_ids, **numbers)
-        self.acknowledge(group_ids)
-
-    patch.setattr(QueueConsumer, "mark_trained", mark)
-
-
-def a_gate_that_lets_one_more_through(patch: pytest.MonkeyPatch) -> None:
-    room = queue_claims.dispatch_room
-    patch.setattr(queue_claims, "dispatch_room", lambda pace, **numbers: room(pace, **numbers) + 1)
-
-
-def staleness_off_by_one(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(
-        queue_rows,
-        "is_stale",
-        lambda *, trained_version, oldest_version, max_staleness: trained_version - oldest_version > max_staleness + 1,
-    )
+@pytest.mark.parametrize(
+    ("name", "invariant"),
+    [
+        ("payload name not synced", "payload not on the disk"),
+        ("payload row never freed", "payload kept"),
+        ("tensors not synced", "manifest before files"),
+        ("name of durable files not synced", "version not on the disk"),
+        ("acknowledgement before the checkpoint", "acknowledged before the checkpoint"),
+        ("slot of a failed request not given back", "slots"),
+    ],
+)
+def test_a_mistake_is_noticed_by_the_invariant_that_it_breaks(name: str, invariant: str):
+    noticed = try_mistake((MISTAKES[name], 0, 12))
+    assert noticed.violation.startswith(f"{invariant}: ")
 
 
-def a_zombie_learner_that_is_not_refused(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(QueueConsumer, "_require_epoch", lambda self, session, **options: None)
+def test_a_mistake_is_unmade_after_the_trial():
+    mistake = MISTAKES["waiting groups not counted"]
+    code = claims.room.__code__
+    with made(mistake):
+        assert claims.room.__code__ != code
+    assert claims.room.__code__ == code
 
 
-def healthy_without_a_probe(patch: pytest.MonkeyPatch) -> None:
-    async def prove(self: Any) -> None:
-        """Believes the weights."""
-
-    patch.setattr(weight_round.WeightRound, "_prove", prove)
-
-
-def a_pause_that_ends_whatever_the_weights_are(patch: pytest.MonkeyPatch) -> None:
-    async def may_serve(self: Any) -> bool:
-        return True
-
-    patch.setattr(weight_round.WeightRound, "_may_serve", may_serve)
+def test_a_mistake_in_text_that_is_no_longer_there_is_refused():
+    mistake = MISTAKES["waiting groups not counted"]
+    with pytest.raises(MistakeError, match="0 times"), made(replace(mistake, was="no such text")):
+        raise AssertionError
+    with pytest.raises(MistakeError, match="no function"), made(replace(mistake, now=mistake.was)):
+        raise AssertionError
 
 
-def a_recovery_that_gives_nothing_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(queue_rows, "recover", lambda session, consumed, **numbers: [])
-
-
-def claims_that_never_run_out(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(queue_claims, "expired", lambda *arguments: [])
-    patch.setattr(QueueProducer, "resume_claims", lambda self, worker: [])
-
-
-def requests_without_a_bound(patch: pytest.MonkeyPatch) -> None:
-    real = aiohttp.ClientTimeout
-
-    @asynccontextmanager
-    async def bound(self: Wait) -> AsyncIterator[None]:
-        yield
-
-    patch.setattr(aiohttp, "ClientTimeout", lambda total: real(total=None))
-    patch.setattr(Wait, "bound", bound)
-
-
-def a_ledger_that_acknowledges_before_the_commit(patch: pytest.MonkeyPatch) -> None:
-    """What was trained on since the save began goes with what the save holds."""
-    committed = Ledger.committed
-
-    def all_of_it(self: Ledger) -> tuple[str, ...]:
-        committed(self)
-        return self.position(prompt_cursor=0).consumed_group_ids
-
-    patch.setattr(Ledger, "committed", all_of_it)
-
-
-def a_ledger_that_saves_no_consumed_groups(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Ledger, "trained_on", lambda self, ids, report=Ledger.trained_on: report(self, []))
-
-
-MUTATIONS: dict[Mutation, str] = {
-    a_ledger_that_acknowledges_before_the_commit: "is lost",
-    a_ledger_that_saves_no_consumed_groups: "trained on twice|neither acknowledged",
-    acknowledged_before_the_checkpoint: "is lost",
-    a_gate_that_lets_one_more_through: "the gate allows",
-    staleness_off_by_one: r"lags \d versions",
-    a_zombie_learner_that_is_not_refused: "trained on twice|lost|neither acknowledged",
-    healthy_without_a_probe: "under the name of version",
-    a_pause_that_ends_whatever_the_weights_are: "nothing has proven|under the name",
-    a_recovery_that_gives_nothing_back: "neither acknowledged|from leased to|not finished",
-    claims_that_never_run_out: "not finished",
-    requests_without_a_bound: "waits for|not finished",
-}
-
-
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
-def test_a_bug_put_in_on_purpose_is_found_within_a_hundred_seeds(mutation: Mutation, monkeypatch: pytest.MonkeyPatch):
-    mutation(monkeypatch)
-    found = next((o for o in (simulate(seed, mode_of(seed, None)) for seed in range(100)) if o.violation), None)
-    assert found is not None
-    assert re.search(MUTATIONS[mutation], found.violation), found
-    monkeypatch.undo()
-    assert not simulate(found.seed, found.mode).violation
+@pytest.mark.soak
+def test_nine_in_ten_protocol_mistakes_are_noticed_within_three_hundred_seeds():
+    counted = [mistake for mistake in MISTAKES.values() if not mistake.masked_by]
+    noticed = [each for each in (try_mistake((mistake, 0, 1000)) for mistake in counted) if each.violation]
+    assert len(counted) >= 45
+    assert len(noticed) >= 0.9 * len(counted)
+    assert sum(each.num_seeds for each in noticed) / len(noticed) <= 300
 
 
 # The loop.

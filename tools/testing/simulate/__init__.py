@@ -1,3 +1,3 @@
-"""The whole run in one thread and in virtual time: the real queue, gate, fleet and workers, and faults by seed."""
+"""The whole run in virtual time: real queue, learner's loop, weight store, fleet and workers, and faults by seed."""
 
 __all__ = ()

@@ -2,9 +2,13 @@
 
     python -m tools.testing.simulate --seeds 10000 [--first 0] [--mode safety|liveness] [--report FILE]
     python -m tools.testing.simulate --seed 1234 --mode liveness --trace
+    python -m tools.testing.simulate --mutations tests/tools/testing/protocol_mutations.toml [--seeds 300]
 
 Safety: faults all the time, invariants checked all the time. Liveness: faults for a while, then none, and the run must
 finish. Without --mode, even seeds are runs of the first kind and odd ones of the second. Exit status 1 if any failed.
+
+With --mutations the code is made wrong, one mistake at a time, and seeds run until one notices it. Exit status 1 if
+fewer than 9 in 10 of those that something can notice were noticed.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from tools.reporting import terminal
+from tools.testing.simulate.mistakes import Noticed, read_mistakes, try_mistake
 from tools.testing.simulate.run import Mode, Outcome, run_job, simulate
 
 _MODES: tuple[Mode, Mode] = ("safety", "liveness")
@@ -91,6 +96,30 @@ def report(outcomes: list[Outcome], seconds: float, console: Console) -> dict[st
     }
 
 
+def show_mistakes(noticed: list[Noticed], console: Console) -> bool:
+    """Prints what was noticed after how many seeds, and by what; returns whether that is enough."""
+    table = Table("mistake", "seeds", "noticed by")
+    for each in noticed:
+        table.add_row(each.mistake.name, str(each.num_seeds), each.violation.partition(":")[0] or "-")
+    console.print(table)
+    counted = [each for each in noticed if not each.mistake.masked_by]
+    found = [each for each in counted if each.violation]
+    mean = sum(each.num_seeds for each in found) / max(len(found), 1)
+    console.print(f"{len(found)} of {len(counted)} noticed, in the mean within {mean:.0f} seeds")
+    return len(found) >= 0.9 * len(counted)
+
+
+def run_mistakes(path: Path, first: int, most: int, num_processes: int, console: Console) -> bool:
+    """`try_mistake` of all that a file lists; whether enough were noticed."""
+    jobs = [(mistake, first, most) for mistake in read_mistakes(path)]
+    noticed = []
+    with multiprocessing.get_context("spawn").Pool(num_processes) as pool:
+        for each in pool.imap(try_mistake, jobs):
+            noticed.append(each)
+            console.print(f"{each.mistake.name}: {each.num_seeds}: {each.violation or 'not noticed'}", markup=False)
+    return show_mistakes(noticed, console)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
@@ -100,9 +129,13 @@ def main() -> None:
     parser.add_argument("--trace", action="store_true", help="print everything that happens")
     parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--report", type=Path, help="write a JSON record there")
+    parser.add_argument("--mutations", type=Path, help="TOML file of mistakes to be noticed")
     arguments = parser.parse_args()
     terminal.prepare_streams()
     console = terminal.console()
+    if arguments.mutations is not None:
+        enough = run_mistakes(arguments.mutations, arguments.first, arguments.seeds, arguments.processes, console)
+        raise SystemExit(0 if enough else 1)
     if arguments.seed is not None:
         outcome = simulate(arguments.seed, mode_of(arguments.seed, arguments.mode), show=arguments.trace)
         console.print(f"seed {outcome.seed} ({outcome.mode}): {outcome.violation or 'nothing was violated'}")

@@ -32,6 +32,7 @@ class Monkey:
             self._damage,
             self._jump_clock,
             self._second_learner,
+            self._power,
         )
         self._actions = draws.sample(actions, draws.randint(1, len(actions)))
 
@@ -47,7 +48,9 @@ class Monkey:
         )
         self._world.odds = Odds(
             database=draws.choice((0.0, 0.01, 0.05)),
-            crash=draws.choice((0.0, 0.02, 0.06)),
+            crash=draws.choice((0.0, 0.003, 0.01)),
+            power=draws.choice((0.0, 0.3, 1.0)),
+            replaced=draws.choice((0.0, 0.02, 0.06)),
             bad_start=draws.choice((0.0, 0.2)),
             bad_load=draws.choice((0.0, 0.3)),
         )
@@ -124,10 +127,20 @@ class Monkey:
             engine.notice()
 
     def _damage(self) -> None:
-        versions = self._world.store.versions()
+        """Changes a byte of the newest version, or cuts it off."""
+        versions, draws = self._world.files.versions(), self._draws
         if versions:
-            self._world.trace("damage", versions[-1])
-            self._world.store.damaged.add(versions[-1])
+            folder = self._world.weights / f"v{versions[-1]:08d}"
+            path = draws.choice(sorted(folder.glob("*.safetensors")))
+            content = bytearray(path.read_bytes())
+            content[draws.randrange(len(content))] ^= 0x40
+            self._world.trace("damage", path.relative_to(self._world.weights))
+            path.write_bytes(content if draws.random() < 0.7 else content[:-9])
+
+    def _power(self) -> None:
+        """Rarely: everything begins anew after it."""
+        if self._draws.random() < 0.3:
+            self._world.fail()
 
     def _jump_clock(self) -> None:
         process = self._pick()
@@ -135,12 +148,9 @@ class Monkey:
         self._world.trace("clock", process.name, process.clock_offset_s)
 
     def _second_learner(self) -> None:
-        """The learner is thought dead, and another takes over; then the first goes on.
-
-        Not while it writes a checkpoint: the queue refuses the first one from then on, but nothing guards the folder.
-        """
+        """The learner is thought dead, and another takes over; then the first goes on, also with a save."""
         first, learner = self._world.processes["learner"], self._world.learner_now
-        if first.is_alive and not self._world.finished and learner is not None and learner.is_idle:
+        if first.is_alive and not self._world.finished and learner is not None and learner.has_begun:
             self._world.trace("second learner")
             first.stop(self._draws.uniform(0.5, 4.0))
             self._world.replace(first)

@@ -1,53 +1,42 @@
-"""The learner's real ledger between queue, weight store and checkpoints that are simulated; it trains nothing.
-
-What was consumed, which version was published at which step, what a checkpoint holds and what may be acknowledged is
-the ledger's, as in `learner_jax.loop`. Here are only the effects in between: `_run`, `_resume`, `_one_step`, `_publish`
-and `_save` are those of `Learner`, and `_confirm` is that of `Saving`.
-"""
+"""The learner's real loop, ledger, feed, publishing and saving; only what computes is replaced by numbers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from learner_jax.contracts import Trajectory
+from learner_jax.hosts import Hosts
 from learner_jax.ledger import Ledger
-from learner_jax.runtime import Waits, WaitTimeoutError
+from learner_jax.loop import Feed, Learner, Publishing, Saving, StepGroups
+from learner_jax.runtime import Waits
 from serving_bridge.queue import QueueConsumer
-from tools.testing.simulate.disks import SimulatedCheckpoints, SimulatedStore, Snapshot
+from serving_bridge.settings import StoreSettings
+from serving_bridge.weights import Publisher, WeightStore
+from tools.testing.simulate.blocking import Outcome, sleep
+from tools.testing.simulate.checkpoints import SimulatedCheckpoints, State
 from tools.testing.simulate.loop import Process
+from tools.testing.simulate.setting import LOOK_S, LearnerPlan
+from tools.testing.simulate.weights import GOLDEN, Parameters, golden_logprobs, tensors_of
 
-_POLL_S, _MEND_S = 0.1, 0.5
-#: between two effects of a step: what the real one computes in between
-_MOMENT_S = 0.001
-
-
-class StarvedError(WaitTimeoutError):
-    """No group came within the bound."""
+_MEND_S = 0.5
+_METRICS = {"skipped": 0.0, "empty": 0.0, "kl": 0.0}
 
 
-@dataclass(frozen=True)
-class LearnerPlan:
-    """What the run asks of its learner; times are what things take."""
-
-    steps: int
-    groups_per_step: int
-    max_staleness: int
-    checkpoint_every: int
-    max_wait_s: float
-    train_s: float
-    publish_s: Callable[[], float]
-    commit_s: Callable[[], float]
-
-
-class SimulatedLearner:
-    """One life of the learner.
+class SimulatedLearner(Learner):
+    """One life of the learner; its `run` blocks.
 
     Args:
+      new_identity: gives parameters that nobody had before.
       on_train: told of (groups, version trained from, history before) at each step, before anything is recorded.
-      effect: called with its name before and after each effect on a disk; may end the process.
+      on_claimed: told of (version, identity) when parameters have got their version.
+      on_published: told of the version once the learner believes that it is stored.
     """
 
     def __init__(
@@ -56,165 +45,168 @@ class SimulatedLearner:
         plan: LearnerPlan,
         *,
         queue: QueueConsumer,
-        store: SimulatedStore,
+        weights: Path,
         checkpoints: SimulatedCheckpoints,
         waits: Waits,
+        new_identity: Callable[[], int],
         on_train: Callable[[Sequence[Sequence[Trajectory]], int, set[str]], None],
-        effect: Callable[[str], None],
+        on_claimed: Callable[[int, int], None],
+        on_published: Callable[[int], None],
         trace: Callable[..., None],
     ) -> None:
-        self._process, self._plan, self._queue, self._store = process, plan, queue, store
-        self._checkpoints, self._waits = checkpoints, waits
-        self._on_train, self._effect, self._trace = on_train, effect, trace
-        self._ledger = Ledger()
-        self._stored = -1
-        #: what the parameters were trained on, in place of parameters
-        self._history: list[tuple[int, tuple[str, ...]]] = []
-        self._takes = False
-        self._saving: asyncio.Task[None] | None = None
-        self._publishing: asyncio.Task[None] | None = None
+        self._process, self._plan = process, plan
+        self._new_identity, self._on_train, self._trace = new_identity, on_train, trace
+        self._on_claimed, self._on_published = on_claimed, on_published
+        self._source, self._checkpoints, self._log = queue, checkpoints, self._logged  # type: ignore[assignment]
+        self._hosts, self._ledger, self._profiler = Hosts(), Ledger(), None
+        self._should_stop = lambda: False
+        self._changed_version, self._peak_flops = -1, 1.0
+        self._state: Any = State(Parameters(new_identity()))
+        self._kl: Any = _NoReference()
+        settings: Any = SimpleNamespace(
+            steps=plan.steps,
+            groups_per_step=plan.groups_per_step,
+            minibatches=1,
+            max_wait_s=plan.max_wait_s,
+            checkpoint=SimpleNamespace(every=plan.checkpoint_every),
+            loss=SimpleNamespace(kl=SimpleNamespace(budget=None)),
+            publish_dtype="float32",
+        )
+        self._settings = settings
+        engine: Any = SimpleNamespace(
+            platform="cpu",
+            hosts=self._hosts,
+            settings=settings,
+            model_config=None,
+            publication=SimpleNamespace(weights=lambda params: params, golden_logprobs=golden_logprobs),
+            lagging=SimpleNamespace(mismatch=lambda batch, weights, current_version: None),
+        )
+        self._engine = engine
+        store = WeightStore(weights, run="sim")
+        self._publisher = Publisher(store, StoreSettings(anchor_every=4, max_changed=1.0), log=self._logged)
+        self._publishing = Publishing(
+            engine, self._publisher, GOLDEN, keep=0, max_wait_s=plan.max_wait_s, log=self._logged, waits=waits
+        )
+        self._feed = Feed(
+            queue,
+            self._hosts,
+            settings,
+            max_staleness=plan.max_staleness,
+            should_stop=self._should_stop,
+            on_arrival=self._kl.arrived,
+            waits=waits,
+        )
+        self._saving = Saving(
+            checkpoints,  # type: ignore[arg-type]
+            queue,
+            self._hosts,
+            self._ledger,
+            max_wait_s=plan.max_wait_s,
+            log=self._logged,
+        )
 
     @property
-    def is_idle(self) -> bool:
-        """Whether it waits for groups or trains, and writes no checkpoint."""
-        return self._takes and not self._ledger.is_saving
+    def has_begun(self) -> bool:
+        """Whether it is past its start."""
+        return self._ledger.version >= 0
 
-    async def run(self) -> None:
-        mending = asyncio.create_task(self._mend())
-        try:
-            await self._run()
-        finally:
-            mending.cancel()
-
-    async def _mend(self) -> None:
+    async def mend(self) -> None:
         """The publisher's own thread: stores what it holds once more, whole, where the fleet asks for it."""
         while True:
             await asyncio.sleep(_MEND_S)
             self._process.check()
-            self._store.mend(self._stored)
+            with contextlib.suppress(OSError):
+                self._publisher._mend_once()
 
-    async def _run(self) -> None:
-        self._resume()
-        await self._publish()
-        await self._published()
-        ledger = self._ledger
-        self._queue.mark_trained([], completed_steps=ledger.completed_steps, trained_version=ledger.version)
-        while ledger.completed_steps < self._plan.steps:
-            await self._one_step()
-        await self._save()
-        await self._published()
-        await self._confirm(wait=True)
-        self._queue.finish()
-
-    def _resume(self) -> None:
-        ledger = self._ledger
-        ledger.begun(self._checkpoints.next_life(self._queue.take_over()))
-        latest = self._checkpoints.latest()
-        consumed: tuple[str, ...] = ()
-        cursor = 0
-        if latest is not None:
-            consumed, cursor = latest.position.consumed_group_ids, latest.position.prompt_cursor
-            ledger.resumed(latest.position)
-            self._history = list(latest.history)
-        self._trace("resume", ledger.completed_steps)
-        self._queue.recover(consumed, completed_steps=ledger.completed_steps, prompt_cursor=cursor)
-
-    async def _one_step(self) -> None:
-        self._takes = True
-        groups = await self._take()
-        await asyncio.sleep(self._plan.train_s)
-        self._takes = False
-        ledger = self._ledger
-        version = ledger.version
-        self._on_train(groups, version, {group_id for _, ids in self._history for group_id in ids})
-        ledger.step_completed()
-        await self._publish()
-        ids = tuple(group[0].group_id for group in groups)
-        await self._moment("mark trained")
-        self._queue.mark_trained(ids, completed_steps=ledger.completed_steps, trained_version=ledger.version)
-        await self._moment("marked trained")
-        self._history.append((ledger.completed_steps, ids))
-        ledger.trained_on([trajectory.trajectory_id for group in groups for trajectory in group])
-        self._trace("step", ledger.completed_steps, version, ids)
-        await self._confirm(wait=False)
-        if ledger.completed_steps % self._plan.checkpoint_every == 0:
-            await self._save()
-
-    async def _take(self) -> list[list[Trajectory]]:
-        plan, ledger, groups = self._plan, self._ledger, list[list[Trajectory]]()
-        while (missing := plan.groups_per_step - len(groups)) > 0:
-            with self._waiting(
-                f"{missing} groups of step {ledger.completed_steps + 1}", "rollout", StarvedError
-            ) as wait:
-                while True:
-                    report = self._queue.lease_groups(
-                        missing, trained_version=ledger.version, max_staleness=plan.max_staleness
-                    )
-                    if report.groups:
-                        break
-                    await wait.pause(_POLL_S)
-            groups += report.groups
-            await self._moment("leased")
-        return groups
-
-    async def _publish(self) -> None:
-        await self._published()
-        version, step = self._store.claim(), self._ledger.completed_steps
-        self._ledger.published(version)
-        await self._moment("claimed")
+    def in_background(self, work: Callable[[], None]) -> Outcome:
+        """In place of the thread that stores a version."""
+        outcome = Outcome(LOOK_S)
 
         async def store() -> None:
             await asyncio.sleep(self._plan.publish_s())
-            self._effect("publish")
-            self._store.publish(version, step=step)
-            self._stored = version
-            self._trace("published", version, step)
-            self._effect("published")
+            self._process.check()
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - raised again where the outcome is asked for
+                outcome.ended(error)
+            else:
+                outcome.ended(None)
 
-        self._publishing = asyncio.create_task(store())
+        self._process.spawn(store())
+        return outcome
 
-    async def _published(self) -> None:
-        if self._publishing is not None:
-            with self._waiting(f"version {self._ledger.version} to be stored", "disk", WaitTimeoutError) as wait:
-                async with wait.bound():
-                    await self._publishing
-            self._publishing = None
+    def _batch(self, taken: StepGroups) -> Any:
+        history = self._state.params.history
+        self._on_train(taken.groups, self._ledger.version, {name for _, ids in history for name in ids})
+        return SimpleNamespace(batch=taken), None
 
-    async def _save(self) -> None:
-        if self._ledger.is_saved:
-            return
-        await self._confirm(wait=True)
-        position = self._ledger.position(prompt_cursor=self._queue.prompt_cursor())
-        snapshot = Snapshot(position, tuple(self._history))
+    def _update(self, batch: Any, update_rows: Sequence[int]) -> dict[str, float]:
+        sleep(self._plan.train_s)
+        params: Parameters = self._state.params
+        step = (self._ledger.completed_steps + 1, tuple(batch.batch.group_ids))
+        self._state = State(Parameters(self._new_identity(), (*params.history, step)))
+        return _METRICS
 
-        async def commit() -> None:
-            await asyncio.sleep(self._plan.commit_s())
-            self._effect("commit")
-            self._checkpoints.commit(snapshot)
-            self._trace("committed", position.completed_steps)
-            self._effect("committed")
+    def _publish(self) -> None:
+        super()._publish()
+        self._on_claimed(self._ledger.version, self._state.params.identity)
 
-        self._saving = asyncio.create_task(commit())
-        self._ledger.save_started(position)
+    def _logged(self, event: str, **fields: Any) -> None:
+        self._process.check()
+        self._trace(self._process.name, event, *(fields.get(name, "") for name in ("step", "version")))
+        if event == "published":
+            self._on_published(fields["version"])
 
-    async def _confirm(self, *, wait: bool) -> None:
-        """Acknowledges what the last checkpoint holds, once that is committed."""
-        if self._saving is None or (not wait and not self._saving.done()):
-            return
-        with self._waiting("the checkpoint to be committed", "disk", WaitTimeoutError) as waiting:
-            async with waiting.bound():
-                await self._saving
-        self._saving = None
-        group_ids = self._ledger.committed()
-        await self._moment("acknowledge")
-        self._queue.acknowledge(group_ids)
-        await self._moment("acknowledged")
-        self._ledger.acknowledged(group_ids)
 
-    async def _moment(self, where: str) -> None:
-        """A point at which the process may end, be stopped, or others may come between."""
-        self._effect(where)
-        await asyncio.sleep(_MOMENT_S)
+class _NoReference:
+    """A run without KL, as `KLControl`."""
 
-    def _waiting(self, what: str, on: str, error: type[Exception]) -> Any:
-        return self._waits.waiting(what, on=on, limit_s=self._plan.max_wait_s, setting="max_wait_s", error=error)
+    is_on, saved_reference, coefficient = False, None, 0.0
+
+    def arrived(self, groups: Any) -> None:
+        """Nothing is computed ahead."""
+
+    def found(self, holds_reference: Callable[[], bool]) -> None:
+        """There is none to keep."""
+
+    def resumed(self, position: Any, reference: Any) -> None:
+        """There is nothing to go on from."""
+
+    def step_completed(self, step: int, metrics: Any, params: Any) -> None:
+        """Nothing adapts."""
+
+
+@contextlib.contextmanager
+def without_computing(background: Callable[[Callable[[], None]], Any]) -> Iterator[None]:
+    """While the block runs, learners compute nothing and start no threads.
+
+    Args:
+      background: in place of the thread that stores a version, in the process that runs.
+    """
+    loop = "learner_jax.loop"
+    with (
+        mock.patch(f"{loop}.publishing._in_background", background),
+        mock.patch(f"{loop}.publishing.wait", lambda outcomes, timeout: [each.wait(timeout) for each in outcomes]),
+        mock.patch(f"{loop}.publishing.export_tensors", lambda params, *_: tensors_of(params.identity)),
+        mock.patch(f"{loop}.learner.log_engine", return_value=1.0),
+        mock.patch(f"{loop}.learner.step_record", lambda *_, **fields: {"step": fields["step"], **_METRICS}),
+        mock.patch(f"{loop}.feed._POLL_S", LOOK_S),
+        mock.patch("serving_bridge.weights.publisher.threading", _NO_THREADS),
+    ):
+        yield
+
+
+class _NoThread:
+    """A publisher's thread for requests; `SimulatedLearner.mend` does its work."""
+
+    def __init__(self, **options: Any) -> None:
+        """Nothing starts."""
+
+    def start(self) -> None:
+        """See `mend`."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """There is none."""
+
+
+_NO_THREADS = SimpleNamespace(Thread=_NoThread, Lock=threading.Lock, Event=threading.Event)

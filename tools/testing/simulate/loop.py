@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import heapq
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -20,6 +22,8 @@ _NOBODY = contextvars.Context()
 EPOCH_S = 1.7e9
 #: no timer goes off sooner
 _TICK_S = 1e-6
+#: timers that are no further apart go off together
+_RESOLUTION_S = 1e-9
 #: a dead coroutine that waits more often than this while it is unwound is left as it is
 _MAX_CLOSES = 20
 
@@ -36,7 +40,6 @@ class Process:
     """A process of the simulation.
 
     Attributes:
-      num_held: callbacks that wait for it to be continued.
       clock_offset_s: what its wall clock is ahead of the loop's time.
       ended: set when it has ended, with the error that it ended with (None: in order, or killed).
     """
@@ -45,7 +48,6 @@ class Process:
         self.name, self.loop = name, loop
         self.is_alive = True
         self.stopped_until_s = 0.0
-        self.num_held = 0
         self.clock_offset_s = 0.0
         self.ended: asyncio.Future[BaseException | None] = loop.create_future()
         self._context = contextvars.Context()
@@ -65,8 +67,6 @@ class Process:
 
     def stop(self, seconds: float) -> None:
         """Lets it run no further for a while, as SIGSTOP and SIGCONT do."""
-        if self.stopped_until_s <= self.loop.time():
-            self.num_held = 0
         self.stopped_until_s = max(self.stopped_until_s, self.loop.time() + seconds)
 
     def wall_clock(self) -> float:
@@ -106,17 +106,23 @@ class _OrderedFuture(asyncio.Future):
         return self.number
 
 
-class _Timeless:
-    """In place of a selector: there is no input, and waiting is moving the time on."""
+class _Handle:
+    """What is to be called, as the process that it is of; takes the place of `asyncio.Handle`, in half the time."""
 
-    def __init__(self) -> None:
-        self.now_s = 0.0
+    __slots__ = ("args", "callback", "context", "is_cancelled", "process")
 
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None:
-            raise StalledError("everything waits for something that nothing will bring about")
-        self.now_s += max(timeout, 0.0)
-        return []
+    def __init__(
+        self, callback: Any, args: tuple[Any, ...], context: contextvars.Context, process: Process | None
+    ) -> None:
+        self.callback, self.args, self.context, self.process = callback, args, context, process
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+        self.callback, self.args = None, ()
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
 
 
 class SimulatedLoop(asyncio.BaseEventLoop):
@@ -128,8 +134,10 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def __init__(self, executor_delay: Callable[[], float] = lambda: 0.0) -> None:
         super().__init__()
-        self._selector = _Timeless()
-        self._clock_resolution = 1e-9
+        self._now_s = 0.0
+        self._due: deque[_Handle] = deque()
+        #: (time, number, what is to be called then), a heap
+        self._timers: list[tuple[float, int, _Handle]] = []
         self._executor_delay = executor_delay
         self._numbers = 0
         self._tasks: list[asyncio.Task[Any]] = []
@@ -137,7 +145,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.set_exception_handler(lambda loop, context: None)
 
     def time(self) -> float:
-        return self._selector.now_s
+        return self._now_s
 
     def create_future(self) -> asyncio.Future[Any]:
         future = _OrderedFuture(loop=self)
@@ -147,21 +155,24 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def call_soon(  # type: ignore[override]
         self, callback: Any, *args: Any, context: contextvars.Context | None = None
-    ) -> asyncio.Handle:
-        process = _owner(context)
-        if process is not None:
-            callback, args = self._as_process, (process, context, callback, args)
-        return super().call_soon(callback, *args, context=context)
+    ) -> _Handle:
+        context = contextvars.copy_context() if context is None else context
+        handle = _Handle(callback, args, context, context.get(_PROCESS))
+        self._due.append(handle)
+        return handle
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: contextvars.Context | None = None
-    ) -> asyncio.TimerHandle:
-        process = _owner(context)
-        if process is not None:
-            callback, args = self._as_process, (process, context, callback, args)
-        # A bound that lies less ahead than the time's last digit would be looked at again and again, and never reached.
-        when = max(when, self.time() + _TICK_S)
-        return super().call_at(when, callback, *args, context=context)
+    ) -> _Handle:
+        context = contextvars.copy_context() if context is None else context
+        handle = _Handle(callback, args, context, context.get(_PROCESS))
+        self._set_timer(when, handle)
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Any, *args: Any, context: contextvars.Context | None = None
+    ) -> _Handle:
+        return self.call_at(self._now_s + delay, callback, *args, context=context)
 
     def call_later_for_nobody(self, delay: float, callback: Callable[..., Any], *args: Any) -> None:
         """A timer that goes off whatever happens to processes: what is on the wire, or on a disk."""
@@ -201,29 +212,53 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._tasks.clear()
         self.close()
 
-    def _as_process(
-        self, process: Process, context: contextvars.Context | None, callback: Any, args: tuple[Any, ...]
-    ) -> None:
-        if not process.is_alive:
+    def _set_timer(self, when: float, handle: _Handle) -> None:
+        # A bound that lies less ahead than the time's last digit would be looked at again and again, and never reached.
+        earliest = self._now_s + _TICK_S
+        self._numbers += 1
+        heapq.heappush(self._timers, (when if when > earliest else earliest, self._numbers, handle))
+
+    def _run_once(self) -> None:
+        """Runs until it is stopped; `run_forever` calls it again where it was not."""
+        due, timers = self._due, self._timers
+        while not self._stopping:  # type: ignore[attr-defined]
+            while timers and timers[0][2].is_cancelled:
+                heapq.heappop(timers)
+            if not due:
+                if not timers:
+                    raise StalledError("everything waits for something that nothing will bring about")
+                self._now_s = max(self._now_s, timers[0][0])
+            end_s = self._now_s + _RESOLUTION_S
+            while timers and timers[0][0] < end_s:
+                due.append(heapq.heappop(timers)[2])
+            for _ in range(len(due)):
+                self._call(due.popleft())
+
+    def _call(self, handle: _Handle) -> None:
+        process = handle.process
+        if handle.is_cancelled:
             return
-        if process.stopped_until_s > self.time():
-            super().call_at(
-                process.stopped_until_s, self._as_process, process, context, callback, args, context=context
-            )
+        if process is not None:
+            if not process.is_alive:
+                return
+            if process.stopped_until_s > self._now_s:
+                self._set_timer(process.stopped_until_s, handle)
+                return
+        try:
+            handle.context.run(handle.callback, *handle.args)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException:  # noqa: BLE001 - as every event loop; who waits for it has its outcome
             return
-        callback(*args)
+
+    def _write_to_self(self) -> None:
+        """Nobody sleeps."""
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
         self._numbers += 1
         task = _OrderedTask(work, number=self._numbers, loop=loop, **options)
         self._tasks.append(task)
         return task
-
-    def _process_events(self, event_list: list[Any]) -> None:
-        """There are none."""
-
-    def _write_to_self(self) -> None:
-        """Nobody sleeps."""
 
 
 def _unwind(work: Any) -> None:
@@ -239,8 +274,9 @@ def _unwind(work: Any) -> None:
             return
 
 
-def _owner(context: contextvars.Context | None) -> Process | None:
-    return _PROCESS.get() if context is None else context.get(_PROCESS)
+def current_process() -> Process | None:
+    """The process that the code that runs now is of."""
+    return _PROCESS.get()
 
 
 def _resolve(future: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

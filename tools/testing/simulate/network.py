@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from tools.testing.fake_vllm import Answer, Engine, EngineDiedError
 from tools.testing.simulate.loop import Process, SimulatedLoop
@@ -56,15 +58,18 @@ class Network:
 
     Attributes:
       engines: URL -> (process, engine) of those that listen.
+      sent: client -> URL -> answers that were asked for and have not come.
     """
 
     def __init__(self, loop: SimulatedLoop, draws: random.Random, trace: Callable[..., None]) -> None:
         self.engines: dict[str, tuple[Process, Engine]] = {}
+        self.sent: dict[str, Counter[str]] = {}
         self.weather = Weather()
         self._loop, self._draws, self._trace = loop, draws, trace
 
     def session(self, client: Process) -> Session:
-        return Session(self, client)
+        self.sent[client.name] = Counter()
+        return Session(self, client, self.sent[client.name])
 
     def send(self, client: Process, method: str, url: str, body: bytes | None, params: Mapping[str, str]) -> _Exchange:
         base = url.removesuffix(_GENERATE)
@@ -140,11 +145,21 @@ class _Exchange:
             self.response.set_exception(error)
 
 
+class _Parameters(msgspec.Struct):
+    n: int = 1
+
+
+class _Asked(msgspec.Struct):
+    """How many answers a generation asks for."""
+
+    sampling_params: _Parameters
+
+
 class Session:
     """What `VllmClient` uses of an aiohttp session."""
 
-    def __init__(self, network: Network, client: Process) -> None:
-        self._network, self._client = network, client
+    def __init__(self, network: Network, client: Process, sent: Counter[str]) -> None:
+        self._network, self._client, self._sent = network, client, sent
 
     async def __aenter__(self) -> Session:
         return self
@@ -166,10 +181,14 @@ class Session:
     ) -> AsyncIterator[Response]:
         self._client.check()
         exchange = self._network.send(self._client, method, url, data, params or {})
+        weight = 0 if exchange.path != _GENERATE else msgspec.json.decode(data or b"{}", type=_Asked).sampling_params.n
+        self._sent[exchange.engine] += weight
         try:
             async with asyncio.timeout(timeout.total if timeout is not None else None):
                 response = await exchange.response
         except BaseException:
             self._network.hang_up(exchange)
             raise
+        finally:
+            self._sent[exchange.engine] -= weight
         yield response

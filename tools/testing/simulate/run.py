@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import random
 import tempfile
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Literal
 from unittest import mock
 
-from tools.testing.simulate.checks import Violation
+from tools.testing.simulate import parts
+from tools.testing.simulate.blocking import sleep
 from tools.testing.simulate.faults import Monkey
+from tools.testing.simulate.learner import without_computing
 from tools.testing.simulate.loop import EPOCH_S, StalledError
 from tools.testing.simulate.setting import LOOK_S
 from tools.testing.simulate.world import World
@@ -24,8 +27,8 @@ from tools.testing.simulate.world import World
 Mode = Literal["safety", "liveness"]
 
 #: seconds of virtual time: how long a safety run goes on, when a liveness run is healed, and what it has from then on
-_SAFETY_S = 10.0
-_HEALED_S = 7.0
+_SAFETY_S = 8.0
+_HEALED_S = 6.0
 _FINISH_WITHIN_S = 40.0
 _LOOK_S = 0.25
 
@@ -64,18 +67,13 @@ def simulate(seed: int, mode: Mode = "safety", *, show: bool = False, faults: bo
             try:
                 world.loop.run_until_complete(world.loop.create_task(_drive(world, mode, faults=faults)))
             except StalledError as error:
-                world.checks.violated(str(error))
-            except Violation as violation:
-                world.checks.violated(str(violation))
+                world.violations.note("standstill", str(error))
             virtual_s = world.loop.time()
-            for process in world.processes.values():
-                process.is_alive = False
-            world.loop.abandon()
-        world.database.close()
+            world.abandon()
     return Outcome(
         seed=seed,
         mode=mode,
-        violation=str(world.checks.violation or ""),
+        violation=str(world.violations.first or ""),
         finished=world.finished,
         virtual_s=virtual_s,
         trace_hash=world.trace_hash,
@@ -91,10 +89,10 @@ def run_job(job: tuple[int, Mode]) -> Outcome:
 
 async def _drive(world: World, mode: Mode, *, faults: bool) -> None:
     monkey = Monkey(world, random.Random(world.draws.random()))
-    world.supervise("fleet", world.fleet)
-    world.supervise("learner", world.learner)
+    world.supervise("fleet", functools.partial(parts.fleet, world))
+    world.supervise("learner", functools.partial(parts.learner, world))
     for name in world.setting.workers:
-        world.supervise(name, world.rollout)
+        world.supervise(name, functools.partial(parts.rollout, world))
     work = None
     if faults:
         monkey.begin()
@@ -102,8 +100,8 @@ async def _drive(world: World, mode: Mode, *, faults: bool) -> None:
     end_s = _SAFETY_S if mode == "safety" else _HEALED_S + _FINISH_WITHIN_S
     while not world.finished and world.loop.time() < end_s:
         await asyncio.sleep(_LOOK_S)
-        world.check_waits()
-        if world.checks.violation is not None:
+        world.look()
+        if world.violations.first is not None:
             return
         if mode == "liveness" and work is not None and world.loop.time() >= _HEALED_S:
             work.cancel()
@@ -111,15 +109,12 @@ async def _drive(world: World, mode: Mode, *, faults: bool) -> None:
             world.trace("healed")
             monkey.heal()
     if mode == "liveness" and not world.finished:
-        world.checks.violated(f"the run has not finished {_FINISH_WITHIN_S:g} s after all faults were over")
+        world.violations.note("not finished", f"{_FINISH_WITHIN_S:g} s after all faults were over")
 
 
 @contextmanager
 def _virtual_time(world: World) -> Iterator[None]:
     """Clocks that code reads directly show the simulation's time; a sleep in earnest is a mistake."""
-
-    def sleep(seconds: float) -> None:
-        raise AssertionError(f"a sleep of {seconds} s blocks the event loop")
 
     def wall() -> float:
         return EPOCH_S + world.loop.time()
@@ -131,6 +126,10 @@ def _virtual_time(world: World) -> Iterator[None]:
         with (
             mock.patch.multiple(time, time=wall, monotonic=world.loop.time, perf_counter=world.loop.time, sleep=sleep),
             mock.patch("serving_bridge.fleet.controller._TICK_S", LOOK_S),
+            mock.patch("serving_bridge.rollout.worker.Dispatcher", world.dispatcher),
+            mock.patch("learner_jax.runtime.crash_points._trap", return_value=world),
+            world.disk.watched(),
+            without_computing(world.in_background),
             mock.patch("uuid.uuid4", side_effect=lambda: uuid.UUID(int=uuids.getrandbits(128))),
         ):
             yield

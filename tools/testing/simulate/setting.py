@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving_bridge.queue import Pace, QueueBounds
 from serving_bridge.settings import RolloutSettings, ServingSettings
 
 #: how often processes look around: more rarely than real ones, to make seeds cheap
-LOOK_S = 0.1
+LOOK_S = 0.15
 MAX_MODEL_LEN = 16
+
+
+@dataclass(frozen=True)
+class LearnerPlan:
+    """What the run asks of its learner; times are what things take."""
+
+    steps: int
+    groups_per_step: int
+    max_staleness: int
+    checkpoint_every: int
+    max_wait_s: float
+    train_s: float
+    publish_s: Callable[[], float]
 
 
 @dataclass(frozen=True)
@@ -21,9 +35,11 @@ class Setting:
     serving: ServingSettings
     rollout: RolloutSettings
     bounds: QueueBounds
+    blob_bytes: int
     workers: tuple[str, ...]
     checkpoint_every: int
-    lease_s: float = 30.0
+    lease_s: float
+    keep_versions: int
     claim_lease_s: float = 4.0
     max_wait_s: float = 20.0
 
@@ -64,6 +80,9 @@ def draw_setting(draws: random.Random) -> Setting:
         serving=serving,
         rollout=rollout,
         bounds=QueueBounds(max_groups=draws.choice((2, 1000))),
+        blob_bytes=draws.choice((1, 2**20)),
         workers=("worker-0", "worker-1")[: draws.choice((1, 2, 2))],
+        lease_s=draws.choice((2.0, 30.0, 30.0)),
+        keep_versions=draws.choice((2, 4)),
         checkpoint_every=draws.choice((1, 2, 2, 3)),
     )

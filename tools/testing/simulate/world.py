@@ -1,9 +1,7 @@
-"""One simulated run: real queue, gate, fleet controller, weight rounds and rollout workers between simulated disks."""
+"""One simulated run: its processes, what they share, and what may happen to them; `parts` is what each of them does."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import random
 from collections import Counter
@@ -13,36 +11,36 @@ from pathlib import Path
 from typing import Any
 
 from learner_jax.runtime import Waits, WeirError
-from rewards.contracts import Problem, RewardRequest, RewardResult, scored
 from serving_bridge.fleet import Fleet
 from serving_bridge.queue import TrajectoryQueue
-from serving_bridge.rollout import RolloutWorker, RunIdentity
-from serving_bridge.routing import ReplicaRow
-from serving_bridge.settings import EvaluationSettings
-from tools.testing.fake_vllm import Engine, EngineSettings, Worker
-from tools.testing.simulate.checks import Checks
-from tools.testing.simulate.disks import (
-    VOCAB_SIZE,
-    ArithmeticWeights,
-    SimulatedCheckpoints,
-    SimulatedDatabase,
-    SimulatedRegistry,
-    SimulatedStore,
-    memory_database,
-)
-from tools.testing.simulate.learner import LearnerPlan, SimulatedLearner
-from tools.testing.simulate.loop import Process, ProcessDiedError, SimulatedLoop
+from serving_bridge.routing import Dispatcher, ReplicaRow
+from serving_bridge.weights import WeightStore
+from tools.testing.simulate.blocking import BlockingWork, is_blocking, sleep
+from tools.testing.simulate.checks import RunChecks
+from tools.testing.simulate.disk import Disk, Effect
+from tools.testing.simulate.file_checks import FileChecks
+from tools.testing.simulate.learner import SimulatedLearner
+from tools.testing.simulate.loop import Process, ProcessDiedError, SimulatedLoop, current_process
 from tools.testing.simulate.network import Network
-from tools.testing.simulate.server import SimulatedServer
-from tools.testing.simulate.setting import LOOK_S, MAX_MODEL_LEN, draw_setting
+from tools.testing.simulate.queue_checks import QueueChecks
+from tools.testing.simulate.setting import draw_setting
+from tools.testing.simulate.shared import SharedDatabase, SimulatedDatabase, SimulatedRegistry
+from tools.testing.simulate.violations import Violations
 
 
 @dataclass
 class Odds:
-    """Probabilities of what goes wrong at a transaction or an effect, and of what an engine's start does."""
+    """Probabilities of what goes wrong at a transaction or an effect, and of what an engine's start does.
+
+    Attributes:
+      power: that it is the whole machine that goes down where a process would crash.
+      replaced: that a learner is held up at a crash point, thought dead, and goes on later.
+    """
 
     database: float = 0.0
     crash: float = 0.0
+    power: float = 0.0
+    replaced: float = 0.0
     bad_start: float = 0.0
     bad_load: float = 0.0
 
@@ -52,7 +50,7 @@ class World:
 
     Args:
       show: prints the trace.
-      folder: for the fleet controller's order book, the one thing that goes to a real disk.
+      folder: for all files of the run.
     """
 
     def __init__(self, seed: int, *, folder: Path, show: bool = False) -> None:
@@ -62,26 +60,44 @@ class World:
         self.network = Network(self.loop, random.Random(self.draws.random()), self.trace)
         self.odds = Odds()
         self.counts: Counter[str] = Counter()
-        self.store, self.checkpoints = SimulatedStore(), SimulatedCheckpoints(keep=2)
-        self.database = memory_database()
-        self.checks = Checks(
-            max_staleness=self.setting.pace.max_staleness,
-            groups_per_step=self.setting.pace.groups_per_step,
-            store=self.store,
+        self.violations = Violations()
+        self.blobs, self.weights, self.checkpoints = folder / "blobs", folder / "weights", folder / "checkpoints"
+        self.checkpoints.mkdir()
+        self.files = FileChecks(
+            self.violations,
+            blobs=self.blobs,
+            weights=self.weights,
             checkpoints=self.checkpoints,
-            database=self.database,
+            in_use=lambda: [row.version for row in self._rows.values()],
+        )
+        self.disk = self.files.disk = Disk(folder, self._on_disk)
+        self.store = WeightStore(self.weights, run="sim")
+        self.database = SharedDatabase()
+        self.checks = RunChecks(self.violations, self.setting.pace, self.files)
+        self.rows = QueueChecks(
+            self.violations, self.setting, self.database.real, self.files, self.files.trained_on_disk
         )
         self.processes: dict[str, Process] = {}
         self.finished = False
         self.learner_now: SimulatedLearner | None = None
-        self._waits: dict[str, Waits] = {}
+        #: every life of the learner, also one that was replaced and goes on
+        self.learners: dict[Process, SimulatedLearner] = {}
+        self.fleet_now: Fleet | None = None
+        self.blocking: list[BlockingWork] = []
+        #: every process that was ever started: one that was replaced may live on
+        self._everyone: list[Process] = []
+        self._dispatchers: dict[str, tuple[Process, Dispatcher]] = {}
+        self.servers: dict[str, tuple[Process | None, Process]] = {}
+        self._identities = 0
+        self._is_failing = False
+        self.waits: dict[str, Waits] = {}
         self._starts: dict[str, Callable[[], None]] = {}
         self._restarting: set[str] = set()
         self._rows: dict[str, ReplicaRow] = {}
         self._totals: dict[str, dict[str, tuple[int, int]]] = {}
         self._folder, self._show = folder, show
         self._hash = hashlib.blake2b(digest_size=12)
-        self._ports = 0
+        self.ports = 0
 
     # Record.
 
@@ -102,17 +118,22 @@ class World:
 
         def start() -> None:
             self._restarting.discard(name)
-            process = self.processes[name] = Process(name, self.loop)
-            self._waits[name] = Waits(self.loop.time)
+            process = self._new_process(name)
+            self.waits[name] = Waits(self.loop.time)
             self.trace("start", name)
             process.run_main(life(process))
             self.loop.when_done(process.ended, lambda future: ended(process, future.result()))
 
         def ended(process: Process, error: BaseException | None) -> None:
             self.trace("end", name, type(error).__name__ if error else "")
+            if error and self._show:
+                print(error, flush=True)
             self.counts[f"{name} ended"] += 1
-            if error is not None and not isinstance(error, WeirError):
-                self.checks.violated(f"{name} ended with {type(error).__name__}, which is no error of ours: {error}")
+            # Of one that was replaced while it was stopped, files may be gone that only it needed.
+            is_replaced = self.processes[name] is not process and isinstance(error, OSError)
+            if error is not None and not isinstance(error, WeirError) and not is_replaced:
+                what = f"{name} ended with {type(error).__name__}, which is no error of ours: {error}"
+                self.violations.note("unknown error", what)
             if self.processes[name] is process:  # else another one has taken its place
                 self._start_later(name)
 
@@ -123,29 +144,90 @@ class World:
         """Starts another process in the place of one that is thought dead, and may not be."""
         self._start_later(process.name)
 
+    def _new_process(self, name: str) -> Process:
+        process = self.processes[name] = Process(name, self.loop)
+        self._everyone.append(process)
+        return process
+
     def _start_later(self, name: str) -> None:
         if not self.finished and name not in self._restarting:
             self._restarting.add(name)
             self.loop.call_later_for_nobody(self.draws.uniform(0.1, 1.5), self._starts[name])
 
+    # Effects.
+
     def effect(self, process: Process, name: str) -> None:
-        """Something on a disk was, or is about to be, done: the process may end here."""
+        """Something was, or is about to be, done: the process may end here."""
         process.check()
         if self.odds.crash and self.draws.random() < self.odds.crash:
             self.trace("crash", process.name, name)
             self.counts[f"crash: {name}"] += 1
-            process.kill()
+            self.crash(process)
             raise ProcessDiedError(process.name)
 
+    def passed(self, name: str) -> None:
+        """A crash point in the code: the process may end there, or be held up until another has taken its place."""
+        process = current_process()
+        if process is None:
+            return
+        self.effect(process, name)
+        is_learner = process is self.processes["learner"] and is_blocking() and not self.finished
+        if is_learner and self.odds.replaced and self.draws.random() < self.odds.replaced:
+            self.trace("replaced", name)
+            self.counts["replaced"] += 1
+            self.replace(process)
+            sleep(self.draws.uniform(0.5, 4.0))
+
+    def crash(self, process: Process) -> None:
+        """Ends a process, or the machine with all of them."""
+        if self.draws.random() < self.odds.power:
+            self.fail()
+        process.kill()
+
+    def fail(self) -> None:
+        """The power fails: all processes end, and what was not synced is gone."""
+        self.trace("power failure")
+        self.counts["power failure"] += 1
+        for process in self._everyone:
+            process.kill()
+        self._is_failing = True
+        self.disk.fail(self.draws)
+        self.database.fail(self.draws)
+        self.files.put_aside_torn()
+        self.disk.settle()
+        self._is_failing = False
+        self.rows.lost_power()
+
+    def _on_disk(self, effect: Effect) -> None:
+        if self._is_failing:
+            return
+        process = current_process()
+        if process is not None:
+            process.check()
+        place = effect.path.parent if effect.path.is_absolute() else self.weights
+        if place == self._folder:  # the order book, which nothing is lost with
+            return
+        self.files.effect(effect)
+        if process is not None:
+            self.effect(process, f"{effect.kind} {'done' if effect.done else 'due'}")
+
     def queue(self, process: Process) -> TrajectoryQueue:
-        database = SimulatedDatabase(self.database, process, self._database_fate, self.checks.committed)
+        database = SimulatedDatabase(
+            self.database,
+            process,
+            draw_fate=self._database_fate,
+            crash=self.crash,
+            audit=lambda process: self.rows.committed(process, is_synced=self.database.is_synced),
+        )
         return TrajectoryQueue(
             database=database,
+            blobs=self.blobs,
+            blob_bytes=self.setting.blob_bytes,
             lease_s=self.setting.lease_s,
             claim_lease_s=self.setting.claim_lease_s,
             bounds=self.setting.bounds,
             clock=process.wall_clock,
-            waits=self._waits[process.name],
+            waits=self.waits[process.name],
             consumer=process.name,
         )
 
@@ -161,173 +243,54 @@ class World:
         self.counts[f"database: {fate}"] += 1
         return fate
 
-    # What each process does.
+    def new_identity(self) -> int:
+        self._identities += 1
+        return self._identities
 
-    async def learner(self, process: Process) -> None:
-        plan = LearnerPlan(
-            steps=self.setting.pace.total_steps,
-            groups_per_step=self.setting.pace.groups_per_step,
-            max_staleness=self.setting.pace.max_staleness,
-            checkpoint_every=self.setting.checkpoint_every,
-            max_wait_s=self.setting.max_wait_s,
-            train_s=0.2,
-            publish_s=lambda: self.draws.uniform(0.0, 0.2),
-            commit_s=lambda: self.draws.uniform(0.0, 0.6),
-        )
-        learner = SimulatedLearner(
-            process,
-            plan,
-            queue=self.queue(process).consumer,
-            store=self.store,
-            checkpoints=self.checkpoints,
-            waits=self._waits[process.name],
-            on_train=self.checks.training,
-            effect=lambda name: self.effect(process, name),
-            trace=self.trace,
-        )
-        self.learner_now = learner
-        await learner.run()
-        self.checks.finished(self.setting.pace.total_steps)
-        self.finished = True
+    def in_background(self, work: Callable[[], None]) -> Any:
+        """In place of a learner's thread; asked for by the learner that runs now."""
+        process = current_process()
+        assert process is not None
+        process.check()
+        return self.learners[process].in_background(work)
 
-    async def rollout(self, process: Process) -> None:
-        worker = RolloutWorker(
-            name=process.name,
-            identity=RunIdentity("sim", self.setting.rollout.group_size),
-            task=_Task(),  # type: ignore[arg-type]
-            encoder=_Encoder(),  # type: ignore[arg-type]
-            queue=self.queue(process).producer,
-            registry=self.registry(process),  # type: ignore[arg-type]
-            settings=self.setting.rollout,
-            evaluation=EvaluationSettings(),
-            pace=self.setting.pace,
-            log=lambda event, **fields: self._log(process, event, fields),
-            should_stop=lambda: False,
-            vocab_size=VOCAB_SIZE,
-            waits=self._waits[process.name],
-            open_session=lambda: self.network.session(process),
-            rng=random.Random(self.draws.random()),
-            scoring=_Inline(),  # type: ignore[arg-type]
-            queue_thread=_Inline(),  # type: ignore[arg-type]
-            tick_s=LOOK_S,
-            renew_every_s=self.setting.claim_lease_s / 4,
-        )
-        await worker.run()
+    def abandon(self) -> None:
+        """Ends the simulation."""
+        for process in self._everyone:
+            process.is_alive = False
+        for work in self.blocking:
+            work.abandon()
+        self.loop.abandon()
+        self.database.real.close()
 
-    async def fleet(self, process: Process) -> None:
-        async def inline(work: Callable[..., Any], *arguments: Any) -> Any:
-            process.check()
-            return work(*arguments)
+    def dispatcher(self, *arguments: Any) -> Dispatcher:
+        """In place of the class, in the worker that runs now."""
+        made = Dispatcher(*arguments)
+        process = current_process()
+        assert process is not None
+        self._dispatchers[process.name] = process, made
+        return made
 
-        servers: list[SimulatedServer] = []
-
-        def make(name: str, port: int) -> SimulatedServer:
-            server = SimulatedServer(
-                name,
-                settings=self.setting.serving,
-                session=self.network.session(process),
-                waits=self._waits[process.name],
-                draws=self.draws,
-                bad_start=lambda: self.odds.bad_start,
-                start_engine=self._start_engine,
-            )
-            servers.append(server)
-            return server
-
-        # The guard ends a controller's servers when the controller is gone, a moment later.
-        def end_servers(_: Any) -> None:
-            for server in servers:
-                self.loop.call_later_for_nobody(self.draws.uniform(0, 0.5), server.end)
-
-        self.loop.when_done(process.ended, end_servers)
-        fleet = Fleet(
-            self.setting.serving,
-            model_dir=Path("/simulated"),
-            store=self.store,  # type: ignore[arg-type]
-            registry=self.registry(process),  # type: ignore[arg-type]
-            log_dir=Path("/simulated"),
-            keep_versions=4,
-            log=lambda event, **fields: self._log(process, event, fields),
-            should_stop=lambda: False,
-            name="fleet",
-            make_replica=make,
-            open_session=contextlib.nullcontext,
-            run_blocking=inline,
-            waits=self._waits[process.name],
-            clock=process.wall_clock,
-        )
-        await fleet.run()
-
-    def _log(self, process: Process, event: str, fields: dict[str, Any]) -> None:
+    def log(self, process: Process, event: str, fields: dict[str, Any]) -> None:
         process.check()
         if event not in ("interval",):
             self.trace(process.name, event, *(f"{key}={value}" for key, value in fields.items() if key != "error"))
         if event == "round":
             self.counts[f"round: {fields['outcome']}"] += 1
 
-    def _start_engine(self, name: str) -> tuple[Process, str]:
-        """A server process; it listens at once."""
-        self._ports += 1
-        url = f"http://{name}:{self._ports}"
-        process = self.processes[name] = Process(name, self.loop)
-        weights = ArithmeticWeights(self.store)
-        worker = Worker(
-            weights,
-            root=self.store.root,
-            clock=self.loop.time,
-            start_reading=lambda read: process.spawn(_later(self.draws.uniform(0, 0.1), read)),  # type: ignore[arg-type]
-        )
-        if self.draws.random() < self.odds.bad_load:
-            weights.flips, worker.breaks = self.draws.choice([(1, 0), (0, 1), (2, 0)])
-        incarnation = f"{name}#{self._ports}"
-        engine = Engine(
-            worker,
-            EngineSettings(max_model_len=MAX_MODEL_LEN, token_s=0.03, control_s=0.02),
-            draws=random.Random(self.draws.random()),
-            on_sample=lambda version, count: self.checks.sampled(incarnation, version, weights.identity),
-        )
-        self.network.engines[url] = process, engine
-        return process, url
-
-    def check_waits(self) -> None:
-        for name, waits in self._waits.items():
+    def look(self) -> None:
+        """What can be checked at any time."""
+        self.files.look()
+        self.files.freed(sum(count for what, count in self.counts.items() if "ended" in what or "database" in what))
+        for name, waits in self.waits.items():
             process = self.processes[name]
             if process.is_alive and process.stopped_until_s + 1.0 < self.loop.time():
                 self.checks.waiting(name, waits)
-
-
-class _Inline:
-    """In place of a pool of threads: the loop does the work itself."""
-
-    def submit(self, *arguments: Any) -> None:
-        raise RuntimeError("work must go through the event loop")
-
-
-class _Task:
-    version = "sim"
-
-    def problem(self, split: str, index: int) -> Problem:
-        return Problem(index=index, question=f"{index}", answer="", metadata={})
-
-    def score(self, request: RewardRequest) -> RewardResult:
-        return scored(0.5, {"score": 0.5})
-
-
-class _Tokenizer:
-    fingerprint = "sim"
-    eos_ids = (1,)
-
-    def decode(self, tokens: list[int]) -> str:
-        return " ".join(map(str, tokens))
-
-
-class _Encoder:
-    tokenizer = _Tokenizer()
-
-    def encode(self, problem: Problem) -> list[int]:
-        return [2 + problem.index % 50, 3, 5]
-
-
-async def _later(seconds: float, work: Callable[[], None]) -> None:
-    await asyncio.sleep(seconds)
-    work()
+        for process, dispatcher in self._dispatchers.values():
+            if process.is_alive and process.stopped_until_s < self.loop.time():
+                taken = {target.url: target.in_flight for target in dispatcher._targets.values()}
+                self.checks.slots(process.name, taken, dispatcher._in_flight, self.network.sent[process.name])
+        fleet = self.fleet_now
+        if fleet is not None and self.processes["fleet"].is_alive:
+            most = self.setting.serving.updates_at_once or len(fleet.members)
+            self.checks.rounds(sum(member.in_round for member in fleet.members), most)
