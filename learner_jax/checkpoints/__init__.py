@@ -13,7 +13,7 @@ from learner_jax.checkpoints.manifest import (
     array_specs,
     read_manifest,
 )
-from learner_jax.checkpoints.proof import prove
+from learner_jax.checkpoints.proof import prove, settle
 from learner_jax.contracts import Position
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "read_manifest",
     "require_whole",
     "restore_parameters",
+    "settle",
     "steps_in",
     "write_hashes",
 ]

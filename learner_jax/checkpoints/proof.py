@@ -103,12 +103,31 @@ def prove(folder: Path, saved: Manifest) -> None:
     """
     try:
         problem = _problem(folder, saved)
-        sync_tree(folder)
-        sync_path(folder.parent)
+        _sync(folder)
     except (CheckpointError, OSError) as error:
         raise CheckpointError(_not_proven(folder, str(error))) from error
     if problem is not None:
         raise CheckpointError(_not_proven(folder, problem))
+
+
+def settle(folder: Path) -> None:
+    """Waits until a checkpoint that is gone on from is on the disk: a life that was killed may have left that open.
+
+    Raises:
+      CheckpointError: it can't be synced.
+    """
+    try:
+        _sync(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {folder} can't be brought to the disk: {error}; the queue would forget groups that a power "
+            f"failure then takes from it"
+        ) from error
+
+
+def _sync(folder: Path) -> None:
+    sync_tree(folder)
+    sync_path(folder.parent)
 
 
 def _problem(folder: Path, saved: Manifest) -> str | None:

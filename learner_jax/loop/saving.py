@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from learner_jax.checkpoints import CheckpointError, Checkpoints, next_life, oust, steps_in
+from learner_jax.checkpoints import CheckpointError, Checkpoints, next_life, oust, settle, steps_in
 from learner_jax.contracts import Position, TrajectorySource
 from learner_jax.hosts import Hosts, require_shared
 from learner_jax.ledger import Ledger
@@ -67,7 +67,11 @@ class Saving:
             life = next_life(self._checkpoints.directory, self._source.take_over())
             self._told(oust(self._checkpoints.directory, life), life)
             step = self._checkpoints.latest_step()
-            return [life, step, step is not None and self._checkpoints.check(step)]
+            if step is None:
+                return [life, None, False]
+            verified = self._checkpoints.check(step)
+            settle(self._checkpoints.directory / str(step))  # before the queue forgets what it holds
+            return [life, step, verified]
 
         life, step, verified = self._from_leader(look, "checkpoint to go on from")
         self._ledger.begun(life)
