@@ -171,3 +171,14 @@ def test_parts_of_a_batch_are_joined_in_order_and_their_groups_stay_apart() -> N
     assert whole.lengths.groups.tolist() == [0, 0, 1, 2, 2]
     assert whole.lengths.shared.tolist() == [2, 2, 0, 1, 1]
     assert Sequences.joined(parts[:1]) is parts[0]
+
+
+def test_a_group_whose_advantages_are_not_finite_teaches_nothing_and_hurts_no_other() -> None:
+    groups = [make_group("run/0"), make_group("run/1", rewards=[0.0, 1.0])]
+    groups[0] = [dataclasses.replace(t, rewards=np.array([0, 0, 0, 3e38, 3e38], np.float32)) for t in groups[0]]
+    with np.errstate(over="ignore"):
+        batch, stats = rl_batch(groups, settings("grpo"), sequence_length=LENGTH, trained_version=1)
+    assert stats.dropped_groups == 1
+    assert np.isfinite(batch.advantages).all()
+    assert np.asarray(batch.weights).sum(axis=1).tolist() == [0, 0, 0.5, 0.5]
+    assert np.asarray(batch.advantages)[3, 3] > 0.9

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
@@ -15,7 +16,8 @@ import pytest
 from safetensors.numpy import load_file, save, save_file
 
 from learner_jax.contracts import WeightFileError
-from learner_jax.conversion.checkpoint_writer import _chunk_name
+from learner_jax.conversion import checkpoint_writer
+from learner_jax.conversion.checkpoint_writer import _chunk_name, _chunk_shape
 from learner_jax.conversion.direct_io import File
 from learner_jax.conversion.hf_layout import Placed, Weights, plan, runs, write_part
 from learner_jax.conversion.hf_writer import in_slabs
@@ -151,3 +153,20 @@ def test_slabs_are_whole_rows_within_the_limit() -> None:
 def test_a_chunk_is_named_by_its_place_in_the_grid() -> None:
     assert _chunk_name((slice(4, 6), slice(0, 3)), (2, 3)) == "2.0"
     assert _chunk_name((), ()) == "0"
+
+
+def test_chunks_are_layers_or_rows_of_large_ones_or_as_many_small_ones_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_writer, "_CHUNK_BYTES", 1000)
+    monkeypatch.setattr(checkpoint_writer, "_SMALL_BYTES", 100)
+    config: Any = SimpleNamespace(num_layers=3)
+
+    def shape(*of: int, stacked: bool = True) -> tuple[int, ...]:
+        row: Any = SimpleNamespace(shape=of, stacked=stacked)
+        return _chunk_shape(row, config)
+
+    assert shape(10, 25) == (1, 10, 25)
+    assert shape(10, 26) == (1, 9, 26)
+    assert shape(2, 300) == (1, 1, 300)
+    assert shape(10, 26, stacked=False) == (9, 26)
+    assert shape(12) == (2, 12)
+    assert shape(2) == (3, 2)

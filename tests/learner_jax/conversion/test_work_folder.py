@@ -148,3 +148,21 @@ def test_a_journal_without_pieces_is_work_all_the_same_but_nothing_to_tell_of(tm
             (work.result / "part").write_text("x")
     assert said == []
     assert (work.result / "part").exists()
+
+
+def test_a_failure_in_the_background_is_told_though_the_next_pieces_are_well(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    file = File(work.result / "file", size=1)
+    with Settler(work, every_bytes=1) as settler:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", full)
+            settler.wrote("1", 1, [file])
+            with pytest.raises(OSError, match="No space left"):
+                settler._wait()
+        with pytest.raises(OSError, match="No space left"):
+            settler.wrote("2", 1, [file])
+    file.close()

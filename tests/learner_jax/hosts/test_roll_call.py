@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import msgspec
@@ -254,3 +255,14 @@ def test_a_welcome_is_handed_on() -> None:
             return welcome
 
     assert virtually(roll_call.answered(Answering("h"), hello(1), 5.0)) is welcome  # type: ignore[arg-type]
+
+
+def test_a_name_that_nobody_knows_is_told_in_the_resolver_s_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (socket.gaierror(-2, "Name or service not known"), OSError("Multiple exceptions")):
+
+        async def unknown(*_: Any, error: OSError = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(asyncio, "open_connection", unknown)
+        with pytest.raises(HostError, match="Name or service not known|Multiple exceptions"):
+            virtually(roll_call.come(("h", 1), 0.5))

@@ -177,3 +177,16 @@ def test_followers_raise_what_the_leader_found(saving: Saving, monkeypatch: pyte
     follower.agree = lambda value, what: [None, "no room"]
     with pytest.raises(CheckpointError, match="^no room$"):
         saving._from_leader(lambda: 1 / 0, "what")
+
+
+def test_followers_wait_for_their_own_part_of_a_save_and_change_no_queue(
+    saving: Saving, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step(saving, 1)
+    save(saving)
+    world.did.clear()
+    follower: Any = SimpleNamespace(is_leader=False, agree=lambda value, what: [None, None])
+    monkeypatch.setattr(saving, "_hosts", follower)
+    saving.confirm(wait=True)
+    assert world.did == ["waits 9", "point committed", "point acknowledged"]
+    assert not saving._ledger.is_saving

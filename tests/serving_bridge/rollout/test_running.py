@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 
 from learner_jax.runtime import Waits
+from serving_bridge.queue import QueueFullError
 from serving_bridge.rollout.interval import Interval
 from serving_bridge.rollout.running import RunningRollouts
+from serving_bridge.rollout.worker_queue import WorkerQueue
 from serving_bridge.settings import RolloutSettings
-from tests.support.rollout_world import virtually
+from tests.support.rollout_world import Inline, virtually
 
 
 class Noted:
@@ -73,7 +76,7 @@ def running(noted: Any, records: list[dict[str, Any]], **changed: Any) -> Runnin
         pace=None,  # type: ignore[arg-type]
         interval=Interval(lambda event, **fields: records.append(fields), 100.0),
         verdicts=SimpleNamespace(take=dict),  # type: ignore[arg-type]
-        waits=Waits(),
+        waits=Waits(asyncio.get_running_loop().time),
         should_stop=lambda: False,
         tick_s=0.5,
     )  # fmt: skip
@@ -228,3 +231,69 @@ def test_the_first_failure_of_what_runs_is_raised() -> None:
 
     with pytest.raises(ZeroDivisionError, match="first"):
         virtually(story())
+
+
+def test_the_run_s_progress_is_asked_for_once_a_tick_and_starts_the_gate_s_bound_anew() -> None:
+    noted = Noted()
+    asked: list[float] = []
+
+    async def look(now_s: float) -> bool:
+        return False
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def progress() -> Any:
+            asked.append(loop.time())
+            return SimpleNamespace(finished=len(asked) == 4, completed_steps=len(asked) // 3)
+
+        noted.look, noted.progress = look, progress  # type: ignore[attr-defined]
+        worker = running(noted, [], max_wait_s=50)
+        await worker._claim()
+        left = []
+        while not await worker._look_around():
+            left.append(worker._closed.remaining_s)
+            await asyncio.sleep(0.2)
+        assert [round(b - a, 1) for a, b in itertools.pairwise(asked)] == [0.6] * 3
+        began = [index for index, seconds in enumerate(left) if seconds == 50]
+        assert began == [0, 6]  # at the first look, and where a step was completed
+
+    virtually(story())
+
+
+class Offered:
+    """A queue that is full until told otherwise."""
+
+    def __init__(self) -> None:
+        self.full = True
+        self.batches: list[int] = []
+
+    def put(self, batch: Sequence[Any], *, worker: str) -> None:
+        self.batches.append(len(batch))
+        if self.full:
+            raise QueueFullError("full", retry_after_s=2.0)
+
+
+def test_a_full_queue_is_offered_the_groups_again_when_it_says_and_nothing_is_never_offered() -> None:
+    queue: Any = Offered()
+
+    async def story() -> None:
+        link = WorkerQueue(
+            queue, "w", thread=Inline(), waits=Waits(), max_wait_s=9, renew_every_s=9, count=Counter(),
+            log=lambda *_, **__: None,
+        )  # fmt: skip
+        await link.put()
+        assert queue.batches == []
+        link.add(1, [])
+        await link.put()
+        link.add(2, [])
+        await link.put()
+        assert (queue.batches, link.is_full) == ([1], True)
+        await asyncio.sleep(2)
+        queue.full = False
+        await link.put()
+        assert (queue.batches, link.is_full) == ([1, 2], False)
+        await link.put()
+        assert queue.batches == [1, 2]
+
+    virtually(story())
