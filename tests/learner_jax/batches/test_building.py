@@ -10,6 +10,7 @@ import pytest
 
 from learner_jax.batches import Sequences, rl_batch
 from learner_jax.batches.sequences import BatchError, group_lengths, sequences
+from learner_jax.batches.supervised import supervised_batch
 from learner_jax.contracts.weights import NOT_SAMPLED, Trajectory
 from learner_jax.settings.learner import LossSettings
 from tests.support.trajectories import make_group
@@ -182,3 +183,15 @@ def test_a_group_whose_advantages_are_not_finite_teaches_nothing_and_hurts_no_ot
     assert np.isfinite(batch.advantages).all()
     assert np.asarray(batch.weights).sum(axis=1).tolist() == [0, 0, 0.5, 0.5]
     assert np.asarray(batch.advantages)[3, 3] > 0.9
+
+
+def test_examples_with_answers_fill_rows_and_none_is_longer() -> None:
+    examples = [([1, 2], [False, True]), ([3, 4, 5], [False, True, True])]
+    batch = supervised_batch(examples, sequence_length=3)
+    assert np.asarray(batch.tokens).tolist() == [[1, 2, 0], [3, 4, 5]]
+    np.testing.assert_allclose(batch.weights, np.array([[0, 1, 0], [0, 1, 1]]) / 3, rtol=1e-6)
+    assert np.asarray(batch.lengths).tolist() == [2, 3]
+    assert np.asarray(batch.groups).tolist() == [0, 1]
+    assert (np.asarray(batch.policy_version) == NOT_SAMPLED).all()
+    with pytest.raises(BatchError, match="a supervised example has 3 tokens, rows hold 2"):
+        supervised_batch(examples, sequence_length=2)
