@@ -3,7 +3,7 @@
 #   make demo                                        the whole loop on a CPU, from nothing
 #   make demo ARGS="--set rollout.max_staleness=0"   the same, synchronous
 #   make test   make check                           the tests; format, lint, types, import contracts
-#   make shapes                                      the losses' tests, with shapes and dtypes checked at every call
+#   make shapes                                      tests of losses and batches, with shapes checked at every call
 #   make soak                                        long tests that `make test` leaves out
 #   make properties                                  the property tests, each with thousands of random examples
 
@@ -21,7 +21,8 @@ test:
 
 shapes:
 	@tools/install.sh dev
-	.venv/bin/python -m pytest tests/learner_jax/losses --jaxtyping-packages=learner_jax.losses,beartype.beartype $(ARGS)
+	.venv/bin/python -m pytest -p tests.support.shapes tests/learner_jax/losses tests/learner_jax/batches \
+	    --jaxtyping-packages=learner_jax.losses,learner_jax.batches,tests.support.shapes.checked $(ARGS)
 
 soak:
 	@tools/install.sh dev

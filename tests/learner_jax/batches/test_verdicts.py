@@ -156,8 +156,9 @@ def test_the_loss_and_its_gradient_are_those_without_the_answers_that_failed(est
         stats = TokenStats(logprobs, jax.numpy.zeros_like(logprobs), None, values)
         return objective(stats, batch, scalars)[0]
 
-    got = jax.value_and_grad(loss, argnums=(0, 1))(logprobs, values, batch)
-    wanted = jax.value_and_grad(loss, argnums=(0, 1))(logprobs[kept], values[kept], expected)
+    gradient = jax.value_and_grad(loss, argnums=(0, 1))
+    got = gradient(logprobs, values, jax.device_put(batch))
+    wanted = gradient(logprobs[kept], values[kept], jax.device_put(expected))
     np.testing.assert_allclose(got[0], wanted[0], rtol=1e-6)
     for of_all, of_judged in zip(got[1], wanted[1], strict=True):
         assert not np.asarray(of_all)[~kept].any()
