@@ -196,6 +196,8 @@ def deleted_base(bench: Bench) -> None:
     VersionWriter(store).publish_update(streams, entries, header, base_version=1, num_changed=0)
     bench.files.look()
     assert bench.violations.first is None
+    with bench.disk.watched():
+        (folder / "manifest.json").unlink()
     folder.rename(bench.weights / "gone")
     bench.files.look()
 

@@ -49,6 +49,8 @@ class FileChecks:
         self._left: set[str] = set()
         self._num_troubles = 0
         self._folders: set[str] = set()
+        #: version that was deleted -> those that existed then
+        self._gone: dict[int, set[int]] = {}
         self.identities: dict[int, int] = {}
         self.proven: set[int] = set()
 
@@ -128,6 +130,7 @@ class FileChecks:
             newest = max(self.versions(), default=0)
             in_use = version == newest or version in self._in_use()
             self._violations.require(not in_use, "version in use deleted", f"version {version}, the newest is {newest}")
+            self._gone[version] = set(self.versions())
 
     def look(self) -> None:
         """Now and then: what the newest version builds on is there."""
@@ -137,10 +140,12 @@ class FileChecks:
         self._folders = names
         existing = self.versions()
         version = existing[-1] if existing else None
-        while version is not None and self._violations.first is None:
-            what = f"version {version}, which the newest one builds on, {existing[-1]}"
-            self._violations.require(version in existing, "version in use deleted", what)
-            version = self._base(version)
+        while version is not None and (base := self._base(version)) is not None:
+            # A learner that was replaced may build on what was deleted before; the next version mends that.
+            deleted = base not in existing and version in self._gone.get(base, ())
+            what = f"version {base}, which version {version} builds on"
+            self._violations.require(not deleted, "version in use deleted", what)
+            version = base
 
     def _base(self, version: int) -> int | None:
         """The version that another one is an update of; None where it is whole, or damaged."""
