@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from learner_jax.checkpoints.checkpoints import restore_parameters
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.telemetry.metrics_log import read_metrics
-from tests.conftest import REPOSITORY
+from tests.conftest import QUICK_COMPILE, REPOSITORY
 from tests.support.forked_python import HOST_JAX, Program, start_python
 from tests.support.tcp_sockets import free_port
 from tests.support.tiny_model import TINY_JSON
@@ -84,7 +84,7 @@ class Processes:
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         coordinator = coordinator or f"127.0.0.1:{free_port()}"
-        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices // count}"}
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices // count} {QUICK_COMPILE}"}
         self._outputs: dict[int, Path] = {}
         self._running: dict[int, Program] = {}
         for index in range(count) if start is None else start:
