@@ -25,6 +25,7 @@ from learner_jax.runtime.waits import Waits
 from serving_bridge.processes.lock import InUseError, sole, wait_until_free
 from serving_bridge.telemetry.metrics_log import MetricsLog, read_metrics
 from tests.conftest import REPOSITORY
+from tests.support.lock_holder import hold
 from tools.assembly import make_private_directory, name_argument, run_paths, save_for_all
 from tools.assembly.run_directory import Start, choose, keep_results, record, require_original, resume
 
@@ -254,17 +255,11 @@ def test_a_copy_with_all_inside_is_a_run_of_its_own(tmp_path: Path):
 # One start at a time.
 
 
-def _hold(path: Path, holds: object, ends: object) -> None:
-    with sole(path, "it", hint=""):
-        holds.set()  # type: ignore[attr-defined]
-        ends.wait(60)  # type: ignore[attr-defined]
-
-
 def test_a_second_holder_is_told_who_the_first_is_until_it_ends(tmp_path: Path):
     context = multiprocessing.get_context("spawn")
     holds, ends = context.Event(), context.Event()
     path = tmp_path / "locks" / "processes" / "learner-0"
-    first = context.Process(target=_hold, args=(path, holds, ends))
+    first = context.Process(target=hold, args=(path, holds, ends))
     first.start()
     assert holds.wait(60)
     told = rf"it is in use by process {first.pid} on .*: stop it first"

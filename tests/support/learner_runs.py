@@ -101,3 +101,10 @@ def fill(
 
 def final_parameters(directory: Path) -> dict[Any, np.ndarray]:
     return flatten_dict(restore_parameters(directory / "checkpoints"))
+
+
+def assert_same_parameters(directory: Path, expected: Path) -> None:
+    """Of the last checkpoints of two runs, bit by bit."""
+    got = final_parameters(directory)
+    for path, value in final_parameters(expected).items():
+        np.testing.assert_array_equal(got[path], value, err_msg=f"{directory} {path}")

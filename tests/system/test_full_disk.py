@@ -39,7 +39,7 @@ from serving_bridge.weights.store import WeightStore
 from tests.conftest import REPOSITORY
 from tests.support.checkpoint_states import make_state, position
 from tests.support.learner_process import demo_run, learner_environment
-from tests.support.learner_runs import SETTINGS, Records, fill, final_parameters, run
+from tests.support.learner_runs import SETTINGS, Records, assert_same_parameters, fill, run
 from tests.support.small_disks import KEPT, Disk, make_disk, the_line, until
 from tests.support.tiny_model import TINY
 from tools.assembly import DISK_STATUS, clear_errors
@@ -69,6 +69,15 @@ def engine() -> Engine:
 @pytest.fixture(scope="module")
 def params() -> Any:
     return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(3)))
+
+
+@pytest.fixture(scope="module")
+def whole(engine: Engine, params: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    directory = tmp_path_factory.mktemp("whole")
+    fill(directory, 12)
+    run(engine, params, directory)
+    return directory
 
 
 def test_the_learner_ends_in_one_line_and_goes_on_once_there_is_space(
@@ -123,13 +132,11 @@ def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_resumes_bit_by_b
     make_disk: Callable[[Path, str], Disk],
     engine: Engine,
     params: Any,
+    whole: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    fill(whole, 12)
-    run(engine, params, whole)
-
+    broken = tmp_path / "broken"
     disk = make_disk(broken / place, "4m")
     (broken / "metrics").mkdir(exist_ok=True)
     if place == "database":
@@ -165,8 +172,7 @@ def test_wherever_the_disk_is_full_the_run_ends_in_one_line_and_resumes_bit_by_b
     assert resumed["step"] == committed
     assert second.steps()[-1]["step"] == 6
     assert TrajectoryQueue(broken / "state.db").admin.progress().num_acknowledged == 12
-    for path, value in final_parameters(whole).items():
-        np.testing.assert_array_equal(final_parameters(broken)[path], value, err_msg=str(path))
+    assert_same_parameters(broken, whole)
 
 
 @pytest.mark.usefixtures("told_once")

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from learner_jax.hosts.peers import END_WITHIN_S
 from serving_bridge.queue.queue import TrajectoryQueue
-from tests.support.host_processes import HEARTBEAT_S, PLAIN, Processes, fill, final, last_line, records
+from tests.support.host_processes import HEARTBEAT_S, PLAIN, Processes, fill, last_line, records
+from tests.support.learner_runs import assert_same_parameters
 from tests.support.network import network
 from tests.support.tcp_sockets import LISTENING, sockets
 
@@ -154,8 +154,7 @@ def test_nothing_is_lost_or_trained_twice_where_a_host_is_killed(
     assert killed.wait_for(victim) == -signal.SIGKILL
     named_by_all(killed, 2, victim, f"host {victim} died: ")
     Processes(tmp_path, 2, settings=SHORT).finish()
-    for path, value in final(two).items():
-        np.testing.assert_array_equal(final(tmp_path)[path], value, err_msg=str(path))
+    assert_same_parameters(tmp_path, two)
     progress = TrajectoryQueue(tmp_path / "state.db").admin.progress()
     assert (progress.num_acknowledged, progress.completed_steps, progress.finished) == (NUM_GROUPS, 4, True)
 
@@ -183,6 +182,5 @@ def test_nothing_is_lost_or_trained_twice_where_a_host_is_stopped_for_a_while(
         assert re.search("stops, because host . (gave it up|died)", stopped.output(victim))
     finally:
         stopped.end()
-    for path, value in final(two).items():
-        np.testing.assert_array_equal(final(tmp_path)[path], value, err_msg=str(path))
+    assert_same_parameters(tmp_path, two)
     assert TrajectoryQueue(tmp_path / "state.db").admin.progress().num_acknowledged == NUM_GROUPS

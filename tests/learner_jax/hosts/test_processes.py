@@ -37,6 +37,7 @@ from tests.support.host_processes import (
     records,
 )
 from tests.support.host_worker import random_parameters
+from tests.support.learner_runs import assert_same_parameters
 from tests.support.tiny_model import TINY_JSON
 
 #: Log-probs of older versions are recomputed; not for resumed runs, which no longer have their weights in memory.
@@ -125,8 +126,9 @@ def test_a_checkpoint_of_two_processes_is_restored_on_another_mesh(mesh: dict[st
     state, position, _ = checkpoints.restore(engine.init_state(random_parameters(config), seed=1))
     checkpoints.close()
     assert (position.completed_steps, int(state.step)) == (6, 12)
+    expected = final(two)
     for path, value in flatten_dict(state.params).items():
-        np.testing.assert_array_equal(np.asarray(value), final(two)[path])
+        np.testing.assert_array_equal(np.asarray(value), expected[path])
         assert value.sharding.mesh.size == mesh["data"] * mesh["fsdp"]
     moments = [np.abs(np.asarray(leaf)).max() for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 1]
     assert min(moments) > 0
@@ -144,8 +146,7 @@ def test_a_killed_process_ends_the_others_and_all_go_on_from_the_checkpoint(two:
     restore_parameters(tmp_path / "checkpoints")
     Processes(tmp_path, 2, settings=TRAINING).finish()
     assert records(tmp_path, 0, "resumed")[0]["step"] in (2, 4)
-    for path, value in final(two).items():
-        np.testing.assert_array_equal(final(tmp_path)[path], value, err_msg=str(path))
+    assert_same_parameters(tmp_path, two)
     assert TrajectoryQueue(tmp_path / "state.db").admin.progress().num_acknowledged == 24
 
 

@@ -32,7 +32,15 @@ from learner_jax.training.engine import Engine
 from serving_bridge.queue.consumer import QueueConsumer
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.weights.store import WeightStore
-from tests.support.learner_runs import SETTINGS, Crash, Records, fill, final_parameters, run
+from tests.support.learner_runs import (
+    SETTINGS,
+    Crash,
+    Records,
+    assert_same_parameters,
+    fill,
+    final_parameters,
+    run,
+)
 from tests.support.tiny_model import TINY, TINY_JSON
 from tests.support.trajectories import make_group
 
@@ -49,14 +57,31 @@ def params() -> Any:
     return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(3)))
 
 
-def test_runs_to_the_end_and_every_group_has_its_effect_once(engine: Engine, params: Any, tmp_path: Path) -> None:
-    fill(tmp_path, 12)
-    outcome, log = run(engine, params, tmp_path)
-    assert outcome.reason == "finished"
-    assert [record["step"] for record in log.steps()] == [1, 2, 3, 4, 5, 6]
-    progress = TrajectoryQueue(tmp_path / "state.db").admin.progress()
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A run that nothing happened to."""
+
+    directory: Path
+    outcome: Any
+    log: Records
+
+
+def finished(engine: Engine, params: Any, directory: Path) -> Finished:
+    fill(directory, 12)
+    return Finished(directory, *run(engine, params, directory))
+
+
+@pytest.fixture(scope="module")
+def whole(engine: Engine, params: Any, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return finished(engine, params, tmp_path_factory.mktemp("whole"))
+
+
+def test_runs_to_the_end_and_every_group_has_its_effect_once(whole: Finished) -> None:
+    assert whole.outcome.reason == "finished"
+    assert [record["step"] for record in whole.log.steps()] == [1, 2, 3, 4, 5, 6]
+    progress = TrajectoryQueue(whole.directory / "state.db").admin.progress()
     assert (progress.num_acknowledged, progress.num_ready, progress.finished) == (12, 0, True)
-    store = WeightStore(tmp_path / "weights", "test")
+    store = WeightStore(whole.directory / "weights", "test")
     assert [store.manifest(v).step for v in store.versions()] == [0, 1, 2, 3, 4, 5, 6]
 
 
@@ -70,19 +95,15 @@ CRASHES = {
 
 @pytest.mark.parametrize("point", CRASHES)
 def test_resume_equals_the_uninterrupted_run_bit_by_bit(
-    point: str, engine: Engine, params: Any, tmp_path: Path
+    point: str, engine: Engine, params: Any, whole: Finished, tmp_path: Path
 ) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    fill(whole, 12)
-    run(engine, params, whole)
+    broken = tmp_path / "broken"
     fill(broken, 12)
     with pytest.raises(Crash):
         run(engine, params, broken, log=Records(CRASHES[point]))
     _, log = run(engine, params, broken)
     assert log.steps()[-1]["step"] == 6
-    expected, got = final_parameters(whole), final_parameters(broken)
-    for path, value in expected.items():
-        np.testing.assert_array_equal(got[path], value, err_msg=str(path))
+    assert_same_parameters(broken, whole.directory)
     assert TrajectoryQueue(broken / "state.db").admin.progress().num_acknowledged == 12
     versions = WeightStore(broken / "weights", "test").versions()
     assert versions == sorted(set(versions))
@@ -101,47 +122,50 @@ def rich_engine(**changes: Any) -> Engine:
     return Engine(changed, TINY, objective=objective.reinforcement(loss), temperature=1.0, devices=jax.devices()[:1])
 
 
-def test_critic_kl_controller_and_moved_reference_survive_a_crash(params: Any, tmp_path: Path) -> None:
-    engine, whole, broken = rich_engine(), tmp_path / "whole", tmp_path / "broken"
-    fill(whole, 12)
-    _, expected_log = run(engine, params, whole)
-    fill(broken, 12)
+@pytest.fixture(scope="module")
+def rich() -> Engine:
+    return rich_engine()
+
+
+@pytest.fixture(scope="module")
+def rich_whole(rich: Engine, params: Any, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return finished(rich, params, tmp_path_factory.mktemp("rich"))
+
+
+def test_critic_kl_controller_and_moved_reference_survive_a_crash(
+    rich: Engine, params: Any, rich_whole: Finished, tmp_path: Path
+) -> None:
+    fill(tmp_path, 12)
     with pytest.raises(Crash):  # after the reset at step 3 and the checkpoint at step 4
-        run(engine, params, broken, log=Records(lambda r: r["event"] == "step" and r["step"] == 5))
-    _, log = run(engine, params, broken)
-    coefficients = [record["kl_coefficient"] for record in expected_log.steps()]
+        run(rich, params, tmp_path, log=Records(lambda r: r["event"] == "step" and r["step"] == 5))
+    _, log = run(rich, params, tmp_path)
+    coefficients = [record["kl_coefficient"] for record in rich_whole.log.steps()]
     assert len(set(coefficients)) > 3
     assert log.steps()[-1]["kl_coefficient"] == coefficients[-1]
-    assert log.steps()[-1]["kl"] == expected_log.steps()[-1]["kl"]
-    for path, value in final_parameters(whole).items():
-        np.testing.assert_array_equal(final_parameters(broken)[path], value, err_msg=str(path))
+    assert log.steps()[-1]["kl"] == rich_whole.log.steps()[-1]["kl"]
+    assert_same_parameters(tmp_path, rich_whole.directory)
 
 
-def test_the_reference_moves_when_that_is_scheduled(params: Any, tmp_path: Path) -> None:
-    fill(tmp_path, 12)
-    _, log = run(rich_engine(), params, tmp_path)
-    kl = [record["kl"] for record in log.steps()]
+def test_the_reference_moves_when_that_is_scheduled(rich_whole: Finished) -> None:
+    kl = [record["kl"] for record in rich_whole.log.steps()]
     assert kl[0] == pytest.approx(0.0, abs=1e-7)
     assert kl[3] == pytest.approx(0.0, abs=1e-7)
     assert min(kl[1], kl[2], kl[4], kl[5]) > 1e-6
 
 
-def test_the_fleet_gets_the_policy_without_its_critic(params: Any, tmp_path: Path) -> None:
-    fill(tmp_path, 12)
-    run(rich_engine(), params, tmp_path)
-    store = WeightStore(tmp_path / "weights", "test")
+def test_the_fleet_gets_the_policy_without_its_critic(rich_whole: Finished) -> None:
+    store = WeightStore(rich_whole.directory / "weights", "test")
     names = {tensor.name for tensor in store.manifest(store.versions()[-1]).tensors}
     assert names == set(hf_shapes(TINY))
-    assert {path[0] for path in final_parameters(tmp_path)} == {"embed", "layers", "norm"}
+    assert {path[0] for path in final_parameters(rich_whole.directory)} == {"embed", "layers", "norm"}
 
 
 def test_several_updates_per_batch_are_those_of_its_parts(params: Any, tmp_path: Path) -> None:
+    engine = rich_engine(minibatches=2, microbatch_rows=2)
     fill(tmp_path, 12)
-    _, log = run(rich_engine(minibatches=2, microbatch_rows=2), params, tmp_path)
+    _, log = run(engine, params, tmp_path)
     assert [record["step"] for record in log.steps()] == [1, 2, 3, 4, 5, 6]
-    state, _, _ = Checkpoints(tmp_path / "checkpoints", keep=2).restore(
-        rich_engine(minibatches=2, microbatch_rows=2).init_state(params, seed=0)
-    )
+    state, _, _ = Checkpoints(tmp_path / "checkpoints", keep=2).restore(engine.init_state(params, seed=0))
     assert int(state.step) == 12
 
 
@@ -180,24 +204,23 @@ def test_a_batch_that_teaches_nothing_is_skipped_and_counted(params: Any, tmp_pa
     for name in ("loss", "entropy", "clip_fraction", "effective_sample_share"):
         assert all(math.isnan(r[name]) for r in log.steps()), name
     assert [r["mismatch_max_abs_logprob"] for r in log.steps()] == [None] * 4
+    got = final_parameters(tmp_path)
     for path, value in flatten_dict(params).items():
-        np.testing.assert_array_equal(final_parameters(tmp_path)[path], value)
+        np.testing.assert_array_equal(got[path], value)
 
 
-def test_graceful_stop_leaves_a_checkpoint_and_goes_on(engine: Engine, params: Any, tmp_path: Path) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    fill(whole, 12)
-    run(engine, params, whole)
-    fill(stopped, 12)
+def test_graceful_stop_leaves_a_checkpoint_and_goes_on(
+    engine: Engine, params: Any, whole: Finished, tmp_path: Path
+) -> None:
+    fill(tmp_path, 12)
     first = Records()
-    outcome, _ = run(engine, params, stopped, log=first, should_stop=lambda: len(first.steps()) >= 3)
+    outcome, _ = run(engine, params, tmp_path, log=first, should_stop=lambda: len(first.steps()) >= 3)
     assert outcome.reason == "stopped"
     assert outcome.position.completed_steps == 3
-    assert not TrajectoryQueue(stopped / "state.db").admin.progress().finished
-    _, second = run(engine, params, stopped)
+    assert not TrajectoryQueue(tmp_path / "state.db").admin.progress().finished
+    _, second = run(engine, params, tmp_path)
     assert [record["step"] for record in second.steps()] == [4, 5, 6]
-    for path, value in final_parameters(whole).items():
-        np.testing.assert_array_equal(final_parameters(stopped)[path], value)
+    assert_same_parameters(tmp_path, whole.directory)
 
 
 def test_the_queue_is_taken_over_before_a_checkpoint_is_chosen(
@@ -284,23 +307,22 @@ def test_three_steps_that_are_not_finite_end_the_run(params: Any, tmp_path: Path
     fill(tmp_path, 12)
     with pytest.raises(TrainingError, match="3 steps in a row"):
         run(engine, params, tmp_path)
+    got = final_parameters(tmp_path)
     for path, value in flatten_dict(params).items():
-        np.testing.assert_array_equal(final_parameters(tmp_path)[path], value)
+        np.testing.assert_array_equal(got[path], value)
 
 
-def test_published_weights_are_those_of_the_checkpoint(engine: Engine, params: Any, tmp_path: Path) -> None:
+def test_published_weights_are_those_of_the_checkpoint(whole: Finished, tmp_path: Path) -> None:
     """The fast path (weight store) and the durable path (Orbax, convert) give the same bytes for the same step."""
     from safetensors.numpy import load_file
 
     from learner_jax.conversion.convert import to_hf
 
-    fill(tmp_path, 12)
-    run(engine, params, tmp_path)
     source = tmp_path / "source"
     source.mkdir()
     (source / "config.json").write_text(json.dumps(TINY_JSON | {"model_type": "qwen3"}))
-    to_hf(tmp_path / "checkpoints", model_dir=source, out=tmp_path / "hf", dtype="float32")
-    store = WeightStore(tmp_path / "weights", "test")
+    to_hf(whole.directory / "checkpoints", model_dir=source, out=tmp_path / "hf", dtype="float32")
+    store = WeightStore(whole.directory / "weights", "test")
     published = load_file(store.folder(store.versions()[-1]) / "weights.safetensors")
     converted = load_file(tmp_path / "hf" / "model.safetensors")
     assert published.keys() == converted.keys()

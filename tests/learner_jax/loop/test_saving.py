@@ -31,7 +31,7 @@ from serving_bridge.queue.queue import TrajectoryQueue
 from tests.support import host_processes
 from tests.support.checkpoint_states import data_file
 from tests.support.host_processes import TRAINING, Processes, records
-from tests.support.learner_runs import SETTINGS, Crash, Records, fill, final_parameters, run
+from tests.support.learner_runs import SETTINGS, Crash, Records, assert_same_parameters, fill, run
 from tests.support.tiny_model import TINY
 
 
@@ -66,8 +66,7 @@ def num_acknowledged(directory: Path) -> int:
 
 def assert_same_end(directory: Path, whole: Path) -> None:
     """Nothing lost, nothing trained twice."""
-    for path, value in final_parameters(whole).items():
-        np.testing.assert_array_equal(final_parameters(directory)[path], value, err_msg=str(path))
+    assert_same_parameters(directory, whole)
     assert num_acknowledged(directory) == 12
 
 
@@ -97,15 +96,23 @@ def test_nothing_is_forgotten_for_a_checkpoint_that_lost_a_chunk(
     assert_same_end(tmp_path, whole)
 
 
-@pytest.fixture
-def ousted(engine: Engine, params: Any, tmp_path: Path) -> dict[int, Path]:
-    """Checkpoints of a first life of the run in tmp_path, taken out of its folder as if not committed yet: 4 and 6."""
-    fill(tmp_path, 12)
+@pytest.fixture(scope="module")
+def first_life(engine: Engine, params: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that ended after the checkpoint at step 2; in `first` within it, how it would have gone on."""
+    directory = tmp_path_factory.mktemp("life")
+    fill(directory, 12)
     with pytest.raises(Crash):
-        run(engine, params, tmp_path, log=Records(lambda r: r["event"] == "checkpoint" and r["step"] == 2))
+        run(engine, params, directory, log=Records(lambda r: r["event"] == "checkpoint" and r["step"] == 2))
+    shutil.copytree(directory, directory / "first")
+    run(engine, params, directory / "first")
+    return directory
+
+
+@pytest.fixture
+def ousted(first_life: Path, tmp_path: Path) -> dict[int, Path]:
+    """Checkpoints of a first life of the run in tmp_path, taken out of its folder as if not committed yet: 4 and 6."""
+    shutil.copytree(first_life, tmp_path, dirs_exist_ok=True)
     life = read_manifest(tmp_path / "checkpoints" / "2").position.life
-    shutil.copytree(tmp_path, tmp_path / "first")
-    run(engine, params, tmp_path / "first")
     late = {step: tmp_path / "first" / "checkpoints" / str(step) for step in (4, 6)}
     for folder in late.values():  # the run was copied to go on there, which is another life, but not a later one
         manifest = folder / "manifest" / "metadata"
@@ -272,5 +279,4 @@ def test_kill_9_at_every_point_of_a_save_on_any_host(count: int, tmp_path: Path)
         directory = tmp_path / f"{host}-{point}"
         killed_at([(host, point)], directory, count)
         assert_each_group_once(directory, count)
-        for path, value in host_processes.final(tmp_path / "whole").items():
-            np.testing.assert_array_equal(host_processes.final(directory)[path], value, err_msg=f"{point} {path}")
+        assert_same_parameters(directory, tmp_path / "whole")
