@@ -325,6 +325,8 @@ def test_what_is_allowed_is_not_noted(bench: Bench):
     bench.run.slots("worker-0", {"url": 2}, 2, {"url": 2})
     bench.run.slots("worker-0", {"url": 2}, 2, {"url": 0})
     bench.run.slots("worker-0", {"url": 2}, 2, {"url": 2})
+    for _ in range(2):  # the replica left and came back while two answers of before were under way
+        bench.run.slots("worker-0", {"url": 1}, 3, {"url": 3})
     bench.disk.settle()
     with bench.disk.watched():
         bench.publish()

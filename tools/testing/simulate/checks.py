@@ -78,7 +78,8 @@ class RunChecks:
           total: of all, also of replicas that it no longer knows.
           sent: answers that were asked for and have not come, by URL.
         """
-        wrong = {url: (count, sent[url]) for url, count in taken.items() if count != sent[url]}
+        # A replica that left and came back under its URL is counted anew; answers asked of it before are in the total.
+        wrong = {url: (count, sent[url]) for url, count in taken.items() if not 0 <= count <= sent[url]}
         actual = sum(sent.values())
         what = f"{worker} counts {total} answers in flight, there are {actual}; by replica (counted, actual) {wrong}"
         # Slots that were granted at this very moment are used a moment later.
