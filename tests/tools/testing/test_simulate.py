@@ -68,7 +68,7 @@ def test_nothing_is_violated_in_ten_thousand_seeds():
 
 def test_a_run_without_faults_trains_every_step_once():
     outcome = simulate(0, "liveness", faults=False)
-    assert (outcome.violation, outcome.finished, outcome.trained) == ("", True, 6)
+    assert (outcome.violation, outcome.finished, outcome.trained) == ("", True, 4)
     assert outcome.virtual_s < 10
 
 

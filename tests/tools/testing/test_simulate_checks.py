@@ -301,6 +301,7 @@ BROKEN: list[tuple[str, Callable[[Bench], Any]]] = [
         "version went back",
         lambda b: (b.files.identities.update({2: 8}), b.run.sampled("e", "2", 8), b.run.sampled("e", "1", 7)),
     ),
+    ("version that is not served", lambda b: (b.run.named("old", "1"), b.run.listed("replica", "new", 1))),
     ("slots", lambda b: [b.run.slots("worker-0", {"url": 1}, 1, {"url": 0}) for _ in range(2)]),
     ("slots", lambda b: [b.run.slots("worker-0", {"url": 0}, 1, {"url": 0}) for _ in range(2)]),
     ("rounds at once", lambda b: b.run.rounds(2, 1)),
@@ -322,6 +323,9 @@ def test_what_is_allowed_is_not_noted(bench: Bench):
     bench.rows.finished({"run/0"})
     bench.run.training([group()], 2, set())
     bench.run.sampled("engine", "1", 7)
+    bench.run.named("url", "1")
+    bench.run.listed("replica", "url", 1)
+    bench.run.listed("replica", "", -1)
     bench.run.slots("worker-0", {"url": 2}, 2, {"url": 2})
     bench.run.slots("worker-0", {"url": 2}, 2, {"url": 0})
     bench.run.slots("worker-0", {"url": 2}, 2, {"url": 2})

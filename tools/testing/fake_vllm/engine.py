@@ -32,6 +32,7 @@ class Engine:
       draws: randomness of requests without a seed.
       control_token: seals the ids of probes.
       on_sample: told of (version name, number of tokens) whenever tokens are sampled that no probe asked for.
+      on_name: told of each name that its weights get.
     """
 
     def __init__(
@@ -42,12 +43,13 @@ class Engine:
         draws: random.Random,
         control_token: str = "",
         on_sample: Callable[[str, int], None] = lambda name, count: None,
+        on_name: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.worker = worker
         self.settings = settings
         self.draining = False
         self._core = EngineCore(worker, settings, on_sample=on_sample)
-        self._draws, self._control_token = draws, control_token
+        self._draws, self._control_token, self._on_name = draws, control_token, on_name
         self._session_open = False
 
     @property
@@ -165,12 +167,16 @@ class Engine:
             raise RuntimeError("finish_weight_update called without a matching start_weight_update")
         self._session_open = False
         if body.get("weight_version") is not None:
-            self._core.version_name = str(body["weight_version"])
+            self._named(str(body["weight_version"]))
         return _json({"message": "Weight update finished"})
 
     async def _name_version(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
-        self._core.version_name = str(body["new_version"])
+        self._named(str(body["new_version"]))
         return _json({"success": True, "new_version": self._core.version_name})
+
+    def _named(self, name: str) -> None:
+        self._core.version_name = name
+        self._on_name(name)
 
     async def _say_version(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
         return _json({"weight_version": self._core.version_name})

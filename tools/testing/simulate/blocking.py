@@ -27,7 +27,10 @@ class BlockingWork:
 
     def __init__(self, process: Process, work: Callable[[], Any]) -> None:
         self._process, self._work = process, work
-        self._its_turn, self._our_turn = threading.Semaphore(0), threading.Semaphore(0)
+        # Locks that the other side releases: semaphores are written in Python, and turns change often.
+        self._its_turn, self._our_turn = threading.Lock(), threading.Lock()
+        self._its_turn.acquire()
+        self._our_turn.acquire()
         self._pause_s, self._has_ended, self._is_abandoned = 0.0, False, False
         self._result: Any = None
         self._error: BaseException | None = None

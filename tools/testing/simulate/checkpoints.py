@@ -21,6 +21,7 @@ from learner_jax.checkpoints import (
 )
 from learner_jax.contracts import Position
 from learner_jax.runtime import Code, Waits
+from tools.testing.simulate.blocking import sleep
 from tools.testing.simulate.loop import Process, ProcessDiedError
 from tools.testing.simulate.weights import Parameters
 
@@ -33,7 +34,7 @@ class SimulatedCheckpoints:
 
     Args:
       directory: that is there.
-      save_s: seconds until a save is renamed, drawn for each, and then until it is proven.
+      save_s: seconds until a save is renamed, drawn for each, and then until it is proven, or until one is found.
       on_proven: told of each step that was proven.
     """
 
@@ -54,6 +55,7 @@ class SimulatedCheckpoints:
         self._failure: Exception | None = None
 
     def latest_step(self) -> int | None:
+        sleep(self._save_s())  # whoever was replaced may go on meanwhile
         return find_checkpoint(self.directory).step if steps_in(self.directory) else None
 
     def check(self, step: int) -> bool:

@@ -27,6 +27,7 @@ class RunChecks:
         self._violations, self._pace, self._files = violations, pace, files
         self._served: dict[str, int] = {}
         self._wrong: dict[str, str] = {}
+        self._names: dict[str, set[str]] = {}
         self.trained = 0
 
     def training(self, groups: Sequence[Sequence[Trajectory]], version: int, history: set[str]) -> None:
@@ -69,6 +70,16 @@ class RunChecks:
         before = self._served.get(engine, 0)
         require(version >= before, "version went back", f"{engine} samples with version {version} after {before}")
         self._served[engine] = version
+
+    def named(self, url: str, name: str) -> None:
+        """The weights of an engine get a name."""
+        self._names.setdefault(url, set()).add(name)
+
+    def listed(self, replica: str, url: str, version: int) -> None:
+        """Workers and the store are told which version a replica serves, -1 for none: its engine once had it."""
+        serves = version < 0 or str(version) in self._names.get(url, ())
+        what = f"{replica} is listed with version {version}, which the engine at {url or 'no address'} never had"
+        self._violations.require(serves, "version that is not served", what)
 
     def slots(self, worker: str, taken: Mapping[str, int], total: int, sent: Mapping[str, int]) -> None:
         """Now and then, for each worker.

@@ -13,9 +13,8 @@ import random
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from unittest import mock
 
 #: name -> content of a file, or the same of a folder
@@ -25,8 +24,7 @@ _RENAMES = ("rename", "replace")
 _KEPT = 0.3
 
 
-@dataclass(frozen=True)
-class Effect:
+class Effect(NamedTuple):
     """What a process does to the disk, or has just done.
 
     Attributes:
@@ -41,8 +39,7 @@ class Effect:
     done: bool
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     number: int
     is_folder: bool
 
@@ -138,14 +135,15 @@ class Disk:
             if not path.startswith(self._prefix) and path != str(self.root):
                 real(descriptor)
                 return
-            self._on_effect(Effect("sync", Path(path), None, done=False))
+            due = Effect("sync", Path(path), None, done=False)
+            self._on_effect(due)
             found = os.fstat(descriptor)
             if stat.S_ISDIR(found.st_mode):
                 self._names[found.st_ino] = _listing(descriptor)
             else:
                 with open(f"/proc/self/fd/{descriptor}", "rb") as file:
                     self._content[found.st_ino] = file.read()
-            self._on_effect(Effect("sync", Path(path), None, done=True))
+            self._on_effect(due._replace(done=True))
 
         return fsync
 
@@ -156,9 +154,10 @@ class Disk:
                 real(path, *arguments, **options)
                 return
             source = Path(os.fspath(path)) if kind in ("rename", "link") else None
-            self._on_effect(Effect(kind, Path(target), source, done=False))
+            due = Effect(kind, Path(target), source, done=False)
+            self._on_effect(due)
             real(path, *arguments, **options)
-            self._on_effect(Effect(kind, Path(target), source, done=True))
+            self._on_effect(due._replace(done=True))
 
         return change
 

@@ -21,7 +21,7 @@ class Monkey:
     def __init__(self, world: World, draws: random.Random) -> None:
         self._world, self._draws = world, draws
         self._names = ("learner", "fleet", *world.setting.workers)
-        self._pause_s = draws.choice((0.3, 0.8, 2.0))
+        self._pause_s = draws.choice((0.5, 1.0, 3.0))
         actions = (
             self._kill,
             self._kill_engine,
@@ -50,7 +50,7 @@ class Monkey:
             database=draws.choice((0.0, 0.01, 0.05)),
             crash=draws.choice((0.0, 0.003, 0.01)),
             power=draws.choice((0.0, 0.3, 1.0)),
-            replaced=draws.choice((0.0, 0.02, 0.06)),
+            replaced=draws.choice((0.0, 0.05, 0.15)),
             bad_start=draws.choice((0.0, 0.2)),
             bad_load=draws.choice((0.0, 0.3)),
         )

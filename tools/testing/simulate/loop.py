@@ -251,6 +251,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         except BaseException:  # noqa: BLE001 - as every event loop; who waits for it has its outcome
             return
 
+    def _asyncgen_firstiter_hook(self, agen: Any) -> None:
+        """They are not counted: nobody shuts them down, and a weak reference to each takes its time."""
+
     def _write_to_self(self) -> None:
         """Nobody sleeps."""
 

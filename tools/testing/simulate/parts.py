@@ -32,7 +32,7 @@ async def learner(world: World, process: Process) -> None:
         max_staleness=world.setting.pace.max_staleness,
         checkpoint_every=world.setting.checkpoint_every,
         max_wait_s=world.setting.max_wait_s,
-        train_s=0.2,
+        train_s=0.1,
         publish_s=lambda: world.draws.uniform(0.0, 0.2),
     )
     waits = world.waits[process.name]
@@ -174,6 +174,7 @@ def _start_engine(world: World, owner: Process, name: str) -> tuple[Process, str
         EngineSettings(max_model_len=MAX_MODEL_LEN, token_s=0.03, control_s=0.02),
         draws=random.Random(world.draws.random()),
         on_sample=lambda version, count: world.checks.sampled(incarnation, version, weights.identity),
+        on_name=lambda version: world.checks.named(url, version),
     )
     world.network.engines[url] = process, engine
     return process, url

@@ -61,7 +61,7 @@ class SimulatedServer:
         return None if self._process is not None and self._process.is_alive else 1
 
     async def start(self) -> None:
-        await asyncio.sleep(self._draws.uniform(0.2, 1.0))
+        await asyncio.sleep(self._draws.uniform(0.1, 0.5))
         if self._draws.random() < self._bad_start():
             raise ReplicaStartError(f"{self.name} did not start on purpose")
         self._process, url = self._start_engine(self.name)

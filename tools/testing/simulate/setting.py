@@ -11,6 +11,8 @@ from serving_bridge.settings import RolloutSettings, ServingSettings
 
 #: how often processes look around: more rarely than real ones, to make seeds cheap
 LOOK_S = 0.15
+#: how often a fleet looks for orders: nobody gives any
+ORDERS_S = 2.0
 MAX_MODEL_LEN = 16
 
 
@@ -46,7 +48,7 @@ class Setting:
 
 def draw_setting(draws: random.Random) -> Setting:
     """A configuration from the seed's randomness."""
-    pace = Pace(max_staleness=draws.choice((0, 1, 1, 2)), groups_per_step=draws.choice((1, 2, 2, 3)), total_steps=6)
+    pace = Pace(max_staleness=draws.choice((0, 1, 1, 2)), groups_per_step=draws.choice((1, 2, 2, 3)), total_steps=4)
     replicas = draws.choice((1, 2, 2, 3))
     serving = ServingSettings(
         replicas=replicas,
@@ -56,7 +58,7 @@ def draw_setting(draws: random.Random) -> Setting:
         updates_at_once=draws.choice((0, 1)),
         drain_timeout_s=1.0,
         health_interval_s=0.5,
-        hang_s=4.0,
+        hang_s=2.5,
         max_restarts=1000,
         min_healthy=1,
         min_healthy_s=20.0,
@@ -82,7 +84,7 @@ def draw_setting(draws: random.Random) -> Setting:
         bounds=QueueBounds(max_groups=draws.choice((2, 1000))),
         blob_bytes=draws.choice((1, 2**20)),
         workers=("worker-0", "worker-1")[: draws.choice((1, 2, 2))],
-        lease_s=draws.choice((2.0, 30.0, 30.0)),
+        lease_s=draws.choice((0.5, 30.0, 30.0)),
         keep_versions=draws.choice((2, 4)),
         checkpoint_every=draws.choice((1, 2, 2, 3)),
     )

@@ -17,12 +17,22 @@ _MAX_SILENCE_S = 30.0
 
 
 class SimulatedRegistry:
-    """The replica registry's interface as one process sees it; the rows are shared."""
+    """The replica registry's interface as one process sees it; the rows are shared.
+
+    Args:
+      on_report: told of (name, URL, version) of each report.
+    """
 
     def __init__(
-        self, process: Process, rows: dict[str, ReplicaRow], totals: dict[str, dict[str, tuple[int, int]]], folder: Path
+        self,
+        process: Process,
+        rows: dict[str, ReplicaRow],
+        totals: dict[str, dict[str, tuple[int, int]]],
+        folder: Path,
+        on_report: Callable[[str, str, int], None],
     ) -> None:
         self._process, self._rows, self._totals, self.folder = process, rows, totals, folder
+        self._on_report = on_report
 
     def report(
         self,
@@ -37,6 +47,7 @@ class SimulatedRegistry:
         start: str = "",
     ) -> None:
         self._process.check()
+        self._on_report(name, url, version)
         self._rows[name] = ReplicaRow(name, url, state, version, step, self._process.wall_clock(), fleet, reason, start)
 
     def remove(self, name: str) -> None:

@@ -232,7 +232,7 @@ class World:
         )
 
     def registry(self, process: Process) -> SimulatedRegistry:
-        return SimulatedRegistry(process, self._rows, self._totals, self._folder)
+        return SimulatedRegistry(process, self._rows, self._totals, self._folder, self.checks.listed)
 
     def _database_fate(self) -> str:
         if not self.odds.database or self.draws.random() >= self.odds.database:
