@@ -1,6 +1,6 @@
 """From the optimizer to real vLLM: after many updates it answers as a new server on the converted model.
 
-The default suite takes one family, twenty updates, and compares once. `make soak` takes all families, with tied and
+The default suite takes one family, ten updates, and compares once. `make soak` takes all families, with tied and
 untied heads, bfloat16 and tensor parallelism, fifty updates each.
 """
 
@@ -42,7 +42,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 pytestmark = pytest.mark.slow
 
 NUM_UPDATES = 50
-NUM_UPDATES_SHORT = 20
+NUM_UPDATES_SHORT = 10
 PROMPTS = ([5, 6, 7], [9, 8, 70, 71, 100, 3], list(range(20, 60)))
 #: float32 sums in different orders, nats
 TOLERANCE = 1e-4
