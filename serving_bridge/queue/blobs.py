@@ -76,6 +76,7 @@ class BlobFolder:
         self.folder = folder
         self._spares = folder / _SPARE
         self._spare_bytes = _SPARE_BYTES  # as far as this process knows
+        self._is_durable = False
 
     def identity(self) -> int:
         """A number that the folder got when it was first asked: who reads another one sees another folder.
@@ -85,7 +86,7 @@ class BlobFolder:
         """
         path = self.folder / _ID
         if not os.path.lexists(path):
-            self._make()
+            make_folder(self.folder)
             partial = path.with_name(f"{_ID}.{uuid.uuid4().hex}")
             number = str(uuid.uuid4().int >> 66).encode()  # as many bits as a database's integer has
             _write(create_plain(partial), [number])
@@ -115,6 +116,10 @@ class BlobFolder:
     def write_as(self, name: str, payloads: Sequence[bytes]) -> None:
         """Stores payloads durably in the file of that name, one after the other."""
         path = self.folder / name
+        if not self._is_durable:  # whoever made the folder may have died before its name was on the disk
+            make_folder(self.folder)
+            sync_path(self.folder.parent)
+            self._is_durable = True
         try:
             with at(path):
                 _write(_create(path, reuse=self._take_spare(path)), payloads)
@@ -218,13 +223,8 @@ class BlobFolder:
                             os.rename(entry.path, path)
                             return True
         except FileNotFoundError:
-            self._make()
-        return False
-
-    def _make(self) -> None:
-        if not self.folder.exists():
             make_folder(self.folder)
-            sync_path(self.folder.parent)
+        return False
 
 
 def _check_place(blob: Blob, max_bytes: int) -> None:

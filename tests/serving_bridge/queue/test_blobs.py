@@ -61,6 +61,12 @@ def test_a_payload_and_its_name_are_on_the_disk_before_anyone_is_told(folder: Pa
     assert effects == [f"sync {second.file} 6", f"sync {folder.name}"]
 
 
+def test_so_is_the_name_of_a_folder_that_another_process_made(folder: Path, effects: list[str]) -> None:
+    folder.mkdir()  # it may have died before it synced that
+    BlobFolder(folder).write([b"12345"])
+    assert f"sync {folder.parent.name}" in effects
+
+
 def test_big_payloads_share_a_file_and_small_ones_are_rows(queue: TrajectoryQueue, folder: Path, place: Place) -> None:
     queue.producer.put([(i, make_group(f"run/{i}", answer_tokens=200 if i else 2)) for i in range(3)])
     (file,) = files(folder)
