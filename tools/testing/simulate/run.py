@@ -84,7 +84,15 @@ def simulate(seed: int, mode: Mode = "safety", *, show: bool = False, faults: bo
 
 def run_job(job: tuple[int, Mode]) -> Outcome:
     """`simulate`, for pools of processes."""
+    _freeze()
     return simulate(*job)
+
+
+@functools.cache
+def _freeze() -> None:
+    """What was imported stays: the collector need not look through it after each run."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _drive(world: World, mode: Mode, *, faults: bool) -> None:
