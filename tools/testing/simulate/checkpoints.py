@@ -36,6 +36,7 @@ class SimulatedCheckpoints:
       directory: that is there.
       save_s: seconds until a save is renamed, drawn for each, and then until it is proven, or until one is found.
       on_proven: told of each step that was proven.
+      on_deleted: told of each step that is about to be deleted, since newer ones are proven.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class SimulatedCheckpoints:
         waits: Waits,
         save_s: Callable[[], float],
         on_proven: Callable[[int], None],
+        on_deleted: Callable[[int], None],
     ) -> None:
         self.directory = directory
         self._keep, self._process, self._waits = keep, process, waits
-        self._save_s, self._on_proven = save_s, on_proven
+        self._save_s, self._on_proven, self._on_deleted = save_s, on_proven, on_deleted
         self._saving: asyncio.Task[None] | None = None
         self._failure: Exception | None = None
 
@@ -105,6 +107,7 @@ class SimulatedCheckpoints:
             prove(self.directory / str(step), manifest)
             self._on_proven(step)
             for old in steps_in(self.directory)[: -self._keep]:
+                self._on_deleted(old)
                 shutil.rmtree(self.directory / str(old))
         except ProcessDiedError:
             raise

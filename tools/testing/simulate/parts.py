@@ -43,6 +43,7 @@ async def learner(world: World, process: Process) -> None:
         waits=waits,
         save_s=lambda: world.draws.uniform(0.0, 0.2),
         on_proven=world.files.proven.add,
+        on_deleted=world.files.proven.discard,
     )
     learner = SimulatedLearner(
         process,
