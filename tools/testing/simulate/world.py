@@ -281,7 +281,9 @@ class World:
     def look(self) -> None:
         """What can be checked at any time."""
         self.files.look()
-        self.files.freed(sum(count for what, count in self.counts.items() if "ended" in what or "database" in what))
+        # The power and a crash count by themselves: that their processes have ended is counted a moment later.
+        troubles = ("ended", "database", "power", "crash")
+        self.files.freed(sum(count for what, count in self.counts.items() if any(word in what for word in troubles)))
         for name, waits in self.waits.items():
             process = self.processes[name]
             if process.is_alive and process.stopped_until_s + 1.0 < self.loop.time():
