@@ -52,6 +52,20 @@ def test_a_room_says_in_one_sentence_what_it_is_and_names_what_it_hands_out(room
     assert any(ast.unparse(node).startswith("__all__ = ") for node in tree.body)
 
 
+def test_files_and_classes_stay_small_enough_for_one_idea() -> None:
+    large = []
+    for path in [*sources(), *(REPOSITORY / "tests").rglob("*.py")]:
+        text, name = path.read_text(), path.relative_to(REPOSITORY)
+        if (lines := text.count("\n")) > 400:
+            large.append(f"{name} has {lines} lines, allowed are 400")
+        large += [
+            f"{name}: {node.name} has {lines} lines, allowed are 250"
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.ClassDef) and (lines := (node.end_lineno or 0) - node.lineno + 1) > 250
+        ]
+    assert not large
+
+
 def bound(module: str) -> set[str] | None:
     """Names that a module of ours binds, and the modules below it; None if there is no such module."""
     place = REPOSITORY.joinpath(*module.split("."))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -242,7 +242,7 @@ class PostgresDatabase:
             return isinstance(error, psycopg.OperationalError) and (
                 "FATAL" not in text or any(phrase in text for phrase in _SOON)
             )
-        return self._connection.closed or self._connection.broken or any(map(_ends_session, _with_causes(error)))
+        return self._connection.closed or self._connection.broken or _ends_session(error)
 
     def _explained(self, error: psycopg.Error) -> DatabaseError:
         text = f"{self.name}: {_one_line(error)}"
@@ -272,19 +272,11 @@ class PostgresDatabase:
             connection.close()
 
 
-def _ends_session(error: BaseException) -> bool:
+def _ends_session(error: psycopg.Error) -> bool:
     """Whether the server ended the session, or the client's library can't go on with it: that one has no SQLSTATE."""
     if isinstance(error, errors.PipelineAborted):  # only says that an earlier statement was refused
         return False
     return isinstance(error, _ENDED) or (isinstance(error, psycopg.OperationalError) and error.sqlstate is None)
-
-
-def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and those that were being handled when it came: leaving a pipeline hides why it failed."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
 
 
 def _one_line(error: psycopg.Error) -> str:

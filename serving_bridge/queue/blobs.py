@@ -85,8 +85,8 @@ class BlobFolder:
           BlobError: the file that holds it was damaged.
         """
         path = self.folder / _ID
+        self._make_durable()
         if not os.path.lexists(path):
-            make_folder(self.folder)
             partial = path.with_name(f"{_ID}.{uuid.uuid4().hex}")
             number = str(uuid.uuid4().int >> 66).encode()  # as many bits as a database's integer has
             _write(create_plain(partial), [number])
@@ -98,6 +98,7 @@ class BlobFolder:
                 with suppress(FileExistsError):
                     _write(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), [number])
             partial.unlink()
+        sync_path(self.folder)  # a number that a power failure takes would make this another folder
         try:
             return int(_ID_NUMBER.fullmatch(read_plain(self.folder, _ID, max_bytes=64))[0])  # type: ignore[index]
         except (PlainFileError, TypeError) as error:
@@ -116,10 +117,7 @@ class BlobFolder:
     def write_as(self, name: str, payloads: Sequence[bytes]) -> None:
         """Stores payloads durably in the file of that name, one after the other."""
         path = self.folder / name
-        if not self._is_durable:  # whoever made the folder may have died before its name was on the disk
-            make_folder(self.folder)
-            sync_path(self.folder.parent)
-            self._is_durable = True
+        self._make_durable()
         try:
             with at(path):
                 _write(_create(path, reuse=self._take_spare(path)), payloads)
@@ -127,6 +125,13 @@ class BlobFolder:
             path.unlink(missing_ok=True)
             raise
         sync_path(self.folder)
+
+    def _make_durable(self) -> None:
+        """Makes the folder; whoever made it before may have died before its name was on the disk."""
+        if not self._is_durable:
+            make_folder(self.folder)
+            sync_path(self.folder.parent)
+            self._is_durable = True
 
     def holds(self, name: str) -> bool:
         return (self.folder / name).exists()

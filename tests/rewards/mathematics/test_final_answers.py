@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rewards.contracts.task import Problem, RewardRequest, TaskError
 from rewards.mathematics.final_answer import final_answer
 from rewards.mathematics.references import judge, read_reference
 from rewards.mathematics.values import MathError
-from rewards.settings.task import TaskSettings
-from rewards.tasks.create import create_task
-from rewards.tasks.jsonl_math import JsonlMathTask
 
 #: reference, right answers, wrong answers
 TABLE: list[tuple[str, list[str], list[str]]] = [
@@ -308,88 +304,6 @@ def test_an_answer_of_a_million_characters_is_cheap() -> None:
     ):
         judge(read_reference("10"), text)
     assert time.process_time() - begin < 20
-
-
-# Files
-
-
-def _task(path: Path, **options: str) -> JsonlMathTask:
-    return JsonlMathTask(TaskSettings(provider="jsonl_math", path=str(path), options=options), seed=0)
-
-
-def test_references_that_are_not_understood_are_named_by_line_or_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "file.jsonl"
-    answers = ["7", r"1, \ldots", r"\text{Bob}", "2 3", "x=5"]
-    path.write_text("\n".join(json.dumps({"question": f"{index}?", "answer": a}) for index, a in enumerate(answers)))
-    with pytest.raises(
-        TaskError, match=r"(?s)2 of 5 reference answers .*unread_references.*line 2: .*line 4: '2 3': two"
-    ):
-        _task(path)
-    task = _task(path, unread_references="skip")
-    assert dict(task.reference_kinds) == {"number": 1, "text": 1, "equation or inequality": 1, "skipped": 2}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"question": "a\\ud800b", "answer": "1"}', r"line 1: 'question' holds half of a surrogate pair.*U\+D800"),
-        (b'{"question": "a", "answer": "1\\u0000"}', r"line 1: 'answer' holds a control character, U\+0000"),
-        (b'{"question": "a\\u001b[31m", "answer": "1"}', r"control character, U\+001B, at position 1"),
-        (b'{"question": "a\\u009b", "answer": "1"}', r"control character, U\+009B"),
-        (b'{"question": "a", "question": "b", "answer": "1"}', "line 1 is not JSON: the key 'question' stands twice"),
-        (b'{"question": "a\xff", "answer": "1"}', "line 1 is not UTF-8: byte 15 is 0xff"),
-        (b'\n{"question": "a", "answer": NaN}', "line 2 is not JSON: NaN is no JSON value"),
-        (b'{"question": " \\t", "answer": "1"}', "line 1: 'question' is .*expected text"),
-        (b'{"question": null, "answer": "1"}', "'question' is None"),
-        (b'{"question": "a", "answer": ["1"]}', r"'answer' is \['1'\]"),
-        (b"[" * 100_000, "line 1 is not JSON"),
-        (b'{"question": "' + b"a" * 5_000_000 + b'", "answer": "1"}', "line 1 has 50000.. bytes"),
-        (b'{"question": "' + b"a" * 300_000 + b'", "answer": "1"}', "'question' has 300000 characters"),
-        (b"\xff\xfe{\x00", "line 1 is not UTF-8"),
-    ],
-)
-def test_damaged_lines_are_refused_by_number(content: bytes, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "file.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(TaskError, match=message):
-        create_task(TaskSettings(provider="jsonl_math", path=str(path)), seed=0)
-
-
-def test_byte_order_marks_and_windows_line_ends_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "file.jsonl"
-    path.write_bytes(
-        b'\xef\xbb\xbf{"question": "a\\r\\nb", "answer": "so\\r\\n#### 1,200"}\r\n\r\n'
-        b'{"question": "c", "answer": "2"}\r\n'
-    )
-    task = _task(path)
-    assert {task.problem("train", index).question for index in range(2)} <= {"a\nb", "c"}
-    with pytest.raises(TaskError, match="not a file"):
-        _task(tmp_path)
-    with pytest.raises(TaskError, match="can't be read"):
-        _task(Path("a\0b"))
-
-
-def test_the_answers_of_a_task_are_judged_in_place(tmp_path: Path) -> None:
-    path = tmp_path / "file.jsonl"
-    path.write_text(json.dumps({"question": "1?", "answer": r"2\sqrt{3}"}))
-    task = _task(path)
-    problem = Problem(1, "1?", r"2\sqrt{3}", {})
-    right = task.score(RewardRequest(problem, r"so \boxed{\sqrt{12}}", "stop"))
-    assert (right.verdict, right.parts) == ("pass", {"correct": 1.0, "parsed": 1.0})
-    wrong = task.score(RewardRequest(problem, "\\boxed{\x1b[31m}", "stop"))
-    assert (wrong.verdict, wrong.parts) == ("fail", {"correct": 0.0, "parsed": 0.0})
-    assert wrong.reasons[0].isprintable()
-    unknown = task.score(RewardRequest(Problem(1, "1?", r"\ldots", {}), "1", "stop"))
-    assert (unknown.verdict, unknown.score) == ("refused", None)
-
-
-def test_all_of_gsm8k_is_read_and_passes_itself(shared_data: Path) -> None:
-    task = _task(shared_data / "gsm8k" / "train.jsonl")
-    assert dict(task.reference_kinds) == {"number": 7473}
-    size = task.num_distinct("train")
-    assert size is not None
-    for problem in (task.problem("train", index) for index in range(0, size, 5)):
-        assert task.score(RewardRequest(problem, task.target(problem), "stop")).verdict == "pass"
 
 
 def test_verdicts_are_those_of_the_people_who_marked_model_solutions(shared_data: Path) -> None:

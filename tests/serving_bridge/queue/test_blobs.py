@@ -67,6 +67,19 @@ def test_so_is_the_name_of_a_folder_that_another_process_made(folder: Path, effe
     assert f"sync {folder.parent.name}" in effects
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+def test_the_number_of_a_folder_is_on_the_disk_before_anyone_is_told(
+    is_known: bool, folder: Path, effects: list[str]
+) -> None:
+    if is_known:  # to a process that may have died before it synced anything
+        BlobFolder(folder).identity()
+        effects.clear()
+    number = BlobFolder(folder).identity()
+    assert f"sync {folder.parent.name}" in effects
+    assert effects[-1] == f"sync {folder.name}"
+    assert BlobFolder(folder).identity() == number
+
+
 def test_big_payloads_share_a_file_and_small_ones_are_rows(queue: TrajectoryQueue, folder: Path, place: Place) -> None:
     queue.producer.put([(i, make_group(f"run/{i}", answer_tokens=200 if i else 2)) for i in range(3)])
     (file,) = files(folder)

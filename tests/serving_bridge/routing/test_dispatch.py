@@ -12,15 +12,12 @@ from typing import Any
 import pytest
 
 from learner_jax.runtime.waits import Waits
-from serving_bridge.routing.concurrency import Limit, Load, adjusted
 from serving_bridge.routing.dispatch import Dispatcher, NoReplicaError, Slot
 from serving_bridge.routing.registry import ReplicaRow
 from serving_bridge.settings.serving import RolloutSettings
 from serving_bridge.vllm.answers import Aborted, Malformed, Rejected, Unreachable
 from serving_bridge.vllm.client import VllmClient
 from tests.support.rollout_world import FakeReplica, FakeSession, virtually
-
-IDLE = Load(running=0, waiting=0, kv_usage=0.0, preemptions=0)
 
 
 def dispatcher(names: Sequence[str], *, replicas: dict[str, FakeReplica] | None = None, **settings: Any) -> Dispatcher:
@@ -309,56 +306,7 @@ def test_requests_that_ended_are_no_part_of_what_is_even() -> None:
     virtually(story())
 
 
-# The limit
-
-
-def steps(limit: Limit, *loads: Load, in_flight: int | None = None) -> tuple[Limit, int]:
-    """The limit after these looks, all of it in use, and how often it was cut."""
-    cuts, before = 0, None
-    for load in loads:
-        used = limit.value if in_flight is None else in_flight
-        limit, cut = adjusted(limit, before, load, in_flight=used, at_least=8, at_most=100)
-        cuts, before = cuts + cut, load
-    return limit, cuts
-
-
-def test_the_limit_doubles_while_all_is_well_and_stays_where_it_is_not_used() -> None:
-    assert steps(Limit(8), *[IDLE] * 4) == (Limit(64), 0)
-    assert steps(Limit(8), *[IDLE] * 9) == (Limit(100), 0)
-    assert steps(Limit(8), *[IDLE] * 4, in_flight=3) == (Limit(8), 0)
-
-
-def test_preemption_under_memory_pressure_cuts_it_and_then_it_grows_by_steps() -> None:
-    full = Load(running=60, waiting=0, kv_usage=0.97, preemptions=2)
-    limit, cuts = steps(Limit(64), Load(60, 0, 0.8, 0), full)
-    assert (limit, cuts) == (Limit(44, is_doubling=False), 1)
-    assert steps(limit, IDLE, IDLE, IDLE) == (Limit(60, is_doubling=False), 0)
-    assert steps(Limit(9), Load(60, 0, 0.8, 0), full)[0].value == 8
-
-
-def test_a_standing_queue_cuts_it_and_a_passing_one_does_not() -> None:
-    assert steps(Limit(64), Load(40, 10, 0.2, 0), Load(40, 12, 0.2, 0)) == (Limit(44, is_doubling=False), 1)
-    assert steps(Limit(64), Load(40, 10, 0.2, 0), Load(40, 3, 0.2, 0)) == (Limit(100), 0)
-    assert steps(Limit(64), Load(40, 0, 0.2, 0), Load(40, 9, 0.2, 0)) == (Limit(64), 0)
-
-
-def test_a_pause_for_new_weights_is_not_taken_for_overload() -> None:
-    """It preempts everything, and all of it waits, with a cache that has been cleared."""
-    running, held, again = Load(60, 0, 0.3, 0), Load(0, 60, 0.0, 60), Load(60, 0, 0.2, 60)
-    assert steps(Limit(64), running, held, again) == (Limit(64), 0)
-    assert steps(Limit(64), running, again) == (Limit(100), 0)
-
-
-def test_it_settles_around_what_a_replica_can_take() -> None:
-    limit, seen = Limit(8), []
-    before: Load | None = None
-    for step in range(200):
-        load = Load(min(limit.value, 50), max(0, limit.value - 50), 0.4, 0)
-        limit, _ = adjusted(limit, before, load, in_flight=limit.value, at_least=4, at_most=1000)
-        before = load
-        seen += [limit.value] if step > 20 else []
-    assert 30 <= min(seen) <= max(seen) <= 75
-    assert 40 <= sum(seen) / len(seen) <= 62
+# The limit of a dispatcher
 
 
 def test_metrics_that_are_polled_move_the_limit_and_wake_who_waits() -> None:

@@ -17,7 +17,7 @@ import pytest
 from serving_bridge.queue import claims
 from tools.testing.simulate.__main__ import mode_of
 from tools.testing.simulate.loop import Process, SimulatedLoop, StalledError
-from tools.testing.simulate.mistakes import MistakeError, made, read_mistakes, try_mistake
+from tools.testing.simulate.mistakes import Mistake, MistakeError, made, read_mistakes, try_mistake
 from tools.testing.simulate.run import Outcome, simulate
 
 
@@ -104,6 +104,12 @@ MISTAKES = {mistake.name: mistake for mistake in read_mistakes(Path(__file__).wi
 def test_a_mistake_is_noticed_by_the_invariant_that_it_breaks(name: str, invariant: str):
     noticed = try_mistake((MISTAKES[name], 0, 12))
     assert noticed.violation.startswith(f"{invariant}: ")
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
+def test_every_mistake_can_still_be_made(mistake: Mistake):
+    with made(mistake):
+        pass  # it raises where the code is another one by now
 
 
 def test_a_mistake_is_unmade_after_the_trial():

@@ -63,25 +63,8 @@ class SimulatedLearner(Learner):
         self._changed_version, self._peak_flops = -1, 1.0
         self._state: Any = State(Parameters(new_identity()))
         self._kl: Any = _NoReference()
-        settings: Any = SimpleNamespace(
-            steps=plan.steps,
-            groups_per_step=plan.groups_per_step,
-            minibatches=1,
-            max_wait_s=plan.max_wait_s,
-            checkpoint=SimpleNamespace(every=plan.checkpoint_every),
-            loss=SimpleNamespace(kl=SimpleNamespace(budget=None)),
-            publish_dtype="float32",
-        )
-        self._settings = settings
-        engine: Any = SimpleNamespace(
-            platform="cpu",
-            hosts=self._hosts,
-            settings=settings,
-            model_config=None,
-            publication=SimpleNamespace(weights=lambda params: params, golden_logprobs=golden_logprobs),
-            lagging=SimpleNamespace(mismatch=lambda batch, weights, current_version: None),
-        )
-        self._engine = engine
+        self._settings = settings = _settings(plan)
+        self._engine = engine = _engine(settings, self._hosts)
         store = WeightStore(weights, run="sim")
         self._publisher = Publisher(store, StoreSettings(anchor_every=4, max_changed=1.0), log=self._logged)
         self._publishing = Publishing(
@@ -210,3 +193,28 @@ class _NoThread:
 
 
 _NO_THREADS = SimpleNamespace(Thread=_NoThread, Lock=threading.Lock, Event=threading.Event)
+
+
+def _settings(plan: LearnerPlan) -> Any:
+    """What the loop reads of a learner's settings."""
+    return SimpleNamespace(
+        steps=plan.steps,
+        groups_per_step=plan.groups_per_step,
+        minibatches=1,
+        max_wait_s=plan.max_wait_s,
+        checkpoint=SimpleNamespace(every=plan.checkpoint_every),
+        loss=SimpleNamespace(kl=SimpleNamespace(budget=None)),
+        publish_dtype="float32",
+    )
+
+
+def _engine(settings: Any, hosts: Hosts) -> Any:
+    """What the loop reads of an engine beside its steps: parameters are published as they are."""
+    return SimpleNamespace(
+        platform="cpu",
+        hosts=hosts,
+        settings=settings,
+        model_config=None,
+        publication=SimpleNamespace(weights=lambda params: params, golden_logprobs=golden_logprobs),
+        lagging=SimpleNamespace(mismatch=lambda batch, weights, current_version: None),
+    )

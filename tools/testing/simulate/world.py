@@ -27,6 +27,10 @@ from tools.testing.simulate.setting import draw_setting
 from tools.testing.simulate.shared import SharedDatabase, SimulatedDatabase, SimulatedRegistry
 from tools.testing.simulate.violations import Violations
 
+#: Words of what may leave a file that no row needs. The power and a crash count by themselves: that their processes
+#: have ended is counted a moment later.
+_TROUBLES = ("ended", "database", "power", "crash")
+
 
 @dataclass
 class Odds:
@@ -281,9 +285,7 @@ class World:
     def look(self) -> None:
         """What can be checked at any time."""
         self.files.look()
-        # The power and a crash count by themselves: that their processes have ended is counted a moment later.
-        troubles = ("ended", "database", "power", "crash")
-        self.files.freed(sum(count for what, count in self.counts.items() if any(word in what for word in troubles)))
+        self.files.freed(sum(count for what, count in self.counts.items() if any(word in what for word in _TROUBLES)))
         for name, waits in self.waits.items():
             process = self.processes[name]
             if process.is_alive and process.stopped_until_s + 1.0 < self.loop.time():
