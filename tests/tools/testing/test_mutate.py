@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import pytest
 from tests.conftest import REPOSITORY
 from tools.testing.mutate import __main__ as command
 from tools.testing.mutate.sites import KINDS, mutations
+from tools.testing.mutate.times import Times
 from tools.testing.mutate.trial import TrialError, covering
+from tools.testing.suite import Case, Run
 
 
 def body(*lines: str) -> bytes:
@@ -53,6 +57,7 @@ def test_each_kind_is_found_where_it_is(kind: str, lines: list[str], expected: s
         ["assert a < b"],
         ["x: Literal[1 < 2]"],
         ["return isinstance(a, b)"],
+        ["return g(a, a)"],
     ],
 )
 def test_nothing_is_changed_in_what_decides_nothing(lines: list[str]) -> None:
@@ -116,34 +121,136 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-def tried(repository: Path) -> dict[str, str | None]:
-    path = "learner_jax/room/clamp.py"
-    found = mutations(path, (repository / path).read_bytes())
-    outcomes = command.try_all(found, repository, workers=1)
+CLAMP = "learner_jax/room/clamp.py"
+CLAMP_TESTS = "tests/learner_jax/room/test_clamp.py"
+
+
+def tried(repository: Path, run: Run | None = None, was: str = "") -> dict[str, str | None]:
+    """Who noticed what in the module: each mistake, or those of one piece of code."""
+    found = [one for one in mutations(CLAMP, (repository / CLAMP).read_bytes()) if was in ("", one.was)]
+    outcomes = command.try_all(found, repository, workers=1, times=Times(run))
     return {f"{outcome.mutation.was} -> {outcome.mutation.now}": outcome.noticed_by for outcome in outcomes}
+
+
+def run_of(seconds: Mapping[str, float], failed: str = "") -> Run:
+    """A run of the suite with one test in each of these files of the room."""
+    folder = "tests/learner_jax/room"
+    cases = [
+        Case(f"{folder}/{name}.py", "test", "failed" if name == failed else "passed", took_s)
+        for name, took_s in seconds.items()
+    ]
+    return Run(tuple(cases), "", sum(seconds.values()))
+
+
+def add_tests(repository: Path, *names: str) -> Path:
+    """Adds files of tests to the room, each of which passes, and returns where each notes its name and process."""
+    notes = repository.parent / "notes"
+    for name in names:
+        (repository / "tests" / "learner_jax" / "room" / f"{name}.py").write_text(
+            f"import os\n\n\ndef test():\n    with open({str(notes)!r}, 'a') as file:\n"
+            f"        file.write(f'{name} {{os.getpid()}}\\n')\n"
+        )
+    return notes
+
+
+def noted(notes: Path) -> list[tuple[str, str]]:
+    return [(name, process) for name, _, process in (line.partition(" ") for line in notes.read_text().splitlines())]
 
 
 def test_what_the_tests_notice_and_what_not(repository: Path) -> None:
     assert tried(repository) == {
-        "min -> max": "tests/learner_jax/room/test_clamp.py::test_clamp",
+        "min -> max": f"{CLAMP_TESTS}::test_clamp",
         "log.append(x) -> pass": None,
     }
 
 
-def test_a_mistake_that_never_ends_is_noticed(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tools.testing.mutate.trial._FLOOR_S", 5.0)
-    room = repository / "learner_jax" / "room"
-    (room / "clamp.py").write_text("def clamp(x, top):\n    while not x > top:\n        pass\n    return top\n")
-    (noticed_by,) = {seen for mistake, seen in tried(repository).items() if mistake.startswith("not x > top")}
-    assert noticed_by is not None
-    assert "the tests did not end within" in noticed_by
+def test_one_process_runs_the_tests_named_like_the_module_and_then_the_quickest(repository: Path) -> None:
+    notes = add_tests(repository, "test_a", "test_b", "test_c", "test_clamp_more")
+    (repository / CLAMP).write_text("def untested(x, log):\n    log.append(x)\n")
+    (repository / CLAMP_TESTS).unlink()
+    run = run_of({"test_a": 3.0, "test_b": 2.0, "test_c": 1.0, "test_clamp_more": 9.0})
+    assert tried(repository, run) == {"log.append(x) -> pass": None}
+    assert [name for name, _ in noted(notes)] == ["test_clamp_more", "test_c", "test_b", "test_a"]
+    assert len({process for _, process in noted(notes)}) == 1
+
+
+def test_only_what_has_no_time_runs_before_anything_is_changed(repository: Path) -> None:
+    notes = add_tests(repository, "test_new", "test_timed", "test_too")
+    run = run_of({"test_clamp": 0.1, "test_timed": 0.2})
+    found = [one for one in mutations(CLAMP, (repository / CLAMP).read_bytes()) if one.now == "pass"]
+    (outcome,) = command.try_all(found, repository, workers=1, times=Times(run))
+    assert outcome.noticed_by is None
+    first, then = noted(notes)[:2], noted(notes)[2:]
+    assert {name for name, _ in first} == {"test_new", "test_too"}
+    assert sorted(name for name, _ in then) == ["test_new", "test_timed", "test_too"]
+    assert len({process for _, process in then}) == 1
+    assert len({process for _, process in first} | {process for _, process in then}) == 2
+
+
+def test_a_room_is_timed_once(repository: Path) -> None:
+    notes = add_tests(repository, "test_other")
+    (repository / "learner_jax" / "room" / "more.py").write_text("def more(log):\n    log.append(1)\n")
+    paths = (CLAMP, "learner_jax/room/more.py")
+    found = [one for path in paths for one in mutations(path, (repository / path).read_bytes()) if one.now == "pass"]
+    outcomes = command.try_all(found, repository, workers=2)
+    assert [outcome.noticed_by for outcome in outcomes] == [None, None]
+    assert len(noted(notes)) == 1 + len(found)
+
+
+def test_files_in_which_nothing_runs_by_default_are_no_failure(repository: Path) -> None:
+    (repository / "pytest.ini").write_text("[pytest]\naddopts = -m 'not soak'\nmarkers = soak: long\n")
+    place = repository / "tests" / "learner_jax" / "room" / "test_long.py"
+    place.write_text("import pytest\n\n\n@pytest.mark.soak\ndef test():\n    assert False\n")
+    assert tried(repository, run_of({"test_clamp": 0.1}), "log.append(x)") == {"log.append(x) -> pass": None}
+
+
+def test_a_test_that_does_not_end_is_told_by_its_name(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.testing.mutate.trial._FLOOR_S", 1.0)
+    (repository / CLAMP).write_text("def clamp(x, top):\n    while not x > top:\n        pass\n    return top\n")
+    (noticed_by,) = tried(repository, run_of({"test_clamp": 0.1}), "not x > top").values()
+    assert noticed_by == f"{CLAMP_TESTS}::test_clamp"
+
+
+def test_tests_that_can_not_be_stopped_are_ended(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.testing.mutate.trial._FLOOR_S", 1.0)
+    monkeypatch.setattr("tools.testing.mutate.trial._START_S", 2.0)
+    (repository / CLAMP).write_text("def clamp(x, top):\n    while not x > top:\n        pass\n    return top\n")
+    tests = repository / CLAMP_TESTS
+    tests.write_text(f"{tests.read_text()}\n\nclamp(3, 2)  # no test: no limit of one\n")
+    (noticed_by,) = tried(repository, run_of({"test_clamp": 0.1}), "not x > top").values()
+    assert noticed_by == "nothing: the tests did not end within 3 s"
+
+
+def test_what_was_compiled_of_one_mistake_is_not_run_for_another(repository: Path) -> None:
+    """Whatever a test compiles: here code that Python takes as it is, without a look at its source."""
+    compare = "def less(x, y):\n    return x < y\n\n\ndef more(x, y):\n    return x > y\n"
+    (repository / CLAMP).write_text(compare)
+    (repository / CLAMP_TESTS).write_text(
+        "from py_compile import PycInvalidationMode, compile\n\nfrom learner_jax.room import clamp\n\n\n"
+        "def test_less():\n"
+        "    compile(clamp.__file__, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)\n"
+        "    assert not clamp.less(1, 1)\n\n\n"
+        "def test_more():\n    assert not clamp.more(1, 1)\n"
+    )
+    assert tried(repository, run_of({"test_clamp": 0.1})) == {
+        "x < y -> (x <= y)": f"{CLAMP_TESTS}::test_less",
+        "x > y -> (x >= y)": f"{CLAMP_TESTS}::test_more",
+    }
 
 
 def test_tests_that_fail_on_the_right_code_are_no_judges(repository: Path) -> None:
-    tests = repository / "tests" / "learner_jax" / "room" / "test_clamp.py"
+    tests = repository / CLAMP_TESTS
     tests.write_text(tests.read_text().replace("== 2", "== 3"))
     with pytest.raises(TrialError, match=r"test_clamp\.py::test_clamp does not pass on the code as it is"):
         tried(repository)
+
+
+def test_a_run_in_which_a_needed_test_failed_is_no_judge(repository: Path) -> None:
+    add_tests(repository, "test_a")
+    with pytest.raises(TrialError, match=r"test_a\.py::test does not pass on the code as it is"):
+        tried(repository, run_of({"test_clamp": 0.1, "test_a": 0.1}, failed="test_a"))
+    gone = run_of({"test_clamp": 0.1, "test_a": 0.1, "test_gone": 0.1}, failed="test_gone")
+    assert tried(repository, gone, "log.append(x)") == {"log.append(x) -> pass": None}
 
 
 def test_a_sample_is_the_seed_s_and_has_every_kind() -> None:
@@ -170,3 +277,48 @@ def test_the_command_ends_with_1_when_too_little_was_noticed(
         '[[mutation]]\npath = "learner_jax/room/clamp.py"\nwas = "log.append(x)"\nnow = "pass"\nwhy = "a log"\n'
     )
     assert command.main() == 0
+
+
+def test_the_command_goes_on_where_it_was_stopped(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes, out = add_tests(repository, "test_other"), tmp_path / "out.jsonl"
+    monkeypatch.setattr(command, "_REPOSITORY", repository)
+    monkeypatch.setattr("sys.argv", ["mutate", "learner_jax", "--json", str(out), "--resume", "--least", "0.5"])
+    assert command.main() == 0
+    (kept,) = [line for line in out.read_text().splitlines() if json.loads(line)["noticed_by"] is None]
+    out.write_text(f"{kept}\n")
+    notes.write_text("")
+    assert command.main() == 0
+    assert "test_other" in notes.read_text()  # times are measured again; the mistake left over ended before it
+    assert len(noted(notes)) == 1
+    assert [json.loads(line)["now"] for line in out.read_text().splitlines()] == ["pass", "max"]
+    notes.write_text("")
+    assert command.main() == 0
+    assert notes.read_text() == ""
+    assert "NOT NOTICED learner_jax/room/clamp.py:6" in capsys.readouterr().out.rpartition("mutations of")[2]
+    out.write_text("{}\n")
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "line 1, is no mutation that was tried" in capsys.readouterr().err
+
+
+def test_the_command_takes_the_times_of_a_run(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes, junit = add_tests(repository, "test_other"), tmp_path / "junit.xml"
+    case = '<testcase classname="tests.learner_jax.room.{}" name="test" time="0.1">{}</testcase>'
+    cases = case.format("test_clamp", "") + case.format("test_other", "")
+    junit.write_text(f'<testsuite time="1">{cases}</testsuite>')
+    monkeypatch.setattr(command, "_REPOSITORY", repository)
+    given = ["mutate", "learner_jax", "--times", str(junit), "--least", "0.5"]
+    monkeypatch.setattr("sys.argv", given)
+    assert command.main() == 0
+    assert [name for name, _ in noted(notes)] == ["test_other"]  # after the mistake that only it could see
+    junit.write_text(junit.read_text().replace("</testcase>", "<error/></testcase>"))
+    assert command.main() == 2
+    assert "does not pass on the code as it is" in capsys.readouterr().out
+    junit.write_text("no run")
+    with pytest.raises(SystemExit):
+        command.main()
+    assert "is no XML" in capsys.readouterr().err

@@ -1,11 +1,15 @@
 """Makes small mistakes in Weir's own code, one at a time, and counts which the tests notice.
 
-    python -m tools.testing.mutate [--sample 200] [--seed 0] [--workers 2] [--json FILE] [FOLDER OR MODULE ...]
+    python -m tools.testing.mutate [--sample 200] [--seed 0] [--workers 2] [--times JUNIT] [--json FILE [--resume]]
+                                   [FOLDER OR MODULE ...]
 
 Mistakes are drawn from the modules named, by default the three packages that a run consists of: each kind of mistake
-equally often, so that the many comparisons don't crowd out the few resets. For each the tests of its module run on a
-copy of the repository, then those of its room. Mistakes that change nothing that a test could see are listed in
-tests/equivalent_mutations.toml with the reason; they are not drawn.
+equally often, so that the many comparisons don't crowd out the few resets. For each the tests of its room run on a
+copy of the repository: first those named like its module, then the quickest. Mistakes that change nothing that a test
+could see are listed in tests/equivalent_mutations.toml with the reason; they are not drawn.
+
+How long a test may take is known from a run of each room before its first mistake. JUNIT, which pytest wrote with
+--junitxml of the suite on this code, saves these runs.
 
 mutmut and cosmic-ray run the whole suite, or one command, for every mutation; here the tests nearest to it run first.
 
@@ -32,7 +36,9 @@ from rich.table import Table
 
 from tools.reporting import terminal
 from tools.testing.mutate.sites import KINDS, Mutation, mutations
-from tools.testing.mutate.trial import Baselines, Outcome, Tree, TrialError, try_mutation
+from tools.testing.mutate.times import Times
+from tools.testing.mutate.trial import Outcome, Tree, TrialError, try_mutation
+from tools.testing.suite import ResultsError, read_run
 
 _REPOSITORY = Path(__file__).resolve().parents[3]
 _EQUIVALENT = "tests/equivalent_mutations.toml"
@@ -77,19 +83,23 @@ def sample(found: Iterable[Mutation], number: int, seed: int) -> list[Mutation]:
 
 
 def try_all(
-    drawn: Sequence[Mutation], repository: Path, workers: int, done: Callable[[Outcome], None] = lambda outcome: None
+    drawn: Sequence[Mutation],
+    repository: Path,
+    workers: int,
+    done: Callable[[Outcome], None] = lambda outcome: None,
+    times: Times | None = None,
 ) -> list[Outcome]:
     """One outcome for each mutation, as they end; each worker has a copy of the repository.
 
     Raises:
       TrialError: as `try_mutation`.
     """
-    baselines, outcomes, trees = Baselines(), [], SimpleQueue[Tree]()
+    outcomes, trees, known = [], SimpleQueue[Tree](), times or Times()
 
     def work(mutation: Mutation) -> Outcome:
         tree = trees.get()
         try:
-            return try_mutation(mutation, tree, baselines)
+            return try_mutation(mutation, tree, known.seconds)
         finally:
             trees.put(tree)
 
@@ -106,6 +116,24 @@ def try_all(
             pool.shutdown(cancel_futures=True)
             raise
     return outcomes
+
+
+def tried_before(path: Path, drawn: Sequence[Mutation]) -> list[Outcome]:
+    """Outcomes of the mutations drawn that a file of an earlier run holds; none if there is no file.
+
+    Raises:
+      ValueError: a line is no outcome.
+    """
+    by_mutation = {}
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
+        try:
+            found = json.loads(line)
+            noticed_by, seconds = found.pop("noticed_by"), found.pop("seconds")
+            mutation = Mutation(**found)
+            by_mutation[mutation] = Outcome(mutation, noticed_by, seconds)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path}, line {number}, is no mutation that was tried: expected one by --json") from error
+    return [by_mutation[mutation] for mutation in drawn if mutation in by_mutation]
 
 
 def room(path: str) -> str:
@@ -129,39 +157,55 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="copies of the repository, default 2")
     parser.add_argument("--least", type=float, default=0.95, help="share to be noticed, default 0.95")
+    parser.add_argument("--times", type=Path, metavar="JUNIT", help="run of the suite on this code, by --junitxml")
     parser.add_argument("--json", type=Path, help="one line for each mutation, written as they end")
+    parser.add_argument("--resume", action="store_true", help="leave out what --json holds already, and count it")
     given = parser.parse_args()
     terminal.prepare_streams()
     console = terminal.console()
     try:
         paths = modules(_REPOSITORY, given.modules)
-    except ValueError as error:
+        drawn, known = draw(paths, given.sample, given.seed)
+        outcomes = tried_before(given.json, drawn) if given.resume and given.json else []
+        times = Times(read_run(given.times) if given.times else None)
+    except (ValueError, ResultsError) as error:
         parser.error(str(error))
+    console.print(f"{len(drawn)} of {known} mutations of {len(paths)} modules, seed {given.seed}")
+    before = {outcome.mutation for outcome in outcomes}
+    left = [mutation for mutation in drawn if mutation not in before]
+    try:
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("mutations", total=len(drawn), completed=len(before))
+
+            def done(outcome: Outcome) -> None:
+                bar.advance(task)
+                if given.json:
+                    with given.json.open("a") as lines:
+                        lines.write(json.dumps(outcome.to_json()) + "\n")
+
+            outcomes += try_all(left, _REPOSITORY, given.workers, done, times)
+    except TrialError as error:
+        console.print(f"error: {error}", markup=False)
+        return 2
+    return int(told(outcomes, console) > (1 - given.least) * len(outcomes))
+
+
+def draw(paths: Sequence[str], number: int, seed: int) -> tuple[list[Mutation], int]:
+    """Mutations of these modules, and of how many they were drawn."""
     named = equivalent(_REPOSITORY)
     found = [mutation for path in paths for mutation in mutations(path, (_REPOSITORY / path).read_bytes())]
     found = [mutation for mutation in found if (mutation.path, mutation.was, mutation.now) not in named]
-    drawn = sample(found, given.sample, given.seed)
-    console.print(f"{len(drawn)} of {len(found)} mutations of {len(paths)} modules, seed {given.seed}")
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("mutations", total=len(drawn))
+    return sample(found, number, seed), len(found)
 
-        def done(outcome: Outcome) -> None:
-            bar.advance(task)
-            if given.json:
-                with given.json.open("a") as lines:
-                    lines.write(json.dumps(outcome.to_json()) + "\n")
 
-        try:
-            outcomes = try_all(drawn, _REPOSITORY, given.workers, done)
-        except TrialError as error:
-            console.print(f"error: {error}", markup=False)
-            return 2
+def told(outcomes: Sequence[Outcome], console: Console) -> int:
+    """Shows what became of each kind and room; returns how many were not noticed."""
     console.print(table(outcomes, "kind", lambda outcome: outcome.mutation.kind))
     console.print(table(outcomes, "room", lambda outcome: room(outcome.mutation.path)))
     missed = [outcome.mutation for outcome in outcomes if outcome.noticed_by is None]
     for one in sorted(missed, key=lambda mutation: (mutation.path, mutation.line)):
         console.print(f"NOT NOTICED {one.path}:{one.line} {one.kind}: {one.was} -> {one.now}", markup=False)
-    return int(len(missed) > (1 - given.least) * len(outcomes))
+    return len(missed)
 
 
 if __name__ == "__main__":

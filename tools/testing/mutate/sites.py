@@ -218,7 +218,9 @@ def _swaps(node: ast.AST) -> Iterator[Rewrite]:
         return
     one, other = node.args[:2]
     if isinstance(one, ast.Name | ast.Attribute) and isinstance(other, ast.Name | ast.Attribute):
-        yield one, other, f"{ast.unparse(other)}, {ast.unparse(one)}"
+        first, second = ast.unparse(one), ast.unparse(other)
+        if first != second:
+            yield one, other, f"{second}, {first}"
 
 
 def _masks(node: ast.AST) -> Iterator[Rewrite]:

@@ -9,16 +9,18 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from threading import Lock
 
 from learner_jax.runtime import WeirError
 from tools.testing.mutate.sites import Mutation
 
-#: A mutant may take so many times as long as the right code, and never less than the floor, in seconds.
-_PATIENCE, _FLOOR_S = 5.0, 60.0
+#: A mutant's tests, and each one of them, may take so many times as long as on the right code, and never less than the
+#: floor, in seconds. Then there is the time to start and to collect them.
+_PATIENCE, _FLOOR_S, _START_S = 5.0, 120.0, 120.0
+#: Exit statuses of pytest where nothing failed: all passed, nothing ran.
+_PASSED = (0, 5)
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
@@ -32,7 +34,7 @@ class Outcome:
 
     Attributes:
       noticed_by: the first test that failed, or why the run ended without one; None if all passed.
-      seconds: wall time of all runs.
+      seconds: wall time of the run.
     """
 
     mutation: Mutation
@@ -81,21 +83,41 @@ class Tree:
     def test_files(self) -> list[str]:
         return sorted(path.relative_to(self.folder).as_posix() for path in (self.folder / "tests").rglob("test_*.py"))
 
-    def run(self, test_files: Sequence[str], limit_s: float) -> tuple[str | None, float]:
-        """Why the tests didn't pass, or None; and the seconds that they took."""
+    @contextlib.contextmanager
+    def wrong(self, mutation: Mutation) -> Iterator[None]:
+        """Has the mistake in its module, and nothing compiled of that module before or after."""
+        module = self.folder / mutation.path
+        right = module.read_bytes()
+        try:
+            self._write(module, mutation.applied(right))
+            yield
+        finally:
+            self._write(module, right)
+
+    def _write(self, module: Path, content: bytes) -> None:
+        module.write_bytes(content)
+        for compiled in (module.parent / "__pycache__").glob(f"{module.stem}.*.pyc"):
+            compiled.unlink()
+
+    def run(self, test_files: Sequence[str], limit_s: float, *options: str) -> tuple[str | None, float]:
+        """Why the tests didn't pass, or None; and the seconds that they took.
+
+        Args:
+          limit_s: for all of them together.
+          options: further ones of pytest.
+        """
         temporary = self.folder.parent / f"{self.folder.name}-tmp"
         temporary.mkdir(exist_ok=True)
         environment = os.environ | {
             "PYTHONPATH": str(self.folder),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(temporary),
             "JAX_COMPILATION_CACHE_DIR": str(self.folder.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
         }
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-rfE", "-p", "no:cacheprovider", *test_files]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-rfE", "-p", "no:cacheprovider"]
         begin = time.monotonic()
         with subprocess.Popen(
-            command, cwd=self.folder, env=environment, start_new_session=True,
+            [*command, *options, *test_files], cwd=self.folder, env=environment, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace",
         ) as running:  # fmt: skip
             try:
@@ -107,7 +129,7 @@ class Tree:
                 _end_all(running.pid)
         shutil.rmtree(temporary, ignore_errors=True)
         seconds = time.monotonic() - begin
-        if running.returncode == 0:
+        if running.returncode in _PASSED:
             return None, seconds
         failed = _FAILED.search(said)
         return failed[1] if failed else f"pytest's exit status {running.returncode}", seconds
@@ -118,34 +140,13 @@ def _end_all(group: int) -> None:
         os.killpg(group, 9)  # what a test started and a broken module left behind
 
 
-class Baselines:
-    """How long the tests take while nothing is wrong; each selection runs once. Safe to share between threads."""
+def try_mutation(
+    mutation: Mutation, tree: Tree, seconds: Callable[[Tree, Sequence[str]], Mapping[str, float]]
+) -> Outcome:
+    """Runs the tests of the module's room in one process, nearest and quickest first, up to the first that fails.
 
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[str, ...], float] = {}
-        self._locks: dict[tuple[str, ...], Lock] = {}
-        self._lock = Lock()
-
-    def seconds(self, tree: Tree, test_files: Sequence[str]) -> float:
-        """Wall time of these tests.
-
-        Raises:
-          TrialError: they don't pass.
-        """
-        key = tuple(test_files)
-        with self._lock:
-            lock = self._locks.setdefault(key, Lock())
-        with lock:
-            if key not in self._seconds:
-                failed, self._seconds[key] = tree.run(test_files, limit_s=1800)
-                if failed is not None:
-                    del self._seconds[key]
-                    raise TrialError(f"{failed} does not pass on the code as it is: mend it first")
-            return self._seconds[key]
-
-
-def try_mutation(mutation: Mutation, tree: Tree, baselines: Baselines) -> Outcome:
-    """Runs the tests nearest to the module first, and stops at the first that fails.
+    Args:
+      seconds: what each of these files takes on the right code; raises TrialError where one fails there.
 
     Raises:
       TrialError: no test covers the module, or those that do fail on the right code.
@@ -153,17 +154,10 @@ def try_mutation(mutation: Mutation, tree: Tree, baselines: Baselines) -> Outcom
     groups = covering(mutation.path, tree.test_files())
     if not groups:
         raise TrialError(f"no test is named like {mutation.path} or lies in a folder that mirrors its room")
-    limits = [max(_FLOOR_S, _PATIENCE * baselines.seconds(tree, group)) for group in groups]
-    module = tree.folder / mutation.path
-    right = module.read_bytes()
-    seconds = 0.0
-    module.write_bytes(mutation.applied(right))
-    try:
-        for group, limit_s in zip(groups, limits, strict=True):
-            noticed_by, took_s = tree.run(group, limit_s)
-            seconds += took_s
-            if noticed_by is not None:
-                return Outcome(mutation, noticed_by, seconds)
-    finally:
-        module.write_bytes(right)
-    return Outcome(mutation, None, seconds)
+    took_s = seconds(tree, [name for group in groups for name in group])
+    test_files = [name for group in groups for name in sorted(group, key=took_s.__getitem__)]
+    limit_s = _START_S + max(_FLOOR_S, _PATIENCE * sum(took_s.values()))
+    of_each_s = max(_FLOOR_S, _PATIENCE * max(took_s.values()))
+    with tree.wrong(mutation):
+        noticed_by, spent_s = tree.run(test_files, limit_s, f"--timeout={of_each_s}")
+    return Outcome(mutation, noticed_by, spent_s)
