@@ -33,7 +33,7 @@ def whole_batch_targets(
     if settings.advantage.whiten:
         learned = (batch.weights > 0).astype(advantages.dtype)
         count = jnp.maximum(jnp.sum(learned), 1.0)
-        mean = jnp.sum(advantages * learned) / count
+        mean = jnp.sum(advantages) / count  # they are 0 where nothing is learned
         deviation = jnp.sqrt(jnp.sum(jnp.square(advantages - mean) * learned) / count)
         advantages = learned * (advantages - mean) / (deviation + ADVANTAGE_EPS)
     return advantages, targets

@@ -13,10 +13,18 @@ from etils import epath
 
 from learner_jax.checkpoints import folder as checkpoint_folder
 from learner_jax.checkpoints import proof as checkpoint_proof
-from learner_jax.checkpoints.folder import as_path, find_checkpoint, lives_in, missing_arrays, newest_step, ousted_steps
+from learner_jax.checkpoints.folder import (
+    Found,
+    as_path,
+    find_checkpoint,
+    lives_in,
+    missing_arrays,
+    newest_step,
+    ousted_steps,
+)
 from learner_jax.checkpoints.hashes import HASHES, FileCheck, check_files, hash_files, write_hashes
 from learner_jax.checkpoints.lives import next_life, oust
-from learner_jax.checkpoints.manifest import ArraySpec, CheckpointError, Manifest, check_arrays, read_manifest
+from learner_jax.checkpoints.manifest import ITEM, ArraySpec, CheckpointError, Manifest, check_arrays, read_manifest
 from learner_jax.contracts import Position
 from learner_jax.runtime import this_code
 
@@ -92,6 +100,25 @@ def test_the_first_array_that_differs_is_told(tmp_path: Path) -> None:
         check_arrays({"a": one, "b": one, "c": one}, {"a": one, "b": two}, tmp_path)
     with pytest.raises(CheckpointError, match=r"c is float32\[1\] in the checkpoint, expected absent"):
         check_arrays({"a": one, "c": one}, {"a": one}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("left", "is_ours"),
+    [
+        ([ITEM], True),
+        ([HASHES], True),
+        ([ITEM, HASHES], True),
+        ([f"_CHECKPOINT_METADATA with {ITEM}"], True),
+        (["_CHECKPOINT_METADATA with state"], False),
+        (["state"], False),
+        ([], False),
+    ],
+)
+def test_a_checkpoint_is_ours_by_whatever_is_left_of_it(left: list[str], is_ours: bool, tmp_path: Path) -> None:
+    for name in left:
+        name, _, item = name.partition(" with ")
+        (tmp_path / name).write_text(json.dumps({"item_handlers": {item: "x"}}))
+    assert Found(tmp_path, tmp_path / "state", 3).is_foreign is not is_ours
 
 
 # Lives.

@@ -70,6 +70,18 @@ def test_a_failure_ends_the_others_waits_at_once() -> None:
     assert time.monotonic() - started < 5
 
 
+def test_the_first_failure_of_a_host_is_the_one_that_is_told() -> None:
+    Hosts().fail("nobody is there to be told")
+    store = MemoryStore()
+    hosts = Hosts(1, 2, store=store)
+    hosts.fail("the first")
+    told = dict(store.values)
+    assert [b"the first" in value for value in told.values()] == [True]
+    store.values.clear()
+    hosts.fail("the second")
+    assert store.values == {}
+
+
 def test_what_hosts_must_have_alike_is_compared_by_name() -> None:
     on_hosts(3, lambda hosts: hosts.require_same("model folder", {"config.json": "12 bytes, ab"}))
 

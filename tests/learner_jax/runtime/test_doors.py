@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -178,3 +179,24 @@ def test_a_folder_beside_a_package_of_the_same_name_is_to_be_renamed(folder: Pat
 def test_packages_of_weirs_stay_reachable_beside_such_a_file(folder: Path) -> None:
     (folder / "rewards.py").write_text(OWN)
     assert load_object("rewards.contracts:PASS_SCORE", setting="x") < 1
+
+
+def test_code_from_outside_has_the_version_of_its_file_and_weirs_has_none(folder: Path) -> None:
+    digest = hashlib.sha256(OWN.encode()).hexdigest()
+    version = REWARD.version("my_rewards:exact")
+    assert version.startswith("my_rewards:exact:")
+    assert digest.startswith(version.rpartition(":")[2])
+    assert len(version.rpartition(":")[2]) >= 12
+    (folder / "my_rewards.py").write_text(f"{OWN}\n")
+    assert REWARD.version("my_rewards:exact") != version
+    assert REWARD.version("square") == "square"
+    offer(folder, "other", "cubic = my_rewards:exact")
+    assert REWARD.version("cubic").startswith("cubic:")
+    assert REWARD.version(REWARD.built_in["square"]) == REWARD.built_in["square"]
+    assert REWARD.version("sys:exit") == "sys:exit"  # of the interpreter, which has no file of it
+
+
+def test_a_module_that_was_written_a_moment_ago_is_found(folder: Path) -> None:
+    assert "there is no module 'later'" in refused("later:exact")
+    (folder / "later.py").write_text(OWN)
+    assert REWARD.open("later:exact")("", "", {}) == "own"

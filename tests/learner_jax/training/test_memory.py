@@ -202,3 +202,13 @@ def test_a_critic_of_its_own_keeps_as_much_as_the_policy() -> None:
     assert separate == 2 * shared
     # Of each layer its input alone: a slot of the residual stream in fp32.
     assert shared == MODEL.num_layers * 16 * 32 * 4
+
+
+def test_an_activation_that_looks_like_a_parameter_counts() -> None:
+    """Rows of 48 tokens of width 32 have the shape of two layers' matrices; as many rows of 47 have that of none."""
+    assert MODEL.intermediate_size == 48
+    kept = [
+        temporaries.kept_activation_bytes(MODEL, settings(remat="full"), rows=2, row_tokens=tokens)
+        for tokens in (47, 48)
+    ]
+    assert kept == [MODEL.num_layers * 2 * tokens * MODEL.hidden_size * 4 for tokens in (47, 48)]

@@ -237,6 +237,8 @@ def test_first_attempts_run_before_rests_and_problems_take_turns() -> None:
         threads[-1].start()
         while len(turns._waiting) < count:
             time.sleep(0.001)
+    assert len(set(turns._waiting)) == len(calls), "of two that are alike the older one runs first"
+    assert turns._waiting == sorted(turns._waiting, key=lambda ticket: ticket[2])
     leave.set()
     for thread in threads:
         thread.join(60)

@@ -1,12 +1,15 @@
-"""Which servers are on this machine, and what libpq is told so that nobody else learns the password."""
+"""Which servers are on this machine, what libpq is told so that nobody else learns the password, and where none is."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from learner_jax.runtime.waits import Waits
 from serving_bridge.database.database import DatabaseError
+from serving_bridge.database.postgres import PostgresDatabase
 from serving_bridge.database.postgres_url import _is_local, _protection
 
 SCRAM = "scram-sha-256"
@@ -70,3 +73,29 @@ def test_a_server_proves_that_it_knows_the_password_too(tmp_path: Path) -> None:
 def test_off_this_machine_nothing_less_is_taken(more: dict[str, str], said: str) -> None:
     with pytest.raises(DatabaseError, match=said):
         _protection({"host": "db.example"} | more, {}, "x")
+
+
+def test_a_server_that_is_not_there_is_told_of_even_by_the_only_attempt(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseError, match=r"check that it runs and can be reached \(.*No such file or directory"):
+        PostgresDatabase(f"postgresql:///weir?host={tmp_path}", timeout_s=0.0, waits=Waits())
+
+
+def test_a_schema_is_made_under_a_lock_that_others_wait_for() -> None:
+    class Connection:
+        def __init__(self) -> None:
+            self.asked: list[str] = []
+
+        def execute(self, statement: Any, parameters: tuple[str, ...] = ()) -> None:
+            text = statement if isinstance(statement, str) else statement.as_string()
+            self.asked.append(text.split("(")[0].strip())
+
+    connection: Any = Connection()
+    database = object.__new__(PostgresDatabase)
+    database._schema = "own"
+    database._make_schema(connection)
+    assert connection.asked == [
+        "SELECT pg_advisory_lock",
+        'CREATE SCHEMA IF NOT EXISTS "own"',
+        "CREATE TABLE IF NOT EXISTS weir_writers",
+        "SELECT pg_advisory_unlock",
+    ]

@@ -229,6 +229,19 @@ def test_a_round_that_failed_is_tried_again_later_and_later(tmp_path: Path, stat
     run(story())
 
 
+def test_a_replica_whose_weights_are_refuted_says_why(tmp_path: Path):
+    async def story() -> None:
+        async with StubFleet(tmp_path).running() as fleet:
+            fleet.publish()
+            await fleet.until_healthy("host-0")
+            fleet.servers["host-0"].outcomes = ["unfit"]
+            fleet.publish()
+            await fleet.until(lambda: fleet.states()["host-0"] != "healthy", 30)
+            assert [row.reason for row in fleet.registry.replicas()] == ["why"]
+
+    run(story())
+
+
 def test_only_rounds_that_fail_in_a_row_cost_a_restart(tmp_path: Path):
     async def story() -> None:
         async with StubFleet(tmp_path).running() as fleet:

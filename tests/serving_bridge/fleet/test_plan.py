@@ -123,3 +123,6 @@ def test_a_restart_waits_for_enough_that_serve_and_forgets_who_left() -> None:
     follow(plan, found[1:])
     assert "to restart" not in plan.doing(found[1:])
     assert plan.doing(found[1:]).startswith("1 of 2 replicas")
+    found[1].state = "healthy"  # so that the first, which comes back new, could be spared
+    follow(plan, found)
+    assert wishes(found) == ["serve", "serve"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,10 +29,10 @@ GOLDEN = [GoldenPrompt([1, 2], [-1.0]), GoldenPrompt([1, 2, 3], [-1.0, -2.0])]
 SERVING = ServingSettings(max_model_len=8, probe_tolerance=TOLERANCE)
 
 
-def round_on(client: RecordingClient, folder: Path) -> RoundOutcome:
+def round_on(client: RecordingClient, folder: Path, *, golden: Sequence[GoldenPrompt] = tuple(GOLDEN)) -> RoundOutcome:
     writer = VersionWriter(WeightStore(folder / "weights", "run"))
     for _ in range(2):
-        manifest = writer.publish({"a": np.ones(3, np.float32)}.items(), step=0, golden=GOLDEN)
+        manifest = writer.publish({"a": np.ones(3, np.float32)}.items(), step=0, golden=golden)
     typed: Any = client
     return run(run_round(typed, manifest, SERVING))
 
@@ -62,11 +65,13 @@ SOUND = {2: [-1.0], 3: [-1.0, -2.0]}
 
 
 class Failing(RecordingClient):
-    """Fails what it is asked for as often as `fails` says; `torn` workers are not intact after a failed update."""
+    """Fails what it is asked for as often as `fails` says; `updated` is what workers say after an update began."""
 
-    def __init__(self, fails: dict[str, int] | None = None, *, torn: bool = False, **options: Any) -> None:
+    def __init__(
+        self, fails: dict[str, int] | None = None, *, updated: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         super().__init__(SOUND, **options)
-        self.fails, self.torn = dict(fails or {}), torn
+        self.fails, self.updated = dict(fails or {}), updated or {}
         self.says: dict[str, Any] = {}
 
     def _may_fail(self, what: str) -> None:
@@ -91,8 +96,7 @@ class Failing(RecordingClient):
         self.asked.append("end update")
 
     async def update(self, *arguments: Any) -> None:
-        if self.torn:
-            self.says |= {"intact": False}
+        self.says |= self.updated
         self._may_fail("update")
         await super().update(*arguments)
 
@@ -117,8 +121,9 @@ def test_an_update_that_fails_and_touched_nothing_leaves_the_old_weights_serving
     assert client.asked == ["stage", "start update", "pause", "update fails", "resume", "release"]
 
 
-def test_an_update_that_fails_halfway_is_not_served(tmp_path: Path):
-    client = Failing({"update": 1}, torn=True)
+@pytest.mark.parametrize("updated", [{"intact": False}, {"applied": 2}, {"intact": False, "applied": 2}])
+def test_an_update_that_fails_halfway_or_after_its_end_is_not_served(tmp_path: Path, updated: dict[str, Any]):
+    client = Failing({"update": 1}, updated=updated)
     assert (round_on(client, tmp_path).status, client.is_held) == ("unfit", True)
     assert client.asked[-3:] == ["update fails", "abort", "release"]
 
@@ -200,3 +205,37 @@ def test_the_verdict_is_that_of_the_largest_difference_and_nan_is_none(tmp_path:
     assert (outcome.status, client.is_held, client.named) == ("unfit", True, -1)
     assert client.asked[-3:] == ["probe", "abort", "release"]
     assert "(serving.probe_tolerance)" in (outcome.error or "")
+
+
+def test_a_version_that_nothing_can_prove_is_refused_before_anything_is_asked(tmp_path: Path):
+    client = RecordingClient(SOUND)
+    outcome = round_on(client, tmp_path, golden=[])
+    assert (outcome.status, client.asked) == ("rejected", [])
+    assert "has no golden prompts" in (outcome.error or "")
+
+
+def test_what_must_not_be_cut_off_ends_before_the_cancellation_and_its_error_is_taken_note_of():
+    """Nothing is left that the loop would complain of."""
+    ended: list[str] = []
+    complaints: list[dict[str, Any]] = []
+
+    async def fails() -> None:
+        await asyncio.sleep(1)
+        ended.append("work")
+        raise Failed("on purpose")
+
+    async def story() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        settling = asyncio.create_task(weight_round._settled(fails()))
+        for _ in range(2):
+            await asyncio.sleep(0.1)
+            settling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await settling
+        ended.append("cancelled")
+        del settling
+        gc.collect()
+
+    run(story())
+    assert ended == ["work", "cancelled"]
+    assert complaints == []

@@ -63,10 +63,14 @@ def test_stale_groups_are_dropped_counted_and_their_place_refunded(queue: Trajec
 
 def test_a_group_is_as_old_as_its_oldest_token(queue: TrajectoryQueue) -> None:
     """Weights may change inside an answer, and between the answers of a group."""
-    group = make_group("run/0", answer_tokens=4, version=9)
-    versions = group[0].policy_version.copy()
-    versions[-2] = 3
-    queue.producer.put([(0, [dataclasses.replace(group[0], policy_version=versions), *group[1:]])])
+    for index in range(2):
+        group = make_group(f"run/{index}", answer_tokens=4, version=9)
+        versions = group[index].policy_version.copy()
+        versions[-2] = 3
+        group[index] = dataclasses.replace(group[index], policy_version=versions)
+        queue.producer.put([(index, group)])
+    (taken,) = queue.consumer.lease_groups(1, trained_version=9, max_staleness=6).groups
+    assert [(t.oldest_version, t.policy_version.max()) for t in taken] == [(3, 9), (9, 9)]
     report = queue.consumer.lease_groups(1, trained_version=9, max_staleness=5)
     assert (report.groups, report.num_dropped_stale) == ([], 1)
 

@@ -129,7 +129,7 @@ def tried(repository: Path, run: Run | None = None, was: str = "") -> dict[str, 
     """Who noticed what in the module: each mistake, or those of one piece of code."""
     found = [one for one in mutations(CLAMP, (repository / CLAMP).read_bytes()) if was in ("", one.was)]
     outcomes = command.try_all(found, repository, workers=1, times=Times(run))
-    return {f"{outcome.mutation.was} -> {outcome.mutation.now}": outcome.noticed_by for outcome in outcomes}
+    return {f"{outcome.mutation.was} -> {outcome.mutation.now}": outcome.verdict.noticed_by for outcome in outcomes}
 
 
 def run_of(seconds: Mapping[str, float], failed: str = "") -> Run:
@@ -179,7 +179,7 @@ def test_only_what_has_no_time_runs_before_anything_is_changed(repository: Path)
     run = run_of({"test_clamp": 0.1, "test_timed": 0.2})
     found = [one for one in mutations(CLAMP, (repository / CLAMP).read_bytes()) if one.now == "pass"]
     (outcome,) = command.try_all(found, repository, workers=1, times=Times(run))
-    assert outcome.noticed_by is None
+    assert outcome.verdict.noticed_by is None
     first, then = noted(notes)[:2], noted(notes)[2:]
     assert {name for name, _ in first} == {"test_new", "test_too"}
     assert sorted(name for name, _ in then) == ["test_new", "test_timed", "test_too"]
@@ -193,7 +193,7 @@ def test_a_room_is_timed_once(repository: Path) -> None:
     paths = (CLAMP, "learner_jax/room/more.py")
     found = [one for path in paths for one in mutations(path, (repository / path).read_bytes()) if one.now == "pass"]
     outcomes = command.try_all(found, repository, workers=2)
-    assert [outcome.noticed_by for outcome in outcomes] == [None, None]
+    assert [outcome.verdict.noticed_by for outcome in outcomes] == [None, None]
     assert len(noted(notes)) == 1 + len(found)
 
 
@@ -293,6 +293,7 @@ def test_the_command_goes_on_where_it_was_stopped(
     assert "test_other" in notes.read_text()  # times are measured again; the mistake left over ended before it
     assert len(noted(notes)) == 1
     assert [json.loads(line)["now"] for line in out.read_text().splitlines()] == ["pass", "max"]
+    assert "assert 3 == 2" in json.loads(out.read_text().splitlines()[1])["message"]
     notes.write_text("")
     assert command.main() == 0
     assert notes.read_text() == ""

@@ -127,11 +127,9 @@ def tried_before(path: Path, drawn: Sequence[Mutation]) -> list[Outcome]:
     by_mutation = {}
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
         try:
-            found = json.loads(line)
-            noticed_by, seconds = found.pop("noticed_by"), found.pop("seconds")
-            mutation = Mutation(**found)
-            by_mutation[mutation] = Outcome(mutation, noticed_by, seconds)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            outcome = Outcome.from_json(json.loads(line))
+            by_mutation[outcome.mutation] = outcome
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}, line {number}, is no mutation that was tried: expected one by --json") from error
     return [by_mutation[mutation] for mutation in drawn if mutation in by_mutation]
 
@@ -142,7 +140,7 @@ def room(path: str) -> str:
 
 def table(outcomes: Sequence[Outcome], title: str, name: Callable[[Outcome], str]) -> Table:
     tried: Counter[str] = Counter(map(name, outcomes))
-    noticed = Counter(name(outcome) for outcome in outcomes if outcome.noticed_by is not None)
+    noticed = Counter(name(outcome) for outcome in outcomes if outcome.noticed)
     shown = Table(title, "tried", "noticed", "share")
     for row in sorted(tried):
         shown.add_row(row, str(tried[row]), str(noticed[row]), f"{noticed[row] / tried[row]:.0%}")
@@ -202,7 +200,7 @@ def told(outcomes: Sequence[Outcome], console: Console) -> int:
     """Shows what became of each kind and room; returns how many were not noticed."""
     console.print(table(outcomes, "kind", lambda outcome: outcome.mutation.kind))
     console.print(table(outcomes, "room", lambda outcome: room(outcome.mutation.path)))
-    missed = [outcome.mutation for outcome in outcomes if outcome.noticed_by is None]
+    missed = [outcome.mutation for outcome in outcomes if not outcome.noticed]
     for one in sorted(missed, key=lambda mutation: (mutation.path, mutation.line)):
         console.print(f"NOT NOTICED {one.path}:{one.line} {one.kind}: {one.was} -> {one.now}", markup=False)
     return len(missed)

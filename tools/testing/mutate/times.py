@@ -46,7 +46,7 @@ class Times:
     def _measure(self, tree: Tree, test_files: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory(prefix="weir-mutate-") as folder:
             junit = Path(folder) / "junit.xml"
-            failed, _ = tree.run(test_files, _LIMIT_S, f"--junitxml={junit}")
+            failed = tree.run(test_files, _LIMIT_S, f"--junitxml={junit}").noticed_by
             if failed is not None:
                 raise TrialError(f"{failed} does not pass on the code as it is: mend it first")
             ran = read_run(junit).tests if b"<testcase" in junit.read_bytes() else ()

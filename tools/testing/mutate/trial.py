@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from learner_jax.runtime import WeirError
 from tools.testing.mutate.sites import Mutation
@@ -21,7 +22,7 @@ from tools.testing.mutate.sites import Mutation
 _PATIENCE, _FLOOR_S, _START_S = 5.0, 120.0, 120.0
 #: Exit statuses of pytest where nothing failed: all passed, nothing ran.
 _PASSED = (0, 5)
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - (.*))?$", re.MULTILINE)
 
 
 class TrialError(WeirError):
@@ -29,20 +30,43 @@ class TrialError(WeirError):
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the tests made of one mutation.
+class Verdict:
+    """What came of one run of tests.
 
     Attributes:
       noticed_by: the first test that failed, or why the run ended without one; None if all passed.
+      message: of that test's failure, as far as pytest has it on one line; "" if there is none.
       seconds: wall time of the run.
     """
 
-    mutation: Mutation
     noticed_by: str | None
+    message: str
     seconds: float
 
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the tests made of one mutation."""
+
+    mutation: Mutation
+    verdict: Verdict
+
+    @property
+    def noticed(self) -> bool:
+        return self.verdict.noticed_by is not None
+
     def to_json(self) -> dict[str, object]:
-        return asdict(self.mutation) | {"noticed_by": self.noticed_by, "seconds": round(self.seconds, 1)}
+        return asdict(self.mutation) | asdict(self.verdict) | {"seconds": round(self.verdict.seconds, 1)}
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Outcome:
+        """What `to_json` made a mapping of.
+
+        Raises:
+          KeyError: it lacks something.
+        """
+        mutation, verdict = ({name: told[name] for name in kind.__annotations__} for kind in (Mutation, Verdict))
+        return cls(Mutation(**mutation), Verdict(**verdict))
 
 
 def covering(path: str, test_files: Sequence[str]) -> list[list[str]]:
@@ -99,8 +123,8 @@ class Tree:
         for compiled in (module.parent / "__pycache__").glob(f"{module.stem}.*.pyc"):
             compiled.unlink()
 
-    def run(self, test_files: Sequence[str], limit_s: float, *options: str) -> tuple[str | None, float]:
-        """Why the tests didn't pass, or None; and the seconds that they took.
+    def run(self, test_files: Sequence[str], limit_s: float, *options: str) -> Verdict:
+        """Runs these tests, up to the first that fails.
 
         Args:
           limit_s: for all of them together.
@@ -112,7 +136,7 @@ class Tree:
             "PYTHONPATH": str(self.folder),
             "TMPDIR": str(temporary),
             "JAX_COMPILATION_CACHE_DIR": str(self.folder.parent / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
         }
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-rfE", "-p", "no:cacheprovider"]
         begin = time.monotonic()
@@ -124,15 +148,17 @@ class Tree:
                 said, _ = running.communicate(timeout=limit_s)
             except subprocess.TimeoutExpired:
                 os.killpg(running.pid, 9)
-                return f"nothing: the tests did not end within {limit_s:.0f} s", time.monotonic() - begin
+                noticed_by = f"nothing: the tests did not end within {limit_s:.0f} s"
+                return Verdict(noticed_by, "", time.monotonic() - begin)
             finally:
                 _end_all(running.pid)
         shutil.rmtree(temporary, ignore_errors=True)
         seconds = time.monotonic() - begin
         if running.returncode in _PASSED:
-            return None, seconds
+            return Verdict(None, "", seconds)
         failed = _FAILED.search(said)
-        return failed[1] if failed else f"pytest's exit status {running.returncode}", seconds
+        noticed_by = failed[1] if failed else f"pytest's exit status {running.returncode}"
+        return Verdict(noticed_by, (failed and failed[2]) or "", seconds)
 
 
 def _end_all(group: int) -> None:
@@ -159,5 +185,4 @@ def try_mutation(
     limit_s = _START_S + max(_FLOOR_S, _PATIENCE * sum(took_s.values()))
     of_each_s = max(_FLOOR_S, _PATIENCE * max(took_s.values()))
     with tree.wrong(mutation):
-        noticed_by, spent_s = tree.run(test_files, limit_s, f"--timeout={of_each_s}")
-    return Outcome(mutation, noticed_by, spent_s)
+        return Outcome(mutation, tree.run(test_files, limit_s, f"--timeout={of_each_s}"))
