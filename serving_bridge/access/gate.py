@@ -252,6 +252,8 @@ class _Generate(_Body):
     request_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}\Z")] | None = None
     priority: Annotated[int, Meta(ge=-1, le=MAX_VERSION)] = 0
     stream: bool = False
+    #: answered by `vllm_plugin.sampling`, in packed arrays
+    packed: bool = False
 
 
 _METHODS: Mapping[str, type[_Body]] = {"weir_stage": _Stage, "weir_status": _Round, "weir_release": _Round}
@@ -294,6 +296,8 @@ def _check_generate(body: bytes, caller: Role | None) -> None:
     asked: _Generate = _decoded(_Generate, body)
     if memoryview(asked.token_ids)[0] != ord("["):
         raise Refused(400, "expected token_ids to be a list")
+    if asked.packed and (asked.stream or asked.sampling_params.prompt_logprobs is not None):
+        raise Refused(400, "packed answers are sent whole, and without log-probs of the prompt")
     if caller == "control":
         return
     if asked.priority < 0:

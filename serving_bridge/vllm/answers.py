@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from operator import attrgetter
 
 import msgspec
 import numpy as np
 
 from learner_jax.contracts import MIN_LOGPROB, MISSING_LOGPROB
 from learner_jax.runtime import WeirError
+from serving_bridge.vllm_plugin import PackedAnswer, PackedChoice
 
 _TOKENS = np.dtype("<i4")
 _LOGPROBS = np.dtype("<f4")
@@ -18,8 +19,6 @@ _LOGPROBS = np.dtype("<f4")
 _MAX_LOGPROB = 1e-4
 #: of a policy version: it fits an int32
 _MAX_DIGITS = 9
-
-TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
 class ReplicaError(WeirError, RuntimeError):
@@ -91,27 +90,8 @@ def joined(parts: Sequence[Completion]) -> Completion:
     )
 
 
-class Span(msgspec.Struct, gc=False):
-    version: str
-    start: int
-    end: int
-
-
-class _Logprob(msgspec.Struct, gc=False):
-    token_id: int
-    logprob: float
-
-
-class _Logprobs(msgspec.Struct):
-    content: list[_Logprob] | None = None
-
-
 class Choice(msgspec.Struct):
-    index: int
     finish_reason: str | None = None
-    token_ids: list[TokenId] | None = None
-    logprobs: _Logprobs | None = None
-    weight_versions: list[Span] | None = None
 
 
 class _PromptLogprob(msgspec.Struct, gc=False):
@@ -119,7 +99,7 @@ class _PromptLogprob(msgspec.Struct, gc=False):
 
 
 class Answer(msgspec.Struct):
-    """The answer of `/inference/v1/generate`, as far as it is used."""
+    """The answer of vLLM's own `/inference/v1/generate`, as far as it is used: for log-probs of prompts."""
 
     choices: list[Choice]
     prompt_logprobs: list[dict[int, _PromptLogprob] | None] | None = None
@@ -141,13 +121,13 @@ class Asked:
     unfinished: bool = False
 
 
-def completions(answer: Answer, asked: Asked, where: str) -> list[Completion]:
+def completions(answer: PackedAnswer, asked: Asked, where: str) -> list[Completion]:
     """The answer's completions by index, every one checked.
 
     Raises:
       Aborted, Unversioned, Rejected, Malformed: one of them is no sound answer to what was asked.
     """
-    choices = sorted(answer.choices, key=_index)
+    choices = sorted(answer.choices, key=attrgetter("index"))
     if len(choices) != asked.n:
         raise Malformed(f"{where} sent {len(choices)} answers, expected {asked.n}")
     if [choice.index for choice in choices] != list(range(asked.n)):
@@ -175,12 +155,9 @@ def prompt_logprobs(answer: Answer, token_ids: Sequence[int], where: str) -> np.
         return np.array(values, _LOGPROBS)
 
 
-def _index(choice: Choice) -> int:
-    return choice.index
-
-
-def _completion(choice: Choice, asked: Asked, where: str) -> Completion:
-    tokens = choice.token_ids or []
+def _completion(choice: PackedChoice, asked: Asked, where: str) -> Completion:
+    tokens = _array(choice.tokens, _TOKENS, where)
+    logprobs = _array(choice.logprobs, _LOGPROBS, where)
     reason = choice.finish_reason
     if reason == "abort" and not asked.unfinished:
         raise Aborted(f"{where} was aborted after {len(tokens)} tokens")
@@ -190,26 +167,23 @@ def _completion(choice: Choice, asked: Asked, where: str) -> Completion:
         raise Rejected(f"{where} was cut at {len(tokens)} of {asked.max_tokens} tokens: raise serving.max_model_len")
     if len(tokens) > asked.max_tokens:
         raise Malformed(f"{where} has {len(tokens)} tokens, expected at most {asked.max_tokens}")
-    if asked.vocab_size is not None and tokens and max(tokens) >= asked.vocab_size:
-        raise Malformed(f"{where} has token id {max(tokens)}, expected ids below {asked.vocab_size}")
-    content = (choice.logprobs.content if choice.logprobs else None) or []
-    if [entry.token_id for entry in content] != tokens:
-        raise Malformed(f"{where}: log-probs of {len(content)} tokens don't belong to its {len(tokens)} tokens")
-    if reason == "stop" and (not tokens or tokens[-1] not in asked.stop_token_ids):
-        raise Malformed(
-            f"{where} stopped at {tokens[-1:] or 'no token'}, expected one of {sorted(asked.stop_token_ids)}"
-        )
-    with np.errstate(over="ignore"):  # what is too big becomes infinite, and is refused
-        logprobs = np.array([entry.logprob for entry in content], _LOGPROBS)
+    if len(tokens) and (tokens.min() < 0 or tokens.max() >= (asked.vocab_size or 2**31)):
+        strange = tokens.min() if tokens.min() < 0 else tokens.max()
+        raise Malformed(f"{where} has token id {strange}, expected ids from 0 and below {asked.vocab_size or 2**31}")
+    if len(logprobs) != len(tokens):
+        raise Malformed(f"{where}: log-probs of {len(logprobs)} tokens don't belong to its {len(tokens)} tokens")
+    if reason == "stop" and (not len(tokens) or int(tokens[-1]) not in asked.stop_token_ids):
+        last = tokens[-1:].tolist() or "no token"
+        raise Malformed(f"{where} stopped at {last}, expected one of {sorted(asked.stop_token_ids)}")
     if not ((logprobs >= MIN_LOGPROB) & (logprobs <= _MAX_LOGPROB)).all():
         raise Malformed(
             f"{where}: log-probs from {logprobs.min()} to {logprobs.max()}, expected them below 0 and above "
             f"{MIN_LOGPROB:g}; {MISSING_LOGPROB:g} is vLLM's mark for a missing one"
         )
     return Completion(
-        tokens=np.array(tokens, _TOKENS),
+        tokens=tokens,
         logprobs=logprobs,
-        policy_version=_expand(choice.weight_versions or [], len(tokens), where),
+        policy_version=_expand(choice.spans, len(tokens), where),
         finish_reason=reason,
     )
 
@@ -219,20 +193,25 @@ def version_named(name: str) -> int | None:
     return int(name) if name.isascii() and name.isdecimal() and len(name) <= _MAX_DIGITS else None
 
 
-def _expand(spans: Sequence[Span], length: int, where: str) -> np.ndarray:
+def _array(content: bytes, dtype: np.dtype, where: str) -> np.ndarray:
+    """A writable copy of an array that came as bytes."""
+    if len(content) % dtype.itemsize:
+        raise Malformed(f"{where} has an array of {len(content)} bytes, expected {dtype.itemsize} for each token")
+    return np.frombuffer(content, dtype).copy()
+
+
+def _expand(spans: Sequence[tuple[str, int, int]], length: int, where: str) -> np.ndarray:
     """Version spans -> int32[T]; they must tile the tokens without gap or overlap."""
     versions = np.empty(length, _TOKENS)
     position = 0
-    for span in spans:
-        version = version_named(span.version)
+    for name, start, end in spans:
+        version = version_named(name)
         if version is None:
-            raise Unversioned(
-                f"{where} has weight version {span.version!r}, expected a policy version; update it first"
-            )
-        if span.start != position or not span.start <= span.end <= length:
-            raise Malformed(f"{where}: version span {span.start}-{span.end} does not follow token {position}")
-        versions[span.start : span.end] = version
-        position = span.end
+            raise Unversioned(f"{where} has weight version {name!r}, expected a policy version; update it first")
+        if start != position or not start <= end <= length:
+            raise Malformed(f"{where}: version span {start}-{end} does not follow token {position}")
+        versions[start:end] = version
+        position = end
     if position != length:
         raise Malformed(f"{where}: version spans cover {position} of {length} tokens")
     return versions

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,6 +31,7 @@ from serving_bridge.vllm.answers import (
 )
 from serving_bridge.vllm.transport import GENERATE, Session, Transport
 from serving_bridge.vllm.worker_status import WorkerReport, WorkerStatus, merge
+from serving_bridge.vllm_plugin import PackedAnswer
 
 __all__ = [
     "Aborted",
@@ -45,6 +46,12 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class _Decoder(Protocol[T_co]):
+    def decode(self, payload: bytes, /) -> T_co: ...
+
 
 #: version name of weights that no probe has passed yet; answers that carry it are refused
 _UNPROVEN = "unproven"
@@ -85,6 +92,7 @@ class VllmClient:
         self._http = Transport(self.base_url, session, timeout_s=control_timeout_s, token=token)
         self._vocab_size = vocab_size
         self._answers = msgspec.json.Decoder(Answer)
+        self._packed = msgspec.msgpack.Decoder(PackedAnswer)
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -135,7 +143,8 @@ class VllmClient:
         }
         if seed is not None:
             parameters["seed"] = seed
-        answer = await self._generate(token_ids, parameters, timeout_s, priority)
+        payload = await self._ask(token_ids, parameters, timeout_s, priority, packed=True)
+        answer = self._read(payload, self._packed)
         asked = Asked(n, max_tokens, frozenset(stop_token_ids), self._vocab_size, unfinished)
         return completions(answer, asked, self.base_url)
 
@@ -152,13 +161,14 @@ class VllmClient:
         """
         parameters = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
         (alone,) = self.probe_ids(1)
-        answer = await self._generate(token_ids, parameters, timeout_s, priority, request_id or alone)
+        payload = await self._ask(token_ids, parameters, timeout_s, priority, request_id or alone)
+        answer = self._read(payload, self._answers)
         return prompt_logprobs(answer, token_ids, self.base_url)
 
     async def warm_up(self, token_ids: Sequence[int], *, n: int, max_tokens: int, timeout_s: float) -> None:
         """Samples and throws away, whatever the weights: the first batches of a server are slow."""
         parameters = {"n": n, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": 0, "detokenize": False}
-        await self._generate(token_ids, parameters, timeout_s, 0)
+        await self._ask(token_ids, parameters, timeout_s, 0, packed=True)
 
     async def is_healthy(self, timeout_s: float = 5.0) -> bool:
         """Whether the server answers and its engine lives."""
@@ -258,22 +268,28 @@ class VllmClient:
             raise Malformed(f"{self.base_url} says that {number} requests run or wait")
         return int(number)
 
-    async def _generate(
+    async def _ask(
         self,
         token_ids: Sequence[int],
         parameters: dict[str, Any],
         timeout_s: float,
         priority: int,
         request_id: str | None = None,
-    ) -> Answer:
+        *,
+        packed: bool = False,
+    ) -> bytes:
         body: dict[str, Any] = {"token_ids": list(token_ids), "sampling_params": parameters}
         if request_id is not None:
             body["request_id"] = request_id
         if priority:
             body["priority"] = priority
-        payload = await self._http.request("POST", GENERATE, body=body, timeout_s=timeout_s)
+        if packed:
+            body["packed"] = True
+        return await self._http.request("POST", GENERATE, body=body, timeout_s=timeout_s)
+
+    def _read(self, payload: bytes, decoder: _Decoder[T]) -> T:
         try:
-            return self._answers.decode(payload)
+            return decoder.decode(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"{self.base_url} sent an answer that can't be read: {error}") from error
 

@@ -1,18 +1,31 @@
-"""Stands before vLLM's server, as `--middleware`: what `access.gate` does not let in never reaches a route."""
+"""Stands before vLLM's server, as `--middleware`: what `access.gate` does not let in never reaches a route.
+
+Requests for packed answers are answered here.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import msgspec
+
 from serving_bridge.access import Entry, Gate, Refused, without_request_id
+from serving_bridge.vllm_plugin.packed import PACKED_TYPE
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_GENERATE = b"/inference/v1/generate"
+
+
+class _Wish(msgspec.Struct):
+    packed: bool = False
 
 
 class GateMiddleware:
@@ -39,7 +52,11 @@ class GateMiddleware:
         except Refused as refused:
             await _answer(send, refused)
             return
-        if body is not None:
+        if body is None:
+            return
+        if entry.route.path == _GENERATE and msgspec.json.decode(body, type=_Wish).packed:
+            await _sample(scope["app"].state.engine_client, body, receive, send)
+        else:
             scope["headers"] = without_request_id(scope["headers"])
             await self._app(scope, _again(body, receive), send)
 
@@ -81,6 +98,22 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return receive_again
+
+
+async def _sample(engine: Any, body: bytes, receive: Receive, send: Send) -> None:
+    """Answers from the engine; a client that goes away ends its request."""
+    from serving_bridge.vllm_plugin.sampling import sample, until_gone  # vLLM is imported only where it runs
+
+    work = asyncio.ensure_future(sample(engine, body))
+    if not await until_gone(receive, work):
+        return
+    status, payload = work.result()
+    headers = [
+        (b"content-type", PACKED_TYPE if status == 200 else b"application/json"),
+        (b"content-length", str(len(payload)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": payload})
 
 
 async def _answer(send: Send, refused: Refused) -> None:

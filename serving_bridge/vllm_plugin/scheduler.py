@@ -1,7 +1,7 @@
 """vLLM's scheduler, except that probes sent to a paused engine run, alone, while everything else stays held.
 
 Given to vLLM by `--scheduler-cls`. A stock paused engine schedules nothing, so new weights could only be proven after
-the first tokens had been sampled from them.
+the first tokens had been sampled from them. Tokens of answers that are only asked for whole wait in the engine.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue, create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from serving_bridge.access import CONTROL_TOKEN, batch_of
+from serving_bridge.vllm_plugin.held_outputs import HeldOutputs
 
 
 def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingScheduler:
@@ -50,6 +53,7 @@ class ProbingScheduler(Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._probes: dict[str, tuple[str, int]] = {}  # request id -> its batch
+        self._held = HeldOutputs()
         self._control_token = os.environ.get(CONTROL_TOKEN, "")
         if not self._control_token:
             raise RuntimeError(f"{CONTROL_TOKEN} is not set: serving_bridge.fleet.replica starts servers with it")
@@ -72,7 +76,9 @@ class ProbingScheduler(Scheduler):
 
     def get_num_unfinished_requests(self) -> int:
         """What there is to do; vLLM's engine steps only while this is not 0."""
-        return int(super().get_num_unfinished_requests()) + len(self._probes_to_run())
+        number = int(super().get_num_unfinished_requests()) + len(self._probes_to_run())
+        # A pause waits until there is nothing to do: what was sampled before it is sent under the version of then.
+        return number or int(self.pause_state == PauseState.PAUSED_ALL and bool(self._held))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         probes = self._probes_to_run()
@@ -80,6 +86,12 @@ class ProbingScheduler(Scheduler):
             return super().schedule(throttle_prefills)
         with self._without_held(probes):
             return super().schedule(throttle_prefills)
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        return self._held.pass_on(outputs, self.requests, all_of_it=self.pause_state != PauseState.UNPAUSED)
 
     def _probes_to_run(self) -> frozenset[str]:
         """Ids of the probes that are unfinished and whose batch has come whole."""

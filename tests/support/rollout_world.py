@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import aiohttp
+import msgspec
+import numpy as np
 
 from rewards.contracts.task import Problem, RewardRequest, RewardResult, Split, scored
+from serving_bridge.vllm_plugin import PackedAnswer, PackedChoice
 
 T = TypeVar("T")
 EOS = 1
@@ -85,23 +88,20 @@ def choice(
     index: int = 0,
     logprobs: list[Any] | None = None,
     spans: list[tuple[str, int, int]] | None = None,
-) -> dict[str, Any]:
-    """One answer as vLLM writes it; log-prob of a token is minus a hundredth of its id."""
+) -> PackedChoice:
+    """One answer as the plugin packs it; log-prob of a token is minus a hundredth of its id."""
     found = [-(token % 10_000) / 100 for token in tokens] if logprobs is None else logprobs
-    return {
-        "index": index,
-        "finish_reason": finish_reason,
-        "token_ids": tokens,
-        "logprobs": {"content": [{"token_id": t, "logprob": p} for t, p in zip(tokens, found, strict=True)]},
-        "weight_versions": [
-            {"version": version, "start": start, "end": end}
-            for version, start, end in ([("1", 0, len(tokens))] if spans is None else spans)
-        ],
-    }
+    return PackedChoice(
+        index=index,
+        finish_reason=finish_reason,
+        tokens=np.array(tokens, "<i4").tobytes(),
+        logprobs=np.array(found, "<f4").tobytes(),
+        spans=[("1", 0, len(tokens))] if spans is None else spans,
+    )
 
 
-def reply(*choices: dict[str, Any]) -> Reply:
-    return 200, json.dumps({"choices": list(choices)}).encode()
+def reply(*choices: PackedChoice) -> Reply:
+    return 200, msgspec.msgpack.encode(PackedAnswer(list(choices)))
 
 
 @dataclass

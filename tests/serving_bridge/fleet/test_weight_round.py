@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +132,48 @@ def test_a_paused_server_answers_probes_and_nothing_else(world: World):
 
     for probed in world.run(probe_while_paused()):
         np.testing.assert_allclose(probed, before, atol=TOLERANCE, rtol=0)
+
+
+def test_packed_answers_are_those_of_vllm_s_own_route(world: World):
+    version = world.update(world.model_a).version
+    parameters = {
+        "n": 3, "max_tokens": 40, "temperature": 0.8, "seed": 7, "stop_token_ids": [EOS], "ignore_eos": True,
+        "logprobs": 0, "detokenize": False,
+    }  # fmt: skip
+
+    async def both() -> tuple[Any, list[Completion]]:
+        body = {"token_ids": PROMPTS[0], "sampling_params": parameters}
+        url = f"{world.client.base_url}/inference/v1/generate"
+        async with world.session.post(url, json=body, headers=world.client.authorization) as response:
+            own = await response.json()
+        packed = await world.client.generate(
+            PROMPTS[0], n=3, max_tokens=40, temperature=0.8, seed=7, stop_token_ids=[EOS], timeout_s=60
+        )
+        return own, packed
+
+    own, packed = world.run(both())
+    assert len({tuple(answer.tokens.tolist()) for answer in packed}) == 3
+    for choice, answer in zip(sorted(own["choices"], key=lambda found: found["index"]), packed, strict=True):
+        assert (choice["token_ids"], choice["finish_reason"]) == (answer.tokens.tolist(), answer.finish_reason)
+        logprobs = np.array([entry["logprob"] for entry in choice["logprobs"]["content"]], np.float32)
+        np.testing.assert_array_equal(answer.logprobs, logprobs)
+        assert set(answer.policy_version.tolist()) == {version}
+
+
+def test_a_client_that_goes_away_ends_its_answers(world: World):
+    world.update(world.model_a)
+
+    async def leave() -> None:
+        options: dict[str, Any] = dict(n=8, max_tokens=200, stop_token_ids=[], timeout_s=60)
+        asking = asyncio.create_task(world.client.generate(PROMPTS[0], **options))
+        async with asyncio.timeout(30):
+            while not await world.client.num_requests():
+                await asyncio.sleep(0.01)
+            asking.cancel()
+            while await world.client.num_requests():
+                await asyncio.sleep(0.01)
+
+    world.run(leave())
 
 
 def test_an_answer_cut_by_the_context_length_is_an_error(world: World):

@@ -13,7 +13,7 @@ import pytest
 from serving_bridge.access.probes import batch_of
 from serving_bridge.vllm.answers import Aborted, Completion, Failed, Malformed, joined
 from serving_bridge.vllm.client import VllmClient
-from tests.support.rollout_world import choice, virtually
+from tests.support.rollout_world import choice, reply, virtually
 
 STATUS = {"state": "staged", "staged": 3, "error": "", "damaged": False, "applied": 2, "intact": True}
 
@@ -169,7 +169,7 @@ def generate(server: Server, **options: Any) -> list[Completion]:
 
 def test_answers_come_in_the_order_of_their_numbers_with_versions_of_each_token() -> None:
     spans = [("1", 0, 2), ("2", 2, 3)]
-    server = Server({"choices": [choice([9, 10, 1], index=1, spans=spans), choice([8, 1], index=0)]})
+    server = Server(reply(choice([9, 10, 1], index=1, spans=spans), choice([8, 1], index=0))[1])
     first, second = generate(server, seed=4, temperature=0.5, priority=2)
     assert (first.tokens.tolist(), second.tokens.tolist()) == ([8, 1], [9, 10, 1])
     assert (second.policy_version.tolist(), len(second)) == ([1, 1, 2], 3)
@@ -177,7 +177,7 @@ def test_answers_come_in_the_order_of_their_numbers_with_versions_of_each_token(
     sampling = body["sampling_params"]
     assert (sampling["n"], sampling["max_tokens"], sampling["temperature"], sampling["seed"]) == (2, 3, 0.5, 4)
     assert (sampling["stop_token_ids"], sampling["ignore_eos"], body["priority"]) == ([1], True, 2)
-    assert "request_id" not in body
+    assert (body["packed"], "request_id" in body) == (True, False)
     generate(server, greedy=True)
     assert server.asked[1][2]["sampling_params"]["temperature"] == 0.0
     assert "seed" not in server.asked[1][2]["sampling_params"]
@@ -185,11 +185,11 @@ def test_answers_come_in_the_order_of_their_numbers_with_versions_of_each_token(
 
 def test_answers_numbered_twice_are_refused() -> None:
     with pytest.raises(Malformed, match=r"numbered its answers \[1, 1\]"):
-        generate(Server({"choices": [choice([8, 1], index=1)] * 2}))
+        generate(Server(reply(*[choice([8, 1], index=1)] * 2)[1]))
 
 
 def test_pieces_of_an_answer_are_joined_in_order() -> None:
-    server = Server({"choices": [choice([9, 10, 8], "length", index=0), choice([7, 1], index=1)]})
+    server = Server(reply(choice([9, 10, 8], "length", index=0), choice([7, 1], index=1))[1])
     first, last = generate(server)
     whole = joined([first, last])
     assert (whole.tokens.tolist(), whole.finish_reason) == ([9, 10, 8, 7, 1], "stop")

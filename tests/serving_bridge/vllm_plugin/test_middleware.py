@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -146,3 +148,66 @@ def test_web_sockets_are_closed_after_they_were_opened_and_the_life_of_the_serve
     assert run(gate, {"type": "other"}) == []
     assert app.scopes == []
     assert run(gate, {"type": "lifespan"}) == [{"type": "done"}]
+
+
+def packed_request(**fields: Any) -> bytes:
+    return msgspec.json.encode({"token_ids": [5], "sampling_params": {"max_tokens": 4}, "packed": True} | fields)
+
+
+def sampled(
+    gate: GateMiddleware, monkeypatch: pytest.MonkeyPatch, answer: tuple[int, bytes], *messages: Message
+) -> tuple[list[Message], list[tuple[Any, bytes]]]:
+    """What is sent for a request of packed answers, and what the engine was asked."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own, while it is imported
+        from serving_bridge.vllm_plugin import sampling
+    asked = []
+
+    async def sample(engine: Any, body: bytes) -> tuple[int, bytes]:
+        asked.append((engine, body))
+        await asyncio.sleep(0.05 if messages else 0)
+        return answer
+
+    monkeypatch.setattr(sampling, "sample", sample)
+    body = packed_request()
+    scope = http(length=len(body), app=SimpleNamespace(state=SimpleNamespace(engine_client="engine")))
+    given = [request(body[:9], more=True), request(body[9:]), *messages]
+
+    async def receive() -> Message:
+        if not given:
+            await asyncio.Event().wait()
+        return given.pop(0)
+
+    sent: list[Message] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(asyncio.wait_for(gate(scope, receive, send), 10))
+    return sent, asked
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(200, b"application/msgpack"), (400, b"application/json"), (500, b"application/json")]
+)
+def test_packed_answers_come_from_the_engine_and_not_from_the_server(
+    gate: GateMiddleware, app: App, monkeypatch: pytest.MonkeyPatch, status: int, kind: bytes
+) -> None:
+    (start, body), asked = sampled(gate, monkeypatch, (status, b"packed"))
+    assert (start["status"], body["body"]) == (status, b"packed")
+    assert dict(start["headers"]) == {b"content-type": kind, b"content-length": b"6"}
+    assert asked == [("engine", packed_request())]
+    assert app.scopes == []
+
+
+def test_a_client_that_went_away_is_sent_nothing(gate: GateMiddleware, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, asked = sampled(gate, monkeypatch, (200, b"packed"), {"type": "http.disconnect"})
+    assert (sent, len(asked)) == ([], 1)
+
+
+@pytest.mark.parametrize("fields", [{"stream": True}, {"sampling_params": {"max_tokens": 1, "prompt_logprobs": 0}}])
+def test_what_is_not_packed_is_not_asked_for_packed(gate: GateMiddleware, app: App, fields: dict[str, Any]) -> None:
+    body = packed_request(**fields)
+    assert refusal(run(gate, http(length=len(body)), request(body)))[0] == 400
+    assert app.scopes == []

@@ -165,3 +165,29 @@ def test_a_pause_that_keeps_the_caches_runs_no_probe(scheduler: Any) -> None:
     scheduler.set_pause_state(other)
     add(scheduler, probe_ids(1, CONTROL)[0])
     assert scheduler.get_num_unfinished_requests() == 0
+
+
+def outputs_of(scheduler: Any, monkeypatch: pytest.MonkeyPatch, *tokens: int) -> list[list[int]]:
+    """Tokens that are sent after a step in which the one request was given these."""
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+
+    step = [EngineCoreOutput("held", list(tokens))] if tokens else []
+    given = {0: EngineCoreOutputs(outputs=step)}
+    monkeypatch.setattr(type(scheduler).__mro__[1], "update_from_output", lambda self, planned, found: given)
+    return [sent.new_token_ids for sent in scheduler.update_from_output("planned", "found")[0].outputs]
+
+
+def test_a_pause_waits_until_what_was_sampled_before_it_is_sent(
+    scheduler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    asked = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY)
+    scheduler.requests["held"] = SimpleNamespace(request_id="held", sampling_params=asked)
+    assert outputs_of(scheduler, monkeypatch, 5) == []
+    assert scheduler.get_num_unfinished_requests() == 0
+    pause(scheduler)
+    assert scheduler.get_num_unfinished_requests() == 1
+    assert outputs_of(scheduler, monkeypatch) == [[5]]
+    assert scheduler.get_num_unfinished_requests() == 0
+    assert outputs_of(scheduler, monkeypatch, 6) == [[6]]

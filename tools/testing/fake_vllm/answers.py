@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+
+from serving_bridge.vllm_plugin import PackedAnswer, PackedChoice
 
 
 @dataclass(eq=False)
@@ -81,6 +86,22 @@ def answer(request: Generation, prompt_logprobs: list[float] | None) -> dict[str
         entries = zip(request.prompt[1:], prompt_logprobs, strict=True)
         fields["prompt_logprobs"] = [None, *({str(token): {"logprob": value}} for token, value in entries)]
     return fields
+
+
+def packed(answered: Mapping[str, Any]) -> PackedAnswer:
+    """The same as the plugin sends it to who asks for it packed."""
+    return PackedAnswer(
+        [
+            PackedChoice(
+                index=choice["index"],
+                finish_reason=choice["finish_reason"],
+                tokens=np.array(choice["token_ids"], "<i4").tobytes(),
+                logprobs=np.array([entry["logprob"] for entry in choice["logprobs"]["content"]], "<f4").tobytes(),
+                spans=[(span["version"], span["start"], span["end"]) for span in choice["weight_versions"]],
+            )
+            for choice in answered["choices"]
+        ]
+    )
 
 
 def metrics(running: int, waiting: int, max_running: int, totals: Counter[str]) -> str:

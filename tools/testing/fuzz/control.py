@@ -18,7 +18,7 @@ from serving_bridge.fleet import FleetStatus, OrderBook, Orders
 from serving_bridge.routing import ReplicaRegistry, ReplicaRow
 from serving_bridge.telemetry import MetricsTail
 from serving_bridge.vllm import Completion, ReplicaError, VllmClient
-from tools.testing.fuzz.mutations import Rng, damaged_bytes, damaged_field
+from tools.testing.fuzz.mutations import Rng, damaged_bytes, damaged_field, damaged_value
 
 _MAX_TOKENS = 4
 _PROMPT = [5, 6, 7]
@@ -31,11 +31,13 @@ class Message:
     Attributes:
       valid: a record that its reader takes.
       read: reads bytes in its place; returns why they were refused, None if they were taken. What it raises is a crash.
+      encode: a record as it is sent. Raises `TypeError` for one that can't be.
     """
 
     name: str
     valid: Any
     read: Callable[[bytes], str | None]
+    encode: Callable[[Any], bytes] = lambda record: json.dumps(record).encode()
 
 
 def damaged(rng: Rng, message: Message) -> bytes:
@@ -43,11 +45,12 @@ def damaged(rng: Rng, message: Message) -> bytes:
     if isinstance(message.valid, bytes):
         return damaged_bytes(rng, message.valid)
     if rng.random() < 0.3:
-        return damaged_bytes(rng, json.dumps(message.valid).encode())
+        return damaged_bytes(rng, message.encode(message.valid))
     try:
-        return json.dumps(damaged_field(rng, message.valid, non_finite=False)).encode()
-    except TypeError:  # bytes have no place in JSON
-        return damaged_bytes(rng, json.dumps(message.valid).encode())
+        damage = damaged_field if isinstance(message.valid, Mapping) else damaged_value
+        return message.encode(damage(rng, message.valid, non_finite=False))
+    except (TypeError, OverflowError):  # bytes have no place in JSON, and long integers none in msgpack
+        return damaged_bytes(rng, message.encode(message.valid))
 
 
 def messages(folder: Path, run: Callable[[Coroutine[Any, Any, None]], None]) -> list[Message]:
@@ -68,7 +71,7 @@ def messages(folder: Path, run: Callable[[Coroutine[Any, Any, None]], None]) -> 
                 _file_reader(folder / "registry" / "fleets" / "fleet.status.json", lambda: book.status() is not None)),
         Message("line of metrics", {"t": 1.0, "process": "learner", "event": "step", "step": 1},
                 _file_reader(folder / "metrics.jsonl", lambda: MetricsTail(folder / "metrics.jsonl").read() != [])),
-        Message("answer", _ANSWER, _client_reader(run, _generate)),
+        Message("answer", _ANSWER, _client_reader(run, _generate), msgspec.msgpack.encode),
         Message("log-probs of a prompt", _PROBE, _client_reader(run, _probe)),
         Message("status of workers", {"results": [_WORKER, _WORKER]}, _client_reader(run, _status)),
         Message("whether paused", {"is_paused": True}, _client_reader(run, lambda client: client.is_paused())),
@@ -99,12 +102,9 @@ _CHECKPOINT: Mapping[str, Any] = {
     "code": {"version": "0.1.0", "commit": None},
     "arrays": {"state": {"params.a": {"shape": [1], "dtype": "float32"}}},
 }  # fmt: skip
-_CHOICE: Mapping[str, Any] = {
-    "index": 0, "finish_reason": "stop", "token_ids": [1, 2, 3],
-    "logprobs": {"content": [{"token_id": token, "logprob": -0.5} for token in (1, 2, 3)]},
-    "weight_versions": [{"version": "4", "start": 0, "end": 2}, {"version": "5", "start": 2, "end": 3}],
-}  # fmt: skip
-_ANSWER: Mapping[str, Any] = {"choices": [_CHOICE, {**_CHOICE, "index": 1}]}
+_TOKENS, _LOGPROBS = np.array([1, 2, 3], "<i4").tobytes(), np.full(3, -0.5, "<f4").tobytes()
+#: a `PackedAnswer` of two choices
+_ANSWER = [[[index, "stop", _TOKENS, _LOGPROBS, [["4", 0, 2], ["5", 2, 3]]] for index in range(2)]]
 _PROBE: Mapping[str, Any] = {
     "choices": [{"index": 0, "finish_reason": "length", "token_ids": [1]}],
     "prompt_logprobs": [None, {"6": {"logprob": -0.5}}, {"7": {"logprob": -0.25}}],

@@ -1,0 +1,30 @@
+"""Sampled answers as they go over the wire: arrays as bytes in msgpack, in place of a JSON object for each token."""
+
+from __future__ import annotations
+
+import msgspec
+
+#: as which Content-Type packed answers are sent
+PACKED_TYPE = b"application/msgpack"
+
+
+class PackedChoice(msgspec.Struct, array_like=True, gc=False):
+    """One answer of T tokens.
+
+    Attributes:
+      tokens: int32[T], little-endian.
+      logprobs: float32[T], little-endian; nats, after temperature, as the sampler used them.
+      spans: (name of the weights, first token, token after the last); they tile the tokens.
+    """
+
+    index: int
+    finish_reason: str | None
+    tokens: bytes
+    logprobs: bytes
+    spans: list[tuple[str, int, int]]
+
+
+class PackedAnswer(msgspec.Struct, array_like=True):
+    """All answers to one request."""
+
+    choices: list[PackedChoice]
