@@ -3,6 +3,7 @@
 python -m tools.bench losses [--batch 64] [--lengths 256 4096 32768] [--repeats 10] [--json PATH]
 python -m tools.bench learner [--cases uniform lognormal prefix head] [--sides weir tunix trl] [--json PATH]
 python -m tools.bench convert [--gib 4] [--dir FOLDER] [--rounds 3] [--json PATH]
+python -m tools.bench end_to_end [--workload demo|stories|chat] [--sides weir trl tunix] [--model DIR] [--json PATH]
 python -m tools.bench save | sync | queue | rollout | dispatch | overlap
 
 Exit status 1 if the results disagree with the peer's or the peer cannot be had, 2 for arguments that make no sense.
@@ -22,6 +23,7 @@ from tools.bench import BenchmarkError
 BENCHMARKS = {
     "losses": "tools.bench.learner.losses",
     "learner": "tools.bench.learner.command",
+    "end_to_end": "tools.bench.end_to_end.command",
     "convert": "tools.bench.weights.convert",
     "save": "tools.bench.weights.save",
     "sync": "tools.bench.weights.sync",

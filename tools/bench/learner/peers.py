@@ -36,9 +36,11 @@ class Peer:
     requirements: tuple[str, ...]
 
 
+#: of Weir's rewards, which score a peer's answers where whole runs are compared
+_REWARDS = ("reasoning-gym==0.1.25", "msgspec==0.22.0", "pydantic==2.14.3")
 LEARNERS = {
-    "tunix": Peer("peer_tunix_step.py", ("google-tunix==0.1.7", "jax==0.10.2", "flax==0.12.8")),
-    "trl": Peer("peer_trl_step.py", ("torch==2.13.0", "trl==1.16.0", "transformers==5.23.0")),
+    "tunix": Peer("peer_tunix_step.py", ("google-tunix==0.1.7", "jax==0.10.2", "flax==0.12.8", *_REWARDS)),
+    "trl": Peer("peer_trl_step.py", ("torch==2.13.0", "trl==1.16.0", "transformers==5.23.0", *_REWARDS)),
 }
 
 #: (folder, requirements): makes a virtual environment there
