@@ -15,6 +15,8 @@ from serving_bridge.vllm_plugin import BACKEND, MIDDLEWARE, MODEL_FAMILY, SCHEDU
 
 SERVED_MODEL_NAME = "policy"
 _CPU_BATCHED_TOKENS = 8192
+#: Answers share whole blocks of their prompt, and vLLM's own 128 on a CPU is longer than most prompts.
+_CPU_BLOCK_TOKENS = 32
 #: By its path: under its name "uni", vLLM takes another one on the CPU platform.
 _IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
@@ -69,6 +71,8 @@ def server_command(model_dir: Path, settings: ServingSettings, platform: Platfor
     if platform == "cpu":
         options["kv-cache-memory-bytes"] = settings.cpu_kv_cache_gib << 30
         options["max-num-batched-tokens"] = max(_CPU_BATCHED_TOKENS, settings.max_model_len)
+        if "block-size" not in option_names(settings.extra_args):
+            options["block-size"] = _CPU_BLOCK_TOKENS
         if settings.tensor_parallel_size == 1 and "pipeline-parallel-size" not in option_names(settings.extra_args):
             # One process less to start, and no messages between it and the engine at each step.
             options["distributed-executor-backend"] = _IN_ENGINE

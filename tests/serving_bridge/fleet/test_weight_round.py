@@ -160,6 +160,25 @@ def test_packed_answers_are_those_of_vllm_s_own_route(world: World):
         assert set(answer.policy_version.tolist()) == {version}
 
 
+def test_answers_share_the_blocks_of_a_long_prompt_and_keep_their_log_probs(world: World):
+    world.update(world.model_a)
+    prompt = [int(token) for token in np.random.default_rng(3).integers(2, 128, 100)]
+
+    async def hits() -> float:
+        return (await world.client.metrics())["vllm:prefix_cache_hits_total"]
+
+    async def sample() -> tuple[list[Completion], float]:
+        before = await hits()
+        answers = await world.client.generate(prompt, n=8, max_tokens=5, stop_token_ids=[], timeout_s=60)
+        return answers, await hits() - before
+
+    answers, shared = world.run(sample())
+    assert shared == 7 * 96  # three blocks of 32 of the prompt's 100 tokens, by all but the first
+    for answer in answers:
+        expected = next_logprobs(world.model_a, [*prompt, *answer.tokens.tolist()])[len(prompt) - 1 :]
+        np.testing.assert_allclose(answer.logprobs, expected, atol=TOLERANCE, rtol=0)
+
+
 def test_a_client_that_goes_away_ends_its_answers(world: World):
     world.update(world.model_a)
 

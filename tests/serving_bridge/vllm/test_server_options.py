@@ -50,6 +50,12 @@ def test_memory_and_batches_are_those_of_the_platform() -> None:
     assert "enforce-eager" not in options("gpu", enforce_eager=False)
 
 
+def test_blocks_on_a_cpu_are_short_unless_somebody_says_how_long() -> None:
+    assert options("cpu")["block-size"] == "32"
+    assert options("cpu", extra_args=("--block-size", "16"))["block-size"] == "16"
+    assert "block-size" not in options("gpu")
+
+
 @pytest.mark.parametrize(("drain_s", "told"), [(0.1, "1"), (1.4, "1"), (10.0, "10")])
 def test_a_server_has_a_second_at_least_to_end(drain_s: float, told: str) -> None:
     assert options("gpu", drain_timeout_s=drain_s)["shutdown-timeout"] == told
