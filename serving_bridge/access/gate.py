@@ -296,8 +296,8 @@ def _check_generate(body: bytes, caller: Role | None) -> None:
     asked: _Generate = _decoded(_Generate, body)
     if memoryview(asked.token_ids)[0] != ord("["):
         raise Refused(400, "expected token_ids to be a list")
-    if asked.packed and (asked.stream or asked.sampling_params.prompt_logprobs is not None):
-        raise Refused(400, "packed answers are sent whole, and without log-probs of the prompt")
+    if asked.packed and asked.stream:
+        raise Refused(400, "packed answers are sent whole")
     if caller == "control":
         return
     if asked.priority < 0:

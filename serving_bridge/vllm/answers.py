@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-import msgspec
 import numpy as np
 
 from learner_jax.contracts import MIN_LOGPROB, MISSING_LOGPROB
@@ -90,21 +89,6 @@ def joined(parts: Sequence[Completion]) -> Completion:
     )
 
 
-class Choice(msgspec.Struct):
-    finish_reason: str | None = None
-
-
-class _PromptLogprob(msgspec.Struct, gc=False):
-    logprob: float
-
-
-class Answer(msgspec.Struct):
-    """The answer of vLLM's own `/inference/v1/generate`, as far as it is used: for log-probs of prompts."""
-
-    choices: list[Choice]
-    prompt_logprobs: list[dict[int, _PromptLogprob] | None] | None = None
-
-
 @dataclass(frozen=True)
 class Asked:
     """What of the request its answers are held against.
@@ -135,7 +119,7 @@ def completions(answer: PackedAnswer, asked: Asked, where: str) -> list[Completi
     return [_completion(choice, asked, f"{where}, answer {choice.index}") for choice in choices]
 
 
-def prompt_logprobs(answer: Answer, token_ids: Sequence[int], where: str) -> np.ndarray:
+def prompt_logprobs(answer: PackedAnswer, token_ids: Sequence[int], where: str) -> np.ndarray:
     """float32[T-1], nats: entry t is log p(tokens[t+1] | tokens[:t+1]).
 
     Raises:
@@ -143,16 +127,13 @@ def prompt_logprobs(answer: Answer, token_ids: Sequence[int], where: str) -> np.
     """
     if any(choice.finish_reason == "abort" for choice in answer.choices):
         raise Aborted(f"{where} aborted a probe")
-    entries = answer.prompt_logprobs or []
-    if len(entries) != len(token_ids):
-        raise Malformed(f"{where} sent {len(entries)} prompt log-probs for {len(token_ids)} tokens")
-    values = []
-    for token, entry in zip(token_ids[1:], entries[1:], strict=True):
-        if entry is None or token not in entry or entry[token].logprob <= MISSING_LOGPROB:
-            raise Malformed(f"{where} sent no log-prob for prompt token {token}")
-        values.append(entry[token].logprob)
-    with np.errstate(over="ignore"):  # what is too big becomes infinite, and fails the probe
-        return np.array(values, _LOGPROBS)
+    values = _array(answer.prompt_logprobs or b"", _LOGPROBS, where)
+    if len(values) != len(token_ids) - 1:
+        raise Malformed(f"{where} sent {len(values)} log-probs for {len(token_ids)} tokens of a prompt")
+    if (values <= MISSING_LOGPROB).any():
+        token = token_ids[1 + int(np.argmax(values <= MISSING_LOGPROB))]
+        raise Malformed(f"{where} sent no log-prob for prompt token {token}")
+    return values
 
 
 def _completion(choice: PackedChoice, asked: Asked, where: str) -> Completion:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,7 +16,6 @@ import numpy as np
 from serving_bridge.access import probe_ids
 from serving_bridge.vllm.answers import (
     Aborted,
-    Answer,
     Asked,
     Completion,
     Failed,
@@ -46,12 +45,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
-
-
-class _Decoder(Protocol[T_co]):
-    def decode(self, payload: bytes, /) -> T_co: ...
-
 
 #: version name of weights that no probe has passed yet; answers that carry it are refused
 _UNPROVEN = "unproven"
@@ -91,8 +84,7 @@ class VllmClient:
         self.token = token
         self._http = Transport(self.base_url, session, timeout_s=control_timeout_s, token=token)
         self._vocab_size = vocab_size
-        self._answers = msgspec.json.Decoder(Answer)
-        self._packed = msgspec.msgpack.Decoder(PackedAnswer)
+        self._answers = msgspec.msgpack.Decoder(PackedAnswer)
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -143,8 +135,7 @@ class VllmClient:
         }
         if seed is not None:
             parameters["seed"] = seed
-        payload = await self._ask(token_ids, parameters, timeout_s, priority, packed=True)
-        answer = self._read(payload, self._packed)
+        answer = self._read(await self._ask(token_ids, parameters, timeout_s, priority))
         asked = Asked(n, max_tokens, frozenset(stop_token_ids), self._vocab_size, unfinished)
         return completions(answer, asked, self.base_url)
 
@@ -161,14 +152,13 @@ class VllmClient:
         """
         parameters = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
         (alone,) = self.probe_ids(1)
-        payload = await self._ask(token_ids, parameters, timeout_s, priority, request_id or alone)
-        answer = self._read(payload, self._answers)
+        answer = self._read(await self._ask(token_ids, parameters, timeout_s, priority, request_id or alone))
         return prompt_logprobs(answer, token_ids, self.base_url)
 
     async def warm_up(self, token_ids: Sequence[int], *, n: int, max_tokens: int, timeout_s: float) -> None:
         """Samples and throws away, whatever the weights: the first batches of a server are slow."""
         parameters = {"n": n, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": 0, "detokenize": False}
-        await self._ask(token_ids, parameters, timeout_s, 0, packed=True)
+        await self._ask(token_ids, parameters, timeout_s, 0)
 
     async def is_healthy(self, timeout_s: float = 5.0) -> bool:
         """Whether the server answers and its engine lives."""
@@ -275,21 +265,17 @@ class VllmClient:
         timeout_s: float,
         priority: int,
         request_id: str | None = None,
-        *,
-        packed: bool = False,
     ) -> bytes:
-        body: dict[str, Any] = {"token_ids": list(token_ids), "sampling_params": parameters}
+        body: dict[str, Any] = {"token_ids": list(token_ids), "sampling_params": parameters, "packed": True}
         if request_id is not None:
             body["request_id"] = request_id
         if priority:
             body["priority"] = priority
-        if packed:
-            body["packed"] = True
         return await self._http.request("POST", GENERATE, body=body, timeout_s=timeout_s)
 
-    def _read(self, payload: bytes, decoder: _Decoder[T]) -> T:
+    def _read(self, payload: bytes) -> PackedAnswer:
         try:
-            return decoder.decode(payload)
+            return self._answers.decode(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"{self.base_url} sent an answer that can't be read: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Sampled answers as they go over the wire: arrays as bytes in msgpack, in place of a JSON object for each token."""
+"""Answers as they go over the wire: arrays as bytes in msgpack, in place of a JSON object for each token."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ class PackedChoice(msgspec.Struct, array_like=True, gc=False):
 
 
 class PackedAnswer(msgspec.Struct, array_like=True):
-    """All answers to one request."""
+    """All answers to one request.
+
+    Attributes:
+      prompt_logprobs: float32[P-1], little-endian, nats: entry t is log p(prompt[t+1] | prompt[:t+1]). None where
+        nobody asked for them.
+    """
 
     choices: list[PackedChoice]
+    prompt_logprobs: bytes | None = None

@@ -41,6 +41,7 @@ class _Sampling(msgspec.Struct, forbid_unknown_fields=True):
 class _Asked(msgspec.Struct):
     token_ids: list[int]
     sampling_params: _Sampling
+    request_id: str | None = None
     priority: int = 0
 
 
@@ -52,7 +53,8 @@ async def sample(engine: EngineClient, body: bytes) -> tuple[int, bytes]:
     try:
         asked = msgspec.json.decode(body, type=_Asked)
         output = await _sampled(engine, asked)
-        return 200, msgspec.msgpack.encode(PackedAnswer([_packed(choice) for choice in output.outputs]))
+        answer = PackedAnswer([_packed(choice) for choice in output.outputs], _of_prompt(asked, output))
+        return 200, msgspec.msgpack.encode(answer)
     except Exception as error:  # noqa: BLE001  (every failure is answered, as by vLLM)
         refusal = create_error_response(error)
         if refusal.error.code >= 500:
@@ -71,13 +73,14 @@ async def _sampled(engine: EngineClient, asked: _Asked) -> RequestOutput:
         stop_token_ids=wanted.stop_token_ids,
         ignore_eos=wanted.ignore_eos,
         logprobs=0,
+        prompt_logprobs=wanted.prompt_logprobs,
         detokenize=False,
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,
     )
     last = None
-    name = f"weir-{uuid.uuid4().hex}"
+    name = f"generate-tokens-{asked.request_id or uuid.uuid4().hex}"  # as vLLM's own route names them
     async for output in engine.generate(tokens_input(asked.token_ids), parameters, name, priority=asked.priority):
         last = output
     if last is None:
@@ -86,30 +89,35 @@ async def _sampled(engine: EngineClient, asked: _Asked) -> RequestOutput:
 
 
 def _packed(choice: CompletionOutput) -> PackedChoice:
-    tokens = np.array(choice.token_ids, "<i4")
     return PackedChoice(
         index=choice.index,
         finish_reason=choice.finish_reason,
-        tokens=tokens.tobytes(),
-        logprobs=_logprobs(choice, tokens).tobytes(),
+        tokens=np.array(choice.token_ids, "<i4").tobytes(),
+        logprobs=_logprobs(choice.logprobs, choice.token_ids),
         spans=[(span.version, span.start, span.end) for span in choice.weight_versions or ()],
     )
 
 
-def _logprobs(choice: CompletionOutput, tokens: np.ndarray) -> np.ndarray:
-    """float32[T]: of each position's first entry, which is the sampled token's.
+def _of_prompt(asked: _Asked, output: RequestOutput) -> bytes | None:
+    if asked.sampling_params.prompt_logprobs is None:
+        return None
+    return _logprobs(output.prompt_logprobs, asked.token_ids, first=1)  # nothing comes before the first token
+
+
+def _logprobs(found: Any, tokens: Sequence[int], first: int = 0) -> bytes:
+    """float32[T]: of each position from `first` on its first entry, which is that of the token itself.
+
+    Args:
+      found: vLLM's `FlatLogprobs`, with one entry or more for each position.
 
     Raises:
-      RuntimeError: it is another token's.
+      RuntimeError: they are not those of these tokens.
     """
-    found: Any = choice.logprobs
-    if found is None or not len(tokens):
-        return np.empty(0, "<f4")
-    first: Sequence[int] = found.start_indices
-    if [found.token_ids[at] for at in first] != choice.token_ids:
-        raise RuntimeError(f"log-probs of {len(first)} positions don't belong to {len(tokens)} tokens")
+    starts: Sequence[int] = [] if found is None else found.start_indices[first:]
+    if [found.token_ids[at] for at in starts] != list(tokens[first:]):
+        raise RuntimeError(f"log-probs of {len(starts)} positions don't belong to {len(tokens) - first} tokens")
     with np.errstate(over="ignore"):
-        return np.array([found.logprobs[at] for at in first], "<f4")
+        return np.array([found.logprobs[at] for at in starts], "<f4").tobytes()
 
 
 async def until_gone(receive: Any, work: asyncio.Task[Any]) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import numpy as np
 import pytest
 from aiohttp import web
 
@@ -40,6 +41,7 @@ from serving_bridge.vllm.server_checks import (
     detect_platform,
 )
 from serving_bridge.vllm.server_options import Access, server_command, server_environment
+from serving_bridge.vllm_plugin import PackedAnswer, PackedChoice
 
 SETTINGS = ServingSettings(max_model_len=64, max_num_seqs=8, start_timeout_s=300, extra_args=("--seed", "5"))
 
@@ -186,21 +188,17 @@ def test_a_server_that_takes_too_long_is_reported_and_stopped(tmp_path: Path):
     assert set(descendants(os.getpid())) <= before
 
 
-def answer(**changes: Any) -> dict[str, Any]:
-    """An answer as vLLM 0.32 sends it, with one choice of three tokens."""
-    choice: dict[str, Any] = {
-        "index": 0,
-        "finish_reason": "stop",
-        "stop_reason": None,
-        "token_ids": [7, 8, 1],
-        "weight_versions": [{"version": "4", "start": 0, "end": 2}, {"version": "5", "start": 2, "end": 3}],
-        "logprobs": {
-            "content": [
-                {"token_id": token, "logprob": -0.5 * token, "rank": 1, "top_logprobs": []} for token in (7, 8, 1)
-            ]
-        },
-    }
-    return {"request_id": "r", "choices": [choice | changes], "prompt_logprobs": None}
+def answer(**changes: Any) -> bytes:
+    """An answer as the plugin packs it, with one choice of three tokens."""
+    given = {"tokens": [7, 8, 1], "logprobs": [-3.5, -4.0, -0.5], "spans": [("4", 0, 2), ("5", 2, 3)]} | changes
+    choice = PackedChoice(
+        index=0,
+        finish_reason=given.get("finish_reason", "stop"),
+        tokens=np.array(given["tokens"], "<i4").tobytes(),
+        logprobs=np.array(given["logprobs"], "<f4").tobytes(),
+        spans=given["spans"],
+    )
+    return msgspec.msgpack.encode(PackedAnswer([choice]))
 
 
 async def _generate(reply: web.Response | None, delay_s: float = 0.0) -> tuple[list[Completion], dict[str, Any]]:
@@ -255,25 +253,20 @@ def test_a_sound_answer_is_expanded_token_by_token():
     assert (sent["temperature"], sent["seed"], sent["stop_token_ids"], sent["max_tokens"]) == (0.5, 9, [1], 3)
 
 
-def spans(*edges: tuple[str, int, int]) -> dict[str, Any]:
-    return {"weight_versions": [{"version": name, "start": start, "end": end} for name, start, end in edges]}
-
-
 @pytest.mark.parametrize(
     ("reply", "error", "message"),
     [
         (answer(finish_reason="abort"), Aborted, "aborted after 3 tokens"),
-        (answer(**spans(("default", 0, 3))), Unversioned, "'default'"),
-        (answer(**spans(("4", 0, 1), ("5", 2, 3))), Malformed, "span 2-3 does not follow token 1"),
-        (answer(**spans(("4", 0, 2), ("5", 1, 3))), Malformed, "span 1-3 does not follow token 2"),
-        (answer(**spans(("4", 0, 2))), Malformed, "cover 2 of 3 tokens"),
-        (answer(**spans(("4", 0, 4))), Malformed, "span 0-4"),
-        (answer(weight_versions=None), Malformed, "cover 0 of 3"),
-        (answer(token_ids=[7, 8]), Malformed, "log-probs of 3 tokens don't belong to its 2 tokens"),
-        (answer(token_ids=[7, 8, 9]), Malformed, "don't belong"),
-        (answer(logprobs=None), Malformed, "log-probs of 0 tokens"),
+        (answer(spans=[("default", 0, 3)]), Unversioned, "'default'"),
+        (answer(spans=[("4", 0, 1), ("5", 2, 3)]), Malformed, "span 2-3 does not follow token 1"),
+        (answer(spans=[("4", 0, 2), ("5", 1, 3)]), Malformed, "span 1-3 does not follow token 2"),
+        (answer(spans=[("4", 0, 2)]), Malformed, "cover 2 of 3 tokens"),
+        (answer(spans=[("4", 0, 4)]), Malformed, "span 0-4"),
+        (answer(spans=[]), Malformed, "cover 0 of 3"),
+        (answer(tokens=[7, 8]), Malformed, "log-probs of 3 tokens don't belong to its 2 tokens"),
+        (answer(logprobs=[]), Malformed, "log-probs of 0 tokens"),
         (answer(finish_reason="error"), Malformed, "finish reason 'error'"),
-        ({**answer(), "choices": []}, Malformed, "sent 0 answers, expected 1"),
+        (msgspec.msgpack.encode(PackedAnswer([])), Malformed, "sent 0 answers, expected 1"),
         (b"{", Malformed, "can't be read"),
     ],
 )

@@ -156,7 +156,7 @@ def test_packed_answers_are_those_of_vllm_s_own_route(world: World):
     for choice, answer in zip(sorted(own["choices"], key=lambda found: found["index"]), packed, strict=True):
         assert (choice["token_ids"], choice["finish_reason"]) == (answer.tokens.tolist(), answer.finish_reason)
         logprobs = np.array([entry["logprob"] for entry in choice["logprobs"]["content"]], np.float32)
-        np.testing.assert_array_equal(answer.logprobs, logprobs)
+        np.testing.assert_allclose(answer.logprobs, logprobs, atol=1e-5, rtol=0)  # of other batches
         assert set(answer.policy_version.tolist()) == {version}
 
 

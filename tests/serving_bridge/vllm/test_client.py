@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 
 from serving_bridge.access.probes import batch_of
 from serving_bridge.vllm.answers import Aborted, Completion, Failed, Malformed, joined
 from serving_bridge.vllm.client import VllmClient
+from serving_bridge.vllm_plugin import PackedAnswer
 from tests.support.rollout_world import choice, reply, virtually
 
 STATUS = {"state": "staged", "staged": 3, "error": "", "damaged": False, "applied": 2, "intact": True}
@@ -117,16 +121,13 @@ def test_requests_are_those_that_run_and_wait(running: str, waiting: str, number
         assert Server(page).does(lambda client: client.num_requests()) == number
 
 
-def probed(*entries: Any, finish_reason: str = "length") -> Server:
-    return Server({"choices": [{"index": 0, "finish_reason": finish_reason}], "prompt_logprobs": [None, *entries]})
-
-
-def of(token: int, logprob: float) -> dict[str, Any]:
-    return {str(token): {"logprob": logprob}, "99": {"logprob": -7.0}}
+def probed(*logprobs: float, finish_reason: str = "length") -> Server:
+    answer = PackedAnswer([choice([9], finish_reason)], np.array(logprobs, "<f4").tobytes())
+    return Server(msgspec.msgpack.encode(answer))
 
 
 def test_log_probs_of_a_prompt_are_those_of_its_own_tokens_from_the_second_on() -> None:
-    server = probed(of(6, -0.5), of(7, -0.25))
+    server = probed(-0.5, -0.25)
     found = server.does(lambda client: client.prompt_logprobs([5, 6, 7], timeout_s=1, priority=-1))
     assert (found.tolist(), str(found.dtype)) == ([-0.5, -0.25], "float32")
     ((_, route, body),) = server.asked
@@ -140,11 +141,12 @@ def test_log_probs_of_a_prompt_are_those_of_its_own_tokens_from_the_second_on() 
 @pytest.mark.parametrize(
     ("server", "error", "said"),
     [
-        (probed(of(6, -0.5)), Malformed, "sent 2 prompt log-probs for 3 tokens"),
-        (probed(of(6, -0.5), of(8, -0.25)), Malformed, "no log-prob for prompt token 7"),
-        (probed(of(6, -0.5), None), Malformed, "no log-prob for prompt token 7"),
-        (probed(of(6, -9999.0), of(7, -0.25)), Malformed, "no log-prob for prompt token 6"),
-        (probed(of(6, -0.5), of(7, -0.25), finish_reason="abort"), Aborted, "aborted a probe"),
+        (probed(-0.5), Malformed, "sent 1 log-probs for 3 tokens of a prompt"),
+        (probed(-0.5, -0.25, -1), Malformed, "sent 3 log-probs for 3 tokens of a prompt"),
+        (Server(reply(choice([9], "length"))[1]), Malformed, "sent 0 log-probs"),
+        (probed(-0.5, -9999.0), Malformed, "no log-prob for prompt token 7"),
+        (probed(-math.inf, -0.25), Malformed, "no log-prob for prompt token 6"),
+        (probed(-0.5, -0.25, finish_reason="abort"), Aborted, "aborted a probe"),
     ],
 )
 def test_log_probs_that_are_not_those_of_the_prompt_are_refused(

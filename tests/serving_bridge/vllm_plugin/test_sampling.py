@@ -50,7 +50,14 @@ class Engine:
 
     model_config = SimpleNamespace(max_model_len=10)
 
-    def __init__(self, *outputs: list[CompletionOutput], error: Exception | None = None, hangs: bool = False) -> None:
+    def __init__(
+        self,
+        *outputs: list[CompletionOutput],
+        error: Exception | None = None,
+        hangs: bool = False,
+        of_prompt: FlatLogprobs | None = None,
+    ) -> None:
+        self._of_prompt = of_prompt
         self._outputs, self._error, self._hangs = outputs, error, hangs
         self.asked: list[tuple[Any, Any, int]] = []
         self.names: set[str] = set()
@@ -65,7 +72,7 @@ class Engine:
             if self._error is not None:
                 raise self._error
             for outputs in self._outputs:
-                yield SimpleNamespace(outputs=outputs)
+                yield SimpleNamespace(outputs=outputs, prompt_logprobs=self._of_prompt)
         finally:
             self.ended += 1
 
@@ -92,6 +99,29 @@ def test_answers_are_packed_with_their_log_probs_and_versions() -> None:
     assert (parameters.n, parameters.temperature, parameters.seed) == (2, 0.5, 4)
     assert (parameters.stop_token_ids, parameters.ignore_eos, parameters.detokenize) == ([1], True, False)
     assert (parameters.output_kind, parameters.logprobs) == (RequestOutputKind.FINAL_ONLY, 0)
+
+
+def test_log_probs_of_a_prompt_are_those_of_its_tokens_from_the_second_on() -> None:
+    found = FlatLogprobs()
+    found.append(None)
+    for token in (6, 7):
+        found.append_fast([token, 90], [-float(token), -0.5], iter([2, 1]), [None, None])  # type: ignore[arg-type]
+    engine = Engine([completion(0, [8])], of_prompt=found)
+    asked = (
+        body(prompt_logprobs=0)
+        .replace(b"[5, 6]", b"[5, 6, 7]")
+        .replace(b'"priority"', b'"request_id": "r-1", "priority"')
+    )
+    answer = msgspec.msgpack.decode(answered(engine, asked)[1], type=PackedAnswer)
+    assert np.frombuffer(answer.prompt_logprobs or b"", "<f4").tolist() == [-6.0, -7.0]
+    assert (engine.names, engine.asked[0][1].prompt_logprobs) == ({"generate-tokens-r-1"}, 0)
+    strange = asked.replace(b"[5, 6, 7]", b"[5, 6, 8]")
+    assert refused(engine, strange) == (500, "log-probs of 2 positions don't belong to 2 tokens")
+
+
+def test_log_probs_of_a_prompt_are_not_sent_unasked() -> None:
+    status, payload = answered(Engine([completion(0, [8])]))
+    assert (status, msgspec.msgpack.decode(payload, type=PackedAnswer).prompt_logprobs) == (200, None)
 
 
 def test_an_answer_is_cut_by_the_context_length_as_by_vllm() -> None:

@@ -100,8 +100,17 @@ def packed(answered: Mapping[str, Any]) -> PackedAnswer:
                 spans=[(span["version"], span["start"], span["end"]) for span in choice["weight_versions"]],
             )
             for choice in answered["choices"]
-        ]
+        ],
+        _packed_prompt(answered.get("prompt_logprobs")),
     )
+
+
+def _packed_prompt(entries: list[dict[str, Any] | None] | None) -> bytes | None:
+    if entries is None:
+        return None
+    values = [next(iter(entry.values()))["logprob"] for entry in entries if entry is not None]
+    with np.errstate(over="ignore"):
+        return np.array(values, "<f4").tobytes()
 
 
 def metrics(running: int, waiting: int, max_running: int, totals: Counter[str]) -> str:

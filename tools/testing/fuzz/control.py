@@ -72,7 +72,7 @@ def messages(folder: Path, run: Callable[[Coroutine[Any, Any, None]], None]) -> 
         Message("line of metrics", {"t": 1.0, "process": "learner", "event": "step", "step": 1},
                 _file_reader(folder / "metrics.jsonl", lambda: MetricsTail(folder / "metrics.jsonl").read() != [])),
         Message("answer", _ANSWER, _client_reader(run, _generate), msgspec.msgpack.encode),
-        Message("log-probs of a prompt", _PROBE, _client_reader(run, _probe)),
+        Message("log-probs of a prompt", _PROBE, _client_reader(run, _probe), msgspec.msgpack.encode),
         Message("status of workers", {"results": [_WORKER, _WORKER]}, _client_reader(run, _status)),
         Message("whether paused", {"is_paused": True}, _client_reader(run, lambda client: client.is_paused())),
         Message("name of the weights", {"weight_version": "7"},
@@ -105,10 +105,7 @@ _CHECKPOINT: Mapping[str, Any] = {
 _TOKENS, _LOGPROBS = np.array([1, 2, 3], "<i4").tobytes(), np.full(3, -0.5, "<f4").tobytes()
 #: a `PackedAnswer` of two choices
 _ANSWER = [[[index, "stop", _TOKENS, _LOGPROBS, [["4", 0, 2], ["5", 2, 3]]] for index in range(2)]]
-_PROBE: Mapping[str, Any] = {
-    "choices": [{"index": 0, "finish_reason": "length", "token_ids": [1]}],
-    "prompt_logprobs": [None, {"6": {"logprob": -0.5}}, {"7": {"logprob": -0.25}}],
-}
+_PROBE = [[[0, "length", _TOKENS[:4], _LOGPROBS[:4], [["4", 0, 1]]]], _LOGPROBS[:8]]
 _WORKER: Mapping[str, Any] = {
     "state": "staged", "staged": 3, "error": "", "damaged": False, "applied": 2, "intact": True
 }  # fmt: skip
