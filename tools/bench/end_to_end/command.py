@@ -7,7 +7,8 @@ python -m tools.bench end_to_end --workload chat --model DIR
 
 demo: two-digit additions, 64 x 8 answers of at most 4 tokens; without --model a supervised start is made first.
 stories: `configs/stories.toml` on a small story model, 8 x 8 answers of at most 128 tokens.
-chat: short stories by a chat model, prompts of 50 to 150 tokens, 8 x 8 answers that end by themselves within 128.
+chat: short messages by a chat model, prompts of about 60 to 150 tokens, 8 x 8 answers of at most 128 that mostly end by
+themselves.
 
 Every side starts anew in every round, in turns; a round begins with another side each. Steps after --skip count. Same
 start weights, prompts as token ids, scores, batch, optimizer, learning rate and loss. The first step of every peer is

@@ -46,9 +46,9 @@ class Workload:
 
 _CHAT = (
     "run.name=chat",
+    "task.provider=tools.bench.end_to_end.chat_task:ChatTask",
+    "task.options={}",
     "task.chat=true",
-    "task.prompt_template=Finish this story in one or two short sentences. Use the words happy, help, friends and "
-    "together.\\n\\n{question}",
     "rollout.max_prompt_tokens=160",
     "rollout.max_tokens=128",
     "rollout.concurrent_groups=8",
