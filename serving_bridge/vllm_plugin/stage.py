@@ -183,8 +183,6 @@ def check_order(manifest: WeightManifest, applied: Applied | None) -> None:
 def check_declared(manifest: WeightManifest, expected: ModelTensors) -> None:
     """The manifest's names, shapes and dtype are exactly the model's."""
     declared = {entry.name: entry for entry in manifest.tensors}
-    if len(declared) != len(manifest.tensors):
-        raise StageError(f"version {manifest.version} lists a tensor twice")
     missing = sorted(expected.shapes.keys() - declared.keys())
     unknown = sorted(declared.keys() - expected.shapes.keys())
     if missing or unknown:

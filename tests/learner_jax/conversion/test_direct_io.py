@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from learner_jax.conversion import direct_io
-from learner_jax.conversion.direct_io import File
+from learner_jax.conversion.direct_io import File, supports_direct
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -58,23 +58,32 @@ def test_rounding_is_that_of_publishing(access: str, tmp_path: Path) -> None:
     file.close()
 
 
-def test_large_parts_go_around_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = File(tmp_path / "file", size=1 << 20)
-    if file._direct is None:
+def file_around_the_cache(folder: Path) -> File:
+    """A file of 1 MiB; skips where there is no direct access."""
+    file = File(folder / "file", size=1 << 20)
+    if not supports_direct(folder / "file"):
         pytest.skip("the file system of the temporary folder knows no direct access")
+    return file
+
+
+def test_large_parts_go_around_the_page_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = file_around_the_cache(tmp_path)
     used = []
     write = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: used.append((fd, len(data))) or write(fd, data, at))
     file.write(8, np.zeros((1 << 20) - 8, np.uint8), np.dtype(np.uint8))
     assert sum(size for descriptor, size in used if descriptor == file._direct) == (1 << 20) - 4096
+    read, asked = os.preadv, []
+    monkeypatch.setattr(os, "preadv", lambda fd, into, at: asked.append(fd) or read(fd, into, at))
+    file.read(8, (1 << 20) - 8)
+    file.read(8, 100)
+    assert asked == [file._direct, file.descriptor]
     file.close()
 
 
 def test_an_error_of_the_disk_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no reason to go through the page cache."""
-    file = File(tmp_path / "file", size=1 << 20)
-    if file._direct is None:
-        pytest.skip("the file system of the temporary folder knows no direct access")
+    file = file_around_the_cache(tmp_path)
     write = os.pwrite
 
     def full(descriptor: int, data: memoryview, offset: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -11,79 +12,8 @@ import pytest
 from learner_jax.hosts import peers as module
 from learner_jax.hosts.peers import Peers
 from learner_jax.hosts.wire import Beat, Bye, Failed, Message, WireError
+from tests.support.heard_hosts import BEAT_S, HEARTBEAT_S, Host, Line, begun, now
 from tests.support.virtual_time import run
-
-HEARTBEAT_S = 8.0
-BEAT_S = HEARTBEAT_S / 8
-
-
-class Line:
-    """A connection whose other end is the test: what it `says` is heard, and what was `told` it."""
-
-    def __init__(self) -> None:
-        self.told: list[Message] = []
-        self.is_slow = False
-        self._said: asyncio.Queue[Message | Exception] = asyncio.Queue()
-
-    def says(self, message: Message | Exception) -> None:
-        self._said.put_nowait(message)
-
-    def send(self, message: Message) -> None:
-        self.told.append(message)
-
-    async def receive(self) -> Message:
-        message = await self._said.get()
-        if isinstance(message, Exception):
-            raise message
-        return message
-
-    async def sent(self) -> None:
-        if self.is_slow:
-            await asyncio.Event().wait()
-
-    def told_but_beats(self) -> list[Message]:
-        return [message for message in self.told if not isinstance(message, Beat)]
-
-
-class Host:
-    """Host 0 of several, with a line to each of the others that `joins`."""
-
-    def __init__(self, count: int) -> None:
-        self.ends: list[tuple[str, float]] = []
-        self.peers = Peers(0, count, heartbeat_s=HEARTBEAT_S, end=self._end)
-        self.lines: dict[int, Line] = {}
-
-    def _end(self, text: str) -> None:
-        self.ends.append((text, now()))
-
-    def joins(self, index: int) -> Line:
-        line: Any = Line()
-        self.peers.keep(self.peers.hear(self.peers.add(index, line)))
-        self.lines[index] = line
-        return line
-
-    def all_beat(self, *indices: int) -> None:
-        """These say each beat that they live, from now on."""
-
-        async def beating() -> None:
-            while True:
-                for index in indices:
-                    self.lines[index].says(Beat())
-                await asyncio.sleep(BEAT_S)
-
-        self.peers.keep(beating())
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def begun(count: int) -> Host:
-    host = Host(count)
-    for index in range(1, count):
-        host.joins(index)
-    host.peers.begin()
-    return host
 
 
 def test_all_are_here_once_the_last_has_come() -> None:
@@ -374,7 +304,23 @@ def test_who_leaves_waits_for_the_others_no_longer_than_the_bound_and_judges_nob
     run(program())
 
 
-def test_the_reason_is_logged_before_the_end_and_a_log_that_hangs_is_not_waited_for(
+def test_the_end_waits_for_the_log() -> None:
+    async def program() -> None:
+        host = begun(2)
+
+        def log(event: str, **fields: Any) -> None:
+            time.sleep(0.05)
+            host.ends.append((event, 0.0))
+
+        host.peers.log = log
+        host.lines[1].says(EOFError())
+        await asyncio.sleep(0.1)
+        assert [text.split()[0] for text, _ in host.ends] == ["host_failed", "host"]
+
+    run(program())
+
+
+def test_the_reason_is_logged_and_a_log_that_hangs_or_fails_does_not_keep_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_TELL_S", 0.05)

@@ -194,8 +194,11 @@ def test_a_killed_verifier_process_is_an_error_and_is_replaced() -> None:
         with pytest.raises(VerifierError, match="gone"):
             pool.call({"deed": "score", "with": 1}, key="")
         assert pool.call({"deed": "score", "with": 1}, key="").score == 1.0
+        process = pool._idle[0]._child
+        os.kill(process.pid, signal.SIGSTOP)  # a stopped one ends with the pool like any other
     finally:
         pool.close()
+    assert process.returncode == -signal.SIGKILL
 
 
 @confined

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+import zstandard
 
 from serving_bridge.weights import delta as weight_delta
 from serving_bridge.weights.delta import DeltaError, Encoder, changes, decode, moved
@@ -96,3 +97,10 @@ def test_damaged_streams_are_refused():
         decode(streams, sizes, 2, 20)
     with pytest.raises(DeltaError, match="of uint16, expected uint8"):
         decode(streams | {"gaps": np.ones(40, np.uint16)}, sizes, 2, 100)
+    gaps = zstandard.ZstdDecompressor().decompress(streams["gaps"].tobytes(), max_output_size=1000)
+    half = zstandard.ZstdCompressor().compress(gaps + b"\xff")  # as many changes, and the beginning of another gap
+    with pytest.raises(DeltaError, match="the gaps break off within a gap"):
+        decode(streams | {"gaps": np.frombuffer(half, np.uint8)}, sizes, 2, 100)
+    bomb = zstandard.ZstdCompressor().compress(bytes(10_000))
+    with pytest.raises(DeltaError, match="stream gaps declares 10000 bytes, expected at most 139"):
+        decode(streams | {"gaps": np.frombuffer(bomb, np.uint8)}, sizes, 2, 100)
