@@ -14,7 +14,7 @@ demo:
 	@tools/install.sh demo
 	@.venv/bin/python -m tools.train --config configs/demo.toml $(ARGS)
 
-# Two at a time, file by file and in order: most tests keep one core busy, and files share servers.
+# Two at a time, file by file, the longest first: most tests keep one core busy, and files share servers.
 test:
 	@tools/install.sh dev
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.shared_servers import put_in_order, scope_of
+from tests.support.file_order import longest_first
+from tests.support.shared_servers import scope_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -30,6 +31,7 @@ if version("jaxlib").startswith("0.10."):  # later ones have one way to compile 
     QUICK_COMPILE += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE}")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a stack for each operation, which nobody reads
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="weir-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
@@ -51,7 +53,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    put_in_order(items)
+    longest_first(items)
 
 
 def pytest_collection_finish() -> None:

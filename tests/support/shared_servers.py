@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 #: The first needs a server that was just started, and the last ends it.
 FILES = (
     "tests/serving_bridge/fleet/test_weight_round.py",
@@ -23,14 +21,3 @@ def file_of(nodeid: str) -> str:
 def scope_of(nodeid: str) -> str:
     """Names what must run in one worker: the test's file, or all files that share servers."""
     return "shared servers" if file_of(nodeid) in FILES else file_of(nodeid)
-
-
-def put_in_order(items: list[pytest.Item]) -> None:
-    """Brings the tests of `FILES` together, in that order, to where the first of them stands."""
-    sharing = [item for item in items if file_of(item.nodeid) in FILES]
-    if not sharing:
-        return
-    first = items.index(sharing[0])
-    sharing.sort(key=lambda item: FILES.index(file_of(item.nodeid)))
-    others = [item for item in items if file_of(item.nodeid) not in FILES]
-    items[:] = [*others[:first], *sharing, *others[first:]]

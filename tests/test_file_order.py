@@ -1,0 +1,36 @@
+"""The order of files: the longest first, and those that share vLLM servers together and in theirs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from tests.conftest import REPOSITORY
+from tests.support.file_order import LONG_FILES, longest_first
+from tests.support.shared_servers import FILES, scope_of
+
+FIXTURES = 'pytest_plugins = ["tests.support.weight_fixtures"]'
+
+
+def test_all_files_that_use_the_servers_are_listed() -> None:
+    using = {
+        str(path.relative_to(REPOSITORY))
+        for path in (REPOSITORY / "tests").rglob("test_*.py")
+        if path.name != "test_file_order.py" and FIXTURES in path.read_text()
+    }
+    assert using == set(FILES)
+
+
+def test_files_that_come_first_are_there() -> None:
+    assert [file for file in LONG_FILES if not (REPOSITORY / file).is_file()] == []
+
+
+def test_the_longest_run_first_and_those_that_share_servers_in_one_worker_in_the_listed_order() -> None:
+    last = LONG_FILES[-1]
+    nodes = ["tests/a.py::one", f"{last}::two", f"{FILES[2]}::three", f"{FILES[0]}::four", f"{FILES[0]}::five"]
+    items: list[Any] = [SimpleNamespace(nodeid=node) for node in nodes]
+    longest_first(items)
+    assert [item.nodeid for item in items] == [nodes[3], nodes[4], nodes[2], nodes[1], nodes[0]]
+    assert len({scope_of(node) for node in nodes}) == 3
+    assert scope_of(nodes[0]) == "tests/a.py"
+    assert scope_of(nodes[2]) == scope_of(nodes[3])
