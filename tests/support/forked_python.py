@@ -30,7 +30,10 @@ HOST_JAX = {
 }
 
 #: Programs whose imports the server has made.
-_PROGRAMS = ("tests.support.host_worker", "tests.support.watch_worker", "tests.support.watch_process")
+_PROGRAMS = tuple(
+    f"tests.support.{name}"
+    for name in ("host_worker", "watch_worker", "watch_process", "killed_conversion", "killed_commit")
+)
 
 
 class ForkedPython:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -32,53 +32,28 @@ from tests.support.checkpoint_states import (
     restored,
     save,
 )
+from tests.support.forked_python import HOST_JAX, start_python
 from tests.support.held_commits import Hold
 from tests.support.held_commits import hold as hold
 from tests.support.learner_process import demo_run, learner_environment
 from tests.support.learner_runs import Records
 
-KILLED = """
-import json, sys, time
-from pathlib import Path
-from configs.load import load_config, save_config
-from learner_jax.checkpoints import checkpoints as checkpoint, hashes as checkpoint_files, proof as checkpoint_proof
-from tests.support.checkpoint_states import make_state, position, save
-
-directory = Path(sys.argv[1])
-save(directory, 1)
-checkpoint.HASHES_WITHIN_S = 0.0
-real_dumps = json.dumps
-
-def slow_hashes(*args, should_stop, **kwargs):
-    while not should_stop():
-        time.sleep(0.01)
-    raise checkpoint_files.Stopped
-
-def slow_dumps(value, *args, **kwargs):
-    if isinstance(value, dict) and value.get("position", {}).get("completed_steps") == 3:
-        print("writing", flush=True)
-        time.sleep(60)
-    return real_dumps(value, *args, **kwargs)
-
-checkpoint_proof.hash_files, json.dumps = slow_hashes, slow_dumps
-checkpoints = checkpoint.Checkpoints(directory, keep=9)
-for step in (2, 3):
-    checkpoints.save(make_state(step), position(step))
-    if step == 2:
-        checkpoints.wait()
-        print("committed", flush=True)
-checkpoints.wait()
-"""
-
 
 def test_kill_9_before_hashing_and_while_writing(tmp_path: Path) -> None:
     """A process is killed with one step committed and not hashed, and another half written."""
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
-    ) as process:
-        assert process.stdout is not None
-        assert [process.stdout.readline(), process.stdout.readline()] == ["committed\n", "writing\n"]
-        process.send_signal(signal.SIGKILL)
+    read, write = os.pipe()
+    with os.fdopen(read) as said, os.fdopen(write, "wb") as output:
+        process = start_python(
+            "tests.support.killed_commit",
+            [str(tmp_path)],
+            cwd=REPOSITORY,
+            environment=os.environ | HOST_JAX,
+            output=output,
+        )
+        output.close()  # the process's alone, so that its end is the end of what it says
+        assert [said.readline(), said.readline()] == ["committed\n", "writing\n"]
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
     assert (tmp_path / "1" / HASHES).exists()
     assert not (tmp_path / "2" / HASHES).exists()
     (left,) = unfinished(tmp_path)
@@ -161,7 +136,7 @@ def test_a_save_that_fails_is_told_by_the_next_wait(tmp_path: Path, monkeypatch:
 
 def test_sigterm_saves_within_the_grace_and_says_so(tmp_path: Path) -> None:
     """The real learner process, in the middle of a run; the supervisor would kill it after 60 s."""
-    _, command = demo_run(tmp_path, "learner.steps=1000", "learner.checkpoint.every=1000", num_groups=600)
+    _, command = demo_run(tmp_path, "learner.steps=1000", "learner.checkpoint.every=1000", num_groups=120)
     with (tmp_path / "output").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=REPOSITORY, env=learner_environment())
     try:

@@ -27,6 +27,8 @@ from learner_jax.conversion.convert import ConversionError, Watch, from_hf, to_h
 from learner_jax.conversion.work_folder import Settler, WorkError, open_work
 from tests.conftest import REPOSITORY
 from tests.support.decoders import lively_parameters
+from tests.support.forked_python import HOST_JAX, start_python
+from tests.support.killed_conversion import ALL
 from tests.support.model_folders import (
     CONFIG,
     assert_same,
@@ -50,42 +52,9 @@ def saved(params: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-from learner_jax.conversion import work_folder
-from learner_jax.conversion import convert
-
-work_folder.Settler.__init__.__kwdefaults__["every_bytes"] = 1
-pieces = int(sys.argv[1])
-finish = work_folder.Work.finish
-
-def counted(work, names):
-    global pieces
-    finish(work, names)
-    pieces -= len(list(names))
-    if pieces <= 0:
-        os.kill(os.getpid(), 9)
-
-work_folder.Work.finish = counted
-publish = work_folder.Work.publish
-
-def killed(work):
-    os.kill(os.getpid(), 9)
-
-if sys.argv[1] == "1000":
-    work_folder.Work.publish = killed
-if sys.argv[2] == "to-hf":
-    convert.to_hf(sys.argv[3], out=sys.argv[4], max_shard_bytes=20_000)
-else:
-    convert.from_hf(sys.argv[3], out=sys.argv[4])
-"""
-
-
-@pytest.mark.parametrize("pieces", [1, 7, 1000])
+@pytest.mark.parametrize("pieces", [1, 7, ALL])
 @pytest.mark.parametrize("command", ["to-hf", "from-hf"])
 def test_a_killed_conversion_is_taken_up(command: str, pieces: int, saved: Path, tmp_path: Path) -> None:
-    """1000 is more than there are: killed when all is written and only the name is missing."""
     source, out = tmp_path / "source", tmp_path / "out"
     if command == "to-hf":
         shutil.copytree(saved, source)
@@ -98,10 +67,14 @@ def test_a_killed_conversion_is_taken_up(command: str, pieces: int, saved: Path,
         else:
             from_hf(source, out=target, watch=watch)
 
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(pieces), command, str(source), str(out)], cwd=REPOSITORY, check=False
-    )
-    assert done.returncode == -signal.SIGKILL
+    with (tmp_path / "output").open("w+b") as output:
+        arguments = [str(pieces), command, str(source), str(out)]
+        environment = os.environ | HOST_JAX
+        process = start_python(
+            "tests.support.killed_conversion", arguments, cwd=REPOSITORY, environment=environment, output=output
+        )
+        assert process.wait(120) == -signal.SIGKILL, Path(output.name).read_text()
+    (tmp_path / "output").unlink()
     assert not out.exists()
     said: list[str] = []
     reports: list[tuple[int, int]] = []
