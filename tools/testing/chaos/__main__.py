@@ -33,8 +33,13 @@ from tools.testing.chaos.prepare import CONFIG, prepared_model, remember_skill, 
 
 #: steps of a job: per seed what a seed takes on a machine of its own, and some more, so that the last gets its turn
 _STEPS_PER_SEED, _STEPS_MORE = 12, 15
-#: of the run without faults: more of them teach nothing more
+#: of the run without faults, at most: more of them teach nothing more
 _CLEAN_STEPS = 120
+
+
+def num_steps(per_job: int) -> int:
+    """Of a job that so many seeds have their turn in."""
+    return per_job * _STEPS_PER_SEED + _STEPS_MORE
 
 
 def job_specs(seeds: Sequence[int], *, per_job: int, work: Path, model: Path, engine: EngineName) -> list[JobSpec]:
@@ -42,7 +47,7 @@ def job_specs(seeds: Sequence[int], *, per_job: int, work: Path, model: Path, en
 
     Every second job keeps its payloads in files beside the database.
     """
-    steps = per_job * _STEPS_PER_SEED + _STEPS_MORE
+    steps = num_steps(per_job)
     numbers = sorted({seed // per_job for seed in seeds})
     members = {number: [seed for seed in seeds if seed // per_job == number] for number in numbers}
     return [
@@ -122,8 +127,9 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     console.print("preparing the model that all jobs begin from, and a run without faults; kept for the next time")
     specs = job_specs(seeds, per_job=per_job, work=work, model=prepared_model(work), engine=engine)
+    clean_steps = min(_CLEAN_STEPS, num_steps(per_job))
     unharmed = dataclasses.replace(
-        specs[0], folder=work / "clean", seeds=(), overrides=(f"learner.steps={_CLEAN_STEPS}",)
+        specs[0], folder=work / "clean", seeds=(), overrides=(f"learner.steps={clean_steps}",)
     )
     clean, clean_record = clean_run(unharmed)
     if clean_record is not None and clean_record.problems:
