@@ -18,6 +18,7 @@ SMALL_DEMO = (
     "warm_start.target_accuracy=0.003",
     "warm_start.evaluate_every=5",
     "warm_start.num_validation=384",
+    "warm_start.batch_size=64",
     f"learner.steps={STEPS}",
     "learner.groups_per_step=4",
     "learner.microbatch_rows=8",

@@ -43,16 +43,16 @@ def test_vtrace_on_real_vllm_survives_a_killed_server(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(1000)
 def test_the_job_survives_a_killed_learner_and_trains_on_nothing_twice(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    records = run_and_kill(tmp_path, "tools.learner")
+    run, num_steps = tmp_path / "run", 6
+    records = run_and_kill(tmp_path, "tools.learner", f"learner.steps={num_steps}", "evaluation.every=3")
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["steps"] == STEPS
+    assert summary["steps"] == num_steps
     assert [r["event"] for r in records].count("resumed") == 1
     assert [r["name"] for r in records if r["event"] == "restart"] == ["learner"]
     progress = TrajectoryQueue(run / "state.db").admin.progress()
-    assert progress.num_acknowledged == STEPS * 4
+    assert progress.num_acknowledged == num_steps * 4
     assert progress.num_dead == 0
-    assert progress.completed_steps == STEPS
+    assert progress.completed_steps == num_steps
 
     measured = [r for r in steps(run) if r["mismatch_tokens"]]
     assert measured, "no batch had its mismatch measured"
