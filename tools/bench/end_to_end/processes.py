@@ -23,6 +23,8 @@ _MODULES: Final[Mapping[str, str]] = {
     "tools.rollout": "rollout worker",
     "tools.convert": "conversion",
 }
+#: what is not known and has no parent that is: the guard of the whole job
+_JOB = "supervisor"
 _SERVER_MODULE = "vllm.entrypoints.openai.api_server"
 SERVER, ENGINE, WORKER = "vLLM server", "vLLM engine", "vLLM worker"
 _NAMES: Final[Mapping[str, str]] = {"EngineCore": ENGINE, "VLLM::Worker": WORKER, "postgres": "database"}
@@ -112,9 +114,9 @@ class Sampler:
                     words, name = process.cmdline(), process.name()
                     parent = pids.get(process.ppid())
             except psutil.Error:
-                self._roles.setdefault(process, "other")
+                self._roles.setdefault(process, _JOB)
                 continue
-            above = self._roles.get(parent, "other") if parent is not None else "other"
+            above = self._roles.get(parent, _JOB) if parent is not None else _JOB
             self._roles[process] = self._role_of(words, name, above)
         return found
 

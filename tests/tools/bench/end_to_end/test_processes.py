@@ -17,7 +17,7 @@ PYTHON = "/some/python"
 @pytest.mark.parametrize(
     ("words", "name", "parent", "role"),
     [
-        ([PYTHON, "-P", "-m", "tools.train", "--config", "x"], "python", "other", "supervisor"),
+        ([PYTHON, "-P", "-m", "tools.train", "--config", "x"], "python", "supervisor", "supervisor"),
         ([PYTHON, "-P", "-m", "tools.serve", "--config", "x"], "python", "supervisor", "fleet"),
         ([PYTHON, "-P", "-m", "tools.learner", "--config", "x"], "python", "supervisor", "learner"),
         ([PYTHON, "-P", "-m", "tools.rollout", "--config", "x"], "python", "supervisor", "rollout worker"),
@@ -28,7 +28,7 @@ PYTHON = "/some/python"
         ([PYTHON, "-m", "vllm.entrypoints.openai.api_server"], "python", "vLLM engine", "vLLM worker"),
         (["VLLM::EngineCore"], "VLLM::EngineCor", "vLLM server", "vLLM engine"),
         (["VLLM::Worker"], "VLLM::Worker", "vLLM engine", "vLLM worker"),
-        (["postgres: writer"], "postgres", "other", "database"),
+        (["postgres: writer"], "postgres", "supervisor", "database"),
         ([PYTHON, "-c", "from multiprocessing.resource_tracker import main"], "python", "vLLM engine", "vLLM engine"),
         ([PYTHON, "-m", "rewards.sandbox.verifier_process"], "python", "rollout worker", "rollout worker"),
         ([], "", "learner", "learner"),
@@ -42,7 +42,7 @@ def test_a_process_counts_as_what_it_runs_or_else_as_its_parent(
 
 
 def test_all_of_a_peer_counts_as_one() -> None:
-    assert peer_role("trl")([PYTHON, "-m", "tools.learner"], "python", "other") == "trl"
+    assert peer_role("trl")([PYTHON, "-m", "tools.learner"], "python", "supervisor") == "trl"
 
 
 PARENT = textwrap.dedent(
@@ -99,3 +99,10 @@ def test_a_tree_that_is_gone_gives_what_was_seen_of_it() -> None:
     assert last.cpu_s == first.cpu_s
     assert last.cpu_s.keys() == {"trl"}
     assert last.memory == {}
+
+
+def test_what_has_no_known_parent_belongs_to_the_job() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        found = Sampler(process.pid, weir_role).sample()
+        process.communicate(b"\n")
+    assert found.cpu_s.keys() == {"supervisor"}
