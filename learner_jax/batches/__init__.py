@@ -3,7 +3,8 @@
 from learner_jax.batches.batch import Batch, Episodes, abstract_batch, batch_lengths, packed
 from learner_jax.batches.batch_stats import BatchStats
 from learner_jax.batches.building import rl_batch
-from learner_jax.batches.packing import Lengths, Packing, Plan, one_per_row, pack_rows
+from learner_jax.batches.packing import Packing, Plan, one_per_row, pack_rows
+from learner_jax.batches.rows import Lengths
 from learner_jax.batches.sequences import Reference, Sequences, sequences
 from learner_jax.batches.supervised import Example, supervised_batch
 

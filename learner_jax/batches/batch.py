@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from learner_jax.batches.packing import Lengths, Plan
+from learner_jax.batches.packing import Plan
+from learner_jax.batches.rows import Lengths
 from learner_jax.contracts import NOT_SAMPLED
 from learner_jax.models import Layout
 from learner_jax.settings import LossSettings
@@ -60,7 +61,7 @@ class Batch:
       old_values: values of the state before each token at the start of the step.
       value_targets: targets of the value function at decisions, when computed before the step.
       episodes: what the train step computes advantages from.
-      lengths, groups, shared: of each sequence, as in `packing.Lengths`; None on packed rows. Without `lengths`, all T
+      lengths, groups, shared: of each sequence, as in `rows.Lengths`; None on packed rows. Without `lengths`, all T
         tokens of a row are one sequence.
       layout: of packed rows.
     """

@@ -1,8 +1,7 @@
 """Packs the sequences of a batch into rows of one fixed length, planned over the whole batch; NumPy on the host.
 
-First-fit decreasing (Johnson et al., "Worst-Case Performance Bounds for Simple One-Dimensional Packing Algorithms",
-1974): the longest sequence first, each into the first row with room. Where the attention kernel can do it and it costs
-less, the prompt that the answers of a group share stands once in the row, followed by the answers.
+Where the attention kernel can do it and it costs less, the prompt that the answers of a group share stands once in the
+row, followed by the answers.
 """
 
 from __future__ import annotations
@@ -14,33 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from learner_jax.batches.rows import Lengths, Pieces, Rows, first_fit_decreasing, laid_out, units
 from learner_jax.models import NONE, Layout
 from learner_jax.runtime import WeirError
 
 
 class PackingError(WeirError, ValueError):
     """A sequence fits into no row."""
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """What the planner needs to know of B sequences.
-
-    Attributes:
-      tokens: length of each.
-      groups: number of the group that each belongs to; sequences of a group are neighbours.
-      shared: leading tokens that are the same in all sequences of its group; less than the length of each.
-    """
-
-    tokens: Int[np.ndarray, "B"]
-    groups: Int[np.ndarray, "B"]
-    shared: Int[np.ndarray, "B"]
-
-    @classmethod
-    def of(cls, tokens: Sequence[int] | np.ndarray) -> Lengths:
-        """Sequences that share nothing."""
-        tokens = np.asarray(tokens, np.int64)
-        return cls(tokens, np.arange(len(tokens)), np.zeros_like(tokens))
 
 
 @dataclass(frozen=True)
@@ -88,21 +67,12 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """What is placed as one piece: one sequence, or sequences of one group behind their shared prompt."""
-
-    members: tuple[int, ...]
-    prompt: int
-    tokens: int
-
-
-@dataclass(frozen=True)
 class _Way:
     """Sequences packed into rows of one length; None where one doesn't fit."""
 
     shares_prompts: bool
     row_tokens: int
-    rows: list[list[_Unit]] | None
+    rows: Rows | None
 
 
 #: Numbers of rows that one host needs, per way to pack; `NONE` where a sequence doesn't fit.
@@ -185,13 +155,13 @@ def pack_rows(
         _Way(
             share,
             length,
-            _first_fit_decreasing(_units(lengths, length, share=share and has_prompts), length, max_segments)
+            first_fit_decreasing(units(lengths, length, share=share and has_prompts), length, max_segments)
             if length >= longest
             else None,
         )
         for share, length in ways
     ]
-    needed = gather([NONE if way.rows is None else len(way.rows) for way in packed])
+    needed = gather([NONE if way.rows is None else way.rows.count for way in packed])
     return Packing(lengths, width, packed, needed, attention_weight)
 
 
@@ -218,79 +188,60 @@ def one_per_row(
     longest = int(lengths.tokens.max(initial=0))
     if longest > row_tokens:
         raise PackingError(f"a sequence has {longest} tokens, rows hold {row_tokens}")
-    rows = [[_Unit((i,), 0, int(n))] for i, n in enumerate(lengths.tokens)]
-    return Packing(lengths, width, [_Way(False, row_tokens, rows)], gather([len(rows)]), 0.0)
-
-
-def _units(lengths: Lengths, row_tokens: int, *, share: bool) -> list[_Unit]:
-    if not share:
-        return [_Unit((i,), 0, int(n)) for i, n in enumerate(lengths.tokens)]
-    units: list[_Unit] = []
-    starts = np.flatnonzero(np.diff(lengths.groups, prepend=lengths.groups[0] - 1))
-    for start, end in zip(starts, [*starts[1:], len(lengths.groups)], strict=True):
-        prompt = int(lengths.shared[start])
-        members: list[int] = []
-        tokens = prompt
-        for i in range(start, end):
-            own = int(lengths.tokens[i]) - prompt
-            if members and tokens + own > row_tokens:  # the rest of the group repeats its prompt in another row
-                units.append(_Unit(tuple(members), prompt, tokens))
-                members, tokens = [], prompt
-            members.append(i)
-            tokens += own
-        units.append(_Unit(tuple(members), prompt, tokens))
-    return units
-
-
-def _first_fit_decreasing(units: list[_Unit], row_tokens: int, max_segments: int | None) -> list[list[_Unit]]:
-    rows: list[list[_Unit]] = []
-    room = np.zeros(len(units), np.int64)
-    for unit in sorted(units, key=lambda u: -u.tokens):  # stable: the same batch gives the same plan
-        row = int(np.argmax(room[: len(rows)] >= unit.tokens)) if rows else 0
-        if not rows or room[row] < unit.tokens:
-            row = len(rows)
-            rows.append([])
-            room[row] = row_tokens
-        rows[row].append(unit)
-        room[row] -= unit.tokens
-        if len(rows[row]) == max_segments:
-            room[row] = 0
-    return rows
+    number = np.arange(len(lengths.tokens))
+    rows = Rows(units(lengths, row_tokens, share=False), number, number, len(number))
+    return Packing(lengths, width, [_Way(False, row_tokens, rows)], gather([rows.count]), 0.0)
 
 
 def _placed(way: _Way, lengths: Lengths, *, width: int, num_rows: int) -> Plan:
-    row_tokens = way.row_tokens
     assert way.rows is not None
-    shape = (num_rows, row_tokens)
-    sources = np.full(shape, NONE, np.int64)
-    segments, prefixes, predecessors = (np.full(shape, NONE, np.int32) for _ in range(3))
-    positions = np.zeros(shape, np.int32)
-    slots = np.full((len(lengths.tokens), width), NONE, np.int64)
+    pieces = laid_out(way.rows, lengths, way.row_tokens)
+    shape = (num_rows, way.row_tokens)
+    # Runs of slots: before each piece the padding there, mostly none; at the end that of the last row.
+    starts = np.append(pieces.slots, num_rows * way.row_tokens)
+    gaps = np.diff(np.append(0, starts))
+    gaps[1:] -= pieces.tokens
+    counts = np.column_stack([gaps, np.append(pieces.tokens, 0)]).reshape(-1)
 
-    def place(row: int, slot: int, sequence: int, first: int, last: int, segment: int, prefix: int) -> int:
-        """Tokens first..last of a sequence from `slot` on; returns the next free slot."""
-        end = slot + last - first
-        sources[row, slot:end] = sequence * width + np.arange(first, last)
-        segments[row, slot:end], prefixes[row, slot:end] = segment, prefix
-        positions[row, slot:end] = np.arange(first, last)
-        predecessors[row, slot:end] = np.arange(slot - 1, end - 1)
-        slots[sequence, first:last] = row * row_tokens + np.arange(slot, end)
-        return end
+    def spread(values: np.ndarray, dtype: type = np.int32) -> np.ndarray:
+        """A value of each piece in all its slots; `NONE` on padding."""
+        of_runs: np.ndarray = np.full((len(gaps), 2), NONE, dtype)
+        of_runs[:-1, 1] = values
+        return np.repeat(of_runs.reshape(-1), counts).reshape(shape)
 
-    for row, units in enumerate(way.rows):
-        slot, segment = 0, 0
-        for unit in units:
-            prompt_start, prompt_segment = slot, segment
-            if unit.prompt:
-                slot = place(row, slot, unit.members[0], 0, unit.prompt, segment, segment)
-                predecessors[row, prompt_start] = NONE
-                segment += 1
-            for member in unit.members:
-                start = slot
-                prefix = prompt_segment if unit.prompt else segment
-                slot = place(row, slot, member, unit.prompt, int(lengths.tokens[member]), segment, prefix)
-                predecessors[row, start] = prompt_start + unit.prompt - 1 if unit.prompt else NONE
-                slots[member, : unit.prompt] = row * row_tokens + np.arange(prompt_start, prompt_start + unit.prompt)
-                segment += 1
-    layout: Any = (segments, prefixes, positions, predecessors)
-    return Plan(slots=slots, sources=sources, layout=Layout(*layout), shares_prompts=way.shares_prompts)
+    segments = spread(pieces.segments)
+    padding = segments == NONE
+
+    def numbered(first: np.ndarray, fill: int, dtype: type = np.int32) -> np.ndarray:
+        """first, first + 1, ... in the slots of each piece."""
+        array = spread(first - pieces.slots, dtype)
+        array += np.arange(array.size, dtype=dtype).reshape(shape)
+        np.putmask(array, padding, fill)
+        return array
+
+    predecessors = numbered(pieces.slots % way.row_tokens - 1, NONE)
+    predecessors.reshape(-1)[pieces.slots] = pieces.predecessors
+    layout: Any = (segments, spread(pieces.prefixes), numbered(pieces.positions, 0), predecessors)
+    return Plan(
+        slots=_slots(pieces, lengths, width),
+        sources=numbered(pieces.sequences * width + pieces.positions, NONE, np.int64),
+        layout=Layout(*layout),
+        shares_prompts=way.shares_prompts,
+    )
+
+
+def _slots(pieces: Pieces, lengths: Lengths, width: int) -> Int[np.ndarray, "B T"]:
+    """Flat slot of each token of each sequence: those of its shared prompt, then those of its own piece."""
+    (own,) = np.nonzero(~pieces.is_prompt)
+    own = own[np.argsort(pieces.sequences[own])]
+    shape = (len(lengths.tokens), width)
+    token = np.arange(shape[0]) * width
+    prompt = pieces.positions[own]
+    first = np.column_stack(
+        [pieces.prompt_slots[own] - token, pieces.slots[own] - token - prompt, np.zeros_like(token)]
+    )
+    counts = np.column_stack([prompt, pieces.tokens[own], width - lengths.tokens])
+    slots: np.ndarray = np.repeat(first, counts.reshape(-1)).reshape(shape)
+    slots += np.arange(slots.size).reshape(shape)
+    np.putmask(slots, np.arange(width) >= lengths.tokens[:, None], NONE)
+    return slots

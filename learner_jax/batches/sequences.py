@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from learner_jax.batches.packing import Lengths
+from learner_jax.batches.rows import Lengths
 from learner_jax.contracts import Trajectory
 from learner_jax.runtime import WeirError
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from learner_jax.batches.batch import Batch, batch_lengths, on_host
-from learner_jax.batches.packing import Lengths
+from learner_jax.batches.rows import Lengths
 from learner_jax.batches.sequences import BatchError, Reference, Sequences, padded
 from learner_jax.contracts import NOT_SAMPLED
 from learner_jax.losses import loss_weights

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from learner_jax.batches.packing import Lengths, PackingError, Plan, one_per_row, pack_rows
+from learner_jax.batches.packing import PackingError, Plan, one_per_row, pack_rows
+from learner_jax.batches.rows import Lengths
 from learner_jax.models.layout import NONE
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner_jax.batches.packing import Lengths, PackingError, Plan, one_per_row, pack_rows
+from learner_jax.batches.packing import PackingError, Plan, one_per_row, pack_rows
+from learner_jax.batches.rows import Lengths
 from learner_jax.batches.sequences import group_lengths
 from learner_jax.models.layout import NONE
 from tests.support.trajectories import make_group

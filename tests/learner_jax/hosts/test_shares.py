@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from learner_jax.batches import Batch, BatchStats, rl_batch
-from learner_jax.batches.packing import Lengths, Plan, pack_rows
+from learner_jax.batches.packing import Plan, pack_rows
+from learner_jax.batches.rows import Lengths
 from learner_jax.hosts.hosts import HostError, Hosts
 from learner_jax.loop.feed import Feed, StarvedError, StepGroups, divided
 from learner_jax.settings.learner import LearnerSettings, LossSettings

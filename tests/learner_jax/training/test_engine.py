@@ -13,7 +13,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from learner_jax.batches import Batch, rl_batch, supervised_batch
-from learner_jax.batches.packing import Lengths, pack_rows
+from learner_jax.batches.packing import pack_rows
+from learner_jax.batches.rows import Lengths
 from learner_jax.contracts.model import parse_model_config
 from learner_jax.models import flops, init_parameters
 from learner_jax.settings.learner import KLSettings, LearnerSettings, LossSettings, MeshSettings, OptimizerSettings

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from learner_jax.batches.packing import Lengths, pack_rows
+from learner_jax.batches.packing import pack_rows
+from learner_jax.batches.rows import Lengths
 from learner_jax.models.flops import train_step_flops
 from tests.support.bench_batches import TINY
 from tools.bench.__main__ import main
