@@ -9,20 +9,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.new_models import created
+from tests.support.new_models import SMALL, arithmetic_texts
+from tools.assembly import create_model
 from tools.bench.__main__ import main
-
-__all__ = ["created"]
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_weirs_side_is_measured_by_process(created: Path, tmp_path: Path) -> None:
+def test_weirs_side_is_measured_by_process(tmp_path: Path) -> None:
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
+    create_model(tmp_path / "model", SMALL.model_copy(update={"head_dim": 32}), arithmetic_texts(), seed=5)
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     path = tmp_path / "figures.json"
-    given = ["--model", str(created), "--sides", "weir", "--rounds", "1", "--steps", "8", "--skip", "3"]
+    given = ["--model", str(tmp_path / "model"), "--sides", "weir", "--rounds", "1", "--steps", "8", "--skip", "3"]
     assert main(["end_to_end", *given, "--evaluate-every", "4", "--json", str(path)]) == 0
     (run,) = json.loads(path.read_text())["results"]["runs"]["weir"]
     assert run["steps"] == 5
