@@ -147,3 +147,14 @@ def test_sines_of_large_arguments_are_not_carried_out() -> None:
     assert not equal(of("sin", 1000), n(0))
     with pytest.raises(AbsurdError, match="argument of sin is too large"):
         equal(of("sin", "1000.001"), n(0))
+
+
+@pytest.mark.parametrize("exponent", [3000, -3000], ids=["large", "small"])
+def test_values_are_no_larger_or_smaller_than_80000_bits(exponent: int) -> None:
+    """Powers are bounded one by one; their products would grow without a bound. This one has 4954 bits."""
+    product = of("power", Name("pi"), exponent)
+    for _ in range(4):
+        product = of("multiply", product, product)
+    assert equal(product, product)
+    with pytest.raises(AbsurdError, match="a value is too large"):
+        equal(of("multiply", product, product), n(1))

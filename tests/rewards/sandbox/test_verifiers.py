@@ -235,6 +235,7 @@ def test_first_attempts_run_before_rests_and_problems_take_turns() -> None:
     threads[0].start()
     assert entered.wait(60)
     calls = [("rest", "a", True), ("a1", "a", False), ("a2", "a", False), ("a3", "a", False), ("b1", "b", False)]
+    calls.append(("c1", "c", False))  # as many of its problem wait as of b's
     for count, call in enumerate(calls, start=1):
         threads.append(threading.Thread(target=run, args=call))
         threads[-1].start()
