@@ -14,6 +14,7 @@ import pytest
 
 from learner_jax.runtime.waits import Waits
 from serving_bridge.database.database import Database, DatabaseError, Session, open_database
+from serving_bridge.database.postgres import PostgresDatabase
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.queue.staleness import Pace
 from tests.support.postgres_proxy import Proxy
@@ -307,3 +308,11 @@ def test_a_process_that_was_forgotten_goes_on(url: str) -> None:
     assert put(queue, 0, 1, 2) == 1
     queue.close()
     other.close()
+
+
+def test_the_server_knows_a_writer_before_its_first_write_and_not_after_its_last(url: str) -> None:
+    """So no write is tried twice, and writers that ended well leave nothing to be forgotten."""
+    for _ in range(2):
+        database = PostgresDatabase(url, timeout_s=30.0, waits=Waits())
+        assert database.read(lambda session: session.execute("SELECT count(*) FROM weir_writers")) == [(1,)]
+        database.close()
