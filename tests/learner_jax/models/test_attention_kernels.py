@@ -160,6 +160,52 @@ def test_cudnn_lowers_to_its_flash_kernel(monkeypatch: pytest.MonkeyPatch, packe
     assert "320x320" not in text
 
 
+def test_cudnn_is_told_where_segments_are_and_what_it_leaves_in_padding_reaches_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In place of the kernel one that works by its arguments alone, and leaves NaN where it writes nothing."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused
+
+    def kernel(query: Any, key: Any, value: Any, *, scale: float, mask_type: Any, **packed: Any) -> Any:
+        assert mask_type == fused.MaskType.PADDING_CAUSAL
+        assert query.shape == key.shape == value.shape, "or JAX's offsets of keys are wrong"
+        output = np.full(query.shape, np.nan, np.float32)
+        q, k, v = (np.asarray(x, np.float32) for x in (query, key, value))
+        assert set(packed) == {"q_seqlen", "kv_seqlen", "q_offsets", "kv_offsets"}
+        np.testing.assert_array_equal(packed["q_seqlen"], packed["kv_seqlen"])
+        np.testing.assert_array_equal(packed["q_offsets"], packed["kv_offsets"])
+        for row, (starts, lengths) in enumerate(zip(packed["q_offsets"], packed["q_seqlen"], strict=True)):
+            for start, length in zip(np.asarray(starts), np.asarray(lengths), strict=False):
+                at = slice(start, start + length)
+                if length > 0:
+                    scores = np.einsum("qnh,knh->nqk", q[row, at], k[row, at]) * scale
+                    scores = np.where(np.tril(np.ones((length, length), bool)), scores, -np.inf)
+                    output[row, at] = np.einsum("nqk,knh->qnh", np.asarray(jax.nn.softmax(scores)), v[row, at])
+        assert not any(x[np.asarray(segments) < 0].any() for x in (q, k, v)), "what is in padding is not handed on"
+        return jnp.asarray(output)
+
+    monkeypatch.setattr(fused, "dot_product_attention", kernel)
+    query, key, value, _ = operands(3, 16, 4, 2, 8, jnp.bfloat16)
+    segments = jnp.asarray(labels([[(5, None), (7, None)], [(16, None)], [(2, None), (3, None), (4, None)]], 16)[0])
+    known = np.asarray(segments) >= 0
+    got = np.asarray(cudnn_attention.cudnn(query, key, value, segments, max_segments=3), np.float32)
+    wanted = attend(query, key, value, segments=segments, prefixes=None, implementation="xla")
+    np.testing.assert_allclose(got[known], np.asarray(wanted, np.float32)[known], atol=2e-2)
+    assert (got[~known] == 0).all()
+    few = np.asarray(cudnn_attention.cudnn(query, key, value, segments, max_segments=2), np.float32)
+    assert np.isnan(few[2]).all(), "a row of more segments than there is room for is no answer at all"
+    np.testing.assert_array_equal(few[:2], got[:2])
+
+
+def test_cudnn_says_what_it_can_not_take() -> None:
+    query, key, value, _ = operands(1, 16, 4, 2, 8, jnp.bfloat16)
+    segments = jnp.zeros((1, 16), jnp.int32)
+    with pytest.raises(ValueError, match="expects bfloat16, got float32"):
+        cudnn_attention.cudnn(query.astype(jnp.float32), key, value, segments, max_segments=2)
+    with pytest.raises(ValueError, match="expects max_segments, got None"):
+        cudnn_attention.cudnn(query, key, value, segments, max_segments=None)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [PACKED, None], ids=["packed", "plain"])
 def test_cudnn_follows_the_definition(rows: Any) -> None:
