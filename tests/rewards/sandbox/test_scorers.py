@@ -163,6 +163,8 @@ def test_formulas_are_nested_to_a_bounded_depth(nested: str) -> None:
 
 def test_lists_are_nested_three_deep_and_numbers_have_a_bounded_size() -> None:
     assert [GUARDS["n_queens"](text, {}) for text in ("[[[1]]]", "[[[[1]]]]", "['a', (1, 2)]")] == [True, False, True]
+    longest = f"[1{' ' * 3997}]"
+    assert [GUARDS["n_queens"](text, {}) for text in (longest, f" {longest}", "['\u00e9']")] == [True, False, False]
     assert [GUARDS["countdown"](str(2**bits), {}) for bits in (4095, 4096)] == [True, False]
 
 

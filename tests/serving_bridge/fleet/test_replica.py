@@ -185,6 +185,7 @@ def test_a_server_that_takes_too_long_is_reported_and_stopped(tmp_path: Path):
     before = set(descendants(os.getpid()))
     error, _ = start_and_fail(tmp_path, SETTINGS.model_copy(update={"start_timeout_s": 0.5}))
     assert "serving.start_timeout_s = 0.5 s" in error
+    assert f"end of {tmp_path / 'log'}:" in error, "what it said so far belongs into the error, too"
     assert set(descendants(os.getpid())) <= before
 
 
