@@ -97,7 +97,7 @@ def units(lengths: Lengths, row_tokens: int, *, share: bool) -> Units:
       share: whether sequences of a group stand behind one prompt.
     """
     number = len(lengths.tokens)
-    if not share:
+    if not share or not number:
         ones, none = np.ones(number, np.int64), np.zeros(number, np.int64)
         return Units(np.arange(number), ones, none, lengths.tokens)
     starts = np.flatnonzero(np.diff(lengths.groups, prepend=lengths.groups[0] - 1))
@@ -112,7 +112,7 @@ def units(lengths: Lengths, row_tokens: int, *, share: bool) -> Units:
 def _with_splits(starts: np.ndarray, own: np.ndarray, shared: np.ndarray, row_tokens: int) -> Int[np.ndarray, "U"]:
     """First sequences of units: each group's, and wherever the next one would not fit behind the prompt any more."""
     found: list[int] = []
-    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(own)], strict=True):
+    for start, end in zip(starts.tolist(), np.append(starts, len(own))[1:].tolist(), strict=True):
         tokens = row_tokens + 1  # the first one always begins a unit
         for i in range(start, end):
             if tokens + own[i] > row_tokens:
@@ -134,7 +134,8 @@ def first_fit_decreasing(units: Units, row_tokens: int, max_segments: int | None
     row = np.empty(len(order), np.int64)
     room, places = np.zeros(len(order), np.int64), np.full(len(order), most)
     count = 0
-    for size, first, end in zip((-sizes).tolist(), firsts.tolist(), [*firsts[1:].tolist(), len(order)], strict=True):
+    ends = np.append(firsts, len(order))[1:]
+    for size, first, end in zip((-sizes).tolist(), firsts.tolist(), ends.tolist(), strict=True):
         if end - first < _TOGETHER:
             for place in range(first, end):
                 found = int(np.argmax(room[:count] >= size)) if count else 0

@@ -23,17 +23,22 @@ def one_after_the_other(sizes: list[int], row_tokens: int, max_segments: int | N
 
 
 @given(
-    st.lists(st.integers(1, 5) | st.integers(1, 30), min_size=1, max_size=60),
+    st.lists(st.integers(1, 5) | st.integers(1, 30), max_size=60),
     st.integers(0, 40),
     st.none() | st.integers(1, 6),
 )
 def test_each_unit_goes_into_the_first_row_with_room(sizes: list[int], more: int, max_segments: int | None) -> None:
     """Of few sizes, so that many units of one are placed together, and of many."""
-    row_tokens = max(sizes) + more
+    row_tokens = max(sizes, default=1) + more
     rows = first_fit_decreasing(units(Lengths.of(sizes), row_tokens, share=False), row_tokens, max_segments)
     found = [rows.order[rows.row == row].tolist() for row in range(rows.count)]
     assert found == one_after_the_other(sizes, row_tokens, max_segments)
     assert (np.diff(rows.row) >= 0).all()
+
+
+def test_a_host_without_sequences_has_no_rows_whether_prompts_are_shared_or_not() -> None:
+    for share in (False, True):
+        assert first_fit_decreasing(units(Lengths.of([]), 8, share=share), 8, None).count == 0
 
 
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 9)), min_size=1, max_size=5), st.data())

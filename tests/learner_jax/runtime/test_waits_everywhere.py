@@ -23,6 +23,10 @@ _SETTLED = "what must not be cut off is bounded by the requests that it makes"
 #: (module:function, code) -> why it may stand without a bound
 ALLOWED: dict[tuple[str, str], str] = {
     (
+        "serving_bridge/vllm_plugin/sampling.py:until_gone",
+        "asyncio.wait([work, leaving], return_when=asyncio.FIRST_COMPLETED)",
+    ): "in vLLM's server, on its engine, as long as the client waits: its bound is rollout.request_timeout_s",
+    (
         "learner_jax/checkpoints/proof.py:Proof._run",
         "while self._is_writing()",
     ): "a thread that `Checkpoints.wait` bounds",

@@ -3,8 +3,8 @@
 python -m tools.bench dispatch [--episodes 10000] [--replicas 64] [--tokens 256] [--seconds 20] [--json PATH]
 
 Dialogs of two turns through the worker's own player, sampler, dispatcher and client. The replicas are in this process,
-behind a session without network: they answer what vLLM would (the same JSON), after a time drawn from the seed, and are
-uneven: each has a speed of its own. CPU is of this process; what the replicas' side of it costs, measured by sending
+behind a session without network: they answer what vLLM would (the same bytes), after a time drawn from the seed, and
+are uneven: each has a speed of its own. CPU is of this process; what the replicas' side of it costs, measured by sending
 the same requests without a client, is taken off. Load is the answers in flight on a replica, looked at 20 times a
 second after all episodes have begun; fairness is the greatest over the mean.
 
@@ -26,6 +26,7 @@ from typing import Any, cast
 
 import aiohttp
 import msgspec
+import numpy as np
 import psutil
 from rich.table import Table
 
@@ -36,6 +37,7 @@ from serving_bridge.rollout import Player, Prefix, Sampler
 from serving_bridge.routing import Dispatcher, ReplicaRow
 from serving_bridge.settings import RolloutSettings
 from serving_bridge.vllm import VllmClient
+from serving_bridge.vllm_plugin import PackedAnswer, PackedChoice
 from tools.assembly import collect_garbage_less_often
 from tools.bench.timing import Spread, console, json_path, positive, spread, this_hardware, write_json
 
@@ -148,21 +150,19 @@ class FleetSession:
 
 
 def encoded_answers(mean_tokens: int, rng: random.Random, count: int = 64) -> list[tuple[bytes, int]]:
-    """Answers as vLLM writes them, of half to one and a half times the mean, ended by the end token."""
+    """Answers as the plugin packs them, of half to one and a half times the mean, ended by the end token."""
     found = []
     for _ in range(count):
         length = rng.randint(mean_tokens // 2, mean_tokens * 3 // 2)
         tokens = [*(rng.randrange(2, 150_000) for _ in range(length - 1)), _EOS]
-        entries = [{"token_id": t, "logprob": -rng.expovariate(2.0), "rank": 1} for t in tokens]
-        choice = {
-            "index": 0,
-            "finish_reason": "stop",
-            "stop_reason": _EOS,
-            "token_ids": tokens,
-            "logprobs": {"content": [{**entry, "top_logprobs": [entry]} for entry in entries]},
-            "weight_versions": [{"version": "7", "start": 0, "end": length}],
-        }
-        found.append((msgspec.json.encode({"request_id": "generate-tokens-x", "choices": [choice]}), length))
+        choice = PackedChoice(
+            index=0,
+            finish_reason="stop",
+            tokens=np.array(tokens, "<i4").tobytes(),
+            logprobs=np.array([-rng.expovariate(2.0) for _ in tokens], "<f4").tobytes(),
+            spans=[("7", 0, length)],
+        )
+        found.append((msgspec.msgpack.encode(PackedAnswer([choice])), length))
     return found
 
 

@@ -210,7 +210,7 @@ class _Server:
             "detokenize": False,
         }
         bodies = [
-            msgspec.json.encode({"token_ids": prompt, "sampling_params": parameters})
+            msgspec.json.encode({"token_ids": prompt, "sampling_params": parameters, "packed": True})
             for prompt in self._prompts(number)
         ]
         headers = {"Content-Type": "application/json", **self._replica.client.authorization}

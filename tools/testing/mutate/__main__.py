@@ -183,7 +183,7 @@ def main() -> int:
 
             outcomes += try_all(left, _REPOSITORY, given.workers, done, times)
     except TrialError as error:
-        console.print(f"error: {error}", markup=False)
+        console.print(f"error: {error}", markup=False, soft_wrap=True)
         return 2
     return int(told(outcomes, console) > (1 - given.least) * len(outcomes))
 
@@ -202,7 +202,9 @@ def told(outcomes: Sequence[Outcome], console: Console) -> int:
     console.print(table(outcomes, "room", lambda outcome: room(outcome.mutation.path)))
     missed = [outcome.mutation for outcome in outcomes if not outcome.noticed]
     for one in sorted(missed, key=lambda mutation: (mutation.path, mutation.line)):
-        console.print(f"NOT NOTICED {one.path}:{one.line} {one.kind}: {one.was} -> {one.now}", markup=False)
+        console.print(
+            f"NOT NOTICED {one.path}:{one.line} {one.kind}: {one.was} -> {one.now}", markup=False, soft_wrap=True
+        )
     return len(missed)
 
 
