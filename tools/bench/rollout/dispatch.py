@@ -2,11 +2,11 @@
 
 python -m tools.bench dispatch [--episodes 10000] [--replicas 64] [--tokens 256] [--seconds 20] [--json PATH]
 
-Dialogs of two turns through the worker's own player, sampler, dispatcher and client. The replicas are in this process,
-behind a session without network: they answer what vLLM would (the same bytes), after a time drawn from the seed, and
-are uneven: each has a speed of its own. CPU is of this process; what the replicas' side of it costs, measured by sending
-the same requests without a client, is taken off. Load is the answers in flight on a replica, looked at 20 times a
-second after all episodes have begun; fairness is the greatest over the mean.
+Dialogs of two turns through the worker's own player, sampler, dispatcher and client. The replicas are in this
+process, behind a session without network: they answer what vLLM would (the same bytes), after a time drawn from the
+seed, and are uneven: each has a speed of its own. CPU is of this process; what the replicas' side of it costs,
+measured by sending the same requests without a client, is taken off. Load is the answers in flight on a replica,
+looked at 20 times a second after all episodes have begun; fairness is the greatest over the mean.
 
 Not covered: sockets and HTTP (the session is not aiohttp's), scoring, the queue.
 """
