@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from learner_jax.batches.hygiene import GroupCounts
-from learner_jax.contracts import Trajectory
+from learner_jax.contracts import MAX_VERSION, Trajectory
 from learner_jax.hosts import Hosts
 
 
@@ -42,24 +43,32 @@ class BatchStats:
 
 
 def batch_stats(
-    trajectories: Sequence[Trajectory], trained_version: int, counts: GroupCounts, hosts: Hosts
+    trajectories: Sequence[Trajectory],
+    versions: Int[np.ndarray, "B T"],
+    sampled: Bool[np.ndarray, "B T"],
+    trained_version: int,
+    counts: GroupCounts,
+    hosts: Hosts,
 ) -> BatchStats:
-    """Of the trajectories of all hosts, to which `trajectories` and `counts` are this one's part."""
+    """Of the trajectories of all hosts, to which `trajectories` and `counts` are this one's part.
+
+    Args:
+      versions, sampled: of the tokens of `trajectories`; versions are `NOT_SAMPLED` where no policy sampled.
+    """
     judged = [t for t in trajectories if t.is_judged]
-    lags = [trained_version - t.oldest_version for t in trajectories]
+    oldest, newest = np.where(sampled, versions, MAX_VERSION).min(axis=1), versions.max(axis=1)
     sums = {
         "answers": len(trajectories),
         "judged": len(judged),
         "reward": float(sum(t.total_reward for t in judged)),
-        "lag": sum(lags),
-        "tokens": sum(int(t.loss_mask.sum()) for t in trajectories),
+        "lag": int((trained_version - oldest.astype(np.int64)).sum()),
+        "tokens": int(np.count_nonzero(sampled)),
         "truncated": sum(t.finish_reason == "length" for t in trajectories),
-        "mixed": sum(len(np.unique(t.policy_version[t.loss_mask])) > 1 for t in trajectories),
+        "mixed": int(np.count_nonzero(oldest != newest)),
     } | asdict(counts)
     parts = _part_sums(judged)
-    versions = np.concatenate([t.policy_version[t.loss_mask] for t in trajectories])
-    by_lag = np.bincount(np.maximum(trained_version - versions, 0)).tolist()
-    every = hosts.gather([sums, parts, max(lags), by_lag], "statistics of the batch")
+    by_lag = np.bincount(np.maximum(trained_version - versions[sampled], 0)).tolist()
+    every = hosts.gather([sums, parts, trained_version - int(oldest.min()), by_lag], "statistics of the batch")
     total = {name: sum(sums[name] for sums, *_ in every) for name in sums}
     answers = total["answers"]
     return BatchStats(

@@ -49,6 +49,7 @@ def rl_batch(
     cleaned = clean_groups(groups, settings.groups)
     mask = rows.sampled & np.concatenate(cleaned.learned)[:, None]
     behavior = padded([t.behavior_logprobs for t in trajectories], sequence_length, np.float32)
+    versions = padded([t.policy_version for t in trajectories], sequence_length, np.int32, NOT_SAMPLED)
     reference_logprobs = None if reference is None else reference(rows)
     if settings.advantage.uses_values:
         advantages: Any = np.zeros(mask.shape, np.float32)
@@ -69,14 +70,14 @@ def rl_batch(
         weights=_weights(mask, settings, updates, hosts),
         advantages=advantages,
         behavior_logprobs=behavior,
-        policy_version=padded([t.policy_version for t in trajectories], sequence_length, np.int32, NOT_SAMPLED),
+        policy_version=versions,
         reference_logprobs=None if reference_logprobs is None else on_host(reference_logprobs),
         episodes=episodes,
         lengths=on_host(rows.lengths.tokens),
         groups=on_host(rows.lengths.groups),
         shared=on_host(rows.lengths.shared),
     )
-    return batch, batch_stats(trajectories, trained_version, cleaned.counts, hosts)
+    return batch, batch_stats(trajectories, versions, rows.sampled, trained_version, cleaned.counts, hosts)
 
 
 def _weights(

@@ -60,31 +60,29 @@ def sequences(groups: Sequence[Sequence[Trajectory]], *, sequence_length: int) -
     """
     trajectories = [trajectory for group in groups for trajectory in group]
     _check_lengths(trajectories, sequence_length)
-    return Sequences(
-        tokens=padded([t.tokens for t in trajectories], sequence_length, np.int32),
-        sampled=padded([t.loss_mask for t in trajectories], sequence_length, np.bool_),
-        lengths=group_lengths(groups),
-    )
+    tokens = padded([t.tokens for t in trajectories], sequence_length, np.int32)
+    sampled = padded([t.loss_mask for t in trajectories], sequence_length, np.bool_)
+    sizes = np.array([len(group) for group in groups], np.int64)
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    shared = shared_tokens(tokens, sampled, sizes)[group]
+    return Sequences(tokens, sampled, Lengths(np.array([len(t.tokens) for t in trajectories], np.int64), group, shared))
 
 
-def group_lengths(groups: Sequence[Sequence[Trajectory]]) -> Lengths:
-    """Lengths of all trajectories, and how many leading, unsampled tokens those of a group have in common."""
-    shared = [_shared_tokens(group) for group in groups]
-    sizes = [len(group) for group in groups]
-    return Lengths(
-        tokens=np.array([len(t.tokens) for group in groups for t in group], np.int64),
-        groups=np.repeat(np.arange(len(groups)), sizes),
-        shared=np.repeat(np.array(shared, np.int64), sizes),
-    )
+def shared_tokens(
+    tokens: Int[np.ndarray, "B T"], sampled: Bool[np.ndarray, "B T"], sizes: Int[np.ndarray, "G"]
+) -> Int[np.ndarray, "G"]:
+    """Leading, unsampled tokens that all sequences of each group have in common; 0 for a group of one.
 
-
-def _shared_tokens(group: Sequence[Trajectory]) -> int:
-    if len(group) < 2:
-        return 0
-    length = min(int(np.argmax(t.loss_mask)) for t in group)
-    prompts = np.stack([t.tokens[:length] for t in group])
-    differs = (prompts != prompts[0]).any(axis=0)
-    return int(np.argmax(differs)) if differs.any() else length
+    Args:
+      sizes: sequences of each group.
+    """
+    if not len(sizes):
+        return np.zeros(0, np.int64)
+    starts = np.cumsum(sizes) - sizes
+    differs = tokens != np.repeat(tokens[starts], sizes, axis=0)
+    ends = np.argmax(differs | sampled, axis=1)  # every sequence has a sampled token
+    shared: np.ndarray = np.where(sizes > 1, np.minimum.reduceat(ends, starts), 0)
+    return shared
 
 
 def _check_lengths(trajectories: Sequence[Trajectory], sequence_length: int) -> None:
@@ -99,6 +97,7 @@ def _check_lengths(trajectories: Sequence[Trajectory], sequence_length: int) -> 
 def padded(rows: Sequence[np.ndarray], length: int, dtype: type, fill: float = 0) -> Any:
     """Rows [B, length], each filled at its right."""
     out: Any = np.full((len(rows), length), fill, dtype)
-    for index, row in enumerate(rows):
-        out[index, : len(row)] = row
+    if rows:
+        ends = np.array([len(row) for row in rows])
+        out[np.arange(length) < ends[:, None]] = np.concatenate(rows)
     return out

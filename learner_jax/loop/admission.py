@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from learner_jax.contracts import Trajectory
+from learner_jax.contracts import NOT_SAMPLED, Trajectory
 
 
 def refusal(group: Sequence[Trajectory], *, trained_version: int, max_staleness: int) -> str | None:
@@ -16,13 +16,14 @@ def refusal(group: Sequence[Trajectory], *, trained_version: int, max_staleness:
       trained_version: the newest version that this learner published.
       max_staleness: versions that the group's oldest token may lag behind it.
     """
-    newest = max(int(np.max(trajectory.policy_version)) for trajectory in group)
+    versions = np.concatenate([trajectory.policy_version for trajectory in group])
+    newest = int(versions.max())
     if newest > trained_version:
         return (
             f"sampled by version {newest}, which this learner never published: its newest is {trained_version}; look "
             f"for another learner or fleet that uses the same folder (store.weights)"
         )
-    oldest = min(trajectory.oldest_version for trajectory in group)
+    oldest = int(versions[versions != NOT_SAMPLED].min())
     if trained_version - oldest > max_staleness:
         return f"stale at version {trained_version}: its oldest token is of version {oldest}"
     return None

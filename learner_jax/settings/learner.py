@@ -272,7 +272,7 @@ class LearnerSettings(Settings):
     row_tokens: tuple[Annotated[int, Field(gt=1)], ...] = Field(
         (), description="the few row lengths that sequences are packed into; empty: sequence_length alone"
     )
-    microbatch_rows: int = Field(gt=0, description="packed rows per gradient accumulation step")
+    microbatch_rows: int = Field(gt=0, description="packed rows per gradient accumulation step, at most")
     share_prompts: Literal["auto", "never"] = Field(
         "auto", description="compute a group's prompt once per row, where the attention kernel can and it costs less"
     )

@@ -51,7 +51,7 @@ class Engine:
     ):
         self.settings, self.model_config, self.objective = settings, model_config, objective
         self.hosts = hosts or Hosts()
-        self._placement = Placement(settings, model_config, self.hosts, devices)
+        self._placement = Placement(settings, model_config, self.hosts, devices, cuts=objective.packs)
         self._model = PackedModel.of(settings, model_config, self._placement, temperature=temperature)
         optimizer = make_optimizer(settings.optimizer)
         self._states = States(settings, model_config, self._placement, optimizer)

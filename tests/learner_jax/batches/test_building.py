@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from learner_jax.batches import Sequences, rl_batch
-from learner_jax.batches.sequences import BatchError, group_lengths, sequences
+from learner_jax.batches.sequences import BatchError, sequences
 from learner_jax.batches.supervised import supervised_batch
 from learner_jax.contracts.weights import NOT_SAMPLED, Trajectory
 from learner_jax.settings.learner import LossSettings
@@ -151,11 +151,13 @@ def answers(*tokens: list[int], prompt: int) -> list[Trajectory]:
     ],
 )
 def test_a_group_shares_what_its_prompts_begin_with(group: list[Trajectory], shared: int) -> None:
-    assert group_lengths([group]).shared.tolist() == [shared] * len(group)
+    assert sequences([group], sequence_length=5).lengths.shared.tolist() == [shared] * len(group)
 
 
 def test_lengths_say_whose_answer_each_is() -> None:
-    lengths = group_lengths([answers([1, 2, 9], [1, 2, 9, 9], prompt=2), answers([3, 9], prompt=1)])
+    lengths = sequences(
+        [answers([1, 2, 9], [1, 2, 9, 9], prompt=2), answers([3, 9], prompt=1)], sequence_length=5
+    ).lengths
     assert (lengths.tokens.tolist(), lengths.groups.tolist()) == ([3, 4, 2], [0, 0, 1])
     assert lengths.shared.tolist() == [2, 2, 0]
 

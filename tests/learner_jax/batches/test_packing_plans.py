@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from learner_jax.batches.packing import PackingError, Plan, one_per_row, pack_rows
 from learner_jax.batches.rows import Lengths
-from learner_jax.batches.sequences import group_lengths
+from learner_jax.batches.sequences import sequences
 from learner_jax.models.layout import NONE
 from tests.support.trajectories import make_group
 
@@ -185,7 +185,7 @@ def test_what_a_group_shares_is_what_all_its_prompts_begin_with(drawn: list[list
         shared = min(same, *(first for _, first in answers)) if len(answers) > 1 else 0
         groups.append(group)
         expected += [shared] * len(answers)
-    found = group_lengths(groups)
+    found = sequences(groups, sequence_length=8).lengths
     assert found.shared.tolist() == expected
     assert found.tokens.tolist() == [7] * len(expected)
     assert found.groups.tolist() == [index for index, group in enumerate(groups) for _ in group]
