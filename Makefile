@@ -14,10 +14,10 @@ demo:
 	@tools/install.sh demo
 	@.venv/bin/python -m tools.train --config configs/demo.toml $(ARGS)
 
-# Two at a time, file by file, the longest first: most tests keep one core busy, and files share servers.
+# Three at a time on two cores, since tests wait too; file by file, the longest first: files share servers.
 test:
 	@tools/install.sh dev
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 shapes:
 	@tools/install.sh dev

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from learner_jax.runtime import WeirError
 
-PREFIX = "weir-"
+#: of these folders alone: one that is empty may be swept, and Weir's other temporary folders are empty at first
+PREFIX = "weir-server-"
 #: says that a folder is one of ours: other programs may name theirs alike
 _MARK = "private-folder-of-weir"
 #: names that vLLM gives its sockets, and the bytes that Linux has for a socket's whole path

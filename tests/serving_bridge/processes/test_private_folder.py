@@ -87,18 +87,29 @@ os.kill(os.getpid(), 19)
     assert not Path(path).exists()
 
 
+def test_temporary_folders_of_the_rest_of_weir_stay_though_they_are_empty(base: Path):
+    others = [base / f"weir-{name}-x" for name in ("convert", "hosts", "preflight", "tests")]
+    for other in others:
+        other.mkdir(0o700)
+    left = base / "weir-server-x"
+    left.mkdir(0o700)  # of a process that was killed before it could mark it
+    sweep(base)
+    assert sorted(base.iterdir()) == others
+    assert not left.exists()
+
+
 def test_folders_of_others_and_other_things_stay(base: Path):
-    (base / "weir-link").symlink_to("/etc")
-    (base / "weir-file").touch()
-    (base / "weir-open").mkdir(mode=0o755)
-    (base / "weir-full").mkdir(mode=0o700)
-    (base / "weir-full" / "work.txt").touch()
+    (base / "weir-server-link").symlink_to("/etc")
+    (base / "weir-server-file").touch()
+    (base / "weir-server-open").mkdir(mode=0o755)
+    (base / "weir-server-full").mkdir(mode=0o700)
+    (base / "weir-server-full" / "work.txt").touch()
     stale = PrivateFolder(base)
     stale.close()
     (stale.path / "work.txt").touch()
-    (base / "weir-empty").mkdir(mode=0o700)
+    (base / "weir-server-empty").mkdir(mode=0o700)
     sweep(base)
-    assert sorted(os.listdir(base)) == ["weir-file", "weir-full", "weir-link", "weir-open"]
+    assert sorted(os.listdir(base)) == ["weir-server-file", "weir-server-full", "weir-server-link", "weir-server-open"]
 
 
 def test_a_command_that_can_not_start_leaves_no_folder(base: Path, tmp_path: Path):
