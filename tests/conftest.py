@@ -19,13 +19,6 @@ from tests.support.shared_servers import scope_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-
-def _remove(folder: str, owner: int) -> None:
-    """Removes a folder when its owner ends; what the owner forked ends earlier."""
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 pytest_plugins = ["tests.support.postgres_server", "tests.support.properties"]
 
 # What a process that a test starts compiles is kept for the next one, whatever the caller's setting is for this one.
@@ -42,7 +35,7 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # a stack for ea
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="weir-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
-    atexit.register(_remove, os.environ["JAX_COMPILATION_CACHE_DIR"], os.getpid())
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -58,7 +58,7 @@ class Route:
       role: who may ask; None for anybody.
       query: all that may stand after the question mark.
       max_bytes: of the body; 0 for routes that take none.
-      check: raises `Refused` for a body that is not one of ours; also told who asks.
+      check: gives what it read in a body, and raises `Refused` for one that is not ours; also told who asks.
     """
 
     method: str
@@ -66,7 +66,7 @@ class Route:
     role: Role | None
     query: bytes = b""
     max_bytes: int = 0
-    check: Callable[[bytes, Role | None], None] | None = None
+    check: Callable[[bytes, Role | None], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,11 @@ class Gate:
         _check_body_headers(route, found)
         return Entry(route, caller)
 
-    def check_body(self, entry: Entry, body: bytes) -> None:
-        """Raises `Refused` for a body that the entry's route must not be given."""
+    def check_body(self, entry: Entry, body: bytes) -> Any:
+        """What the route's check read in a body. Raises `Refused` for one that the route must not be given."""
         if len(body) > entry.route.max_bytes:
             raise Refused(413, f"expected a body of at most {entry.route.max_bytes} bytes")
-        if entry.route.check is not None:
-            entry.route.check(body, entry.caller)
+        return None if entry.route.check is None else entry.route.check(body, entry.caller)
 
     def _caller(self, values: Sequence[bytes]) -> Role | None:
         scheme, _, token = (values[0] if len(values) == 1 else b"").partition(b" ")
@@ -233,7 +232,9 @@ class _Name(_Body):
     new_version: Annotated[str, Meta(pattern=r"^(unproven|0|[1-9][0-9]{0,9})\Z")]
 
 
-class _Sampling(_Body):
+class Sampling(_Body):
+    """How answers are sampled, in vLLM's own words."""
+
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_VERSION)]
     n: Annotated[int, Meta(ge=1, le=MAX_VERSION)] = 1
     temperature: Annotated[float, Meta(ge=0)] = 1.0
@@ -245,10 +246,12 @@ class _Sampling(_Body):
     detokenize: bool = True
 
 
-class _Generate(_Body):
+class Generate(_Body):
+    """A request for answers, or for the log-probs of a prompt."""
+
     #: a list, whose many numbers are for vLLM to look at
     token_ids: msgspec.Raw
-    sampling_params: _Sampling
+    sampling_params: Sampling
     request_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}\Z")] | None = None
     priority: Annotated[int, Meta(ge=-1, le=MAX_VERSION)] = 0
     stream: bool = False
@@ -266,9 +269,9 @@ def _decoded(kind: type[Any], body: bytes | msgspec.Raw) -> Any:
         raise Refused(400, f"the body is not what is taken here: {error}") from None
 
 
-def _shaped(kind: type[Any]) -> Callable[[bytes, Role | None], None]:
-    def check(body: bytes, caller: Role | None) -> None:
-        _decoded(kind, body)
+def _shaped(kind: type[Any]) -> Callable[[bytes, Role | None], Any]:
+    def check(body: bytes, caller: Role | None) -> Any:
+        return _decoded(kind, body)
 
     return check
 
@@ -292,18 +295,19 @@ def _check_update(body: bytes, caller: Role | None) -> None:
         _decoded(_UpdateInfo, fields["update_info"])
 
 
-def _check_generate(body: bytes, caller: Role | None) -> None:
-    asked: _Generate = _decoded(_Generate, body)
+def _check_generate(body: bytes, caller: Role | None) -> Generate:
+    asked: Generate = _decoded(Generate, body)
     if memoryview(asked.token_ids)[0] != ord("["):
         raise Refused(400, "expected token_ids to be a list")
     if asked.packed and asked.stream:
         raise Refused(400, "packed answers are sent whole")
     if caller == "control":
-        return
+        return asked
     if asked.priority < 0:
         raise Refused(403, f"priority {asked.priority} needs the control token")
     if asked.request_id is not None and asked.request_id.startswith(PREFIX):
         raise Refused(403, "probes need the control token")
+    return asked
 
 
 _PAUSE_QUERY = b"mode=keep&clear_cache=true"

@@ -1,6 +1,7 @@
 """One vLLM replica over HTTP: token ids in, token ids with log-probs and policy versions out, and its control routes.
 
-Routes as of vLLM 0.32: `/inference/v1/generate` (needs --enable-scale-out) and the RL routes of VLLM_SERVER_DEV_MODE=1.
+Routes as of vLLM 0.32: `/inference/v1/generate`, packed as the plugin answers it, and the RL routes of
+VLLM_SERVER_DEV_MODE=1.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def _compute_with_the_parameters() -> None:
 
 
 def _use_parameters_as_tensors() -> None:
-    """Spares every use of a parameter a call into Python, which for small models is a seventh of the engine's time.
+    """Spares every use of a parameter a call into Python.
 
     vLLM's parameters define `__torch_function__` only to call that of torch's own, which does nothing; where it is
     torch's own, torch does not call it.

@@ -10,9 +10,7 @@ import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-import msgspec
-
-from serving_bridge.access import Entry, Gate, Refused, without_request_id
+from serving_bridge.access import Entry, Gate, Generate, Refused, without_request_id
 from serving_bridge.vllm_plugin.packed import PACKED_TYPE
 
 Scope = MutableMapping[str, Any]
@@ -20,12 +18,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_GENERATE = b"/inference/v1/generate"
-
-
-class _Wish(msgspec.Struct):
-    packed: bool = False
 
 
 class GateMiddleware:
@@ -49,13 +41,14 @@ class GateMiddleware:
         try:
             entry = self._enter(scope)
             body = await self._body(entry, receive) if entry.route.max_bytes else b""
+            if body is None:
+                return
+            asked = self._gate.check_body(entry, body) if entry.route.max_bytes else None
         except Refused as refused:
             await _answer(send, refused)
             return
-        if body is None:
-            return
-        if entry.route.path == _GENERATE and msgspec.json.decode(body, type=_Wish).packed:
-            await _sample(scope["app"].state.engine_client, body, receive, send)
+        if isinstance(asked, Generate) and asked.packed:
+            await _sample(scope["app"].state.engine_client, asked, receive, send)
         else:
             scope["headers"] = without_request_id(scope["headers"])
             await self._app(scope, _again(body, receive), send)
@@ -69,7 +62,7 @@ class GateMiddleware:
         return entry
 
     async def _body(self, entry: Entry, receive: Receive) -> bytes | None:
-        """The whole body, checked; None if the client went away before it was here."""
+        """The whole body; None if the client went away before it was here."""
         pieces, size = [], 0
         while True:
             message = await receive()
@@ -81,9 +74,7 @@ class GateMiddleware:
                 raise Refused(413, f"expected a body of at most {entry.route.max_bytes} bytes")
             if not message.get("more_body", False):
                 break
-        body = b"".join(pieces)
-        self._gate.check_body(entry, body)
-        return body
+        return b"".join(pieces)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
@@ -100,11 +91,11 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return receive_again
 
 
-async def _sample(engine: Any, body: bytes, receive: Receive, send: Send) -> None:
+async def _sample(engine: Any, asked: Generate, receive: Receive, send: Send) -> None:
     """Answers from the engine; a client that goes away ends its request."""
     from serving_bridge.vllm_plugin.sampling import sample, until_gone  # vLLM is imported only where it runs
 
-    work = asyncio.ensure_future(sample(engine, body))
+    work = asyncio.ensure_future(sample(engine, asked))
     if not await until_gone(receive, work):
         return
     status, payload = work.result()

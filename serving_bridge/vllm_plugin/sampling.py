@@ -1,7 +1,7 @@
 """Sampling without vLLM's HTTP routes: from a checked request straight to the engine, and back as packed arrays.
 
 vLLM's own route makes Python objects of every token, a JSON object of each, and passes through a dozen layers of web
-framework: for short answers that is as much work as the sampling itself.
+framework. For short answers that takes the server more than half of the engine's own CPU time (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -21,39 +21,24 @@ from vllm.inputs.engine import tokens_input
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from serving_bridge.access import Generate
 from serving_bridge.vllm_plugin.packed import PackedAnswer, PackedChoice
 
 _log = logging.getLogger(__name__)
 
 
-class _Sampling(msgspec.Struct, forbid_unknown_fields=True):
-    max_tokens: int
-    n: int = 1
-    temperature: float = 1.0
-    seed: int | None = None
-    stop_token_ids: list[int] = []
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    prompt_logprobs: int | None = None
-    detokenize: bool = True
-
-
-class _Asked(msgspec.Struct):
-    token_ids: list[int]
-    sampling_params: _Sampling
-    request_id: str | None = None
-    priority: int = 0
-
-
-async def sample(engine: EngineClient, body: bytes) -> tuple[int, bytes]:
-    """The answer to a request body that the gate let in: (HTTP status, payload).
+async def sample(engine: EngineClient, asked: Generate) -> tuple[int, bytes]:
+    """The answer to a request that the gate let in: (HTTP status, payload).
 
     The payload is a `PackedAnswer`, or an error as vLLM's own routes send it. Cancelling ends the request.
     """
     try:
-        asked = msgspec.json.decode(body, type=_Asked)
-        output = await _sampled(engine, asked)
-        answer = PackedAnswer([_packed(choice) for choice in output.outputs], _of_prompt(asked, output))
+        prompt = msgspec.json.decode(asked.token_ids, type=list[int])
+        output = await _sampled(engine, prompt, asked)
+        of_prompt = None
+        if asked.sampling_params.prompt_logprobs is not None:
+            of_prompt = _logprobs(output.prompt_logprobs, prompt, first=1)  # nothing comes before the first token
+        answer = PackedAnswer([_packed(choice) for choice in output.outputs], of_prompt)
         return 200, msgspec.msgpack.encode(answer)
     except Exception as error:  # noqa: BLE001  (every failure is answered, as by vLLM)
         refusal = create_error_response(error)
@@ -62,9 +47,9 @@ async def sample(engine: EngineClient, body: bytes) -> tuple[int, bytes]:
         return refusal.error.code, refusal.model_dump_json().encode()
 
 
-async def _sampled(engine: EngineClient, asked: _Asked) -> RequestOutput:
+async def _sampled(engine: EngineClient, prompt: list[int], asked: Generate) -> RequestOutput:
     wanted = asked.sampling_params
-    room = engine.model_config.max_model_len - len(asked.token_ids)
+    room = engine.model_config.max_model_len - len(prompt)
     parameters = SamplingParams(
         n=wanted.n,
         max_tokens=max(1, min(wanted.max_tokens, room)),
@@ -81,7 +66,7 @@ async def _sampled(engine: EngineClient, asked: _Asked) -> RequestOutput:
     )
     last = None
     name = f"generate-tokens-{asked.request_id or uuid.uuid4().hex}"  # as vLLM's own route names them
-    async for output in engine.generate(tokens_input(asked.token_ids), parameters, name, priority=asked.priority):
+    async for output in engine.generate(tokens_input(prompt), parameters, name, priority=asked.priority):
         last = output
     if last is None:
         raise RuntimeError("the engine ended a request without an answer")
@@ -96,12 +81,6 @@ def _packed(choice: CompletionOutput) -> PackedChoice:
         logprobs=_logprobs(choice.logprobs, choice.token_ids),
         spans=[(span.version, span.start, span.end) for span in choice.weight_versions or ()],
     )
-
-
-def _of_prompt(asked: _Asked, output: RequestOutput) -> bytes | None:
-    if asked.sampling_params.prompt_logprobs is None:
-        return None
-    return _logprobs(output.prompt_logprobs, asked.token_ids, first=1)  # nothing comes before the first token
 
 
 def _logprobs(found: Any, tokens: Sequence[int], first: int = 0) -> bytes:

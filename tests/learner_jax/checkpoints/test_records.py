@@ -63,7 +63,8 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_learner_can_save_is_read(changed: dict[str, Any], tmp_path: Path) -> None:
-    read_manifest(write(tmp_path, 1, **changed))
+    found = json.loads(json.dumps(read_manifest(write(tmp_path, 1, **changed)).encode()["position"]))
+    assert {name: found[name] for name in changed} == changed
 
 
 @pytest.mark.parametrize(

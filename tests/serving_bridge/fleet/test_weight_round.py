@@ -182,17 +182,18 @@ def test_answers_share_the_blocks_of_a_long_prompt_and_keep_their_log_probs(worl
 def test_a_client_that_goes_away_ends_its_answers(world: World):
     world.update(world.model_a)
 
-    async def leave() -> None:
+    async def leave() -> tuple[bool, float]:
         options: dict[str, Any] = dict(n=8, max_tokens=200, stop_token_ids=[], timeout_s=60)
         asking = asyncio.create_task(world.client.generate(PROMPTS[0], **options))
         async with asyncio.timeout(30):
             while not await world.client.num_requests():
                 await asyncio.sleep(0.01)
             asking.cancel()
-            while await world.client.num_requests():
+            while left := await world.client.num_requests():
                 await asyncio.sleep(0.01)
+        return asking.cancelled(), left
 
-    world.run(leave())
+    assert world.run(leave()) == (True, 0)
 
 
 def test_an_answer_cut_by_the_context_length_is_an_error(world: World):

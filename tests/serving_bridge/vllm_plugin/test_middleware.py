@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from serving_bridge.access import Generate
 from serving_bridge.vllm_plugin.middleware import GateMiddleware
 
 CONTROL, INFERENCE = "c" * 64, "i" * 64
@@ -164,8 +165,8 @@ def sampled(
         from serving_bridge.vllm_plugin import sampling
     asked = []
 
-    async def sample(engine: Any, body: bytes) -> tuple[int, bytes]:
-        asked.append((engine, body))
+    async def sample(engine: Any, request: Generate) -> tuple[int, bytes]:
+        asked.append((engine, bytes(request.token_ids)))
         await asyncio.sleep(0.05 if messages else 0)
         return answer
 
@@ -197,7 +198,7 @@ def test_packed_answers_come_from_the_engine_and_not_from_the_server(
     (start, body), asked = sampled(gate, monkeypatch, (status, b"packed"))
     assert (start["status"], body["body"]) == (status, b"packed")
     assert dict(start["headers"]) == {b"content-type": kind, b"content-length": b"6"}
-    assert asked == [("engine", packed_request())]
+    assert asked == [("engine", b"[5]")]
     assert app.scopes == []
 
 

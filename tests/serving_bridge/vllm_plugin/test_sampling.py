@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from serving_bridge.access import Generate
 from serving_bridge.vllm_plugin import PackedAnswer
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -32,6 +33,11 @@ def body(**parameters: Any) -> bytes:
     return json.dumps(
         {"token_ids": [5, 6], "sampling_params": {"max_tokens": 9} | parameters, "priority": 3, "packed": True}
     ).encode()
+
+
+def read(body: bytes) -> Generate:
+    """As the gate gives it."""
+    return msgspec.json.decode(body, type=Generate)
 
 
 def completion(index: int, tokens: list[int], *, of: list[int] | None = None) -> CompletionOutput:
@@ -78,7 +84,7 @@ class Engine:
 
 
 def answered(engine: Engine, asked: bytes | None = None) -> tuple[int, bytes]:
-    return asyncio.run(sample(engine, asked or body()))  # type: ignore[arg-type]
+    return asyncio.run(sample(engine, read(asked or body())))  # type: ignore[arg-type]
 
 
 def refused(engine: Engine, asked: bytes | None = None) -> tuple[int, str]:
@@ -156,7 +162,7 @@ def test_an_engine_that_ends_without_an_answer_has_failed() -> None:
     assert refused(Engine()) == (500, "the engine ended a request without an answer")
 
 
-def test_a_body_of_other_fields_is_refused() -> None:
+def test_ids_that_are_no_numbers_are_refused() -> None:
     assert refused(Engine(), b'{"token_ids": ["5"], "sampling_params": {"max_tokens": 1}}')[0] == 400
 
 
@@ -172,7 +178,7 @@ def left_after(engine: Engine, *messages: str) -> bool:
             await asyncio.sleep(0.01)
             return {"type": waiting.pop(0)}
 
-        work = asyncio.ensure_future(sample(engine, body()))  # type: ignore[arg-type]
+        work = asyncio.ensure_future(sample(engine, read(body())))  # type: ignore[arg-type]
         ended = await until_gone(receive, work)
         assert work.done()
         assert asyncio.all_tasks() == before

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from serving_bridge.vllm_plugin import PackedAnswer, PackedChoice
@@ -63,52 +63,23 @@ class Generation:
         self.finished = [reason or "abort" for reason in self.finished]
 
 
-def answer(request: Generation, prompt_logprobs: list[float] | None) -> dict[str, Any]:
-    """What vLLM sends, as far as anybody reads it."""
-    choices = []
-    for index, tokens in enumerate(request.rows):
-        content = [
-            {"token_id": token, "token": "", "logprob": logprob, "rank": 1, "top_logprobs": []}
-            for token, logprob in zip(tokens, request.logprobs[index], strict=True)
-        ]
-        choices.append(
-            {
-                "index": index,
-                "finish_reason": request.finished[index],
-                "stop_reason": None,
-                "token_ids": tokens,
-                "weight_versions": spans(request.versions[index]),
-                "logprobs": {"content": content},
-            }
+def answer(request: Generation, prompt_logprobs: list[float] | None) -> bytes:
+    """What the plugin sends to who asks for packed answers, as Weir always does."""
+    choices = [
+        PackedChoice(
+            index=index,
+            finish_reason=request.finished[index],
+            tokens=np.array(tokens, "<i4").tobytes(),
+            logprobs=_floats(request.logprobs[index]),
+            spans=spans(request.versions[index]),
         )
-    fields: dict[str, Any] = {"request_id": request.request_id, "choices": choices}
-    if prompt_logprobs is not None:
-        entries = zip(request.prompt[1:], prompt_logprobs, strict=True)
-        fields["prompt_logprobs"] = [None, *({str(token): {"logprob": value}} for token, value in entries)]
-    return fields
+        for index, tokens in enumerate(request.rows)
+    ]
+    of_prompt = None if prompt_logprobs is None else _floats(prompt_logprobs)
+    return msgspec.msgpack.encode(PackedAnswer(choices, of_prompt))
 
 
-def packed(answered: Mapping[str, Any]) -> PackedAnswer:
-    """The same as the plugin sends it to who asks for it packed."""
-    return PackedAnswer(
-        [
-            PackedChoice(
-                index=choice["index"],
-                finish_reason=choice["finish_reason"],
-                tokens=np.array(choice["token_ids"], "<i4").tobytes(),
-                logprobs=np.array([entry["logprob"] for entry in choice["logprobs"]["content"]], "<f4").tobytes(),
-                spans=[(span["version"], span["start"], span["end"]) for span in choice["weight_versions"]],
-            )
-            for choice in answered["choices"]
-        ],
-        _packed_prompt(answered.get("prompt_logprobs")),
-    )
-
-
-def _packed_prompt(entries: list[dict[str, Any] | None] | None) -> bytes | None:
-    if entries is None:
-        return None
-    values = [next(iter(entry.values()))["logprob"] for entry in entries if entry is not None]
+def _floats(values: Sequence[float]) -> bytes:
     with np.errstate(over="ignore"):
         return np.array(values, "<f4").tobytes()
 
@@ -135,12 +106,10 @@ def metrics(running: int, waiting: int, max_running: int, totals: Counter[str]) 
     return "\n".join(lines) + "\n"
 
 
-def spans(names: list[str]) -> list[dict[str, Any]]:
+def spans(names: list[str]) -> list[tuple[str, int, int]]:
     """Version name by token -> spans that tile the tokens."""
-    found: list[dict[str, Any]] = []
+    found: list[tuple[str, int, int]] = []
     for position, name in enumerate(names):
-        if found and found[-1]["version"] == name:
-            found[-1]["end"] = position + 1
-        else:
-            found.append({"version": name, "start": position, "end": position + 1})
+        first = found.pop()[1] if found and found[-1][0] == name else position
+        found.append((name, first, position + 1))
     return found

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from serving_bridge.access import batch_of
-from tools.testing.fake_vllm.answers import Generation, answer, metrics, packed
+from tools.testing.fake_vllm.answers import Generation, answer, metrics
 from tools.testing.fake_vllm.core import Disturbance, EngineCore, EngineDiedError, EngineSettings
 from tools.testing.fake_vllm.weights import Worker
 
@@ -204,7 +204,7 @@ class Engine:
         request = self._request(body, parameters)
         if self.draining:
             request.end()
-            return _answered(body, answer(request, None))
+            return 200, answer(request, None)
         probe = batch_of(request.request_id, self._control_token) if request.max_tokens == 1 else None
         prompt_logprobs = await self._core.complete(
             request,
@@ -215,7 +215,7 @@ class Engine:
         if probe is None and self.disturbance.garbage > 0:
             self.disturbance.garbage -= 1
             return 200, b'{"choices": [{"index": 0, "finish_reason": "stop", "token_ids": [7,'
-        return _answered(body, answer(request, prompt_logprobs))
+        return 200, answer(request, prompt_logprobs)
 
     def _request(self, body: dict[str, Any], parameters: dict[str, Any]) -> Generation:
         prompt, vocabulary = [int(token) for token in body["token_ids"]], self.worker.weights.vocab_size
@@ -238,10 +238,6 @@ class Engine:
             draws=draws,
             arrived_in_pause=self._core.pauses,
         )
-
-
-def _answered(body: dict[str, Any], content: dict[str, Any]) -> Answer:
-    return (200, msgspec.msgpack.encode(packed(content))) if body.get("packed") else _json(content)
 
 
 def _json(content: dict[str, Any]) -> Answer:

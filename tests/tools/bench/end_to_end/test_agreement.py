@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -58,5 +59,7 @@ def test_another_first_step_is_an_error_that_says_what_differs(loss: float, norm
     assert told in str(raised.value)
 
 
-def test_rounding_is_no_disagreement() -> None:
-    require_agreement("TRL", FirstStep(9e-6, 2.003), FirstStep(0.0, 2.0))
+def test_rounding_is_no_disagreement_and_a_little_more_is_one() -> None:
+    for loss, norm, agrees in ((9e-6, 2.003, True), (1.1e-5, 2.003, False), (9e-6, 2.005, False)):
+        with nullcontext() if agrees else pytest.raises(BenchmarkError):
+            require_agreement("TRL", FirstStep(loss, norm), FirstStep(0.0, 2.0))
