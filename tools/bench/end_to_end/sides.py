@@ -56,7 +56,8 @@ def weir_launch(config: str, overrides: Sequence[str], folder: Path, *, checkout
     given = [*overrides, f"run.directory={run}"]
     command = [*python_module("tools.train"), "--config", config, *(part for o in given for part in ("--set", o))]
     environment = process_environment(os.environ)
-    if checkout is not None:
+    if checkout is not None:  # the working directory too: a run takes a user's own modules from there
+        command = ["env", f"--chdir={checkout}", *command]
         environment |= {"PYTHONPATH": str(checkout)}
     return Launch(command, environment, run / "metrics.jsonl", folder / "weir.log", weir_role)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import textwrap
 import time
@@ -92,7 +93,12 @@ def test_weirs_side_is_the_job_as_a_user_starts_it(tmp_path: Path) -> None:
 
 
 def test_another_checkout_comes_before_this_one(tmp_path: Path) -> None:
+    (package := tmp_path / "other" / "tools").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "train.py").write_text("import os, sys; print(os.getcwd(), os.path.dirname(__file__), sys.argv[1:])")
     launch = weir_launch("demo.toml", [], tmp_path, checkout=tmp_path / "other")
+    done = subprocess.run(launch.command, env=launch.environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{tmp_path / 'other'} {package} ['--config', 'demo.toml'")
     assert launch.environment["PYTHONPATH"] == str(tmp_path / "other")
 
 
