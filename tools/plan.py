@@ -1,12 +1,15 @@
-"""Says what the learner's train step takes of each device, and for which models it fits; needs no weights, no devices.
+"""Says what the train step takes of each device, and what bounds a whole loop on many; needs no weights, no devices.
 
     python -m tools.plan memory --model DIR --mesh fsdp=8 --limit-gb 141 [--verify]
     python -m tools.plan memory --model Qwen3-8B --shapes model_shapes.json --mesh fsdp=8
     python -m tools.plan shapes --shapes model_shapes.json --mesh fsdp=32,tensor=8 [--lower]
+    python -m tools.plan scale [--gpus 8 64 512] [--inputs inputs.toml] [--shapes model_shapes.json --model Qwen3-8B]
 
 `--verify` compiles both programs of the step for virtual CPU devices and shows XLA's own figures beside the prediction,
 in float32, where those mean something; `--lower` lowers them without compiling. GB are 1e9 bytes. What is predicted and
-what is not: `learner_jax.training.memory`.
+what is not: `learner_jax.training.memory`. `scale` divides GPUs between sampling and training and shows how busy
+everything in the loop is. `--show-inputs` lists what it computes from; `--inputs` changes that. docs/studies/scale.md
+explains it.
 """
 
 from __future__ import annotations
@@ -28,12 +31,18 @@ from tools.command_line import command_parser
 from tools.planning import (
     AXES,
     GB,
+    MODELS,
     Case,
+    against_published,
+    all_tables,
     build_engine,
     comparable,
+    inputs_table,
     parse_mesh,
     plan,
+    plan_scale,
     read_case,
+    read_inputs,
     read_model,
     read_shapes,
     suggestions,
@@ -176,6 +185,42 @@ def _lowered(model: ModelConfig, case: Case) -> str:
     return f"; lowered in {time.monotonic() - started:.1f} s"
 
 
+def run_scale(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Whole loops: every model on every number of GPUs."""
+    inputs = read_inputs(arguments.inputs)
+    if arguments.model:
+        models = {name: read_model(name, arguments.shapes, arguments.family) for name in arguments.model}
+    else:
+        models = {name: parse_model_config(fields, origin=name) for name, fields in MODELS.items()}
+    plans = [plan_scale(name, model, gpus, inputs) for name, model in models.items() for gpus in arguments.gpus]
+    tables = all_tables(plans, against_published(inputs))
+    if arguments.show_inputs:
+        tables.append(inputs_table(inputs))
+    for table in tables:
+        if arguments.markdown:
+            print(table.markdown(), end="\n\n")
+        else:
+            console.print(table.rich())
+    return {"inputs": inputs.model_dump(), "plans": [dataclasses.asdict(planned) for planned in plans]}
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return int(text)
+
+
+def _add_scale(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--gpus", type=_positive, nargs="+", default=[8, 64, 512], help="numbers of GPUs")
+    command.add_argument("--model", nargs="+", help="as of `memory`; by default three public shapes")
+    command.add_argument("--shapes", type=Path, help='{"models": {name: config.json}}')
+    command.add_argument("--family", default="", help="family of the models, where it is none of Weir's")
+    command.add_argument("--inputs", type=Path, help="TOML file of inputs to change")
+    command.add_argument("--show-inputs", action="store_true", help="every input, and where it comes from")
+    command.add_argument("--markdown", action="store_true", help="tables for a page")
+    command.add_argument("--json", type=Path, help="file to write the figures to")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("plan", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -185,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--verify", action="store_true", help="compile for virtual CPU devices and compare")
     shapes = commands.add_parser("shapes", help="one line per model of a file of shapes")
     shapes.add_argument("--lower", action="store_true", help="lower both programs of every model")
+    _add_scale(commands.add_parser("scale", help="what bounds a whole loop"))
     for command in (memory, shapes):
         command.add_argument("--shapes", type=Path, required=command is shapes, help='{"models": {name: config.json}}')
         command.add_argument("--mesh", type=parse_mesh, default=(1, 1, 1), help="fsdp=8,tensor=1,data=1")
@@ -206,10 +252,10 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     console = terminal.console()
-    run: Callable[[argparse.Namespace, Console], dict[str, Any]]
-    run = run_memory if arguments.command == "memory" else run_shapes
+    commands: dict[str, Callable[[argparse.Namespace, Console], dict[str, Any]]]
+    commands = {"memory": run_memory, "shapes": run_shapes, "scale": run_scale}
     with clear_errors():
-        result = run(arguments, console)
+        result = commands[arguments.command](arguments, console)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(result, indent=1))
 

@@ -90,6 +90,8 @@ CASES = [
     "convert to-hf --checkpoint EMPTY --out NEW --max-shard-size nan",
     *(f"plan memory --model {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "BROKEN")),
     *(f"plan shapes --shapes {p}" for p in ("MISSING", "EMPTY", "FILE", "BINARY", "UNDER")),
+    *(f"plan scale --inputs {p}" for p in ("MISSING", "EMPTY", "FILE", "BINARY", "UNDER")),
+    *(f"plan scale --model {p}" for p in ("MISSING", "EMPTY", "FILE", "BROKEN")),
     "plan memory --model EMPTY --config FILE",
     "plan memory --model EMPTY --mesh fsdp=0",
     "bench overlap --config MISSING",
