@@ -1,0 +1,1 @@
+"""Evaluates any model on suites of problems: answers kept, metrics with intervals, comparisons, a page."""
