@@ -16,7 +16,10 @@ from rewards.sandbox.user_code import call_runner, read_score, refused_hint
 REWARD = Door(
     kind="reward",
     setting="task.reward",
-    built_in={"math": "rewards.tasks.math_reward:final_answer"},
+    built_in={
+        "exact": "rewards.tasks.exact_reward:exact_match",
+        "math": "rewards.tasks.math_reward:final_answer",
+    },
     positional=("prompt", "answer", "row"),
 )
 

@@ -30,7 +30,7 @@ class TaskSettings(BaseModel):
     data: str = Field("", description="rows: JSONL file, or package.module:name of a function that gives rows")
     question_column: str = Field("question", min_length=1, description="rows: column of the question's text")
     answer_column: str = Field("answer", description='rows: column of the reference answer; "" if there is none')
-    reward: str = Field("", description="rows: math, or package.module:name of a function (prompt, answer, row)")
+    reward: str = Field("", description="rows: exact, math, or package.module:name of a function (prompt, answer, row)")
     environment: str = Field("feedback", min_length=1, description="feedback, or package.module:name of a class")
     score_timeout_s: float = Field(5.0, gt=0, le=3600, description="seconds; an answer not scored by then has no score")
     score_processes: int = Field(2, ge=1, le=256, description="processes that score answers, one each at a time")

@@ -2,7 +2,18 @@
 
 from rewards.sandbox import REWARD
 from rewards.tasks.create import TASK, create_task
+from rewards.tasks.jsonl_lines import read_file, records, text_of
 from rewards.tasks.problems import GeneratedProblems, ListedProblems
 from rewards.tasks.row_sources import DATA
 
-__all__ = ["DATA", "REWARD", "TASK", "GeneratedProblems", "ListedProblems", "create_task"]
+__all__ = [
+    "DATA",
+    "REWARD",
+    "TASK",
+    "GeneratedProblems",
+    "ListedProblems",
+    "create_task",
+    "read_file",
+    "records",
+    "text_of",
+]
