@@ -1,9 +1,10 @@
-"""Weir's learner on the first batch of a peer: prints its loss and gradient norm as one JSON line.
+"""Weir's learner on the first batches of a peer: prints loss and gradient norm of each step as one JSON line.
 
-python -m tools.bench.end_to_end.agreement BATCH.npz --config NAME [--set SECTION.KEY=VALUE ...]
+python -m tools.bench.end_to_end.agreement BATCH.npz [BATCH.npz ...] --config NAME [--set SECTION.KEY=VALUE ...]
 
-The batch is as a peer made it, advantages included: prompts padded at the left, answers at the right. Behaviour and
-reference log-probs are those of the start weights, as they are in a first step.
+Batches are as a peer made them, advantages included: prompts padded at the left, answers at the right. Reference
+log-probs are those of the start weights. Behaviour log-probs are those of the weights before the step, as in a
+synchronous trainer.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from learner_jax.batches import Batch, Lengths
 from learner_jax.contracts import read_model_config
 from learner_jax.losses import loss_weights
 from learner_jax.models import load_parameters
-from learner_jax.training import Engine, reinforcement
+from learner_jax.training import Engine, Params, reinforcement
 from tools.bench import BenchmarkError
 
 #: Of the loss, absolute: that of a first step is the sum of terms near 1 that cancel. Of the gradient norm, relative.
@@ -34,14 +35,18 @@ LOSS_TOLERANCE, NORM_TOLERANCE = 1e-5, 2e-3
 
 @dataclass(frozen=True)
 class FirstStep:
-    """What a side computed in its first step; the norm is before clipping."""
+    """What a side computed in one of its first steps; the norm is before clipping."""
 
     loss: float
     grad_norm: float
 
 
 def require_agreement(peer: str, got: FirstStep, weir: FirstStep) -> None:
-    """Raises: BenchmarkError: a peer's first step is not what Weir's learner computes for the same batch."""
+    """Of the very first step, before weights of two sides drift apart by rounding.
+
+    Raises:
+      BenchmarkError: a peer's first step is not what Weir's learner computes for the same batch.
+    """
     wrong = []
     if not abs(got.loss - weir.loss) <= LOSS_TOLERANCE:
         wrong.append(f"loss {got.loss:.8g}, Weir {weir.loss:.8g}; allowed is a difference of {LOSS_TOLERANCE:g}")
@@ -66,8 +71,8 @@ def rows(batch: Mapping[str, np.ndarray], width: int) -> tuple[np.ndarray, np.nd
     return tokens, sampled, lengths
 
 
-def first_step(batch: Mapping[str, np.ndarray], config: Config) -> FirstStep:
-    """Takes one optimizer step from the start model on a peer's batch."""
+def first_steps(batches: Iterable[Mapping[str, np.ndarray]], config: Config) -> list[FirstStep]:
+    """Takes an optimizer step on each batch of a peer, one after the other, from the start model."""
     model = Path(config.model.path)
     model_config = read_model_config(model, family=config.model.family)
     engine = Engine(
@@ -77,35 +82,52 @@ def first_step(batch: Mapping[str, np.ndarray], config: Config) -> FirstStep:
         temperature=config.rollout.temperature,
         devices=jax.devices()[:1],
     )
+    start = load_parameters(model, model_config)
+    state, reference = engine.init_state(start, seed=config.run.seed), engine.placed(start)
+    found = []
+    for batch in batches:
+        state, metrics = engine.step(
+            state, _on_policy(engine, state.params, reference, batch, config), current_version=0
+        )
+        found.append(FirstStep(float(metrics["loss"]), float(metrics["grad_norm"])))
+    return found
+
+
+def _on_policy(
+    engine: Engine, policy: Params, reference: Params, batch: Mapping[str, np.ndarray], config: Config
+) -> Batch:
+    """A peer's batch, as answers of this policy."""
     tokens, sampled, num_tokens = rows(batch, config.learner.sequence_length)
     lengths = Lengths(num_tokens, np.arange(len(num_tokens)), np.zeros_like(num_tokens))
-    state = engine.init_state(load_parameters(model, model_config), seed=config.run.seed)
-    start = engine.statistics.logprobs(state.params, tokens, sampled, lengths)
+    behavior = engine.statistics.logprobs(policy, tokens, sampled, lengths) * sampled
+    anchor = engine.statistics.logprobs(reference, tokens, sampled, lengths) * sampled
     arrays: dict[str, Any] = {
         "tokens": tokens,
         "weights": loss_weights(sampled.astype(np.float32), reduction=config.learner.loss.reduction),
         "advantages": (batch["advantages"][:, None] * sampled).astype(np.float32),
-        "behavior_logprobs": (start * sampled).astype(np.float32),
-        "reference_logprobs": (start * sampled).astype(np.float32) if config.learner.loss.kl.coefficient else None,
+        "behavior_logprobs": behavior.astype(np.float32),
+        "reference_logprobs": anchor.astype(np.float32) if config.learner.loss.kl.coefficient else None,
         "policy_version": np.where(sampled, 0, -1).astype(np.int32),
         "lengths": lengths.tokens,
         "groups": lengths.groups,
         "shared": lengths.shared,
     }
-    _, metrics = engine.step(state, Batch(**arrays), current_version=0)
-    return FirstStep(float(metrics["loss"]), float(metrics["grad_norm"]))
+    return Batch(**arrays)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("batch", type=Path)
+    parser.add_argument("batches", type=Path, nargs="+", metavar="BATCH")
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
     given = parser.parse_args(argv)
-    with np.load(given.batch) as file:
-        batch = {name: file[name] for name in file.files}
-    found = first_step(batch, load_config(given.config, given.overrides))
-    print(json.dumps({"loss": found.loss, "grad_norm": found.grad_norm}))
+    found = first_steps(map(_loaded, given.batches), load_config(given.config, given.overrides))
+    print(json.dumps([asdict(step) for step in found]))
+
+
+def _loaded(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ themselves.
 
 Every side starts anew in every round, in turns; a round begins with another side each. Steps after --skip count. Same
 start weights, prompts as token ids, scores, batch, optimizer, learning rate and loss. The first step of every peer is
-taken by Weir's learner too, on the peer's own batch: loss and gradient norm must agree. Threads of the peers sleep
-while they wait, since spinning ones slow them down where cores are shared.
+taken by Weir's learner too, on the peer's own batch: loss and gradient norm must agree. With --first-steps it goes on
+to TRL's later batches, from the weights that it has reached itself. Threads of the peers sleep while they wait, since
+spinning ones slow them down where cores are shared.
 
 Weir's side is `python -m tools.train` on the shipped configuration; --set changes it. The side "base" is another
 checkout of Weir, named by --base. The peers are installed into ~/.cache/weir/peers (XDG_CACHE_HOME is respected),
@@ -48,7 +49,7 @@ from tools.bench.end_to_end import report
 from tools.bench.end_to_end.agreement import FirstStep, require_agreement
 from tools.bench.end_to_end.figures import Figures, figures
 from tools.bench.end_to_end.sides import BASE, PEERS, SIDES, WEIR, Launch, peer_launch, run_side, weir_launch
-from tools.bench.end_to_end.workloads import WORKLOADS, Workload, peer_job, resolved, run_overrides
+from tools.bench.end_to_end.workloads import WORKLOADS, Workload, first_batches, peer_job, resolved, run_overrides
 from tools.bench.learner import environment
 from tools.bench.timing import console, json_path, positive, progress, this_hardware, write_json
 
@@ -72,6 +73,7 @@ class Plan:
     target: float | None
     evaluate_every: int
     limit_s: float
+    first_steps: int
     overrides: tuple[str, ...]
     base: Path | None
     pythons: dict[str, Path]
@@ -124,6 +126,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--target", type=_share, help="held-out accuracy at which a run ends, such as 0.6")
     parser.add_argument("--evaluate-every", type=positive, metavar="STEPS", help="default 10 with --target, else never")
     parser.add_argument("--limit-minutes", type=positive, default=120, help="longest run of a side (default 120)")
+    parser.add_argument(
+        "--first-steps", type=positive, default=1, metavar="STEPS", help="of TRL that Weir takes too (default 1)"
+    )
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep runs and logs in this folder")
     parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
@@ -167,6 +172,7 @@ def _plan(given: argparse.Namespace) -> Plan:
         target=given.target,
         evaluate_every=given.evaluate_every or (_EVALUATE_EVERY if given.target is not None else 0),
         limit_s=60.0 * given.limit_minutes,
+        first_steps=min(given.first_steps, given.steps),
         overrides=tuple(given.overrides),
         base=given.base,
         pythons={name: environment(name, given.environments) for name in PEERS if name in given.sides},
@@ -205,10 +211,10 @@ def _taught(plan: Plan, folder: Path) -> Path:
 
 def measure(
     plan: Plan, overrides: Sequence[str], folder: Path
-) -> tuple[dict[str, list[Figures]], dict[str, dict[str, FirstStep]]]:
+) -> tuple[dict[str, list[Figures]], dict[str, dict[str, list[FirstStep]]]]:
     """Runs every side once a round; returns figures by side and round, and first steps by peer and who took them."""
     results: dict[str, list[Figures]] = {side: [] for side in plan.sides}
-    agreed: dict[str, dict[str, FirstStep]] = {}
+    agreed: dict[str, dict[str, list[FirstStep]]] = {}
     with progress() as bar:
         for number in range(plan.rounds):
             first = number % len(plan.sides)
@@ -243,6 +249,7 @@ def _launch(plan: Plan, side: str, overrides: Sequence[str], place: Path) -> Lau
             evaluate_every=plan.evaluate_every,
             threads=plan.threads,
             rows=plan.workload.peer_rows,
+            first_steps=plan.first_steps,
         )
         return peer_launch(side, plan.pythons[side], job, place, threads=plan.threads)
     given = [*overrides, f"learner.steps={plan.steps + _SPARE_STEPS}", f"evaluation.every={plan.evaluate_every}"]
@@ -251,12 +258,12 @@ def _launch(plan: Plan, side: str, overrides: Sequence[str], place: Path) -> Lau
     return weir_launch(str(config), given, place, checkout=plan.base if side == BASE else None)
 
 
-def _agreement(plan: Plan, side: str, overrides: Sequence[str], place: Path) -> dict[str, FirstStep]:
-    """The first step as the peer took it and as Weir's learner takes it, which must be the same."""
+def _agreement(plan: Plan, side: str, overrides: Sequence[str], place: Path) -> dict[str, list[FirstStep]]:
+    """The first steps as the peer took them and as Weir's learner takes them; the very first must be the same."""
     told = [record for record in read_metrics(place / "events.jsonl") if record["event"] == "first_step"]
-    got = FirstStep(told[0]["loss"], told[0]["grad_norm"])
+    got = [FirstStep(record["loss"], record["grad_norm"]) for record in told]
     module = python_module("tools.bench.end_to_end.agreement")
-    command = [*module, str(place / "first_batch.npz"), "--config", plan.workload.config]
+    command = [*module, *map(str, first_batches(place, len(got))), "--config", plan.workload.config]
     command += [part for override in overrides for part in ("--set", override)]
     done = subprocess.run(
         command, env=process_environment(os.environ), capture_output=True, text=True, check=False, timeout=plan.limit_s
@@ -264,8 +271,8 @@ def _agreement(plan: Plan, side: str, overrides: Sequence[str], place: Path) -> 
     if done.returncode:
         said = "\n".join(done.stderr.splitlines()[-12:])
         raise BenchmarkError(f"Weir's learner could not take the first step of {side}:\n{said}")
-    weir = FirstStep(**json.loads(done.stdout.splitlines()[-1]))
-    require_agreement(report.LABELS[side], got, weir)
+    weir = [FirstStep(**step) for step in json.loads(done.stdout.splitlines()[-1])]
+    require_agreement(report.LABELS[side], got[0], weir[0])
     return {side: got, WEIR: weir}
 
 
@@ -273,16 +280,17 @@ def _show(
     out: Console,
     plan: Plan,
     results: dict[str, list[Figures]],
-    agreed: dict[str, dict[str, FirstStep]],
+    agreed: dict[str, dict[str, list[FirstStep]]],
 ) -> None:
     out.print(f"{plan.name}: steps {plan.skip + 1} to {plan.steps}, {plan.rounds} rounds", highlight=False)
     for side, first in agreed.items():
-        got, weir = first[side], first[WEIR]
-        out.print(
-            f"first step of {report.LABELS[side]}: loss {got.loss:.3g} (Weir's learner {weir.loss:.3g}), "
-            f"gradient norm {got.grad_norm:.6g} ({weir.grad_norm:.6g})",
-            highlight=False,
-        )
+        for number, (got, weir) in enumerate(zip(first[side], first[WEIR], strict=True), 1):
+            which = "first step" if number == 1 else f"step {number}"
+            out.print(
+                f"{which} of {report.LABELS[side]}: loss {got.loss:.3g} (Weir's learner {weir.loss:.3g}), "
+                f"gradient norm {got.grad_norm:.6g} ({weir.grad_norm:.6g})",
+                highlight=False,
+            )
     out.print(report.sides_table(results))
     out.print(report.processes_table(results))
     if found := report.ratios(results):
@@ -292,11 +300,14 @@ def _show(
     out.print(report.rewards_table(results))
 
 
-def _record(results: dict[str, list[Figures]], agreed: dict[str, dict[str, FirstStep]]) -> dict[str, Any]:
+def _record(results: dict[str, list[Figures]], agreed: dict[str, dict[str, list[FirstStep]]]) -> dict[str, Any]:
     return {
         "runs": {side: [asdict(run) for run in runs] for side, runs in results.items()},
         "ratios": {
             side: {name: asdict(value) for name, value in row.items()} for side, row in report.ratios(results).items()
         },
-        "first_steps": {side: {who: asdict(step) for who, step in first.items()} for side, first in agreed.items()},
+        "first_steps": {
+            side: {who: [asdict(step) for step in steps] for who, steps in first.items()}
+            for side, first in agreed.items()
+        },
     }

@@ -123,7 +123,7 @@ def _trainer(
         callbacks=[_progress(job, heldout, events, last)],
     )
     trainer.eos_token_ids = job["eos_ids"]
-    first = _FirstStep(trainer, job["first_batch"], events)
+    first = _FirstSteps(trainer, job["first_batches"], events)
     trainer._compute_loss = first.compute_loss
     trainer.accelerator.clip_grad_norm_ = first.clip
     return trainer
@@ -139,18 +139,22 @@ def _with_our_prompts(base: Any, train: Problems) -> Any:
     return Trainer
 
 
-class _FirstStep:
-    """Keeps the first step's batch, loss and gradient norm, which Weir's learner then computes too."""
+class _FirstSteps:
+    """Keeps batch, loss and gradient norm of the first steps, which Weir's learner then computes too.
 
-    def __init__(self, trainer: Any, path: str, events: Events) -> None:
+    Args:
+      paths: where the batch of each goes.
+    """
+
+    def __init__(self, trainer: Any, paths: list[str], events: Events) -> None:
         self._compute, self._clip = trainer._compute_loss, trainer.accelerator.clip_grad_norm_
-        self._trainer, self._path, self._events = trainer, path, events
-        self._parts: list[dict[str, np.ndarray]] | None = []
+        self._trainer, self._paths, self._events = trainer, list(paths), events
+        self._parts: list[dict[str, np.ndarray]] = []
         self._loss = 0.0
 
     def compute_loss(self, model: Any, inputs: Any) -> Any:
         loss = self._compute(model, inputs)
-        if self._parts is not None:
+        if self._paths:
             names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")
             self._parts.append({name: inputs[name].numpy() for name in names})
             self._loss += float(loss.detach())
@@ -160,9 +164,9 @@ class _FirstStep:
         norm = self._clip(parameters, max_norm, *rest)
         if self._parts:
             arrays = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
-            np.savez(self._path, **arrays)
+            np.savez(self._paths.pop(0), **arrays)
             self._events.write("first_step", loss=self._loss, grad_norm=float(norm))
-            self._parts = None
+            self._parts, self._loss = [], 0.0
         return norm
 
 

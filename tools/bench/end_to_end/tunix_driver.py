@@ -187,7 +187,8 @@ def _keep_first(job: Job, cluster: Any, examples: Any, events: Events) -> None:
     names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages")
     arrays = {name: np.concatenate([np.asarray(getattr(part, name)) for part in parts]) for name in names}
     np.savez(
-        job["first_batch"], **{name: array.astype(np.int32) if "_" in name else array for name, array in arrays.items()}
+        job["first_batches"][0],
+        **{name: array.astype(np.int32) if "_" in name else array for name, array in arrays.items()},
     )
     trainer = cluster.actor_trainer
 

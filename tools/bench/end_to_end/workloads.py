@@ -131,14 +131,25 @@ class Prompts:
     tokens: list[list[int]]
 
 
-def peer_job(config: Config, *, folder: Path, steps: int, evaluate_every: int, threads: int, rows: int) -> Path:
-    """Writes all that a peer needs to know of the work; returns the file. Consumer: `peer_common.read_job`."""
+def first_batches(folder: Path, number: int) -> list[Path]:
+    """Where a peer keeps the batches of its first steps, in order."""
+    return [folder / f"batch_{step}.npz" for step in range(1, number + 1)]
+
+
+def peer_job(
+    config: Config, *, folder: Path, steps: int, evaluate_every: int, threads: int, rows: int, first_steps: int = 1
+) -> Path:
+    """Writes all that a peer needs to know of the work; returns the file. Consumer: `peer_common.read_job`.
+
+    Args:
+      first_steps: whose batches TRL keeps; Tunix keeps that of the first one.
+    """
     encoder, _ = build_encoder(config, Path(config.model.path))
     optimizer, loss = config.learner.optimizer, config.learner.loss
     job: dict[str, Any] = {
         "model": config.model.path,
         "events": str(folder / "events.jsonl"),
-        "first_batch": str(folder / "first_batch.npz"),
+        "first_batches": [str(path) for path in first_batches(folder, first_steps)],
         "task": config.task.model_dump(mode="json"),
         "seed": config.run.seed,
         "eos_ids": list(encoder.tokenizer.eos_ids),

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.new_models import created
 from tools.bench import BenchmarkError
-from tools.bench.end_to_end.agreement import FirstStep, first_step, require_agreement, rows
+from tools.bench.end_to_end.agreement import FirstStep, first_steps, require_agreement, rows
 from tools.bench.end_to_end.workloads import WORKLOADS, resolved, run_overrides
 
 __all__ = ["created"]
@@ -37,11 +37,24 @@ def test_a_first_step_has_the_loss_of_the_formula_and_a_norm_before_clipping(cre
     demo = WORKLOADS["demo"]
     small = ["learner.row_tokens=[16]", "learner.microbatch_rows=2", "learner.groups_per_step=1", "learner.cpu_cores=0"]
     config = resolved(demo, run_overrides(demo, created, small))
-    once = first_step(BATCH, config)
+    (once,) = first_steps([BATCH], config)
     assert once.loss == pytest.approx(-BATCH["advantages"].mean(), abs=1e-6)
-    hundred = first_step(BATCH | {"advantages": 100 * BATCH["advantages"]}, config)
+    (hundred,) = first_steps([BATCH | {"advantages": 100 * BATCH["advantages"]}], config)
     assert hundred.grad_norm == pytest.approx(100 * once.grad_norm, rel=1e-4)
     assert hundred.grad_norm > config.learner.optimizer.max_grad_norm
+
+
+def test_later_steps_go_on_from_what_the_earlier_ones_have_made_of_the_weights(created: Path) -> None:
+    """On answers of the policy itself the ratio is 1 again, and the KL to the start has grown."""
+    demo = WORKLOADS["demo"]
+    small = ["learner.row_tokens=[16]", "learner.microbatch_rows=2", "learner.groups_per_step=1", "learner.cpu_cores=0"]
+    steep = ["learner.optimizer.learning_rate=0.01", "learner.loss.kl.coefficient=0.5"]
+    config = resolved(demo, run_overrides(demo, created, [*small, *steep]))
+    first, second = first_steps([BATCH, BATCH], config)
+    assert first == first_steps([BATCH], config)[0]
+    assert second.loss > first.loss + 1e-4
+    free = resolved(demo, run_overrides(demo, created, [*small, steep[0], "learner.loss.kl.coefficient=0"]))
+    assert first_steps([BATCH, BATCH], free)[1].loss == pytest.approx(-BATCH["advantages"].mean(), abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,9 @@ def ran(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         assert settings["steps"] == 8
         return a_run(wall=2.0 if launch.log.parent.name.startswith("weir") else 4.0)
 
-    def agreement(plan: Any, side: str, *_: Any) -> dict[str, FirstStep]:
+    def agreement(plan: Any, side: str, *_: Any) -> dict[str, list[FirstStep]]:
         order.append(f"first step of {side}")
-        return {side: FirstStep(0.0, 1.0), "weir": FirstStep(0.0, 1.0)}
+        return {side: [FirstStep(0.0, 1.0), FirstStep(0.1, 2.0)], "weir": [FirstStep(0.0, 1.0), FirstStep(0.1, 2.5)]}
 
     monkeypatch.setattr(command, "run_side", run_side)
     monkeypatch.setattr(command, "_agreement", agreement)
@@ -97,8 +97,10 @@ def test_sides_take_turns_and_a_first_step_is_compared_once(
     assert results["ratios"]["trl"]["wall a step"] == pytest.approx({"median": 0.5, "p10": 0.5, "p90": 0.5})
     assert [len(runs) for runs in results["runs"].values()] == [3, 3]
     assert results["runs"]["weir"][0]["target"] == [50.0, 8]
-    assert results["first_steps"]["trl"]["weir"] == {"loss": 0.0, "grad_norm": 1.0}
-    assert "first step of TRL: loss 0 (Weir's learner 0)" in capsys.readouterr().out
+    assert results["first_steps"]["trl"]["weir"][0] == {"loss": 0.0, "grad_norm": 1.0}
+    out = capsys.readouterr().out
+    assert "first step of TRL: loss 0 (Weir's learner 0)" in out
+    assert "step 2 of TRL: loss 0.1 (Weir's learner 0.1), gradient norm 2 (2.5)" in out
 
 
 def test_runs_and_logs_stay_in_the_folder_that_is_named(created: Path, ran: list[str], tmp_path: Path) -> None:
