@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from configs.launch import LaunchSettings
 from learner_jax.contracts import Settings
 from learner_jax.settings import LearnerSettings, WarmStartSettings
 from rewards.settings import TaskSettings
@@ -89,6 +90,7 @@ class Config(Settings):
     serving: ServingSettings
     evaluation: EvaluationSettings = EvaluationSettings()
     store: StoreSettings = StoreSettings()
+    launch: LaunchSettings = LaunchSettings()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -112,9 +114,25 @@ class Config(Settings):
                 f"a replica takes weights in its own dtype only; set both to the same"
             )
         self._can_learn()
+        self._hosts_are_there()
         if self.model.create and not self.warm_start:
             raise ValueError("a model that the run creates knows nothing: add a [warm_start] table")
         return self
+
+    def _hosts_are_there(self) -> None:
+        """Raises `ValueError` if [launch] has other hosts for the learner, or fewer, than its roles need."""
+        role, count = self.launch.learner, self.learner.hosts.count
+        if role is not None and role.hosts not in (None, count):
+            raise ValueError(
+                f"launch.learner.hosts is {role.hosts} and learner.hosts.count {count}: remove the first, or set both "
+                f"to the same"
+            )
+        for name, other in self.launch.roles().items():
+            if other.beside == "learner" and other.hosts > count:
+                raise ValueError(
+                    f"launch.{name}.hosts is {other.hosts}, but the learner beside which it runs has "
+                    f"learner.hosts.count {count}"
+                )
 
     def _can_learn(self) -> None:
         """Raises `ValueError` if every advantage would be zero, or corrections and penalties would miss their mark."""

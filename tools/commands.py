@@ -23,6 +23,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "train": {
         "train": Command("tools.train", "run a whole training job on this machine", configured=True),
+        "launch": Command("tools.launch.__main__", "launch a run on this machine or a cluster", configured=True),
         "learner": Command("tools.learner", "run the learner alone", configured=True),
         "rollout": Command("tools.rollout", "run one rollout worker alone", configured=True),
         "serve": Command("tools.serve", "run a fleet of vLLM servers alone", configured=True),

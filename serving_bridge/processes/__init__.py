@@ -1,7 +1,7 @@
 """Child processes: guarded, restarted, alone at their task, and without the parent's secrets."""
 
-from serving_bridge.processes.environment import child_environment, process_environment
-from serving_bridge.processes.guard import GuardedProcess, GuardError
+from serving_bridge.processes.environment import child_environment, is_secret, process_environment
+from serving_bridge.processes.guard import GuardedProcess, GuardError, guarded
 from serving_bridge.processes.lock import sole, wait_until_free
 from serving_bridge.processes.logs import log_tail
 from serving_bridge.processes.private_folder import PrivateFolder, PrivateFolderError, base_folder
@@ -19,6 +19,8 @@ __all__ = [
     "Supervisor",
     "base_folder",
     "child_environment",
+    "guarded",
+    "is_secret",
     "log_tail",
     "process_environment",
     "python_module",

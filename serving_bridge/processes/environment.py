@@ -26,7 +26,7 @@ _PREFIXES = (
 _OWN_PREFIXES = ("KRB5", "PG", "WEIR_")
 _SECRET = re.compile(
     r"(?:^|_)(?:API_?KEYS?|AUTH|CREDENTIALS?|COOKIES?|KEYS?|PASS|PASSPHRASE|PASSWD|PASSWORDS?|PAT|PWD|SECRETS?|TOKENS?)"
-    r"(?:_|$)",
+    r"(?:_|$)|APIKEY|PASSWD|PASSWORD|SECRET",
     re.IGNORECASE,
 )
 _URL_WITH_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")
@@ -50,6 +50,11 @@ def process_environment(base: Mapping[str, str], also: Iterable[str] = ()) -> di
     return with_own_packages(child_environment(base, [*also, *own]))
 
 
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable may hold a secret, by its name, or by a password in its URL."""
+    return _SECRET.search(name) is not None or _URL_WITH_PASSWORD.search(value) is not None
+
+
 def _is_harmless(name: str, value: str) -> bool:
     known = name in _NAMES or name.startswith(_PREFIXES)
-    return known and name not in _NEVER and not _SECRET.search(name) and not _URL_WITH_PASSWORD.search(value)
+    return known and name not in _NEVER and not is_secret(name, value)

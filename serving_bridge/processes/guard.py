@@ -1,6 +1,7 @@
 """Runs a command so that neither it nor anything it started can outlive its supervisor.
 
-    python -m serving_bridge.processes.guard [--grace SECONDS] [--lifeline FD] [--folder PATH --lock FD] -- COMMAND...
+    python -m serving_bridge.processes.guard [--grace SECONDS] [--stop-signal N] [--lifeline FD]
+                                             [--folder PATH --lock FD] -- COMMAND...
 
 The guard stands between supervisor and command. When the command ends, the guard is told to stop, or the supervisor
 dies (also by kill -9), the command gets SIGTERM, a grace period, and then every descendant gets SIGKILL. Descendants
@@ -27,7 +28,8 @@ from typing import Protocol
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: SIGUSR2 is what srun passes on; it takes the others as an order to kill.
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 #: asks a guard for SIGKILL at once
 _KILL_NOW = signal.SIGUSR1
 _POLL_S = 0.5
@@ -63,6 +65,7 @@ class GuardedProcess:
       log_path: file that its output is appended to.
       grace_s: time between SIGTERM and SIGKILL.
       folder: removed when the command and all its descendants have ended; this closes it.
+      stop_signal: asks the command to end; where it is not SIGTERM, that is the order to end at once, before SIGKILL.
 
     Attributes:
       pid: the guard's process id.
@@ -76,6 +79,7 @@ class GuardedProcess:
         log_path: str | Path,
         grace_s: float,
         folder: Folder | None = None,
+        stop_signal: int = signal.SIGTERM,
     ) -> None:
         self.command = list(command)
         self._folder = folder
@@ -83,7 +87,7 @@ class GuardedProcess:
         self._swept = False
         lifeline, self._lifeline = os.pipe()
         # By path and isolated: quick, and found from any working directory without touching the command's environment.
-        guard = [sys.executable, "-I", "-S", __file__, "--grace", str(grace_s), "--lifeline", str(lifeline)]
+        guard = [*guarded(grace_s=grace_s, stop_signal=stop_signal), "--lifeline", str(lifeline)]
         inherited = [lifeline]
         if folder is not None:
             guard += ["--folder", str(folder.path), "--lock", str(folder.lock)]
@@ -163,7 +167,19 @@ class GuardedProcess:
             self._process.send_signal(number)
 
 
-def run(command: Sequence[str], *, grace_s: float, lifeline: int | None) -> int:
+def guarded(
+    *, grace_s: float, stop_signal: int = signal.SIGTERM, python: str = sys.executable, script: str = __file__
+) -> list[str]:
+    """The command line of a guard, up to its `--`.
+
+    Args:
+      python, script: where the guard will run, if not here.
+    """
+    signals = ["--stop-signal", str(int(stop_signal))] if stop_signal != signal.SIGTERM else []
+    return [python, "-I", "-S", script, "--grace", str(grace_s), *signals]
+
+
+def run(command: Sequence[str], *, grace_s: float, lifeline: int | None, stop_signal: int = signal.SIGTERM) -> int:
     """Body of the guard process: runs the command to its end, or to that of the supervisor; returns its status."""
     supervisor = os.getppid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -192,8 +208,10 @@ def run(command: Sequence[str], *, grace_s: float, lifeline: int | None) -> int:
             break
         if deadline is None and (lost or numbers.intersection(_STOP_SIGNALS)):
             deadline = time.monotonic() + grace_s
-            _send([child], signal.SIGTERM)
+            _send([child], stop_signal)
             watched = [wakeup]
+    if status is None and stop_signal != signal.SIGTERM:
+        status = _end_at_once(child)
     if status is not None:
         _end_leftovers(min(grace_s, _LEFTOVER_GRACE_S))
     found = _kill_descendants(child)
@@ -240,6 +258,15 @@ def _environment(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return []
+
+
+def _end_at_once(child: int) -> int | None:
+    """Gives a command that passes signals on the time to end what it started elsewhere; its status if it did."""
+    _send([child], signal.SIGTERM)
+    deadline = time.monotonic() + _KILL_TIMEOUT_S
+    while (status := _reap(child)) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return status
 
 
 def _end_leftovers(grace_s: float) -> None:
@@ -318,13 +345,14 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m serving_bridge.processes.guard", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--grace", type=float, default=10.0, help="seconds between SIGTERM and SIGKILL")
+    parser.add_argument("--stop-signal", type=int, default=int(signal.SIGTERM), help="asks the command to end")
     parser.add_argument("--lifeline", type=int, help="descriptor of a pipe whose end means that the supervisor died")
     parser.add_argument("--folder", help="removed when all processes have ended")
     parser.add_argument("--lock", type=int, help="descriptor that is held open until then")
     parser.add_argument("command", nargs="+", help="program and arguments, after --")
     options = parser.parse_args(arguments)
     try:
-        return run(options.command, grace_s=options.grace, lifeline=options.lifeline)
+        return run(options.command, grace_s=options.grace, lifeline=options.lifeline, stop_signal=options.stop_signal)
     finally:
         if options.folder is not None:
             shutil.rmtree(options.folder, ignore_errors=True)

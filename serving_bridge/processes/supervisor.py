@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ class _Group:
     end_s: float
     restarts: int
     budget: RestartBudget
+    stop_signal: int
     children: list[_Child]
     stopping: bool = False
     #: those that were seen to have failed by themselves, the first first, and when
@@ -124,14 +126,16 @@ class Supervisor:
         window_s: float = 3600.0,
         grace_s: float = 30.0,
         end_s: float = 60.0,
+        stop_signal: int = signal.SIGTERM,
     ) -> None:
         """Starts processes that are restarted together, as soon as one of them has ended with an error.
 
         Args:
           commands: asked anew for each start.
           end_s: time that the others get to notice by themselves that one has failed, and to end.
+          stop_signal: as of `GuardedProcess`.
         """
-        group = _Group(name, commands, grace_s, end_s, restarts, RestartBudget(restarts, window_s), [])
+        group = _Group(name, commands, grace_s, end_s, restarts, RestartBudget(restarts, window_s), stop_signal, [])
         self._groups[name] = group
         self._spawn(group)
 
@@ -213,7 +217,11 @@ class Supervisor:
             log_path = self._log_dir / f"{name}.log"
             log_start = log_path.stat().st_size if log_path.exists() else 0
             process = GuardedProcess(
-                command, env=process_environment(os.environ, self._also), log_path=log_path, grace_s=group.grace_s
+                command,
+                env=process_environment(os.environ, self._also),
+                log_path=log_path,
+                grace_s=group.grace_s,
+                stop_signal=group.stop_signal,
             )
             group.children.append(_Child(name, log_path, log_start, process))
 

@@ -42,7 +42,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
     return made
 
 
-CONFIGURED = ("learner", "rollout", "serve", "train", "database migrate", "evaluate --model EMPTY")
+CONFIGURED = ("learner", "rollout", "serve", "train", "launch --on local", "database migrate", "evaluate --model EMPTY")
 
 CASES = [
     *(f"new {p}" for p in ("FILE", "UNDER")),
@@ -102,6 +102,9 @@ CASES = [
     "bench end_to_end --model EMPTY --sides weir --set rollout.nothing=1",
     "study staleness --seeds 0",
     *(f"testing.suite {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD")),
+    *(f"launch {o} {p}" for o in ("status", "logs", "stop", "resume") for p in ("MISSING", "FILE", "BROKEN", "ODD")),
+    *("launch stop RUN", "launch logs RUN nobody", "launch --on moon --config demo", "launch --on local"),
+    *("role", "role --need MISSING -- true", "role --variable A=file:/no/such -- true", "role -- /no/such/program"),
     *("train", "learner", "evaluate", "queue", "fleet", "weights", "convert", "plan", "view", "report", "database"),
 ]  # fmt: skip
 
@@ -135,7 +138,9 @@ def test_bad_input_ends_in_one_clear_line(
 ) -> None:
     tool, *given = arguments(case, places, tmp_path)
     name = f"tools.{tool}"
-    module = importlib.import_module(f"{name}.__main__" if tool in ("bench", "study", "testing.suite") else name)
+    module = importlib.import_module(
+        f"{name}.__main__" if tool in ("bench", "study", "testing.suite", "launch") else name
+    )
     monkeypatch.setattr(sys, "argv", [tool, *given])
     with pytest.raises(SystemExit) as ended:
         module.main()

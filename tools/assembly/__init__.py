@@ -20,6 +20,7 @@ from tools.assembly.garbage import collect_garbage_less_often
 from tools.assembly.metrics import learner_metrics_writer, metrics_log
 from tools.assembly.new_model import CreateModelError, create_model
 from tools.assembly.paths import RunPaths, in_directory, locks, make_private_directory, run_paths, save_for_all, working
+from tools.assembly.placement import Here, Placement, hosts_of, in_role, python_of, variables_to_hand_on
 from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned
 from tools.assembly.run_directory import Start
 from tools.assembly.stop_request import StopRequest
@@ -27,6 +28,8 @@ from tools.assembly.stop_request import StopRequest
 __all__ = [
     "DISK_STATUS",
     "CreateModelError",
+    "Here",
+    "Placement",
     "Planned",
     "PreflightError",
     "RunPaths",
@@ -47,7 +50,9 @@ __all__ = [
     "config_arguments",
     "create_model",
     "fresh_coordinator",
+    "hosts_of",
     "in_directory",
+    "in_role",
     "learner_commands",
     "learner_metrics_writer",
     "locks",
@@ -59,11 +64,13 @@ __all__ = [
     "planned",
     "preflight",
     "profile_argument",
+    "python_of",
     "read_arguments",
     "record_limits",
     "run_paths",
     "save_for_all",
     "show_dry_run",
     "start_model_dir",
+    "variables_to_hand_on",
     "working",
 ]

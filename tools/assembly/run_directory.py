@@ -73,6 +73,14 @@ def resume(directory: Path, overrides: Sequence[str]) -> Start:
     return Start(config, changes(before, config), reopens)
 
 
+def known(directory: Path) -> RunPaths:
+    """The paths of a run that is there. Raises `ConfigError` if there is none."""
+    saved = directory / "config.toml"
+    if not saved.is_file():
+        raise ConfigError(f"{directory} holds no config.toml: expected the directory of a run, such as runs/demo")
+    return run_paths(load_config(saved))
+
+
 def keep_results(paths: RunPaths) -> None:
     """Puts what a finished run left aside, under the next free number."""
     number = 1

@@ -138,6 +138,10 @@ ALLOWED: dict[tuple[str, str], str] = {
         "serving_bridge/processes/guard.py:_end_leftovers",
         "while descendants(os.getpid()) and time.monotonic() < deadline",
     ): _GUARD,
+    (
+        "serving_bridge/processes/guard.py:_end_at_once",
+        "while (status := _reap(child)) is None and time.monotonic() < deadline",
+    ): _GUARD,
     ("serving_bridge/processes/guard.py:_kill_descendants", "while (left := descendants(os.getpid()))"): _GUARD,
     (
         "serving_bridge/telemetry/wait_reporter.py:reported_waits.run",
@@ -155,14 +159,14 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("serving_bridge/fleet/weight_round.py:_settled", "while not task.done()"): _SETTLED,
     ("serving_bridge/fleet/weight_round.py:_settled", "asyncio.wait([task])"): _SETTLED,
     (
-        "tools/launch/local_job.py:Job._watch",
+        "tools/launch/job.py:Job._watch",
         "while not until() and (not self._should_stop())",
     ): "lasts as long as a process of the run, which bounds its own waits; one that ends is seen at once",
     (
-        "tools/launch/local_job.py:Job._meanwhile.watched",
+        "tools/launch/job.py:Job._meanwhile.watched",
         "while not task.done() and (not self._should_stop())",
     ): "requests time out",
-    ("tools/launch/local_job.py:Job._meanwhile.watched", "asyncio.wait([task])"): "cancelled just before",
+    ("tools/launch/job.py:Job._meanwhile.watched", "asyncio.wait([task])"): "cancelled just before",
     ("tools/view.py:attach", "while True"): "a person watches, and ends it",
     ("tools/weights.py:watch", "while True"): "a person watches, and ends it",
 }

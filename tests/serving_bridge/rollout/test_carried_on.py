@@ -15,8 +15,9 @@ from learner_jax.runtime.waits import Waits, WaitTimeoutError
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.rollout.carried_on import awaits_work
 from tests.conftest import REPOSITORY
-from tools import learner, train
+from tools import learner
 from tools.assembly import base_model_dir, make_private_directory, run_paths
+from tools.launch import Job
 from tools.reporting.live_view import LiveView
 
 DEMO = REPOSITORY / "configs" / "demo.toml"
@@ -69,7 +70,7 @@ def test_a_job_that_is_told_to_stop_while_it_starts_starts_no_more(tmp_path: Pat
         save_config(config, paths.config)
         asked = iter(range(1000))
         with LiveView(config, paths.directory) as view:
-            job = train.Job(config, paths, view, lambda: next(asked) >= allowed)  # noqa: B023
+            job = Job(config, paths, view, lambda: next(asked) >= allowed)  # noqa: B023
             assert job.run() is False
         assert sorted(path.name for path in paths.logs.iterdir()) == logs
 

@@ -1,4 +1,4 @@
-"""A whole job on this machine: its processes started in order, looked after, and ended together."""
+"""A whole job: its processes started in order, on this machine or its hosts, looked after, and ended together."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from serving_bridge.routing import ReplicaRow
 from serving_bridge.telemetry import MetricsTail, read_metrics, reported_waits
 from serving_bridge.vllm import ReplicaError, VllmClient
 from tools.assembly import (
+    Here,
+    Placement,
     Planned,
     RunPaths,
     base_model_dir,
@@ -31,6 +33,7 @@ from tools.assembly import (
     learner_commands,
     metrics_log,
     planned,
+    variables_to_hand_on,
 )
 from tools.launch.evaluation import evaluate_folder
 from tools.reporting import LiveView
@@ -44,7 +47,11 @@ _EVALUATION_TRIES = 3
 
 
 class Job:
-    """One run of the job; everything it starts is stopped when it ends, however it ends."""
+    """One run of the job; everything it starts is stopped when it ends, however it ends.
+
+    Args:
+      place: where its processes run; on this machine if None.
+    """
 
     def __init__(
         self,
@@ -54,8 +61,10 @@ class Job:
         should_stop: Callable[[], bool],
         *,
         profile_steps: int = 0,
+        place: Placement | None = None,
     ):
         self._config = config
+        self._place = place or Here(config)
         self._profile_steps = profile_steps
         self._paths = paths
         self._view = view
@@ -67,11 +76,10 @@ class Job:
     def run(self) -> bool:
         """Returns whether the run is complete (and not stopped in between)."""
         base_model_dir(self._config, self._paths)  # made here, before the processes that need it start
+        also = (*self._config.serving.environment, *variables_to_hand_on(self._config))
         with (
             reported_waits(self._waits, self._metrics.write, clock=time.monotonic),
-            Supervisor(
-                self._paths.logs, self._metrics.write, waits=self._waits, also=self._config.serving.environment
-            ) as supervisor,
+            Supervisor(self._paths.logs, self._metrics.write, waits=self._waits, also=also) as supervisor,
         ):
             for part in (self._begin, self._train, self._measure_after):
                 part(supervisor)
@@ -83,8 +91,8 @@ class Job:
     def _begin(self, supervisor: Supervisor) -> None:
         """Starts all but the rollouts, one after the other, unless a stop is asked for meanwhile."""
         self._phase("starting")
-        for process in planned(self._config, self._paths, profile_steps=self._profile_steps):
-            if self._should_stop() or process.name == "rollout":
+        for process in self._planned():
+            if self._should_stop() or process.role == "rollout":
                 break
             if process.name == "warm_start":
                 self._phase("supervised start")
@@ -96,26 +104,34 @@ class Job:
 
     def _train(self, supervisor: Supervisor) -> None:
         self._phase("training")
-        rollout = self._planned("rollout")
-        self._start(supervisor, rollout)
-        started = time.monotonic()
+        processes = self._planned()
+        workers = [process for process in processes if process.role == "rollout"]
+        started = dict.fromkeys((worker.name for worker in workers), time.monotonic())
+        for worker in workers:
+            self._start(supervisor, worker)
 
         def keep_up() -> None:
             """A worker that met the run as it had finished before ends well, and is needed all the same."""
-            nonlocal started
-            if supervisor.has_finished("rollout") and time.monotonic() - started >= _WORKER_AGAIN_S:
-                started = time.monotonic()
-                self._start(supervisor, rollout)
+            for worker in workers:
+                since_s = time.monotonic() - started[worker.name]
+                if since_s >= _WORKER_AGAIN_S and supervisor.has_finished(worker.name):
+                    started[worker.name] = time.monotonic()
+                    self._start(supervisor, worker)
 
         self._watch(supervisor, until=lambda: supervisor.has_finished("learner"), meanwhile=keep_up)
         if self._should_stop():
             return
         self._phase("evaluating")
-        for name in ("rollout", "serve"):
-            supervisor.ask_to_stop(name)
+        fleets = [process for process in processes if process.role == "fleet" and process.name != "evaluate"]
+        for process in (*workers, *fleets):
+            supervisor.ask_to_stop(process.name)
 
-    def _planned(self, name: str) -> Planned:
-        return next(process for process in planned(self._config, self._paths) if process.name == name)
+    def _planned(self) -> list[Planned]:
+        return list(planned(self._config, self._paths, profile_steps=self._profile_steps, place=self._place))
+
+    def _run_to_its_end(self, supervisor: Supervisor, name: str) -> None:
+        self._start(supervisor, next(process for process in self._planned() if process.name == name))
+        self._watch(supervisor, until=lambda: supervisor.has_finished(name))
 
     def _start(self, supervisor: Supervisor, process: Planned) -> None:
         supervisor.start_group(
@@ -124,14 +140,20 @@ class Job:
             restarts=process.restarts,
             grace_s=process.grace_s,
             end_s=process.end_s,
+            stop_signal=process.stop_signal,
         )
 
     def _learner_commands(self) -> list[list[str]]:
         if self._config.learner.hosts.count > 1:
             # Other users of this machine can reach the hosts' port, and don't know this.
             os.environ.setdefault(HOSTS_SECRET, secrets.token_hex(32))
-        coordinator = fresh_coordinator(self._config)
-        return learner_commands(self._config, self._paths, profile_steps=self._profile_steps, coordinator=coordinator)
+        return learner_commands(
+            self._config,
+            self._paths,
+            profile_steps=self._profile_steps,
+            coordinator=fresh_coordinator(self._config, self._place),
+            place=self._place,
+        )
 
     def _watch(
         self, supervisor: Supervisor, *, until: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None
@@ -221,9 +243,11 @@ class Job:
         if self._measured("after"):
             return
         if not self._paths.final_model.exists():
-            self._start(supervisor, self._planned("convert"))
-            self._watch(supervisor, until=lambda: supervisor.has_finished("convert"))
+            self._run_to_its_end(supervisor, "convert")
         if self._should_stop():
+            return
+        if self._place.is_elsewhere:  # there may be no vLLM on this host
+            self._run_to_its_end(supervisor, "evaluate")
             return
         result = self._meanwhile(supervisor, evaluate_folder(self._config, self._paths, self._paths.final_model))
         if result is not None:

@@ -1,0 +1,130 @@
+"""What can be known of a launch before anything is allocated: roles, folders that all hosts see, secrets, database."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from configs.launch import RoleName, is_reference
+from configs.schema import Config
+from serving_bridge.checks import Finding
+from serving_bridge.database import is_postgres
+from tools.assembly import PreflightError, RunPaths, hosts_of
+from tools.role import RoleError, value_of
+
+Where = Literal["local", "slurm", "kubernetes", "xmanager"]
+
+_NEEDED: tuple[RoleName, ...] = ("learner", "fleet", "rollout")
+_RESOURCES = "cpus and memory_gib"
+
+
+def require_launchable(config: Config, paths: RunPaths, on: Where) -> None:
+    """Looks at [launch] as a whole.
+
+    Raises:
+      PreflightError: all that is certain to fail.
+    """
+    if found := list(launch_findings(config, paths, on)):
+        raise PreflightError(found)
+
+
+def launch_findings(config: Config, paths: RunPaths, on: Where) -> Iterator[Finding]:
+    """All that can't work, each with the setting to change."""
+    if on in ("local", "slurm"):
+        yield from _secret_findings(config, here=on == "local")
+    if on == "local":
+        return
+    yield from _role_findings(config)
+    if on == "slurm":
+        yield from _slurm_findings(config, paths)
+    if on != "kubernetes":
+        yield from _folder_findings(config, paths)
+    yield from _database_findings(config, paths)
+
+
+def _role_findings(config: Config) -> Iterator[Finding]:
+    described = config.launch.roles()
+    for name in _NEEDED:
+        if name not in described:
+            yield Finding(f"launch.{name}", f"a table with {_RESOURCES}", "none", f"add [launch.{name}]")
+    if config.learner.hosts.coordinator:
+        yield Finding(
+            "learner.hosts.coordinator",
+            "to be empty",
+            config.learner.hosts.coordinator,
+            "remove it: which hosts the learner gets is not known before",
+        )
+
+
+def _secret_findings(config: Config, *, here: bool) -> Iterator[Finding]:
+    """References that stand for nothing. A file may be there on the role's hosts alone."""
+    for name, role in config.launch.roles().items():
+        for variable, value in role.variables.items():
+            if not is_reference(value) or (value.startswith("file:") and not here):
+                continue
+            try:
+                value_of(value, os.environ)
+            except RoleError as error:
+                yield Finding(f"launch.{name}.variables.{variable}", "", str(error), "")
+
+
+def _slurm_findings(config: Config, paths: RunPaths) -> Iterator[Finding]:
+    if shutil.which("sbatch") is None:
+        yield Finding("sbatch", "SLURM's commands on this host", "no sbatch", "launch from a host of the cluster")
+    if not all(character.isalnum() or character in "/._-+@" for character in str(paths.directory)):
+        yield Finding(
+            "run.directory", "letters, digits and / . _ - + @", str(paths.directory), "SLURM reads others as patterns"
+        )
+    for name, role in config.launch.roles().items():
+        if role.image:
+            yield Finding(f"launch.{name}.image", "a venv on SLURM", role.image, f"set launch.{name}.venv instead")
+
+
+def _folder_findings(config: Config, paths: RunPaths) -> Iterator[Finding]:
+    """Files and folders of the run that do not lie in a folder which all hosts see."""
+    shared = [Path(folder) for folder in config.launch.shared]
+    if not shared:
+        yield Finding("launch.shared", "the folders that all hosts see", "none", "give their absolute paths")
+        return
+    for setting, place in places(config, paths).items():
+        if not any(place.is_relative_to(folder) for folder in shared):
+            yield Finding(
+                setting,
+                f"to lie in a folder that all hosts see ({', '.join(map(str, shared))})",
+                str(place),
+                "move it, or add its folder to launch.shared",
+            )
+
+
+def places(config: Config, paths: RunPaths) -> dict[str, Path]:
+    """Setting -> file or folder that processes on several hosts open."""
+    found = {
+        "run.directory": paths.directory,
+        "store.weights": paths.weights,
+        "store.blobs": paths.blobs,
+        "model.path": Path(config.model.path) if config.model.path else None,
+        "task.path": Path(config.task.path) if config.task.path else None,
+        "learner.loss.kl.reference": _optional(config.learner.loss.kl.reference),
+        "serving.keys": _optional(config.serving.keys),
+    }
+    return {setting: place for setting, place in found.items() if place is not None}
+
+
+def _optional(text: str) -> Path | None:
+    return Path(text) if text else None
+
+
+def _database_findings(config: Config, paths: RunPaths) -> Iterator[Finding]:
+    rollout = config.launch.rollout
+    together = rollout is not None and rollout.beside == "learner" and rollout.hosts == 1
+    if is_postgres(paths.database) or (together and hosts_of(config, "learner") == 1):
+        return
+    yield Finding(
+        "store.database",
+        "postgresql://user@host/database, since the learner and its rollout workers run on several hosts",
+        f"the SQLite file {paths.database}",
+        "name a PostgreSQL database, or set launch.rollout.beside to learner",
+    )
