@@ -16,6 +16,22 @@ Method = Literal["auto", "sequential", "associative"]
 ASSOCIATIVE_FROM = {"cpu": sys.maxsize, "gpu": 1, "tpu": 1}
 
 
+def chosen_method(length: int, method: str) -> Literal["sequential", "associative"]:
+    """The method for a sequence of this length: "auto" is what `ASSOCIATIVE_FROM` names for the platform.
+
+    Raises:
+      ValueError: unknown method.
+    """
+    match method:
+        case "auto":
+            shortest = ASSOCIATIVE_FROM.get(jax.default_backend(), 1)
+            return "associative" if length >= shortest else "sequential"
+        case "sequential" | "associative":
+            return method
+        case _:
+            raise ValueError(f"unknown method {method!r}; known: auto, sequential, associative")
+
+
 def reverse_linear_recurrence(
     inputs: Float[Array, "T"], decays: Float[Array, "T"], *, method: str = "auto"
 ) -> Float[Array, "T"]:
@@ -28,11 +44,7 @@ def reverse_linear_recurrence(
     Raises:
       ValueError: unknown method.
     """
-    match method:
-        case "auto":
-            shortest = ASSOCIATIVE_FROM.get(jax.default_backend(), 1)
-            chosen: Method = "associative" if inputs.shape[0] >= shortest else "sequential"
-            return reverse_linear_recurrence(inputs, decays, method=chosen)
+    match chosen_method(inputs.shape[0], method):
         case "sequential":
 
             def step(following: Array, at_t: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -49,5 +61,3 @@ def reverse_linear_recurrence(
                 return offset + factor * offset_later, factor * factor_later
 
             return jax.lax.associative_scan(compose, (inputs, decays), reverse=True)[0]
-        case _:
-            raise ValueError(f"unknown method {method!r}; known: auto, sequential, associative")

@@ -14,14 +14,15 @@ Conventions, for every function here:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from learner_jax.losses.policy import importance_ratios
-from learner_jax.losses.recurrence import reverse_linear_recurrence
+from learner_jax.losses.recurrence import chosen_method, reverse_linear_recurrence
 
 #: A setting, or one that is traced.
 Scalar = float | Float[Array, ""]
@@ -51,23 +52,81 @@ def with_bootstrap(
     return rewards + jnp.where(bootstraps > 0, bootstraps * values_after, 0.0)
 
 
-def _next_values(
+def _differences(
+    rewards: Float[Array, "T"], at_decisions: Float[Array, "T"], discounts: Float[Array, "T"]
+) -> Float[Array, "T"]:
+    """r_t + gamma_t V_{t+1} - V_t, with V = 0 where no decision is: without what tokens between decisions bring."""
+    return rewards + discounts * _shift_left(at_decisions) - at_decisions
+
+
+class _Traced(NamedTuple):
+    """What the temporal differences of the decisions add up to, brought back over all tokens.
+
+    Attributes:
+      errors: sum of the weighted differences from a token on.
+      advantages: difference of a decision and what follows it, before the weight; at other tokens it has no meaning.
+    """
+
+    errors: Float[Array, "T"]
+    advantages: Float[Array, "T"]
+
+
+#: Importance ratio of a decision, if there are any -> (weight of its difference, trace to the differences behind it).
+Weights = Callable[[Any], tuple[Scalar, Scalar]]
+
+
+def _traced(
     rewards: Float[Array, "T"],
-    values: Float[Array, "T"],
+    at_decisions: Float[Array, "T"],
     discounts: Float[Array, "T"],
     decisions: Bool[Array, "T"],
+    ratios: Float[Array, "T"] | None,
+    weights: Weights,
+    trace_decay: Scalar,
     method: str,
-) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
-    """(values at decisions and 0 elsewhere, one-step return r_t + gamma_t F_{t+1} at every token).
+) -> _Traced:
+    """The two recurrences of an estimator: what tokens between decisions bring, and the errors.
 
-    F is the value at a decision and the one-step return elsewhere: what the next decision is worth, brought back over
-    the tokens in between.
+    With R the one-step return brought back over tokens between decisions, and 0 at decisions:
+    delta_t = base_t + gamma R_{t+1}, error_t = weight_t delta_t + gamma trace_t error_{t+1} at decisions,
+    R_t = base_t + gamma R_{t+1}, error_t = gamma error_{t+1} elsewhere.
     """
-    at_decisions = jnp.where(decisions, values, 0.0)
+    base = _differences(rewards, at_decisions, discounts)
+    if chosen_method(rewards.shape[0], method) == "sequential":
+        return _traced_in_one_scan(base, discounts, decisions, ratios, weights, trace_decay)
+    weight, trace = weights(ratios)
     carried = reverse_linear_recurrence(
-        jnp.where(decisions, at_decisions, rewards), jnp.where(decisions, 0.0, discounts), method=method
+        jnp.where(decisions, 0.0, base), jnp.where(decisions, 0.0, discounts), method=method
     )
-    return at_decisions, rewards + discounts * _shift_left(carried)
+    deltas = base + discounts * _shift_left(carried)
+    errors = reverse_linear_recurrence(
+        jnp.where(decisions, weight * deltas, 0.0), discounts * jnp.where(decisions, trace, 1.0), method=method
+    )
+    return _Traced(errors, deltas + trace_decay * discounts * _shift_left(errors))
+
+
+def _traced_in_one_scan(
+    base: Float[Array, "T"],
+    discounts: Float[Array, "T"],
+    decisions: Bool[Array, "T"],
+    ratios: Float[Array, "T"] | None,
+    weights: Weights,
+    trace_decay: Scalar,
+) -> _Traced:
+    """As `_traced`. Every array that a scan reads is slow, so that the sign bit of a discount says "no decision"."""
+
+    def step(following: tuple[Array, Array], at_t: tuple[Array, Array, Any]) -> tuple[tuple[Array, Array], _Traced]:
+        between, error = following
+        base_t, signed, ratio = at_t
+        is_decision, discount = ~jnp.signbit(signed), jnp.abs(signed)
+        weight, trace = weights(ratio)
+        delta, later = base_t + discount * between, discount * error
+        error_t = jnp.where(is_decision, weight * delta + trace * later, later)
+        return (jnp.where(is_decision, 0.0, delta), error_t), _Traced(error_t, delta + trace_decay * later)
+
+    zero = jnp.zeros((), base.dtype)
+    signed = jnp.where(decisions, discounts, -discounts)
+    return jax.lax.scan(step, (zero, zero), (base, signed, ratios), reverse=True)[1]
 
 
 def _shift_left(x: Float[Array, "T"]) -> Float[Array, "T"]:
@@ -88,10 +147,11 @@ def generalized_advantages(
     A_t = delta_t + gamma lambda A_{t+1}, with delta_t = r_t + gamma V(s_{t+1}) - V(s_t), over decisions; the value
     target is A_t + V_t, the lambda-return.
     """
-    at_decisions, one_step = _next_values(rewards, values, discounts, decisions, method)
-    delta = jnp.where(decisions, one_step - at_decisions, 0.0)
-    traces = discounts * jnp.where(decisions, trace_decay, 1.0)
-    advantages = jnp.where(decisions, reverse_linear_recurrence(delta, traces, method=method), 0.0)
+    at_decisions = jnp.where(decisions, values, 0.0)
+    errors = _traced(
+        rewards, at_decisions, discounts, decisions, None, lambda _: (1.0, trace_decay), trace_decay, method
+    ).errors
+    advantages = jnp.where(decisions, errors, 0.0)
     return jax.lax.stop_gradient(Targets(advantages=advantages, values=advantages + at_decisions))
 
 
@@ -120,17 +180,18 @@ def vtrace(
       log_rhos: log(target policy / behaviour policy) of each decision's action, nats; read at decisions only.
       weighted: whether the advantages hold rho_t; without it the policy's objective has to weight them.
     """
-    at_decisions, one_step = _next_values(rewards, values, discounts, decisions, method)
+    at_decisions = jnp.where(decisions, values, 0.0)
     ratios = importance_ratios(jnp.where(decisions, log_rhos, 0.0))
-    rho = jnp.minimum(clip_rho, ratios)
-    delta = jnp.where(decisions, rho * (one_step - at_decisions), 0.0)
-    c = jnp.where(decisions, trace_decay * jnp.minimum(clip_c, ratios), 1.0)
-    errors = reverse_linear_recurrence(delta, discounts * c, method=method)  # v - V, brought back between decisions
-    # gamma q_{t+1} - gamma V_{t+1} is gamma lambda (v_{t+1} - V_{t+1}) of the next decision.
-    ahead = discounts * _shift_left(errors)
-    advantages = one_step + trace_decay * ahead - at_decisions
-    if weighted:
-        advantages = rho * advantages
+
+    def weights(ratio: Array) -> tuple[Array, Array]:
+        return jnp.minimum(clip_rho, ratio), trace_decay * jnp.minimum(clip_c, ratio)
+
+    # errors are v - V, brought back between decisions; gamma q_{t+1} - gamma V_{t+1} is gamma lambda errors_{t+1}.
+    errors, advantages = _traced(rewards, at_decisions, discounts, decisions, ratios, weights, trace_decay, method)
+    if weighted and isinstance(clip_rho, float) and isinstance(clip_c, float) and clip_rho == clip_c:
+        advantages = errors  # the same sum; XLA leaves the other one out
+    elif weighted:
+        advantages = jnp.minimum(clip_rho, ratios) * advantages
     return jax.lax.stop_gradient(
         Targets(
             advantages=jnp.where(decisions, advantages, 0.0),
