@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import zstandard
@@ -20,7 +21,7 @@ from learner_jax.runtime import WeirError
 #: A gap byte that is not yet the end of the gap.
 _GO_ON = 255
 #: Elements compared at a time: old, new and their comparison stay in the cache.
-_BLOCK = 1 << 18
+_BLOCK = 1 << 19
 #: Changes encoded at a time: what is computed of them stays in the cache, and in memory that is there already.
 _PIECE = 1 << 15
 _LEVEL = 1
@@ -31,34 +32,69 @@ class DeltaError(WeirError, ValueError):
     """An update's streams are not those of the tensors it is said to be for."""
 
 
-def changes(old: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(int64[K] ascending positions at which two flat arrays of words differ, old words there, new words there)."""
+class Hasher(Protocol):
+    """A hash that is fed piece by piece, such as those of hashlib and xxhash."""
+
+    def update(self, data: Any, /) -> None: ...
+
+
+def changes(
+    old: np.ndarray, new: np.ndarray, hasher: Hasher | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(int64[K] ascending positions at which two flat arrays of words differ, old words there, new words there).
+
+    Eight bytes are compared at a time, and only those that differ are looked at word by word.
+
+    Args:
+      hasher: is fed the bytes of `new`, block by block while they are in the cache.
+    """
+    per_eight = 8 // old.dtype.itemsize
+    in_eights = old.size - old.size % per_eight
+    old_eights, new_eights = (words[:in_eights].view(np.uint64) for words in (old, new))
+    size = _BLOCK // per_eight
+    flags = np.empty(size, bool)
     parts = [(np.zeros(0, np.int64), old[:0], new[:0])]
-    flags = np.zeros(_BLOCK, bool)
-    for start in range(0, old.size, _BLOCK):
-        before, after = old[start : start + _BLOCK], new[start : start + _BLOCK]
-        differs = flags[: -(-before.size // 8) * 8]
-        differs[before.size :] = False
-        np.not_equal(before, after, out=differs[: before.size])
-        found = _true_indices(differs)
-        parts.append((found + start, before.take(found), after.take(found)))
+    for start in range(0, old_eights.size, size):
+        before, after = old_eights[start : start + size], new_eights[start : start + size]
+        differs = flags[: before.size]
+        np.not_equal(before, after, out=differs)
+        if hasher is not None:
+            hasher.update(after.data)
+        indices, olds, news = _in_block(before, after, differs, old.dtype)
+        indices += start * per_eight
+        parts.append((indices, olds, news))
+    if in_eights < old.size:
+        before, after = old[in_eights:], new[in_eights:]
+        found = np.flatnonzero(before != after)
+        parts.append((found + in_eights, before.take(found), after.take(found)))
+        if hasher is not None:
+            hasher.update(after.data)
     indices, olds, news = (np.concatenate(column) for column in zip(*parts, strict=True))
     return indices, olds, news
+
+
+def _in_block(
+    before: np.ndarray, after: np.ndarray, differs: np.ndarray, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(positions of differing words in a block, old words, new words), given which eight bytes differ."""
+    eights = np.flatnonzero(differs)
+    if 2 * eights.size > differs.size:  # taking so many of them out costs more than it saves
+        olds, news = before.view(dtype), after.view(dtype)
+        found = np.flatnonzero(olds != news)
+        return found, olds.take(found), news.take(found)
+    olds, news = before.take(eights).view(dtype), after.take(eights).view(dtype)
+    found = np.flatnonzero(olds != news)
+    shift = (8 // dtype.itemsize).bit_length() - 1
+    eights <<= shift
+    positions = eights.take(found >> shift)
+    positions += found & ((1 << shift) - 1)
+    return positions, olds.take(found), news.take(found)
 
 
 def num_changes(old: np.ndarray, new: np.ndarray) -> int:
     """How many elements of two flat arrays of words differ."""
     blocks = (slice(start, start + _BLOCK) for start in range(0, old.size, _BLOCK))
     return sum(int(np.count_nonzero(old[block] != new[block])) for block in blocks)
-
-
-def _true_indices(flags: np.ndarray) -> np.ndarray:
-    """As `np.flatnonzero`, for a number of flags that divides by 8: faster where few are set, eight at a look."""
-    eights = np.flatnonzero(flags.view(np.uint64) != 0)
-    if eights.size > flags.size // 32:
-        return np.flatnonzero(flags)
-    found = np.flatnonzero(flags.reshape(-1, 8)[eights])
-    return (eights[found >> 3] << 3) + (found & 7)
 
 
 class Encoder:
@@ -175,13 +211,16 @@ def moved(old: np.ndarray, distances: np.ndarray) -> np.ndarray:
 
 def _gap_bytes(gaps: np.ndarray) -> np.ndarray:
     """uint8: each gap as its quotient by 255 in bytes of 255, then its remainder."""
-    if gaps.max() < _GO_ON:
+    longest = gaps.max()
+    if longest < _GO_ON:
         return gaps.astype(np.uint8)
-    quotients = gaps // _GO_ON
-    remainders = (gaps - _GO_ON * quotients).astype(np.uint8)
-    ends = np.cumsum(quotients + 1)
-    encoded = np.full(int(ends[-1]), _GO_ON, np.uint8)
-    encoded[ends - 1] = remainders
+    narrow = gaps.astype(np.uint16) if longest < 1 << 16 else gaps  # divides four times as many at a time
+    quotients = narrow // _GO_ON
+    remainders = (narrow - _GO_ON * quotients).astype(np.uint8)
+    ends = np.cumsum(quotients, dtype=np.int64)
+    ends += np.arange(ends.size)
+    encoded = np.full(int(ends[-1]) + 1, _GO_ON, np.uint8)
+    encoded[ends] = remainders
     return encoded
 
 

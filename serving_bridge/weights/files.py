@@ -83,9 +83,10 @@ def xxh3_128(words: np.ndarray) -> str:
     return xxhash.xxh3_128_hexdigest(words.view(np.uint8).data)
 
 
-def entry_of(name: str, tensor: Tensor) -> TensorEntry:
+def entry_of(name: str, tensor: Tensor, digest: str = "") -> TensorEntry:
+    """A tensor's line in a manifest; `digest` is its `xxh3_128` where that is known."""
     dtype = cast(Literal["float32", "bfloat16", "float16"], tensor.dtype)
-    return TensorEntry(name=name, shape=list(tensor.shape), dtype=dtype, xxh3_128=xxh3_128(tensor.words))
+    return TensorEntry(name=name, shape=list(tensor.shape), dtype=dtype, xxh3_128=digest or xxh3_128(tensor.words))
 
 
 def content_sha256(entries: Sequence[TensorEntry]) -> str:

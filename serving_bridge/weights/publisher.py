@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 
 from learner_jax.contracts import GoldenPrompt, TensorChange, TensorEntry, WeightManifest
 from serving_bridge.settings import StoreSettings
@@ -90,9 +91,10 @@ class Publisher:
             update = _Update(base, self._settings.max_changed)
         entries = {}
         for name, tensor in whole.items():
-            entries[name] = entry_of(name, tensor)
-            if update is not None and not update.add_whole(name, tensor):
+            digest = "" if update is None else update.add_whole(name, tensor)
+            if not digest:
                 update = None
+            entries[name] = entry_of(name, tensor, digest)
         self._was_dense = base is not None and update is None
         if update is not None and update.fits(whole):
             return self._store_update(update, whole, entries, header)
@@ -215,8 +217,11 @@ class _Update:
         self._most = max_changed * sum(tensor.words.size for tensor in base.tensors.values())
         self._streams: dict[str, np.ndarray] | None = None
 
-    def add_whole(self, name: str, tensor: Tensor) -> bool:
-        """Compares the next tensor with the base's; False if this can't be, or is not worth being, an update."""
+    def add_whole(self, name: str, tensor: Tensor) -> str:
+        """Compares the next tensor with the base's, and returns its `xxh3_128`.
+
+        It is empty if this can't be, or is not worth being, an update.
+        """
         old = self.base.tensors.get(name)
         if (
             self._encoder is None
@@ -224,12 +229,13 @@ class _Update:
             or next(self._names, None) != name
             or (old.shape, old.dtype) != (tensor.shape, tensor.dtype)
         ):
-            return False
-        indices, before, after = changes(old.words, tensor.words)
+            return ""
+        hasher = xxhash.xxh3_128()
+        indices, before, after = changes(old.words, tensor.words, hasher)
         if self.num_changed + indices.size > self._most:
-            return False
+            return ""
         self._encode(old, indices, before, after)
-        return True
+        return hasher.hexdigest()
 
     def add(self, name: str, indices: np.ndarray, bits: np.ndarray) -> None:
         """The next tensor, given by its changes."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -104,3 +106,21 @@ def test_damaged_streams_are_refused():
     bomb = zstandard.ZstdCompressor().compress(bytes(10_000))
     with pytest.raises(DeltaError, match="stream gaps declares 10000 bytes, expected at most 139"):
         decode(streams | {"gaps": np.frombuffer(bomb, np.uint8)}, sizes, 2, 100)
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.3, 1.0])
+@pytest.mark.parametrize("size", [0, 1, 3, 9, 4096, weight_delta._BLOCK + 5])
+def test_changes_are_where_words_differ_and_the_hash_is_of_the_new_ones(itemsize: int, share: float, size: int):
+    rng = np.random.default_rng(size)
+    # One word into an array: not every tensor begins at a multiple of eight bytes.
+    old = rng.integers(0, 1 << 16, size + 1).astype(WORDS[itemsize])[1:]
+    new = np.where(rng.random(size) < share, ~old, old).astype(WORDS[itemsize])
+    hasher = hashlib.sha256()
+    indices, olds, news = changes(old, new, hasher)
+    np.testing.assert_array_equal(indices, np.flatnonzero(old != new))
+    assert indices.dtype == np.int64
+    np.testing.assert_array_equal(olds, old[indices])
+    np.testing.assert_array_equal(news, new[indices])
+    assert (olds.dtype, news.dtype) == (old.dtype, new.dtype)
+    assert hasher.digest() == hashlib.sha256(new.tobytes()).digest()
