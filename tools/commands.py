@@ -38,7 +38,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "use a model": {
         "convert": Command("tools.convert", "convert checkpoints to Hugging Face folders and back"),
-        "evaluate": Command("tools.evaluate", "measure a model's skill on held-out problems", configured=True),
+        "evaluate": Command(
+            "tools.evaluate", "evaluate a model on suites of problems, or on a run's held-out ones", configured=True
+        ),
     },
     "shell": {
         "completion": Command("tools.completion", "print a completion script for bash, zsh or fish"),

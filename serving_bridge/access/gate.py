@@ -238,6 +238,7 @@ class Sampling(_Body):
     max_tokens: Annotated[int, Meta(ge=1, le=MAX_VERSION)]
     n: Annotated[int, Meta(ge=1, le=MAX_VERSION)] = 1
     temperature: Annotated[float, Meta(ge=0)] = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
     seed: _Int | None = None
     stop_token_ids: list[int] = []
     ignore_eos: bool = False

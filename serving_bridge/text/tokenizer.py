@@ -68,12 +68,19 @@ class Tokenizer:
           TokenizerError: a prompt of no tokens; `chat` without a chat template, or one whose end of a turn is no
             end token.
         """
-        if chat:
-            self.check_chat()
-        ids = self._plain_ids(self.render_chat([{"role": "user", "content": text}])) if chat else self.encode(text)
+        ids = self.encode_chat([{"role": "user", "content": text}]) if chat else self.encode(text)
         if not ids:
             raise TokenizerError(f"prompt {text!r} has no tokens; a model needs at least one to continue from")
         return ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of messages in the model's chat format, ready for the answer.
+
+        Raises:
+          TokenizerError: there is no chat template, or its end of a turn is no end token.
+        """
+        self.check_chat()
+        return self._plain_ids(self.render_chat(messages))
 
     def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
         """The dialog as the model's chat template writes it; the template writes the BOS token itself."""

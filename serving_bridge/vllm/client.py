@@ -106,6 +106,7 @@ class VllmClient:
         timeout_s: float,
         temperature: float = 1.0,
         greedy: bool = False,
+        top_p: float = 1.0,
         seed: int | None = None,
         priority: int = 0,
         unfinished: bool = False,
@@ -117,6 +118,7 @@ class VllmClient:
           max_tokens: bound on each answer's length.
           stop_token_ids: an answer ends with the first of these (kept in the answer); nothing else ends it early.
           greedy: take the likeliest token each time; needs n=1.
+          top_p: share of the probability that tokens are drawn from.
           seed: makes the answers repeatable; the n answers still differ.
           priority: lower goes first where the server is full.
           unfinished: take answers that were aborted as far as they came (finish reason "abort", maybe no token).
@@ -134,6 +136,8 @@ class VllmClient:
             "logprobs": 0,
             "detokenize": False,
         }
+        if top_p < 1:
+            parameters["top_p"] = top_p
         if seed is not None:
             parameters["seed"] = seed
         answer = self._read(await self._ask(token_ids, parameters, timeout_s, priority))

@@ -54,6 +54,7 @@ async def _sampled(engine: EngineClient, prompt: list[int], asked: Generate) -> 
         n=wanted.n,
         max_tokens=max(1, min(wanted.max_tokens, room)),
         temperature=wanted.temperature,
+        top_p=wanted.top_p,
         seed=wanted.seed,
         stop_token_ids=wanted.stop_token_ids,
         ignore_eos=wanted.ignore_eos,

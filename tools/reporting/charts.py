@@ -15,7 +15,7 @@ from configs.schema import Config
 from serving_bridge.telemetry import Record
 from tools.reporting.figures import RunHistory, intervals_during, mean, series, steps_in_order, values
 
-_BLUE, _GREEN, _ORANGE, _RED, _PURPLE, _GREY = "#2563eb", "#059669", "#d97706", "#dc2626", "#7c3aed", "#94a3b8"
+BLUE, GREEN, ORANGE, RED, PURPLE, GREY = "#2563eb", "#059669", "#d97706", "#dc2626", "#7c3aed", "#94a3b8"
 _SMOOTH = 10
 
 _STYLE = {
@@ -74,10 +74,14 @@ def charts(history: RunHistory, config: Config) -> list[Chart]:
     return [chart for chart in made if chart is not None]
 
 
-def _draw(draw: Callable[[Axes], None], *, xlabel: str, ylabel: str) -> str:
-    """Runs a drawing function on a fresh figure and returns SVG markup that can stand inside HTML."""
+def drawn(draw: Callable[[Axes], None], *, xlabel: str, ylabel: str, height: float = 2.7) -> str:
+    """Runs a drawing function on a fresh figure and returns SVG markup that can stand inside HTML.
+
+    Args:
+      height: in inches; the width is 5.2.
+    """
     with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type] # the stub wants each key as a literal
-        figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+        figure = Figure(figsize=(5.2, height), layout="constrained")
         axes = figure.subplots()
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
@@ -107,21 +111,21 @@ def _warm_start(history: RunHistory) -> Chart | None:
     accuracy_x, accuracies = series(history.warm_start, "accuracy")
 
     def draw(axes: Axes) -> None:
-        axes.plot(x, losses, color=_GREY, label="loss")
+        axes.plot(x, losses, color=GREY, label="loss")
         axes.set_ylim(bottom=0)
         right = axes.twinx()
         right.spines["right"].set_visible(False)
         right.grid(False)
-        right.plot(accuracy_x, accuracies, color=_GREEN, marker="o", markersize=3)
+        right.plot(accuracy_x, accuracies, color=GREEN, marker="o", markersize=3)
         right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         right.set_ylim(0, 1)
-        axes.plot([], [], color=_GREEN, marker="o", markersize=3, label="validation accuracy (right)")
+        axes.plot([], [], color=GREEN, marker="o", markersize=3, label="validation accuracy (right)")
 
     return Chart(
         "Supervised start",
         "Loss on the task's own answers and greedy accuracy on validation problems, until the target skill.",
         f"Supervised loss {_from_to(losses)}" + (f"; accuracy {_from_to(accuracies)}." if accuracies else "."),
-        _draw(draw, xlabel="supervised step", ylabel="nats per token"),
+        drawn(draw, xlabel="supervised step", ylabel="nats per token"),
     )
 
 
@@ -132,9 +136,9 @@ def _off_policy(steps: Sequence[Record]) -> Chart | None:
         return None
 
     def draw(axes: Axes) -> None:
-        axes.plot(x, shares, color=_PURPLE, label="effective sample size / tokens")
+        axes.plot(x, shares, color=PURPLE, label="effective sample size / tokens")
         if clipped:
-            axes.plot(clipped_x, clipped, color=_GREY, label="clipped tokens")
+            axes.plot(clipped_x, clipped, color=GREY, label="clipped tokens")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylim(0, 1.02)
 
@@ -142,7 +146,7 @@ def _off_policy(steps: Sequence[Record]) -> Chart | None:
         "Off-policy",
         "How far the batch is from the current policy: 100% effective sample size is on-policy data.",
         f"Effective sample share {_from_to(shares)}" + (f"; clipped share {_from_to(clipped)}." if clipped else "."),
-        _draw(draw, xlabel="optimizer step", ylabel="share of tokens"),
+        drawn(draw, xlabel="optimizer step", ylabel="share of tokens"),
     )
 
 
@@ -162,14 +166,14 @@ def _reward(steps: Sequence[Record]) -> Chart | None:
         return None
 
     def draw(axes: Axes) -> None:
-        axes.plot(x, rewards, color=_BLUE, alpha=0.3, linewidth=1, label="batch")
-        axes.plot(x, _smooth(rewards), color=_BLUE, label=f"mean of {_SMOOTH} steps")
+        axes.plot(x, rewards, color=BLUE, alpha=0.3, linewidth=1, label="batch")
+        axes.plot(x, _smooth(rewards), color=BLUE, label=f"mean of {_SMOOTH} steps")
 
     return Chart(
         "Reward",
         "Mean reward of the sampled answers in each batch (sampled at the training temperature).",
         f"Reward {_from_to(rewards)}.",
-        _draw(draw, xlabel="optimizer step", ylabel="reward"),
+        drawn(draw, xlabel="optimizer step", ylabel="reward"),
     )
 
 
@@ -182,7 +186,7 @@ def _heldout(history: RunHistory, last_step: int) -> Chart | None:
         return None
 
     def draw(axes: Axes) -> None:
-        axes.plot(*zip(*points, strict=True), color=_GREEN, marker="o", markersize=4)
+        axes.plot(*zip(*points, strict=True), color=GREEN, marker="o", markersize=4)
         if not history.is_graded:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_ylim(0, 1)
@@ -190,7 +194,7 @@ def _heldout(history: RunHistory, last_step: int) -> Chart | None:
             axes.annotate(
                 f"{skill:.3f}" if history.is_graded else f"{skill:.1%}", (step, skill), xytext=(0, -14),
                 textcoords="offset points",
-                ha="right" if step else "left", color=_GREEN, fontweight="bold",
+                ha="right" if step else "left", color=GREEN, fontweight="bold",
             )  # fmt: skip
 
     name, label = ("Held-out mean score", "score") if history.is_graded else ("Held-out accuracy", "passed")
@@ -198,7 +202,7 @@ def _heldout(history: RunHistory, last_step: int) -> Chart | None:
         name,
         "Greedy answers to problems that are never trained on, measured through vLLM.",
         f"{name} {_from_to([skill for _, skill in points])}.",
-        _draw(draw, xlabel="optimizer step", ylabel=label),
+        drawn(draw, xlabel="optimizer step", ylabel=label),
     )
 
 
@@ -208,17 +212,17 @@ def _kl(steps: Sequence[Record], budget: float | None) -> Chart | None:
         return None
 
     def draw(axes: Axes) -> None:
-        axes.plot(x, kl, color=_PURPLE, alpha=0.3, linewidth=1, label="batch")
-        axes.plot(x, _smooth(kl), color=_PURPLE, label=f"mean of {_SMOOTH} steps")
+        axes.plot(x, kl, color=PURPLE, alpha=0.3, linewidth=1, label="batch")
+        axes.plot(x, _smooth(kl), color=PURPLE, label=f"mean of {_SMOOTH} steps")
         if budget is not None:
-            axes.axhline(budget, color=_RED, linestyle="--", linewidth=1, label="budget")
+            axes.axhline(budget, color=RED, linestyle="--", linewidth=1, label="budget")
         axes.set_ylim(bottom=min(0, *kl))
 
     return Chart(
         "KL to the start",
         "How far the policy has moved from the frozen reference (k3 estimate).",
         f"KL {_from_to(kl)}." + (f" Budget {budget:g}." if budget is not None else ""),
-        _draw(draw, xlabel="optimizer step", ylabel="nats per token"),
+        drawn(draw, xlabel="optimizer step", ylabel="nats per token"),
     )
 
 
@@ -228,9 +232,9 @@ def _one_line(steps: Sequence[Record], key: str, title: str, ylabel: str, captio
         return None
 
     def draw(axes: Axes) -> None:
-        axes.plot(x, y, color=_ORANGE)
+        axes.plot(x, y, color=ORANGE)
 
-    return Chart(title, caption, f"{title} {_from_to(y)}.", _draw(draw, xlabel="optimizer step", ylabel=ylabel))
+    return Chart(title, caption, f"{title} {_from_to(y)}.", drawn(draw, xlabel="optimizer step", ylabel=ylabel))
 
 
 def _staleness(steps: Sequence[Record], bound: int) -> Chart | None:
@@ -240,16 +244,16 @@ def _staleness(steps: Sequence[Record], bound: int) -> Chart | None:
         return None
 
     def draw(axes: Axes) -> None:
-        axes.fill_between(worst_x, worst, color=_ORANGE, alpha=0.18, step="mid", linewidth=0, label="oldest token")
-        axes.plot(x, average, color=_ORANGE, label="mean")
-        axes.axhline(bound, color=_RED, linestyle="--", linewidth=1, label="bound")
+        axes.fill_between(worst_x, worst, color=ORANGE, alpha=0.18, step="mid", linewidth=0, label="oldest token")
+        axes.plot(x, average, color=ORANGE, label="mean")
+        axes.axhline(bound, color=RED, linestyle="--", linewidth=1, label="bound")
         axes.set_ylim(0, max(bound, *worst, 1) * 1.1)
 
     return Chart(
         "Staleness",
         "Policy versions between sampling and training; a group beyond the bound is dropped.",
         f"Mean staleness {_from_to(average)}; oldest {max(worst):.0f}, bound {bound}.",
-        _draw(draw, xlabel="optimizer step", ylabel="versions"),
+        drawn(draw, xlabel="optimizer step", ylabel="versions"),
     )
 
 
@@ -275,7 +279,7 @@ def _staleness_of_tokens(steps: Sequence[Record]) -> Chart | None:
         "Staleness of tokens",
         "Share of the trained tokens by the number of versions between sampling and training.",
         f"Mean shares: {means}.",
-        _draw(draw, xlabel="optimizer step", ylabel="share of tokens"),
+        drawn(draw, xlabel="optimizer step", ylabel="share of tokens"),
     )
 
 
@@ -286,8 +290,8 @@ def _mismatch(steps: Sequence[Record]) -> Chart | None:
     worst_x, worst = series(steps, "mismatch_max_abs_logprob")
 
     def draw(axes: Axes) -> None:
-        axes.plot(x, average, color=_BLUE, label="mean")
-        axes.plot(worst_x, worst, color=_GREY, linewidth=1, label="largest")
+        axes.plot(x, average, color=BLUE, label="mean")
+        axes.plot(worst_x, worst, color=GREY, linewidth=1, label="largest")
         if min(average) > 0 and min(worst) > 0:
             axes.set_yscale("log")
 
@@ -295,7 +299,7 @@ def _mismatch(steps: Sequence[Record]) -> Chart | None:
         "Sampler and trainer",
         "Absolute difference of vLLM's and the learner's log-probs for the same tokens and weights.",
         f"Mean absolute log-prob difference {_from_to(average)}; largest {max(worst):.3g}.",
-        _draw(draw, xlabel="optimizer step", ylabel="nats"),
+        drawn(draw, xlabel="optimizer step", ylabel="nats"),
     )
 
 
@@ -308,7 +312,7 @@ def _idle(history: RunHistory, steps: Sequence[Record]) -> Chart | None:
         return None
 
     def draw(axes: Axes) -> None:
-        for points, color, label in ((learner, _BLUE, "learner"), (rollout, _ORANGE, "rollout")):
+        for points, color, label in ((learner, BLUE, "learner"), (rollout, ORANGE, "rollout")):
             if points:
                 axes.plot([t / 60 for t, _ in points], _smooth([s for _, s in points]), color=color, label=label)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -319,18 +323,18 @@ def _idle(history: RunHistory, steps: Sequence[Record]) -> Chart | None:
         "Who waits for whom",
         f"Share of time that each side is idle (mean of {_SMOOTH} points). The side that waits is not the bottleneck.",
         alt + (f", rollout {mean([s for _, s in rollout]) or 0:.0%} of its time." if rollout else "."),
-        _draw(draw, xlabel="minutes of training", ylabel="idle"),
+        drawn(draw, xlabel="minutes of training", ylabel="idle"),
     )
 
 
 def _step_time(steps: Sequence[Record]) -> Chart | None:
     parts = [
-        ("wait_s", "wait for groups", _GREY),
-        ("prepare_s", "build the batch", _ORANGE),
-        ("transfer_s", "pack and transfer", _RED),
-        ("compute_s", "compute", _BLUE),
-        ("publish_s", "publish", _GREEN),
-        ("save_s", "checkpoint", _PURPLE),
+        ("wait_s", "wait for groups", GREY),
+        ("prepare_s", "build the batch", ORANGE),
+        ("transfer_s", "pack and transfer", RED),
+        ("compute_s", "compute", BLUE),
+        ("publish_s", "publish", GREEN),
+        ("save_s", "checkpoint", PURPLE),
     ]
     whole = [r for r in steps if all(r.get(key) is not None for key, _, _ in parts)]
     if not whole:
@@ -350,5 +354,5 @@ def _step_time(steps: Sequence[Record]) -> Chart | None:
         "Where a step's time goes",
         "Seconds per step; the slowest steps (the first one compiles) are cut off.",
         f"Mean seconds per step: {means}.",
-        _draw(draw, xlabel="optimizer step", ylabel="seconds"),
+        drawn(draw, xlabel="optimizer step", ylabel="seconds"),
     )

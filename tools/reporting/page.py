@@ -74,15 +74,7 @@ def write_report(run_dir: str | Path) -> Path:
     history = _read_history(run_dir)
     config = load_config(run_dir / "config.toml")
     summary = summarize(history) | _saved_summary(run_dir)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_shown,
-    )
-    environment.filters |= {"percent": _percent, "number": _number, "duration": _duration}
+    environment = page_environment()
     page = environment.get_template("report.html").render(
         config=config,
         config_text=(run_dir / "config.toml").read_text(encoding="utf-8"),
@@ -102,6 +94,20 @@ def write_report(run_dir: str | Path) -> Path:
     path = run_dir / "report.html"
     write_whole(path, page, mode=SHARED_MODE)
     return path
+
+
+def page_environment() -> jinja2.Environment:
+    """The templates of pages: everything from a model or user is escaped, and what is undefined is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    environment.filters |= {"percent": _percent, "number": _number, "duration": _duration}
+    return environment
 
 
 def _balanced(history: RunHistory, config: Config, summary: Mapping[str, Any]) -> str | None:

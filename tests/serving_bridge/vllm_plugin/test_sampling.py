@@ -94,7 +94,9 @@ def refused(engine: Engine, asked: bytes | None = None) -> tuple[int, str]:
 
 def test_answers_are_packed_with_their_log_probs_and_versions() -> None:
     engine = Engine([completion(0, [7, 8])], [completion(0, [7, 8, 1]), completion(1, [])])
-    status, payload = answered(engine, body(n=2, temperature=0.5, seed=4, stop_token_ids=[1], ignore_eos=True))
+    status, payload = answered(
+        engine, body(n=2, temperature=0.5, top_p=0.9, seed=4, stop_token_ids=[1], ignore_eos=True)
+    )
     first, second = msgspec.msgpack.decode(payload, type=PackedAnswer).choices
     assert (status, first.index, second.index, first.finish_reason) == (200, 0, 1, "stop")
     assert np.frombuffer(first.tokens, "<i4").tolist() == [7, 8, 1]
@@ -102,7 +104,7 @@ def test_answers_are_packed_with_their_log_probs_and_versions() -> None:
     assert (first.spans, second.tokens, second.logprobs) == ([("3", 0, 1), ("4", 1, 3)], b"", b"")
     ((prompt, parameters, priority),) = engine.asked
     assert (prompt["prompt_token_ids"], priority) == ([5, 6], 3)
-    assert (parameters.n, parameters.temperature, parameters.seed) == (2, 0.5, 4)
+    assert (parameters.n, parameters.temperature, parameters.top_p, parameters.seed) == (2, 0.5, 0.9, 4)
     assert (parameters.stop_token_ids, parameters.ignore_eos, parameters.detokenize) == ([1], True, False)
     assert (parameters.output_kind, parameters.logprobs) == (RequestOutputKind.FINAL_ONLY, 0)
 

@@ -1,0 +1,186 @@
+"""Asks a model all problems of a suite, each as often as the suite says, and has every answer judged."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from rewards.contracts import EpisodeState, Outcome, Reply, RewardRequest, RewardResult, failed
+from tools.evaluation.answers import AnswerLog
+from tools.evaluation.asking import Answer, Dialog, Model, Request
+from tools.evaluation.problems import OpenSuite, SuiteProblem
+
+#: Beyond the verifier's own deadline: one that does not keep it.
+_VERDICT_S = 3900.0
+_SCORING_THREADS = 16
+_MAX_REASONS = 5
+_MAX_REASON_CHARACTERS = 500
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One sample of one problem.
+
+    Attributes:
+      messages: (role, text) of the whole dialog, prompt and answers.
+      answer: the last one.
+      num_tokens: of all answers; None where an endpoint doesn't say.
+      score: None where the answer was not judged.
+      verdict: "pass", "fail", or why it was not judged.
+      refused: the model declined to answer.
+      well_formed: None where the suite has no format.
+      vote: what maj@k counts.
+    """
+
+    problem: str
+    sample: int
+    messages: tuple[tuple[str, str], ...]
+    answer: str
+    finish_reason: str
+    num_tokens: int | None
+    score: float | None
+    verdict: str
+    reasons: tuple[str, ...]
+    refused: bool
+    well_formed: bool | None
+    vote: str
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict == "pass"
+
+
+async def examine(
+    model: Model,
+    suite: OpenSuite,
+    log: AnswerLog,
+    *,
+    concurrency: int,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Judged]:
+    """All samples, in the order of the problems, then of the samples' numbers.
+
+    Answers that the log has are not asked again. Whatever error an answer meets ends the whole; what came is kept.
+
+    Args:
+      concurrency: samples in work at a time.
+      progress: called after each.
+    """
+    wanted = iter([(at, sample) for at in range(len(suite.problems)) for sample in range(suite.settings.samples)])
+    found: dict[tuple[int, int], Judged] = {}
+
+    with ThreadPoolExecutor(min(concurrency, _SCORING_THREADS), thread_name_prefix="weir-score") as threads:
+        judge = _Judge(suite, threads)
+
+        async def work() -> None:
+            for at, sample in wanted:
+                found[at, sample] = await _one(model, suite, log, judge, suite.problems[at], sample)
+                progress()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(work())
+        except BaseExceptionGroup as several:
+            raise _first(several) from None
+    return [found[place] for place in sorted(found)]
+
+
+def prompts(model: Model, suite: OpenSuite) -> Iterator[Dialog]:
+    """The first prompt of every problem: what can't be asked is known before anything is."""
+    return (model.begin(suite, problem) for problem in suite.problems)
+
+
+async def _one(
+    model: Model, suite: OpenSuite, log: AnswerLog, judge: _Judge, problem: SuiteProblem, sample: int
+) -> Judged:
+    dialog = model.begin(suite, problem)
+    state = suite.environment.reset(problem.problem) if suite.environment is not None else None
+    total, counts, turn = 0.0, list[int | None](), 0
+    while True:
+        request = Request(dialog, suite.settings.sampling, sample, None).seeded()
+        key = request.key(model.identity)
+        answer = log.find(key)
+        if answer is None:
+            answer = await model.answer(request)
+            about = {"suite": suite.name, "problem": problem.id, "sample": sample, "turn": turn}
+            log.add(key, answer, **about, prompt=dialog.messages[-1][1])
+        counts.append(answer.num_tokens)
+        outcome = await judge(problem, state, answer)
+        turn += 1
+        total += outcome.reward or 0.0
+        if outcome.observation is None or suite.environment is None:
+            break
+        dialog, state = model.go_on(suite, dialog, answer, outcome.observation), outcome.state
+    known = [count for count in counts if count is not None]
+    settings = suite.settings
+    return Judged(
+        problem=problem.id,
+        sample=sample,
+        messages=(*dialog.messages, ("assistant", answer.text)),
+        answer=answer.text,
+        finish_reason=answer.finish_reason,
+        num_tokens=sum(known) if len(known) == len(counts) else None,
+        score=None if outcome.reward is None else total,
+        verdict=outcome.verdict,
+        reasons=tuple(reason[:_MAX_REASON_CHARACTERS] for reason in outcome.reasons[:_MAX_REASONS]),
+        refused=answer.finish_reason == "content_filter" or _refuses(settings.refusals, answer.text),
+        well_formed=re.search(settings.format, answer.text) is not None if settings.format else None,
+        vote=_vote(settings.vote, answer.text),
+    )
+
+
+class _Judge:
+    """Scores answers in threads; a verifier that raises or hangs gives a failed verdict."""
+
+    def __init__(self, suite: OpenSuite, threads: ThreadPoolExecutor) -> None:
+        self._suite, self._threads = suite, threads
+
+    async def __call__(self, problem: SuiteProblem, state: EpisodeState | None, answer: Answer) -> Outcome:
+        work = asyncio.get_running_loop().run_in_executor(self._threads, self._score, problem, state, answer)
+        try:
+            async with asyncio.timeout(_VERDICT_S):
+                return await work
+        except TimeoutError:
+            return _outcome(failed(f"no verdict after {_VERDICT_S:g} s", "timeout"), problem)
+
+    def _score(self, problem: SuiteProblem, state: EpisodeState | None, answer: Answer) -> Outcome:
+        finished = "length" if answer.finish_reason == "length" else "stop"
+        try:
+            if self._suite.environment is not None and state is not None:
+                return self._suite.environment.step(state, Reply(answer.text, finished, is_last=False))
+            return _outcome(self._suite.task.score(RewardRequest(problem.problem, answer.text, finished)), problem)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (isolation: one answer must not end the evaluation)
+            return _outcome(failed(f"{type(error).__name__}: {error}"), problem)
+
+
+def _outcome(result: RewardResult, problem: SuiteProblem) -> Outcome:
+    state = EpisodeState(problem.problem, 1)
+    return Outcome(result.score, result.parts, result.verdict, None, state, result.reasons)
+
+
+def _refuses(patterns: tuple[str, ...], text: str) -> bool:
+    # Refusals begin with it; what an answer quotes further down is none.
+    return any(re.search(pattern, text[:_MAX_REASON_CHARACTERS], re.IGNORECASE | re.DOTALL) for pattern in patterns)
+
+
+def _vote(pattern: str, text: str) -> str:
+    """What the answer votes for: the pattern's last match, or its group 1; the whole answer without a pattern."""
+    if not pattern:
+        return text.strip()
+    last = None
+    for match in re.finditer(pattern, text):
+        last = match
+    if last is None:
+        return ""
+    return str((last[1] if last.re.groups else last[0]) or "").strip()
+
+
+def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = several
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,157 @@
+"""A model folder as a model: a vLLM server of its own, asked by token ids."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+
+from learner_jax.contracts import read_model_config
+from serving_bridge.fleet import Replica
+from serving_bridge.settings import ServingSettings
+from serving_bridge.text import Tokenizer, load_tokenizer
+from serving_bridge.vllm import ReplicaError, VllmClient
+from tools.evaluation.asking import Answer, Dialog, Identity, Request, cut_at
+from tools.evaluation.errors import SuiteError
+from tools.evaluation.problems import OpenSuite, SuiteProblem
+
+#: tries of a request that the server fails or aborts, and the pause before the second
+_TRIES, _FIRST_RETRY_S = 4, 0.5
+_REQUEST_TIMEOUT_S = 3600.0
+#: Names the weights that the server was started with, so that its answers carry a version.
+_FOLDER_VERSION = 0
+
+
+class FolderPrompts:
+    """How problems become token ids for a model folder, checked before any server starts.
+
+    Args:
+      max_model_len: longest prompt and answer together, in tokens.
+
+    Attributes:
+      longest: tokens of the longest prompt so far and its answer together.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, max_model_len: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        self.longest = 2
+
+    @classmethod
+    def of(cls, model_dir: Path, *, max_model_len: int | None = None, family: str = "") -> FolderPrompts:
+        """Those of a folder whose tokenizer fits its model; as long as the model has positions by default.
+
+        Raises:
+          ModelConfigError, TokenizerError: it does not, or one of them can't be read.
+        """
+        tokenizer, model = load_tokenizer(model_dir), read_model_config(model_dir, family=family)
+        tokenizer.check_vocabulary(model)
+        return cls(tokenizer, max_model_len=max_model_len or model.max_position_embeddings)
+
+    def begin(self, suite: OpenSuite, problem: SuiteProblem) -> Dialog:
+        settings, text = suite.settings, suite.prompt(problem)
+        if settings.system and not settings.chat:
+            raise SuiteError(f"suite {suite.name} has a system message, which needs chat = true")
+        system = (("system", settings.system),) if settings.system else ()
+        messages = (*system, ("user", text))
+        if settings.chat:
+            tokens = self.tokenizer.encode_chat([{"role": role, "content": said} for role, said in messages])
+        else:
+            tokens = self.tokenizer.encode_prompt(text, chat=False)
+        self._check(suite, problem.id, len(tokens))
+        return Dialog(messages, tuple(tokens))
+
+    def go_on(self, suite: OpenSuite, dialog: Dialog, answer: Answer, observation: str) -> Dialog:
+        said = self.tokenizer.encode_observation(observation, chat=suite.settings.chat, after=answer.tokens[-1])
+        tokens = (*dialog.tokens, *answer.tokens, *said)
+        self._check(suite, "of a dialog", len(tokens))
+        return Dialog((*dialog.messages, ("assistant", answer.text), ("user", observation)), tokens)
+
+    def _check(self, suite: OpenSuite, name: str, number: int) -> None:
+        self.longest = max(self.longest, number + suite.settings.sampling.max_tokens)
+        room = self.max_model_len - suite.settings.sampling.max_tokens
+        if number > room:
+            raise SuiteError(
+                f"suite {suite.name}: the prompt {name} has {number} tokens, but {room} fit beside sampling.max_tokens "
+                f"({suite.settings.sampling.max_tokens}) in the server's {self.max_model_len}; raise --max-model-len, "
+                f"or serving.max_model_len of --config, or lower max_tokens"
+            )
+
+
+class ReplicaModel:
+    """A replica that starts with the first question; implements `tools.evaluation.asking.Model`.
+
+    Answers that are kept need none: what is only scored anew, starts no server.
+
+    Args:
+      start: starts the server and returns its client; called at most once.
+    """
+
+    def __init__(self, identity: Identity, prompts: FolderPrompts, start: Callable[[], Awaitable[VllmClient]]) -> None:
+        self._identity, self._prompts, self._start = identity, prompts, start
+        self._starting = asyncio.Lock()
+        self._client: VllmClient | None = None
+
+    @property
+    def identity(self) -> Identity:
+        return self._identity
+
+    def begin(self, suite: OpenSuite, problem: SuiteProblem) -> Dialog:
+        return self._prompts.begin(suite, problem)
+
+    def go_on(self, suite: OpenSuite, dialog: Dialog, answer: Answer, observation: str) -> Dialog:
+        return self._prompts.go_on(suite, dialog, answer, observation)
+
+    async def answer(self, request: Request) -> Answer:
+        """One answer; requests that fail in a way that may pass are tried again.
+
+        Raises:
+          ReplicaError: the server failed for good.
+        """
+        sampling, tokenizer = request.sampling, self._prompts.tokenizer
+        async with self._starting:
+            client = self._client = self._client or await self._start()
+        for attempt in range(1, _TRIES + 1):
+            try:
+                (completion,) = await client.generate(
+                    request.dialog.tokens,
+                    n=1,
+                    max_tokens=sampling.max_tokens,
+                    stop_token_ids=tokenizer.eos_ids,
+                    timeout_s=_REQUEST_TIMEOUT_S,
+                    temperature=sampling.temperature or 1.0,
+                    greedy=sampling.temperature == 0,
+                    top_p=sampling.top_p,
+                    seed=request.seed,
+                )
+                break
+            except ReplicaError as error:
+                if not error.retryable or attempt == _TRIES:
+                    raise
+                await asyncio.sleep(_FIRST_RETRY_S * 2 ** (attempt - 1))
+        tokens = tuple(completion.tokens.tolist())
+        # Stop texts are cut here: vLLM looks for them in text, and this route has none.
+        text, was_stopped = cut_at(tokenizer.decode(tokens), sampling.stop)
+        return Answer(text, "stop" if was_stopped else completion.finish_reason, len(tokens), tokens)
+
+
+@asynccontextmanager
+async def served(
+    model_dir: Path, settings: ServingSettings, *, log_path: Path, family: str = ""
+) -> AsyncIterator[VllmClient]:
+    """The client of a vLLM server on the folder, which ends with the block.
+
+    Raises:
+      ReplicaStartError: it does not start.
+    """
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        replica = Replica("evaluation", model_dir, settings, session, log_path=log_path, model_family=family)
+        await replica.start()
+        try:
+            await replica.client.name_version(_FOLDER_VERSION)
+            yield replica.client
+        finally:
+            await replica.stop()
