@@ -47,6 +47,9 @@ class Feed:
       should_stop: ends a wait for groups; asked on the leader.
       on_arrival: is given this host's groups in the order in which the batch will hold them.
       waits: where its waits are seen.
+
+    Attributes:
+      max_staleness: as given.
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Feed:
         waits: Waits | None = None,
     ):
         self._source, self._hosts, self._settings = source, hosts, settings
-        self._max_staleness, self._should_stop, self._on_arrival = max_staleness, should_stop, on_arrival
+        self.max_staleness, self._should_stop, self._on_arrival = max_staleness, should_stop, on_arrival
         self._waits = waits or Waits()
         self._num_dropped = 0
 
@@ -79,12 +82,8 @@ class Feed:
 
     def _take_alone(self, step: int, trained_version: int) -> StepGroups | None:
         def lease(count: int) -> Groups:
-            report = self._source.lease_groups(
-                count, trained_version=trained_version, max_staleness=self._max_staleness
-            )
-            groups, refused = admitted(
-                report.groups, trained_version=trained_version, max_staleness=self._max_staleness
-            )
+            report = self._source.lease_groups(count, trained_version=trained_version, max_staleness=self.max_staleness)
+            groups, refused = admitted(report.groups, trained_version=trained_version, max_staleness=self.max_staleness)
             for name, reason in refused.items():
                 self._source.bury(name, reason)
             self._on_arrival(groups)  # while the others are still being sampled
@@ -124,7 +123,7 @@ class Feed:
                 ids[place] = name
             read = self._source.read([ids[place] for place in places if owners[place] == index])
             taken, refused = admitted(
-                list(read.groups.values()), trained_version=trained_version, max_staleness=self._max_staleness
+                list(read.groups.values()), trained_version=trained_version, max_staleness=self.max_staleness
             )
             by_name = {group[0].group_id: group for group in taken}
             own |= {place: by_name[ids[place]] for place in places if ids[place] in by_name}
@@ -157,7 +156,7 @@ class Feed:
         """
 
         def lease(count: int) -> list[tuple[str, int]]:
-            report = self._source.lease(count, trained_version=trained_version, max_staleness=self._max_staleness)
+            report = self._source.lease(count, trained_version=trained_version, max_staleness=self.max_staleness)
             self._num_dropped += report.num_dropped_stale
             return list(zip(report.group_ids, report.num_bytes, strict=True))
 

@@ -55,6 +55,11 @@ class KLControl:
         return self._reference is not None
 
     @property
+    def policies(self) -> list[Params]:
+        """The reference, if the run has one."""
+        return [] if self._reference is None else [self._reference]
+
+    @property
     def saved_reference(self) -> Params | None:
         """The reference, if a resumed run can't take it from where a fresh one does."""
         return self._reference if self._keeps_reference else None

@@ -120,6 +120,8 @@ class Learner:
         self._publishing.wait()  # what can't be published at all should be known before anything is trained
         if self._hosts.is_leader:
             self._source.mark_trained([], completed_steps=ledger.completed_steps, trained_version=ledger.version)
+        if ledger.completed_steps < self._settings.steps:
+            self._compile()
         reason = "finished"
         skipped_in_a_row = 0
         while ledger.completed_steps < self._settings.steps:
@@ -168,6 +170,11 @@ class Learner:
             self._log("resumed", step=position.completed_steps, consumed=consumed, verified=start.verified)
         self._saving.recover(position)
         log_history(self._log, "life", step=self._ledger.completed_steps)
+
+    def _compile(self) -> None:
+        """Compiles what steps need, while the fleet gets ready and the first groups are sampled."""
+        older = self._publishing.weights.values() if self._feed.max_staleness else ()
+        self._engine.compile(self._state, reference=self._kl.policies, older=older)
 
     def _one_step(self) -> dict[str, Any] | None:
         started, ledger = time.monotonic(), self._ledger
@@ -259,11 +266,8 @@ class Learner:
                 kl_coefficient=self._kl.coefficient,
             )
             parts.append({name: float(value) for name, value in metrics.items()})
-            parts[-1] |= {
-                "transfer_s": transferred - started,
-                "compute_s": time.monotonic() - transferred,
-                "shared_prompts": float(packed.plan.shares_prompts),
-            }
+            parts[-1] |= {"transfer_s": transferred - started, "compute_s": time.monotonic() - transferred}
+            parts[-1]["shared_prompts"] = float(packed.plan.shares_prompts)
             parts[-1] |= row_counts(packed.plan, packed.model_flops, self._hosts)
         whole = merged(parts)
         require_honest_ratios(whole, step=self._ledger.completed_steps + 1, changed_version=self._changed_version)

@@ -60,21 +60,43 @@ class CompiledStep:
 
     def lowered(self, row_tokens: int) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
         """(gradients of one microbatch, update), lowered from shapes alone: nothing is allocated."""
-        settings = self._settings
         state = _on(self._states.shardings, self._states.abstract())
-        batch = abstract_batch(
-            settings.loss, num_rows=settings.microbatch_rows, row_tokens=row_tokens, minibatches=settings.minibatches
-        )
-        batch = _on(self._placement.rows, batch)
-        scalars = jax.eval_shape(lambda: StepScalars.of(settings.loss, current_version=0))
-        total = jax.eval_shape(self._gradients, state.params, batch, scalars)
-        total = Gradients(*(_on(getattr(self._placed, f), getattr(total, f)) for f in ("loss", "metrics", "grads")))
+        batch = self._rows(self._settings.microbatch_rows, row_tokens)
+        scalars = jax.eval_shape(self._scalars)
+        total = self._total(state.params, batch, scalars)
         return self._gradients.lower(state.params, batch, scalars), self._update.lower(state, total)
+
+    def compile(self, state: TrainState) -> None:
+        """Compiles what steps from this state need; the settings alone say what that is, and nothing runs."""
+        batch = self._rows(self._placement.own_rows * self._placement.num_hosts, max(self._settings.row_lengths))
+        scalars = self._scalars()
+        self._program(state.params, batch, scalars)
+        total = self._total(state.params, batch, scalars)
+        if self._sum is None:
+            self._sum = self._add.lower(total, total).compile()
+        self._update.lower(state, total).compile()  # JAX keeps it for the first call
 
     def num_compilations(self) -> int:
         """How many programs have been compiled; the same after any number of steps."""
         update: Any = self._update
         return len(self._programs) + (self._sum is not None) + int(update._cache_size())
+
+    def _rows(self, num_rows: int, row_tokens: int) -> Batch:
+        """Shapes of a microbatch on the devices."""
+        settings = self._settings
+        batch = abstract_batch(
+            settings.loss, num_rows=num_rows, row_tokens=row_tokens, minibatches=settings.minibatches
+        )
+        placed: Batch = _on(self._placement.rows, batch)
+        return placed
+
+    def _scalars(self) -> StepScalars:
+        return StepScalars.of(self._settings.loss, current_version=0)
+
+    def _total(self, params: Params, batch: Batch, scalars: StepScalars) -> Gradients:
+        """Shapes of what microbatches add up to."""
+        total = jax.eval_shape(self._gradients, params, batch, scalars)
+        return Gradients(*(_on(getattr(self._placed, f), getattr(total, f)) for f in ("loss", "metrics", "grads")))
 
     def _program(self, params: Params, microbatch: Batch, scalars: StepScalars) -> jax.stages.Compiled:
         """The gradients' program for rows of this length; for the first batch of its kind, compiles those of all.
@@ -97,4 +119,4 @@ def _on(placed: Any, abstract: Any) -> Any:
     """Shapes with shardings: one for all arrays, or a tree of one for each."""
     if isinstance(placed, NamedSharding):
         placed = jax.tree.map(lambda _: placed, abstract)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, placed)
+    return jax.tree.map(lambda x, s: x.update(sharding=s), abstract, placed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 
@@ -146,6 +146,19 @@ class Engine:
         """Loss, metrics and gradients of a whole batch, without an update."""
         scalars = StepScalars.of(self.settings.loss, current_version=current_version, kl_coefficient=kl_coefficient)
         return self._step.gradients(params, self._microbatches.of(self.pack(batch)), scalars)
+
+    def compile(self, state: TrainState, *, reference: Sequence[Params] = (), older: Iterable[Params] = ()) -> None:
+        """Compiles what steps from this state need, before there is a batch; nothing runs.
+
+        Args:
+          reference: the policy that the KL is measured against, if any.
+          older: published policies whose tokens steps may compute again.
+        """
+        self._step.compile(state)
+        for params in [*reference, *([state.params] if self.statistics.prepares else [])]:
+            self.statistics.compile(params)
+        for params in older:
+            self.statistics.compile(params, few=True)
 
     def lowered(self, row_tokens: int) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
         """(gradients of one microbatch, update), lowered from shapes alone: nothing is allocated."""

@@ -32,6 +32,7 @@ class Placement:
       parameters: those and the value function's.
       rows: sharding of an array whose first dimension is the row.
       replicated: sharding of an array that every device holds whole.
+      num_hosts: over which the mesh spreads.
       own_rows: this host's rows of one microbatch.
       few_rows: of the smallest part of a batch that goes through the devices, likewise.
 
@@ -55,7 +56,7 @@ class Placement:
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         sharding.check_rows(settings.microbatch_rows, self.mesh)
         sharding.check_hosts(self.mesh, hosts.count)
-        self._num_hosts = hosts.count
+        self.num_hosts = hosts.count
         self.own_rows = settings.microbatch_rows // hosts.count
         # A few sequences alone should not cost a whole microbatch.
         shards = max(1, sharding.num_row_shards(self.mesh) // hosts.count)
@@ -75,4 +76,4 @@ class Placement:
     def put_rows(self, rows: Any, start: int, size: int) -> Any:
         """Moves `size` of this host's rows to the devices; in a pytree, of which every array is cut."""
         part = jax.tree.map(lambda x: x[start : start + size], rows)
-        return sharding.place_rows(part, self.rows, self._num_hosts)
+        return sharding.place_rows(part, self.rows, self.num_hosts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 
 from learner_jax.batches import Batch, Lengths, Packing
 from learner_jax.losses import ADVANTAGE_EPS
-from learner_jax.models import TokenStats, sharding
+from learner_jax.models import Layout, TokenStats, sharding
 from learner_jax.settings import LossSettings
 from learner_jax.training.microbatches import Microbatches, PlannedBatch
 from learner_jax.training.objective import StepScalars, before, episode_targets
@@ -68,6 +69,27 @@ class Statistics:
         scored = np.ones(tokens.shape, bool) if scored is None else scored
         return self._of(params, tokens, scored, self._microbatches.packing(lengths, width), with_argmax=with_argmax)
 
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepared` computes anything."""
+        loss = self._settings.loss
+        return self._settings.minibatches > 1 or (loss.advantage.estimator == "gae" and loss.needs_values_ahead)
+
+    def compile(self, params: Params, *, few: bool = False) -> None:
+        """Compiles what log-probs of whole batches under these parameters need; nothing runs.
+
+        Args:
+          few: also what those of a few sequences need.
+        """
+        placement = self._placement
+        for size in sorted({placement.own_rows, placement.few_rows if few else placement.own_rows}):
+            for row_tokens in self._settings.row_lengths:
+                shape = (size * placement.num_hosts, row_tokens)
+                ints: Any = jax.ShapeDtypeStruct(shape, np.int32, sharding=placement.rows)
+                scored = jax.ShapeDtypeStruct(shape, np.bool_, sharding=placement.rows)
+                layout = Layout(ints, ints, ints, ints)
+                self._stats.lower(params, ints, layout, scored, self._temperature, False).compile()
+
     def logprobs(
         self,
         params: Params,
@@ -96,7 +118,7 @@ class Statistics:
         loss, batch = self._settings.loss, planned.batch
         several = self._settings.minibatches > 1
         ahead = loss.advantage.estimator == "gae" and (several or loss.needs_values_ahead)
-        if not several and not ahead:
+        if not self.prepares:
             return planned
         stats = self._of(params, np.asarray(batch.tokens), np.asarray(batch.weights) != 0, planned.packing())
         if several:

@@ -32,6 +32,7 @@ from learner_jax.training.engine import Engine
 from serving_bridge.queue.consumer import QueueConsumer
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.weights.store import WeightStore
+from tests.support.compilations import STEP_PROGRAMS, compiled_names
 from tests.support.learner_runs import (
     SETTINGS,
     Crash,
@@ -83,6 +84,20 @@ def test_runs_to_the_end_and_every_group_has_its_effect_once(whole: Finished) ->
     assert (progress.num_acknowledged, progress.num_ready, progress.finished) == (12, 0, True)
     store = WeightStore(whole.directory / "weights", "test")
     assert [store.manifest(v).step for v in store.versions()] == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_no_step_waits_for_a_program(params: Any, tmp_path: Path) -> None:
+    """All are compiled before the loop first asks whether to go on."""
+    fill(tmp_path, 12)
+    engine = Engine(
+        SETTINGS, TINY, objective=objective.reinforcement(SETTINGS.loss), temperature=1.0, devices=jax.devices()[:1]
+    )
+    ahead: list[str] = []
+    with compiled_names() as names:
+        outcome, _ = run(engine, params, tmp_path, should_stop=lambda: bool(ahead or ahead.extend(names)) and False)
+    assert outcome.reason == "finished"
+    assert set(ahead) >= STEP_PROGRAMS - {"add"}  # engines share the program of the sum
+    assert not STEP_PROGRAMS & set(names[len(ahead) :])
 
 
 CRASHES = {

@@ -10,7 +10,8 @@ import pytest
 from learner_jax.loop import learner as module
 from learner_jax.loop.learner import Learner, TrainingError
 
-BEGIN = ["resume", "log engine", "publish", "stored", "mark [] 0 7"]
+STARTED = ["resume", "log engine", "publish", "stored", "mark [] 0 7"]
+BEGIN = [*STARTED, "compile"]
 END = ["save", "stored", "proven"]
 
 
@@ -51,7 +52,7 @@ class Run:
         made._should_stop = lambda: next(asked)
         made._log = lambda event, **fields: self.note(f"log {event}")
         made._resume, made._publish, made._save = (self.noting(name) for name in ("resume", "publish", "save"))
-        made._one_step = one_step
+        made._compile, made._one_step = self.noting("compile"), one_step
         made._position = lambda: "position"
         made._publishing = SimpleNamespace(wait=self.noting("stored"), close=self.noting("close"))
         made._saving = SimpleNamespace(confirm=lambda *, wait: self.note("proven" if wait else "looked at"))
@@ -87,7 +88,7 @@ def test_a_run_that_comes_to_its_end_saves_and_is_over_for_the_others() -> None:
 def test_a_run_that_had_all_its_steps_takes_none() -> None:
     run = Run(steps=0)
     assert run.learner.run().reason == "finished"
-    assert run.did == [*BEGIN, *END, "finish", "close"]
+    assert run.did == [*STARTED, *END, "finish", "close"]
 
 
 def test_what_can_not_be_published_at_all_ends_the_run_before_a_step() -> None:
@@ -95,6 +96,13 @@ def test_what_can_not_be_published_at_all_ends_the_run_before_a_step() -> None:
     with pytest.raises(OSError, match="stored on purpose"):
         run.learner.run()
     assert run.did == ["resume", "log engine", "publish", "stored", "close"]
+
+
+def test_what_can_not_be_compiled_ends_the_run_before_a_step() -> None:
+    run = Run(broken="compile")
+    with pytest.raises(OSError, match="compile on purpose"):
+        run.learner.run()
+    assert run.did == [*BEGIN, "close"]
 
 
 def test_a_stop_saves_and_leaves_the_rest_for_the_next_life() -> None:
@@ -113,7 +121,7 @@ def test_all_hosts_stop_where_one_is_asked_to() -> None:
 def test_a_follower_leaves_the_queue_to_the_leader() -> None:
     run = Run(steps=1, leads=False)
     assert run.learner.run().reason == "finished"
-    assert run.did == [*BEGIN[:-1], "step", *END, "close"]
+    assert run.did == [*STARTED[:-1], "compile", "step", *END, "close"]
 
 
 def test_three_steps_in_a_row_that_were_not_finite_end_the_run_with_a_checkpoint() -> None:

@@ -118,6 +118,9 @@ class SimulatedLearner(Learner):
         self._process.spawn(store())
         return outcome
 
+    def _compile(self) -> None:
+        """There are no programs."""
+
     def _batch(self, taken: StepGroups) -> Any:
         history = self._state.params.history
         self._on_train(taken.groups, self._ledger.version, {name for _, ids in history for name in ids})
