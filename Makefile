@@ -10,8 +10,9 @@
 .PHONY: demo test shapes soak properties check clean
 .DEFAULT_GOAL := demo
 
+# The run loads vLLM and JAX at once, and compiles their bytecode while it trains.
 demo:
-	@tools/install.sh demo
+	@tools/install.sh demo --no-trial
 	@.venv/bin/python -m tools.train --config configs/demo.toml $(ARGS)
 
 # Three at a time on two cores, since tests wait too; file by file, the longest first: files share servers.

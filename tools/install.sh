@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Makes .venv: the tested versions of everything that `make demo` needs, and with "dev" the tools of the tests.
 #
-#   tools/install.sh [demo|dev]
+#   tools/install.sh [demo|dev] [--no-trial]
 #
 # Does nothing when .venv is up to date (a stamp holds the hash of the requirement files). An interrupted run is
 # noticed and starts afresh; what was downloaded is kept by the installer's cache. PYTHON chooses the interpreter.
+# At the end it tries whether vLLM and JAX load; --no-trial leaves that to the command that is run next.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,6 +24,11 @@ case $goal in
     demo) lists=("$requirements/demo.txt") ;;
     dev) lists=("$requirements/demo.txt" "$requirements/dev.txt") ;;
     *) fail "unknown goal '$goal': expected demo or dev" ;;
+esac
+case ${2:-} in
+    "") trial=yes ;;
+    --no-trial) trial= ;;
+    *) fail "unknown option '$2': expected --no-trial" ;;
 esac
 
 stamp_of() { cat "$@" "$requirements"/{installers,engine,torch}.txt pyproject.toml tools/install.sh | cksum; }
@@ -43,7 +49,7 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.
 
 # Runs a command while showing that time passes; prints what the command wrote only if it fails.
 with_progress() {
-    local label=$1 log started=$SECONDS status=0
+    local label=$1 log started=$SECONDS shown=$SECONDS status=0
     shift
     log=$(mktemp)
     set -m # a process group of its own, which Ctrl-C then ends whole
@@ -52,7 +58,9 @@ with_progress() {
     local job=$!
     trap "kill -- -$job 2>/dev/null || true; rm -f '$log'" EXIT
     while kill -0 "$job" 2>/dev/null; do
-        sleep 1
+        sleep 0.2
+        if ((SECONDS == shown)); then continue; fi
+        shown=$SECONDS
         if [ -t 2 ]; then printf '\r[install] %s %ds ' "$label" $((SECONDS - started)) >&2; fi
         if [ ! -t 2 ] && (((SECONDS - started) % 30 == 29)); then say "$label $((SECONDS - started))s"; fi
     done
@@ -132,11 +140,12 @@ touch "$venv/weir-installing"
 install_packages
 uv_install --no-build-isolation --editable .
 pins="imports $(cksum <"$requirements/demo.txt")"
-if ! grep -qsxF "$pins" "$venv/weir-installed" || ! is_compiled; then
+if [ "$trial" ] && { ! grep -qsxF "$pins" "$venv/weir-installed" || ! is_compiled; }; then
     with_progress "checking that vLLM and JAX load ..." check_imports
 fi
 {
-    printf '%s\n' "$pins" "$goal $stamp"
+    if [ "$trial" ]; then printf '%s\n' "$pins"; fi
+    printf '%s\n' "$goal $stamp"
     if [ "$goal" = dev ]; then printf '%s\n' "demo $(stamp_of "$requirements/demo.txt")"; fi
 } >"$venv/weir-installed"
 rm "$venv/weir-installing"

@@ -206,13 +206,14 @@ def _bare_copy(folder: Path) -> Path:
     ("goal", "python", "said"),
     [
         ("lunch", sys.executable, "unknown goal 'lunch': expected demo or dev"),
+        ("demo --no-lunch", sys.executable, "unknown option '--no-lunch': expected --no-trial"),
         ("demo", "no-such-python", "no no-such-python: install Python 3.11 or newer, or set PYTHON"),
         ("demo", "/bin/false", "is too old: Weir needs 3.11 or newer"),
     ],
 )
 def test_an_installation_that_can_not_work_says_why(tmp_path: Path, goal: str, python: str, said: str):
     script = _bare_copy(tmp_path)
-    done = subprocess.run([script, goal], env={"PATH": "/usr/bin:/bin", "PYTHON": python}, capture_output=True,
+    done = subprocess.run([script, *goal.split()], env={"PATH": "/usr/bin:/bin", "PYTHON": python}, capture_output=True,
                           text=True, timeout=60, check=False)  # fmt: skip
     assert done.returncode == 1
     assert said in done.stderr
