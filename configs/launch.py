@@ -48,6 +48,9 @@ class RoleSettings(Settings):
         pattern=r"^[A-Za-z0-9_.-]{0,100}$",
         description="kind of accelerator, as the cluster names it: a type of SLURM's gpu, a label of Kubernetes' nodes",
     )
+    topology: str = Field(
+        "", pattern=r"^([0-9]{1,4}(x[0-9]{1,4}){0,2})?$", description="shape of a TPU slice on Kubernetes, such as 2x4"
+    )
     beside: Literal["learner", "rollout", "fleet"] | None = Field(
         None, description="another role whose first hosts it shares; hosts of its own if unset"
     )
@@ -100,6 +103,7 @@ class LaunchSettings(Settings):
     )
     max_requeues: int = Field(100, ge=0, description="times that a job is queued again when its time is over")
     namespace: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="namespace on Kubernetes")
+    storage_gib: int = Field(1024, gt=0, description="storage claimed for each of `shared` on Kubernetes, GiB")
     learner: LearnerRoleSettings | None = None
     rollout: RoleSettings | None = None
     fleet: RoleSettings | None = None

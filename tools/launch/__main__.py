@@ -1,6 +1,7 @@
 """Launches a run from its one description: on this machine or on a cluster.
 
     python -m tools.launch --on local --config configs/demo.toml [--set ...] [--dry-run]
+    python -m tools.launch --on kubernetes --config C --dry-run --out DIR
     python -m tools.launch status runs/demo
     python -m tools.launch logs runs/demo [--lines N] [PROCESS]
     python -m tools.launch stop runs/demo
@@ -31,6 +32,7 @@ def main() -> None:
     config_arguments(parser, required=False)
     parser.add_argument("--on", choices=tuple(BACKENDS), help="where")
     parser.add_argument("--dry-run", action="store_true", help="print all that would be run, and start nothing")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the manifests for Kubernetes there")
     orders = parser.add_subparsers(dest="order", metavar=f"{{{','.join(_ORDERS)}}}")
     for name, help_text in (
         ("status", "say what a run does"),
@@ -49,6 +51,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.order is None and (arguments.on is None or arguments.config is None):
         parser.error("expected --on WHERE --config FILE, or one of status, logs, stop and resume with a run directory")
+    if arguments.out is not None and (arguments.on != "kubernetes" or not arguments.dry_run):
+        parser.error("--out goes with --on kubernetes --dry-run")
     with clear_errors():
         try:
             status = _carried_out(arguments)
@@ -62,7 +66,7 @@ def _carried_out(arguments: argparse.Namespace) -> int:
     """Does what the command line asks for; returns the exit status."""
     if arguments.order is None:
         start = run_directory.choose(load_config(arguments.config, arguments.overrides))
-        return BACKENDS[arguments.on].start(start, dry=arguments.dry_run)
+        return BACKENDS[arguments.on].start(start, dry=arguments.dry_run, out=arguments.out)
     if arguments.order == "resume":
         start = run_directory.resume(arguments.run, arguments.changes)
         return backend_of(run_paths(start.config)).start(start, dry=arguments.dry)

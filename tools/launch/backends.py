@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from tools.assembly import RunPaths, Start
+from tools.launch.kubernetes_backend import Kubernetes
 from tools.launch.local import Local
 from tools.launch.slurm_backend import Slurm
 from tools.launch.started import LaunchError, read_started
@@ -14,8 +16,12 @@ from tools.launch.started import LaunchError, read_started
 class Backend(Protocol):
     """One place to launch runs on."""
 
-    def start(self, start: Start, *, dry: bool) -> int:
-        """Starts the run, or says what would be run; returns the exit status."""
+    def start(self, start: Start, *, dry: bool, out: Path | None = None) -> int:
+        """Starts the run, or says what would be run; returns the exit status.
+
+        Args:
+          out: folder for what a dry run writes, where it writes anything.
+        """
 
     def status(self, paths: RunPaths) -> str:
         """What the run does, in a few lines."""
@@ -24,7 +30,7 @@ class Backend(Protocol):
         """Asks the run to save and end; says what was done."""
 
 
-BACKENDS: Mapping[str, Backend] = {"local": Local(), "slurm": Slurm()}
+BACKENDS: Mapping[str, Backend] = {"local": Local(), "slurm": Slurm(), "kubernetes": Kubernetes()}
 
 
 def backend_of(paths: RunPaths) -> Backend:

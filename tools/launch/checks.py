@@ -40,8 +40,9 @@ def launch_findings(config: Config, paths: RunPaths, on: Where) -> Iterator[Find
     yield from _role_findings(config)
     if on == "slurm":
         yield from _slurm_findings(config, paths)
-    if on != "kubernetes":
-        yield from _folder_findings(config, paths)
+    if on == "kubernetes":
+        yield from _pod_findings(config)
+    yield from _folder_findings(config, paths)
     yield from _database_findings(config, paths)
 
 
@@ -81,6 +82,22 @@ def _slurm_findings(config: Config, paths: RunPaths) -> Iterator[Finding]:
     for name, role in config.launch.roles().items():
         if role.image:
             yield Finding(f"launch.{name}.image", "a venv on SLURM", role.image, f"set launch.{name}.venv instead")
+
+
+def _pod_findings(config: Config) -> Iterator[Finding]:
+    for name, role in config.launch.roles().items():
+        if name in ("serving", "database"):
+            yield Finding(
+                f"launch.{name}", "to be absent on Kubernetes", "a table", "deploy that service by its own chart"
+            )
+            continue
+        if not role.image:
+            yield Finding(f"launch.{name}.image", "a container image", "none", "name one that holds Weir")
+        for variable, value in role.variables.items():
+            if value.startswith("file:"):
+                yield Finding(
+                    f"launch.{name}.variables.{variable}", '"env:KEY"', value, "name a key of the run's Secret instead"
+                )
 
 
 def _folder_findings(config: Config, paths: RunPaths) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from pathlib import Path
 
 from learner_jax.runtime import printable
 from tools.assembly import RunPaths, Start, run_paths
@@ -17,7 +18,7 @@ from tools.launch.started import LaunchError, Started, process_of, read_started,
 class Local:
     """This machine. Its scheduler is the operating system: what a role asks for is shown, and not enforced."""
 
-    def start(self, start: Start, *, dry: bool) -> int:
+    def start(self, start: Start, *, dry: bool, out: Path | None = None) -> int:
         """Carries the run out, in the foreground."""
         config, paths = start.config, run_paths(start.config)
         if dry:

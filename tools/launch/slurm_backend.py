@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 from learner_jax.runtime import printable, write_whole
 from tools.assembly import RunPaths, Start, preflight, run_paths
@@ -22,7 +23,7 @@ _FIRST_HOST = "FIRST_HOST"
 class Slurm:
     """A SLURM cluster, reached by the commands of this host."""
 
-    def start(self, start: Start, *, dry: bool) -> int:
+    def start(self, start: Start, *, dry: bool, out: Path | None = None) -> int:
         """Submits the run's job."""
         config, paths = start.config, run_paths(start.config)
         require_launchable(config, paths, "slurm")

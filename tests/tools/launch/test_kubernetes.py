@@ -1,0 +1,205 @@
+"""Manifests of a run: every command, flag, port and path is one that the code has; roles reach only whom they must."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from configs.load import load_config, parse_config
+from configs.schema import Config
+from serving_bridge.access import gate
+from tests.support.shown_commands import parsed
+from tools.assembly import run_paths
+from tools.assembly.before_start import PreflightError
+from tools.assembly.run_directory import choose
+from tools.launch.checks import require_launchable
+from tools.launch.kubernetes import COORDINATOR_PORT, manifests, name_of
+from tools.launch.kubernetes_backend import Kubernetes, as_yaml
+from tools.launch.started import LaunchError
+
+ROLES = (
+    'launch.shared=["/shared", "/data"]',
+    *(
+        f"launch.{role}.{text}"
+        for role in ("learner", "rollout", "fleet")
+        for text in ("cpus=4", "memory_gib=8", "image=r.example/weir:1")
+    ),
+    *("learner.hosts.count=2", "launch.fleet.hosts=3", "serving.replicas=2", "launch.rollout.hosts=5"),
+    *("launch.learner.devices=4", "launch.learner.device=tpu", "launch.learner.device_type=tpu-v5p-slice"),
+    *("launch.learner.topology=2x2x2", "launch.fleet.devices=1", "launch.fleet.device_type=NVIDIA-H100"),
+    *("launch.rollout.variables.JUDGE_API_KEY=env:JUDGE", "launch.rollout.variables.PLAIN=x"),
+    "store.database=postgresql://weir@db/weir",
+)
+
+
+def a_run(*overrides: str) -> Config:
+    return load_config("demo", ["run.directory=/shared/run", *ROLES, *overrides])
+
+
+def files(config: Config) -> dict[str, list[dict[str, Any]]]:
+    """What a reader of the written files finds."""
+    written = manifests(config, run_paths(config))
+    return {name: list(yaml.safe_load_all(as_yaml(parts))) for name, parts in written.items()}
+
+
+def pods(found: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(job or role, specification of its pods)."""
+    for job in found["learner.yaml"][0]["spec"]["replicatedJobs"]:
+        yield job["name"], job["template"]["spec"]["template"]["spec"]
+    for name in ("rollout", "fleet"):
+        yield name, found[f"{name}.yaml"][0]["spec"]["template"]["spec"]
+
+
+def test_every_command_is_what_its_parser_takes_and_its_paths_are_mounted() -> None:
+    config = a_run()
+    names = []
+    for name, spec in pods(files(config)):
+        (container,) = spec["containers"]
+        python, flags, module, command, *given = container["command"]
+        assert (python, flags, module) == ("python", "-P", "-m")
+        parsed(command, command, [part.replace("$(POD_NAME)", "x").replace("$(POD_IP)", "10.0.0.1") for part in given],
+               is_whole=True)  # fmt: skip
+        variables = {variable["name"] for variable in container["env"]}
+        assert all(part[2:-1] in variables for part in given if part.startswith("$("))
+        mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in spec["volumes"]}
+        for part in given:
+            assert not part.startswith("/") or any(part.startswith(f"{mount}/") for mount in mounts), part
+        names.append((name, command))
+    assert names == [
+        *(("warm-start", "tools.learner"), ("learner", "tools.learner"), ("convert", "tools.convert")),
+        *(("rollout", "tools.rollout"), ("fleet", "tools.serve")),
+    ]
+
+
+def test_ports_and_probes_are_those_of_the_servers() -> None:
+    found = files(a_run("serving.port=9000", "serving.start_timeout_s=100"))
+    spec = dict(pods(found))["fleet"]["containers"][0]
+    assert [port["containerPort"] for port in spec["ports"]] == [9000, 9001]
+    assert "serving.port=9000" in spec["command"]
+    for probe in ("startupProbe", "readinessProbe"):
+        asked = spec[probe]["httpGet"]
+        assert asked["port"] == 9000
+        assert any(r.method == "GET" and r.path == asked["path"].encode() and r.role is None for r in gate._ROUTES)
+    assert spec["startupProbe"]["periodSeconds"] * spec["startupProbe"]["failureThreshold"] >= 100
+    assert [port["port"] for port in found["fleet.yaml"][1]["spec"]["ports"]] == [9000, 9001]
+    given = parse_config(yaml_toml(found), origin="x")
+    assert (given.serving.port, given.run.directory) == (9000, "/shared/run")
+
+
+def yaml_toml(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    import tomllib
+
+    return tomllib.loads(found["config.yaml"][0]["data"]["config.toml"])
+
+
+def test_learners_meet_by_name_and_wait_for_what_comes_before() -> None:
+    found = files(a_run())
+    job_set = found["learner.yaml"][0]
+    jobs = {job["name"]: job for job in job_set["spec"]["replicatedJobs"]}
+    assert {name: job.get("dependsOn") for name, job in jobs.items()} == {
+        "warm-start": None,
+        "learner": [{"name": "warm-start", "status": "Complete"}],
+        "convert": [{"name": "learner", "status": "Complete"}],
+    }
+    learner = jobs["learner"]["template"]["spec"]
+    assert (learner["completions"], learner["parallelism"], learner["completionMode"]) == (2, 2, "Indexed")
+    (container,) = learner["template"]["spec"]["containers"]
+    name = job_set["metadata"]["name"]
+    assert f"learner.hosts.coordinator={name}-learner-0-0.{name}:{COORDINATOR_PORT}" in container["command"]
+    assert container["ports"][0]["containerPort"] == COORDINATOR_PORT
+    assert job_set["spec"]["network"]["subdomain"] == name
+    assert dict(pods(found))["learner"]["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
+        "cloud.google.com/gke-tpu-topology": "2x2x2",
+    }
+    assert container["resources"]["limits"] == {"cpu": 4, "memory": "8Gi", "google.com/tpu": 4}
+    assert "nodeSelector" not in dict(pods(found))["convert"]
+    alone = files(load_config("demo", ["run.directory=/shared/run", *ROLES, "learner.hosts.count=1", "warm_start=none",
+                                       "model.create=none", "model.path=/data/m"]))  # fmt: skip
+    jobs = {job["name"]: job for job in alone["learner.yaml"][0]["spec"]["replicatedJobs"]}
+    assert list(jobs) == ["learner", "convert"]
+    assert "dependsOn" not in jobs["learner"]
+
+
+def test_secrets_are_references_to_the_runs_secret() -> None:
+    config = a_run()
+    env = {variable["name"]: variable for variable in dict(pods(files(config)))["rollout"]["containers"][0]["env"]}
+    secret = {"secretKeyRef": {"name": f"{name_of(config)}-secrets", "key": "JUDGE"}}
+    assert env["JUDGE_API_KEY"]["valueFrom"] == secret
+    assert env["PLAIN"]["value"] == "x"
+
+
+def test_only_workers_reach_the_servers_and_nobody_the_workers() -> None:
+    found = files(a_run())
+    policies = {policy["spec"]["podSelector"]["matchLabels"]["weir/role"]: policy["spec"]
+                for policy in found["network.yaml"]}  # fmt: skip
+    assert policies.keys() == {"fleet", "learner", "rollout"}
+    assert all(policy["policyTypes"] == ["Ingress"] for policy in policies.values())
+    assert policies["rollout"]["ingress"] == []
+    (rule,) = policies["fleet"]["ingress"]
+    assert [source["podSelector"]["matchLabels"]["weir/role"] for source in rule["from"]] == ["rollout"]
+    assert [port["port"] for port in rule["ports"]] == [8000, 8001]
+    for role in ("fleet", "rollout"):
+        deployment = found[f"{role}.yaml"][0]["spec"]
+        labels = deployment["template"]["metadata"]["labels"]
+        assert policies[role]["podSelector"]["matchLabels"].items() <= labels.items()
+        assert deployment["selector"]["matchLabels"].items() <= labels.items()
+    assert {budget["spec"]["selector"]["matchLabels"]["weir/role"] for budget in found["disruptions.yaml"]} == {
+        *("fleet", "rollout"),
+    }
+
+
+def test_the_index_names_every_file_and_every_claim_is_made() -> None:
+    found = files(a_run())
+    (index,) = found["kustomization.yaml"]
+    assert {*index["resources"], "kustomization.yaml"} == set(found)
+    claims = {claim["metadata"]["name"] for claim in found["storage.yaml"]}
+    used = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for _, spec in pods(found)
+        for volume in spec["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert claims == used
+    assert len(claims) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["launch.fleet.image="], r"launch\.fleet\.image: expected a container image, got none"),
+        (["launch.rollout.variables.A=file:/x"], r'rollout\.variables\.A: expected "env:KEY", got file:/x'),
+        (["store.weights=/elsewhere"], r"store\.weights: expected to lie in"),
+        (["store.database="], r"store\.database: expected postgresql"),
+    ],
+)
+def test_what_pods_cannot_run_is_refused(overrides: list[str], message: str) -> None:
+    config = a_run(*overrides)
+    with pytest.raises(PreflightError, match=message):
+        require_launchable(config, run_paths(config), "kubernetes")
+
+
+def test_files_are_written_and_nothing_is_applied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = choose(a_run())
+    with pytest.raises(LaunchError, match="add --dry-run --out DIR"):
+        Kubernetes().start(start, dry=False)
+    assert Kubernetes().start(start, dry=True, out=tmp_path / "out") == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(files(a_run()))
+    assert "config.toml: |" in (tmp_path / "out" / "config.yaml").read_text()
+    if (validate := shutil.which("kubernetes-validate")) is not None:
+        written = [str(path) for path in (tmp_path / "out").iterdir() if path.name not in _OTHERS]
+        done = subprocess.run(
+            [validate, "--strict", *written], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+#: of kinds that are not Kubernetes' own, whose schemas the validator lacks
+_OTHERS = ("kustomization.yaml", "learner.yaml")
