@@ -11,6 +11,7 @@ from tools.launch.kubernetes_backend import Kubernetes
 from tools.launch.local import Local
 from tools.launch.slurm_backend import Slurm
 from tools.launch.started import LaunchError, read_started
+from tools.launch.xmanager_backend import XManager
 
 
 class Backend(Protocol):
@@ -30,7 +31,12 @@ class Backend(Protocol):
         """Asks the run to save and end; says what was done."""
 
 
-BACKENDS: Mapping[str, Backend] = {"local": Local(), "slurm": Slurm(), "kubernetes": Kubernetes()}
+BACKENDS: Mapping[str, Backend] = {
+    "local": Local(),
+    "slurm": Slurm(),
+    "kubernetes": Kubernetes(),
+    "xmanager": XManager(),
+}
 
 
 def backend_of(paths: RunPaths) -> Backend:

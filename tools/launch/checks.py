@@ -33,9 +33,9 @@ def require_launchable(config: Config, paths: RunPaths, on: Where) -> None:
 
 def launch_findings(config: Config, paths: RunPaths, on: Where) -> Iterator[Finding]:
     """All that can't work, each with the setting to change."""
-    if on in ("local", "slurm"):
-        yield from _secret_findings(config, here=on == "local")
-    if on == "local":
+    if on != "kubernetes":
+        yield from _secret_findings(config, here=on != "slurm")
+    if on in ("local", "xmanager"):
         return
     yield from _role_findings(config)
     if on == "slurm":

@@ -12,7 +12,7 @@ from tools.launch.checks import require_launchable
 from tools.launch.local_run import train
 from tools.launch.progress import progress_line
 from tools.launch.shown import role_lines
-from tools.launch.started import LaunchError, Started, process_of, read_started, this_process
+from tools.launch.started import LaunchError, Started, process_of, read_started
 
 
 class Local:
@@ -25,12 +25,12 @@ class Local:
             for line in ("# roles; this machine enforces no resources", *role_lines(config), ""):
                 print(printable(line, keep_lines=True))
         require_launchable(config, paths, "local")
-        return train(start, dry=dry, begun=this_process(socket.gethostname()).write)
+        return train(start, dry=dry)
 
     def status(self, paths: RunPaths) -> str:
         started = read_started(paths)
         process = None if started is None else process_of(started, socket.gethostname())
-        does = "no process of tools.launch carries it out" if process is None else f"process {process.pid} runs"
+        does = "no process carries it out" if process is None else f"process {process.pid} runs"
         return f"local: {does}\n{progress_line(paths)}"
 
     def stop(self, paths: RunPaths) -> str:
@@ -42,6 +42,6 @@ class Local:
         started: Started | None = read_started(paths)
         process = None if started is None else process_of(started, socket.gethostname())
         if process is None:
-            raise LaunchError(f"no process of tools.launch carries out {paths.directory}: there is nothing to stop")
+            raise LaunchError(f"no process carries out {paths.directory}: there is nothing to stop")
         process.send_signal(signal.SIGTERM)
         return f"asked process {process.pid} to save and end"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Callable, Iterator
 
 from learner_jax.runtime import Waits, printable
@@ -21,6 +22,7 @@ from tools.assembly import (
     show_dry_run,
 )
 from tools.launch.job import Job
+from tools.launch.started import this_process
 from tools.reporting import LiveView, page
 
 INTERRUPTED = 130
@@ -28,13 +30,8 @@ INTERRUPTED = 130
 _ENDING_S = 60.0
 
 
-def train(
-    start: Start, *, profile_steps: int = 0, dry: bool = False, begun: Callable[[RunPaths], None] | None = None
-) -> int:
+def train(start: Start, *, profile_steps: int = 0, dry: bool = False) -> int:
     """Runs the job on this machine, or says what it would be; returns the process's exit status.
-
-    Args:
-      begun: told once this process is in charge of the run.
 
     Raises:
       InUseError: another process works on the run.
@@ -50,8 +47,7 @@ def train(
         if not is_new:
             preflight("train", config, paths)
         take_up(start, paths)
-        if begun is not None:
-            begun(paths)
+        this_process(socket.gethostname()).write(paths)
         looked(paths)
         return carry_out(start, paths, StopRequest().install(), profile_steps=profile_steps)
 
