@@ -16,6 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from learner_jax.contracts.weights import ContractError, GoldenPrompt, WeightFile
+from serving_bridge.weights import files
 from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityError, read_safetensors
 from serving_bridge.weights.reader import read_path, read_version
 from serving_bridge.weights.store import ANCHOR_NAME, MANIFEST_NAME, WEIGHTS_NAME, WeightStore
@@ -327,3 +328,13 @@ def test_an_anchor_is_the_version_once_more_and_nothing_else(store: WeightStore)
     (store.folder(1) / ANCHOR_NAME).unlink()
     VersionWriter(store).add_anchor(manifest, want)  # and once more
     store.verify(store.best_manifest(1))
+
+
+@pytest.mark.parametrize(("dtype", "words"), [("float32", "<u4"), ("float16", "<u2"), ("bfloat16", "<u2")])
+def test_what_is_not_finite_is_counted_in_every_block(dtype: str, words: str):
+    size = 2 * files._CHECKED_BYTES // np.dtype(words).itemsize + 3
+    values = np.full(size, 3.0, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    assert files.not_finite(values.view(words), dtype) == 0
+    values[[0, size // 2, size - 1]] = np.nan, -np.inf, np.inf
+    assert files.not_finite(values.view(words), dtype) == 3
+    assert files.not_finite(values[:0].view(words), dtype) == 0
