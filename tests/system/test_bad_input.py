@@ -67,6 +67,29 @@ CASES = [
     f"train --config {STORIES} --set run.directory=RUN2 --set model.path=MISSING --set task.path=FILE --profile x",
     f"learner --config {STORIES} --set model.path=EMPTY --set run.directory=RUN2 --warm-start",
     *(f"evaluate --config {DEMO} --set run.directory=RUN2 --model {p}" for p in ("MISSING", "EMPTY", "UNDER", "HUGE")),
+    *(f"evaluate --suite {p} --out NEW --model EMPTY" for p in ("MISSING", "EMPTY", "FILE", "BINARY", "HUGE", "ODD")),
+    *(f"evaluate --suite stories --out NEW --model {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "HUGE", "ODD")),
+    *(
+        f"evaluate --suite stories --out NEW --{source} {p}"
+        for source in ("checkpoint", "weights")
+        for p in ("MISSING", "EMPTY", "FILE", "JUNK")
+    ),
+    *(f"evaluate --suite stories --out {p} --model EMPTY" for p in ("FILE", "UNDER", "HUGE")),
+    *(
+        f"evaluate --suite stories --out NEW --endpoint {more}"
+        for more in (
+            "http://127.0.0.1:9",
+            "nonsense",
+            "FILE",
+            "nonsense --endpoint-model m",
+            "http://127.0.0.1:9 --endpoint-model m --tries 1",
+            "http://127.0.0.1:9 --endpoint-model m --api-key-env NOT_SET_ANYWHERE",
+        )
+    ),
+    "evaluate --suite stories --model EMPTY",
+    *(f"evaluate report {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD", "JUNK")),
+    *(f"evaluate compare {p} {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD", "JUNK")),
+    *(f"evaluate contamination --suite stories --contamination {p}" for p in ("MISSING", "EMPTY", "FILE", "HUGE")),
     *(
         f"{tool} {place}"
         for tool in ("view", "report", "queue", "weights list", "weights watch --once")

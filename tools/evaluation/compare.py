@@ -227,16 +227,20 @@ def _row(suite: SuiteComparison, name: str, difference: Difference) -> list[str]
         shown(suite.second[name], unit),
         shown(estimate.value, unit, signed=True),
         between,
-        "n/a" if difference.p_value is None else f"{difference.p_value:.3f}",
+        "n/a" if difference.p_value is None else _p(difference.p_value),
         shown(difference.minimum_detectable, unit),
     ]
+
+
+def _p(value: float, *, equals: str = "") -> str:
+    return "< 0.001" if value < 0.001 else f"{equals}{value:.3f}"
 
 
 def _sentences(suite: SuiteComparison) -> list[str]:
     flips = suite.flips
     said = [
         f"flipped: {flips.num_lost} problems pass in A only, {flips.num_gained} in B only (McNemar's exact test, "
-        f"p = {flips.p_value:.3f})"
+        f"p {_p(flips.p_value, equals='= ')})"
     ]
     for which, names in (("A", suite.lost), ("B", suite.gained)):
         if names:

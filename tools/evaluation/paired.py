@@ -31,7 +31,7 @@ class Difference:
       estimate: mean difference with its 95% interval.
       p_value: of the permutation test that the two are alike; None with fewer than two clusters.
       minimum_detectable: least true difference that a test at 5% would find with 80% power on these problems; None
-        with fewer than two clusters.
+        with fewer than two clusters, or where no problem differs.
     """
 
     estimate: Estimate
@@ -65,7 +65,9 @@ def paired_difference(
     if estimate.num_clusters < 2:
         return Difference(estimate, None, None)
     sums, _ = cluster_sums(differences, clusters)
-    return Difference(estimate, _sign_flip_p(sums), minimum_detectable(differences, clusters))
+    # Without any difference there is no spread to tell what could be detected.
+    least = minimum_detectable(differences, clusters) if differences.any() else None
+    return Difference(estimate, _sign_flip_p(sums), least)
 
 
 def mcnemar(num_lost: int, num_gained: int) -> Flips:

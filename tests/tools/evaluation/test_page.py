@@ -77,6 +77,7 @@ def test_a_page_shows_the_metrics_and_answers(tmp_path: Path) -> None:
         "source": "train.jsonl",
         "num_training_prompts": 9,
         "num_overlapping": 1,
+        "num_identical": 0,
         "share": 0.125,
         "problems": ["p3"],
     }

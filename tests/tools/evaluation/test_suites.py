@@ -15,6 +15,7 @@ from rewards.contracts import RewardRequest
 from tests.conftest import REPOSITORY
 from tests.support.user_folder import working_in
 from tools.evaluation import OpenSuite, SuiteError, load_suite, open_suite
+from tools.evaluation.suites import Columns, Sampling, Scorer, SuiteSettings
 
 ROWS = [
     {"id": "a", "question": "1+1?", "answer": "2", "doc": "x"},
@@ -32,7 +33,7 @@ TASK = {
     "name": "gym",
     "source": "task",
     "limit": 5,
-    "task": {"provider": "reasoning_gym", "name": "basic_arithmetic", "num_problems": 500},
+    "task": {"provider": "reasoning_gym", "name": "chain_sum", "num_problems": 500},
 }
 Opened = Callable[..., OpenSuite]
 
@@ -246,3 +247,23 @@ def test_the_suites_that_come_with_weir_can_be_asked(name: str) -> None:
         assert not answer or score(suite, 0, f"#### {answer}") == 1.0 or score(suite, 0, answer) == 1.0
     finally:
         suite.close()
+
+
+def test_every_key_stands_in_the_documentation() -> None:
+    text = (REPOSITORY / "docs" / "evaluation.md").read_text()
+    tables = {"columns": Columns, "score": Scorer, "sampling": Sampling}
+    keys = [name for name in SuiteSettings.model_fields if name not in tables]
+    keys += [f"{table}.{name}" for table, model in tables.items() for name in model.model_fields]
+    assert [key for key in keys if f"| `{key}` |" not in text] == []
+
+
+@pytest.mark.parametrize("name", ["my_suite.toml", "gym.toml"])
+def test_the_suites_of_the_documentation_are_taken(tmp_path: Path, name: str) -> None:
+    text = (REPOSITORY / "docs" / "evaluation.md").read_text()
+    (tmp_path / name).write_text(text.partition(f"```toml {name}\n")[2].partition("```")[0])
+    (tmp_path / "capitals.jsonl").write_text(
+        '{"id": "fr", "question": "Capital of France?", "answer": "Paris", "region": "Europe"}\n'
+    )
+    suite = open_suite(load_suite(tmp_path / name))
+    suite.close()
+    assert suite.problems
