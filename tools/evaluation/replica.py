@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
-from learner_jax.contracts import read_model_config
+from learner_jax.contracts import check_weights, read_model_config
 from serving_bridge.fleet import Replica
 from serving_bridge.settings import ServingSettings
 from serving_bridge.text import Tokenizer, load_tokenizer
@@ -42,12 +42,13 @@ class FolderPrompts:
 
     @classmethod
     def of(cls, model_dir: Path, *, max_model_len: int | None = None, family: str = "") -> FolderPrompts:
-        """Those of a folder whose tokenizer fits its model; as long as the model has positions by default.
+        """Those of a folder whose weights and tokenizer fit its model; as long as the model has positions by default.
 
         Raises:
-          ModelConfigError, TokenizerError: it does not, or one of them can't be read.
+          ModelConfigError, WeightFileError, TokenizerError: they do not, or one of them can't be read.
         """
         tokenizer, model = load_tokenizer(model_dir), read_model_config(model_dir, family=family)
+        check_weights(model_dir, model)
         tokenizer.check_vocabulary(model)
         return cls(tokenizer, max_model_len=max_model_len or model.max_position_embeddings)
 
@@ -55,6 +56,8 @@ class FolderPrompts:
         settings, text = suite.settings, suite.prompt(problem)
         if settings.system and not settings.chat:
             raise SuiteError(f"suite {suite.name} has a system message, which needs chat = true")
+        if suite.environment is not None and settings.sampling.stop:
+            raise SuiteError(f"suite {suite.name}: a dialog goes on with what was sampled: take out sampling.stop")
         system = (("system", settings.system),) if settings.system else ()
         messages = (*system, ("user", text))
         if settings.chat:

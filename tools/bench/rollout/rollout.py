@@ -22,8 +22,9 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class Result:
     of_bare: Spread
 
 
-class _Additions:
+class Additions:
     """Prompts that differ from round to round, so that no round finds the cache of another."""
 
     version = "bench"
@@ -103,50 +104,48 @@ class _Additions:
         """Nothing to end."""
 
 
-class _Server:
+class Server:
     """The server, and one round of each side against it."""
 
     def __init__(self, replica: Replica, keys: Keys, folder: Path, model_dir: Path, work: Work) -> None:
-        self._replica, self._url = replica, replica.base_url
+        self.replica, self._url = replica, replica.base_url
         self._keys = keys
-        self._folder = folder
-        self._work = work
+        self.folder = folder
+        self.work = work
         tokenizer = dataclasses.replace(load_tokenizer(model_dir), eos_ids=())  # no token ends an answer
-        self._encoder = PromptEncoder(
-            tokenizer, template="{question}", chat=False, max_prompt_tokens=_MAX_PROMPT_TOKENS
-        )
+        self.encoder = PromptEncoder(tokenizer, template="{question}", chat=False, max_prompt_tokens=_MAX_PROMPT_TOKENS)
 
     async def weir(self, number: int) -> float:
         """Seconds until all groups of the round are in the queue."""
-        folder, size = self._folder / f"round-{number}", self._work.concurrency * self._work.group_size
+        folder, size = self.folder / f"round-{number}", self.work.concurrency * self.work.group_size
         folder.mkdir()
         queue, registry = TrajectoryQueue(folder / "state.db"), ReplicaRegistry(folder / "replicas")
-        registry.report("bench", url=self._url, state="healthy", version=0, step=0, start=self._replica.start_id)
+        registry.report("bench", url=self._url, state="healthy", version=0, step=0, start=self.replica.start_id)
         events: list[dict[str, Any]] = []
         worker = RolloutWorker(
             name="bench",
-            identity=RunIdentity("bench", self._work.group_size),
-            task=_Additions(number * self._work.groups),
-            encoder=self._encoder,
+            identity=RunIdentity("bench", self.work.group_size),
+            task=Additions(number * self.work.groups),
+            encoder=self.encoder,
             queue=queue.producer,
             registry=registry,
             settings=RolloutSettings(
-                group_size=self._work.group_size,
+                group_size=self.work.group_size,
                 max_prompt_tokens=_MAX_PROMPT_TOKENS,
-                max_tokens=self._work.tokens,
-                concurrent_groups=self._work.concurrency,
+                max_tokens=self.work.tokens,
+                concurrent_groups=self.work.concurrency,
                 min_concurrency=size,
                 max_concurrency=size,
             ),
             evaluation=EvaluationSettings(),
-            pace=Pace(max_staleness=0, groups_per_step=self._work.groups, total_steps=1),
+            pace=Pace(max_staleness=0, groups_per_step=self.work.groups, total_steps=1),
             log=lambda event, **fields: events.append({"event": event, **fields}),
             should_stop=lambda: False,
             keys=self._keys,
         )
         began = time.perf_counter()
         running = asyncio.create_task(worker.run())
-        while queue.admin.progress().num_ready < self._work.groups:
+        while queue.admin.progress().num_ready < self.work.groups:
             if running.done():
                 await running
             await asyncio.sleep(_POLL_S)
@@ -164,7 +163,7 @@ class _Server:
         from vllm.benchmarks.serve import TaskType, benchmark
 
         requests = [
-            SampleRequest(prompt=prompt, prompt_len=len(prompt), expected_output_len=self._work.tokens)
+            SampleRequest(prompt=prompt, prompt_len=len(prompt), expected_output_len=self.work.tokens)
             for prompt in self._prompts(number)
         ]
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -187,23 +186,23 @@ class _Server:
                 selected_percentiles=[],
                 ignore_eos=True,
                 goodput_config_dict={},
-                max_concurrency=self._work.concurrency,
+                max_concurrency=self.work.concurrency,
                 lora_modules=None,
-                extra_headers=self._replica.client.authorization,
-                extra_body={"n": self._work.group_size, "temperature": 1.0},
+                extra_headers=self.replica.client.authorization,
+                extra_body={"n": self.work.group_size, "temperature": 1.0},
                 ready_check_timeout_sec=0,
             )
-        if found["total_output_tokens"] != self._work.total_tokens:
+        if found["total_output_tokens"] != self.work.total_tokens:
             raise BenchmarkError(
-                f"vLLM's client got {found['total_output_tokens']} tokens, expected {self._work.total_tokens}"
+                f"vLLM's client got {found['total_output_tokens']} tokens, expected {self.work.total_tokens}"
             )
         return float(found["duration"])
 
     async def bare(self, number: int) -> float:
         """Seconds for the worker's requests alone."""
         parameters = {
-            "n": self._work.group_size,
-            "max_tokens": self._work.tokens,
+            "n": self.work.group_size,
+            "max_tokens": self.work.tokens,
             "temperature": 1.0,
             "ignore_eos": True,
             "logprobs": 0,
@@ -213,8 +212,8 @@ class _Server:
             msgspec.json.encode({"token_ids": prompt, "sampling_params": parameters, "packed": True})
             for prompt in self._prompts(number)
         ]
-        headers = {"Content-Type": "application/json", **self._replica.client.authorization}
-        limit = asyncio.Semaphore(self._work.concurrency)
+        headers = {"Content-Type": "application/json", **self.replica.client.authorization}
+        limit = asyncio.Semaphore(self.work.concurrency)
         async with http_session() as session:
 
             async def ask(body: bytes) -> None:
@@ -236,14 +235,25 @@ class _Server:
             return time.perf_counter() - began
 
     def _prompts(self, number: int) -> list[list[int]]:
-        task = _Additions(number * self._work.groups)
-        return [self._encoder.encode(task.problem("train", i)) or [] for i in range(self._work.groups)]
+        task = Additions(number * self.work.groups)
+        return [self.encoder.encode(task.problem("train", i)) or [] for i in range(self.work.groups)]
 
 
-async def measure(work: Work, rounds: int, folder: Path, done: Callable[[str], object]) -> Result:
-    """Starts the server, warms every side up, and takes the rounds, each begun by another side."""
+async def measure(
+    work: Work,
+    rounds: int,
+    folder: Path,
+    done: Callable[[str], object],
+    *,
+    weir: Callable[[Server, int], Awaitable[float]] = Server.weir,
+) -> Result:
+    """Starts the server, warms every side up, and takes the rounds, each begun by another side.
+
+    Args:
+      weir: one round of Weir's side, its number given, in seconds.
+    """
     model_dir = folder / "model"
-    texts = [_Additions(0).problem("train", index).question for index in range(2000)]
+    texts = [Additions(0).problem("train", index).question for index in range(2000)]
     create_model(model_dir, _SHAPE, texts, seed=0)
     settings = ServingSettings(
         max_model_len=_MAX_PROMPT_TOKENS + work.tokens + 1, max_num_seqs=work.concurrency * work.group_size
@@ -258,8 +268,12 @@ async def measure(work: Work, rounds: int, folder: Path, done: Callable[[str], o
         await replica.start()
         try:
             await replica.client.name_version(0)
-            server = _Server(replica, keys, folder, model_dir, work)
-            sides = {"weir": server.weir, "vllm": server.vllm, "bare": server.bare}
+            server = Server(replica, keys, folder, model_dir, work)
+            sides: dict[str, Callable[[int], Awaitable[float]]] = {
+                "weir": partial(weir, server),
+                "vllm": server.vllm,
+                "bare": server.bare,
+            }
             for number in range(rounds + 1):
                 for i in range(len(SIDES)):
                     side = SIDES[(number + i) % len(SIDES)]
