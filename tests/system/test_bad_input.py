@@ -124,6 +124,8 @@ CASES = [
     "bench end_to_end --model EMPTY --sides weir base",
     "bench end_to_end --model EMPTY --sides weir --set rollout.nothing=1",
     "study staleness --seeds 0",
+    *(f"study learning --seeds 1 --steps 1 --workers 1 --model {p}" for p in ("MISSING", "FILE")),
+    *(f"study learning --model EMPTY --only-report --whole-runs {p}" for p in ("MISSING", "EMPTY", "FILE", "BINARY")),
     *(f"testing.suite {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD")),
     *(f"launch {o} {p}" for o in ("status", "logs", "stop", "resume") for p in ("MISSING", "FILE", "BROKEN", "ODD")),
     *("launch stop RUN", "launch logs RUN nobody", "launch --on moon --config demo", "launch --on local"),

@@ -14,9 +14,9 @@ from learner_jax.contracts.model import parse_model_config
 from learner_jax.models import init_parameters, merge, token_logprobs
 from tests.conftest import REPOSITORY
 from tests.support.tiny_model import TINY_JSON
-from tools.study import results
+from tools.study import records, results
 from tools.study.grid import MULTI_TURN, Cell, StudySettings, cells
-from tools.study.sampler import Sampler
+from tools.study.sampler import GroupSampler, Sampler
 from tools.study.staleness import CellRunner
 
 SMALL = StudySettings(steps=4, groups=2, group_size=2, start_accuracy=0.01, evaluate_every=1, num_heldout=8)
@@ -50,6 +50,24 @@ def test_samples_follow_the_models_distribution() -> None:
     assert chi_square < 61.1  # 31 degrees of freedom, one false alarm in a thousand (and the key is fixed)
 
 
+def test_answers_to_shared_prompts_have_the_models_logprobs_and_distribution() -> None:
+    config = parse_model_config(TINY_JSON, origin="test")
+    params = init_parameters(config, jax.random.key(1))
+    sampler = GroupSampler(config, max_tokens=2, eos_id=2)
+    contexts = [[5, 6, 7]] * 4000 + [[8, 9]] * 3
+    answers = sampler.turn(params, contexts, width=8, rng=np.random.default_rng(0))
+    for row in (0, 1, 2, 3, 4000, 4001):
+        context, (tokens, logprobs) = contexts[row], answers[row]
+        assert len(tokens) == (1 if tokens[0] == 2 else 2)
+        whole = np.array([context + tokens], np.int32)
+        expected = np.asarray(token_logprobs(merge(config, params), whole).logprobs)[0, len(context) :]
+        np.testing.assert_allclose(logprobs, expected, atol=2e-6)
+    counts = np.bincount([tokens[0] for tokens, _ in answers[:4000]], minlength=32)
+    each = np.array([[5, 6, 7, t] for t in range(32)], np.int32)
+    expected = 4000 * np.exp(np.asarray(token_logprobs(merge(config, params), each).logprobs)[:, 3])
+    assert ((counts - expected) ** 2 / expected).sum() < 61.1  # as above
+
+
 @pytest.mark.soak
 def test_a_cell_runs_at_its_exact_staleness_and_repeats_bit_by_bit(tmp_path: Path) -> None:
     """Two turns, whose start is made from that of one turn; the runner raises when a batch is of another age."""
@@ -67,13 +85,13 @@ def test_a_cell_runs_at_its_exact_staleness_and_repeats_bit_by_bit(tmp_path: Pat
 def fake_records(out: Path, seeds: int) -> list[Cell]:
     wanted = cells(seeds, (0, 8))
     for cell in wanted:
-        record = dataclasses.asdict(cell) | {
+        record = {
             "start_accuracy": 0.6,
             "accuracy": 0.8 - 0.01 * cell.staleness - 0.02 * cell.seed,
             "curve": [],
             "settings": dataclasses.asdict(SMALL),
         }
-        results.keep(out, record)
+        records.keep(out, cell, record)
     return wanted
 
 
@@ -91,8 +109,8 @@ def test_the_page_gets_tables_with_their_spread_and_keeps_its_text(tmp_path: Pat
 def test_records_of_other_settings_do_not_count(tmp_path: Path) -> None:
     wanted = fake_records(tmp_path, 1)
     other = dataclasses.replace(SMALL, steps=5)
-    assert results.finished(tmp_path, other) == {}
-    with pytest.raises(results.StudyError, match=rf"{len(wanted)} of {len(wanted)} cells are not finished"):
+    assert records.finished(tmp_path, other, Cell) == {}
+    with pytest.raises(records.StudyError, match=rf"{len(wanted)} of {len(wanted)} cells are not finished"):
         results.write_report(tmp_path, wanted, other, tmp_path / "docs")
 
 
@@ -100,5 +118,5 @@ def test_a_half_written_record_is_not_a_record(tmp_path: Path) -> None:
     wanted = fake_records(tmp_path, 1)
     path = next((tmp_path / "cells").glob("*.json"))
     path.rename(path.with_suffix(".partial"))
-    assert len(results.finished(tmp_path, SMALL)) == len(wanted) - 1
+    assert len(records.finished(tmp_path, SMALL, Cell)) == len(wanted) - 1
     assert json.loads(next((tmp_path / "cells").glob("*.json")).read_text())["settings"]["steps"] == 4

@@ -1,6 +1,7 @@
 """Reruns a study. Interrupted, it goes on where it stopped; `--seeds 1 --steps 20` is a quick look.
 
 python -m tools.study staleness [--out runs/studies/staleness] [--seeds 3] [--workers 2] [--report-to docs/studies]
+python -m tools.study learning --model DIR [--seeds 4] [--whole-runs RECORD.json ...] [--report-to docs/studies]
 """
 
 from __future__ import annotations
@@ -10,37 +11,60 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.pool import Pool
 from pathlib import Path
+from typing import Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tools.assembly import clear_errors
-from tools.study import results, worker
+from tools.study import learning_results, results, worker
 from tools.study.grid import STALENESS, Cell, StudySettings, cells
+from tools.study.learning_grid import VARIANTS, LearningCell, LearningSettings, learning_cells
+from tools.study.records import StudyError, finished
 
+C = TypeVar("C", Cell, LearningCell)
 _CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.toml"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["staleness"])
-    parser.add_argument("--out", type=Path, default=Path("runs/studies/staleness"), help="starts and finished cells")
-    parser.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page and the plot")
-    parser.add_argument("--seeds", type=_positive, default=3)
-    parser.add_argument("--staleness", type=int, nargs="+", default=list(STALENESS), metavar="VERSIONS")
-    parser.add_argument("--steps", type=_positive, default=StudySettings.steps)
-    parser.add_argument("--workers", type=_positive, default=max(1, min(8, len(os.sched_getaffinity(0)))))
-    parser.add_argument("--only-report", action="store_true", help="write the page from the cells that are finished")
-    arguments = parser.parse_args()
+    arguments = _parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds the pool, so that no worker is left behind
     with clear_errors():
-        settings = replace(StudySettings(), steps=arguments.steps)
-        wanted = cells(arguments.seeds, arguments.staleness)
-        if not arguments.only_report:
-            _run_all(wanted, settings, arguments.out, arguments.workers)
-        page = results.write_report(arguments.out, wanted, settings, arguments.report_to)
-        print(f"wrote {page}")
+        print(f"wrote {arguments.run(arguments)}")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    studies = parser.add_subparsers(required=True, metavar="study")
+    staleness = studies.add_parser("staleness", help="how much staleness each estimator bears")
+    learning = studies.add_parser("learning", help="why Weir's job learns more per step than a synchronous trainer")
+    for study, seeds, steps in ((staleness, 3, StudySettings.steps), (learning, 4, LearningSettings.steps)):
+        study.add_argument("--out", type=Path, help="starts and finished cells (default runs/studies/STUDY)")
+        study.add_argument(
+            "--report-to", type=Path, default=Path("docs/studies"), help="folder of the page and the plot"
+        )
+        study.add_argument("--seeds", type=_positive, default=seeds)
+        study.add_argument("--steps", type=_positive, default=steps)
+        study.add_argument("--workers", type=_positive, default=max(1, min(8, len(os.sched_getaffinity(0)))))
+        study.add_argument("--only-report", action="store_true", help="write the page from the cells that are finished")
+    staleness.add_argument("--staleness", type=int, nargs="+", default=list(STALENESS), metavar="VERSIONS")
+    staleness.set_defaults(run=_staleness, out=Path("runs/studies/staleness"))
+    learning.add_argument("--model", type=Path, required=True, metavar="DIR", help="start weights of all runs")
+    learning.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS), metavar="NAME")
+    learning.add_argument(
+        "--whole-runs",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RECORD",
+        help="of `tools.bench end_to_end --rounds 1 --evaluate-every 20 --json RECORD`, a seed each",
+    )
+    learning.set_defaults(run=_learning, out=Path("runs/studies/learning"))
+    return parser.parse_args()
 
 
 def _positive(text: str) -> int:
@@ -50,11 +74,49 @@ def _positive(text: str) -> int:
     return value
 
 
-def _run_all(wanted: list[Cell], settings: StudySettings, out: Path, workers: int) -> None:
-    """Runs the cells that have no record yet, each worker on a core of its own."""
-    done = results.finished(out, settings)
-    todo = [cell for cell in wanted if cell not in done]
-    seeds = sorted({cell.seed for cell in todo})
+def _staleness(arguments: argparse.Namespace) -> Path:
+    settings = replace(StudySettings(), steps=arguments.steps)
+    wanted = cells(arguments.seeds, arguments.staleness)
+    if not arguments.only_report:
+        todo = _unfinished(wanted, arguments.out, settings)
+        seeds = sorted({cell.seed for cell in todo})
+        with _workers(arguments, settings, len(todo)) as (progress, pool):
+            # Starts first, one job for each seed: two workers must not make the same one.
+            bar = progress.add_task("supervised starts", total=len(seeds))
+            for _ in pool.imap_unordered(worker.make_starts, seeds):
+                progress.advance(bar)
+            _run(progress, pool, worker.run_cell, todo, _named)
+    return results.write_report(arguments.out, wanted, settings, arguments.report_to)
+
+
+def _named(cell: Cell) -> str:
+    return f"{cell.algorithm}, {cell.task}, lag {cell.staleness}"
+
+
+def _learning(arguments: argparse.Namespace) -> Path:
+    if not arguments.model.is_dir():
+        raise StudyError(f"--model: expected an existing folder, got {str(arguments.model)!r}")
+    every = min(LearningSettings.evaluate_every, arguments.steps)
+    settings = LearningSettings(model=str(arguments.model.absolute()), steps=arguments.steps, evaluate_every=every)
+    wanted = learning_cells(arguments.seeds, arguments.variants)
+    whole_runs = learning_results.read_whole_runs(arguments.whole_runs, settings)  # before hours of work
+    todo = _unfinished(wanted, arguments.out, settings)
+    if arguments.only_report:
+        wanted = [cell for cell in wanted if cell not in todo]
+    else:
+        with _workers(arguments, settings, len(todo)) as (progress, pool):
+            _run(progress, pool, worker.run_learning_cell, todo, lambda cell: f"{cell.variant}, seed {cell.seed}")
+    return learning_results.write_learning_report(arguments.out, wanted, settings, whole_runs, arguments.report_to)
+
+
+def _unfinished(wanted: Sequence[C], out: Path, settings: Any) -> list[C]:
+    done = finished(out, settings, type(wanted[0]))
+    return [cell for cell in wanted if cell not in done]
+
+
+@contextmanager
+def _workers(arguments: argparse.Namespace, settings: Any, jobs: int) -> Iterator[tuple[Progress, Pool]]:
+    """A progress bar, and processes with a core of their own each."""
     columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
@@ -62,15 +124,18 @@ def _run_all(wanted: list[Cell], settings: StudySettings, out: Path, workers: in
         cores.put(core)
     with (
         Progress(*columns, TimeRemainingColumn()) as progress,
-        context.Pool(min(workers, max(len(todo), 1)), worker.start, (cores, out, _CONFIG, settings)) as pool,
+        context.Pool(
+            min(arguments.workers, max(jobs, 1)), worker.start, (cores, arguments.out, _CONFIG, settings)
+        ) as pool,
     ):
-        # Starts first, one job for each seed: two workers must not make the same one.
-        bar = progress.add_task("supervised starts", total=len(seeds))
-        for _ in pool.imap_unordered(worker.make_starts, seeds):
-            progress.advance(bar)
-        bar = progress.add_task("cells", total=len(wanted), completed=len(wanted) - len(todo))
-        for cell in pool.imap_unordered(worker.run_cell, todo):
-            progress.update(bar, advance=1, description=f"{cell.algorithm}, {cell.task}, lag {cell.staleness}")
+        yield progress, pool
+
+
+def _run(progress: Progress, pool: Pool, job: Callable[[C], C], todo: Sequence[C], named: Callable[[C], str]) -> None:
+    """Runs the cells that have no record yet."""
+    bar = progress.add_task("cells", total=len(todo))
+    for cell in pool.imap_unordered(job, todo):
+        progress.update(bar, advance=1, description=named(cell))
 
 
 if __name__ == "__main__":

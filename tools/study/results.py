@@ -1,44 +1,19 @@
-"""The staleness study's records, and the page, table and plot made of them."""
+"""The page, tables and plot that are made of the staleness study's records."""
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
 
-from learner_jax.runtime import SHARED_MODE, WeirError, write_whole
 from tools.study.grid import ALGORITHMS, MULTI_TURN, SINGLE_TURN, Cell, StudySettings
+from tools.study.records import finished, put_tables, require_all
 
 Records = dict[Cell, dict[str, Any]]
-_BEGIN, _END = "<!-- tables: begin -->", "<!-- tables: end -->"
-
-
-class StudyError(WeirError, ValueError):
-    """The study's records are not all there."""
-
-
-def keep(out: Path, record: dict[str, Any]) -> None:
-    """Writes one cell's record, whole or not at all."""
-    name = "-".join(str(record[part]) for part in ("task", "algorithm", "staleness", "seed")).replace(" ", "_")
-    path = out / "cells" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(record), mode=SHARED_MODE)
-
-
-def finished(out: Path, settings: StudySettings) -> Records:
-    """Records of the cells that were run with these settings."""
-    records = {}
-    for path in sorted((out / "cells").glob("*.json")):
-        record = json.loads(path.read_text())
-        if record["settings"] == asdict(settings):
-            records[Cell(*(record[part] for part in ("task", "algorithm", "staleness", "seed")))] = record
-    return records
 
 
 def write_report(out: Path, wanted: Sequence[Cell], settings: StudySettings, folder: Path) -> Path:
@@ -47,22 +22,9 @@ def write_report(out: Path, wanted: Sequence[Cell], settings: StudySettings, fol
     Raises:
       StudyError: cells are missing, or the page has lost its markers.
     """
-    records = finished(out, settings)
-    missing = [cell for cell in wanted if cell not in records]
-    if missing:
-        raise StudyError(
-            f"{len(missing)} of {len(wanted)} cells are not finished, the first is {missing[0]}: run again"
-        )
-    page = folder / "staleness.md"
-    text = page.read_text() if page.exists() else f"# Staleness\n\n{_BEGIN}\n{_END}\n"
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise StudyError(f"{page} has no lines {_BEGIN!r} and {_END!r} between which the tables go; put them back")
-    chosen = {cell: records[cell] for cell in wanted}
-    folder.mkdir(parents=True, exist_ok=True)
+    chosen = require_all(list(wanted), finished(out, settings, Cell))
+    page = put_tables(folder / "staleness.md", "Staleness", _tables(chosen, settings))
     _plot(chosen, folder / "staleness.svg")
-    page.write_text(f"{before}{_BEGIN}\n\n{_tables(chosen, settings)}\n{_END}{after}")
     return page
 
 

@@ -202,7 +202,7 @@ class CellRunner:
                         **{n: float(metrics[n]) for n in ("kl", "entropy", "effective_sample_share", "clip_fraction")},
                     }
                 )
-        return asdict(cell) | {
+        return {
             "start_accuracy": start.accuracy,
             "accuracy": float(np.mean([point["accuracy"] for point in curve[-3:]])),
             "curve": curve,
