@@ -17,6 +17,8 @@ RoleName = Literal["learner", "rollout", "fleet", "serving", "database"]
 ROLES: tuple[RoleName, ...] = ("database", "fleet", "serving", "learner", "rollout")
 #: Roles whose program is not one of Weir's.
 _NEED_COMMAND: tuple[RoleName, ...] = ("serving", "database")
+#: seconds; SLURM also signals up to a minute earlier than asked
+_START_S = 120
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]{0,199}|file:/\S{1,4000})")
 Option = Annotated[str, Field(pattern=r"^--[a-z][a-z0-9-]*(=[A-Za-z0-9_.,:/@%+*\[\]-]+)?$", max_length=500)]
@@ -96,7 +98,7 @@ class LaunchSettings(Settings):
         (), description="mounts, from / on, that every host has under these names; all that the run keeps lies in them"
     )
     time_limit_s: float = Field(
-        86_400, ge=60, description="seconds after which the cluster ends the job; it is queued again, and goes on"
+        86_400, ge=180, description="seconds after which the cluster ends the job; it is queued again, and goes on"
     )
     stop_ahead_s: float = Field(
         180, ge=30, description="seconds before time_limit_s at which the job is told to save and end"
@@ -118,9 +120,10 @@ class LaunchSettings(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         problems = [f"shared: {folder!r} is not absolute" for folder in self.shared if not folder.startswith("/")]
-        if self.stop_ahead_s >= self.time_limit_s:
+        if self.stop_ahead_s + _START_S > self.time_limit_s:
             problems.append(
-                f"stop_ahead_s is {self.stop_ahead_s:g} and time_limit_s {self.time_limit_s:g}: set the first lower"
+                f"stop_ahead_s is {self.stop_ahead_s:g} and time_limit_s {self.time_limit_s:g}: a job takes up to "
+                f"{_START_S} s to start, so set the first lower by at least that"
             )
         for name, role in self.roles().items():
             problems += [f"{name}.{problem}" for problem in self._role_problems(name, role)]

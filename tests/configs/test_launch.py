@@ -54,7 +54,7 @@ def test_roles_come_in_the_order_in_which_they_start() -> None:
         ([*ROLLOUT, 'launch.rollout.options=["partition"]'], r"launch\.rollout\.options.0: .*pattern"),
         ([*ROLLOUT, "launch.rollout.venv=relative"], r"launch\.rollout\.venv: .*pattern"),
         (['launch.shared=["relative"]'], r"shared: 'relative' is not absolute"),
-        (["launch.time_limit_s=100", "launch.stop_ahead_s=100"], r"stop_ahead_s is 100 and time_limit_s 100"),
+        (["launch.time_limit_s=200", "launch.stop_ahead_s=100"], r"stop_ahead_s is 100 and time_limit_s 200"),
     ],
 )
 def test_what_cannot_be_launched_is_refused_by_name(overrides: list[str], message: str) -> None:

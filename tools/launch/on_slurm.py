@@ -75,6 +75,7 @@ def _queued_again(config: Config, job: str) -> int:
         print(f"the time is over, and the job was queued again {times} times (launch.max_requeues): resume it yourself")
         return INTERRUPTED
     print("the time is over: the job is queued again, and goes on from the last checkpoint", flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # SLURM's, which ends a job that is queued again
     requeue(job)
     with Waits().waiting("the end of this job", on="SLURM", limit_s=_END_S, error=LaunchError) as wait:
         while True:

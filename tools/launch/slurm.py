@@ -99,7 +99,8 @@ def script(config: Config, paths: RunPaths) -> str:
     program = shlex.join(program_command(config, paths))
     head = "\n".join(f"#SBATCH {line}" for line in whole)
     hosts = "\n#SBATCH hetjob\n".join(parts)
-    return f"#!/bin/bash\n# Written by tools.launch from {paths.config}.\n{head}\n{hosts}\nexec {program}\n"
+    ignored = f"trap '' {OVER_SIGNAL.name.removeprefix('SIG')}  # until the program takes it"
+    return f"#!/bin/bash\n# Written by tools.launch from {paths.config}.\n{head}\n{hosts}\n{ignored}\nexec {program}\n"
 
 
 def program_command(config: Config, paths: RunPaths) -> Command:
