@@ -10,7 +10,13 @@ from configs.launch import LaunchSettings
 from learner_jax.contracts import Settings
 from learner_jax.settings import LearnerSettings, WarmStartSettings
 from rewards.settings import TaskSettings
-from serving_bridge.settings import EvaluationSettings, RolloutSettings, ServingSettings, StoreSettings
+from serving_bridge.settings import (
+    EvaluationSettings,
+    RolloutSettings,
+    ServingSettings,
+    StoreSettings,
+    TelemetrySettings,
+)
 
 
 class RunSettings(Settings):
@@ -23,7 +29,9 @@ class RunSettings(Settings):
     )
     directory: str = Field("", description="run directory; runs/<name> if empty")
     loggers: tuple[str, ...] = Field(
-        (), description='classes that also get every event: entry points, or "package.module:name" of your own'
+        (),
+        description="also get every event: tensorboard, wandb, mlflow, trackio, or classes of your own as "
+        '"package.module:name"',
     )
     seed: int = Field(
         0, ge=0, le=2**32 - 1, description="seed of problems, weights and sampling; JAX's generators take 32 bits of it"
@@ -91,6 +99,7 @@ class Config(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     store: StoreSettings = StoreSettings()
     launch: LaunchSettings = LaunchSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

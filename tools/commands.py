@@ -31,6 +31,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "look after a run": {
         "view": Command("tools.view", "show a run live"),
         "report": Command("tools.report", "write a run's report.html and summary.json"),
+        "metrics": Command("tools.metrics", "list the metrics that Prometheus can scrape"),
         "fleet": Command("tools.fleet", "show a run's fleets; change their size; restart their servers"),
         "queue": Command("tools.queue", "show a run's queue; put dead letters back"),
         "weights": Command("tools.weights", "list, compare, verify and roll back published weights"),

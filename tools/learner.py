@@ -45,7 +45,6 @@ from tools.assembly import (
     clear_errors,
     config_arguments,
     learner_metrics_writer,
-    metrics_log,
     preflight,
     profile_argument,
     read_arguments,
@@ -103,7 +102,7 @@ def _supervised_state(
         settings,
         train_example=lambda index: example("train", index),
         validation_example=lambda index: example("validation", index),
-        log=metrics_log(config, paths, "learner").write,
+        log=learner_metrics_writer(config, paths, 0),
     )
 
 

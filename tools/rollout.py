@@ -29,6 +29,7 @@ from tools.assembly import (
     preflight,
     read_arguments,
     record_limits,
+    watched,
     working,
 )
 from tools.command_line import command_parser
@@ -42,9 +43,10 @@ def main() -> None:
     with clear_errors():
         arguments, config, paths = read_arguments(parser, joins=True)
         preflight("rollout", config, paths)
+        events = metrics_log(config, paths, "rollout")
+        log, waits = watched(events, config, paths, "rollout", f"rollout-{arguments.name}").write, Waits()
         encoder, model_config = build_encoder(config, base_model_dir(config, paths))
         task = build_task(config)
-        log, waits = metrics_log(config, paths, "rollout").write, Waits()
         stop = StopRequest().install()
         limits = record_limits(config, encoder, model_config)
         queue = build_queue(config, paths, limits=limits, waits=waits)

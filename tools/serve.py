@@ -28,6 +28,7 @@ from tools.assembly import (
     name_argument,
     preflight,
     read_arguments,
+    watched,
 )
 from tools.command_line import command_parser
 
@@ -40,7 +41,9 @@ def main() -> None:
         arguments, config, paths = read_arguments(parser, joins=True)
         preflight("serve", config, paths)  # what can't be served is refused before vLLM is started
         model_dir = base_model_dir(config, paths)
-        waits, log, registry = Waits(), metrics_log(config, paths, "fleet").write, build_registry(paths)
+        waits, registry = Waits(), build_registry(paths)
+        events = metrics_log(config, paths, "fleet")
+        log = watched(events, config, paths, "fleet", f"fleet-{arguments.name}").write
         fleet = Fleet(
             config.serving,
             model_dir=model_dir,

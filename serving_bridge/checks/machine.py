@@ -63,7 +63,7 @@ def disk_findings(needs: Sequence[tuple[str, Path, float, float]]) -> Iterator[F
             )
 
 
-def port_findings(host: str, port: int, count: int) -> Iterator[Finding]:
+def port_findings(host: str, port: int, count: int, *, setting: str = "serving.port") -> Iterator[Finding]:
     """Whether `count` ports from `port` on are free; nothing is known of free ones that are picked (port 0)."""
     for number in range(port, port + count) if port else ():
         try:
@@ -73,7 +73,7 @@ def port_findings(host: str, port: int, count: int) -> Iterator[Finding]:
                 probe.bind(address)
         except OSError as error:
             yield Finding(
-                "serving.port",
+                setting,
                 f"port {number} of {host} to be free",
                 str(error.strerror or error),
                 "stop what uses it, set another one, or 0 for free ones",

@@ -2,6 +2,7 @@
 
 from serving_bridge.telemetry.metrics_log import MetricsLog, MetricsTail, Record, read_metrics
 from serving_bridge.telemetry.own_loggers import LOGGER_DOOR, Logger, with_loggers
+from serving_bridge.telemetry.trackers import require_packages
 from serving_bridge.telemetry.wait_reporter import reported_waits
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "Record",
     "read_metrics",
     "reported_waits",
+    "require_packages",
     "with_loggers",
 ]

@@ -105,10 +105,15 @@ class MetricsLog:
         self._lock = threading.Lock()  # flock knows descriptors, not threads
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._listeners: list[Callable[[Record], None]] = []
+        self._watchers: list[Callable[[Record], None]] = []
 
     def hand_to(self, listener: Callable[[Record], None]) -> None:
         """Calls `listener` with every event from now on, once it is in the file; it must not raise or wait."""
         self._listeners.append(listener)
+
+    def show_to(self, watcher: Callable[[Record], None]) -> None:
+        """As `hand_to`, but with the events that loggers write of themselves, too."""
+        self._watchers.append(watcher)
 
     def write(self, event: str, **fields: Any) -> None:
         """Appends one event. Numbers may be Python's or NumPy's; one that is not finite is written as null.
@@ -127,6 +132,8 @@ class MetricsLog:
         line = (json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n").encode()
         with at(self._path), self._lock:
             self._append(line)
+        for watcher in self._watchers:
+            watcher(record)
         return record
 
     def _append(self, line: bytes) -> None:

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 from learner_jax.runtime import Door, printable
 from serving_bridge.telemetry.metrics_log import MetricsLog, Record
+from serving_bridge.telemetry.trackers import TRACKERS, require_packages
 
-LOGGER_DOOR = Door(kind="logger", setting="run.loggers", positional=("directory", "process"))
+LOGGER_DOOR = Door(kind="logger", setting="run.loggers", built_in=TRACKERS, positional=("directory", "process"))
 #: Events that wait for a logger at most; further ones are dropped.
 MAX_WAITING = 10_000
 #: Given to all loggers of a process together when it ends.
@@ -112,8 +113,9 @@ def with_loggers(log: MetricsLog, names: tuple[str, ...], directory: Path, proce
     """Hands every event of `log` also to the loggers that run.loggers names, until the process ends.
 
     Raises:
-      DoorError: a name stands for no class or function that takes (directory, process).
+      DoorError: a name stands for no class or function that takes (directory, process), or lacks its package.
     """
+    require_packages(names)
     makers = [(name, LOGGER_DOOR.open(name)) for name in names]
     for name, make in makers:
         thread = LoggerThread(name, partial(make, directory, process), log.write_here)

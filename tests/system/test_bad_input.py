@@ -48,6 +48,7 @@ CASES = [
     *(f"new {p}" for p in ("FILE", "UNDER")),
     "completion tcsh",
     "settings no.such",
+    "metrics no_such",
     "command trian",
     *(f"{tool} --config {p}" for tool in CONFIGURED for p in ("MISSING", "EMPTY", "FILE", "BINARY", "HUGE", "ODD")),
     *(f"{tool} --config {DEMO} --set run.directory={p}" for tool in CONFIGURED for p in ("FILE", "ODD")),

@@ -87,6 +87,7 @@ RUN: dict[str, str] = {
     "weir --help": "",
     "new": "",
     "settings": "",
+    "metrics": "",
     "view": "",
     "queue": "",
     "fleet RUN status": "",

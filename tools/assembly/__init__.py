@@ -18,6 +18,7 @@ from tools.assembly.dry_run import show_dry_run
 from tools.assembly.error_exit import DISK_STATUS, clear_errors
 from tools.assembly.garbage import collect_garbage_less_often
 from tools.assembly.metrics import learner_metrics_writer, metrics_log
+from tools.assembly.monitoring import TARGETS_FOLDER, watched
 from tools.assembly.new_model import CreateModelError, create_model
 from tools.assembly.paths import RunPaths, in_directory, locks, make_private_directory, run_paths, save_for_all, working
 from tools.assembly.placement import Here, Placement, hosts_of, in_role, python_of, variables_to_hand_on
@@ -27,6 +28,7 @@ from tools.assembly.stop_request import StopRequest
 
 __all__ = [
     "DISK_STATUS",
+    "TARGETS_FOLDER",
     "CreateModelError",
     "Here",
     "Placement",
@@ -72,5 +74,6 @@ __all__ = [
     "show_dry_run",
     "start_model_dir",
     "variables_to_hand_on",
+    "watched",
     "working",
 ]

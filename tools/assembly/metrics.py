@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from configs.schema import Config
 from serving_bridge.telemetry import MetricsLog, with_loggers
+from tools.assembly.monitoring import watched
 from tools.assembly.paths import RunPaths
 
 
@@ -19,9 +20,15 @@ def metrics_log(config: Config, paths: RunPaths, process: str) -> MetricsLog:
 
 
 def learner_metrics_writer(config: Config, paths: RunPaths, host: int) -> Callable[..., None]:
-    """The leader's events are the run's; every other host of the learner keeps a file of its own."""
+    """The leader's events are the run's; every other host of the learner keeps a file of its own.
+
+    Raises:
+      DoorError: one of run.loggers can't be used.
+      ExporterError: the port of its metrics is taken.
+    """
     if host == 0:
-        return metrics_log(config, paths, "learner").write
+        return watched(metrics_log(config, paths, "learner"), config, paths, "learner", "learner").write
     process = f"learner-{host}"
     own = MetricsLog(paths.logs / f"{process}.jsonl", process)
-    return with_loggers(own, config.run.loggers, paths.directory, process).write
+    log = with_loggers(own, config.run.loggers, paths.directory, process)
+    return watched(log, config, paths, "learner", process).write

@@ -8,14 +8,14 @@ from configs.schema import Config
 from learner_jax.runtime import Door, source_of
 from learner_jax.settings import ESTIMATOR_DOOR, OBJECTIVE_DOOR
 from serving_bridge.checks import Finding
-from serving_bridge.telemetry import LOGGER_DOOR
+from serving_bridge.telemetry import LOGGER_DOOR, require_packages
 
 
 def own_code_findings(config: Config) -> Iterator[Finding]:
     """Modules of losses that are not there.
 
     Raises:
-      DoorError: a logger can't be imported, or called.
+      DoorError: a logger can't be imported, or called, or lacks its package.
     """
     loss = config.learner.loss
     named: tuple[tuple[Door, str], ...] = (
@@ -30,5 +30,6 @@ def own_code_findings(config: Config) -> Iterator[Finding]:
                 f"{name!r}, whose module is not there",
                 "start in the folder that holds it, or correct the name",
             )
+    require_packages(config.run.loggers)
     for name in config.run.loggers:
         LOGGER_DOOR.open(name)

@@ -25,6 +25,7 @@ from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.vllm import check_plugin, check_private, detect_platform
 from tools.assembly.base_model import base_model_dir, make_model
 from tools.assembly.build import build_encoder, build_task
+from tools.assembly.monitoring import port_findings
 from tools.assembly.own_code import own_code_findings
 from tools.assembly.paths import RunPaths
 from tools.installed import LEARNER, VLLM, installed_version, memory_gib, pinned_versions
@@ -119,6 +120,7 @@ def checks_of(part: Part, subject: Subject) -> Iterator[Check]:
         yield Check("problems and prompts", "task", lambda: _problems(part, subject))
     if part in ("train", "rollout"):
         yield Check("environment", "task.environment", lambda: _environment(subject))
+    yield Check("metrics", "telemetry.port", lambda: port_findings(part, config))
     yield Check("own code", "run.loggers", lambda: own_code_findings(config))
     yield Check("folders", "run.directory", lambda: machine_checks.folder_findings(_folders(config, paths)))
     if part in ("train", "learner", "rollout"):

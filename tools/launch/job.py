@@ -34,6 +34,7 @@ from tools.assembly import (
     metrics_log,
     planned,
     variables_to_hand_on,
+    watched,
 )
 from tools.launch.evaluation import evaluate_folder
 from tools.reporting import LiveView
@@ -69,7 +70,7 @@ class Job:
         self._paths = paths
         self._view = view
         self._should_stop = should_stop
-        self._metrics = metrics_log(config, paths, "train")
+        self._metrics = watched(metrics_log(config, paths, "train"), config, paths, "train", "train")
         self._tail = MetricsTail(paths.metrics)
         self._waits = Waits()
 
