@@ -122,12 +122,10 @@ class Learner:
             self._source.mark_trained([], completed_steps=ledger.completed_steps, trained_version=ledger.version)
         if ledger.completed_steps < self._settings.steps:
             self._compile()
-        reason = "finished"
-        skipped_in_a_row = 0
+        reason, skipped_in_a_row = "finished", 0
         while ledger.completed_steps < self._settings.steps:
-            if any(
-                self._hosts.gather(self._should_stop(), f"whether to stop before step {ledger.completed_steps + 1}")
-            ):
+            asked = self._hosts.gather(self._should_stop(), f"whether to stop before step {ledger.completed_steps + 1}")
+            if any(asked):
                 reason = "stopped"
                 break
             if self._profiler is not None:
@@ -145,8 +143,7 @@ class Learner:
                     "the loss or its gradient was not finite in 3 steps in a row; parameters are those before them: "
                     "lower learner.optimizer.learning_rate or look at the rewards"
                 )
-            budget = self._settings.loss.kl.budget
-            if budget is not None and record["kl"] > budget:
+            if (budget := self._settings.loss.kl.budget) is not None and record["kl"] > budget:
                 reason = "kl_budget"
                 break
         if reason == "stopped":

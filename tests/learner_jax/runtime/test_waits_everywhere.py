@@ -167,6 +167,10 @@ ALLOWED: dict[tuple[str, str], str] = {
         "while not task.done() and (not self._should_stop())",
     ): "requests time out",
     ("tools/launch/job.py:Job._meanwhile.watched", "asyncio.wait([task])"): "cancelled just before",
+    (
+        "tools/launch/xmanager_backend.py:XManager.start",
+        "subprocess.run(command, env=process_environment(os.environ, also), check=False)",
+    ): "the run itself, in the foreground",
     ("tools/view.py:attach", "while True"): "a person watches, and ends it",
     ("tools/weights.py:watch", "while True"): "a person watches, and ends it",
 }
