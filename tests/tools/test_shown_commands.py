@@ -52,6 +52,7 @@ NOT_RUN: dict[str, str] = {
     "uv pip compile": _INSTALLS,
     "tools/install.sh": _INSTALLS,
     "python -m vllm.entrypoints.openai.api_server": _VLLM,
+    "lm_eval run": "another project's program, against a running server",
     "X": _NAMES_ALL,
     "train": _JOB,
     "train --config demo --dry-run": "tests/serving_bridge/checks makes dry runs of it",
