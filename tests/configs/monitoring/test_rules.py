@@ -132,7 +132,7 @@ def with_run(name: str) -> str:
     return f"{metric}{{{labels},{rest}" if brace else f"{metric}{{{labels}}}"
 
 
-def tested(name: str, series: Series, labels: Mapping[str, str] | None) -> dict[str, object]:
+def judged(name: str, series: Series, labels: Mapping[str, str] | None) -> dict[str, object]:
     """promtool's test that the alert fires with these labels at the end of the series, or not at all."""
     found = [] if labels is None else [{"exp_labels": {"weir_run": "demo", **rule_labels(name), **labels}}]
     return {
@@ -180,7 +180,7 @@ def test_an_alert_fires_when_it_should_and_not_on_a_healthy_run(name: str, tmp_p
     content = {
         "rule_files": [str(without_annotations(tmp_path))],
         "evaluation_interval": "1m",
-        "tests": [tested(name, case.wrong, case.labels), tested(name, case.healthy, None)],
+        "tests": [judged(name, case.wrong, case.labels), judged(name, case.healthy, None)],
     }
     path = tmp_path / "test.yml"
     path.write_text(json.dumps(content))
