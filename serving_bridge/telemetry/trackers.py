@@ -132,7 +132,7 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """One run for each process, in the experiment of the Weir run; in mlflow.db unless MLFLOW_TRACKING_URI is set."""
+    """One run for each process, in the experiment of the Weir run; in mlflow/ unless MLFLOW_TRACKING_URI is set."""
 
     def __init__(self, directory: Path, process: str) -> None:
         self._directory, self._process = directory, process
@@ -151,6 +151,8 @@ class MLflow:
         self._client.log_batch(self._run_id, metrics=metrics)
 
     def _opened(self) -> tuple[Any, str]:
+        # Newer versions refuse a folder without it; a database needs more packages than mlflow-skinny.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         tracking = importlib.import_module("mlflow.tracking")
         uri = os.environ.get("MLFLOW_TRACKING_URI") or (self._directory / "mlflow").absolute().as_uri()
         client = tracking.MlflowClient(tracking_uri=uri)
