@@ -344,8 +344,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m serving_bridge.processes.guard", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--grace", type=float, default=10.0, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument("--stop-signal", type=int, default=int(signal.SIGTERM), help="asks the command to end")
+    parser.add_argument("--grace", type=float, default=10.0, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument("--lifeline", type=int, help="descriptor of a pipe whose end means that the supervisor died")
     parser.add_argument("--folder", help="removed when all processes have ended")
     parser.add_argument("--lock", type=int, help="descriptor that is held open until then")

@@ -176,11 +176,11 @@ def test_an_unfinished_run_is_taken_up_with_its_changes(tmp_path: Path):
         log.write("checkpoint", step=40)
     again = choose(_config(f"run.directory={tmp_path / 'run'}", "learner.steps=300", "learner.microbatch_rows=12"))
     assert [str(change) for change in again.changes] == [
-        "learner.microbatch_rows: 24 before, 12 now", "learner.steps: 180 before, 300 now",
+        "learner.microbatch_rows: 24 before, 12 now", "learner.steps: 120 before, 300 now",
     ]  # fmt: skip
     record(again, paths)
     (event,) = [r for r in read_metrics(paths.metrics) if r["event"] == "carried_on"]
-    assert (event["step"], event["changes"]) == (40, {"learner.microbatch_rows": [24, 12], "learner.steps": [180, 300]})
+    assert (event["step"], event["changes"]) == (40, {"learner.microbatch_rows": [24, 12], "learner.steps": [120, 300]})
     assert load_config(paths.config).learner.steps == 300
     with pytest.raises(ConfigError, match=r"run.seed: 0 before, 5 now"):
         choose(_config(f"run.directory={tmp_path / 'run'}", "run.seed=5"))
@@ -192,11 +192,11 @@ def test_a_finished_run_is_kept_and_carried_on_only_when_named(tmp_path: Path):
     paths = run_paths(config)
     make_private_directory(paths)
     record(Start(config), paths)
-    (run / "summary.json").write_text(json.dumps({"steps": 180}))
+    (run / "summary.json").write_text(json.dumps({"steps": 120}))
     (run / "report.html").write_text("report")
     (run / "final_model").mkdir()
     assert choose(config).config.run.directory == f"{run}-2"
-    with pytest.raises(ConfigError, match=r"finished after 180 of learner.steps 180.*--set learner.steps=N"):
+    with pytest.raises(ConfigError, match=r"finished after 120 of learner.steps 120.*--set learner.steps=N"):
         resume(run, [])
     start = resume(run, ["learner.steps=200"])
     assert start.reopens

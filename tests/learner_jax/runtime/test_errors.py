@@ -16,7 +16,7 @@ from serving_bridge.processes import ProcessFailedError
 from tests.conftest import REPOSITORY
 
 PACKAGES = ("learner_jax", "rewards", "serving_bridge", "configs", "tools")
-#: caught where they are raised, by name; the guard's program runs without our packages; a LedgerError is a bug of ours
+#: caught where they are raised, by name; guard and role run without our packages; a LedgerError is a bug of ours
 ALLOWED = {
     "Stopped",
     "GuardError",
@@ -26,6 +26,7 @@ ALLOWED = {
     "Violation",
     "ProcessDiedError",
     "LedgerError",
+    "RoleError",
 }
 
 

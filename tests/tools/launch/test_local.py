@@ -90,7 +90,7 @@ def test_status_logs_and_stop_reach_a_run(paths: RunPaths, capsys: pytest.Captur
     log.write("phase", name="training")
     (paths.logs / "learner.log").write_text("one\ntwo\x1b[31m\nthree\n")
     backend = backend_of(paths)
-    assert backend.status(paths) == ("local: no process carries it out\nrun demo: step 0 of 180, training")
+    assert backend.status(paths) == ("local: no process carries it out\nrun demo: step 0 of 120, training")
     with pytest.raises(LaunchError, match="there is nothing to stop"):
         backend.stop(paths)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
