@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 
@@ -19,3 +20,11 @@ def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
         program = f"weir {name}"
         text = re.sub(rf"\bpython -m tools\.({'|'.join(COMMANDS)})\b", r"weir \1", text)
     return argparse.ArgumentParser(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def print_page(text: str) -> None:
+    """Prints a long text; a reader who has seen enough, such as `head`, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Iterator
 
 from learner_jax.runtime import WeirError
 from serving_bridge.metrics import METRICS, Metric
 from tools.assembly import clear_errors
-from tools.command_line import command_parser
+from tools.command_line import command_parser, print_page
 
 _INTRODUCTION = """\
 # Metrics
@@ -113,10 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with clear_errors():
         text = shown(arguments)
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print_page(text)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -23,7 +21,7 @@ from configs.described import Setting, settings, tables
 from configs.errors import ConfigError
 from configs.names import did_you_mean
 from tools.assembly import clear_errors
-from tools.command_line import command_parser
+from tools.command_line import command_parser, print_page
 
 _WIDTH = (60, 120)
 _INTRODUCTION = """\
@@ -108,10 +106,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with clear_errors():
         text = _shown(arguments)
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # whoever reads, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print_page(text)
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ class Endpoint:
             error = found.get("error", found)
             text = str(error.get("message", error) if isinstance(error, dict) else error)
         except (ValueError, AttributeError, RecursionError):
-            pass
+            pass  # no error of OpenAI's form: what came is told as it is
         return self._safe(text)
 
     def _safe(self, text: str) -> str:
