@@ -1,14 +1,16 @@
 """The settings of the serving side."""
 
-from serving_bridge.settings.extra_args import option_names
+from serving_bridge.settings.engine_args import VLLM_MODULE, command_line, options_of
 from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings, ServingSettings, StoreSettings
 from serving_bridge.settings.telemetry import TelemetrySettings
 
 __all__ = [
+    "VLLM_MODULE",
     "EvaluationSettings",
     "RolloutSettings",
     "ServingSettings",
     "StoreSettings",
     "TelemetrySettings",
-    "option_names",
+    "command_line",
+    "options_of",
 ]

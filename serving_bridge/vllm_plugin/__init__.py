@@ -13,6 +13,8 @@ __all__ = [
     "BACKEND",
     "MIDDLEWARE",
     "MODEL_FAMILY",
+    "OPTION_CHECK",
+    "OPTION_VERDICT",
     "SCHEDULER",
     "STORE_ROOT",
     "WORKER_EXTENSION",
@@ -32,6 +34,9 @@ MIDDLEWARE = "serving_bridge.vllm_plugin.middleware.GateMiddleware"
 STORE_ROOT = "WEIR_STORE_ROOT"
 #: Environment variable with model.family, where the model is of a family from outside.
 MODEL_FAMILY = "WEIR_MODEL_FAMILY"
+#: program that says whether vLLM takes a command line, and what begins the line of its verdict
+OPTION_CHECK = "serving_bridge.vllm_plugin.option_check"
+OPTION_VERDICT = "weir-verdict "
 
 _NAP_S = 1e-4
 

@@ -58,7 +58,7 @@ max_tokens = 200
 max_model_len = 256
 replicas = 2
 server_module = "tools.testing.fake_vllm.server"
-extra_args = ["--token-s", "{token_s}"]
+engine_args = {{ token_s = {token_s} }}
 health_interval_s = 0.2
 hang_s = 4.0
 drain_timeout_s = 8.0

@@ -22,7 +22,7 @@ from serving_bridge.checks import machine as machine_checks
 from serving_bridge.checks import model as model_checks
 from serving_bridge.checks import prompts as prompt_checks
 from serving_bridge.evaluation import PromptEncoder
-from serving_bridge.vllm import check_plugin, check_private, detect_platform
+from serving_bridge.vllm import check_engine_args, check_plugin, check_private, detect_platform
 from tools.assembly.base_model import base_model_dir, make_model
 from tools.assembly.build import build_encoder, build_task
 from tools.assembly.monitoring import port_findings
@@ -114,6 +114,7 @@ def checks_of(part: Part, subject: Subject) -> Iterator[Check]:
         yield Check("weights", "model.path", lambda: _weights(subject))
     if serves:
         yield Check("vLLM and its plugin", "vLLM", _vllm)
+        yield Check("vLLM's options", "serving.engine_args", lambda: _engine_args(subject))
         yield Check("context and cache", "serving.max_model_len", lambda: _serving(subject))
         yield Check("address", "serving.host", lambda: _address(config))
     if part in ("train", "learner", "rollout", "warm_start", "evaluate"):
@@ -182,6 +183,13 @@ def _vllm() -> Iterator[Finding]:
     detect_platform()
     check_plugin()
     yield from _untested(VLLM)
+
+
+def _engine_args(subject: Subject) -> Iterable[Finding]:
+    serving = subject.config.serving
+    if serving.engine_args:
+        check_engine_args(subject.model_dir, serving, detect_platform())
+    return ()
 
 
 def _packages() -> Iterator[Finding]:

@@ -43,7 +43,7 @@ from serving_bridge.vllm.server_checks import (
 from serving_bridge.vllm.server_options import Access, server_command, server_environment
 from serving_bridge.vllm_plugin import PackedAnswer, PackedChoice
 
-SETTINGS = ServingSettings(max_model_len=64, max_num_seqs=8, start_timeout_s=300, extra_args=("--seed", "5"))
+SETTINGS = ServingSettings(max_model_len=64, max_num_seqs=8, start_timeout_s=300, engine_args={"seed": 5})
 
 ACCESS = Access("http://127.0.0.1:1", "c" * 64, "i" * 64, store="/w")
 
@@ -62,7 +62,7 @@ def test_flags_on_the_cpu():
     assert int(option(command, "--max-num-batched-tokens")) >= SETTINGS.max_model_len
     assert {"--enable-scale-out", "--enforce-eager", "--no-enable-chunked-prefill"} <= set(command)
     assert "--gpu-memory-utilization" not in command
-    assert command[-2:] == ["--seed", "5"]
+    assert command[-1] == "--seed=5"
     environment = server_environment({"HOME": "/h"}, SETTINGS, "cpu", ACCESS, Path("/s"))
     assert environment["HOME"] == "/h"
     assert environment["VLLM_SERVER_DEV_MODE"] == environment["HF_HUB_OFFLINE"] == "1"
@@ -72,7 +72,7 @@ def test_flags_on_the_cpu():
 def test_the_only_worker_on_the_cpu_is_the_engine_itself():
     inside = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
     assert option(server_command(Path("/m"), SETTINGS, "cpu", 1), "--distributed-executor-backend") == inside
-    several = [{"tensor_parallel_size": 2}, {"extra_args": ("--pipeline-parallel-size", "2")}]
+    several = [{"tensor_parallel_size": 2}, {"engine_args": {"pipeline_parallel_size": 2}}]
     for changes in several:
         command = server_command(Path("/m"), SETTINGS.model_copy(update=changes), "cpu", 1)
         assert "--distributed-executor-backend" not in command

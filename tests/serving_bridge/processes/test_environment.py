@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 
 from serving_bridge.processes.environment import child_environment, process_environment
 from serving_bridge.processes.supervisor import Supervisor
-from serving_bridge.settings.extra_args import ALLOWED, VLLM_MODULE, check_extra_args
 from serving_bridge.settings.serving import ServingSettings
-from serving_bridge.vllm.server_checks import ReplicaStartError
 from serving_bridge.vllm.server_options import Access, server_command, server_environment
 
 NEEDED = [
@@ -101,91 +98,3 @@ def test_a_server_gets_its_tokens_in_the_environment_and_none_on_its_command_lin
     command = server_command(Path("/m"), settings, "cpu", 1)
     assert command[command.index("--middleware") + 1] == "serving_bridge.vllm_plugin.middleware.GateMiddleware"
     assert not any("c" * 64 in part or "i" * 64 in part for part in command)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--host", "0.0.0.0"],
-        ["--host=0.0.0.0"],
-        ["--hos=0.0.0.0"],
-        ["--ho", "0.0.0.0"],
-        ["--port", "1"],
-        ["--middleware", "os.system"],
-        ["--middlewar=os.system"],
-        ["--api-key", "x"],
-        ["--root-path", "/x"],
-        ["--root_path", "/x"],
-        ["--uds", "/tmp/x"],
-        ["--config", "x.yaml"],
-        ["--allowed-origins", '["*"]'],
-        ["--worker-extension-cls", "x"],
-        ["--worker_extension_cls=x"],
-        ["--scheduler-cls", "x"],
-        ["--enable-log-requests"],
-        ["--enable-request-id-headers"],
-        ["--no-enable-scale-out"],
-        ["--trust-remote-code"],
-        ["--chat-template", "x"],
-        ["--seed", "1", "--hos", "0.0.0.0"],
-        ["--grpc"],
-        ["--data-parallel-size", "2"],
-        ["-dp", "2"],
-        ["-h"],
-        ["--"],
-        ["--model-loader-extra-config", "{}"],
-        ["--profiler-config.torch-profiler-dir", "/x"],
-        ["--enable-prefix-cach"],
-        ["0.0.0.0"],
-    ],
-)
-def test_arguments_that_open_name_or_load_anything_are_refused(arguments: list[str]):
-    with pytest.raises(ValueError, match="extra_args"):
-        ServingSettings(max_model_len=64, extra_args=tuple(arguments))
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--seed", "5"],
-        ["--seed=-5"],
-        ["--no-enable-prefix-caching"],
-        ["--enable_prefix_caching"],
-        ["-O2"],
-        ["-O", "2"],
-        ["--compilation-config.mode", "3"],
-        ["--cudagraph-capture-sizes", "1", "2", "4"],
-        [],
-    ],
-)
-def test_arguments_of_speed_are_taken(arguments: list[str]):
-    settings = ServingSettings(max_model_len=64, extra_args=tuple(arguments))
-    command = server_command(Path("/m"), settings, "cpu", 1)
-    assert command[len(command) - len(arguments) :] == arguments
-
-
-def test_an_argument_that_is_set_already_is_refused():
-    settings = ServingSettings(max_model_len=64, extra_args=("--enable-chunked-prefill",))
-    with pytest.raises(ReplicaStartError, match="'enable-chunked-prefill', which is set already"):
-        server_command(Path("/m"), settings, "cpu", 1)
-    assert "--enable-chunked-prefill" in server_command(Path("/m"), settings, "gpu", 1)
-
-
-def test_another_server_takes_its_own_arguments_but_none_of_ours():
-    check_extra_args(["--token-s", "0.1"], "tools.testing.fake_vllm.server")
-    for arguments in (["--ho", "0.0.0.0"], ["--port=1"], ["--middleware", "x"], ["-p", "1"], ["--"]):
-        with pytest.raises(ValueError, match="one that Weir sets"):
-            check_extra_args(arguments, "tools.testing.fake_vllm.server")
-
-
-def test_every_option_that_is_allowed_is_one_of_vllm_and_no_beginning_of_another():
-    pytest.importorskip("vllm", reason="vLLM is not installed")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # vLLM's own, while it is imported
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    parser = make_arg_parser(FlexibleArgumentParser())
-    known = {name for action in parser._actions for name in action.option_strings}
-    assert {f"--{name}" for name in ALLOWED} <= known
-    assert ServingSettings(max_model_len=2).server_module == VLLM_MODULE

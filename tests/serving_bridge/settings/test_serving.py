@@ -30,13 +30,6 @@ def test_every_replica_has_a_port_that_exists() -> None:
         serving(replicas=2, port=65535)
 
 
-def test_arguments_are_judged_by_the_server_that_takes_them() -> None:
-    assert serving(extra_args=("--seed", "3")).extra_args == ("--seed", "3")
-    with pytest.raises(ValueError, match=r"serving\.extra_args has 'own'"):
-        serving(extra_args=("--own", "3"))
-    assert serving(extra_args=("--own", "3"), server_module="own.server").server_module == "own.server"
-
-
 def test_limits_of_concurrency_are_in_order() -> None:
     assert rollout(min_concurrency=5, max_concurrency=5).max_concurrency == 5
     with pytest.raises(ValueError, match=r"max_concurrency is 4, expected at least min_concurrency \(5\)"):

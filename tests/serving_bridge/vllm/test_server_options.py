@@ -52,7 +52,10 @@ def test_memory_and_batches_are_those_of_the_platform() -> None:
 
 def test_blocks_on_a_cpu_are_short_unless_somebody_says_how_long() -> None:
     assert options("cpu")["block-size"] == "32"
-    assert options("cpu", extra_args=("--block-size", "16"))["block-size"] == "16"
+    assert (
+        server_command(Path("/model"), settings(engine_args={"block_size": 16}), "cpu", 1).count("--block-size=16") == 1
+    )
+    assert "block-size" not in options("cpu", engine_args={"block_size": 16})
     assert "block-size" not in options("gpu")
 
 
@@ -61,15 +64,30 @@ def test_a_server_has_a_second_at_least_to_end(drain_s: float, told: str) -> Non
     assert options("gpu", drain_timeout_s=drain_s)["shutdown-timeout"] == told
 
 
-def test_further_arguments_come_last_and_set_nothing_again() -> None:
-    command = server_command(Path("/model"), settings(extra_args=("--seed", "3")), "gpu", 1)
-    assert command[-2:] == ["--seed", "3"]
-    for argument, platform in (("--enable-chunked-prefill", "cpu"), ("--no-enable-chunked-prefill", "cpu")):
-        with pytest.raises(ReplicaStartError, match="which is set already"):
-            server_command(Path("/model"), settings(extra_args=(argument,)), platform, 1)  # type: ignore[arg-type]
-    assert "--enable-chunked-prefill" in server_command(
-        Path("/model"), settings(extra_args=("--enable-chunked-prefill",)), "gpu", 1
-    )
+def test_further_options_come_last_and_take_the_place_of_what_is_only_a_default() -> None:
+    command = server_command(Path("/model"), settings(engine_args={"seed": 3}), "gpu", 1)
+    assert command[-1] == "--seed=3"
+    given = {"max_num_batched_tokens": 64, "uvicorn-log-level": "info", "disable-uvicorn-access-log": False}
+    command = server_command(Path("/model"), settings(engine_args=given), "cpu", 1)
+    assert command[-3:] == [
+        "--max-num-batched-tokens=64",
+        "--uvicorn-log-level=info",
+        "--no-disable-uvicorn-access-log",
+    ]
+    assert not {"--max-num-batched-tokens", "--uvicorn-log-level", "--disable-uvicorn-access-log"} & set(command)
+
+
+def test_prompts_are_not_cut_into_chunks_on_a_cpu() -> None:
+    chunks, whole = {"enable-chunked-prefill": True}, {"enable_chunked_prefill": False}
+    with pytest.raises(ReplicaStartError, match="can't be given on a CPU: a request with a seed"):
+        server_command(Path("/model"), settings(engine_args=chunks), "cpu", 1)
+    assert "--enable-chunked-prefill" in server_command(Path("/model"), settings(engine_args=chunks), "gpu", 1)
+    command = server_command(Path("/model"), settings(engine_args=whole), "cpu", 1)
+    assert command.count("--no-enable-chunked-prefill") == 1
+    cache = {"kv_cache_memory_bytes": 1 << 30}
+    with pytest.raises(ReplicaStartError, match=r"set serving\.cpu_kv_cache_gib"):
+        server_command(Path("/model"), settings(engine_args=cache), "cpu", 1)
+    assert "--kv-cache-memory-bytes=1073741824" in server_command(Path("/m"), settings(engine_args=cache), "gpu", 1)
 
 
 def environment(platform: Platform, base: dict[str, str], **given: Any) -> dict[str, str]:

@@ -61,7 +61,8 @@ def test_secrets_are_not_shown() -> None:
     tree = {
         "store": {"database": "postgresql://me:hunter2@host/db", "blobs": "/a"},
         "task": {"options": {"api_key": "hunter2", "name": "x", "nested": {"Password": "hunter2"}}},
-        "serving": {"extra_args": ["--api-key", "hunter2", "--seed", "5", "--token=hunter2"]},
+        "launch": {"command": ["--api-key", "hunter2", "--seed", "5", "--token=hunter2"]},
+        "serving": {"engine_args": {"own_token": "hunter2", "max-num-batched-tokens": 5}},
     }
     shown = redacted(tree)
     assert "hunter2" not in json.dumps(shown)
