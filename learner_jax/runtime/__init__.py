@@ -8,6 +8,7 @@ from learner_jax.runtime.disk_errors import at, disk_failure, tell_once
 from learner_jax.runtime.doors import Door, DoorError, load_object, raised, require_call, source_of
 from learner_jax.runtime.durable_files import rename_durably, sync_path, sync_tree, write_durably, write_whole
 from learner_jax.runtime.errors import CANNOT_HEAL_STATUS, WeirError
+from learner_jax.runtime.patterns import Pattern, PatternError, SlowPatternError
 from learner_jax.runtime.plain_files import (
     FILE_MODE,
     FOLDER_MODE,
@@ -37,7 +38,10 @@ __all__ = [
     "Code",
     "Door",
     "DoorError",
+    "Pattern",
+    "PatternError",
     "PlainFileError",
+    "SlowPatternError",
     "StandingWait",
     "Wait",
     "WaitState",

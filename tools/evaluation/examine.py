@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from rewards.contracts import EpisodeState, Outcome, Reply, RewardRequest, Rewar
 from tools.evaluation.answers import AnswerLog
 from tools.evaluation.asking import Answer, Dialog, Model, Request
 from tools.evaluation.problems import OpenSuite, SuiteProblem
+from tools.evaluation.reading import Reader, Reading
 
 #: Beyond the verifier's own deadline: one that does not keep it.
 _VERDICT_S = 3900.0
@@ -116,7 +116,9 @@ async def _one(
             break
         dialog, state = model.go_on(suite, dialog, answer, outcome.observation), outcome.state
     known = [count for count in counts if count is not None]
-    settings = suite.settings
+    reading = await judge.read(answer)
+    if reading.problem:
+        outcome, total = _outcome(failed(reading.problem, "timeout"), problem), 0.0
     return Judged(
         problem=problem.id,
         sample=sample,
@@ -127,9 +129,9 @@ async def _one(
         score=None if outcome.reward is None else total,
         verdict=outcome.verdict,
         reasons=tuple(reason[:_MAX_REASON_CHARACTERS] for reason in outcome.reasons[:_MAX_REASONS]),
-        refused=answer.finish_reason == "content_filter" or _refuses(settings.refusals, answer.text),
-        well_formed=re.search(settings.format, answer.text) is not None if settings.format else None,
-        vote=_vote(settings.vote, answer.text),
+        refused=answer.finish_reason == "content_filter" or reading.refused,
+        well_formed=reading.well_formed,
+        vote=reading.vote,
     )
 
 
@@ -138,6 +140,7 @@ class _Judge:
 
     def __init__(self, suite: OpenSuite, threads: ThreadPoolExecutor) -> None:
         self._suite, self._threads = suite, threads
+        self._reader = Reader(suite.settings)
 
     async def __call__(self, problem: SuiteProblem, state: EpisodeState | None, answer: Answer) -> Outcome:
         work = asyncio.get_running_loop().run_in_executor(self._threads, self._score, problem, state, answer)
@@ -146,6 +149,10 @@ class _Judge:
                 return await work
         except TimeoutError:
             return _outcome(failed(f"no verdict after {_VERDICT_S:g} s", "timeout"), problem)
+
+    async def read(self, answer: Answer) -> Reading:
+        """In a thread, as a pattern may take its time."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._reader.read, answer.text)
 
     def _score(self, problem: SuiteProblem, state: EpisodeState | None, answer: Answer) -> Outcome:
         finished = "length" if answer.finish_reason == "length" else "stop"
@@ -160,23 +167,6 @@ class _Judge:
 def _outcome(result: RewardResult, problem: SuiteProblem) -> Outcome:
     state = EpisodeState(problem.problem, 1)
     return Outcome(result.score, result.parts, result.verdict, None, state, result.reasons)
-
-
-def _refuses(patterns: tuple[str, ...], text: str) -> bool:
-    # Refusals begin with it; what an answer quotes further down is none.
-    return any(re.search(pattern, text[:_MAX_REASON_CHARACTERS], re.IGNORECASE | re.DOTALL) for pattern in patterns)
-
-
-def _vote(pattern: str, text: str) -> str:
-    """What the answer votes for: the pattern's last match, or its group 1; the whole answer without a pattern."""
-    if not pattern:
-        return text.strip()
-    last = None
-    for match in re.finditer(pattern, text):
-        last = match
-    if last is None:
-        return ""
-    return str((last[1] if last.re.groups else last[0]) or "").strip()
 
 
 def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:

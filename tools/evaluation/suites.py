@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from learner_jax.runtime import printable
+from learner_jax.runtime import Pattern, printable
 from rewards.contracts import Split
 from rewards.settings import TaskSettings
 from tools.evaluation.errors import SuiteError
@@ -111,11 +111,7 @@ class SuiteSettings(_Table):
     @field_validator("format", "vote")
     @classmethod
     def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{value!r} is no regular expression: {error}") from None
-        return value
+        return Pattern(value).text
 
     @field_validator("refusals")
     @classmethod

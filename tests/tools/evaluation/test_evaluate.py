@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tomli_w
 
+from learner_jax.runtime import patterns
 from tests.support.openai_endpoint import Endpoint, adds, chat_answer, openai_endpoint
 from tools import evaluate
 from tools.evaluation.answers import AnswerLog
@@ -276,3 +277,21 @@ def test_hostile_answers_do_not_reach_the_terminal_raw(run: Evaluator) -> None:
     run.endpoint.answer = lambda _: "\x1b[31m\u202e<script>"
     assert "\x1b[31m" not in run()
     assert "\x1b" not in (run.folder / "out" / "scored.jsonl").read_text()
+
+
+@pytest.mark.parametrize("key", ["format", "vote", "refusals"])
+def test_a_pattern_that_never_ends_is_a_verdict_and_not_a_hang(
+    run: Evaluator, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """(a|aa)+$ tries all ways to cut a run of a: more than there are atoms, on this answer."""
+    endless = r"(a|aa)+$"
+    monkeypatch.setattr(patterns, "SEARCH_S", 0.1)
+    run.endpoint.answer = lambda body: "a" * 400 + "b" if "5+5" in str(body) else adds(body)
+    run.write(SUITE | {key: [endless] if key == "refusals" else endless})
+    told = run()
+    (suite,) = run.results()["suites"]
+    assert suite["problems"][5]["verdicts"] == ["timeout"]
+    assert suite["problems"][5]["scores"] == [None]
+    assert suite["metrics"]["pass@1"]["num_problems"] == 7
+    assert "1 of 8 answers have no verdict" in told
+    assert "(a|aa)+$" in told
