@@ -30,11 +30,13 @@ def _parsed(arguments: list[str]) -> argparse.Namespace:
     cli_args = _cli_args()
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    class Parser(FlexibleArgumentParser):  # type: ignore[misc, unused-ignore]  (vLLM has no types)
+    class Parser(FlexibleArgumentParser):
         def error(self, message: str) -> NoReturn:
             raise RefusedError(message)
 
     parsed: argparse.Namespace = cli_args.make_arg_parser(Parser(allow_abbrev=False)).parse_args(arguments)
+    if getattr(parsed, "model_tag", None) is not None:  # the second value of an option that takes one
+        raise RefusedError(f"unrecognized arguments: {parsed.model_tag}")
     cli_args.validate_parsed_serve_args(parsed)
     return parsed
 
@@ -44,7 +46,7 @@ def _cli_args() -> Any:
     try:
         from vllm.entrypoints.launchers import cli_args
     except ImportError:
-        from vllm.entrypoints.openai import cli_args  # type: ignore[no-redef, attr-defined, unused-ignore]
+        from vllm.entrypoints.openai import cli_args
     return cli_args
 
 

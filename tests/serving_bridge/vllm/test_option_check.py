@@ -37,7 +37,7 @@ STUB = "tests.support.option_verdicts"
 TRIED: list[tuple[dict[str, Any], str]] = [
     ({"seed": 5, "block_size": 16, "enable-prefix-caching": False}, ""),
     ({"compilation-config": {"mode": 0}, "max_num_batched_tokens": 4096}, ""),
-    ({"no_such_option": 3}, "unrecognized arguments: --no-such-option=3"),
+    ({"unheard_of": 3}, "unrecognized arguments: --unheard-of=3"),
     ({"see": 3}, "unrecognized arguments: --see=3"),
     ({"seed": "five"}, "argument --seed: invalid"),
     ({"block-size": [16, 32]}, "unrecognized arguments: 32"),
@@ -115,11 +115,12 @@ def test_every_other_option_of_vllm_can_be_given(vllm_said: tuple[list[str], lis
         assert settings({name: "x"}).engine_args == {name: "x"}
 
 
+@pytest.mark.soak
 def test_vllm_itself_is_asked_in_a_process_of_its_own(model: Path, tmp_path: Path) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed")
     environment = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path)}
-    with pytest.raises(EngineArgsError, match=rf"^serving\.engine_args: vLLM {engine_version()}.* --no-such=3"):
-        check_engine_args(model, settings({"no_such": 3}), "cpu", environment)
+    with pytest.raises(EngineArgsError, match=rf"^serving\.engine_args: vLLM {engine_version()}.* --unheard-of=3"):
+        check_engine_args(model, settings({"unheard_of": 3}), "cpu", environment)
     assert list(tmp_path.iterdir()) == []
 
 
