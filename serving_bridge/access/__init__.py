@@ -1,5 +1,6 @@
 """Who may ask a replica for what."""
 
+from serving_bridge.access.fence import FENCING_HEADER, ROUND_ROUTE, Fence
 from serving_bridge.access.gate import (
     ALSO_OPEN,
     BASE_URL,
@@ -8,21 +9,25 @@ from serving_bridge.access.gate import (
     Entry,
     Gate,
     Generate,
-    Refused,
     Route,
+    WorkerCall,
     without_request_id,
 )
 from serving_bridge.access.keys import FleetKeys, FreshKeys, Keys, new_start
 from serving_bridge.access.lease import Lease
 from serving_bridge.access.probes import CONTROL_TOKEN, batch_of, probe_ids
+from serving_bridge.access.refusals import Refused
 
 __all__ = [
     "ALSO_OPEN",
     "BASE_URL",
     "CONTROL_TOKEN",
+    "FENCING_HEADER",
     "INFERENCE_TOKEN",
     "MAX_VERSION",
+    "ROUND_ROUTE",
     "Entry",
+    "Fence",
     "FleetKeys",
     "FreshKeys",
     "Gate",
@@ -31,6 +36,7 @@ __all__ = [
     "Lease",
     "Refused",
     "Route",
+    "WorkerCall",
     "batch_of",
     "new_start",
     "probe_ids",

@@ -7,6 +7,7 @@ sampling and metrics. Pure: `vllm_plugin.middleware` asks it before vLLM sees a 
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,9 +17,11 @@ import msgspec
 from msgspec import Meta
 
 from learner_jax.runtime import WeirError
+from serving_bridge.access.fence import FENCING_HEADER, ROUND_ROUTE
 from serving_bridge.access.keys import Role
 from serving_bridge.access.lease import MAX_LEASE_S
 from serving_bridge.access.probes import CONTROL_TOKEN, PREFIX
+from serving_bridge.access.refusals import Refused
 
 #: environment variables that the replica starter sets for a server; tokens are never on a command line
 INFERENCE_TOKEN = "WEIR_INFERENCE_TOKEN"
@@ -33,21 +36,11 @@ _MIN_TOKEN_CHARACTERS = 32
 
 Headers = Sequence[tuple[bytes, bytes]]
 
+_FENCING_HEADER = FENCING_HEADER.lower().encode()
+
 
 class GateError(WeirError, RuntimeError):
     """A server was started without its tokens or address."""
-
-
-class Refused(Exception):
-    """A request that the server must not see: (HTTP status, reason)."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
-        self.status, self.reason = status, reason
-
-    def payload(self) -> bytes:
-        """Shaped as vLLM's own errors."""
-        return msgspec.json.encode({"error": {"message": self.reason, "type": "refused", "code": self.status}})
 
 
 @dataclass(frozen=True)
@@ -71,10 +64,15 @@ class Route:
 
 @dataclass(frozen=True)
 class Entry:
-    """A request whose head is in order."""
+    """A request whose head is in order.
+
+    Attributes:
+      fencing_token: of the weight round that asks; None if it names none.
+    """
 
     route: Route
     caller: Role | None
+    fencing_token: int | None = None
 
 
 class Gate:
@@ -140,7 +138,7 @@ class Gate:
         if query != route.query:
             raise Refused(403, f"expected the query {route.query.decode()!r}")
         _check_body_headers(route, found)
-        return Entry(route, caller)
+        return Entry(route, caller, _fencing_token(found.get(_FENCING_HEADER, [])))
 
     def check_body(self, entry: Entry, body: bytes) -> Any:
         """What the route's check read in a body. Raises `Refused` for one that the route must not be given."""
@@ -160,6 +158,14 @@ class Gate:
 def without_request_id(headers: Headers) -> list[tuple[bytes, bytes]]:
     """The headers that vLLM gets: it would take a request's id from X-Request-Id before that of the body."""
     return [(name, value) for name, value in headers if name != b"x-request-id"]
+
+
+def _fencing_token(values: Sequence[bytes]) -> int | None:
+    if not values:
+        return None
+    if len(values) != 1 or not re.fullmatch(rb"[1-9][0-9]{0,17}", values[0]):
+        raise Refused(400, f"expected one {FENCING_HEADER}, a positive decimal number")
+    return int(values[0])
 
 
 def _by_name(headers: Headers) -> dict[bytes, list[bytes]]:
@@ -260,6 +266,13 @@ class Generate(_Body):
     packed: bool = False
 
 
+@dataclass(frozen=True)
+class WorkerCall:
+    """A call of the plugin's workers."""
+
+    method: str
+
+
 _METHODS: Mapping[str, type[_Body]] = {"weir_stage": _Stage, "weir_status": _Round, "weir_release": _Round}
 
 
@@ -281,11 +294,12 @@ def _json(body: bytes, caller: Role | None) -> None:
     _decoded(dict[str, msgspec.Raw], body)
 
 
-def _check_call(body: bytes, caller: Role | None) -> None:
+def _check_call(body: bytes, caller: Role | None) -> WorkerCall:
     call: _Call = _decoded(_Call, body)
     if call.method not in _METHODS:
         raise Refused(403, f"this method is not called from outside, only {', '.join(_METHODS)}")
     _decoded(_METHODS[call.method], call.kwargs)
+    return WorkerCall(call.method)
 
 
 def _check_update(body: bytes, caller: Role | None) -> None:
@@ -318,6 +332,7 @@ _ROUTES: tuple[Route, ...] = (
     Route("POST", b"/inference/v1/generate", "inference", max_bytes=_MAX_PROMPT_BYTES, check=_check_generate),
     Route("GET", b"/is_paused", "control"),
     Route("GET", b"/weight_info", "control"),
+    Route("POST", ROUND_ROUTE.encode(), "control"),
     Route("POST", b"/pause", "control", query=_PAUSE_QUERY),
     Route("POST", b"/resume", "control"),
     Route("POST", b"/start_weight_update", "control"),

@@ -96,8 +96,8 @@ class Caretaker:
     async def check_name(self, member: Member) -> None:
         """Has weights proven again that carry another version's name than they were given.
 
-        A request of a round that was given up may be carried out late, after the next round: it names weights that it
-        was not meant for.
+        A replica refuses late requests of the rounds before (`access.Fence`). A name that differs all the same is a
+        fault of the replica, and answers under it would be of no version that the learner knows.
         """
         expected = member.version
         if member.state not in TAKES_REQUESTS or member.in_round:

@@ -14,7 +14,7 @@ from learner_jax.contracts import WeightManifest
 from learner_jax.runtime import Wait, Waits
 from serving_bridge.fleet.golden_probe import probe, probe_tolerance
 from serving_bridge.settings import ServingSettings
-from serving_bridge.vllm import Failed, ReplicaError, VllmClient, WorkerStatus
+from serving_bridge.vllm import Failed, ReplicaError, RoundControl, VllmClient, WorkerStatus
 
 T = TypeVar("T")
 RoundStatus = Literal["updated", "rejected", "unfit"]
@@ -73,6 +73,8 @@ async def run_round(
 ) -> RoundOutcome:
     """Brings one replica to one version: lease and stage, pause, apply, probe, name the version, resume.
 
+    Its requests carry a fencing token: what arrives after the next round got the lease is refused.
+
     Answers in flight survive with a version span for each part, and no token is sampled from weights before their
     golden prompts passed. The order makes every crash recoverable by another round: weights carry the name "unproven"
     until the probe passed, so "paused, and the name is that of the applied version" means proven, whoever finds it.
@@ -120,6 +122,7 @@ class WeightRound:
         name: str,
     ) -> None:
         self._client, self._manifest, self._settings = client, manifest, settings
+        self._control = client.control()
         self._round_id, self._waits, self._name = round_id, waits, name
         self._asked_for_lease = False
         #: by the event loop's clock, counted from before the request that got the lease: never too late
@@ -179,7 +182,7 @@ class WeightRound:
         """Everything inside the pause but its end, which `_leave` decides on."""
         self._num_running = await self._client.num_requests()
         if not self._is_applied:
-            await _open_session(self._client)
+            await _open_session(self._control)
         await self._renew_lease()
         self._paused_s = _now()
         with self._waiting(
@@ -187,34 +190,34 @@ class WeightRound:
         ) as wait:
             async with wait.bound():
                 # A request that was cut off may still be carried out later, after the resume that was meant to undo it.
-                await _settled(self._client.pause())
+                await _settled(self._control.pause())
             await _settled(self._apply_and_prove(wait))
 
     async def _apply_and_prove(self, wait: Wait) -> None:
-        client, manifest = self._client, self._manifest
+        control, manifest = self._control, self._manifest
         async with wait.bound():
             self._check_lease()
             self._is_unproven = True
             if self._is_applied:
-                await client.name_version(None)
+                await control.name_version(None)
             else:
                 await self._apply()
             await self._prove()
             self._check_lease()
-            await client.name_version(manifest.version)
+            await control.name_version(manifest.version)
             self._is_proven = True
 
     async def _apply(self) -> None:
-        client, manifest = self._client, self._manifest
+        control, manifest = self._control, self._manifest
         try:
-            await client.update(manifest.version, manifest.content_sha256, self._round_id)
+            await control.update(manifest.version, manifest.content_sha256, self._round_id)
         except Failed as failed:
-            worker = await client.worker_status(self._round_id)
+            worker = await self._client.worker_status(self._round_id)
             if worker.intact and worker.applied == self._applied_before:
                 self._is_unproven = False
                 raise _RefusedError(str(failed)) from failed
             raise
-        await client.finish_update()
+        await control.finish_update()
 
     async def _prove(self) -> None:
         started, tolerance = _now(), probe_tolerance(self._settings)
@@ -248,7 +251,7 @@ class WeightRound:
             if self._paused_s is not None:
                 self._pause_s = _now() - self._paused_s
             with contextlib.suppress(ReplicaError):
-                await self._client.release(self._round_id)
+                await self._control.release(self._round_id)
 
     async def _end_pause(self) -> bool:
         if self._paused_s is None and not self._found_paused:
@@ -262,11 +265,11 @@ class WeightRound:
             if not await self._client.is_paused():
                 return False
         if not await self._may_serve():
-            await self._client.abort_all()
+            await self._control.abort_all()
             return False
         for attempt in range(_RESUME_TRIES):
             try:
-                await self._client.resume()
+                await self._control.resume()
                 break
             except ReplicaError:
                 if attempt == _RESUME_TRIES - 1:
@@ -289,7 +292,7 @@ class WeightRound:
         self._asked_for_lease, asked_s, lease_s = True, _now(), _lease_s(self._settings)
         manifest = self._manifest
         # Not cut off: a lease that this round does not know of would keep the next one out.
-        worker = await _settled(self._client.stage(manifest.version, manifest.content_sha256, self._round_id, lease_s))
+        worker = await _settled(self._control.stage(manifest.version, manifest.content_sha256, self._round_id, lease_s))
         self._leased_until_s = asked_s + lease_s
         return worker
 
@@ -341,14 +344,14 @@ def _lease_s(settings: ServingSettings) -> float:
     return settings.update_timeout_s + _LEASE_MARGIN_S
 
 
-async def _open_session(client: VllmClient) -> None:
+async def _open_session(control: RoundControl) -> None:
     """Opens vLLM's update session, after ending one that a dead controller left open; needs the lease."""
     try:
-        await client.start_update()
+        await control.start_update()
     except Failed as failed:
-        await client.end_stuck_update()
+        await control.end_stuck_update()
         try:
-            await client.start_update()
+            await control.start_update()
         except Failed:
             raise _RefusedError(str(failed)) from failed
 

@@ -2,6 +2,7 @@
 
 from serving_bridge.vllm.answers import Aborted, Completion, Failed, Malformed, Rejected, ReplicaError, joined
 from serving_bridge.vllm.client import VllmClient
+from serving_bridge.vllm.control import RoundControl
 from serving_bridge.vllm.option_check import EngineArgsError, check_engine_args
 from serving_bridge.vllm.server_checks import (
     Platform,
@@ -28,6 +29,7 @@ __all__ = [
     "Rejected",
     "ReplicaError",
     "ReplicaStartError",
+    "RoundControl",
     "Session",
     "VllmClient",
     "WorkerStatus",

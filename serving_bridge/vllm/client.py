@@ -1,7 +1,7 @@
-"""One vLLM replica over HTTP: token ids in, token ids with log-probs and policy versions out, and its control routes.
+"""One vLLM replica over HTTP: token ids in, token ids with log-probs and policy versions out; its state.
 
 Routes as of vLLM 0.32: `/inference/v1/generate`, packed as the plugin answers it, and the RL routes of
-VLLM_SERVER_DEV_MODE=1.
+VLLM_SERVER_DEV_MODE=1. What changes a replica is in `control`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ from serving_bridge.vllm.answers import (
     prompt_logprobs,
     version_named,
 )
+from serving_bridge.vllm.control import RoundControl
 from serving_bridge.vllm.transport import GENERATE, Session, Transport
-from serving_bridge.vllm.worker_status import WorkerReport, WorkerStatus, merge
+from serving_bridge.vllm.worker_status import WorkerStatus, worker_status
 from serving_bridge.vllm_plugin import PackedAnswer
 
 __all__ = [
@@ -47,8 +48,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: version name of weights that no probe has passed yet; answers that carry it are refused
-_UNPROVEN = "unproven"
 _METRIC = re.compile(r"^(vllm:[a-z0-9_]+)(?:\{[^}]*\})? ([-+.0-9a-zA-Z]+)$", re.MULTILINE)
 
 
@@ -58,10 +57,6 @@ class _Paused(msgspec.Struct):
 
 class _Weights(msgspec.Struct):
     weight_version: str
-
-
-class _Workers(msgspec.Struct):
-    results: list[WorkerReport]
 
 
 class VllmClient:
@@ -91,6 +86,10 @@ class VllmClient:
     def authorization(self) -> dict[str, str]:
         """The header that every request carries."""
         return self._http.authorization
+
+    def control(self) -> RoundControl:
+        """What a new round changes on the replica, or somebody who does what a round does."""
+        return RoundControl(self._http)
 
     def probe_ids(self, count: int) -> list[str]:
         """Request ids of prompts whose log-probs a paused server computes together, once all have come."""
@@ -173,69 +172,18 @@ class VllmClient:
             return False
         return True
 
-    async def pause(self) -> None:
-        """Stops sampling; requests in flight stay and, on resume, recompute their KV cache with the weights of then."""
-        await self._http.request("POST", "/pause", params={"mode": "keep", "clear_cache": "true"})
-
-    async def resume(self) -> None:
-        await self._http.request("POST", "/resume")
-
     async def is_paused(self) -> bool:
         return self._decoded(await self._http.request("GET", "/is_paused"), _Paused).is_paused
 
-    async def stage(self, version: int, content_sha256: str, round_id: str, lease_s: float) -> WorkerStatus:
-        """Takes the replica's lease and has the workers read and check a version of its store in the background.
-
-        Args:
-          round_id: who asks; the lease is its own for `lease_s` seconds, and longer with each `worker_status`.
-
-        Raises:
-          Failed: another round holds the lease, or the workers can't stage.
-        """
-        wanted = {"version": version, "content_sha256": content_sha256}
-        return await self._workers("weir_stage", {**wanted, "round_id": round_id, "lease_s": lease_s})
-
     async def worker_status(self, round_id: str = "") -> WorkerStatus:
         """State of staging and of the weights; renews the lease if `round_id` is its holder."""
-        return await self._workers("weir_status", {"round_id": round_id})
-
-    async def release(self, round_id: str) -> None:
-        """Gives the lease back; harmless for who doesn't hold it."""
-        await self._workers("weir_release", {"round_id": round_id})
-
-    async def start_update(self) -> None:
-        await self._http.request("POST", "/start_weight_update")
-
-    async def update(self, version: int, content_sha256: str, round_id: str) -> None:
-        """Applies the staged version; the server must be paused and `round_id` hold the lease."""
-        info = {"version": version, "content_sha256": content_sha256, "round_id": round_id}
-        await self._http.request("POST", "/update_weights", body={"update_info": info})
-
-    async def end_stuck_update(self) -> None:
-        """Ends an update session that someone left open: an invalid update fails, and failing ends the session."""
-        try:
-            await self._http.request("POST", "/update_weights", body={"update_info": {}})
-        except Failed:
-            return
-        raise Malformed(f"{self.base_url} accepted an empty weight update")
-
-    async def finish_update(self) -> None:
-        """Ends the update; answers carry no policy version from now on, until `name_version`."""
-        await self._http.request("POST", "/finish_weight_update", body={"weight_version": _UNPROVEN})
-
-    async def name_version(self, version: int | None) -> None:
-        """Gives the weights that the server has now a policy version, or takes it from them, without changing them."""
-        name = _UNPROVEN if version is None else str(version)
-        await self._http.request("POST", "/update_weight_version", body={"new_version": name})
+        body = {"method": "weir_status", "kwargs": {"round_id": round_id}}
+        return worker_status(await self._http.request("POST", "/collective_rpc", body=body), self.base_url)
 
     async def weight_version(self) -> int | None:
         """Policy version that answers carry; None for weights it started with, or that no probe has passed yet."""
         name = self._decoded(await self._http.request("GET", "/weight_info"), _Weights).weight_version
         return version_named(name)
-
-    async def abort_all(self) -> None:
-        """Ends every request in flight with finish reason "abort"."""
-        await self._http.request("POST", "/abort_requests", body={})
 
     async def metrics(self, *, timeout_s: float | None = None) -> dict[str, float]:
         """vLLM's Prometheus metrics, name -> value summed over labels (e.g. `vllm:num_requests_running`).
@@ -289,11 +237,3 @@ class VllmClient:
             return msgspec.json.decode(payload, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"{self.base_url} sent {payload[:200]!r}: {error}") from error
-
-    async def _workers(self, method: str, arguments: dict[str, Any]) -> WorkerStatus:
-        """Calls a method of the plugin on every worker of the replica, each of which returns its status."""
-        payload = await self._http.request("POST", "/collective_rpc", body={"method": method, "kwargs": arguments})
-        workers = self._decoded(payload, _Workers).results
-        if not workers:
-            raise Malformed(f"{self.base_url}: {method} returned nothing, expected one status per worker")
-        return merge(workers)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import aiohttp
@@ -61,9 +62,13 @@ class Transport:
         *,
         body: dict[str, Any] | None = None,
         params: dict[str, str] | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
         timeout_s: float | None = None,
     ) -> bytes:
         """The payload of an answer of 2xx.
+
+        Args:
+          headers: besides the token and those of the body.
 
         Raises:
           Unreachable: no answer in time, or that of a server which another start's token is for.
@@ -72,19 +77,19 @@ class Transport:
         """
         total_s = self._timeout_s if timeout_s is None else timeout_s
         data = None if body is None else msgspec.json.encode(body)
-        headers = self.authorization
+        all_headers = {**self.authorization, **headers}
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            all_headers["Content-Type"] = "application/json"
         if route != GENERATE:
             # uvicorn drops the connection after a 500 without saying so, and the next request on it would be lost.
-            headers["Connection"] = "close"
+            all_headers["Connection"] = "close"
         where = f"{method} {self.base_url}{route}"
         try:
             async with self._session.request(
                 method,
                 self.base_url + route,
                 data=data,
-                headers=headers,
+                headers=all_headers,
                 params=params,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=total_s),

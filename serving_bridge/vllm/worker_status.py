@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from learner_jax.contracts import MAX_RECORD_TEXT, MAX_VERSION, quoted
+from serving_bridge.vllm.answers import Malformed
 
 _Version = Annotated[int, msgspec.Meta(ge=0, le=MAX_VERSION)]
 #: of staging, the least advanced first
@@ -45,6 +46,21 @@ class WorkerReport(msgspec.Struct, frozen=True):
     damaged: bool
     applied: _Version | None
     intact: bool
+
+
+class _Workers(msgspec.Struct):
+    results: list[WorkerReport]
+
+
+def worker_status(payload: bytes, base_url: str) -> WorkerStatus:
+    """What a call of the plugin's workers answered, as one status. Raises `Malformed`."""
+    try:
+        workers = msgspec.json.decode(payload, type=_Workers).results
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Malformed(f"{base_url} sent {payload[:200]!r} for its workers' status: {error}") from error
+    if not workers:
+        raise Malformed(f"{base_url} sent no status, expected one per worker")
+    return merge(workers)
 
 
 def merge(workers: Sequence[WorkerReport]) -> WorkerStatus:

@@ -1,16 +1,18 @@
 """Stands before vLLM's server, as `--middleware`: what `access.gate` does not let in never reaches a route.
 
-Requests for packed answers are answered here.
+Requests for packed answers and for fencing tokens are answered here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
-from serving_bridge.access import Entry, Gate, Generate, Refused, without_request_id
+import msgspec
+
+from serving_bridge.access import ROUND_ROUTE, Entry, Fence, Gate, Generate, Refused, WorkerCall, without_request_id
 from serving_bridge.vllm_plugin.packed import PACKED_TYPE
 
 Scope = MutableMapping[str, Any]
@@ -19,6 +21,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+_JSON = b"application/json"
+
 
 class GateMiddleware:
     """The ASGI application behind the gate that the environment describes. Raises `GateError` where it does not."""
@@ -26,6 +30,7 @@ class GateMiddleware:
     def __init__(self, app: App) -> None:
         self._app = app
         self._gate = Gate.of_environment(os.environ)
+        self._fence = Fence()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -44,14 +49,30 @@ class GateMiddleware:
             if body is None:
                 return
             asked = self._gate.check_body(entry, body) if entry.route.max_bytes else None
+            call = asked.method if isinstance(asked, WorkerCall) else None
+            self._fence.check(scope["path"], call, entry.fencing_token)
         except Refused as refused:
-            await _answer(send, refused)
+            await _refuse(send, refused)
             return
         if isinstance(asked, Generate) and asked.packed:
             await _sample(scope["app"].state.engine_client, asked, receive, send)
+        elif scope["path"] == ROUND_ROUTE:
+            await _answer(send, 200, msgspec.json.encode({"fencing_token": self._fence.next_token()}))
         else:
             scope["headers"] = without_request_id(scope["headers"])
-            await self._app(scope, _again(body, receive), send)
+            await self._app(scope, _again(body, receive), self._watched(send, call, entry.fencing_token))
+
+    def _watched(self, send: Send, call: str | None, token: int | None) -> Send:
+        """Tells the fence how a request was answered, before its sender learns of it."""
+        if token is None:
+            return send
+
+        async def watch(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._fence.answered(call, token, message["status"])
+            await send(message)
+
+        return watch
 
     def _enter(self, scope: Scope) -> Entry:
         raw_path = scope.get("raw_path") or b""
@@ -99,22 +120,19 @@ async def _sample(engine: Any, asked: Generate, receive: Receive, send: Send) ->
     if not await until_gone(receive, work):
         return
     status, payload = work.result()
-    headers = [
-        (b"content-type", PACKED_TYPE if status == 200 else b"application/json"),
-        (b"content-length", str(len(payload)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": payload})
+    await _answer(send, status, payload, PACKED_TYPE if status == 200 else _JSON)
 
 
-async def _answer(send: Send, refused: Refused) -> None:
-    payload = refused.payload()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(payload)).encode()),
-        (b"connection", b"close"),
-    ]
+async def _refuse(send: Send, refused: Refused) -> None:
+    more = [(b"connection", b"close")]
     if refused.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+        more.append((b"www-authenticate", b"Bearer"))
+    await _answer(send, refused.status, refused.payload(), more=more)
+
+
+async def _answer(
+    send: Send, status: int, payload: bytes, kind: bytes = _JSON, more: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    headers = [(b"content-type", kind), (b"content-length", str(len(payload)).encode()), *more]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": payload})

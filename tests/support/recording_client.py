@@ -31,6 +31,9 @@ class RecordingClient:
         self._logprobs, self._is_applied, self._probe_s = logprobs, is_applied, probe_s
         self._staged: int | None = None
 
+    def control(self) -> RecordingClient:
+        return self
+
     def probe_ids(self, count: int) -> list[str]:
         return [str(index) for index in range(count)]
 

@@ -101,7 +101,7 @@ async def main():
         options = dict(log_path=sys.argv[3], store=Path(sys.argv[4]))
         replica = Replica("fresh", sys.argv[2], settings, session, **options)
         await replica.start()
-        await replica.client.name_version(1)
+        await replica.client.control().name_version(1)
         print(json.dumps([replica.base_url, replica.client.token]), flush=True)
         await asyncio.sleep(3600)
 asyncio.run(main())

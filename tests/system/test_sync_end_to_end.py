@@ -203,7 +203,7 @@ async def compare(learner: Learner, folder: Path, out: Path, replica: Replica, s
     await asyncio.to_thread(learner.convert, folder, out)
     fresh = await start("fresh", out, session, out.parent, learner.engine.settings.publish_dtype)
     try:
-        await fresh.client.name_version(1)
+        await fresh.client.control().name_version(1)
         await assert_same_answers(replica, fresh)
     finally:
         await fresh.stop()

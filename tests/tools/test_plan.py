@@ -68,7 +68,9 @@ KL = {"kl": {"coefficient": 0.01}}
     ("shape", "of"),
     [
         pytest.param({"vocab_size": 1024}, case(fsdp=8, loss=KL), id="fsdp8-full-kl"),
-        pytest.param({"tie_word_embeddings": True}, case(remat="none", data=2), id="data2-none-tied"),
+        pytest.param(
+            {"tie_word_embeddings": True}, case(remat="none", data=2), id="data2-none-tied", marks=pytest.mark.soak
+        ),
         pytest.param(
             {"architectures": ["Qwen2ForCausalLM"], "vocab_size": 16_384},
             case(fsdp=2, tensor=2, logits_chunk_tokens=512, optimizer={"moments": "bfloat16"}),
@@ -78,6 +80,7 @@ KL = {"kl": {"coefficient": 0.01}}
             {"vocab_size": 512, "num_attention_heads": 6, "head_dim": 64, "num_key_value_heads": 2},
             case(remat="matmuls", fsdp=2, optimizer={"moments": "factored"}),
             id="fsdp2-matmuls-grouped",
+            marks=pytest.mark.soak,
         ),
     ],
 )

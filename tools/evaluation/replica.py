@@ -154,7 +154,7 @@ async def served(
         replica = Replica("evaluation", model_dir, settings, session, log_path=log_path, model_family=family)
         await replica.start()
         try:
-            await replica.client.name_version(_FOLDER_VERSION)
+            await replica.client.control().name_version(_FOLDER_VERSION)
             yield replica.client
         finally:
             await replica.stop()

@@ -29,7 +29,7 @@ async def evaluate_folder(config: Config, paths: RunPaths, model_dir: Path) -> E
         )
         await replica.start()
         try:
-            await replica.client.name_version(_FOLDER_VERSION)
+            await replica.client.control().name_version(_FOLDER_VERSION)
             return await evaluate(
                 replica.client,
                 build_task(config),

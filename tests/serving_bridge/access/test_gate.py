@@ -66,6 +66,7 @@ GENERATE = {"token_ids": [5], "sampling_params": {"max_tokens": 4}}
 CONTROL_REQUESTS: list[tuple[str, str, Any]] = [
     ("GET", "/is_paused", None),
     ("GET", "/weight_info", None),
+    ("POST", "/weir_round", None),
     ("POST", "/pause?mode=keep&clear_cache=true", None),
     ("POST", "/resume", None),
     ("POST", "/start_weight_update", None),
@@ -379,3 +380,18 @@ def test_a_probe_is_known_by_the_seal_of_its_start():
     ):
         assert batch_of(forged, CONTROL) is None, forged
     assert batch_of(f"generate-tokens-{first}", INFERENCE) is None
+
+
+@pytest.mark.parametrize(
+    ("values", "token"),
+    [((), None), ((b"1",), 1), ((b"9" * 18,), 10**18 - 1), ((b"",), 400), ((b"0",), 400), ((b"01",), 400),
+     ((b"-1",), 400), ((b"1.0",), 400), ((b"x",), 400), ((b"9" * 19,), 400), ((b"1\n",), 400), ((b"1", b"2"), 400)],
+)  # fmt: skip
+def test_a_fencing_token_is_one_positive_number(values: tuple[bytes, ...], token: int | None):
+    head = [(b"host", b"127.0.0.1:8000"), (b"authorization", f"Bearer {CONTROL}".encode())]
+    head += [(b"x-weir-fencing-token", value) for value in values]
+    if token == 400:
+        with pytest.raises(Refused, match="expected one X-Weir-Fencing-Token"):
+            GATE.enter("POST", b"/resume", b"", head)
+    else:
+        assert GATE.enter("POST", b"/resume", b"", head).fencing_token == token

@@ -110,12 +110,12 @@ def test_the_inference_token_samples_and_reads_metrics_and_no_more(world: World)
         assert set(answer.policy_version.tolist()) == {version}
         assert "vllm:num_requests_running" in await client.metrics()
         attempts = [
-            client.pause(),
-            client.resume(),
-            client.abort_all(),
-            client.name_version(99),
-            client.start_update(),
-            client.stage(1, "0" * 64, "mine", 60.0),
+            client.control().pause(),
+            client.control().resume(),
+            client.control().abort_all(),
+            client.control().name_version(99),
+            client.control().start_update(),
+            client.control().stage(1, "0" * 64, "mine", 60.0),
             client.worker_status(),
             client.prompt_logprobs([5, 6], timeout_s=60),
         ]
@@ -150,11 +150,11 @@ def test_no_request_leaves_keys_of_old_weights_behind_a_pause(world: World):
                 await response.read()
                 return response.status
 
-        await client.stage(manifest.version, manifest.content_sha256, "mine", 60.0)
+        await client.control().stage(manifest.version, manifest.content_sha256, "mine", 60.0)
         while (await client.worker_status("mine")).state == "reading":
             await asyncio.sleep(0.01)
-        await client.start_update()
-        await client.pause()
+        await client.control().start_update()
+        await client.control().pause()
         refused = [await post(as_worker, forged), await post(as_worker, client.probe_ids(1)[0])]
         held = [
             asyncio.create_task(post(headers, request_id))
@@ -168,11 +168,11 @@ def test_no_request_leaves_keys_of_old_weights_behind_a_pause(world: World):
         assert await post(client.authorization, client.probe_ids(1)[0]) == 200
         await asyncio.sleep(0.3)
         assert not any(task.done() for task in held)
-        await client.update(manifest.version, manifest.content_sha256, "mine")
-        await client.finish_update()
-        await client.name_version(manifest.version)
-        await client.resume()
-        await client.release("mine")
+        await client.control().update(manifest.version, manifest.content_sha256, "mine")
+        await client.control().finish_update()
+        await client.control().name_version(manifest.version)
+        await client.control().resume()
+        await client.control().release("mine")
         (answer,) = await client.generate(prompt, n=1, max_tokens=1, stop_token_ids=[], timeout_s=60, seed=1)
         return refused, answer, await asyncio.gather(*held)  # type: ignore[return-value]
 

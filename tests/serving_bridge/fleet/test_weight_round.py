@@ -111,7 +111,8 @@ def test_a_paused_server_answers_probes_and_nothing_else(world: World):
     before = world.run(world.client.prompt_logprobs(PROMPTS[2], timeout_s=60))
 
     async def probe_while_paused() -> np.ndarray:
-        await world.client.pause()
+        control = world.client.control()
+        await control.pause()
         sampled = (await world.client.metrics())["vllm:generation_tokens_total"]
         waiting = asyncio.create_task(greedily(world.client, PROMPTS[0], 20))
         (request_id,) = world.client.probe_ids(1)
@@ -125,7 +126,7 @@ def test_a_paused_server_answers_probes_and_nothing_else(world: World):
         assert not lying.done()
         # Each probe samples the one token without which vLLM takes no request.
         assert (await world.client.metrics())["vllm:generation_tokens_total"] - sampled == len(probing)
-        await world.client.resume()
+        await control.resume()
         assert len((await waiting).tokens) == 20
         assert (await lying).status == 200
         return np.stack(probed)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from learner_jax.contracts.weights import WeightManifest
+from serving_bridge.access import FENCING_HEADER, ROUND_ROUTE
 from serving_bridge.fleet.golden_probe import PROBE_TOLERANCE
 from serving_bridge.fleet.weight_round import RoundOutcome, run_round
 from serving_bridge.vllm.client import Aborted
@@ -34,12 +35,24 @@ pytestmark = pytest.mark.slow
 pytest_plugins = ["tests.support.weight_fixtures"]
 
 
+async def stage_as_the_last_round(world: World, manifest: WeightManifest) -> None:
+    """Stages with the fencing token that was given last; only a fault of ours could do so."""
+    url, headers = world.client.base_url, world.client.authorization
+    async with world.session.post(url + ROUND_ROUTE, headers=headers) as response:
+        token = (await response.json())["fencing_token"] - 1
+    wanted = {"version": manifest.version, "content_sha256": manifest.content_sha256}
+    body = {"method": "weir_stage", "kwargs": {**wanted, "round_id": "mine", "lease_s": 60.0}}
+    headers = headers | {FENCING_HEADER: str(token)}
+    async with world.session.post(f"{url}/collective_rpc", json=body, headers=headers) as response:
+        assert response.status == 200
+
+
 def test_a_version_replaced_after_staging_is_rejected_inside_the_pause(world: World):
     served, other, wanted = world.update(world.model_b), world.publish(world.model_a), world.publish(world.model_a)
 
     async def stage_another(route: str) -> None:
         if route == "/pause":
-            await world.client.stage(other.version, other.content_sha256, "mine", 60)
+            await stage_as_the_last_round(world, other)
             while (await world.client.worker_status()).state == "reading":
                 await asyncio.sleep(0.01)
 

@@ -79,7 +79,7 @@ async def played(world: World, version: int, settings: RolloutSettings) -> tuple
             await asyncio.sleep(0.02)
             sampled = await num_sampled(replica.client)
             if count["resumed"] < 8 and sampled - aborted_at >= TOKENS_BETWEEN_ABORTS:
-                await replica.client.abort_all()
+                await replica.client.control().abort_all()
                 aborted_at = sampled
         return await playing, count
 

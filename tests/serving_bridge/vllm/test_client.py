@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from serving_bridge.access import FENCING_HEADER, ROUND_ROUTE
 from serving_bridge.access.probes import batch_of
 from serving_bridge.vllm.answers import Aborted, Completion, Failed, Malformed, joined
 from serving_bridge.vllm.client import VllmClient
@@ -23,38 +24,54 @@ STATUS = {"state": "staged", "staged": 3, "error": "", "damaged": False, "applie
 
 
 class Server:
-    """Keeps what it is asked for, and answers with `answer`."""
+    """Keeps what it is asked for, with which fencing tokens, and answers with `answer`; counts rounds."""
 
     def __init__(self, answer: Any = None, status: int = 200) -> None:
         self.answer = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.status = status
         self.asked: list[tuple[str, str, Any]] = []
+        self.tokens: list[str | None] = []
+        self.rounds = 0
         self.client = VllmClient("http://a/", self, token="c" * 64)
 
     @asynccontextmanager
-    async def request(self, method: str, url: str, *, data: bytes | None, params: Any, **_: Any) -> AsyncIterator[Any]:
-        self.asked.append((method, url.removeprefix("http://a"), params or (json.loads(data) if data else None)))
+    async def request(
+        self, method: str, url: str, *, data: bytes | None, params: Any, headers: dict[str, str], **_: Any
+    ) -> AsyncIterator[Any]:
+        route = url.removeprefix("http://a")
+        is_begin = route == ROUND_ROUTE
+        if is_begin:
+            self.rounds += 1
+        else:
+            self.asked.append((method, route, params or (json.loads(data) if data else None)))
+            self.tokens.append(headers.get(FENCING_HEADER))
 
         async def read() -> bytes:
-            return self.answer
+            return b'{"fencing_token": %d}' % self.rounds if is_begin else self.answer
 
-        yield SimpleNamespace(status=self.status, read=read)
+        yield SimpleNamespace(status=200 if is_begin else self.status, read=read)
 
     def does(self, ask: Callable[[VllmClient], Coroutine[Any, Any, Any]]) -> Any:
         return virtually(ask(self.client))
 
 
 ROUTES: list[tuple[str, Callable[[VllmClient], Coroutine[Any, Any, Any]], str, str, Any]] = [
-    ("pause", lambda c: c.pause(), "POST", "/pause", {"mode": "keep", "clear_cache": "true"}),
-    ("resume", lambda c: c.resume(), "POST", "/resume", None),
-    ("begin", lambda c: c.start_update(), "POST", "/start_weight_update", None),
-    ("finish", lambda c: c.finish_update(), "POST", "/finish_weight_update", {"weight_version": "unproven"}),
-    ("name", lambda c: c.name_version(3), "POST", "/update_weight_version", {"new_version": "3"}),
-    ("no name", lambda c: c.name_version(None), "POST", "/update_weight_version", {"new_version": "unproven"}),
-    ("abort", lambda c: c.abort_all(), "POST", "/abort_requests", {}),
+    ("pause", lambda c: c.control().pause(), "POST", "/pause", {"mode": "keep", "clear_cache": "true"}),
+    ("resume", lambda c: c.control().resume(), "POST", "/resume", None),
+    ("begin", lambda c: c.control().start_update(), "POST", "/start_weight_update", None),
+    ("finish", lambda c: c.control().finish_update(), "POST", "/finish_weight_update", {"weight_version": "unproven"}),
+    ("name", lambda c: c.control().name_version(3), "POST", "/update_weight_version", {"new_version": "3"}),
+    (
+        "no name",
+        lambda c: c.control().name_version(None),
+        "POST",
+        "/update_weight_version",
+        {"new_version": "unproven"},
+    ),
+    ("abort", lambda c: c.control().abort_all(), "POST", "/abort_requests", {}),
     (
         "update",
-        lambda c: c.update(3, "hash", "round"),
+        lambda c: c.control().update(3, "hash", "round"),
         "POST",
         "/update_weights",
         {"update_info": {"version": 3, "content_sha256": "hash", "round_id": "round"}},
@@ -67,21 +84,49 @@ def test_control_routes_are_asked_as_the_gate_lets_them_in(ask: Any, method: str
     server = Server()
     server.does(ask)
     assert server.asked == [(method, route, body)]
+    assert server.tokens == ["1"]
+
+
+def test_a_round_keeps_the_fencing_token_of_its_first_request_and_others_get_their_own() -> None:
+    server = Server()
+
+    async def two_rounds(client: VllmClient) -> None:
+        first, second = client.control(), client.control()
+        await first.pause()
+        await second.resume()
+        await first.resume()
+
+    server.does(two_rounds)
+    assert server.tokens == ["1", "2", "1"]
+
+
+@pytest.mark.parametrize("payload", [b"", b"{}", b'{"fencing_token": "1"}', b"\xff"])
+def test_an_answer_that_is_no_fencing_token_is_malformed(payload: bytes) -> None:
+    class Odd(Server):
+        @asynccontextmanager
+        async def request(self, method: str, url: str, **_: Any) -> AsyncIterator[Any]:
+            async def read() -> bytes:
+                return payload
+
+            yield SimpleNamespace(status=200, read=read)
+
+    with pytest.raises(Malformed, match="fencing token"):
+        Odd().does(lambda client: client.control().pause())
 
 
 def test_workers_are_asked_by_method_and_their_status_is_one() -> None:
     server = Server({"results": [STATUS, STATUS]})
-    found = server.does(lambda client: client.stage(3, "hash", "round", 60.0))
+    found = server.does(lambda client: client.control().stage(3, "hash", "round", 60.0))
     assert (found.state, found.staged, found.applied) == ("staged", 3, 2)
     server.does(lambda client: client.worker_status("round"))
-    server.does(lambda client: client.release("round"))
+    server.does(lambda client: client.control().release("round"))
     named = {"round_id": "round"}
     staged = {"version": 3, "content_sha256": "hash", "round_id": "round", "lease_s": 60.0}
     assert server.asked == [
         ("POST", "/collective_rpc", {"method": method, "kwargs": kwargs})
         for method, kwargs in (("weir_stage", staged), ("weir_status", named), ("weir_release", named))
     ]
-    with pytest.raises(Malformed, match="weir_status returned nothing"):
+    with pytest.raises(Malformed, match="sent no status"):
         Server({"results": []}).does(lambda client: client.worker_status())
     with pytest.raises(Malformed):
         Server({"results": [STATUS | {"state": "odd"}]}).does(lambda client: client.worker_status())
@@ -105,10 +150,10 @@ def test_states_are_read_and_others_refused() -> None:
 
 def test_an_update_left_open_is_ended_by_one_that_fails() -> None:
     server = Server(status=500)
-    server.does(lambda client: client.end_stuck_update())
+    server.does(lambda client: client.control().end_stuck_update())
     assert server.asked == [("POST", "/update_weights", {"update_info": {}})]
     with pytest.raises(Malformed, match="accepted an empty weight update"):
-        Server().does(lambda client: client.end_stuck_update())
+        Server().does(lambda client: client.control().end_stuck_update())
 
 
 @pytest.mark.parametrize(("running", "waiting", "number"), [("3.0", "4.0", 7), ("0", "0", 0), ("-1", "0", None)])

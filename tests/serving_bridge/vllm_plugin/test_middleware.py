@@ -21,9 +21,10 @@ Message = dict[str, Any]
 
 
 class App:
-    """The server behind: keeps what reaches it, and answers nothing."""
+    """The server behind: keeps what reaches it, and answers with a status, or nothing if that is 0."""
 
     def __init__(self) -> None:
+        self.status = 0
         self.scopes: list[Message] = []
         self.received: list[Message] = []
 
@@ -31,6 +32,8 @@ class App:
         self.scopes.append(scope)
         if scope["type"] == "http":
             self.received += [await receive(), await receive()]
+            if self.status:
+                await send({"type": "http.response.start", "status": self.status, "headers": []})
         else:
             await send({"type": "done"})
 
@@ -73,6 +76,18 @@ def run(gate: GateMiddleware, scope: Message, *messages: Message) -> list[Messag
     return sent
 
 
+def of_round(gate: GateMiddleware, scope: Message, token: int | None = None) -> Message:
+    """The same with the fencing token of a round; of a new one by default."""
+    token = begun(gate) if token is None else token
+    return scope | {"headers": [*scope["headers"], (b"x-weir-fencing-token", str(token).encode())]}
+
+
+def begun(gate: GateMiddleware) -> int:
+    start, body = run(gate, http("/weir_round", token=CONTROL, length=0))
+    assert start["status"] == 200
+    return int(msgspec.json.decode(body["body"])["fencing_token"])
+
+
 def request(body: bytes, *, more: bool = False) -> Message:
     return {"type": "http.request", "body": body, "more_body": more}
 
@@ -95,7 +110,7 @@ def test_a_request_reaches_the_server_whole_and_without_the_id_of_a_header(gate:
 
 
 def test_a_route_without_a_body_is_not_read_before_the_server_does(gate: GateMiddleware, app: App) -> None:
-    assert run(gate, http("/resume", token=CONTROL, length=0)) == []
+    assert run(gate, of_round(gate, http("/resume", token=CONTROL, length=0))) == []
     assert app.received == [request(b""), {"type": "http.disconnect"}]
 
 
@@ -126,7 +141,7 @@ def test_a_body_that_is_none_of_ours_does_not_reach_the_server(gate: GateMiddlew
 
 def test_a_body_is_bounded_whatever_its_head_said(gate: GateMiddleware, app: App) -> None:
     most = 64 << 10
-    scope = http("/abort_requests", token=CONTROL, length=2)
+    scope = of_round(gate, http("/abort_requests", token=CONTROL, length=2))
     assert run(gate, scope, request(b"{}" + b" " * (most - 2))) == []
     assert refusal(run(gate, scope, request(b"{}" + b" " * (most - 3), more=True), request(b"  "))) == (
         413,
@@ -210,4 +225,37 @@ def test_a_client_that_went_away_is_sent_nothing(gate: GateMiddleware, monkeypat
 def test_packed_answers_are_not_streamed(gate: GateMiddleware, app: App) -> None:
     body = packed_request(stream=True)
     assert refusal(run(gate, http(length=len(body)), request(body))) == (400, "packed answers are sent whole")
+    assert app.scopes == []
+
+
+STAGE = msgspec.json.encode(
+    {
+        "method": "weir_stage",
+        "kwargs": {"version": 1, "content_sha256": "0" * 64, "round_id": "r", "lease_s": 60.0},
+    }
+)
+
+
+@pytest.mark.parametrize(("status", "follows"), [(200, True), (500, False)])
+def test_a_round_is_obeyed_until_the_server_gave_its_lease_to_a_later_one(
+    gate: GateMiddleware, app: App, status: int, follows: bool
+) -> None:
+    first, second = begun(gate), begun(gate)
+    app.status = 200
+    stage = http("/collective_rpc", token=CONTROL, length=len(STAGE))
+    run(gate, of_round(gate, stage, first), request(STAGE))
+    resume = of_round(gate, http("/resume", token=CONTROL, length=0), first)
+    assert run(gate, resume)[0]["status"] == 200
+    app.status = status
+    run(gate, of_round(gate, stage, second), request(STAGE))
+    app.status = 200
+    if follows:
+        assert refusal(run(gate, resume)) == (409, "round 1 was followed by round 2: its requests come too late")
+    else:
+        assert run(gate, resume)[0]["status"] == 200
+
+
+def test_nothing_changes_the_server_without_a_round(gate: GateMiddleware, app: App) -> None:
+    assert refusal(run(gate, http("/resume", token=CONTROL, length=0)))[0] == 400
+    assert refusal(run(gate, of_round(gate, http("/resume", token=CONTROL, length=0), 7)))[0] == 400
     assert app.scopes == []

@@ -71,7 +71,7 @@ class Bench:
 
 
 async def answers_are_exact(bench: Bench) -> None:
-    await bench.client.name_version(1)
+    await bench.client.control().name_version(1)
     got = await greedily(bench.client, PROMPTS[1], 6)
     assert got.tokens.tolist() == greedy(bench.model_a, PROMPTS[1], 6)
     assert (got.policy_version.tolist(), got.finish_reason) == ([1] * 6, "length")
@@ -114,7 +114,7 @@ async def what_does_not_fit_is_cut_or_refused(bench: Bench) -> None:
 
 async def a_pause_holds_answers_and_lets_whole_batches_of_probes_through(bench: Bench) -> None:
     sampling = await bench.fill()
-    await bench.client.pause()
+    await bench.client.control().pause()
     assert await bench.client.is_paused()
     assert await bench.client.is_healthy()
     first, second = bench.client.probe_ids(2)
@@ -124,7 +124,7 @@ async def a_pause_holds_answers_and_lets_whole_batches_of_probes_through(bench: 
     await bench.client.prompt_logprobs(PROMPTS[2], timeout_s=60, request_id=second)
     await alone
     assert not any(task.done() for task in sampling)
-    await bench.client.resume()
+    await bench.client.control().resume()
     for task in sampling:
         assert len((await task)[0].tokens) == bench.long_tokens
     assert await bench.client.num_requests() == 0
@@ -132,38 +132,58 @@ async def a_pause_holds_answers_and_lets_whole_batches_of_probes_through(bench: 
 
 async def aborted_answers_come_as_such(bench: Bench) -> None:
     sampling = await bench.fill()
-    await bench.client.abort_all()
+    await bench.client.control().abort_all()
     outcomes = await asyncio.gather(*sampling, return_exceptions=True)
     assert all(isinstance(outcome, Aborted) for outcome in outcomes)
 
 
 async def update_sessions_follow_vllms_rules(bench: Bench) -> None:
     with pytest.raises(Failed):
-        await bench.client.finish_update()
+        await bench.client.control().finish_update()
     with pytest.raises(Failed):
-        await bench.client.update(99, "0" * 64, "nobody")
-    await bench.client.start_update()
+        await bench.client.control().update(99, "0" * 64, "nobody")
+    await bench.client.control().start_update()
     with pytest.raises(Failed, match="active"):
-        await bench.client.start_update()
-    await bench.client.end_stuck_update()
-    await bench.client.start_update()
+        await bench.client.control().start_update()
+    await bench.client.control().end_stuck_update()
+    await bench.client.control().start_update()
     with pytest.raises(Failed, match="does not hold"):
-        await bench.client.update(99, "0" * 64, "nobody")
+        await bench.client.control().update(99, "0" * 64, "nobody")
 
 
 async def one_round_at_a_time_holds_the_lease(bench: Bench) -> None:
     manifest = bench.publish(bench.model_b)
     arguments = (manifest.version, manifest.content_sha256)
-    await bench.client.stage(*arguments, "one", 60.0)
+    await bench.client.control().stage(*arguments, "one", 60.0)
     with pytest.raises(Failed, match="round one"):
-        await bench.client.stage(*arguments, "two", 60.0)
+        await bench.client.control().stage(*arguments, "two", 60.0)
     while (await bench.client.worker_status("one")).state == "reading":
         await asyncio.sleep(0.01)
-    await bench.client.release("one")
+    await bench.client.control().release("one")
+
+
+async def a_round_that_another_followed_changes_nothing_however_late_it_asks(bench: Bench) -> None:
+    manifest, late, last = bench.publish(bench.model_b), bench.client.control(), bench.client.control()
+    for control in (late, last):
+        await control.stage(manifest.version, manifest.content_sha256, "controller", 60.0)
+        while (await bench.client.worker_status("controller")).state == "reading":
+            await asyncio.sleep(0.01)
+    before = await bench.client.weight_version()
+    for ask in (late.pause, late.abort_all, late.start_update, late.finish_update, late.end_stuck_update, late.resume):
+        with pytest.raises(Rejected, match="409 .* followed by"):
+            await ask()
+    for asked in (late.name_version(99), late.release("controller"), late.update(1, "0" * 64, "controller")):
+        with pytest.raises(Rejected, match="409 .* followed by"):
+            await asked
+    with pytest.raises(Rejected, match="409 .* followed by"):
+        await late.stage(manifest.version, manifest.content_sha256, "controller", 60.0)
+    assert await bench.client.weight_version() == before
+    assert not await bench.client.is_paused()
+    await last.release("controller")
 
 
 async def a_round_changes_answers_in_flight_with_spans(bench: Bench) -> None:
-    await bench.client.name_version(0)
+    await bench.client.control().name_version(0)
     sampling = await bench.fill()
     manifest = bench.publish(bench.model_b)
     outcome = await run_round(bench.client, manifest, SETTINGS)
@@ -206,6 +226,7 @@ CHECKS = (
     aborted_answers_come_as_such,
     update_sessions_follow_vllms_rules,
     one_round_at_a_time_holds_the_lease,
+    a_round_that_another_followed_changes_nothing_however_late_it_asks,
     a_round_changes_answers_in_flight_with_spans,
     damaged_files_are_noticed_and_nothing_changes,
     other_weights_than_the_golden_prompts_are_never_sampled,
@@ -229,7 +250,7 @@ async def fake_server(folder: Path, store: Path) -> AsyncIterator[tuple[VllmClie
     await web.TCPSite(runner, "127.0.0.1", port).start()
     async with aiohttp.ClientSession() as session:
         client = VllmClient(f"http://127.0.0.1:{port}", session, control_timeout_s=10, token=CONTROL)
-        await client.name_version(0)
+        await client.control().name_version(0)
         try:
             yield client, session
         finally:
@@ -271,7 +292,7 @@ def test_disturbances_do_what_they_say(models: Any, tmp_path: Path):
     async def run() -> None:
         async with fake_server(folder, tmp_path) as (served, session):
             url, client = served.base_url, VllmClient(served.base_url, session, control_timeout_s=0.5, token=CONTROL)
-            await client.name_version(1)
+            await client.control().name_version(1)
             generate: Any = dict(n=1, max_tokens=3, stop_token_ids=[EOS], timeout_s=10)
 
             async def disturb(**fields: Any) -> None:
@@ -286,17 +307,17 @@ def test_disturbances_do_what_they_say(models: Any, tmp_path: Path):
                 await client.generate(PROMPTS[0], **generate)
             await disturb(failures={"/pause": 1})
             with pytest.raises(Failed):
-                await client.pause()
+                await client.control().pause()
             await disturb(hangs=True)
             assert await client.is_healthy()
             with pytest.raises(Unreachable, match="no answer within"):
                 await client.generate(PROMPTS[0], **generate | {"timeout_s": 0.3})
             with pytest.raises(Unreachable, match="no answer within"):
-                await client.pause()
+                await client.control().pause()
             await disturb()
             while not await client.is_paused():  # what was given up on is carried out all the same
                 await asyncio.sleep(0.01)
-            await client.resume()
+            await client.control().resume()
             assert len((await client.generate(PROMPTS[0], **generate))[0].tokens) >= 1
 
     asyncio.run(run())

@@ -267,7 +267,7 @@ async def measure(
         )
         await replica.start()
         try:
-            await replica.client.name_version(0)
+            await replica.client.control().name_version(0)
             server = Server(replica, keys, folder, model_dir, work)
             sides: dict[str, Callable[[int], Awaitable[float]]] = {
                 "weir": partial(weir, server),

@@ -139,8 +139,9 @@ async def _pause(replica: Replica, number: int, like: Gaps, tokens: int) -> Gaps
     async with _streaming(replica, number, tokens) as arrivals:
         while len(arrivals[0]) < like.tokens_before:
             await asyncio.sleep(0.001)
-        await replica.client.pause()
-        await replica.client.resume()
+        control = replica.client.control()
+        await control.pause()
+        await control.resume()
     return _gaps(arrivals[0])
 
 

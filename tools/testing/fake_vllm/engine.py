@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from serving_bridge.access import batch_of
+from serving_bridge.access import ROUND_ROUTE, Fence, Refused, batch_of
 from tools.testing.fake_vllm.answers import Generation, answer, metrics
 from tools.testing.fake_vllm.core import Disturbance, EngineCore, EngineDiedError, EngineSettings
 from tools.testing.fake_vllm.weights import Worker
@@ -51,6 +51,7 @@ class Engine:
         self._core = EngineCore(worker, settings, on_sample=on_sample)
         self._draws, self._control_token, self._on_name = draws, control_token, on_name
         self._session_open = False
+        self._fence = Fence()
 
     @property
     def disturbance(self) -> Disturbance:
@@ -65,8 +66,18 @@ class Engine:
     def num_requests(self) -> int:
         return len(self._core.requests)
 
-    async def handle(self, method: str, path: str, body: bytes | None, params: Mapping[str, str]) -> Answer:
+    async def handle(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        params: Mapping[str, str],
+        fencing_token: int | None = None,
+    ) -> Answer:
         """One HTTP request: (status, payload). A cancellation stands for a client that closed the connection.
+
+        Args:
+          fencing_token: of the weight round that asks.
 
         Raises:
           EngineDiedError: the process ends; there is no answer.
@@ -84,7 +95,13 @@ class Engine:
             decoded = msgspec.json.decode(body) if body else {}
             if not isinstance(decoded, dict):
                 raise _RefusedError("the body must be a JSON object")
-            return await route(decoded, params)
+            call = str(decoded.get("method")) if path == "/collective_rpc" else None
+            self._fence.check(path, call, fencing_token)
+            status, payload = await route(decoded, params)
+            self._fence.answered(call, fencing_token, status)
+            return status, payload
+        except Refused as refused:
+            return refused.status, refused.payload()
         except (_RefusedError, msgspec.DecodeError) as error:
             return _error(400, str(error))
         except EngineDiedError:
@@ -103,6 +120,7 @@ class Engine:
     def _routes(self) -> dict[tuple[str, str], Callable[[dict[str, Any], Mapping[str, str]], Any]]:
         return {
             ("POST", "/inference/v1/generate"): self._generate,
+            ("POST", ROUND_ROUTE): self._begin_round,
             ("POST", "/pause"): self._pause,
             ("POST", "/resume"): self._resume,
             ("GET", "/is_paused"): self._say_paused,
@@ -117,6 +135,9 @@ class Engine:
         }
 
     # Control.
+
+    async def _begin_round(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
+        return _json({"fencing_token": self._fence.next_token()})
 
     async def _pause(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
         mode = params.get("mode", "abort")

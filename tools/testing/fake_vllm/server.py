@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from serving_bridge.access import CONTROL_TOKEN, Gate, Refused, Route
+from serving_bridge.access import CONTROL_TOKEN, FENCING_HEADER, Gate, Refused, Route
 from serving_bridge.vllm_plugin import MODEL_FAMILY, STORE_ROOT
 from tools.testing.fake_vllm.core import Disturbance, EngineDiedError, EngineSettings
 from tools.testing.fake_vllm.engine import Engine
@@ -56,7 +56,11 @@ def application(engine: Engine, gate: Gate) -> web.Application:
 
     async def answer(request: web.Request) -> web.Response:
         body = await request.read()
-        work = asyncio.ensure_future(engine.handle(request.method, request.path, body, dict(request.query)))
+        token = request.headers.get(FENCING_HEADER)  # a number: the gate has seen it
+        asked = engine.handle(
+            request.method, request.path, body, dict(request.query), None if token is None else int(token)
+        )
+        work = asyncio.ensure_future(asked)
         try:
             status, payload = await (work if request.path == _GENERATE else asyncio.shield(work))
         except EngineDiedError:

@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from serving_bridge.access import FENCING_HEADER
 from tools.testing.fake_vllm import Answer, Engine, EngineDiedError
 from tools.testing.simulate.loop import Process, SimulatedLoop
 
@@ -28,9 +29,9 @@ class Weather:
       late: that a message takes up to `late_s` instead of milliseconds.
       reset: that the connection breaks before a message arrives, which its sender learns.
       lost: that nobody learns of it.
-      doubled: that a generation is carried out a second time, some time later. Never anything else: vLLM's control
-        routes can't tell a repeated request from a new one, so that a doubled /resume or /update_weight_version undoes
-        what the probe is for; nothing that repeats requests may stand between controller and replicas.
+      doubled: that a generation is carried out a second time, some time later. Never anything else: within one round a
+        repeated control request can't be told from a new one; nothing that repeats requests may stand between
+        controller and replicas.
       partitions: (client, engine) that can't reach each other.
     """
 
@@ -71,10 +72,19 @@ class Network:
         self.sent[client.name] = Counter()
         return Session(self, client, self.sent[client.name])
 
-    def send(self, client: Process, method: str, url: str, body: bytes | None, params: Mapping[str, str]) -> _Exchange:
+    def send(
+        self,
+        client: Process,
+        method: str,
+        url: str,
+        body: bytes | None,
+        params: Mapping[str, str],
+        fencing_token: int | None,
+    ) -> _Exchange:
         base = url.removesuffix(_GENERATE)
         base, path = (base, _GENERATE) if base != url else (url.rpartition("/")[0], f"/{url.rpartition('/')[2]}")
-        exchange = _Exchange(client.name, base, method, path, body, dict(params), self._loop.create_future())
+        response: asyncio.Future[Response] = self._loop.create_future()
+        exchange = _Exchange(client.name, base, method, path, body, dict(params), fencing_token, response)
         self._carry(exchange, lambda: self._arrive(exchange))
         if path == _GENERATE and self._happens(self.weather.doubled):
             self._loop.call_later_for_nobody(self._draws.uniform(0, 2.0), self._arrive, exchange)
@@ -103,7 +113,8 @@ class Network:
             exchange.fail(aiohttp.ServerDisconnectedError())
             return
         self._trace("request", exchange.client, exchange.engine, exchange.path)
-        work = process.spawn(engine.handle(exchange.method, exchange.path, exchange.body, exchange.params))
+        asked = engine.handle(exchange.method, exchange.path, exchange.body, exchange.params, exchange.fencing_token)
+        work = process.spawn(asked)
         exchange.work = exchange.work or work
 
         def answered(task: asyncio.Task[Answer]) -> None:
@@ -133,6 +144,7 @@ class _Exchange:
     path: str
     body: bytes | None
     params: Mapping[str, str]
+    fencing_token: int | None
     response: asyncio.Future[Response]
     work: asyncio.Task[Answer] | None = None
 
@@ -180,7 +192,10 @@ class Session:
         timeout: Any = None,
     ) -> AsyncIterator[Response]:
         self._client.check()
-        exchange = self._network.send(self._client, method, url, data, params or {})
+        token = (headers or {}).get(FENCING_HEADER)
+        exchange = self._network.send(
+            self._client, method, url, data, params or {}, None if token is None else int(token)
+        )
         weight = 0 if exchange.path != _GENERATE else msgspec.json.decode(data or b"{}", type=_Asked).sampling_params.n
         self._sent[exchange.engine] += weight
         try:
