@@ -14,7 +14,7 @@ from learner_jax.contracts import WeightManifest
 from learner_jax.runtime import Wait, Waits
 from serving_bridge.fleet.golden_probe import probe, probe_tolerance
 from serving_bridge.settings import ServingSettings
-from serving_bridge.vllm import Failed, ReplicaError, RoundControl, VllmClient, WorkerStatus
+from serving_bridge.vllm import Failed, ReplicaError, RoundControl, Superseded, VllmClient, WorkerStatus
 
 T = TypeVar("T")
 RoundStatus = Literal["updated", "rejected", "unfit"]
@@ -322,7 +322,7 @@ class WeightRound:
         status: RoundStatus = "unfit"
         if serves and failure is None:
             status = "updated"
-        elif serves and isinstance(failure, _RefusedError | TimeoutError):
+        elif serves and isinstance(failure, _RefusedError | Superseded | TimeoutError):
             status = "rejected"
         error = None
         if status != "updated":

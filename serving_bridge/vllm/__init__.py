@@ -1,6 +1,15 @@
 """vLLM's server from outside: how it is started, asked and believed."""
 
-from serving_bridge.vllm.answers import Aborted, Completion, Failed, Malformed, Rejected, ReplicaError, joined
+from serving_bridge.vllm.answers import (
+    Aborted,
+    Completion,
+    Failed,
+    Malformed,
+    Rejected,
+    ReplicaError,
+    Superseded,
+    joined,
+)
 from serving_bridge.vllm.client import VllmClient
 from serving_bridge.vllm.control import RoundControl
 from serving_bridge.vllm.option_check import EngineArgsError, check_engine_args
@@ -31,6 +40,7 @@ __all__ = [
     "ReplicaStartError",
     "RoundControl",
     "Session",
+    "Superseded",
     "VllmClient",
     "WorkerStatus",
     "check_engine_args",

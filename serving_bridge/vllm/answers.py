@@ -53,6 +53,10 @@ class Rejected(ReplicaError):
     """The request itself is wrong; trying again gives the same."""
 
 
+class Superseded(Rejected):
+    """The request came from a weight round that another has followed on this replica."""
+
+
 class Malformed(ReplicaError):
     """The answer breaks vLLM's own contract; such a server can't be trained from."""
 

@@ -23,7 +23,7 @@ class RoundControl:
     """What one round changes on a replica. It takes its fencing token with its first request.
 
     Once a later round was given the replica's lease, the replica refuses whatever this one still asks for, however late
-    it arrives: every method then raises `Rejected`.
+    it arrives: every method then raises `Superseded`.
     """
 
     def __init__(self, transport: Transport) -> None:

@@ -10,11 +10,13 @@ from typing import Any, Protocol
 import aiohttp
 import msgspec
 
-from serving_bridge.vllm.answers import Failed, Rejected, Unreachable
+from serving_bridge.vllm.answers import Failed, Rejected, Superseded, Unreachable
 
 GENERATE = "/inference/v1/generate"
 #: statuses of a server that another start's token, or another address, was meant for
 _OTHER_SERVER = (401, 421)
+#: status of a control request whose round another has followed
+_SUPERSEDED = 409
 
 
 class Session(Protocol):
@@ -73,6 +75,7 @@ class Transport:
         Raises:
           Unreachable: no answer in time, or that of a server which another start's token is for.
           Failed: an answer of 5xx.
+          Superseded: an answer of 409.
           Rejected: any other.
         """
         total_s = self._timeout_s if timeout_s is None else timeout_s
@@ -104,6 +107,8 @@ class Transport:
             raise Failed(f"{where}: {status} {_detail(payload)}")
         if status in _OTHER_SERVER:
             raise Unreachable(f"{where}: {status} {_detail(payload)}; the server that was known has ended")
+        if status == _SUPERSEDED:
+            raise Superseded(f"{where}: {status} {_detail(payload)}")
         if not 200 <= status < 300:
             raise Rejected(f"{where}: {status} {_detail(payload)}")
         return payload

@@ -198,8 +198,9 @@ def test_a_dead_controllers_pause_is_ended_even_by_a_round_that_is_rejected(worl
     served = world.update(world.model_b)
 
     async def die_halfway() -> None:
-        await world.client.start_update()
-        await world.client.pause()
+        control = world.client.control()
+        await control.start_update()
+        await control.pause()
 
     world.run(die_halfway())
     assert world.run(run_round(world.client, flip_bit(world), SETTINGS)).status == "rejected"

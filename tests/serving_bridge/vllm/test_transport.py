@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving_bridge.vllm.answers import Failed, Rejected, ReplicaError, Unreachable
+from serving_bridge.vllm.answers import Failed, Rejected, ReplicaError, Superseded, Unreachable
 from serving_bridge.vllm.transport import GENERATE, Transport
 from tests.support.rollout_world import virtually
 
@@ -54,6 +54,7 @@ def test_a_request_is_sent_with_its_token_body_and_bound() -> None:
         (300, Rejected),
         (401, Unreachable),
         (404, Rejected),
+        (409, Superseded),
         (421, Unreachable),
         (499, Rejected),
         (500, Failed),

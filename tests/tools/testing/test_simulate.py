@@ -37,7 +37,7 @@ def runs(seeds: Sequence[int]) -> list[Outcome]:
 
 
 def test_nothing_is_violated_whatever_goes_wrong():
-    outcomes = runs(range(24))
+    outcomes = runs(range(36))
     assert [(o.seed, o.mode, o.violation) for o in outcomes if o.violation] == []
     assert all(outcome.finished for outcome in outcomes if outcome.mode == "liveness")
     happened = sum((Counter(outcome.counts) for outcome in outcomes), Counter())

@@ -20,6 +20,9 @@ from tools.testing.fake_vllm.weights import Worker
 
 Answer = tuple[int, bytes]
 
+#: routes that answer though the engine hangs
+_WITHOUT_ENGINE = (ROUND_ROUTE, "/metrics", "/is_paused", "/weight_info")
+
 
 class _RefusedError(Exception):
     """A request that is answered with an error of the client's."""
@@ -90,7 +93,7 @@ class Engine:
         if self.disturbance.failures[path] > 0:
             self.disturbance.failures[path] -= 1
             return _error(500, f"{path} failed on purpose")
-        await self._core.until(lambda: not self.disturbance.hangs or path in ("/metrics", "/is_paused", "/weight_info"))
+        await self._core.until(lambda: not self.disturbance.hangs or path in _WITHOUT_ENGINE)
         try:
             decoded = msgspec.json.decode(body) if body else {}
             if not isinstance(decoded, dict):
