@@ -69,12 +69,14 @@ class RewardResult:
       parts: named components, for people and metrics.
       verdict: `pass` from `PASS_SCORE` on, `fail` below; else why the answer was not judged.
       reasons: why it is not a pass; for a failed verdict, what went wrong.
+      finding: the verifier's own word for the verdict, such as "unparseable"; empty where it has none.
     """
 
     score: float | None
     parts: Mapping[str, float]
     verdict: Verdict
     reasons: tuple[str, ...] = ()
+    finding: str = ""
 
     def __post_init__(self) -> None:
         if (self.score is None) != is_failure(self.verdict):
@@ -121,13 +123,16 @@ class Task(Protocol):
         """Ends worker processes, if the task has any."""
 
 
-def scored(score: float, parts: Mapping[str, float], *, reasons: tuple[str, ...] = ()) -> RewardResult:
+def scored(
+    score: float, parts: Mapping[str, float], *, reasons: tuple[str, ...] = (), finding: str = ""
+) -> RewardResult:
     """The result of a verifier that worked; a failed verdict if its score or a part of it is no finite float32."""
     wrong = {name: value for name, value in {"score": score, **parts}.items() if not is_reward(value)}
     if wrong:
         return failed(f"the verifier gave {', '.join(f'{name} {value}' for name, value in wrong.items())}")
     passed = score >= PASS_SCORE
-    return RewardResult(float(score), dict(parts), "pass" if passed else "fail", () if passed else reasons)
+    verdict: Verdict = "pass" if passed else "fail"
+    return RewardResult(float(score), dict(parts), verdict, () if passed else reasons, finding)
 
 
 def failed(reason: str, failure: Failure = "error") -> RewardResult:

@@ -15,7 +15,8 @@ MARK = "####"
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*")
 _PHRASE = re.compile(
-    r"(?:\banswer\b\**\s*(?:is|are|=|:)(?:\s*(?:given by|equal to|thus|therefore|now))?|^\s*A:)\s*:?\s*\**", re.I | re.M
+    r"(?:\banswer\b\**\s*(?:is|are|=|:)(?:\s*(?:given by|equal to|thus|therefore|now))?|^[^\S\n]*A:)\s*:?\s*\**",
+    re.I | re.M,
 )
 _SENTENCE_END = re.compile(r"(?:(?:[.?]|(?<![\d!)}])!)\**(?=\s|$))|\n")
 _MATH = re.compile(

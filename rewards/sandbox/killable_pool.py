@@ -81,6 +81,7 @@ class Verified(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       reasons: why it is not a pass.
       observation: of an environment, what is said next; None at the end of an episode.
       state: of an environment, to be handed back with the next answer.
+      finding: the verifier's own word for the verdict; empty where it has none.
     """
 
     score: float | None = None
@@ -89,6 +90,7 @@ class Verified(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     error: str = ""
     observation: str | None = None
     state: Any = None
+    finding: str = ""
 
     @property
     def judged_score(self) -> float:

@@ -1,0 +1,136 @@
+"""`format`: the answer has the form that the row asks for: tags, sections, a regular expression.
+
+A row says it in `tags`, `sections` and `regex`, or in an object `format` with these keys. A row that says nothing is
+answered in the tags of DeepSeek-R1: `<think>...</think><answer>...</answer>` (arXiv 2501.12948, section 2.2.2).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import regex
+
+from rewards.contracts import RewardResult, failed, scored
+from rewards.verifiers.columns import as_text, wrong
+from rewards.verifiers.verifier import Plain, Row, RowError
+
+DEFAULT_TAGS = ("think", "answer")
+_TIMEOUT_S = 1.0
+_MAX_ITEMS = 100
+_KEYS = ("tags", "sections", "regex")
+_TAG = re.compile(r"[A-Za-z][\w.-]{0,63}")
+
+
+def create(*, deadline_s: float, num_workers: int) -> Plain:
+    return Plain(judge)
+
+
+def judge(answer: str, row: Row) -> RewardResult:
+    """Whether the answer has the form; each thing that is asked for is a part, and the score is 1 if all are there.
+
+    Tags and sections must stand once each, in this order, and hold more than blanks. Nothing but blanks may stand
+    outside of tags. A section is a line with its name: `# Name`, `**Name**` or `Name:`. A regular expression must match
+    the whole answer, less the blanks around it; it gets one second.
+
+    Raises:
+      RowError: the row asks for something that is not understood.
+    """
+    wanted = _wanted(row)
+    found: dict[str, str] = {}
+    if tags := wanted.get("tags"):
+        found["tags"] = _tags(answer, _names(tags, "tags"))
+    if sections := wanted.get("sections"):
+        found["sections"] = _sections(answer, _names(sections, "sections"))
+    if pattern := wanted.get("regex"):
+        compiled = _compiled(as_text(pattern, "row.regex"))
+        try:
+            is_match = compiled.fullmatch(answer.strip(), timeout=_TIMEOUT_S) is not None
+        except TimeoutError:
+            return failed(f"row.regex took longer than {_TIMEOUT_S:g} s", "timeout")
+        found["regex"] = "" if is_match else f"it doesn't match {compiled.pattern!r:.100}"
+    parts = {name: float(not why) for name, why in found.items()}
+    reasons = tuple(why for why in found.values() if why)
+    return scored(float(not reasons), parts, reasons=reasons)
+
+
+def _wanted(row: Row) -> Mapping[str, Any]:
+    stated = row.get("format")
+    if isinstance(stated, str):
+        return {"regex": stated}
+    if stated is not None:
+        if not isinstance(stated, Mapping) or not stated or set(stated) - set(_KEYS):
+            raise wrong("row.format", stated, f"an object with some of the keys {', '.join(_KEYS)}")
+        return stated
+    found = {key: row[key] for key in _KEYS if row.get(key)}
+    return found or {"tags": DEFAULT_TAGS}
+
+
+def _names(value: Any, column: str) -> list[str]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list | tuple) or not 0 < len(items) <= _MAX_ITEMS:
+        raise wrong(f"row.{column}", value, f"a list of up to {_MAX_ITEMS} names")
+    names = [as_text(item, f"row.{column}").strip() for item in items]
+    if column == "tags":
+        names = [name.strip("<>/") for name in names]
+    if bad := [name for name in names if not name or (column == "tags" and not _TAG.fullmatch(name))]:
+        raise wrong(f"row.{column}", bad[0], "a name")
+    return names
+
+
+def _tags(answer: str, names: list[str]) -> str:
+    """What is wrong with the tags; empty if nothing is."""
+    position = 0
+    for name in names:
+        opened, closed = f"<{name}>", f"</{name}>"
+        if (begins := answer.count(opened)) != 1 or (ends := answer.count(closed)) != 1:
+            which, count = (opened, begins) if begins != 1 else (closed, ends)
+            return f"{which} stands {count} times, expected once"
+        begin, end = answer.index(opened), answer.index(closed)
+        if begin < position or answer[position:begin].strip():
+            return f"text, or another tag, stands before {opened}"
+        if end < begin or not answer[begin + len(opened) : end].strip():
+            return f"{opened} holds nothing"
+        position = end + len(closed)
+    return "text stands after the last tag" if answer[position:].strip() else ""
+
+
+def _sections(answer: str, names: list[str]) -> str:
+    headings = [_heading(line) for line in answer.splitlines()]
+    places: list[int] = []
+    for name in names:
+        found = [index for index, heading in enumerate(headings) if heading == name.strip(":").casefold()]
+        if len(found) != 1:
+            return f"the section {name!r:.100} stands {len(found)} times, expected once"
+        places.append(found[0])
+    if places != sorted(places):
+        return "the sections stand in another order"
+    lines = answer.splitlines()
+    for name, begin, end in zip(names, places, [*places[1:], len(lines)], strict=True):
+        if not "".join(lines[begin + 1 : end]).strip() and not _after_colon(lines[begin]):
+            return f"the section {name!r:.100} is empty"
+    return ""
+
+
+def _heading(line: str) -> str | None:
+    """The name of a section that begins with this line, in lower case."""
+    line = line[:1000].strip()
+    if line.startswith("#"):
+        return line.lstrip("#").strip(" *:").casefold()
+    if line.startswith("**") and "**" in line[2:]:
+        return line[2:].split("**", 1)[0].strip(" :").casefold()
+    return line.split(":", 1)[0].strip().casefold() if ":" in line else None
+
+
+def _after_colon(line: str) -> bool:
+    return bool(line.partition(":")[2].strip(" *"))
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> regex.Pattern[str]:
+    try:
+        return regex.compile(pattern, regex.DOTALL)
+    except (regex.error, RecursionError, ValueError) as error:
+        raise RowError(f"row.regex {pattern!r:.100} is no regular expression: {error}") from None
