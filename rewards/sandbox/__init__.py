@@ -1,6 +1,7 @@
 """Where answers are scored: confined processes that can be killed."""
 
 from rewards.sandbox.answer_guards import GUARDS
+from rewards.sandbox.confinement import known_calls
 from rewards.sandbox.environment_class import ENVIRONMENT
 from rewards.sandbox.killable_pool import Verified, VerifierError, VerifierPool, VerifierStartError, printable
 from rewards.sandbox.plain_json import from_json, to_json
@@ -17,6 +18,7 @@ __all__ = [
     "VerifierPool",
     "VerifierStartError",
     "from_json",
+    "known_calls",
     "printable",
     "read_score",
     "refusal",

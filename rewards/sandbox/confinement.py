@@ -163,6 +163,12 @@ def _filter_calls() -> None:
     _check(_libc().prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0), "PR_SET_SECCOMP")
 
 
+def known_calls(machine: str) -> tuple[int, dict[str, int]]:
+    """A machine's audit number, and the number of each call that scoring needs; KeyError for an unknown machine."""
+    audit, openat, calls = _CALLS[machine]
+    return audit, {**calls, "openat": openat}
+
+
 def filter_program(machine: str) -> bytes:
     """The seccomp filter for a machine, as BPF (linux/seccomp.h): 8 bytes an instruction."""
     audit, openat, calls = _CALLS[machine]

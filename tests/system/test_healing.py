@@ -36,6 +36,7 @@ CANNOT_HEAL = {
     "ModelFamilyError",
     "PatternError",
     "PlanError",
+    "SandboxError",
     "ShardingError",
     "TaskError",
     "TokenizerError",

@@ -1,0 +1,1 @@
+"""Answers that are code: where they run, and how they are judged."""
