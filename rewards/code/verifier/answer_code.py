@@ -1,8 +1,10 @@
-"""The code in an answer: its last block of Python, or all of it where it is nothing but code."""
+"""The code in an answer: its last block of Python, or all of it where it has no block.
+
+What a model wrote is not parsed here: a text that is no Python fails in the sandbox.
+"""
 
 from __future__ import annotations
 
-import ast
 import re
 
 _FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`~]*)[^\n]*$", re.MULTILINE)
@@ -15,16 +17,16 @@ def answer_code(answer: str) -> str | None:
     """The code that an answer gives, None if it gives none.
 
     A fence that is not closed, as in an answer that was cut off, ends with the answer. Of several blocks the last one
-    counts. Without a block the whole answer is code if Python can parse it.
+    counts. Without any fence the whole answer counts as code.
     """
     text = answer.rpartition(_THOUGHT_END)[2] if _THOUGHT_END in answer else answer
     text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
     if len(text) > MAX_CODE_CHARACTERS:
         return None
+    if not _FENCE.search(text):
+        return text if text.strip() else None
     blocks = _blocks(text)
-    if blocks:
-        return blocks[-1]
-    return text if text.strip() and _parses(text) else None
+    return blocks[-1] if blocks else None
 
 
 def _blocks(text: str) -> list[str]:
@@ -51,11 +53,3 @@ def _dedented(block: str) -> str:
     lines = [line for line in block.split("\n") if line.strip()]
     indent = min((len(line) - len(line.lstrip(" ")) for line in lines), default=0)
     return "\n".join(line[indent:] if line.strip() else "" for line in block.strip("\n").split("\n")) + "\n"
-
-
-def _parses(text: str) -> bool:
-    try:
-        ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True

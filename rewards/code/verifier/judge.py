@@ -30,7 +30,10 @@ _MAX_REASON = 300
 
 
 class CodeVerifier:
-    """Judges code against the tests of its row. Safe to call from several threads.
+    """Judges code against the tests of its row; has what `rewards.verifiers.Verifier` asks for.
+
+    Safe to call from several threads. What an answer does wrong is a score, also where it ends its sandbox or takes
+    too long; the verdict's `finding` is then "error" or "timeout", by the first case that does not hold.
 
     Args:
       num_workers: answers that are judged at a time.
@@ -62,17 +65,23 @@ class CodeVerifier:
     def judge(self, answer: str, row: Mapping[str, Any]) -> RewardResult:
         """The verdict on an answer; see `rewards.code.verifier.cases.request_of` for the row's columns."""
         code = answer_code(answer)
-        if code is None:
-            return scored(0.0, {"passed": 0.0, "cases": 0.0}, reasons=("there is no Python code in the answer",))
         try:
-            request = request_of(row, code, output_bytes=self._pool.limits.output_bytes)
+            request = request_of(row, code or "", output_bytes=self._pool.limits.output_bytes)
         except (TestsError, ValueError) as error:
             return failed(_short(str(error)), "refused")
+        if code is None:
+            reasons = ("there is no Python code in the answer",)
+            return scored(0.0, {"passed": 0.0, "cases": float(_count(request["cases"]))}, reasons=reasons)
         try:
             report = self._pool.run(request, self._deadline_s)
         except SandboxError as error:
             return failed(_short(str(error)), "crashed")
         return _verdict(request["cases"], report, partial=self._partial)
+
+    def refusal(self, row: Mapping[str, Any]) -> str:
+        """Why answers to this row can't be judged; empty if nothing is known against it."""
+        result = self.judge("", row)
+        return result.reasons[0] if result.score is None else ""
 
     def close(self) -> None:
         """Ends the sandboxes."""
@@ -80,10 +89,10 @@ class CodeVerifier:
 
 
 def _verdict(cases: list[dict[str, Any]], report: Report, *, partial: bool) -> RewardResult:
-    total = sum(case["kind"] != "support" for case in cases)
     if report.ended:
-        parts = {"passed": 0.0, "cases": float(total)}
-        return scored(0.0, parts, reasons=(f"error: the sandbox ended: {_short(report.ended)}",))
+        parts = {"passed": 0.0, "cases": float(_count(cases))}
+        reason = f"error: the sandbox ended: {_short(report.ended)}"
+        return scored(0.0, parts, reasons=(reason,), finding="error")
     wrong = [outcome for outcome in report.outcomes if outcome["why"]]
     unjudged = [outcome for outcome in wrong if outcome["kind"] == "unjudged"]
     reasons = tuple(_reason(cases, outcome) for outcome in wrong[:_MAX_REASONS])
@@ -92,12 +101,18 @@ def _verdict(cases: list[dict[str, Any]], report: Report, *, partial: bool) -> R
     passed = sum(not outcome["why"] for outcome in report.outcomes)
     count = len(report.outcomes)
     share = passed / count if partial else float(passed == count)
-    return scored(share, {"passed": float(passed), "cases": float(count)}, reasons=reasons)
+    kind = wrong[0]["kind"] if wrong else ""
+    finding = kind if kind in ("timeout", "error") else ""
+    return scored(share, {"passed": float(passed), "cases": float(count)}, reasons=reasons, finding=finding)
+
+
+def _count(cases: list[dict[str, Any]]) -> int:
+    return sum(case["kind"] != "support" for case in cases)
 
 
 def _reason(cases: list[dict[str, Any]], outcome: Mapping[str, Any]) -> str:
     index = outcome["index"]
-    number = sum(case["kind"] != "support" for case in cases[: index + 1])
+    number = _count(cases[: index + 1])
     name = "the tests' own lines" if cases[index]["kind"] == "support" else f"test {number}"
     return _short(f"{name}: {printable(text_of(cases[index]))[:_MAX_TEXT]}: {outcome['why']}")
 

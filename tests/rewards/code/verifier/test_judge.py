@@ -233,7 +233,7 @@ def test_without_partial_credit_all_tests_count(pool: SandboxPool) -> None:
 
 
 def test_an_answer_without_code_fails(verifier: CodeVerifier) -> None:
-    result = verifier.judge("I can't do that.", {"tests": ["assert f(2) == 4"]})
+    result = verifier.judge("```text\nI can't do that.\n```", {"tests": ["assert f(2) == 4"]})
     assert (result.score, result.verdict, result.reasons) == (0.0, "fail", ("there is no Python code in the answer",))
 
 
