@@ -19,6 +19,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "new": Command("tools.new", "make a folder with a run of your own: configuration, reward and data"),
         "doctor": Command("tools.doctor", "say what this machine can run, and what is missing"),
         "settings": Command("tools.settings", "list every setting with type, range, default and meaning"),
+        "score": Command("tools.score", "score a file of answers with a run's reward or a verifier", configured=True),
         "plan": Command("tools.plan", "predict the device memory of a train step"),
     },
     "train": {

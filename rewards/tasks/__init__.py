@@ -3,6 +3,7 @@
 from rewards.sandbox import REWARD
 from rewards.tasks.create import TASK, create_task
 from rewards.tasks.jsonl_lines import read_file, records, text_of
+from rewards.tasks.judge import TaskJudge, create_judge
 from rewards.tasks.problems import GeneratedProblems, ListedProblems
 from rewards.tasks.row_sources import DATA
 
@@ -12,6 +13,8 @@ __all__ = [
     "TASK",
     "GeneratedProblems",
     "ListedProblems",
+    "TaskJudge",
+    "create_judge",
     "create_task",
     "read_file",
     "records",

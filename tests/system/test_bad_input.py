@@ -88,6 +88,10 @@ CASES = [
         )
     ),
     "evaluate --suite stories --model EMPTY",
+    *(f"score --verifier exact --answers {p}" for p in ("MISSING", "EMPTY", "UNDER", "HUGE", "ODD")),
+    *(f"score --verifier exact --answers FILE --out {p}" for p in ("EMPTY", "UNDER", "HUGE", "FILE")),
+    *(f"score --config {p} --answers FILE" for p in ("MISSING", "EMPTY", "FILE", "BINARY", "HUGE", "ODD")),
+    "score --verifier nobody --answers FILE",
     *(f"evaluate report {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD", "JUNK")),
     *(f"evaluate compare {p} {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD", "JUNK")),
     *(f"evaluate contamination --suite stories --contamination {p}" for p in ("MISSING", "EMPTY", "FILE", "HUGE")),
@@ -132,6 +136,7 @@ CASES = [
     *("launch stop RUN", "launch logs RUN nobody", "launch --on moon --config demo", "launch --on local"),
     *("role", "role --need MISSING -- true", "role --variable A=file:/no/such -- true", "role -- /no/such/program"),
     *("train", "learner", "evaluate", "queue", "fleet", "weights", "convert", "plan", "view", "report", "database"),
+    "score",
 ]  # fmt: skip
 
 

@@ -1,0 +1,76 @@
+"""A run's reward on its own: it judges answers to rows that nobody has to look up in the run's data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rewards.contracts import Problem, RewardRequest, RewardResult, Task, failed
+from rewards.settings import TaskSettings
+from rewards.tasks.create import create_task
+from rewards.tasks.jsonl_math import gold_of
+
+
+class TaskJudge:
+    """Judges answers to rows as a task scores answers to its problems.
+
+    A row has the columns of the task's data; "question" and "answer" are taken where the settings' names are missing.
+    """
+
+    def __init__(self, settings: TaskSettings, task: Task) -> None:
+        self._settings = settings
+        self._task = task
+
+    def judge(self, answer: str, row: Mapping[str, Any]) -> RewardResult:
+        """The task's verdict; "refused" for a row that is none of its problems. Whatever both are, it returns."""
+        try:
+            problem = problem_of(row, self._settings)
+        except ValueError as error:
+            return failed(str(error), "refused")
+        return self._task.score(RewardRequest(problem, answer, "stop"))
+
+    def close(self) -> None:
+        self._task.close()
+
+
+def create_judge(settings: TaskSettings, *, seed: int, deadline_s: float, num_workers: int) -> TaskJudge:
+    """The judge of a run's task.
+
+    Raises:
+      TaskError, DoorError: the task's settings or data can't be used.
+    """
+    return TaskJudge(settings, create_task(settings, seed=seed, deadline_s=deadline_s, num_workers=num_workers))
+
+
+def problem_of(row: Mapping[str, Any], settings: TaskSettings) -> Problem:
+    """The problem that a row stands for.
+
+    Raises:
+      ValueError: a column is missing, or holds no text.
+    """
+    question_column, answer_column = settings.question_column, settings.answer_column
+    if settings.provider == "jsonl_math":
+        question_column = str(settings.options.get("question_key", "question"))
+        answer_column = str(settings.options.get("answer_key", "answer"))
+    question = _text(row, question_column, "question", needed=False)
+    reference = _text(row, answer_column, "answer", needed=settings.provider == "jsonl_math") if answer_column else ""
+    if settings.provider == "jsonl_math":
+        reference = gold_of(reference)
+    if settings.provider == "reasoning_gym" or isinstance(row.get("metadata"), Mapping):
+        metadata = row.get("metadata")
+        if not isinstance(metadata, Mapping):
+            raise ValueError('the row has no "metadata", which entries of reasoning-gym have')
+        return Problem(0, question, reference, metadata)
+    known = {"question": question, "answer": row.get(answer_column, row.get("answer", reference))}
+    return Problem(0, question, reference, {**row, **known})
+
+
+def _text(row: Mapping[str, Any], column: str, otherwise: str, *, needed: bool) -> str:
+    value = row.get(column, row.get(otherwise))
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if value is None and not needed:
+        return ""
+    raise ValueError(f"the row's {column!r} is {value!r:.100}, expected text")
