@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +18,8 @@ _HELPERS = {
     **dict.fromkeys(("isclose", "fabs", "floor", "ceil", "isnan"), "math"),
     **dict.fromkeys(("Counter", "OrderedDict", "defaultdict", "deque"), "collections"),
 }
+#: filters of warnings are those of the whole process
+_WARNINGS = threading.Lock()
 _UNITTEST = "_weir_unittest"
 _RUN_UNITTEST = f"""
 def {_UNITTEST}(case, method):
@@ -86,8 +90,13 @@ def python_tests(sources: list[str], setup: str, entry_point: str) -> PythonTest
 
 
 def _parsed(source: str, what: str) -> ast.Module:
+    text = source.replace("\r\n", "\n").replace("\r", "\n").strip("\ufeff")
     try:
-        return ast.parse(source.replace("\r\n", "\n").replace("\r", "\n").strip("\ufeff"))
+        # An escape in a text that Python would rather have doubled is not ours to complain about.
+        with _WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise TestsError(f"{what} can't be parsed: {type(error).__name__}: {error}") from None
 

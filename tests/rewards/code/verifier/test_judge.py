@@ -104,6 +104,7 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "a name of Python's own": ("def sum(a, b): return a + b", {"tests": ["assert sum(10, 15) == 25"]}),
     "imports of the setup": ("def f(x): return math.sqrt(x)", {"test_setup_code": "import math", "tests": "assert f(4) == 2"}),
+    "an escape that should be doubled": ("def f(x): return x", {"tests": "assert f('\\w') == '\\\\w'"}),
     "a set": ("def f(a): return set(a)", {"tests": "assert f([1, 1]) == {1}"}),
     "a named tuple": (
         "from collections import namedtuple\nP = namedtuple('P', 'x y')\ndef f(): return P(1, 2)",
