@@ -45,6 +45,8 @@ class Tier(Protocol):
 
     def command(self, limits: Limits, filter_descriptor: int) -> list[str]: ...
 
+    def close(self) -> None: ...
+
 
 class BoxEnded(Exception):
     """A sandbox ended before it said what it was asked for."""

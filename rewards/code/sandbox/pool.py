@@ -99,6 +99,7 @@ class SandboxPool:
             self._changed.notify_all()
         self._starter.join(_START_S)
         self._executor.shutdown(wait=True, cancel_futures=True)
+        self._tier.close()
 
     def _take(self) -> Box:
         with self._changed:

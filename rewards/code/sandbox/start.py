@@ -16,8 +16,8 @@ def open_pool(*, num_workers: int, limits: Limits | None = None, num_warm: int |
     Raises:
       SandboxError: none does: says why, and what to install or allow.
     """
-    interpreter = find_interpreter(for_others=next_user() is not None)
-    tier = find_bubblewrap(interpreter)
+    for_others = next_user() is not None
+    tier = find_bubblewrap(find_interpreter(for_others=for_others), for_others=for_others)
     pool = SandboxPool(tier, limits or Limits(), num_workers=num_workers, num_warm=num_warm)
     try:
         check(pool)

