@@ -2,7 +2,7 @@
 
 from serving_bridge.weights.delta import Encoder, changes, decode, moved
 from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityError, words_dtype, xxh3_128
-from serving_bridge.weights.inspection import VersionRow
+from serving_bridge.weights.inspection import VersionRow, difference_from
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.reader import read_path, read_version
 from serving_bridge.weights.store import WeightStore
@@ -20,6 +20,7 @@ __all__ = [
     "WeightStore",
     "changes",
     "decode",
+    "difference_from",
     "moved",
     "read_path",
     "read_version",

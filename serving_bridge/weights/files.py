@@ -148,6 +148,18 @@ def read_safetensors(path: Path, file: WeightFile) -> dict[str, Tensor]:
         raise WeightIntegrityError(f"{path} is no file of tensors: {quoted(str(error))}") from error
 
 
+def mapped_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file that no manifest lists, read as they are looked at.
+
+    Raises:
+      WeightIntegrityError: it is no file of tensors.
+    """
+    try:
+        yield from _tensors(np.memmap(path, np.uint8, "r"))
+    except (ValueError, RecursionError) as error:
+        raise WeightIntegrityError(f"{path} is no file of tensors: {quoted(str(error))}") from error
+
+
 def _tensors(data: np.ndarray) -> Iterator[tuple[str, Tensor]]:
     """Raises `ValueError` unless the bytes are a header and the tensors that it lists, back to back."""
     length = int.from_bytes(data[:8].tobytes(), "little")

@@ -1,14 +1,15 @@
-"""What a weight store holds, for people: versions at a glance, differences between two, damage, and going back."""
+"""What a weight store holds, for people: versions at a glance, differences, damage, and going back."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from learner_jax.contracts import ContractError, WeightManifest
+from learner_jax.contracts import ContractError, WeightManifest, quoted
 from serving_bridge.weights.delta import num_changes
-from serving_bridge.weights.files import ITEMSIZES, StoreError
+from serving_bridge.weights.files import ITEMSIZES, StoreError, mapped_safetensors, xxh3_128
 from serving_bridge.weights.reader import read_path, read_version
 from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionHeader, VersionWriter
@@ -84,6 +85,30 @@ def differences(store: WeightStore, old: int, new: int) -> Iterator[TensorDiffer
             )
         changed = num_changes(other.words, tensor.words)
         yield TensorDifference(name, tensor.shape, changed, tensor.words.size)
+
+
+def difference_from(folder: Path, manifest: WeightManifest) -> str | None:
+    """How the tensors of a Hugging Face folder differ from those of a version; None where all bits are the same.
+
+    Raises:
+      WeightIntegrityError: a file of the folder holds no tensors.
+    """
+    expected = {entry.name: entry for entry in manifest.tensors}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, tensor in mapped_safetensors(path):
+            entry = expected.pop(name, None)
+            if entry is None:
+                return f"{path} has a tensor {quoted(name, 80)}, which version {manifest.version} has not"
+            if (tensor.dtype, list(tensor.shape)) != (entry.dtype, entry.shape):
+                return (
+                    f"{name} is {tensor.dtype}{list(tensor.shape)} in {path} and {entry.dtype}{entry.shape} in version "
+                    f"{manifest.version}"
+                )
+            if xxh3_128(tensor.words) != entry.xxh3_128:
+                return f"{name} of {path} has other values than in version {manifest.version}"
+    if expected:
+        return f"{folder} lacks {len(expected)} tensors of version {manifest.version}, e.g. {min(expected)}"
+    return None
 
 
 def problem(store: WeightStore, version: int) -> str | None:

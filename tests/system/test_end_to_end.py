@@ -61,6 +61,8 @@ def test_the_job_survives_a_killed_learner_and_trains_on_nothing_twice(tmp_path:
     rounds = [r for r in records if r["event"] == "round"]
     assert {r["outcome"] for r in rounds} == {"updated"}
     assert max(r["probe_max_abs"] for r in rounds) <= 1e-3
+    (after,) = (r for r in records if r["event"] == "evaluation" and r["which"] == "after")
+    assert after["versions"] == [rounds[-1]["version"]] * 2, "the last version was not asked of the fleet"
     assert 0 <= summary["accuracy_before"] <= 1
     assert summary["num_problems"] == 16
     for key in ("reward_first", "reward_last", "wall_s", "tokens_per_s", "learner_idle_share", "rollout_idle_share"):

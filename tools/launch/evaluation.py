@@ -1,24 +1,95 @@
-"""Skill of a model folder, measured through a vLLM server of its own."""
+"""Held-out skill of the weights that a replica of the fleet serves, or of a model folder on a server of its own."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
-
 from configs.schema import Config
-from serving_bridge.evaluation import Evaluation, evaluate
+from learner_jax.contracts import ContractError, WeightManifest
+from learner_jax.runtime import Waits, WeirError
+from serving_bridge.evaluation import Evaluation, PromptEncoder, evaluate
 from serving_bridge.fleet import Replica
-from tools.assembly import RunPaths, build_encoder, build_task
+from serving_bridge.routing import ReplicaRow
+from serving_bridge.vllm import VllmClient, http_session
+from serving_bridge.weights import StoreError, difference_from
+from tools.assembly import (
+    RunPaths,
+    base_model_dir,
+    build_encoder,
+    build_keys,
+    build_registry,
+    build_store,
+    build_task,
+)
 
 #: Names the weights that a server was started with, so that its answers carry a version.
 _FOLDER_VERSION = 0
+_POLL_S = 0.1
+
+
+class NotServedError(WeirError, RuntimeError):
+    """The fleet can't be asked for the skill of a version."""
+
+
+@dataclass(frozen=True)
+class ServedSkill:
+    """What a replica showed, and the version that sampled all of its answers."""
+
+    result: Evaluation
+    manifest: WeightManifest
+
+    def require(self, model_dir: Path) -> None:
+        """Raises `NotServedError` unless a model folder holds the very weights of that version."""
+        try:
+            difference = difference_from(model_dir, self.manifest)
+        except StoreError as error:
+            difference = str(error)
+        if difference is not None:
+            raise NotServedError(difference)
+
+
+async def evaluate_replica(config: Config, paths: RunPaths, replica: ReplicaRow) -> Evaluation:
+    """Asks a replica of the fleet. Raises `ReplicaError` where it does not answer all."""
+    encoder, _ = build_encoder(config, base_model_dir(config, paths))
+    token = build_keys(config, paths).token("inference", replica.url, replica.start)
+    async with http_session() as session:
+        return await _evaluated(config, VllmClient(replica.url, session, token=token), encoder)
+
+
+async def evaluate_newest(config: Config, paths: RunPaths, waits: Waits) -> ServedSkill:
+    """Asks a replica that serves the newest version, once there is one; nothing may be published meanwhile.
+
+    Raises:
+      NotServedError: no replica served it in time, or all the way.
+      ReplicaError: the replica does not answer all.
+    """
+    try:
+        manifest = build_store(config, paths).newest()
+    except (StoreError, ContractError) as error:
+        raise NotServedError(str(error)) from error
+    if manifest is None:
+        raise NotServedError("nothing was published")
+    registry, version = build_registry(paths), manifest.version
+    with waits.waiting(
+        f"a replica that serves version {version}",
+        on="fleet",
+        limit_s=config.serving.update_timeout_s,
+        setting="serving.update_timeout_s",
+        error=NotServedError,
+    ) as wait:
+        while not (serving := [replica for replica in registry.ready() if replica.version == version]):
+            await wait.pause(_POLL_S)
+    result = await evaluate_replica(config, paths, serving[0])
+    if set(result.versions) != {version}:
+        raise NotServedError(f"answers are of versions {result.versions}, expected all of version {version}")
+    return ServedSkill(result, manifest)
 
 
 async def evaluate_folder(config: Config, paths: RunPaths, model_dir: Path) -> Evaluation:
     """Starts one vLLM replica on the folder, evaluates, and stops it."""
     encoder, _ = build_encoder(config, model_dir)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    async with http_session() as session:
         replica = Replica(
             "evaluation",
             model_dir,
@@ -30,16 +101,20 @@ async def evaluate_folder(config: Config, paths: RunPaths, model_dir: Path) -> E
         await replica.start()
         try:
             await replica.client.control().name_version(_FOLDER_VERSION)
-            return await evaluate(
-                replica.client,
-                build_task(config),
-                encoder,
-                num_problems=config.evaluation.num_problems,
-                max_tokens=config.evaluation.max_tokens or config.rollout.max_tokens,
-                num_samples=config.evaluation.num_samples_shown,
-                timeout_s=config.rollout.request_timeout_s,
-                temperature=config.evaluation.temperature,
-                reward_timeout_s=config.rollout.reward_timeout_s,
-            )
+            return await _evaluated(config, replica.client, encoder)
         finally:
             await replica.stop()
+
+
+async def _evaluated(config: Config, client: VllmClient, encoder: PromptEncoder) -> Evaluation:
+    return await evaluate(
+        client,
+        build_task(config),
+        encoder,
+        num_problems=config.evaluation.num_problems,
+        max_tokens=config.evaluation.max_tokens or config.rollout.max_tokens,
+        num_samples=config.evaluation.num_samples_shown,
+        timeout_s=config.rollout.request_timeout_s,
+        temperature=config.evaluation.temperature,
+        reward_timeout_s=config.rollout.reward_timeout_s,
+    )

@@ -9,26 +9,20 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-import aiohttp
-
 from configs.schema import Config
 from learner_jax.runtime import Waits
 from learner_jax.settings import HOSTS_SECRET
-from serving_bridge.evaluation import Evaluation, evaluate
+from serving_bridge.evaluation import Evaluation
 from serving_bridge.processes import Supervisor
-from serving_bridge.routing import ReplicaRow
 from serving_bridge.telemetry import MetricsTail, read_metrics, reported_waits
-from serving_bridge.vllm import ReplicaError, VllmClient
+from serving_bridge.vllm import ReplicaError
 from tools.assembly import (
     Here,
     Placement,
     Planned,
     RunPaths,
     base_model_dir,
-    build_encoder,
-    build_keys,
     build_registry,
-    build_task,
     fresh_coordinator,
     learner_commands,
     metrics_log,
@@ -36,7 +30,13 @@ from tools.assembly import (
     variables_to_hand_on,
     watched,
 )
-from tools.launch.evaluation import evaluate_folder
+from tools.launch.evaluation import (
+    NotServedError,
+    ServedSkill,
+    evaluate_folder,
+    evaluate_newest,
+    evaluate_replica,
+)
 from tools.reporting import LiveView
 
 T = TypeVar("T")
@@ -123,16 +123,14 @@ class Job:
         if self._should_stop():
             return
         self._phase("evaluating")
-        fleets = [process for process in processes if process.role == "fleet" and process.name != "evaluate"]
-        for process in (*workers, *fleets):
-            supervisor.ask_to_stop(process.name)
+        for worker in workers:
+            supervisor.ask_to_stop(worker.name)
 
     def _planned(self) -> list[Planned]:
         return list(planned(self._config, self._paths, profile_steps=self._profile_steps, place=self._place))
 
-    def _run_to_its_end(self, supervisor: Supervisor, name: str) -> None:
-        self._start(supervisor, next(process for process in self._planned() if process.name == name))
-        self._watch(supervisor, until=lambda: supervisor.has_finished(name))
+    def _process(self, name: str) -> Planned:
+        return next(process for process in self._planned() if process.name == name)
 
     def _start(self, supervisor: Supervisor, process: Planned) -> None:
         supervisor.start_group(
@@ -194,7 +192,7 @@ class Job:
             if not ready or self._measured("before") or self._should_stop():
                 return
             try:
-                result = self._meanwhile(supervisor, self._evaluate_on(ready[0]))
+                result = self._meanwhile(supervisor, evaluate_replica(self._config, self._paths, ready[0]))
             except ReplicaError as error:
                 if not (error.retryable and tries_left):
                     raise
@@ -222,37 +220,53 @@ class Job:
 
         return asyncio.run(watched())
 
-    async def _evaluate_on(self, replica: ReplicaRow) -> Evaluation:
-        encoder, _ = build_encoder(self._config, base_model_dir(self._config, self._paths))
-        keys = build_keys(self._config, self._paths)
-        token = keys.token("inference", replica.url, replica.start)
-        async with aiohttp.ClientSession() as session:
-            return await evaluate(
-                VllmClient(replica.url, session, token=token),
-                build_task(self._config),
-                encoder,
-                num_problems=self._config.evaluation.num_problems,
-                max_tokens=self._config.evaluation.max_tokens or self._config.rollout.max_tokens,
-                num_samples=self._config.evaluation.num_samples_shown,
-                timeout_s=self._config.rollout.request_timeout_s,
-                temperature=self._config.evaluation.temperature,
-                reward_timeout_s=self._config.rollout.reward_timeout_s,
-            )
-
     def _measure_after(self, supervisor: Supervisor) -> None:
-        """Held-out skill of the last checkpoint, converted, on a vLLM server of its own."""
+        """Held-out skill of the last checkpoint, which is converted meanwhile.
+
+        It is asked of the fleet. Unless the fleet serves the very weights of the converted folder, a vLLM server of its
+        own is started on the folder.
+        """
         if self._measured("after"):
             return
-        if not self._paths.final_model.exists():
-            self._run_to_its_end(supervisor, "convert")
+        is_converted = self._paths.final_model.exists()
+        if not is_converted:
+            self._start(supervisor, self._process("convert"))
+        served = self._by_the_fleet(supervisor)
+        for process in self._planned():
+            if process.role == "fleet" and process.name != "evaluate":
+                supervisor.ask_to_stop(process.name)
+        if not is_converted:
+            self._watch(supervisor, until=lambda: supervisor.has_finished("convert"))
         if self._should_stop():
             return
-        if self._place.is_elsewhere:  # there may be no vLLM on this host
-            self._run_to_its_end(supervisor, "evaluate")
-            return
-        result = self._meanwhile(supervisor, evaluate_folder(self._config, self._paths, self._paths.final_model))
-        if result is not None:
-            self._record("after", result)
+        if served is not None and self._is_of_the_folder(served):
+            self._record("after", served.result)
+        elif self._place.is_elsewhere:  # there may be no vLLM on this host
+            self._start(supervisor, self._process("evaluate"))
+            self._watch(supervisor, until=lambda: supervisor.has_finished("evaluate"))
+        else:
+            result = self._meanwhile(supervisor, evaluate_folder(self._config, self._paths, self._paths.final_model))
+            if result is not None:
+                self._record("after", result)
+
+    def _by_the_fleet(self, supervisor: Supervisor) -> ServedSkill | None:
+        """What a replica with the newest version shows; None if there is none, or a stop is asked for."""
+        try:
+            return self._meanwhile(supervisor, evaluate_newest(self._config, self._paths, self._waits))
+        except (ReplicaError, NotServedError) as error:
+            self._not_by_the_fleet(error)
+            return None
+
+    def _is_of_the_folder(self, served: ServedSkill) -> bool:
+        try:
+            served.require(self._paths.final_model)
+        except NotServedError as error:
+            self._not_by_the_fleet(error)
+            return False
+        return True
+
+    def _not_by_the_fleet(self, error: Exception) -> None:
+        self._metrics.write("retry", error=f"held-out evaluation after training, by the fleet: {error}")
 
     def _record(self, which: str, result: Evaluation) -> None:
         self._metrics.write("evaluation", which=which, **result.as_fields())
