@@ -9,12 +9,19 @@ import numpy as np
 
 from learner_jax.batches.batch import Batch, Episodes, on_host
 from learner_jax.batches.batch_stats import BatchStats, batch_stats
-from learner_jax.batches.estimators import estimator_of
-from learner_jax.batches.hygiene import clean_groups
+from learner_jax.batches.estimators import estimator_of, function_of
+from learner_jax.batches.hygiene import CleanedGroups, clean_groups
 from learner_jax.batches.sequences import Reference, Sequences, padded, sequences
 from learner_jax.contracts import NOT_SAMPLED, Trajectory
 from learner_jax.hosts import Hosts
-from learner_jax.losses import ESTIMATORS, group_advantages, loss_counts, loss_weights
+from learner_jax.losses import (
+    ESTIMATORS,
+    group_advantages,
+    loss_counts,
+    loss_weights,
+    turn_advantages,
+    turn_returns,
+)
 from learner_jax.settings import LossSettings
 
 
@@ -56,13 +63,17 @@ def rl_batch(
         episodes = _episodes(trajectories, cleaned.penalties, mask, settings, updates, hosts)
     else:
         rewards = cleaned.rewards
+        penalties: np.ndarray | None = None
         if settings.kl.use == "reward" and reference_logprobs is not None:
             estimator = ESTIMATORS[settings.kl.estimator]
             penalty = np.asarray(estimator(behavior, on_host(reference_logprobs)), np.float64)
-            per_answer = kl_coefficient * np.where(mask, penalty, 0.0).sum(axis=1)
+            penalties = kl_coefficient * np.where(mask, penalty, 0.0)
             cuts = np.cumsum([len(group) for group in groups])[:-1]
-            rewards = [r - p for r, p in zip(rewards, np.split(per_answer, cuts), strict=True)]
-        answers = _answer_advantages(rewards, cleaned.valid, mask, settings, hosts)
+            rewards = [r - p for r, p in zip(rewards, np.split(penalties.sum(axis=1), cuts), strict=True)]
+        if settings.advantage.credit == "turn":
+            answers = _turn_advantages(groups, cleaned, penalties, mask.shape, settings)
+        else:
+            answers = _answer_advantages(rewards, cleaned.valid, mask, settings, hosts)
         advantages = (answers * mask).astype(np.float32)
         episodes = None
     batch = Batch(
@@ -124,6 +135,41 @@ def _answer_advantages(
         for i, values in zip(complete, estimated[first : first + len(complete)], strict=True):
             advantages[i][valid[i]] = values
     return np.concatenate(advantages)[:, None]
+
+
+def _turn_advantages(
+    groups: Sequence[Sequence[Trajectory]],
+    cleaned: CleanedGroups,
+    penalties: np.ndarray | None,
+    shape: tuple[int, ...],
+    settings: LossSettings,
+) -> np.ndarray:
+    """Advantage of every token [B, T]: that of its turn; answers without a valid reward are in no comparison.
+
+    Args:
+      penalties: of the KL, by token [B, T], where it is part of the reward.
+    """
+    chosen = settings.advantage
+    fewest = 2 if chosen.estimator == "rloo" else 1
+    estimator = function_of(chosen)
+    advantages, row = np.zeros(shape), 0
+    columns = (groups, cleaned.valid, cleaned.penalties, cleaned.learned)
+    for group, valid, overlong, learned in zip(*columns, strict=True):
+        returns, turns = [], []
+        compared = np.flatnonzero(valid) if learned.any() else np.zeros(0, np.int64)
+        for offset in compared:
+            t = group[offset]
+            turns.append(np.unique(t.turn, return_inverse=True)[1])
+            earned = np.asarray(t.rewards, np.float64).copy()
+            earned[-1] += overlong[offset]
+            if penalties is not None:
+                earned -= penalties[row + offset, : len(earned)]
+            returns.append(turn_returns(np.bincount(turns[-1], weights=earned), chosen.turn_discount))
+        estimated = turn_advantages(returns, estimator, fewest=fewest)
+        for offset, by_turn, turn in zip(compared, estimated, turns, strict=True):
+            advantages[row + offset, : len(turn)] = by_turn[turn]
+        row += len(group)
+    return advantages
 
 
 def _episodes(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from learner_jax.losses import dr_grpo, grpo, rloo
 from learner_jax.runtime import DoorError
 from learner_jax.settings import ESTIMATOR_DOOR, OTHER_ESTIMATORS, AdvantageSettings
 
@@ -27,6 +28,15 @@ def estimator_of(settings: AdvantageSettings) -> str | Callable[[np.ndarray], np
         return _checked(function, f"{ESTIMATOR_DOOR.setting} {name!r}", rewards)
 
     return checked
+
+
+def function_of(settings: AdvantageSettings) -> Callable[[np.ndarray], np.ndarray]:
+    """One of Weir's estimators that take the rewards of a group, or one from outside, as `estimator_of`."""
+    chosen = estimator_of(settings)
+    return _OF_A_GROUP[chosen] if isinstance(chosen, str) else chosen
+
+
+_OF_A_GROUP: dict[str, Callable[[np.ndarray], np.ndarray]] = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}
 
 
 def _checked(function: Callable[..., Any], what: str, rewards: np.ndarray) -> np.ndarray:

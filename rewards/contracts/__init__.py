@@ -1,6 +1,7 @@
 """What a task and an environment are to the rest of Weir."""
 
-from rewards.contracts.environment import Environment, EpisodeState, Outcome, Reply
+from rewards.contracts.environment import AsyncEnvironment, Environment, EpisodeState, Outcome, Reply, is_async
+from rewards.contracts.messages import Message, ToolDefinition
 from rewards.contracts.task import (
     PASS_SCORE,
     Failure,
@@ -19,9 +20,11 @@ from rewards.contracts.task import (
 
 __all__ = [
     "PASS_SCORE",
+    "AsyncEnvironment",
     "Environment",
     "EpisodeState",
     "Failure",
+    "Message",
     "Outcome",
     "Problem",
     "Reply",
@@ -30,8 +33,10 @@ __all__ = [
     "Split",
     "Task",
     "TaskError",
+    "ToolDefinition",
     "Verdict",
     "failed",
+    "is_async",
     "is_failure",
     "is_reward",
     "scored",

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from rewards.contracts import EpisodeState, Outcome, Problem, Reply, scored
+from rewards.contracts import EpisodeState, Outcome, Problem, Reply, ToolDefinition, scored
+from rewards.environments.own_tools import OwnTools, tools_of_class
 from rewards.sandbox import ENVIRONMENT, Verified, VerifierError, VerifierPool, printable, to_json, user_pool
 from rewards.settings import TaskSettings
+from rewards.tools import parse_calls
+
+#: keeps the ids of calls apart that are made in different turns
+_CALLS_PER_TURN = 64
 
 
 class OwnEnvironment:
     """Plays a class with `reset(row)` and `step(state, answer)`; implements `rewards.contracts.Environment`.
 
     The rewards of all its turns count, each where it was earned. An answer that was cut ends the episode, as the last
-    turn does, whatever the class says then.
+    turn does, whatever the class says then. An answer that calls tools of the class goes to these, not to `step`.
 
     Raises:
       TaskError, DoorError: the class can't be used.
@@ -27,6 +33,9 @@ class OwnEnvironment:
         self._pool = environment_pool(
             settings, deadline_s=settings.score_timeout_s, num_workers=settings.score_processes
         )
+        self._form = settings.episode.call_format
+        self.tools: Sequence[ToolDefinition] = tools_of_class(ENVIRONMENT.load(self._name), self._name)
+        self._own_tools = OwnTools(self.tools, self._pool, settings.episode)
 
     @property
     def version(self) -> str:
@@ -42,12 +51,16 @@ class OwnEnvironment:
 
     def step(self, state: EpisodeState, reply: Reply) -> Outcome:
         after = replace(state, turn=state.turn + 1)
+        is_over = reply.is_last or reply.finish_reason != "stop" or after.turn >= self._turns
+        if self.tools and not is_over:
+            parsed = parse_calls(reply.marked, self._form, first=_CALLS_PER_TURN * state.turn)
+            if parsed.calls:
+                return self._own_tools.run(parsed.calls, after)
         try:
             verified = played(self._pool, state.problem, reply.text, state.memory)
         except VerifierError as error:
             return Outcome(None, {}, error.failure, None, after, (f"task.environment {self._name!r}: {error}",))
         result = scored(verified.judged_score, {printable(name): value for name, value in verified.parts.items()})
-        is_over = reply.is_last or reply.finish_reason != "stop" or after.turn >= self._turns
         observation = None if is_over or result.score is None else verified.observation
         after = replace(after, memory=verified.state)
         return Outcome(result.score, result.parts, result.verdict, observation, after, result.reasons)

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rewards.settings.episode import EpisodeSettings
+
 
 def names_file(data: str) -> bool:
     """Whether `task.data` is a file's path; otherwise it names a function."""
@@ -31,7 +33,10 @@ class TaskSettings(BaseModel):
     question_column: str = Field("question", min_length=1, description="rows: column of the question's text")
     answer_column: str = Field("answer", description='rows: column of the reference answer; "" if there is none')
     reward: str = Field("", description="rows: exact, math, or package.module:name of a function (prompt, answer, row)")
-    environment: str = Field("feedback", min_length=1, description="feedback, or package.module:name of a class")
+    environment: str = Field(
+        "feedback", min_length=1, description="feedback, tools, user_simulator, or package.module:name of a class"
+    )
+    episode: EpisodeSettings = EpisodeSettings()
     score_timeout_s: float = Field(5.0, gt=0, le=3600, description="seconds; an answer not scored by then has no score")
     score_processes: int = Field(2, ge=1, le=256, description="processes that score answers, one each at a time")
     score_confined: bool = Field(
@@ -67,6 +72,19 @@ class TaskSettings(BaseModel):
                 f"be the same"
             )
         return value
+
+    @model_validator(mode="after")
+    def _episodes_have_turns(self) -> TaskSettings:
+        if self.environment in ("tools", "user_simulator") and (self.turns < 2 or not self.chat):
+            raise ValueError(
+                f'environment "{self.environment}" needs turns of 2 or more and chat = true, got turns = {self.turns} '
+                f"and chat = {str(self.chat).lower()}"
+            )
+        if self.environment == "tools" and not self.episode.tools:
+            raise ValueError('environment "tools" needs some: set episode.tools, e.g. ["calculator"]')
+        if self.environment == "user_simulator" and not self.episode.user_url:
+            raise ValueError('environment "user_simulator" needs episode.user_url: an address, or "fleet"')
+        return self
 
     @model_validator(mode="after")
     def _says_something(self) -> TaskSettings:

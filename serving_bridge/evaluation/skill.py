@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from learner_jax.runtime import WeirError
-from rewards.contracts import Problem, RewardRequest, RewardResult, Task, failed
+from rewards.contracts import Message, Problem, RewardRequest, RewardResult, Task, ToolDefinition, failed
+from serving_bridge.evaluation.observations import fitted
 from serving_bridge.evaluation.verdicts import reason_text
 from serving_bridge.text import Tokenizer
 from serving_bridge.vllm import Completion, ReplicaError, VllmClient
@@ -82,33 +84,64 @@ class Evaluation:
 
 
 class PromptEncoder:
-    """Turns a problem into the token ids that the policy is prompted with."""
+    """Turns a problem, and what an environment says, into the token ids that the policy is given.
 
-    def __init__(self, tokenizer: Tokenizer, *, template: str, chat: bool, max_prompt_tokens: int):
+    Args:
+      tools: that the environment declares; every prompt shows them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        template: str,
+        chat: bool,
+        max_prompt_tokens: int,
+        tools: Sequence[ToolDefinition] = (),
+    ):
         self.tokenizer = tokenizer
         self._template = template
         self._chat = chat
         self.max_prompt_tokens = max_prompt_tokens
+        self._tools = [tool.as_chat() for tool in tools]
 
     def text(self, problem: Problem) -> str:
         return self._template.replace("{question}", problem.question)
 
     def tokens(self, problem: Problem) -> list[int]:
         """Token ids of the prompt, however many."""
-        return self.tokenizer.encode_prompt(self.text(problem), chat=self._chat)
+        return self.tokenizer.encode_prompt(self.text(problem), chat=self._chat, tools=self._tools)
 
     def encode(self, problem: Problem) -> list[int] | None:
         """Token ids of the prompt, or None if they are more than `max_prompt_tokens`."""
         tokens = self.tokens(problem)
         return tokens if len(tokens) <= self.max_prompt_tokens else None
 
-    def observation(self, text: str, *, after: int) -> list[int]:
-        """Token ids of what is said after an answer that ended with token `after`, ready for the next one."""
-        return self.tokenizer.encode_observation(text, chat=self._chat, after=after)
+    def observation(self, said: str | Sequence[Message], *, after: int) -> list[int]:
+        """Token ids of what is said after an answer that ended with token `after`, ready for the next one.
+
+        Text is used as it is, and has its own length. Messages are made harmless, and cut to `max_prompt_tokens`.
+
+        Raises:
+          TokenizerError: the chat template can't show it.
+        """
+        if isinstance(said, str):
+            return self.tokenizer.encode_observation(said, chat=self._chat, after=after)
+        return fitted(said, partial(self._encoded, after=after), self.tokenizer, limit=self.max_prompt_tokens)
+
+    def _encoded(self, messages: Sequence[Message], *, after: int) -> list[int]:
+        if self._chat:
+            return self.tokenizer.encode_continuation([message.as_chat() for message in messages], after=after)
+        text = "".join(f"\n{message.content}\n" for message in messages)
+        return self.tokenizer.encode_observation(text, chat=False, after=after)
+
+    def marked(self, tokens: Sequence[int]) -> str:
+        """Text of an answer with its special tokens, which mark the tool calls of some models."""
+        return self.tokenizer.decode_marked(tokens)
 
     def supervised(self, problem: Problem, target: str) -> tuple[list[int], list[bool]]:
         """(tokens, loss mask) of the prompt followed by the answer to imitate."""
-        return self.tokenizer.encode_supervised(self.text(problem), target, chat=self._chat)
+        return self.tokenizer.encode_supervised(self.text(problem), target, chat=self._chat, tools=self._tools)
 
 
 async def evaluate(

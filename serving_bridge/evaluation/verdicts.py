@@ -30,6 +30,9 @@ def sound(outcome: Outcome) -> Outcome:
     if outcome.reward is not None and not -MAX_REWARD <= outcome.reward <= MAX_REWARD:
         reason = f"the environment gave reward {outcome.reward}, expected one from {-MAX_REWARD:g} to {MAX_REWARD:g}"
         return unjudged(outcome.state, "error", reason)
+    if outcome.earned_at is not None and not 0 <= outcome.earned_at < max(1, outcome.state.turn):
+        reason = f"the environment paid for turn {outcome.earned_at}, expected one from 0 to {outcome.state.turn - 1}"
+        return unjudged(outcome.state, "error", reason)
     try:
         check_parts("the environment's parts of a reward", outcome.parts)
     except ContractError as error:

@@ -206,6 +206,13 @@ ROLLOUT: tuple[Metric, ...] = (
     _counter("weir_rollout_spares_used_total", "answers", "Spare answers used", _INTERVAL, "spares_used"),
     _counter("weir_rollout_deadline_hits_total", "episodes", "Episodes broken off", _INTERVAL, "deadline_hits"),
     _counter("weir_rollout_environment_turns_total", "turns", "Observations given", _INTERVAL, "environment_turns"),
+    _counter(
+        "weir_rollout_environment_close_errors_total",
+        "episodes",
+        "Episodes whose environment failed to end them",
+        _INTERVAL,
+        "environment_close_errors",
+    ),
     _counter("weir_rollout_queue_full_total", "puts", "Puts that a full queue refused", _INTERVAL, "queue_full_waits"),
     _counter("weir_rollout_lost_claims_total", "groups", "Groups that another took over", _INTERVAL, "lost_claims"),
     _gauge("weir_rollout_heldout_accuracy", _SHARE, "Accuracy on held-out problems", "heldout", "accuracy"),

@@ -22,6 +22,7 @@ _COUNTERS = (
     "spares_used",
     "deadline_hits",
     "environment_turns",
+    "environment_close_errors",
     "queue_full_waits",
     "lost_claims",
 )

@@ -7,13 +7,13 @@ the sampler's log-probs would be wrong.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
-from rewards.contracts import Environment, EpisodeState, Outcome, Problem, Reply
-from serving_bridge.evaluation import PromptEncoder, VerdictWatch, sound, unjudged
+from rewards.contracts import AsyncEnvironment, Environment, Message, Problem, Reply
+from serving_bridge.evaluation import PromptEncoder, VerdictWatch
+from serving_bridge.rollout.dialogs import Dialogs
 from serving_bridge.rollout.episodes import Episode, EpisodeError, PlayedTurn
 from serving_bridge.rollout.groups import complete_group, within
 from serving_bridge.rollout.sampling import Prefix, Sampler
@@ -32,7 +32,7 @@ class Player:
 
     def __init__(
         self,
-        environment: Environment,
+        environment: Environment | AsyncEnvironment,
         encoder: PromptEncoder,
         sampler: Sampler,
         settings: RolloutSettings,
@@ -41,14 +41,17 @@ class Player:
         count: Counter[str],
         verdicts: VerdictWatch | None = None,
     ) -> None:
-        self._environment = environment
         self._encoder = encoder
+        self._shows_marks = bool(getattr(environment, "tools", ()))
+        self._dialogs = Dialogs(environment, scoring, self._read, limit_s=settings.reward_timeout_s, count=count)
         self._sampler = sampler
         self._settings = settings
-        self._scoring = scoring
         self._count = count
         self._verdicts = verdicts or VerdictWatch(settings.max_failed_verdicts, count=count)
         self._max_tokens = settings.episode_tokens(environment.max_turns)
+        if bind := getattr(environment, "bind_fleet", None):
+            bind(self._say)
+        self._is_single = environment.max_turns == 1 and not self._dialogs.waits
 
     async def play_group(self, problem: Problem, prompt: Sequence[int], size: int) -> list[Episode]:
         """A complete group of `size` episodes; one request where all of it can be known beforehand.
@@ -59,7 +62,7 @@ class Player:
           NoReplicaError, FailedVerdictsError: as `play`.
         """
         timeout_s = self._settings.episode_timeout_s
-        if self._environment.max_turns == 1 and not self._settings.spare_samples:
+        if self._is_single and not self._settings.spare_samples:
             return await within(self.play_together(problem, prompt, size), timeout_s, self._count)
         shared = Prefix()
         return await complete_group(
@@ -81,69 +84,63 @@ class Player:
           EpisodeError: it can't go on.
           FailedVerdictsError: too many answers of late have no verdict.
         """
-        state, context, turns = self._environment.reset(problem), list(prompt), list[PlayedTurn]()
+        context, turns = list(prompt), list[PlayedTurn]()
         given, prefix = tuple(prompt), shared
-        while True:
-            (answer,), replica = await self._sampler.sample(
-                context, n=1, max_tokens=self._settings.max_tokens, prefix=prefix
-            )
-            prefix = Prefix(replica)
-            context += answer.tokens.tolist()
-            (outcome,) = await self._step(state, [answer], is_last=not self._has_room(context))
-            turns.append(PlayedTurn(given, answer, outcome))
-            if outcome.observation is None:
-                return Episode(problem, tuple(turns))
-            given = self._observation(outcome.observation, answer)
-            context += given
-            state = outcome.state
-            self._count["environment_turns"] += 1
+        dialog = await self._dialogs.begin(problem)
+        try:
+            while True:
+                (answer,), replica = await self._sampler.sample(
+                    context, n=1, max_tokens=self._settings.max_tokens, prefix=prefix
+                )
+                prefix = Prefix(replica)
+                context += answer.tokens.tolist()
+                (outcome,) = await dialog.step([answer], is_last=not self._has_room(context))
+                if outcome.observation == ():
+                    outcome = await dialog.observe(outcome)
+                self._verdicts.add(problem.index, [outcome])
+                turns.append(PlayedTurn(given, answer, outcome))
+                if outcome.observation is None:
+                    return Episode(problem, tuple(turns))
+                given = self._observation(outcome.observation, answer)
+                context += given
+                self._count["environment_turns"] += 1
+        finally:
+            await dialog.close()
 
     async def play_together(self, problem: Problem, prompt: Sequence[int], count: int) -> list[Episode]:
         """`count` episodes of one turn in one request; raises what `play` does."""
         answers, _ = await self._sampler.sample(prompt, n=count, max_tokens=self._settings.max_tokens, prefix=Prefix())
-        outcomes = await self._step(self._environment.reset(problem), answers, is_last=True)
+        dialog = await self._dialogs.begin(problem)
+        outcomes = await dialog.step(answers, is_last=True)
+        self._verdicts.add(problem.index, outcomes)
         return [
             Episode(problem, (PlayedTurn(tuple(prompt), answer, outcome),))
             for answer, outcome in zip(answers, outcomes, strict=True)
         ]
 
-    async def _step(self, state: EpisodeState, answers: Sequence[Completion], *, is_last: bool) -> list[Outcome]:
-        """What each answer led to; those that are not judged in time have a failed verdict."""
-        limit_s, judged = self._settings.reward_timeout_s, list[Outcome]()
-        work = asyncio.get_running_loop().run_in_executor(self._scoring, self._judge, state, answers, is_last, judged)
-        try:
-            async with asyncio.timeout(limit_s):
-                await work
-        except TimeoutError:
-            reason = (
-                f"no verdict after {limit_s:g} s (rollout.reward_timeout_s); the verifier hangs, or "
-                f"rollout.reward_threads are too few"
-            )
-            judged = list(judged)  # the thread may come back and add to the other one
-            judged += [unjudged(state, "timeout", reason)] * (len(answers) - len(judged))
-        self._verdicts.add(state.problem.index, judged)
-        return judged
+    async def _say(self, messages: Sequence[Mapping[str, str]], max_tokens: int, seed: int) -> str:
+        """What the policy's own replicas answer to messages; `seed` can't be kept by a fleet of many."""
+        tokenizer = self._encoder.tokenizer
+        clean = [{**message, "content": tokenizer.harmless(message["content"])} for message in messages]
+        prompt = tokenizer.encode_chat(clean)
+        (answer,), _ = await self._sampler.sample(prompt, n=1, max_tokens=max_tokens, prefix=Prefix())
+        return tokenizer.decode(answer.tokens.tolist())
 
-    def _judge(self, state: EpisodeState, answers: Sequence[Completion], is_last: bool, judged: list[Outcome]) -> None:
-        """Adds one outcome per answer to `judged`, each as soon as it is known."""
-        decode = self._encoder.tokenizer.decode
-        for answer in answers:
-            reply = Reply(decode(answer.tokens.tolist()), answer.finish_reason, is_last)
-            try:
-                outcome = sound(self._environment.step(state, reply))
-            except (Exception, SystemExit) as error:  # noqa: BLE001  (isolation: one answer must not end the rollouts)
-                outcome = unjudged(state, "error", f"{type(error).__name__}: {error}")
-            judged.append(outcome)
+    def _read(self, answer: Completion, is_last: bool) -> Reply:
+        tokens = answer.tokens.tolist()
+        marked = self._encoder.marked(tokens) if self._shows_marks else ""
+        return Reply(self._encoder.tokenizer.decode(tokens), answer.finish_reason, is_last, marked)
 
     def _has_room(self, context: Sequence[int]) -> bool:
         """For the longest observation and the longest answer: no answer's budget depends on what came before."""
         return len(context) + self._settings.max_prompt_tokens + self._settings.max_tokens <= self._max_tokens
 
-    def _observation(self, text: str, answer: Completion) -> tuple[int, ...]:
-        ids = self._encoder.observation(text, after=int(answer.tokens[-1]))
+    def _observation(self, said: str | tuple[Message, ...], answer: Completion) -> tuple[int, ...]:
+        ids = self._encoder.observation(said, after=int(answer.tokens[-1]))
         if not 0 < len(ids) <= self._settings.max_prompt_tokens:
+            shown = said if isinstance(said, str) else " / ".join(message.content[:80] for message in said)
             raise EpisodeError(
-                f"observation {text[:80]!r} has {len(ids)} tokens, expected 1 to {self._settings.max_prompt_tokens}: "
+                f"observation {shown[:80]!r} has {len(ids)} tokens, expected 1 to {self._settings.max_prompt_tokens}: "
                 f"raise rollout.max_prompt_tokens or shorten task.feedback"
             )
         return tuple(ids)

@@ -66,7 +66,7 @@ def _arrays(turns: Sequence[PlayedTurn]) -> dict[str, Any]:
         "turn": np.repeat(np.arange(len(turns), dtype=np.int32), [given + answer for given, answer in lengths]),
         "rewards": np.zeros(length, np.float32),
     }
-    for turn, (_, sampled), end in zip(turns, lengths, ends, strict=True):
+    for number, (turn, (_, sampled), end) in enumerate(zip(turns, lengths, ends, strict=True)):
         answer = slice(end - sampled, end)
         found["tokens"][end - sampled - len(turn.given) : end - sampled] = turn.given
         found["tokens"][answer] = turn.answer.tokens
@@ -75,5 +75,6 @@ def _arrays(turns: Sequence[PlayedTurn]) -> dict[str, Any]:
         found["policy_version"][answer] = turn.answer.policy_version
         if is_judged:
             assert turn.outcome.reward is not None
-            found["rewards"][end - 1] = turn.outcome.reward
+            earned_at = number if turn.outcome.earned_at is None else turn.outcome.earned_at
+            found["rewards"][ends[earned_at] - 1] += turn.outcome.reward
     return found

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from dataclasses import dataclass, field
 
 from learner_jax.runtime import Waits
-from rewards.contracts import Environment, Task
+from rewards.contracts import AsyncEnvironment, Environment, Task
 from rewards.environments import FeedbackEnvironment
 from serving_bridge.access import Keys
 from serving_bridge.evaluation import HeldOut, PromptEncoder, VerdictWatch
@@ -73,7 +73,7 @@ class RolloutWorker:
     pace: Pace
     log: Log
     should_stop: Callable[[], bool]
-    environment: Environment | None = None
+    environment: Environment | AsyncEnvironment | None = None
     vocab_size: int | None = None
     keys: Keys | None = None
     waits: Waits = field(default_factory=Waits)

@@ -31,8 +31,9 @@ rollout
               (those without one), failed_verdict_kinds ({kind: number}) and failed_verdict_example (where there are
               any), unjudged_groups (given up: fewer than two answers judged), resumed (answers taken up after an
               abort), segments (further pieces of answers), spares_used, deadline_hits (episodes), environment_turns
-              (observations given), queue_full_waits (puts refused by a full queue), lost_claims (groups that another
-              worker took over), waiting_requests (now, for a replica with room), cuts (of limits),
+              (observations given), environment_close_errors (episodes that their environment failed to end),
+              queue_full_waits (puts refused by a full queue), lost_claims (groups that another worker took over),
+              waiting_requests (now, for a replica with room), cuts (of limits),
               replicas: {name: {in_flight, limit}}, answers of this worker
   retry       error, and what it was about: replica and attempt (a request), prompt_index and attempt (a group)
   unjudged_group   prompt_index, answers, judged: a group given up for its failed verdicts

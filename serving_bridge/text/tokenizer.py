@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import xxhash
 
 from learner_jax.contracts import ModelConfig
 from serving_bridge.text.chat_template import load_template
+from serving_bridge.text.continuation import ANSWER, continuation
+from serving_bridge.text.foreign_text import harmless, marks_of
 from serving_bridge.text.special_tokens import load_backend
 from serving_bridge.text.tokenizer_files import TokenizerError, TokenizerFiles, read_files, read_object
+from serving_bridge.text.tool_prompt import with_tool_prompt
 
 __all__ = ["Tokenizer", "TokenizerError", "load_tokenizer"]
 
-#: stands for an answer while a dialog is rendered
-_ANSWER = "~answer~"
+Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -61,32 +64,58 @@ class Tokenizer:
         """Token ids of plain text, after the BOS token if the model expects one; never an EOS token."""
         return [*self.prefix_ids, *self._plain_ids(text)]
 
-    def encode_prompt(self, text: str, *, chat: bool) -> list[int]:
+    def encode_prompt(self, text: str, *, chat: bool, tools: Messages = ()) -> list[int]:
         """Token ids of a prompt: plain text, or one user message in the model's chat format, ready for the answer.
+
+        Args:
+          tools: as of `encode_chat`; plain text has none.
 
         Raises:
           TokenizerError: a prompt of no tokens; `chat` without a chat template, or one whose end of a turn is no
             end token.
         """
-        ids = self.encode_chat([{"role": "user", "content": text}]) if chat else self.encode(text)
+        ids = self.encode_chat([{"role": "user", "content": text}], tools=tools) if chat else self.encode(text)
         if not ids:
             raise TokenizerError(f"prompt {text!r} has no tokens; a model needs at least one to continue from")
         return ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Messages, *, tools: Messages = ()) -> list[int]:
         """Token ids of messages in the model's chat format, ready for the answer.
+
+        Args:
+          tools: definitions as OpenAI's chat API has them.
 
         Raises:
           TokenizerError: there is no chat template, or its end of a turn is no end token.
         """
         self.check_chat()
-        return self._plain_ids(self.render_chat(messages))
+        return self._plain_ids(self.render_chat(messages, tools=tools))
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """The dialog as the model's chat template writes it; the template writes the BOS token itself."""
+    def render_chat(self, messages: Messages, *, tools: Messages = (), add_generation_prompt: bool = True) -> str:
+        """The dialog as the model's chat template writes it; the template writes the BOS token itself.
+
+        A template that does not show tools gets them as part of the system message.
+        """
+        if tools and not self._shows_tools:
+            messages, tools = with_tool_prompt(messages, tools), ()
+        return self._render(messages, tools, add_generation_prompt)
+
+    def _render(self, messages: Messages, tools: Messages, add_generation_prompt: bool) -> str:
         if self.chat_template is None:
             raise TokenizerError(f"{self.model_dir} has no chat template; set task.chat to false")
-        return _rendered(self.chat_template, self.special_tokens, messages, add_generation_prompt, self.model_dir)
+        return _rendered(
+            self.chat_template, self.special_tokens, messages, add_generation_prompt, self.model_dir, tools
+        )
+
+    @cached_property
+    def _shows_tools(self) -> bool:
+        """Whether the chat template has a place for tools."""
+        function = {"name": "probe~tool", "description": "", "parameters": {"type": "object", "properties": {}}}
+        tools = [{"type": "function", "function": function}]
+        try:
+            return "probe~tool" in self._render([{"role": "user", "content": "question"}], tools, True)
+        except TokenizerError:
+            return False
 
     def check_chat(self) -> None:
         """Raises `TokenizerError` if an answer in the chat format would not end where the chat template ends it."""
@@ -112,31 +141,55 @@ class Tokenizer:
         """
         if not chat:
             return self._plain_ids(text)
-        dialog = [("user", "question"), ("assistant", _ANSWER), ("user", text)]
-        shown = self.render_chat([{"role": role, "content": content} for role, content in dialog])
-        _, found, rest = shown.partition(_ANSWER)
-        if not found:
-            raise TokenizerError(
-                f"{self.model_dir}: the chat template does not show an answer as it is, so that no dialog can be "
-                f"continued; set task.turns to 1"
-            )
-        if after in self.eos_ids:
-            ends = [end for i in self.eos_ids if (end := self.backend.id_to_token(i)) and rest.lstrip().startswith(end)]
-            rest = rest.lstrip()[len(ends[0]) :] if ends else rest
-        return self._plain_ids(rest)
+        return self.encode_continuation([{"role": "user", "content": text}], after=after)
+
+    def encode_continuation(self, messages: Messages, *, after: int) -> list[int]:
+        """Token ids of what the chat template writes between an answer and the next, with these messages between them.
+
+        Args:
+          messages: of a user or of tools. Texts of strangers must be `harmless` before.
+          after: the answer's last token, as in `encode_observation`.
+
+        Raises:
+          TokenizerError: there is no chat template, or one that does not show answers as they are.
+        """
+        ends = [end for index in self.eos_ids if (end := self.backend.id_to_token(index))]
+
+        def render(dialog: Messages, add_generation_prompt: bool) -> str:
+            return self._render(dialog, (), add_generation_prompt)
+
+        try:
+            return self._plain_ids(continuation(messages, render, ends, has_ended=after in self.eos_ids))
+        except TokenizerError as error:
+            raise error if self.model_dir in str(error) else TokenizerError(f"{self.model_dir}: {error}") from None
+
+    def harmless(self, text: str) -> str:
+        """A stranger's text, which gives no special token and closes no message."""
+        return harmless(text, self.backend, self._marks)
+
+    @cached_property
+    def _marks(self) -> tuple[str, ...]:
+        return marks_of(self.backend)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
-    def encode_supervised(self, prompt: str, target: str, *, chat: bool = False) -> tuple[list[int], list[bool]]:
+    def decode_marked(self, ids: Sequence[int]) -> str:
+        """Text of an answer's ids, special tokens included, but for the one that ended it."""
+        kept = list(ids[:-1] if len(ids) and ids[-1] in self.eos_ids else ids)
+        return str(self.backend.decode(kept, skip_special_tokens=False))
+
+    def encode_supervised(
+        self, prompt: str, target: str, *, chat: bool = False, tools: Messages = ()
+    ) -> tuple[list[int], list[bool]]:
         """Token ids and loss mask, both of one length, of a prompt with the answer to imitate.
 
         The prompt's ids are those of `encode_prompt`, which the sampler will see; prompt and target are never tokenised
         as one text, since that could merge tokens across the border. The loss is on the target and its end token; in
         the chat format that is the one which the template writes.
         """
-        prompt_ids = self.encode_prompt(prompt, chat=chat)
+        prompt_ids = self.encode_prompt(prompt, chat=chat, tools=tools)
         end = self.turn_end if chat and self.turn_end is not None else self.eos_ids[0]
         target_ids = [*self._plain_ids(target), end]
         return prompt_ids + target_ids, [False] * len(prompt_ids) + [True] * len(target_ids)
@@ -195,14 +248,15 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
 def _rendered(
     template: jinja2.Template,
     special_tokens: Mapping[str, str],
-    messages: Sequence[Mapping[str, str]],
+    messages: Messages,
     add_generation_prompt: bool,
     model_dir: str,
+    tools: Messages = (),
 ) -> str:
     try:
         return template.render(
             messages=list(messages),
-            tools=None,
+            tools=list(tools) or None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **special_tokens,
@@ -217,12 +271,12 @@ def _turn_end(
     """The special token right after the last answer of a dialog; None if there is none, or no dialog can be shown."""
     if template is None:
         return None
-    dialog = [{"role": "user", "content": "question"}, {"role": "assistant", "content": _ANSWER}]
+    dialog = [{"role": "user", "content": "question"}, {"role": "assistant", "content": ANSWER}]
     try:
         shown = _rendered(template, special_tokens, dialog, False, model_dir)
     except TokenizerError:
         return None
-    rest = shown.rpartition(_ANSWER)[2] if _ANSWER in shown else ""
+    rest = shown.rpartition(ANSWER)[2] if ANSWER in shown else ""
     ids = backend.encode(rest.lstrip(), add_special_tokens=False).ids
     added = backend.get_added_tokens_decoder()
     return ids[0] if ids and ids[0] in added and added[ids[0]].special else None

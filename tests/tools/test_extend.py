@@ -21,11 +21,11 @@ from tests.conftest import REPOSITORY
 from tests.support.extend_pages import MAX_LINES, PAGES, files_of
 from tests.support.installed import install
 
-EXAMPLES = ("reward", "data", "environment", "task")
+EXAMPLES = ("reward", "data", "environment", "tools", "retrieval", "task")
 confined = pytest.mark.skipif(confinement.missing() != "", reason=f"this machine: {confinement.missing()}")
 #: Plays answers as a rollout worker does, and prints where Weir is and what each answer earned.
 PLAY = """
-import json, sys
+import asyncio, inspect, json, sys
 import rewards
 from configs.load import load_config
 from rewards.contracts import Reply
@@ -44,10 +44,15 @@ def found(question):
                 return problem
     raise LookupError(question)
 
+def now(value):
+    return loop.run_until_complete(value) if inspect.isawaitable(value) else value
+
+loop = asyncio.new_event_loop()
+
 def rewards_of(question, answers):
-    state = environment.reset(found(question))
+    state = now(environment.reset(found(question)))
     for answer in answers:
-        outcome = environment.step(state, Reply(answer, "stop", False))
+        outcome = now(environment.step(state, Reply(answer, "stop", False)))
         assert outcome.reward is not None, outcome.reasons
         state = outcome.state
         yield round(outcome.reward, 6)

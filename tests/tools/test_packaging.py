@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 from learner_jax.runtime import Door
 from rewards.environments import ENVIRONMENT
 from rewards.tasks import DATA, REWARD, TASK
+from rewards.tools import TOOL
 from rewards.verifiers import VERIFIER
 from serving_bridge.telemetry import LOGGER_DOOR
 from tests.conftest import REPOSITORY
@@ -173,7 +174,9 @@ def test_vllm_finds_the_weight_plugin_where_it_is_declared():
     assert function in functions
 
 
-@pytest.mark.parametrize("door", [TASK, REWARD, DATA, ENVIRONMENT, VERIFIER, LOGGER_DOOR], ids=lambda door: door.kind)
+@pytest.mark.parametrize(
+    "door", [TASK, REWARD, DATA, ENVIRONMENT, TOOL, VERIFIER, LOGGER_DOOR], ids=lambda door: door.kind
+)
 def test_what_comes_with_weir_is_declared_as_entry_points(door: Door):
     declared = _project()["entry-points"].get(f"weir.{door.kind}", {})
     assert declared == dict(door.built_in)

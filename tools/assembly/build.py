@@ -9,6 +9,7 @@ from configs.schema import Config
 from learner_jax.contracts import ModelConfig, RecordLimits, read_model_config
 from learner_jax.runtime import Waits
 from rewards.contracts import Task
+from rewards.environments import declared_tools
 from rewards.tasks import create_task
 from serving_bridge.access import FleetKeys
 from serving_bridge.evaluation import PromptEncoder
@@ -36,6 +37,7 @@ def build_encoder(config: Config, model_dir: Path) -> tuple[PromptEncoder, Model
         template=config.task.prompt_template,
         chat=config.task.chat,
         max_prompt_tokens=config.rollout.max_prompt_tokens,
+        tools=declared_tools(config.task),
     )
     return encoder, model_config
 

@@ -112,7 +112,7 @@ async def _one(
         outcome = await judge(problem, state, answer)
         turn += 1
         total += outcome.reward or 0.0
-        if outcome.observation is None or suite.environment is None:
+        if not isinstance(outcome.observation, str) or suite.environment is None:
             break
         dialog, state = model.go_on(suite, dialog, answer, outcome.observation), outcome.state
     known = [count for count in counts if count is not None]

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from rewards.contracts import Environment, Problem, Task, TaskError
+from rewards.contracts import AsyncEnvironment, Environment, Problem, Task, TaskError, is_async
 from rewards.environments import create_environment
 from rewards.settings import TaskSettings
 from rewards.tasks import create_task
@@ -136,11 +136,21 @@ def _of_task(suite: Suite) -> OpenSuite:
         found = [task.problem(settings.split, index) for index in range(number)]
         problems = [SuiteProblem(str(index), "", problem) for index, problem in enumerate(found)]
         is_dialog = table.turns > 1 or "environment" in table.model_fields_set
-        environment = create_environment(task, table) if is_dialog else None
+        environment = _of_text(suite, create_environment(task, table)) if is_dialog else None
         return _opened(suite, problems, task, environment)
     except BaseException:
         task.close()
         raise
+
+
+def _of_text(suite: Suite, environment: Environment | AsyncEnvironment) -> Environment:
+    tools: Any = getattr(environment, "tools", None)
+    if tools or is_async(environment):
+        raise SuiteError(
+            f"suite {suite.name}: its environment has tools, or waits for others, and an evaluation plays dialogs of "
+            f"text alone; rollout workers play it"
+        )
+    return cast("Environment", environment)
 
 
 def _from_folder(table: TaskSettings, folder: Path) -> TaskSettings:

@@ -2,6 +2,7 @@
 
 python -m tools.study staleness [--out runs/studies/staleness] [--seeds 3] [--workers 2] [--report-to docs/studies]
 python -m tools.study learning --model DIR [--seeds 4] [--whole-runs RECORD.json ...] [--report-to docs/studies]
+python -m tools.study credit [--seeds 8] [--report-to docs/studies]
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from typing import Any, TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tools.assembly import clear_errors
-from tools.study import learning_results, results, worker
+from tools.study import credit_results, learning_results, results, worker
 from tools.study.grid import STALENESS, Cell, StudySettings, cells
 from tools.study.learning_grid import VARIANTS, LearningCell, LearningSettings, learning_cells
 from tools.study.records import StudyError, finished
+from tools.study.turn_credit import CreditSettings
 
 C = TypeVar("C", Cell, LearningCell)
 _CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.toml"
@@ -64,6 +66,12 @@ def _parse() -> argparse.Namespace:
         help="of `tools.bench end_to_end --rounds 1 --evaluate-every 20 --json RECORD`, a seed each",
     )
     learning.set_defaults(run=_learning, out=Path("runs/studies/learning"))
+    credit = studies.add_parser("credit", help="how many dialogs credit by turn saves")
+    credit.add_argument("--out", type=Path, default=Path("runs/studies/credit"), help="finished parts")
+    credit.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page")
+    credit.add_argument("--seeds", type=_positive, default=8)
+    credit.add_argument("--steps", type=_positive, default=CreditSettings.steps)
+    credit.set_defaults(run=_credit)
     return parser.parse_args()
 
 
@@ -87,6 +95,12 @@ def _staleness(arguments: argparse.Namespace) -> Path:
                 progress.advance(bar)
             _run(progress, pool, worker.run_cell, todo, _named)
     return results.write_report(arguments.out, wanted, settings, arguments.report_to)
+
+
+def _credit(arguments: argparse.Namespace) -> Path:
+    settings = replace(CreditSettings(), steps=arguments.steps)
+    found = credit_results.run_study(arguments.out, arguments.seeds, settings, lambda name: print(f"{name} ..."))
+    return credit_results.write_credit_report(found, settings, arguments.report_to)
 
 
 def _named(cell: Cell) -> str:

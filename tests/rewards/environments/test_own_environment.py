@@ -50,6 +50,36 @@ class Odd:
             case "open": return 1, open("/etc/passwd").read(), None
         return state, "more", state + 10
 
+class Shop:
+    tools = ("price", {"name": "buy", "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}}})
+
+    def reset(self, row):
+        return {"bought": 0}
+
+    def price(self, state, item: str) -> str:
+        match item:
+            case "raise": raise KeyError("sold out")
+            case "hang": time.sleep(60)
+            case "object": return object()
+        return f"{item} costs 3"
+
+    def buy(self, state, n):
+        return f"{n} bought", {"bought": state["bought"] + n}, 0.25
+
+    def step(self, state, answer):
+        return state["bought"], None, state
+
+class NoTool:
+    tools = ("sell",)
+    def reset(self, row): pass
+    def step(self, state, answer): pass
+
+class BadSchema(NoTool):
+    tools = ({"name": "reset", "parameters": {"type": "object", "properties": 3}},)
+
+class NoList(NoTool):
+    tools = "reset"
+
 class NoStep:
     def reset(self, row): pass
 
@@ -181,6 +211,44 @@ def test_what_goes_wrong_in_a_class_is_a_failed_verdict(
     assert "task.environment 'my_env:Odd'" in after.reasons[0]
 
 
+def call(name: str, **arguments: Any) -> str:
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+@confined
+def test_methods_of_a_class_are_tools_whose_errors_are_told(make: Callable[..., tuple[Environment, Problem]]) -> None:
+    environment, problem = make("my_env:Shop", score_timeout_s=1, turns=4, episode={"call_cost": 0.5})
+    assert [tool.name for tool in environment.tools] == ["price", "buy"]  # type: ignore[attr-defined]
+    answers = [
+        call("price", item="tea") + call("buy", n=2) + call("buy", n=3),
+        "".join(call("price", item=item) for item in ("raise", "hang", "object")) + call("price") + "<tool_call>",
+        "done",
+    ]
+    first, second, third = played(environment, problem, *answers)
+    assert isinstance(first.observation, tuple)
+    assert [message.content for message in first.observation] == ["tea costs 3", "2 bought", "3 bought"]
+    assert [message.call_id for message in first.observation] == ["call00000", "call00001", "call00002"]
+    assert (first.reward, first.verdict) == (0.5, "fail")
+    assert isinstance(second.observation, tuple)
+    said = [message.content for message in second.observation]
+    for text, expected in zip(
+        said,
+        ("KeyError: 'sold out'", "no verdict within 1 s", "a tool gave <object", "is a required", "can't be read"),
+        strict=True,
+    ):
+        assert text.startswith("Error: ")
+        assert expected in text
+    assert second.reward == -2.5
+    assert (third.reward, third.observation) == (5.0, None)
+
+
+@confined
+def test_calls_in_the_last_answer_are_not_run(make: Callable[..., tuple[Environment, Problem]]) -> None:
+    environment, problem = make("my_env:Shop", turns=2)
+    (outcome,) = [environment.step(environment.reset(problem), reply(call("buy", n=2), is_last=True))]
+    assert (outcome.reward, outcome.observation) == (0.0, None)
+
+
 @confined
 def test_without_a_reward_the_first_answer_is_judged_by_the_environment(folder: Path) -> None:
     settings = TaskSettings(provider="rows", data="prompts.jsonl", environment="my_env:Guess", turns=3)
@@ -214,6 +282,9 @@ def test_a_function_or_a_whole_class_gives_an_environment_of_its_own(
     ("name", "said"),
     [
         ("my_env:NoStep", "has no method step(state, answer)"),
+        ("my_env:NoTool", "names 'sell', expected a method sell(state, ...)"),
+        ("my_env:BadSchema", "are no JSON schema"),
+        ("my_env:NoList", "is a str, expected a list of names"),
         ("my_env:Short", "reset takes (), expected (row)"),
         ("my_env:Broken", "can't be made: OSError: no server (my_env.py, line"),
         ("my_env:Needs", "takes (task), expected ()"),

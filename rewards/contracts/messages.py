@@ -1,0 +1,46 @@
+"""What an environment tells the policy, and the tools that it declares: plain data, in OpenAI's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Message:
+    """One thing that the policy is told.
+
+    Attributes:
+      content: text; it is never read as special tokens of the model.
+      name: of the tool that it comes from; "" for a user's words.
+      call_id: names the call that a tool's message answers.
+    """
+
+    role: Literal["user", "tool"]
+    content: str
+    name: str = ""
+    call_id: str = ""
+
+    def as_chat(self) -> dict[str, str]:
+        """The message as chat templates read it."""
+        optional = {"name": self.name, "tool_call_id": self.call_id}
+        return {"role": self.role, "content": self.content, **{key: value for key, value in optional.items() if value}}
+
+
+@dataclass(frozen=True)
+class ToolDefinition:
+    """What the policy is told of a tool.
+
+    Attributes:
+      parameters: JSON schema of an object, which a call's arguments must satisfy.
+    """
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+
+    def as_chat(self) -> dict[str, Any]:
+        """The definition as OpenAI's chat API and chat templates have it."""
+        function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
+        return {"type": "function", "function": function}
