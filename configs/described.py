@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from configs.names import is_named
 from configs.overrides import model_of
 from configs.schema import Config
 
@@ -63,16 +64,18 @@ def _settings(model: type[BaseModel], prefix: str, given: BaseModel | None) -> I
             rules = _range(field.annotation, field.metadata)
             yield Setting(name, type_text(field.annotation), _default(field, default), rules, field.description or "")
             continue
-        if NoneType in get_args(field.annotation):
+        if NoneType in get_args(field.annotation) or is_named(field):
             yield Setting(name, "table", _default(field, default), "", field.description or _sentence(table))
+        name = f"{name}.NAME" if is_named(field) else name
         yield from _settings(table, f"{name}.", default if isinstance(default, BaseModel) else None)
 
 
 def _tables(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
     for key, field in model.model_fields.items():
         if table := model_of(field.annotation):
-            yield f"{prefix}{key}", field.description or _sentence(table)
-            yield from _tables(table, f"{prefix}{key}.")
+            name = f"{prefix}{key}.NAME" if is_named(field) else f"{prefix}{key}"
+            yield name, field.description or _sentence(table)
+            yield from _tables(table, f"{name}.")
 
 
 def _sentence(table: type[BaseModel]) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from typing import get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from configs.overrides import model_of
 from configs.schema import Config
@@ -30,7 +32,14 @@ def _names(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for key, field in model.model_fields.items():
         yield f"{prefix}{key}"
         if table := model_of(field.annotation):
-            yield from _names(table, f"{prefix}{key}.")
+            if is_named(field):
+                yield f"{prefix}{key}.NAME"
+            yield from _names(table, f"{prefix}{key}.NAME." if is_named(field) else f"{prefix}{key}.")
+
+
+def is_named(field: FieldInfo) -> bool:
+    """Whether the field holds several tables, each under a name of the user's."""
+    return get_origin(field.annotation) is dict
 
 
 def nearest(name: str) -> list[str]:

@@ -11,11 +11,12 @@ from learner_jax.batches.batch import Batch, Episodes, on_host
 from learner_jax.batches.batch_stats import BatchStats, batch_stats
 from learner_jax.batches.estimators import estimator_of, function_of
 from learner_jax.batches.hygiene import CleanedGroups, clean_groups
-from learner_jax.batches.sequences import Reference, Sequences, padded, sequences
+from learner_jax.batches.sequences import BatchError, Reference, Sequences, padded, sequences
 from learner_jax.contracts import NOT_SAMPLED, Trajectory
 from learner_jax.hosts import Hosts
 from learner_jax.losses import (
     ESTIMATORS,
+    Part,
     group_advantages,
     loss_counts,
     loss_weights,
@@ -47,13 +48,13 @@ def rl_batch(
       kl_coefficient: weight of a KL that is part of the reward; estimators without values take it into account here.
       hosts: that hold the other parts of the batch; normalisers and statistics are those of the whole.
     Raises:
-      BatchError: a trajectory is longer than `sequence_length`.
+      BatchError: a trajectory is longer than `sequence_length`, or none has a part that `advantage.parts` names.
     """
     trajectories = [trajectory for group in groups for trajectory in group]
     rows = sequences(groups, sequence_length=sequence_length) if rows is None else rows
     hosts = hosts or Hosts()
     updates = [len(trajectories) // minibatches] * minibatches if isinstance(minibatches, int) else minibatches
-    cleaned = clean_groups(groups, settings.groups)
+    cleaned = clean_groups(groups, settings.groups, _parts(trajectories, settings))
     mask = rows.sampled & np.concatenate(cleaned.learned)[:, None]
     behavior = padded([t.behavior_logprobs for t in trajectories], sequence_length, np.float32)
     versions = padded([t.policy_version for t in trajectories], sequence_length, np.int32, NOT_SAMPLED)
@@ -89,6 +90,18 @@ def rl_batch(
         shared=on_host(rows.lengths.shared),
     )
     return batch, batch_stats(trajectories, versions, rows.sampled, trained_version, cleaned.counts, hosts)
+
+
+def _parts(trajectories: Sequence[Trajectory], settings: LossSettings) -> dict[str, Part]:
+    """The parts of the reward that are normalised apart."""
+    found = {name for trajectory in trajectories for name in trajectory.reward_parts}
+    judged = any(trajectory.is_judged for trajectory in trajectories)
+    if judged and (missing := [name for name in settings.advantage.parts if name not in found]):
+        raise BatchError(
+            f"learner.loss.advantage.parts names {', '.join(map(repr, missing))}, but no answer's reward has such a "
+            f"part; it has {', '.join(map(repr, sorted(found))) or 'none'}"
+        )
+    return {name: Part(part.weight, part.clip, part.gate) for name, part in settings.advantage.parts.items()}
 
 
 def _weights(

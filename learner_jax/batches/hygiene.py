@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from learner_jax.contracts import Trajectory
-from learner_jax.losses import overlong_penalty
+from learner_jax.losses import Part, columns, decoupled, overlong_penalty
 from learner_jax.settings import GroupSettings
 
 
@@ -47,8 +48,13 @@ class CleanedGroups:
     counts: GroupCounts
 
 
-def clean_groups(groups: Sequence[Sequence[Trajectory]], settings: GroupSettings) -> CleanedGroups:
+def clean_groups(
+    groups: Sequence[Sequence[Trajectory]], settings: GroupSettings, parts: Mapping[str, Part] = MappingProxyType({})
+) -> CleanedGroups:
     """Applies the settings to every group.
+
+    Args:
+      parts: of the reward that count in place of its sum, if there are any; see `losses.decoupled`.
 
     "drop" of zero-variance groups is DAPO's dynamic sampling seen from the learner (arXiv 2503.14476, section 3.2): the
     group has no advantage, and without dropping it still counts in the loss's denominator. "mask" of over-long
@@ -57,7 +63,7 @@ def clean_groups(groups: Sequence[Sequence[Trajectory]], settings: GroupSettings
     An answer whose verdict failed has neither loss nor reward. A group that is left with fewer than two valid answers
     by it compares nothing, and is dropped.
     """
-    cleaned = [_clean_group(group, settings) for group in groups]
+    cleaned = [_clean_group(group, settings, parts) for group in groups]
     columns = [list(column) for column in zip(*cleaned, strict=True)]
     rewards, penalties, valid, learned, notes = columns
     return CleanedGroups(
@@ -70,7 +76,7 @@ def clean_groups(groups: Sequence[Sequence[Trajectory]], settings: GroupSettings
 
 
 def _clean_group(
-    group: Sequence[Trajectory], settings: GroupSettings
+    group: Sequence[Trajectory], settings: GroupSettings, parts: Mapping[str, Part]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
     overlong = np.array([t.finish_reason == "length" for t in group])
     aborted = np.array([t.finish_reason == "abort" for t in group])
@@ -78,8 +84,13 @@ def _clean_group(
     if settings.overlong == "penalize":
         penalties = np.array([_penalty(t, settings) for t in group])
     judged = np.array([t.is_judged for t in group])
-    rewards = np.array([t.total_reward if t.is_judged else np.nan for t in group], np.float64) + penalties
     valid = learned = ~aborted & judged
+    rewards = np.array([t.total_reward if t.is_judged else np.nan for t in group], np.float64)
+    if parts and valid.any():
+        compared = [t.reward_parts for t, counts in zip(group, valid, strict=True) if counts]
+        rewards = np.where(judged, 0.0, np.nan)
+        rewards[valid] = decoupled(columns(compared, list(parts)), parts)
+    rewards = rewards + penalties
     too_few = not judged.all() and valid.sum() < 2
     # Records are bounded; what a group's advantages can't be computed from must not cost the rest of the batch.
     is_finite = bool(np.isfinite(rewards[valid]).all())

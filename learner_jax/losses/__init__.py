@@ -6,14 +6,18 @@ from learner_jax.losses.kl import ESTIMATORS, adapted_coefficient
 from learner_jax.losses.objectives import token_local
 from learner_jax.losses.policy import importance_ratios, sequence_log_ratio, sequence_sum
 from learner_jax.losses.returns import Targets, generalized_advantages, vtrace
+from learner_jax.losses.reward_parts import Part, columns, decoupled
 from learner_jax.losses.terms import loss_counts, loss_weights
 from learner_jax.losses.turns import turn_advantages, turn_returns
 
 __all__ = [
     "ADVANTAGE_EPS",
     "ESTIMATORS",
+    "Part",
     "Targets",
     "adapted_coefficient",
+    "columns",
+    "decoupled",
     "dr_grpo",
     "effective_sample_share",
     "generalized_advantages",

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from learner_jax.contracts import Settings
-from learner_jax.settings.doors import ESTIMATORS, OBJECTIVES, OTHER_ESTIMATORS, EstimatorName, ObjectiveName
+from learner_jax.settings.advantage import AdvantageSettings
+from learner_jax.settings.doors import OBJECTIVES, ObjectiveName
 from learner_jax.settings.hosts import HostsSettings, MeshSettings
 
 
@@ -43,61 +44,6 @@ class OptimizerSettings(Settings):
                 f"step would take away more than the whole of every weight; lower weight_decay"
             )
         return self
-
-
-class AdvantageSettings(Settings):
-    """How rewards become advantages; `losses.advantages` and `losses.returns` cite each paper."""
-
-    estimator: EstimatorName = Field(
-        "grpo",
-        description=f'one of {ESTIMATORS}; or a function of your own, from the rewards of a group: "module:name"',
-    )
-    credit: Literal["outcome", "turn"] = Field(
-        "outcome",
-        description="estimators of a group: one advantage for a whole dialog, or one for each turn, from the rewards "
-        "of it and of those behind it, discounted by turn_discount",
-    )
-    segments: Literal["token", "turn"] = Field("token", description="what one decision is, for gae and vtrace")
-    discount: float = Field(1.0, gt=0, le=1, description="per token, environment tokens included; gae and vtrace")
-    turn_discount: float = Field(1.0, gt=0, le=1, description="further discount where one turn follows another")
-    trace_decay: float = Field(1.0, ge=0, le=1, description="lambda of gae and vtrace")
-    clip_rho: float = Field(
-        1.0,
-        gt=0,
-        allow_inf_nan=True,
-        description="vtrace: bound of the ratio in the temporal difference and gradient; inf for none",
-    )
-    clip_c: float = Field(
-        1.0, gt=0, allow_inf_nan=True, description="vtrace: bound of the ratio in the traces; inf for none"
-    )
-    turn_ratio: Literal["product", "geometric_mean"] = Field(
-        "product", description="vtrace by turn: how a turn's token ratios become one; the mean is biased, not vanishing"
-    )
-    whiten: bool = Field(False, description="gae: normalise over the whole batch; costs one more forward pass")
-
-    @model_validator(mode="after")
-    def _turns_are_compared_within_groups(self) -> AdvantageSettings:
-        if self.credit == "turn" and self.estimator in OTHER_ESTIMATORS:
-            also = '; segments = "turn" gives credit by turn there' if self.uses_values else ""
-            raise ValueError(
-                f'credit = "turn" compares turns within a group, and {self.estimator} does not: set estimator to grpo, '
-                f"dr_grpo, rloo or one of your own{also}"
-            )
-        return self
-
-    @property
-    def uses_values(self) -> bool:
-        return self.estimator in ("gae", "vtrace")
-
-    @property
-    def has_group_baseline(self) -> bool:
-        """True of estimators that compare an answer with the others of its group alone."""
-        return self.estimator in ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")
-
-    @property
-    def compares_groups(self) -> bool:
-        """True of estimators that normalise over the answers of the whole batch."""
-        return self.estimator in ("reinforce_pp", "reinforce_pp_baseline")
 
 
 class PolicySettings(Settings):

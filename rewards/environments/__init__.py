@@ -1,8 +1,17 @@
 """The dialogs that come with Weir, and the way of a user's own."""
 
+from rewards.environments.agent import AgentEnvironment
 from rewards.environments.create import create_environment, declared_tools
 from rewards.environments.feedback import FeedbackEnvironment
 from rewards.environments.own_environment import environment_pool, played
 from rewards.sandbox import ENVIRONMENT
 
-__all__ = ["ENVIRONMENT", "FeedbackEnvironment", "create_environment", "declared_tools", "environment_pool", "played"]
+__all__ = [
+    "ENVIRONMENT",
+    "AgentEnvironment",
+    "FeedbackEnvironment",
+    "create_environment",
+    "declared_tools",
+    "environment_pool",
+    "played",
+]

@@ -1,5 +1,6 @@
 """Where answers are scored: confined processes that can be killed."""
 
+from rewards.sandbox.agent_function import AGENT
 from rewards.sandbox.answer_guards import GUARDS
 from rewards.sandbox.confinement import known_calls
 from rewards.sandbox.environment_class import ENVIRONMENT
@@ -10,6 +11,7 @@ from rewards.sandbox.scorer_audit import refusal
 from rewards.sandbox.user_code import read_score, user_pool
 
 __all__ = [
+    "AGENT",
     "ENVIRONMENT",
     "GUARDS",
     "REWARD",

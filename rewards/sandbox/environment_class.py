@@ -14,6 +14,7 @@ ENVIRONMENT = Door(
     kind="environment",
     setting="task.environment",
     built_in={
+        "agent": "rewards.environments.agent:agent",
         "feedback": "rewards.environments.feedback:feedback",
         "tools": "rewards.environments.tool_environment:tools",
         "user_simulator": "rewards.environments.user_simulator:user_simulator",

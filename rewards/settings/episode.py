@@ -15,6 +15,8 @@ class EpisodeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    agent: str = Field("", description="agent: package.module:name of a function (base_url, row) that plays an episode")
+    agent_processes: int = Field(8, ge=1, le=256, description="agent: episodes that are played at the same time")
     tools: tuple[str, ...] = Field(
         (), description="tools: calculator, search, or package.module:name of a function of your own"
     )

@@ -34,7 +34,9 @@ class TaskSettings(BaseModel):
     answer_column: str = Field("answer", description='rows: column of the reference answer; "" if there is none')
     reward: str = Field("", description="rows: exact, math, or package.module:name of a function (prompt, answer, row)")
     environment: str = Field(
-        "feedback", min_length=1, description="feedback, tools, user_simulator, or package.module:name of a class"
+        "feedback",
+        min_length=1,
+        description="feedback, tools, user_simulator, agent, or package.module:name of a class",
     )
     episode: EpisodeSettings = EpisodeSettings()
     score_timeout_s: float = Field(5.0, gt=0, le=3600, description="seconds; an answer not scored by then has no score")
@@ -79,6 +81,11 @@ class TaskSettings(BaseModel):
             raise ValueError(
                 f'environment "{self.environment}" needs turns of 2 or more and chat = true, got turns = {self.turns} '
                 f"and chat = {str(self.chat).lower()}"
+            )
+        if self.environment == "agent" and (not self.episode.agent or not self.chat):
+            raise ValueError(
+                f'environment "agent" needs episode.agent, a function (base_url, row), and chat = true, got '
+                f"{self.episode.agent!r} and chat = {str(self.chat).lower()}"
             )
         if self.environment == "tools" and not self.episode.tools:
             raise ValueError('environment "tools" needs some: set episode.tools, e.g. ["calculator"]')

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from learner_jax.runtime import crash_point
 from rewards.contracts import Task
 from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.rollout.agent_player import AgentPlayer
 from serving_bridge.rollout.episodes import Episode
 from serving_bridge.rollout.groups import BREAKS, GroupError, is_final
 from serving_bridge.rollout.player import Player
@@ -35,7 +36,7 @@ class GroupMaker:
         self,
         task: Task,
         encoder: PromptEncoder,
-        player: Player,
+        player: Player | AgentPlayer,
         queue: WorkerQueue,
         origin: Origin,
         *,

@@ -23,6 +23,9 @@ _COUNTERS = (
     "deadline_hits",
     "environment_turns",
     "environment_close_errors",
+    "agent_answers",
+    "agent_side_answers",
+    "agent_rebuilt",
     "queue_full_waits",
     "lost_claims",
 )

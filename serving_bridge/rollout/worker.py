@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 
 from learner_jax.runtime import Waits
 from rewards.contracts import AsyncEnvironment, Environment, Task
-from rewards.environments import FeedbackEnvironment
+from rewards.environments import AgentEnvironment, FeedbackEnvironment
 from serving_bridge.access import Keys
 from serving_bridge.evaluation import HeldOut, PromptEncoder, VerdictWatch
 from serving_bridge.queue import Pace, QueueProducer
+from serving_bridge.rollout.agent_player import AgentPlayer
 from serving_bridge.rollout.group_maker import GroupMaker
 from serving_bridge.rollout.interval import Interval
 from serving_bridge.rollout.known_replicas import KnownReplicas
@@ -104,14 +105,17 @@ async def _started(worker: RolloutWorker) -> AsyncIterator[RunningRollouts]:
         nullcontext(worker.queue_thread) if worker.queue_thread else _threads(1) as queue_thread,
     ):
         async with worker.open_session() as session:
-            running = _assembled(worker, session, scoring, queue_thread)
-            try:
-                yield running
-            finally:
-                await running.end()
+            running, player = _assembled(worker, session, scoring, queue_thread)
+            async with player if isinstance(player, AgentPlayer) else nullcontext():
+                try:
+                    yield running
+                finally:
+                    await running.end()
 
 
-def _assembled(worker: RolloutWorker, session: Session, scoring: Executor, queue_thread: Executor) -> RunningRollouts:
+def _assembled(
+    worker: RolloutWorker, session: Session, scoring: Executor, queue_thread: Executor
+) -> tuple[RunningRollouts, Player | AgentPlayer]:
     """The parts of a running worker; their counters are those of one line of metrics."""
     settings, encoder = worker.settings, worker.encoder
     interval = Interval(worker.log, asyncio.get_running_loop().time())
@@ -128,7 +132,13 @@ def _assembled(worker: RolloutWorker, session: Session, scoring: Executor, queue
         dispatcher, settings, encoder.tokenizer.eos_ids, count=interval.count, log=worker.log, rng=worker.rng
     )
     verdicts = VerdictWatch(settings.max_failed_verdicts, count=interval.count)
-    player = Player(environment, encoder, sampler, settings, scoring=scoring, count=interval.count, verdicts=verdicts)
+    player: Player | AgentPlayer
+    if isinstance(environment, AgentEnvironment):
+        player = AgentPlayer(environment, encoder, sampler, settings, count=interval.count, verdicts=verdicts)
+    else:
+        player = Player(
+            environment, encoder, sampler, settings, scoring=scoring, count=interval.count, verdicts=verdicts
+        )
     queue = _queue(worker, interval, queue_thread)
     replicas = KnownReplicas(
         worker.registry,
@@ -150,7 +160,7 @@ def _assembled(worker: RolloutWorker, session: Session, scoring: Executor, queue
         log=worker.log,
     )
     held_out = HeldOut(worker.task, encoder, worker.evaluation, settings, scoring=scoring, log=worker.log)
-    return RunningRollouts(
+    running = RunningRollouts(
         settings,
         queue,
         replicas,
@@ -164,6 +174,7 @@ def _assembled(worker: RolloutWorker, session: Session, scoring: Executor, queue
         should_stop=worker.should_stop,
         tick_s=worker.tick_s,
     )
+    return running, player
 
 
 def _queue(worker: RolloutWorker, interval: Interval, thread: Executor) -> WorkerQueue:

@@ -7,18 +7,15 @@ import os
 import subprocess
 import sys
 import threading
-import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from rewards.sandbox import confinement
-from tests.conftest import REPOSITORY
-from tests.support.extend_pages import MAX_LINES, PAGES, files_of
+from tests.support.extend_pages import MAX_LINES, PAGES, files_of, write
 from tests.support.installed import install
 
 EXAMPLES = ("reward", "data", "environment", "tools", "retrieval", "task")
@@ -75,25 +72,6 @@ def cases_of(page: str) -> list[tuple[str, list[str], list[float]]]:
 def weir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an installed Weir: its wheel, unpacked, and no checkout."""
     return install(tmp_path_factory.mktemp("installed"))
-
-
-def write(page: str, folder: Path) -> None:
-    """The files of a page; each TOML file takes the place of the same tables of the demo's configuration.
-
-    Beside them lies a file that has the name of a package of Weir's, and must be in nobody's way.
-    """
-    (folder / "rewards.py").write_text("raise SystemExit('the wrong module')")
-    for name, text in files_of(page).items():
-        if not name.endswith(".toml"):
-            (folder / name).write_text(text)
-            continue
-        whole = tomllib.loads((REPOSITORY / "configs/demo.toml").read_text())
-        given = tomllib.loads(text)
-        whole["task"] = given.pop("task")
-        whole["learner"]["sequence_length"] = 60
-        for table, settings in given.items():
-            whole[table] |= settings
-        (folder / name).write_text(tomli_w.dumps(whole))
 
 
 def play(weir: Path, folder: Path, config: str, cases: list[tuple[str, list[str]]], **variables: str) -> list[Any]:

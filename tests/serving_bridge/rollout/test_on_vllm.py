@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 
 from learner_jax.runtime.waits import Waits
 from rewards.contracts.environment import EpisodeState, Outcome, Reply
-from rewards.contracts.task import Problem
+from rewards.contracts.task import Problem, RewardResult, scored
 from serving_bridge.evaluation.skill import PromptEncoder
+from serving_bridge.rollout.agent_player import AgentPlayer
 from serving_bridge.rollout.episodes import Episode
 from serving_bridge.rollout.player import Player
 from serving_bridge.rollout.sampling import Prefix, Sampler
@@ -21,6 +23,7 @@ from serving_bridge.rollout.trajectories import Origin, make_trajectories
 from serving_bridge.routing.dispatch import Dispatcher
 from serving_bridge.routing.registry import ReplicaRow
 from serving_bridge.settings.serving import RolloutSettings
+from serving_bridge.text.chat_template import environment
 from serving_bridge.text.tokenizer import load_tokenizer
 from serving_bridge.vllm.client import VllmClient
 from serving_bridge.vllm.transport import http_session
@@ -84,6 +87,48 @@ async def played(world: World, version: int, settings: RolloutSettings) -> tuple
         return await playing, count
 
 
+class TenQuestions:
+    """A program that asks ten times, and shows all that was said each time."""
+
+    max_turns, processes = 10, 8
+
+    def run(self, problem: Problem, base_url: str) -> RewardResult | None:
+        from openai import OpenAI
+
+        client = OpenAI(base_url=base_url, api_key="none", max_retries=0)
+        asked: list[Any] = []
+        for turn in range(10):
+            asked.append({"role": "user", "content": chr(0x100 + 40 + (turn + problem.index) % 20)})
+            answer = client.chat.completions.create(model="policy", messages=asked, max_tokens=12)
+            asked.append(answer.choices[0].message.model_dump(exclude_none=True))
+        return scored(1.0, {})
+
+    def judge(self, problem: Problem, answer: str, finish_reason: str) -> RewardResult:
+        raise AssertionError
+
+
+async def played_by_agents(world: World, version: int, settings: RolloutSettings) -> tuple[list[Episode], Counter[str]]:
+    """Eight programs at once, each with a session of its own."""
+    replica, count = world.replica, Counter[str]()
+    template = "{% for m in messages %}{{ '\u0146' if m.role == 'user' else '' }}{{ m.content }}"
+    template += "{{ '<eos>' if m.role == 'assistant' else '\u0103' }}{% endfor %}"
+    tokenizer = replace(
+        load_tokenizer(world.folder / "a"), chat_template=environment().from_string(template), turn_end=EOS
+    )
+    async with http_session() as session:
+        dispatcher = Dispatcher(
+            settings,
+            lambda row: VllmClient(row.url, session, vocab_size=128, token=replica.client.token),
+            Waits(asyncio.get_running_loop().time),
+        )
+        dispatcher.update([ReplicaRow("a", replica.base_url, "healthy", version, 0, 0.0)])
+        quiet: Any = lambda *_, **__: None  # noqa: E731
+        sampler = Sampler(dispatcher, settings, (EOS,), count=count, log=quiet, rng=random.Random(0))
+        encoder = PromptEncoder(tokenizer, template="{question}", chat=True, max_prompt_tokens=8)
+        async with AgentPlayer(TenQuestions(), encoder, sampler, settings, count=count) as player:
+            return list(await asyncio.gather(*(player.play(Problem(i, "", "", {})) for i in range(8)))), count
+
+
 async def num_sampled(client: VllmClient) -> float:
     """Tokens that a server has sampled since its start."""
     return (await client.metrics())["vllm:generation_tokens_total"]
@@ -121,4 +166,12 @@ def test_answers_in_segments_have_the_server_s_own_logprobs(world: World) -> Non
     version = world.update(world.model_a).version
     episodes, count = world.run(played(world, version, options(segment_tokens=7)))
     assert count["segments"] >= 16, count
+    assert_honest(world, version, episodes)
+
+
+def test_ten_turns_of_a_program_have_the_server_s_own_logprobs(world: World) -> None:
+    version = world.update(world.model_a).version
+    episodes, count = world.run(played_by_agents(world, version, options()))
+    assert [len(episode.turns) for episode in episodes] == [10] * 8
+    assert (count["agent_answers"], count["agent_side_answers"], count["agent_rebuilt"]) == (80, 0, 0)
     assert_honest(world, version, episodes)

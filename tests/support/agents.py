@@ -1,0 +1,60 @@
+"""Programs that play episodes over OpenAI's client, as users write them; called as (base_url, row)."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+
+def client(base_url: str) -> Any:
+    import openai
+
+    return openai.OpenAI(base_url=base_url, api_key="none", max_retries=0)
+
+
+def two_turns(base_url: str, row: Any) -> dict[str, float]:
+    """Asks twice; the reward counts what was said."""
+    from openai.types.chat import ChatCompletion
+
+    asked = [{"role": "user", "content": row["question"]}]
+    first: ChatCompletion = client(base_url).chat.completions.create(model="x", messages=asked)
+    asked += [first.choices[0].message.model_dump(exclude_none=True), {"role": "user", "content": "Sure?"}]
+    client(base_url).chat.completions.create(model="x", messages=asked)
+    return {"asked": 2.0, "score": 0.5}
+
+
+async def branches(base_url: str, row: Any) -> None:
+    """Asks the same three times, goes on from the second, and leaves the judging to the task."""
+    import openai
+
+    async with openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as api:
+        asked = [{"role": "user", "content": row["question"]}]
+        answers = [await api.chat.completions.create(model="x", messages=asked) for _ in range(3)]
+        asked += [answers[1].choices[0].message.model_dump(exclude_none=True), {"role": "user", "content": "Sure?"}]
+        await api.chat.completions.create(model="x", messages=asked)
+
+
+def silent(base_url: str, row: Any) -> float:
+    return 1.0
+
+
+def raises(base_url: str, row: Any) -> float:
+    two_turns(base_url, row)
+    raise ValueError("broken\x1b[31m")
+
+
+def hangs(base_url: str, row: Any) -> float:
+    two_turns(base_url, row)
+    time.sleep(600)
+    return 1.0
+
+
+def dies(base_url: str, row: Any) -> float:
+    two_turns(base_url, row)
+    os._exit(3)
+
+
+def infinite(base_url: str, row: Any) -> float:
+    two_turns(base_url, row)
+    return float("inf")

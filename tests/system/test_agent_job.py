@@ -1,0 +1,97 @@
+"""A user's agent trains a model from an installed Weir, outside the repository: the whole job on real vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from serving_bridge.queue.queue import TrajectoryQueue
+from tests.support.installed import install
+from tests.support.session_world import tokenizer as tokenizer
+from tests.support.whole_jobs import environment, steps
+
+pytest.importorskip("vllm", reason="vLLM is not installed")
+pytest.importorskip("openai", reason="OpenAI's client is not installed")
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1000)]
+
+AGENT = """
+from openai import AsyncOpenAI
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+
+async def solve(base_url, row):
+    async with AsyncOpenAI(base_url=base_url, api_key="none") as client:
+        messages, said = [{"role": "user", "content": row["question"]}], 0
+        for _ in range(3):
+            told = await client.chat.completions.create(model="policy", messages=messages, tools=TOOLS)
+            answer = told.choices[0].message
+            said += len(answer.content or "")
+            messages += [answer.model_dump(exclude_none=True), {"role": "user", "content": "Go on."}]
+        return {"score": said % 7 / 7, "characters": float(said)}
+"""
+
+
+def write_model(folder: Path, tokenizer: Any) -> None:
+    """A random small model that speaks ChatML."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=640, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, tie_word_embeddings=True, max_position_embeddings=1024,
+        bos_token_id=None, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).float().eval().save_pretrained(folder)
+    for path in Path(tokenizer.model_dir).iterdir():
+        shutil.copy(path, folder / path.name)
+
+
+def test_an_agent_trains_from_an_installed_weir(tokenizer: Any, tmp_path: Path) -> None:
+    weir, folder = install(tmp_path / "installed"), tmp_path / "folder"
+    folder.mkdir()
+    write_model(folder / "model", tokenizer)
+    (folder / "my_agent.py").write_text(AGENT)
+    rows = ({"question": f"What is {i} + 22?", "answer": i + 22} for i in range(80))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "run": {"name": "agents", "directory": str(folder / "run")},
+        "model": {"path": str(folder / "model")},
+        "task": {
+            "provider": "rows", "data": "prompts.jsonl", "reward": "math", "environment": "agent", "chat": True,
+            "turns": 3, "episode": {"agent": "my_agent:solve", "agent_processes": 4, "wall_s": 120.0},
+        },
+        "learner": {"steps": 3, "groups_per_step": 2, "sequence_length": 400, "microbatch_rows": 4},
+        "rollout": {
+            "group_size": 2, "max_staleness": 1, "max_prompt_tokens": 100, "max_tokens": 16, "concurrent_groups": 2,
+            "max_episode_tokens": 400,
+        },
+        "serving": {"dtype": "float32", "max_model_len": 448},
+        "evaluation": {"num_problems": 2},
+    }  # fmt: skip
+    (folder / "config.toml").write_text(tomli_w.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tools.train", "--config", "config.toml"],
+        cwd=folder,
+        env={**environment(), "PATH": os.environ["PATH"], "PYTHONPATH": str(weir)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    trained = steps(folder / "run")
+    assert [record["step"] for record in trained] == [1, 2, 3]
+    measured = [record["mismatch_mean_abs_logprob"] for record in trained if record["mismatch_tokens"]]
+    assert measured
+    assert max(measured) <= 1e-4
+    assert all(record["reward_parts"]["characters"] > 0 for record in trained)
+    assert TrajectoryQueue(folder / "run" / "state.db").admin.progress().num_acknowledged == 6
