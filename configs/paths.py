@@ -17,12 +17,15 @@ PATH_SETTINGS = (
     "model.path",
     "task.path",
     "task.data",
+    "task.episode.embeddings",
     "store.database",
     "store.blobs",
     "store.weights",
     "learner.loss.kl.reference",
     "serving.keys",
 )
+#: Tables of paths, by names of the user's.
+PATH_TABLES = ("task.episode.corpora",)
 #: How the ready-made configurations mark what only their user knows.
 _TO_BE_GIVEN = "give --set "
 _SQLITE = "sqlite:///"
@@ -70,6 +73,13 @@ def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
         text = table.get(key) if isinstance(table, dict) else None
         if isinstance(text, str) and _is_path(text) and (setting != "task.data" or names_file(text)):
             yield setting, table, key
+    for setting in PATH_TABLES:
+        table = tree
+        for name in setting.split("."):
+            table = table.get(name) if isinstance(table, dict) else None
+        for key, text in (table if isinstance(table, dict) else {}).items():
+            if isinstance(text, str) and _is_path(text):
+                yield f"{setting}.{key}", table, key
 
 
 def _is_path(text: str) -> bool:

@@ -94,7 +94,7 @@ def test_the_recipes_of_the_documentation_are_valid_losses() -> None:
     defaults, recipes = (block.partition("```")[0] for block in text.split("```toml\n")[1:])
     assert LossSettings.model_validate(tomllib.loads(defaults)["learner"]["loss"]) == LossSettings()
     paragraphs = recipes.split("\n\n")
-    assert len(paragraphs) == 5
+    assert len(paragraphs) == 6
     for paragraph in paragraphs:
         assert LossSettings.model_validate(tomllib.loads(paragraph)) != LossSettings()
 

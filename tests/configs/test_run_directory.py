@@ -18,7 +18,7 @@ import pytest
 from configs.carry_on import Change, changes
 from configs.errors import ConfigError
 from configs.load import load_config, save_config
-from configs.paths import PATH_SETTINGS
+from configs.paths import PATH_SETTINGS, PATH_TABLES
 from configs.schema import Config
 from learner_jax.contracts.settings import Settings
 from learner_jax.runtime.waits import Waits
@@ -53,7 +53,8 @@ def test_every_setting_that_names_a_place_is_known_as_one():
                 found.append(f"{prefix}{name}")
 
     look(Config, "")
-    assert sorted(found) == sorted(PATH_SETTINGS)
+    # vLLM's own options are taken as they are written; their paths begin with /.
+    assert sorted(found) == sorted([*PATH_SETTINGS, *PATH_TABLES, "serving.engine_args"])
 
 
 def _get(config: Config, setting: str) -> str:
@@ -96,6 +97,19 @@ def test_paths_mean_the_same_in_every_setting(text: str, place: str, tmp_path: P
     url = _config("store.database=postgresql://weir@/weir?host=/tmp").store.database
     assert url == "postgresql://weir@/weir?host=/tmp"
     assert _config("store.database=sqlite:///x.db").store.database == str(here / "x.db")
+
+
+def test_paths_in_a_table_are_made_absolute_and_move_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    config = _config(f"run.directory={run}", 'task.episode.corpora={ docs = "docs.jsonl", own = "run/own" }')
+    assert config.task.episode.corpora == {"docs": str(tmp_path / "docs.jsonl"), "own": str(run / "own")}
+    paths = run_paths(config)
+    make_private_directory(paths)
+    save_for_all(config, paths)
+    saved = tomllib.loads(paths.config.read_text())["task"]["episode"]["corpora"]
+    assert saved == {"docs": str(tmp_path / "docs.jsonl"), "own": "own"}
+    assert load_config(paths.config) == config
 
 
 def test_a_home_of_nobody_is_refused():
