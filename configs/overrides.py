@@ -107,5 +107,7 @@ def _is_removable(annotation: Any) -> bool:
 def _is_text(annotation: Any) -> bool:
     if get_origin(annotation) is Literal:
         return all(isinstance(choice, str) for choice in get_args(annotation))
+    if get_origin(annotation) is dict:
+        return False
     parts = [part for part in get_args(annotation) if part is not type(None)]
     return annotation is str or (bool(parts) and all(_is_text(part) for part in parts))
