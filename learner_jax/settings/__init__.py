@@ -1,9 +1,9 @@
 """The learner's settings, each with its range; free of JAX."""
 
+from learner_jax.settings.advantage import AdvantageSettings
 from learner_jax.settings.doors import ESTIMATOR_DOOR, OBJECTIVE_DOOR, OTHER_ESTIMATORS
 from learner_jax.settings.hosts import HOSTS_SECRET, HostsSettings, MeshSettings
 from learner_jax.settings.learner import (
-    AdvantageSettings,
     GroupSettings,
     KLSettings,
     LearnerSettings,

@@ -23,6 +23,22 @@ _SETTLED = "what must not be cut off is bounded by the requests that it makes"
 #: (module:function, code) -> why it may stand without a bound
 ALLOWED: dict[tuple[str, str], str] = {
     (
+        "serving_bridge/sessions/endpoint.py:SessionEndpoint._answers",
+        "asyncio.gather(*(session.answer(messages, tools, most) for _ in range(asked.n or 1)))",
+    ): "each request of the sampler has rollout.request_timeout_s, and the episode task.episode.wall_s",
+    (
+        "rewards/tools/toolbox.py:Toolbox.run",
+        "asyncio.gather(*(self._one(number, call, row) for number, call in enumerate(calls)))",
+    ): "each call has task.episode.tool_timeout_s",
+    (
+        "rewards/environments/user_simulator.py:_Endpoint.ask",
+        "while True",
+    ): "its caller gives it task.episode.user_timeout_s",
+    (
+        "tools/scoring/processes.py:scored_lines",
+        "waiting.popleft().result()",
+    ): "each line has a deadline in its process",
+    (
         "serving_bridge/vllm_plugin/sampling.py:until_gone",
         "asyncio.wait([work, leaving], return_when=asyncio.FIRST_COMPLETED)",
     ): "in vLLM's server, on its engine, as long as the client waits: its bound is rollout.request_timeout_s",
