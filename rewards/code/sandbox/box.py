@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from learner_jax.runtime import WeirError
 from rewards.code.sandbox.control_groups import Group
 from rewards.code.sandbox.interpreter import Interpreter
 from rewards.code.sandbox.limits import Limits, Report
@@ -48,7 +49,7 @@ class Tier(Protocol):
     def close(self) -> None: ...
 
 
-class BoxEnded(Exception):
+class BoxEnded(WeirError):
     """A sandbox ended before it said what it was asked for."""
 
 
