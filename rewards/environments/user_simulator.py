@@ -14,7 +14,7 @@ from typing import Any
 
 import aiohttp
 
-from learner_jax.runtime import printable
+from learner_jax.runtime import WeirError, printable
 from rewards.contracts import (
     EpisodeState,
     Message,
@@ -39,7 +39,7 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 8.0
 Ask = Callable[[Sequence[Mapping[str, str]], int, int], Awaitable[str]]
 
 
-class UserError(RuntimeError):
+class UserError(WeirError, RuntimeError):
     """The user's model gave no message; says why."""
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from learner_jax.runtime import WeirError
+
 _RELATIONS = ("at least", "less than")
 _MAX_ITEMS = 1000
 
 
-class InstructionError(ValueError):
+class InstructionError(WeirError, ValueError):
     """An instruction can't be checked: its kind is unknown, or an argument is missing or wrong."""
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
+from learner_jax.runtime import WeirError
 from rewards.contracts import ToolDefinition
 
 DEFINITION = ToolDefinition(
@@ -30,7 +31,7 @@ _SIGNS = str.maketrans({"^": "**", "\u00d7": "*", "\u00f7": "/", "\u2212": "-"})
 Number = Fraction | float
 
 
-class CalculatorError(ValueError):
+class CalculatorError(WeirError, ValueError):
     """The expression has no value here; says why."""
 
 

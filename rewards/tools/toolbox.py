@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from learner_jax.runtime import printable
+from learner_jax.runtime import WeirError, printable
 from rewards.contracts import Message, ToolDefinition
 from rewards.tools.calls import BadCall, Call
 
 _MAX_COMPLAINT = 300
 
 
-class ToolError(Exception):
+class ToolError(WeirError):
     """A call can't be answered: the text is shown to the policy."""
 
 

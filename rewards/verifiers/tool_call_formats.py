@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from learner_jax.runtime import WeirError
+
 _MAX_CHARACTERS = 1_000_000
 _MAX_CALLS = 100
 _THINKING = re.compile(r"\A\s*(?:<think>)?.*?</think>", re.S)
@@ -19,7 +21,7 @@ _FENCED = re.compile(r"```(?:json|tool_call)?[ \t]*\n(.*?)\n[ \t]*```", re.S)
 _NAMES = ("arguments", "parameters")
 
 
-class MalformedError(ValueError):
+class MalformedError(WeirError, ValueError):
     """An answer begins a call that is not one."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from learner_jax.runtime import Door, DoorError, raised
+from learner_jax.runtime import Door, DoorError, WeirError, raised
 from rewards.contracts import RewardResult, failed
 
 Row = Mapping[str, Any]
@@ -49,7 +49,7 @@ VERIFIER = Door(
 )
 
 
-class RowError(ValueError):
+class RowError(WeirError, ValueError):
     """A row can't be judged: says which column, what was expected and what was found."""
 
 

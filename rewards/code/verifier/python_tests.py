@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from learner_jax.runtime import WeirError
+
 #: what tests compare with, by the module it is from: not the answer's where another name of the answer is called within
 _HELPERS = {
     **dict.fromkeys(("isclose", "fabs", "floor", "ceil", "isnan"), "math"),
@@ -32,7 +34,7 @@ def {_UNITTEST}(case, method):
 """
 
 
-class TestsError(ValueError):
+class TestsError(WeirError, ValueError):
     """The row's tests can't be read."""
 
 
