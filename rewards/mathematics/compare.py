@@ -29,6 +29,7 @@ from rewards.mathematics.values import (
     Union,
     Value,
     names_in,
+    nodes,
 )
 
 _INEQUALITIES = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}
@@ -81,8 +82,9 @@ def _same_scalar(expression: Expression, answer: Value) -> bool:
             is_percentage = size is not None and abs(size) > 1
             return equal(expression, as_fraction) or (is_percentage and equal(expression, other))
         case Quantity(other, unit):
-            # A unit that the reference leaves to the question.
-            return unit != "rad" and not names_in(expression) and equal(expression, other)
+            # A unit that the reference leaves to the question; of angles, a bare number is in degrees unless it has pi.
+            is_degrees = unit == "rad" and Name("pi") not in nodes(expression)
+            return not is_degrees and not names_in(expression) and equal(expression, other)
         case Relation(sides, signs) if set(signs) == {"="}:
             sides = _without_name(sides, names_in(expression))
             return bool(sides) and all(

@@ -218,6 +218,9 @@ class ExpressionParser:
                 return Name("pi")
             case "infty":
                 return Name("oo")
+            case "angle" if (named := self._tokens.peek()) and named.kind == "word" and len(named.text) <= 3:
+                self._tokens.skip()
+                return Name(f"angle {named.text}")
             case "lfloor" | "lceil" as name:
                 value = self.sum()
                 if not self._tokens.take_command("r" + name[1:]):

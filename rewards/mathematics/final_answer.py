@@ -41,7 +41,10 @@ def final_answer(response: str) -> str:
     if MARK in response:
         after = response.rsplit(MARK, 1)[1].strip().split("\n", 1)[0][:_MAX_LINE]
         return _unboxed(after)
-    if boxes := _boxes(response):
+    boxes = _boxes(response)
+    if cut := _cut_box(response, boxes):
+        return cut
+    if boxes:
         return _last_boxes(response, boxes)
     phrases = list(_PHRASE.finditer(response))
     if phrases and (said := _stated(response[phrases[-1].end() :])):
@@ -84,6 +87,13 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
             continue
         found.append((match.start(), end + 1, text[match.end() + 1 : end]))
     return found
+
+
+def _cut_box(text: str, boxes: list[tuple[int, int, str]]) -> str:
+    """The beginning of a last box that is not closed: of a longer number only the first digits may be there."""
+    after = boxes[-1][1] if boxes else 0
+    unclosed = [match for match in _BOX.finditer(text, after) if text[match.end() : match.end() + 1] == "{"]
+    return text[unclosed[-1].start() :][:_MAX_LINE].strip() if unclosed else ""
 
 
 def _closing_braces(text: str, start: int) -> dict[int, int]:
@@ -151,7 +161,7 @@ def bare(text: str) -> str:
     text = text.strip()
     for _ in range(4):
         before = text
-        text = re.sub(r"(?<=[^\s.])\.$|(?<=[A-Za-z])!$|(?<=\S)[,;:]$", "", text.strip()).strip("*` ").strip()
+        text = re.sub(r"(?<=[^\s.])\.$|(?<=[A-Za-z]{3})!$|(?<=\S)[,;:]$", "", text.strip()).strip("*` ").strip()
         if (match := _MATH.fullmatch(text)) and "$" not in _inside(match).replace("\\$", ""):
             text = _inside(match)
         if (boxes := _boxes(text)) and len(boxes) == 1 and boxes[0][:2] == (0, len(text)):

@@ -22,7 +22,7 @@ from rewards.tasks.jsonl_lines import read_file, records, text_of
 from rewards.tasks.problems import ListedProblems
 
 #: changes with every change of what counts as right
-_VERIFIER = "final-answer-2"
+_VERIFIER = "final-answer-3"
 _MAX_REFUSALS = 10
 _MAX_REASON_CHARACTERS = 200
 

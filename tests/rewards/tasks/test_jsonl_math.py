@@ -72,7 +72,7 @@ def test_the_version_names_the_file_by_content(tmp_path: Path) -> None:
         task.close()
     assert versions[0] != versions[1]
     assert versions[0].startswith("jsonl_math/file.jsonl:")
-    assert versions[0].split("@")[1] == versions[1].split("@")[1] == "final-answer-2"
+    assert versions[0].split("@")[1] == versions[1].split("@")[1] == "final-answer-3"
 
 
 # Files
