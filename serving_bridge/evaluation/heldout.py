@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import asdict
 
 from rewards.contracts import Task
 from serving_bridge.evaluation.skill import EvaluationError, PromptEncoder, evaluate
@@ -51,7 +52,7 @@ class HeldOut:
                 self._encoder,
                 num_problems=self._settings.num_problems,
                 max_tokens=self._settings.max_tokens or self._rollout.max_tokens,
-                num_samples=0,
+                num_samples=self._settings.num_samples_shown,
                 timeout_s=self._rollout.request_timeout_s,
                 temperature=self._settings.temperature,
                 scoring=self._scoring,
@@ -71,4 +72,5 @@ class HeldOut:
             num_skipped=len(result.skipped),
             num_cut=result.num_cut,
             failed_verdicts=result.failed_verdicts,
+            samples=[asdict(sample) for sample in result.samples],
         )

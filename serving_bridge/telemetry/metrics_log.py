@@ -40,7 +40,8 @@ rollout
   retry       error, and what it was about: replica and attempt (a request), prompt_index and attempt (a group)
   unjudged_group   prompt_index, answers, judged: a group given up for its failed verdicts
   heldout     version, step, accuracy, mean_score, num_problems (judged), num_skipped, num_cut, failed_verdicts
-              ({kind: number}), versions (oldest and newest that sampled)
+              ({kind: number}), versions (oldest and newest that sampled), samples (the first few answers, to the same
+              problems each time)
 fleet
   round       replica, version, step, outcome, stage_s, pause_s, probe_s, running_at_pause, probe_max_abs,
               error (or null)
@@ -175,30 +176,40 @@ class MetricsLog:
 
 
 class MetricsTail:
-    """Reads what was appended to a metrics file since the last call; the file need not exist yet."""
+    """Reads what was appended to a metrics file since the last call; the file need not exist yet.
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
-        self._offset = 0
+    Args:
+      piece_bytes: read at a time; a longer line is no event.
+
+    Attributes:
+      offset: bytes of the file that were read.
+    """
+
+    def __init__(self, path: str | Path, *, piece_bytes: int | None = None) -> None:
+        self._path, self._piece_bytes = Path(path), piece_bytes
+        self.offset = 0
 
     def read(self) -> list[Record]:
         """Events of the whole lines that came since the last call; a line still being written waits for the next."""
-        records: list[Record] = []
+        return [record for records in self.pieces() for record in records]
+
+    def pieces(self) -> Iterator[list[Record]]:
+        """As `read`, a piece at a time; who stops early gets the rest by the next call."""
+        piece_bytes = self._piece_bytes or _PIECE_BYTES
         try:
             with self._path.open("rb") as file:
-                file.seek(self._offset)
-                while data := file.read(_PIECE_BYTES):
+                file.seek(self.offset)
+                while data := file.read(piece_bytes):
                     end = data.rfind(b"\n") + 1
-                    if not end and len(data) == _PIECE_BYTES:
+                    if not end and len(data) == piece_bytes:
                         end = len(data)  # of a line without end, which is none of ours
-                    self._offset += end
-                    records += [record for line in data[:end].splitlines() if (record := _parse(line)) is not None]
-                    if len(data) < _PIECE_BYTES:
-                        break
-                    file.seek(self._offset)
+                    self.offset += end
+                    yield [record for line in data[:end].splitlines() if (record := _parse(line)) is not None]
+                    if len(data) < piece_bytes:
+                        return
+                    file.seek(self.offset)
         except FileNotFoundError:
-            return []
-        return records
+            return
 
 
 def read_metrics(path: str | Path) -> list[Record]:

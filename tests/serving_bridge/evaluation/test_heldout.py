@@ -63,3 +63,6 @@ def test_the_skill_of_what_a_replica_serves_is_written(make: Make, records: list
         "event": "heldout", "version": 3, "step": 2, "num_problems": 3, "num_cut": 3, "versions": (3, 3),
     }  # fmt: skip
     assert (record["accuracy"], record["num_skipped"], record["failed_verdicts"]) == (0.0, 0, {})
+    assert [sorted(sample) for sample in record["samples"]] == [
+        ["answer", "expected", "prompt", "score", "verdict"]
+    ] * 3

@@ -207,3 +207,17 @@ def test_the_log_names_its_process(tmp_path: Path):
             if handler not in handlers:
                 handler.close()
         root.handlers[:], root.level = handlers, level
+
+
+def test_a_long_file_is_read_in_pieces_and_the_rest_by_the_next_call(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path, "learner") as log:
+        for step in range(100):
+            log.write("step", step=step)
+    tail = MetricsTail(path, piece_bytes=1000)
+    first = next(iter(tail.pieces()))
+    assert 5 < len(first) < 50
+    assert 0 < tail.offset <= 1000
+    assert [record["step"] for record in first + tail.read()] == list(range(100))
+    assert tail.offset == path.stat().st_size
+    assert list(tail.pieces()) == []
