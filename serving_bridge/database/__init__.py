@@ -17,6 +17,7 @@ from serving_bridge.database.database import (
 )
 from serving_bridge.database.migrations import SCHEMA_VERSION
 from serving_bridge.database.postgres_url import split_url
+from serving_bridge.database.read_only import look
 
 __all__ = [
     "APPLICATION_ID",
@@ -30,6 +31,7 @@ __all__ = [
     "Session",
     "absolute_url",
     "is_postgres",
+    "look",
     "open_database",
     "secret_in_url",
     "split_url",

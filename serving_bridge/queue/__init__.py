@@ -3,6 +3,7 @@
 from serving_bridge.queue.admin import QueueAdmin
 from serving_bridge.queue.bounds import QueueBounds, QueueError, QueueFullError
 from serving_bridge.queue.consumer import LeaseLostError, QueueConsumer
+from serving_bridge.queue.glance import Glance, glance
 from serving_bridge.queue.producer import QueueProducer
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.queue.staleness import Pace
@@ -11,6 +12,7 @@ from serving_bridge.queue.view import Overview, Progress
 
 __all__ = [
     "ENDED",
+    "Glance",
     "LeaseLostError",
     "Overview",
     "Pace",
@@ -22,4 +24,5 @@ __all__ = [
     "QueueFullError",
     "QueueProducer",
     "TrajectoryQueue",
+    "glance",
 ]
