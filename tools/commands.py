@@ -30,7 +30,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "serve": Command("tools.serve", "run a fleet of vLLM servers alone", configured=True),
     },
     "look after a run": {
-        "view": Command("tools.view", "show a run live"),
+        "view": Command("tools.view", "show a run live, in the terminal or as a page"),
         "report": Command("tools.report", "write a run's report.html and summary.json"),
         "metrics": Command("tools.metrics", "list the metrics that Prometheus can scrape"),
         "fleet": Command("tools.fleet", "show a run's fleets; change their size; restart their servers"),

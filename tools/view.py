@@ -1,12 +1,15 @@
 """The live view of a run: what `metrics.jsonl` says, as a picture in a terminal or as plain lines elsewhere.
 
     python -m tools.view runs/demo
+    python -m tools.view runs/demo runs/other --web     (a page for browsers, at http://127.0.0.1:8790/)
 
 attaches to a run that is going on (on this machine or through a shared file system) or shows one that has ended.
+The page overlays several runs. docs/view.md says who can reach it.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import time
 from pathlib import Path
@@ -15,6 +18,7 @@ from configs.load import load_config
 from serving_bridge.telemetry import MetricsTail
 from tools.assembly import clear_errors
 from tools.command_line import command_parser
+from tools.dashboard import DashboardError, read_token
 from tools.reporting import LiveView
 
 _ATTACH_TICK_S = 0.5
@@ -33,11 +37,49 @@ def attach(directory: Path, *, tick_s: float = _ATTACH_TICK_S) -> None:
             time.sleep(tick_s)
 
 
+def serve_page(arguments: argparse.Namespace) -> None:
+    """Serves the page until it is stopped.
+
+    Raises:
+      DashboardError: it can't be served as asked.
+    """
+    from tools.dashboard import serve  # a web server, which the view in a terminal does without
+
+    serve.serve(
+        arguments.run_directory,
+        host=arguments.host or serve.HOST,
+        port=serve.PORT if arguments.port is None else arguments.port,
+        token=read_token(arguments.token_env, arguments.token_file),
+        more_hosts=arguments.allow_host,
+        say=lambda text: print(text, flush=True),
+    )
+
+
 def main() -> None:
     parser = command_parser("view", __doc__)
-    parser.add_argument("run_directory", type=Path)
+    parser.add_argument("run_directory", type=Path, nargs="+")
+    parser.add_argument("--web", action="store_true", help="serve the view as a page for browsers")
+    page = parser.add_argument_group("the page")
+    page.add_argument("--port", type=int, metavar="N", help="default 8790; 0 takes any free one")
+    page.add_argument("--host", metavar="H", help="address to listen at; another than loopback needs a token")
+    token = page.add_mutually_exclusive_group()
+    token.add_argument("--token-env", metavar="NAME", help="environment variable with the token that readers must have")
+    token.add_argument("--token-file", type=Path, metavar="FILE", help="file with that token, of mode 600")
+    page.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="further host name that it is reached by"
+    )
+    arguments = parser.parse_args()
     with clear_errors(), contextlib.suppress(KeyboardInterrupt):
-        attach(parser.parse_args().run_directory)
+        if arguments.web:
+            serve_page(arguments)
+            return
+        given = {"--port": arguments.port, "--host": arguments.host, "--token-env": arguments.token_env}
+        given |= {"--token-file": arguments.token_file, "--allow-host": arguments.allow_host or None}
+        if extra := [name for name, value in given.items() if value is not None]:
+            raise DashboardError(f"{extra[0]} is for the page: give --web with it")
+        if len(arguments.run_directory) > 1:
+            raise DashboardError("a terminal shows one run at a time: give one directory, or --web for a page of all")
+        attach(arguments.run_directory[0])
 
 
 if __name__ == "__main__":

@@ -100,6 +100,18 @@ CASES = [
         for tool in ("view", "report", "queue", "weights list", "weights watch --once")
         for place in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "NOCONFIG", "BROKEN", "HUGE", "ODD")
     ),
+    *(
+        f"view {place} --web --port 0"
+        for place in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "NOCONFIG", "BROKEN", "HUGE", "ODD")
+    ),
+    "view RUN RUN",
+    "view RUN --port 1",
+    "view RUN --web --port 99999",
+    "view RUN --web --host 0.0.0.0",
+    "view RUN --web --host no.such.host.invalid",
+    "view RUN --web --token-env NOT_SET_ANYWHERE",
+    *(f"view RUN --web --token-file {place}" for place in ("MISSING", "EMPTY", "FILE", "BINARY", "HUGE", "ODD")),
+    "view RUN --web --allow-host runs.example.org",
     *(f"fleet {p} status" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "BROKEN", "HUGE", "ODD")),
     *("report JUNK", "queue JUNK", "queue JUNK dead", "weights list JUNK/weights", "weights list JUNK"),
     "fleet RUN scale 2",

@@ -1,0 +1,9 @@
+"""The live view of runs as a page for browsers: curves, answers, replicas and queue, read only.
+
+`serve` needs Starlette and uvicorn; whoever serves imports that file.
+"""
+
+from tools.dashboard.access import read_token
+from tools.dashboard.errors import DashboardError
+
+__all__ = ["DashboardError", "read_token"]
