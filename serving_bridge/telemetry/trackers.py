@@ -180,7 +180,9 @@ class Trackio:
             return
         if self._run is None:
             trackio = importlib.import_module("trackio")
-            self._run = trackio.init(project=self._directory.name, name=self._process, embed=False)
+            # Its own samples of the machine would stand beside each process's.
+            own = {"embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
+            self._run = trackio.init(project=self._directory.name, name=self._process, **own)
         self._run.log(found, step=step)
 
     def close(self) -> None:

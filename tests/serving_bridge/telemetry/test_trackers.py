@@ -131,6 +131,31 @@ def test_wandb_offline_keeps_what_was_written(tmp_path: Path) -> None:
     ]
 
 
+READS_TRACKIO = """
+import json, sys
+from trackio.sqlite_storage import SQLiteStorage
+rows = SQLiteStorage.get_logs("run", "learner")
+print("\\nFOUND", json.dumps([{k: v for k, v in row.items() if k not in ("timestamp", "log_id")} for row in rows]))
+"""
+
+
+def test_trackio_shows_what_was_written(tmp_path: Path) -> None:
+    where = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    written("trackio", tmp_path / "run", **where)
+    read = [sys.executable, "-c", READS_TRACKIO]
+    done = subprocess.run(read, env=os.environ | where, capture_output=True, text=True, timeout=240, check=True)
+    rows = json.loads(done.stdout.partition("\nFOUND")[2])
+    assert sorted(rows, key=str) == sorted(
+        [
+            {"step/reward": 0.25, "step/reward_parts/a_b": 1.0, "step": 1},
+            {"step/kl": 0.5, "step": 2},
+            {"interval/tokens": 7.0, "step": 0},
+            {"interval/tokens": 9.0, "step": 1},
+        ],
+        key=str,
+    )
+
+
 def test_a_package_that_is_not_there_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name, (_, package) in PACKAGES.items():
