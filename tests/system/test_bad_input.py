@@ -135,6 +135,8 @@ CASES = [
     "plan memory --model EMPTY --config FILE",
     "plan memory --model EMPTY --mesh fsdp=0",
     "bench overlap --config MISSING",
+    "bench scrape --config MISSING",
+    "bench scrape --steps 1",
     "bench nothing",
     *(f"bench end_to_end --model {p} --sides weir" for p in ("MISSING", "FILE", "EMPTY", "HUGE")),
     "bench end_to_end --workload stories --sides weir",
