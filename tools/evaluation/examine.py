@@ -109,14 +109,13 @@ async def _one(
             about = {"suite": suite.name, "problem": problem.id, "sample": sample, "turn": turn}
             log.add(key, answer, **about, prompt=dialog.messages[-1][1])
         counts.append(answer.num_tokens)
-        outcome = await judge(problem, state, answer)
+        outcome, reading = await judge(problem, state, answer)
         turn += 1
         total += outcome.reward or 0.0
         if not isinstance(outcome.observation, str) or suite.environment is None:
             break
         dialog, state = model.go_on(suite, dialog, answer, outcome.observation), outcome.state
     known = [count for count in counts if count is not None]
-    reading = await judge.read(answer)
     if reading.problem:
         outcome, total = _outcome(failed(reading.problem, "timeout"), problem), 0.0
     return Judged(
@@ -142,17 +141,20 @@ class _Judge:
         self._suite, self._threads = suite, threads
         self._reader = Reader(suite.settings)
 
-    async def __call__(self, problem: SuiteProblem, state: EpisodeState | None, answer: Answer) -> Outcome:
-        work = asyncio.get_running_loop().run_in_executor(self._threads, self._score, problem, state, answer)
+    async def __call__(
+        self, problem: SuiteProblem, state: EpisodeState | None, answer: Answer
+    ) -> tuple[Outcome, Reading]:
+        """The verdict, and what the suite's patterns say; both in a thread, since either may take its time."""
+        work = asyncio.get_running_loop().run_in_executor(self._threads, self._judged, problem, state, answer)
         try:
             async with asyncio.timeout(_VERDICT_S):
                 return await work
         except TimeoutError:
-            return _outcome(failed(f"no verdict after {_VERDICT_S:g} s", "timeout"), problem)
+            result = failed(f"no verdict after {_VERDICT_S:g} s", "timeout")
+            return _outcome(result, problem), Reading(False, None, "")
 
-    async def read(self, answer: Answer) -> Reading:
-        """In a thread, as a pattern may take its time."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._reader.read, answer.text)
+    def _judged(self, problem: SuiteProblem, state: EpisodeState | None, answer: Answer) -> tuple[Outcome, Reading]:
+        return self._score(problem, state, answer), self._reader.read(answer.text)
 
     def _score(self, problem: SuiteProblem, state: EpisodeState | None, answer: Answer) -> Outcome:
         finished = "length" if answer.finish_reason == "length" else "stop"
