@@ -180,9 +180,7 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--config", default="demo", help="of the run (default demo)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="changes one of its settings")
-    parser.add_argument(
-        "--windows", type=positive, default=10, help="with scrapes (default 10)"
-    )
+    parser.add_argument("--windows", type=positive, default=10, help="with scrapes (default 10)")
     parser.add_argument("--steps", type=positive, default=20, help="of each window (default 20)")
     parser.add_argument("--rate", type=positive, default=20, help="fetches of each page a second (default 20)")
     parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
