@@ -136,6 +136,12 @@ class Config(Settings):
                 f"launch.learner.hosts is {role.hosts} and learner.hosts.count {count}: remove the first, or set both "
                 f"to the same"
             )
+        fleet, each = self.launch.fleet, self.serving.hosts_per_replica
+        if fleet is not None and fleet.hosts % each:
+            raise ValueError(
+                f"launch.fleet.hosts is {fleet.hosts} and serving.hosts_per_replica {each}: expected a multiple, since "
+                f"every fleet has one replica of {each} hosts"
+            )
         for name, other in self.launch.roles().items():
             if other.beside == "learner" and other.hosts > count:
                 raise ValueError(

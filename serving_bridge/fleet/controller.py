@@ -15,6 +15,7 @@ from serving_bridge.access import FleetKeys
 from serving_bridge.fleet.caretaker import Caretaker
 from serving_bridge.fleet.health import Health
 from serving_bridge.fleet.looks import FleetError, Looks
+from serving_bridge.fleet.meeting import MeetingPoint
 from serving_bridge.fleet.member import Member, Server
 from serving_bridge.fleet.orders import FleetStatus, OrderBook
 from serving_bridge.fleet.plan import FleetPlan
@@ -80,6 +81,7 @@ class Fleet:
         self._log_dir = log_dir
         self._should_stop = should_stop
         self._store_root = store.root
+        self._registry_folder = registry.folder
         self._model_family = model_family
         self._keys = keys or FleetKeys(registry.folder / KEYS_FOLDER)
         self._make_replica = make_replica or self._real_replica
@@ -160,6 +162,7 @@ class Fleet:
             keys=self._keys,
             store=self._store_root,
             model_family=self._model_family,
+            point=MeetingPoint(self._registry_folder, name) if self._settings.hosts_per_replica > 1 else None,
         )
 
     def _now(self) -> float:

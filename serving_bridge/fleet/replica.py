@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from learner_jax.contracts import WeightManifest
 from learner_jax.runtime import Waits
 from serving_bridge.access import FreshKeys, Keys, new_start
+from serving_bridge.fleet.meeting import MeetingPoint
 from serving_bridge.fleet.weight_round import RoundOutcome, run_round
 from serving_bridge.processes import (
     GuardedProcess,
@@ -63,6 +65,7 @@ class Replica:
       store: root of the weight store whose versions it may be brought to; by default it takes none.
       also_open: further paths of vLLM that take POST with the inference token.
       model_family: name of the model's family, where it is none of Weir's.
+      point: where its further hosts join, if it has some.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Replica:
         store: Path | None = None,
         also_open: Sequence[str] = (),
         model_family: str = "",
+        point: MeetingPoint | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
@@ -93,6 +97,7 @@ class Replica:
         self._store = store.absolute() if store is not None else None
         self._also_open = also_open
         self._model_family = model_family
+        self._point = point
         self._start = ""
         self._process: GuardedProcess | None = None
         self._client: VllmClient | None = None
@@ -161,8 +166,8 @@ class Replica:
             also_open=self._also_open,
             model_family=self._model_family,
         )
-        command = server_command(self._model_dir, self.settings, platform, port)
         try:
+            command = server_command(self._model_dir, self.settings, platform, port, meeting=self._meet(start))
             self.log_path.parent.mkdir(parents=True, exist_ok=True)
             log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
             folder = PrivateFolder(base_folder(os.environ))
@@ -180,6 +185,16 @@ class Replica:
             url, self._session, control_timeout_s=self.settings.update_timeout_s, token=access.control_token
         )
         return log_start
+
+    def _meet(self, start: str) -> tuple[str, int] | None:
+        """Has the replica's further hosts join; address and port of this one for it."""
+        if self.settings.hosts_per_replica == 1:
+            return None
+        if self._point is None:
+            raise ReplicaStartError(f"{self.name} has several hosts (serving.hosts_per_replica), but no run to meet in")
+        port = claim_port(self.settings.host, 0)
+        self._point.call(start, self.settings.host, port)
+        return self.settings.host, port
 
     async def update(
         self, store: WeightStore, manifest: WeightManifest, *, round_id: str | None = None
@@ -220,13 +235,21 @@ class Replica:
         """Asks the server to end (answers in flight get `serving.drain_timeout_s`), then makes sure that it did."""
         if self._process is not None:
             self._process.terminate()
+            self._leave()
             await self._wait_for_end(self.settings.drain_timeout_s + 2 * _EXIT_S)
 
     async def kill(self) -> None:
         """Ends the server and all its processes now."""
         if self._process is not None:
             self._process.kill()
+            self._leave()
             await self._wait_for_end(_EXIT_S)
+
+    def _leave(self) -> None:
+        """Has the further hosts end their parts."""
+        if self._point is not None:
+            with suppress(OSError):  # the next start ends them
+                self._point.end()
 
     async def _wait_for_end(self, limit_s: float) -> None:
         process = self._process

@@ -4,6 +4,7 @@ from serving_bridge.routing.dispatch import Dispatcher, NoReplicaError
 from serving_bridge.routing.lifecycle import RUNNING, TAKES_REQUESTS, Event, State, advance
 from serving_bridge.routing.registry import (
     KEYS_FOLDER,
+    Name,
     ReplicaRegistry,
     ReplicaRow,
     Seconds,
@@ -18,6 +19,7 @@ __all__ = [
     "TAKES_REQUESTS",
     "Dispatcher",
     "Event",
+    "Name",
     "NoReplicaError",
     "ReplicaRegistry",
     "ReplicaRow",

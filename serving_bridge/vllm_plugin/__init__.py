@@ -11,6 +11,7 @@ from serving_bridge.vllm_plugin.packed import PackedAnswer, PackedChoice
 
 __all__ = [
     "BACKEND",
+    "FURTHER_HOST",
     "MIDDLEWARE",
     "MODEL_FAMILY",
     "OPTION_CHECK",
@@ -34,6 +35,8 @@ MIDDLEWARE = "serving_bridge.vllm_plugin.middleware.GateMiddleware"
 STORE_ROOT = "WEIR_STORE_ROOT"
 #: Environment variable with model.family, where the model is of a family from outside.
 MODEL_FAMILY = "WEIR_MODEL_FAMILY"
+#: program that runs a server's workers on a further host
+FURTHER_HOST = "serving_bridge.vllm_plugin.further_host"
 #: program that says whether vLLM takes a command line, and what begins the line of its verdict
 OPTION_CHECK = "serving_bridge.vllm_plugin.option_check"
 OPTION_VERDICT = "weir-verdict "

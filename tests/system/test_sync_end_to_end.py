@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +30,8 @@ from learner_jax.settings.learner import LearnerSettings, LossSettings, Optimize
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
 from learner_jax.training.train_step import TrainState
+from serving_bridge.fleet.further_host import FurtherHost
+from serving_bridge.fleet.meeting import MeetingPoint
 from serving_bridge.fleet.replica import Replica
 from serving_bridge.settings.serving import ServingSettings, StoreSettings
 from serving_bridge.vllm.client import Completion
@@ -151,34 +155,79 @@ async def assert_same_answers(left: Replica, right: Replica) -> None:
         got, want = [await greedily(replica.client, prompt, 60) for replica in (left, right)]
         np.testing.assert_array_equal(got.tokens, want.tokens)
         np.testing.assert_allclose(got.logprobs, want.logprobs, atol=TOLERANCE, rtol=0)
-        if left.settings.tensor_parallel_size == 1:  # the same kernels and weights, bit by bit
+        if (
+            left.settings.tensor_parallel_size == left.settings.pipeline_parallel_size == 1
+        ):  # the same kernels and weights, bit by bit
             np.testing.assert_array_equal(got.logprobs, want.logprobs)
 
 
 async def start(
-    name: str, folder: Path, session: aiohttp.ClientSession, logs: Path, dtype: str, *, workers: int = 1
+    name: str,
+    folder: Path,
+    session: aiohttp.ClientSession,
+    logs: Path,
+    dtype: str,
+    *,
+    workers: int = 1,
+    stages: int = 1,
+    hosts: int = 1,
 ) -> Replica:
     settings = ServingSettings(
         tensor_parallel_size=workers,
+        pipeline_parallel_size=stages,
+        hosts_per_replica=hosts,
         dtype=dtype,
         max_model_len=1024,
         max_num_seqs=16,
         start_timeout_s=300,
         probe_tolerance=TOLERANCE if dtype == "float32" else None,
     )
-    replica = Replica(name, folder, settings, session, log_path=logs / f"{name}.log", store=logs / "weights")
+    store, log_path = logs / "weights", logs / f"{name}.log"
+    point = MeetingPoint(store / "replicas", name) if hosts > 1 else None
+    replica = Replica(name, folder, settings, session, log_path=log_path, store=store, point=point)
     await replica.start()
     return replica
 
 
+@contextmanager
+def further_host(folder: Path, logs: Path, **sizes: int) -> Iterator[list[str]]:
+    """The second host of the replica "updated", on this machine; yields the events that it logs."""
+    settings = ServingSettings(max_model_len=1024, max_num_seqs=16, hosts_per_replica=2, **sizes)
+    events: list[str] = []
+    host = FurtherHost(
+        settings,
+        MeetingPoint(logs / "weights" / "replicas", "updated"),
+        number=1,
+        model_dir=folder,
+        store=logs / "weights",
+        log_path=logs / "updated.1.log",
+        log=lambda event, **_: events.append(event),
+    )
+    over = threading.Event()
+    thread = threading.Thread(target=host.run, args=[over.is_set])
+    thread.start()
+    try:
+        yield events
+    finally:
+        over.set()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
 async def prove(
-    tmp_path: Path, family: str, *, tied: bool, dtype: str = "float32", workers: int = 1, whole: bool = True
+    tmp_path: Path,
+    family: str,
+    *,
+    tied: bool,
+    dtype: str = "float32",
+    whole: bool = True,
+    **sizes: int,
 ) -> None:
     folder = tmp_path / "model"
     make_model(folder, family, tied=tied)
     learner = Learner(folder, tmp_path, dtype)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        replica = await start("updated", folder, session, tmp_path, dtype, workers=workers)
+        replica = await start("updated", folder, session, tmp_path, dtype, **sizes)
         try:
             assert (await update(replica, learner)).format == "full"
             for step in range(NUM_UPDATES if whole else NUM_UPDATES_SHORT):
@@ -277,6 +326,22 @@ def test_every_family(tmp_path: Path, family: str, tied: bool):
 @pytest.mark.soak
 def test_tensor_parallel_workers(tmp_path: Path):
     asyncio.run(prove(tmp_path, "Llama", tied=False, workers=2))
+
+
+@pytest.mark.soak
+def test_a_pipeline_of_workers(tmp_path: Path):
+    asyncio.run(prove(tmp_path, "Llama", tied=False, stages=2))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("sizes", [{"workers": 2}, {"stages": 2}], ids=["tensor", "pipeline"])
+def test_a_replica_of_two_hosts(tmp_path: Path, sizes: dict[str, int]):
+    """Both hosts are this machine; they meet over its loopback."""
+    told = {"tensor_parallel_size": sizes.get("workers", 1), "pipeline_parallel_size": sizes.get("stages", 1)}
+    make_model(tmp_path / "model", "Llama", tied=False)
+    with further_host(tmp_path / "model", tmp_path, **told) as events:
+        asyncio.run(prove(tmp_path, "Llama", tied=False, whole=False, hosts=2, **sizes))
+    assert events == ["part_started"]
 
 
 @pytest.mark.soak

@@ -60,6 +60,11 @@ def hosts_of(config: Config, role: RoleName) -> int:
     return 1 if settings is None else settings.hosts
 
 
+def fleets_of(config: Config) -> int:
+    """How many fleets there are: a replica of several hosts takes as many of the role's."""
+    return hosts_of(config, "fleet") // config.serving.hosts_per_replica
+
+
 def in_role(
     settings: RoleSettings, command: Sequence[str], *, towards: str = _LOOPBACK, need: Sequence[str] = ()
 ) -> Command:

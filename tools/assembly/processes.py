@@ -108,8 +108,11 @@ def _names(config: Config, role: RoleName, name: str) -> list[tuple[int, str]]:
 
 
 def _fleet_settings(config: Config, place: Placement, host: int) -> list[str]:
+    """Of a host of the role: the first hosts of replicas lead fleets, the others join them."""
+    fleet, number = divmod(host, config.serving.hosts_per_replica)
     several = place.is_elsewhere or hosts_of(config, "fleet") > 1
-    return [*(["--name", f"fleet-{host}"] if several else []), *_fleet_address(place)]
+    named = ["--name", f"fleet-{fleet}"] if several else []
+    return [*named, *(["--further-host", str(number)] if number else []), *_fleet_address(place)]
 
 
 def _fleet_address(place: Placement) -> list[str]:

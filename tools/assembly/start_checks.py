@@ -28,6 +28,7 @@ from tools.assembly.build import build_encoder, build_task
 from tools.assembly.monitoring import port_findings
 from tools.assembly.own_code import own_code_findings
 from tools.assembly.paths import RunPaths
+from tools.assembly.placement import hosts_of
 from tools.installed import LEARNER, VLLM, installed_version, memory_gib, pinned_versions
 
 Part = Literal["train", "warm_start", "learner", "rollout", "serve", "evaluate"]
@@ -142,6 +143,7 @@ def _whole_job(subject: Subject) -> Iterator[Check]:
     yield Check(
         "ports", "serving.port", lambda: machine_checks.port_findings(serving.host, serving.port, serving.replicas)
     )
+    yield Check("hosts of a replica", "launch.fleet.hosts", lambda: _hosts_of_replicas(config))
     yield Check("disk space", "disk", lambda: _disk(subject))
     yield Check("memory", "memory", lambda: _memory(subject))
     yield Check("clock", "clock", _clock)
@@ -298,6 +300,17 @@ def _cpu_devices() -> int:
     flag = "--xla_force_host_platform_device_count="
     given = [part.removeprefix(flag) for part in os.environ.get("XLA_FLAGS", "").split() if part.startswith(flag)]
     return int(given[-1]) if given and given[-1].isdigit() else 1
+
+
+def _hosts_of_replicas(config: Config) -> Iterator[Finding]:
+    each = config.serving.hosts_per_replica
+    if hosts_of(config, "fleet") % each:
+        yield Finding(
+            "launch.fleet.hosts",
+            f"a multiple of serving.hosts_per_replica ({each})",
+            str(hosts_of(config, "fleet")),
+            "describe the hosts in [launch.fleet]",
+        )
 
 
 def _disk(subject: Subject) -> Iterator[Finding]:

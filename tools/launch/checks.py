@@ -35,6 +35,13 @@ def launch_findings(config: Config, paths: RunPaths, on: Where) -> Iterator[Find
     """All that can't work, each with the setting to change."""
     if on != "kubernetes":
         yield from _secret_findings(config, here=on != "slurm")
+    if on == "xmanager" and config.serving.hosts_per_replica > 1:
+        yield Finding(
+            "serving.hosts_per_replica",
+            "1 under XManager",
+            str(config.serving.hosts_per_replica),
+            "use SLURM or Kubernetes",
+        )
     if on in ("local", "xmanager"):
         return
     yield from _role_findings(config)

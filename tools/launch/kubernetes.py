@@ -14,13 +14,15 @@ import tomli_w
 
 from configs.launch import RoleName, RoleSettings, is_reference
 from configs.schema import Config
-from tools.assembly import Planned, RunPaths, hosts_of, in_directory, planned
+from tools.assembly import Planned, RunPaths, fleets_of, hosts_of, in_directory, planned
 
 Manifest = dict[str, Any]
 #: where the hosts of a learner meet, and the first port of a fleet's servers where serving.port names none
 COORDINATOR_PORT, SERVING_PORT = 8476, 8000
 CONFIG_FOLDER = "/etc/weir"
 _ENV = "env:"
+#: of groups of pods, and of the labels that these get
+_GROUPS, _OF_GROUP = "leaderworkerset.x-k8s.io", "leaderworkerset.sigs.k8s.io"
 _USER = 1000
 _LIMITS = {"gpu": "nvidia.com/gpu", "tpu": "google.com/tpu"}
 _NODES = {"gpu": "nvidia.com/gpu.product", "tpu": "cloud.google.com/gke-tpu-accelerator"}
@@ -105,7 +107,10 @@ class _Run:
         return self._deployment("rollout", self._container("rollout", command))
 
     def fleet(self) -> Manifest:
-        """Its readiness is that of vLLM's first server; a server that hangs is restarted by the fleet itself."""
+        """Its readiness is that of vLLM's first server; a server that hangs is restarted by the fleet itself.
+
+        A replica of several hosts is a group of a LeaderWorkerSet, whose first pod leads.
+        """
         serving = self._config.serving
         health = {"httpGet": {"path": "/health", "port": serving.port}}
         told = ["--name", "$(POD_NAME)", "--set", "serving.host=$(POD_IP)", "--set", f"serving.port={serving.port}"]
@@ -117,13 +122,37 @@ class _Run:
             | {"periodSeconds": period_s, "failureThreshold": math.ceil(serving.start_timeout_s / period_s) + 1},
             "readinessProbe": health | {"periodSeconds": 5, "failureThreshold": serving.suspect_after},
         }
-        return self._deployment("fleet", container, grace_s=serving.drain_timeout_s + 40)
+        grace_s = serving.drain_timeout_s + 40
+        if serving.hosts_per_replica == 1:
+            return self._deployment("fleet", container, grace_s=grace_s)
+        return self._groups(container, grace_s)
+
+    def _groups(self, leader: Manifest, grace_s: float) -> Manifest:
+        """A pod that ends is started again alone: what runs in the others waits for it, or is started anew."""
+        name = f"{self._name}-fleet"
+        told = ["--name", f"{name}-$(WEIR_GROUP)", "--further-host", "$(WEIR_HOST)", "--set", "serving.host=$(POD_IP)"]
+        module = _module(self._processes_of("fleet")[0])
+        worker = self._container("fleet", [*module, "--config", f"{CONFIG_FOLDER}/config.toml", *told])
+        for variable, label in (("WEIR_GROUP", "group-index"), ("WEIR_HOST", "worker-index")):
+            field = {"fieldRef": {"fieldPath": f"metadata.labels['{_OF_GROUP}/{label}']"}}
+            worker["env"].append({"name": variable, "valueFrom": field})
+        spec = {
+            "replicas": fleets_of(self._config),
+            "leaderWorkerTemplate": {
+                "size": self._config.serving.hosts_per_replica,
+                "restartPolicy": "None",
+                "leaderTemplate": self._pod("fleet", leader, grace_s=grace_s, restart="Always"),
+                "workerTemplate": self._pod("fleet", worker, grace_s=grace_s, restart="Always"),
+            },
+        }
+        return self._manifest(f"{_GROUPS}/v1", "LeaderWorkerSet", name, spec=spec)
 
     def fleet_service(self) -> Manifest:
         """Names the servers for what scrapes them; workers find them by the registry."""
         serving = self._config.serving
         ports = [{"name": f"http-{n}", "port": serving.port + n} for n in range(serving.replicas)]
-        spec = {"clusterIP": "None", "selector": self._labels("fleet"), "ports": ports}
+        leads = {f"{_OF_GROUP}/worker-index": "0"} if serving.hosts_per_replica > 1 else {}
+        spec = {"clusterIP": "None", "selector": self._labels("fleet") | leads, "ports": ports}
         return self._manifest("v1", "Service", f"{self._name}-fleet", spec=spec)
 
     def budgets(self) -> list[Manifest]:
@@ -142,8 +171,9 @@ class _Run:
         """Only rollout workers reach the servers, only learners reach learners, and nothing reaches workers."""
         serving = self._config.serving
         ports = [{"protocol": "TCP", "port": serving.port + n} for n in range(serving.replicas)]
+        among = [{"from": [self._from("fleet")]}] if serving.hosts_per_replica > 1 else []
         return [
-            self._policy("fleet", [{"from": [self._from("rollout")], "ports": ports}]),
+            self._policy("fleet", [{"from": [self._from("rollout")], "ports": ports}, *among]),
             self._policy("learner", [{"from": [self._from("learner")]}]),
             self._policy("rollout", []),
         ]

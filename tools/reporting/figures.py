@@ -215,7 +215,8 @@ def balance(shares: IdleShares, config: Config, engine: Record | None) -> Balanc
     devices = math.prod(engine["mesh"].values())
     learner = float(config.learner.cpu_cores or 1) if on_cpu else float(devices)
     per_replica = config.serving.threads if on_cpu else 1
-    rollout = float(config.serving.replicas * config.serving.tensor_parallel_size * per_replica)
+    size = config.serving.tensor_parallel_size * config.serving.pipeline_parallel_size
+    rollout = float(config.serving.replicas * size * per_replica)
     needs = (1 - shares.learner) * learner, (1 - shares.rollout) * rollout
     if min(needs) <= 0:
         return None

@@ -72,7 +72,7 @@ def test_flags_on_the_cpu():
 def test_the_only_worker_on_the_cpu_is_the_engine_itself():
     inside = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
     assert option(server_command(Path("/m"), SETTINGS, "cpu", 1), "--distributed-executor-backend") == inside
-    several = [{"tensor_parallel_size": 2}, {"engine_args": {"pipeline_parallel_size": 2}}]
+    several = [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}]
     for changes in several:
         command = server_command(Path("/m"), SETTINGS.model_copy(update=changes), "cpu", 1)
         assert "--distributed-executor-backend" not in command

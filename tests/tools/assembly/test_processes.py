@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from configs.load import load_config
+import pytest
+
+from configs.load import ConfigError, load_config
 from tests.conftest import REPOSITORY
 from tools.assembly import planned, run_paths
 
@@ -17,3 +19,18 @@ def test_the_conversion_at_the_end_knows_the_family(tmp_path: Path) -> None:
         config = load_config(DEMO, [f"run.directory={tmp_path / 'run'}", *overrides])
         (command,) = next(found for found in planned(config, run_paths(config)) if found.name == "convert").commands
         assert command[command.index("--dtype") + 2 :] == told
+
+
+def test_the_first_hosts_of_replicas_lead_fleets_and_the_others_join_them(tmp_path: Path) -> None:
+    several = ["serving.hosts_per_replica=2", "serving.pipeline_parallel_size=2", "launch.fleet.hosts=4"]
+    roles = [*several, "launch.fleet.cpus=1", "launch.fleet.memory_gib=1", f"run.directory={tmp_path / 'run'}"]
+    config = load_config(DEMO, roles)
+    fleets = [found.commands[0] for found in planned(config, run_paths(config)) if found.role == "fleet"]
+    assert [command[command.index("--name") :] for command in fleets] == [
+        ["--name", "fleet-0"],
+        ["--name", "fleet-0", "--further-host", "1"],
+        ["--name", "fleet-1"],
+        ["--name", "fleet-1", "--further-host", "1"],
+    ]
+    with pytest.raises(ConfigError, match=r"launch\.fleet\.hosts is 3 and serving\.hosts_per_replica 2"):
+        load_config(DEMO, [*roles, "launch.fleet.hosts=3"])

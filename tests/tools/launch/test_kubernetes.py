@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -154,6 +155,40 @@ def test_only_workers_reach_the_servers_and_nobody_the_workers() -> None:
     assert {budget["spec"]["selector"]["matchLabels"]["weir/role"] for budget in found["disruptions.yaml"]} == {
         *("fleet", "rollout"),
     }
+
+
+def test_a_replica_of_several_hosts_is_a_group_whose_first_pod_leads() -> None:
+    config = a_run("launch.fleet.hosts=6", "serving.replicas=1", "serving.hosts_per_replica=2",
+                   "serving.tensor_parallel_size=2")  # fmt: skip
+    found = files(config)
+    groups, service = found["fleet.yaml"]
+    assert (groups["kind"], groups["apiVersion"]) == ("LeaderWorkerSet", "leaderworkerset.x-k8s.io/v1")
+    assert groups["spec"]["replicas"] == 3
+    template = groups["spec"]["leaderWorkerTemplate"]
+    assert (template["size"], template["restartPolicy"]) == (2, "None")
+    (leader,), (worker,) = (template[f"{one}Template"]["spec"]["containers"] for one in ("leader", "worker"))
+    name = groups["metadata"]["name"]
+    variables = {one["name"]: one["valueFrom"]["fieldRef"]["fieldPath"] for one in worker["env"] if "valueFrom" in one}
+    assert variables["WEIR_GROUP"] == "metadata.labels['leaderworkerset.sigs.k8s.io/group-index']"
+    assert variables["WEIR_HOST"] == "metadata.labels['leaderworkerset.sigs.k8s.io/worker-index']"
+    given = dict(zip(worker["command"], worker["command"][1:], strict=False))
+    # A LeaderWorkerSet names its first pods after itself and the group's number.
+    assert given["--name"].replace("$(WEIR_GROUP)", "1") == f"{name}-1"
+    assert given["--further-host"] == "$(WEIR_HOST)"
+    assert "readinessProbe" in leader
+    assert "readinessProbe" not in worker
+    assert "--further-host" not in leader["command"]
+    for container in (leader, worker):
+        plain = [re.sub(r"\$\(WEIR_HOST\)", "1", part) for part in container["command"]]
+        plain = [re.sub(r"\$\(\w+\)", "x", part) for part in plain]
+        parsed(plain[3], plain[3], plain[4:], is_whole=True)
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert service["spec"]["selector"]["leaderworkerset.sigs.k8s.io/worker-index"] == "0"
+    policies = {one["spec"]["podSelector"]["matchLabels"]["weir/role"]: one["spec"] for one in found["network.yaml"]}
+    workers, among = policies["fleet"]["ingress"]
+    assert [source["podSelector"]["matchLabels"]["weir/role"] for source in among["from"]] == ["fleet"]
+    assert "ports" in workers
+    assert "ports" not in among
 
 
 def test_the_index_names_every_file_and_every_claim_is_made() -> None:
