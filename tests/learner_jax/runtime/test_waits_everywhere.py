@@ -43,6 +43,10 @@ ALLOWED: dict[tuple[str, str], str] = {
         "asyncio.wait([work, leaving], return_when=asyncio.FIRST_COMPLETED)",
     ): "in vLLM's server, on its engine, as long as the client waits: its bound is rollout.request_timeout_s",
     (
+        "serving_bridge/fleet/further_host.py:FurtherHost.run",
+        "while not should_stop()",
+    ): "as long as the fleet runs: this host's part waits for nothing but the next start",
+    (
         "learner_jax/checkpoints/proof.py:Proof._run",
         "while self._is_writing()",
     ): "a thread that `Checkpoints.wait` bounds",
