@@ -179,7 +179,7 @@ async def start(
         dtype=dtype,
         max_model_len=1024,
         max_num_seqs=16,
-        start_timeout_s=300,
+        start_timeout_s=900,
         probe_tolerance=TOLERANCE if dtype == "float32" else None,
     )
     store, log_path = logs / "weights", logs / f"{name}.log"
@@ -268,7 +268,7 @@ async def answers_across_updates(learner: Learner, folder: Path, replica: Replic
         recomputed[learner.version] = recomputed_by(learner, folder)
     running = [
         asyncio.create_task(
-            replica.client.generate(prompt, n=4, max_tokens=900, seed=1, stop_token_ids=[], timeout_s=120)
+            replica.client.generate(prompt, n=4, max_tokens=900, seed=1, stop_token_ids=[], timeout_s=900)
         )
         for prompt in PROMPTS
     ]
