@@ -198,11 +198,12 @@ class _Parser:
         """A bracket with several items, a set, a matrix, the empty set; None if an expression begins here."""
         if self._tokens.take_command("emptyset"):
             return _EMPTY
-        if self._tokens.take_sign(r"\{"):
+        is_plain = self._tokens.is_sign("{") and self._holds_several()  # braces that group hold no comma
+        if self._tokens.take_sign("{" if is_plain else r"\{"):
             if self._tokens.take_sign(r"\}"):
                 return _EMPTY
             inner = self._listing()
-            self._tokens.expect(r"\}")
+            self._tokens.expect("}" if is_plain else r"\}")
             return Listing(inner.items if isinstance(inner, Listing) and not inner.braces else (inner,), braces=True)
         if self._tokens.take_command("begin"):
             return self._matrix()
