@@ -75,7 +75,7 @@ class Tab:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    async def until(self, code: str, *, within_s: float = 20.0) -> Any:
+    async def until(self, code: str, *, within_s: float = 60.0) -> Any:
         """Waits until an expression is true, or an element; returns its value, true for an element.
 
         An expression that raises is not true yet: a page that loads has nothing in it at first.

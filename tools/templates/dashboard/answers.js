@@ -5,6 +5,8 @@ import { h, say, show } from "./dom.js";
 import { fixed, number, whole } from "./words.js";
 
 const TYPING_MS = 250;
+/** Characters from which answers are read in wide columns. */
+const LONG = 100;
 
 export class Answers {
   constructor(store) {
@@ -73,10 +75,11 @@ export class Answers {
 
   prompt(prompt) {
     const expected = prompt.expected ? h("span", { class: "soft" }, `expected ${prompt.expected}`) : null;
+    const isLong = prompt.answers.some((answer) => answer.answer.length > LONG);
     const more = prompt.more ? h("span", { class: "soft" }, `${whole(prompt.more)} older answers are left out`) : null;
     return h("article", { class: prompt.answers.length > 2 ? "card prompt broad" : "card prompt" },
       h("div", { class: "ask" }, text(prompt.prompt), expected, more),
-      h("div", { class: "beside", tabindex: "0", role: "group", "aria-label": "answers to this prompt" }, prompt.answers.map((answer) => this.answer(answer))));
+      h("div", { class: isLong ? "beside long" : "beside", tabindex: "0", role: "group", "aria-label": "answers to this prompt" }, prompt.answers.map((answer) => this.answer(answer))));
   }
 
   answer(answer) {
