@@ -18,7 +18,7 @@ class EpisodeSettings(BaseModel):
     agent: str = Field("", description="agent: package.module:name of a function (base_url, row) that plays an episode")
     agent_processes: int = Field(8, ge=1, le=256, description="agent: episodes that are played at the same time")
     tools: tuple[str, ...] = Field(
-        (), description="tools: calculator, search, or package.module:name of a function of your own"
+        (), description="tools: calculator, python, search, or package.module:name of a function of your own"
     )
     call_format: Literal["auto", "hermes", "llama", "mistral"] = Field(
         "auto", description="how the model writes calls; auto goes by the marks in its answer"
@@ -32,7 +32,7 @@ class EpisodeSettings(BaseModel):
     call_cost: float = Field(0.0, ge=0, le=1e3, description="taken off a turn's reward for every call that failed")
     corpora: dict[str, str] = Field(
         default_factory=dict,
-        description="search: documents by the name of their corpus: a JSONL file of {id, text, title}, or a folder",
+        description="search: where documents lie, by the name of their corpus: lines of {id, text, title}, or texts",
     )
     corpus_column: str = Field("", description="search: column that names the corpora of a row; empty: all of them")
     embeddings: str = Field("", description="search: folder of static embeddings (model2vec); empty: words alone")

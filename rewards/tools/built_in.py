@@ -9,10 +9,11 @@ from concurrent.futures import Executor
 from typing import Any
 
 from learner_jax.runtime import Door, DoorError
-from rewards.contracts import ToolDefinition
+from rewards.code.sandbox import SandboxError, open_pool
+from rewards.contracts import TaskError, ToolDefinition
 from rewards.sandbox import VerifierError, VerifierPool, to_json, user_pool
 from rewards.settings import EpisodeSettings, TaskSettings
-from rewards.tools import calculator, search
+from rewards.tools import calculator, python_program, search
 from rewards.tools.corpus import read_corpus
 from rewards.tools.definitions import definition_of, distinct
 from rewards.tools.search import Index, Search
@@ -23,6 +24,7 @@ TOOL = Door(
     setting="task.episode.tools",
     built_in={
         "calculator": "rewards.tools.built_in:calculator_definition",
+        "python": "rewards.tools.built_in:python_definition",
         "search": "rewards.tools.built_in:search_definition",
     },
 )
@@ -30,6 +32,10 @@ TOOL = Door(
 
 def calculator_definition(settings: EpisodeSettings) -> ToolDefinition:
     return calculator.DEFINITION
+
+
+def python_definition(settings: EpisodeSettings) -> ToolDefinition:
+    return python_program.DEFINITION
 
 
 def search_definition(settings: EpisodeSettings) -> ToolDefinition:
@@ -74,6 +80,8 @@ def _tool(name: str, definition: ToolDefinition, settings: TaskSettings, threads
     match name:
         case "calculator":
             return Tool(definition, _calculate)
+        case "python":
+            return _python(definition, settings)
         case "search":
             return Tool(definition, _search(settings.episode, threads))
     pool = user_pool(
@@ -91,6 +99,19 @@ async def _calculate(arguments: Mapping[str, Any], row: Mapping[str, Any]) -> st
         return calculator.calculate(arguments["expression"])
     except calculator.CalculatorError as error:
         raise ToolError(str(error)) from None
+
+
+def _python(definition: ToolDefinition, settings: TaskSettings) -> Tool:
+    try:
+        pool = open_pool(num_workers=settings.score_processes)
+    except SandboxError as error:
+        raise TaskError(f"task.episode.tools 'python' can't run here: {error}") from None
+
+    async def run(arguments: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+        deadline_s = settings.episode.tool_timeout_s
+        return await python_program.run_program(pool, arguments["code"], deadline_s=deadline_s)
+
+    return Tool(definition, run, keeps_time=True, end=pool.close)
 
 
 def _search(settings: EpisodeSettings, threads: Executor) -> Run:

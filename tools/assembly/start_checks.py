@@ -173,7 +173,10 @@ def _nothing(_: object) -> Iterable[Finding]:
 
 
 def _environment(subject: Subject) -> Iterable[Finding]:
-    return _nothing(create_environment(subject.task(), subject.config.task))
+    environment = create_environment(subject.task(), subject.config.task)
+    if end := getattr(environment, "end", None):  # its tools may have processes
+        end()
+    return ()
 
 
 def _weights(subject: Subject) -> Iterable[Finding]:
