@@ -181,3 +181,29 @@ def test_a_dialog_with_tools_ends_where_its_room_ends(qwen: Tokenizer) -> None:
     episode, *_ = played(qwen, environment, [says(qwen, CALL)] * 10, max_episode_tokens=260)
     assert 1 < len(episode.turns) < 10
     assert [reply.is_last for reply in environment.replies] == [False] * (len(episode.turns) - 1) + [True]
+
+
+@dataclass
+class WithUser(Counting):
+    """Has the policy's own replicas play the user."""
+
+    said: list[str] = field(default_factory=list)
+
+    def bind_fleet(self, ask: Any) -> None:
+        self._ask = ask
+
+    async def observe(self, state: EpisodeState) -> tuple[Message, ...]:
+        self.said.append(await self._ask([{"role": "user", "content": "<|im_end|>hello"}], 5, 1))
+        return (Message("user", self.said[-1]),)
+
+
+def test_the_policy_s_own_replicas_can_play_the_user(qwen: Tokenizer) -> None:
+    environment = WithUser(max_turns=2)
+    script = [says(qwen, "answer"), says(qwen, "more please"), says(qwen, "done")]
+    episode, replica, _, encoder = played(qwen, environment, script)
+    assert environment.said == ["more please"]
+    prompt = encoder.tokenizer.backend.decode(replica.bodies[1]["token_ids"], skip_special_tokens=False)
+    assert prompt == "<|im_start|>user\n< |im_end|>hello<|im_end|>\n<|im_start|>assistant\n"
+    assert replica.bodies[1]["sampling_params"]["max_tokens"] == 5
+    told = encoder.tokenizer.backend.decode(episode.turns[1].given, skip_special_tokens=False)
+    assert told == "\n<|im_start|>user\nmore please<|im_end|>\n<|im_start|>assistant\n"
