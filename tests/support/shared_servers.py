@@ -9,6 +9,7 @@ FILES = (
     "tests/serving_bridge/fleet/test_weight_round_proof.py",
     "tests/serving_bridge/access/test_vllm_attacks.py",
     "tests/serving_bridge/rollout/test_on_vllm.py",
+    "tests/serving_bridge/rollout/test_tools_on_vllm.py",
     "tests/serving_bridge/fleet/test_weight_round_servers.py",
 )
 
