@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 TESTS = "tests"
 #: names by which tests may import the answer
 MODULES = ("answer", "solution")
+#: what tests compare with: never the answer's unless they import it by its name
+NEVER_BY_STAR = (
+    "isclose",
+    "fabs",
+    "floor",
+    "ceil",
+    "isnan",
+    "Counter",
+    "OrderedDict",
+    "defaultdict",
+    "deque",
+    "approx",
+)
 _MAX_ITEMS = 1_000_000
 _MAX_CALLBACKS = 100_000
 
@@ -47,7 +60,11 @@ class Answer:
         names = reply.get("names")
         if not isinstance(names, dict):
             raise Malformed("the answer's names are no names")
-        return {name: entry for name, entry in names.items() if name.isidentifier() and isinstance(entry, list)}
+        return {
+            name: entry
+            for name, entry in names.items()
+            if name.isidentifier() and name[:2] != "__" and isinstance(entry, list) and entry
+        }
 
     def name(self, name: str, entry: list[Any]) -> Any:
         """What a name of the answer stands for in the tests."""
@@ -231,7 +248,9 @@ def _change(given: list[Any], entry: Any, recall: Any) -> None:
 
 
 def module(names: dict[str, Any], name: str) -> ModuleType:
-    """The answer as a module that tests can import."""
+    """The answer as a module that tests can import; by `*` they get no name that Python itself has."""
     made = ModuleType(name)
     vars(made).update(names)
+    own = [own for own in names if not hasattr(builtins, own) and own not in sys.stdlib_module_names]
+    vars(made)["__all__"] = [name for name in own if name not in NEVER_BY_STAR]
     return made

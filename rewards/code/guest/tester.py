@@ -33,6 +33,10 @@ class CannotLoad(Exception):
     """The answer raises, or ends its process, when it is loaded."""
 
 
+class MissingPackage(Exception):
+    """The tests import what is not Python's own."""
+
+
 class _Printed(io.StringIO):
     """Keeps the beginning of what is printed."""
 
@@ -95,6 +99,8 @@ class Tester:
             why, kind = f"error: {error}", "error"
         except Uncrossable as error:
             why, kind = f"{error}", "unjudged"
+        except MissingPackage as error:
+            why, kind = f"the tests need a package that the sandbox has not: {error}", "unjudged"
         except CannotLoad as error:
             self._process.stop()
             self._broken = why = f"{error}"
@@ -134,8 +140,14 @@ class Tester:
         return ("" if case["stdout"] is None else same_output(output, case["stdout"])), kept
 
     def _try_support(self, case: dict[str, Any]) -> str:
+        try:
+            why = self._try_statement(case)
+        except ModuleNotFoundError as error:
+            if case.get("is_import"):
+                raise MissingPackage(f"{error}") from None
+            raise
         self._supports.append(case)
-        return self._try_statement(case)
+        return why
 
     def _try_statement(self, case: dict[str, Any]) -> str:
         exec(compile(case["source"], f"<{TESTS}>", "exec", dont_inherit=True), self._space)
@@ -201,6 +213,7 @@ class Tester:
 
     def _prepare(self) -> None:
         own = sys.modules[TESTS] = ModuleType(TESTS)
+        sys.modules["pytest"] = sys.modules["rewards.code.guest.pytest_stand_in"]
         self._space = vars(own)
         sys.stdout = _Printed()
         for name in self._request["modules"]:

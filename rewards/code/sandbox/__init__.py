@@ -1,7 +1,7 @@
 """Runs hostile code: sandboxes that are proven first, hold one answer each, and die with what runs in them."""
 
-from rewards.code.sandbox.limits import Limits, Report, SandboxError
+from rewards.code.sandbox.limits import Limits, Program, Report, SandboxError
 from rewards.code.sandbox.pool import SandboxPool
 from rewards.code.sandbox.start import missing, open_pool
 
-__all__ = ["Limits", "Report", "SandboxError", "SandboxPool", "missing", "open_pool"]
+__all__ = ["Limits", "Program", "Report", "SandboxError", "SandboxPool", "missing", "open_pool"]

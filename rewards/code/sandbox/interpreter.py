@@ -14,7 +14,8 @@ from rewards.code.sandbox.limits import SandboxError
 
 #: modules of the program, in the order in which they import each other
 _MODULES = (
-    "text", "link", "walls", "values", "answer", "spawner", "process", "remote", "compare", "proxy", "tester", "start",
+    "text", "link", "walls", "values", "answer", "spawner", "process", "remote", "compare", "pytest_stand_in", "proxy",
+    "tester", "start",
 )  # fmt: skip
 _PACKAGE = "rewards.code.guest"
 _LEAST_VERSION = (3, 11)

@@ -8,7 +8,9 @@ from typing import Any
 
 from learner_jax.runtime import WeirError
 
-_TESTS_FACTOR = 2
+#: stacks and libraries take addresses without memory
+_ADDRESSES_PER_BYTE = 2
+_TESTS_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Limits:
     """Bounds on one answer.
 
     Attributes:
-      memory_bytes: address space of one process of it; the tests' process has as much.
+      memory_bytes: that it may touch; without a control group, its address space ends at twice as much.
       threads: of one process.
       file_bytes: of one file.
       scratch_bytes: of all files together; they are kept in memory.
@@ -30,9 +32,14 @@ class Limits:
     output_bytes: int = 64 << 10
 
     @property
+    def address_bytes(self) -> int:
+        """Address space of one process."""
+        return _ADDRESSES_PER_BYTE * self.memory_bytes
+
+    @property
     def total_bytes(self) -> int:
         """Of memory, for all processes of a sandbox and its files."""
-        return _TESTS_FACTOR * self.memory_bytes + self.scratch_bytes
+        return self.memory_bytes + _TESTS_BYTES + self.scratch_bytes
 
     def of_answer(self, deadline_s: float) -> dict[str, int]:
         """Resource limits of a process that runs the answer, by name."""
@@ -41,7 +48,7 @@ class Limits:
     def of_tests(self, deadline_s: float) -> dict[str, int]:
         """Resource limits of the processes around it, by name."""
         return {
-            "AS": self.memory_bytes,
+            "AS": self.address_bytes,
             "CPU": math.ceil(deadline_s) + 2,
             "FSIZE": self.scratch_bytes,
             "NOFILE": 64,
@@ -69,3 +76,16 @@ class Report:
 
     outcomes: tuple[dict[str, Any], ...]
     ended: str = ""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What became of a program.
+
+    Attributes:
+      printed: on its standard output; hostile text.
+      why: "" if it ended well; else its exception's last line, or how it was ended.
+    """
+
+    printed: str
+    why: str

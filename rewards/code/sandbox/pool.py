@@ -17,7 +17,7 @@ from typing import Any
 
 from rewards.code.sandbox.box import Box, BoxEnded, Tier
 from rewards.code.sandbox.control_groups import ControlGroups
-from rewards.code.sandbox.limits import Limits, Report, SandboxError
+from rewards.code.sandbox.limits import Limits, Program, Report, SandboxError
 from rewards.code.sandbox.users import next_user
 
 _START_S = 30.0
@@ -87,6 +87,20 @@ class SandboxPool:
                 finally:
                     box.kill()
         return Report((), why)
+
+    def run_program(self, code: str, stdin: str, deadline_s: float) -> Program:
+        """What a program prints, and how it ends; for tools that run Python, which judge nothing.
+
+        Raises:
+          SandboxError: no sandbox starts.
+        """
+        case = {"kind": "program", "stdin": stdin, "stdout": None, "limit": self.limits.output_bytes}
+        nothing = {"prelude": "", "classes": "", "names": [], "modules": [], "helpers": {}}
+        report = self.run({**nothing, "code": code, "cases": [case]}, deadline_s)
+        if not report.outcomes:
+            return Program("", f"error: {report.ended}")
+        (outcome,) = report.outcomes
+        return Program(outcome["printed"], outcome["why"])
 
     async def run_async(self, request: Mapping[str, Any], deadline_s: float) -> Report:
         """`run` for an event loop, which goes on meanwhile."""

@@ -119,7 +119,7 @@ def check(pool: SandboxPool) -> None:
       SandboxError: one doesn't start, or lets something through.
     """
     limits = pool.limits
-    values = {"PLACES": _places(pool.prefix), "MEMORY": limits.memory_bytes, "FILE": limits.file_bytes + (2 << 20)}
+    values = {"PLACES": _places(pool.prefix), "MEMORY": limits.address_bytes, "FILE": limits.file_bytes + (2 << 20)}
     code = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + _ATTEMPTS
     program = {"kind": "program", "stdin": "", "stdout": None, "limit": _MAX_BYTES}
     outcome = _only(pool, code, program)

@@ -77,7 +77,7 @@ def python_tests(sources: list[str], setup: str, entry_point: str) -> PythonTest
     others = [node for node in before.body if node not in classes]
     found = PythonTests(prelude=_text(imports), classes=_text(classes))
     statements = [node for tree in trees for node in tree.body if not _is_main(node)]
-    found.cases = [{"kind": "support", "source": ast.unparse(node)} for node in others]
+    found.cases = [_support(node) for node in others]
     found.cases += [case for node in statements for case in _cases(node)]
     found.cases += _implied(statements, entry_point)
     if not any(case["kind"] != "support" for case in found.cases):
@@ -119,14 +119,19 @@ def _cases(node: ast.stmt) -> Iterator[dict[str, Any]]:
         case ast.Assert(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right])):
             yield {"kind": "equal", "left": ast.unparse(left), "right": ast.unparse(right)}
         case ast.Import() | ast.ImportFrom() | ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
-            yield {"kind": "support", "source": ast.unparse(node)}
+            yield _support(node)
         case ast.Assign() | ast.AnnAssign() | ast.AugAssign() | ast.Delete() | ast.Pass():
-            yield {"kind": "support", "source": ast.unparse(node)}
+            yield _support(node)
         case ast.Expr(value=ast.Constant()):
             return
         case _:
             is_case = any(isinstance(one, ast.Assert | ast.Call | ast.Raise) for one in ast.walk(node))
             yield {"kind": "statement" if is_case else "support", "source": ast.unparse(node)}
+
+
+def _support(node: ast.stmt) -> dict[str, Any]:
+    is_import = isinstance(node, ast.Import | ast.ImportFrom)
+    return {"kind": "support", "source": ast.unparse(node), "is_import": is_import}
 
 
 def _implied(statements: list[ast.stmt], entry_point: str) -> Iterator[dict[str, Any]]:

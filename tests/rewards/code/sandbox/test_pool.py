@@ -16,7 +16,17 @@ from typing import Any
 import psutil
 import pytest
 
-from rewards.code.sandbox import Limits, SandboxError, SandboxPool, bubblewrap, open_pool, self_test, start, users
+from rewards.code.sandbox import (
+    Limits,
+    Program,
+    SandboxError,
+    SandboxPool,
+    bubblewrap,
+    open_pool,
+    self_test,
+    start,
+    users,
+)
 from rewards.code.sandbox.bubblewrap import Bubblewrap
 from rewards.code.sandbox.interpreter import find_interpreter
 from tests.conftest import REPOSITORY
@@ -79,6 +89,11 @@ def test_a_deadline_ends_an_answer(pool: SandboxPool) -> None:
     (why,) = whys(pool, "def f(x):\n    while True: pass", deadline_s=0.5)
     assert why.startswith("timeout: ")
     assert time.monotonic() - begin < 10
+
+
+def test_a_program_is_run_for_a_tool(pool: SandboxPool) -> None:
+    assert pool.run_program("print(input()[::-1])", "abc", 20.0) == Program("cba\n", "")
+    assert pool.run_program("print(1)\n1 / 0", "", 20.0) == Program("1\n", "error: ZeroDivisionError: division by zero")
 
 
 def test_hashes_are_the_same_in_every_sandbox(pool: SandboxPool) -> None:

@@ -104,6 +104,12 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "a name of Python's own": ("def sum(a, b): return a + b", {"tests": ["assert sum(10, 15) == 25"]}),
     "imports of the setup": ("def f(x): return math.sqrt(x)", {"test_setup_code": "import math", "tests": "assert f(4) == 2"}),
+    "an import of all": (SQUARE, {"tests": "from solution import *\nassert f(3) == 9"}),
+    "pytest": (
+        "def f(x):\n    if x < 0: raise ValueError('negative')\n    return x / 3",
+        {"tests": "import pytest\ndef test_a():\n    with pytest.raises(ValueError, match='neg') as caught:\n        f(-1)\n    assert str(caught.value) == 'negative'\n"
+         "def test_b():\n    assert f(1) == pytest.approx(0.3333333)\n    assert [f(1)] != pytest.approx([0.4])"},
+    ),
     "an escape that should be doubled": ("def f(x): return x", {"tests": "assert f('\\w') == '\\\\w'"}),
     "a set": ("def f(a): return set(a)", {"tests": "assert f([1, 1]) == {1}"}),
     "a named tuple": (
@@ -160,6 +166,15 @@ LIARS: dict[str, tuple[str, str]] = {
     "isinstance": ("def isinstance(a, b): return True\ndef f(x): return 'a'", "assert isinstance(f(1), int)"),
     "all": ("def all(x): return True\ndef f(x): return [1, 0]", "assert all(f(1))"),
     "a module": ("class math:\n    isclose = staticmethod(lambda a, b: True)\ndef f(x): return 7", "assert math.isclose(f(1), 2)"),
+    "an import of all": ("def abs(x): return 0\ndef f(x): return 7", "from solution import *\nassert abs(f(1) - 2) < 1"),
+    "an import of all with a module": (
+        "class math:\n    isclose = staticmethod(lambda a, b: True)\ndef f(x): return 7",
+        "from solution import *\nassert math.isclose(f(1), 2)",
+    ),
+    "pytest's approx": ("class A:\n    def __eq__(s, o): return True\n    def __sub__(s, o): return 0\ndef f(x): return A()", "import pytest\nassert f(1) == pytest.approx(2)"),
+    "pytest's raises": ("def f(x): raise KeyError(x)", "import pytest\nwith pytest.raises(ValueError):\n    f(1)"),
+    "nothing raised": ("def f(x): return x", "import pytest\nwith pytest.raises(ValueError):\n    f(1)"),
+    "a module that is missing": ("def f(x):\n    import numpy\n    return 1", "x = f(1)\nassert x == 1"),
     "a patched module": ("import math\nmath.isclose = lambda a, b: True\ndef f(x): return 7", "assert math.isclose(f(1), 2)"),
     "an imported helper": ("def isclose(a, b): return True\ndef f(x): return 7", "import math\nassert isclose(f(1), 2)"),
     "Counter": ("class Counter:\n    def __init__(s, x): pass\n    def __eq__(s, o): return True\ndef f(x): return [1]",
@@ -245,6 +260,10 @@ def test_an_answer_without_code_fails(verifier: CodeVerifier) -> None:
         ({"tests": []}, "the row has no tests"),
         ({"tests": "x = 1"}, "there is no assertion in the tests"),
         ({"tests": "assert f(1 =="}, "tests[0] can't be parsed: SyntaxError"),
+        (
+            {"tests": "import numpy as np\nassert f(1) == 1"},
+            "the tests' own lines: import numpy as np: the tests need a package",
+        ),
         ({"tests": [1, 2]}, "tests holds int, expected texts of Python, or dicts"),
         ({"tests": [{"stdin": "1"}]}, "a case has stdin: expected"),
         ({"tests": [{"fn": "f; import os", "args": [], "expected": 1}]}, "a case calls 'f; import os'"),
