@@ -65,7 +65,7 @@ def make_portable(tree: dict[str, Any], folder: Path) -> None:
 
 def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(setting, table, key) of each path that is given."""
-    for setting in (*PATH_SETTINGS, *_corpora(tree)):
+    for setting in PATH_SETTINGS:
         *tables, key = setting.split(".")
         table: Any = tree
         for name in tables:
@@ -80,14 +80,6 @@ def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
         for key, text in (table if isinstance(table, dict) else {}).items():
             if isinstance(text, str) and _is_path(text):
                 yield f"{setting}.{key}", table, key
-
-
-def _corpora(tree: dict[str, Any]) -> list[str]:
-    """The settings that name corpora; each has the name that its user gave it."""
-    table: Any = tree
-    for name in ("task", "episode", "corpora"):
-        table = table.get(name) if isinstance(table, dict) else None
-    return [f"task.episode.corpora.{name}" for name in table if "." not in name] if isinstance(table, dict) else []
 
 
 def _is_path(text: str) -> bool:

@@ -32,7 +32,7 @@ class EpisodeSettings(BaseModel):
     call_cost: float = Field(0.0, ge=0, le=1e3, description="taken off a turn's reward for every call that failed")
     corpora: dict[str, str] = Field(
         default_factory=dict,
-        description="search: where documents lie, by the name of their corpus: lines of {id, text, title}, or texts",
+        description="search: documents by the name of their corpus: a JSONL file of {id, text, title}, or a folder",
     )
     corpus_column: str = Field("", description="search: column that names the corpora of a row; empty: all of them")
     embeddings: str = Field("", description="search: folder of static embeddings (model2vec); empty: words alone")

@@ -94,8 +94,6 @@ def test_paths_mean_the_same_in_every_setting(text: str, place: str, tmp_path: P
     save_config(config, in_file)
     assert load_config(in_file) == config
     assert _config("task.data=my_data:rows").task.data == "my_data:rows"
-    corpora = _config('task.episode.corpora={a = "x.jsonl", b = "/abs/x"}').task.episode.corpora
-    assert corpora == {"a": str(here / "x.jsonl"), "b": "/abs/x"}
     url = _config("store.database=postgresql://weir@/weir?host=/tmp").store.database
     assert url == "postgresql://weir@/weir?host=/tmp"
     assert _config("store.database=sqlite:///x.db").store.database == str(here / "x.db")
