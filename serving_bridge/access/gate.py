@@ -32,6 +32,7 @@ MAX_VERSION = 2**31 - 1
 
 _MAX_CONTROL_BYTES = 64 << 10
 _MAX_PROMPT_BYTES = 16 << 20
+_MAX_PROMPTS = 1024
 _MIN_TOKEN_CHARACTERS = 32
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -256,9 +257,11 @@ class Sampling(_Body):
 class Generate(_Body):
     """A request for answers, or for the log-probs of a prompt."""
 
-    #: a list, whose many numbers are for vLLM to look at
-    token_ids: msgspec.Raw
     sampling_params: Sampling
+    #: a list, whose many numbers are for vLLM to look at; empty where it was not given
+    token_ids: msgspec.Raw = msgspec.Raw()
+    #: several such lists in its place, each answered as by a request of its own; taken where `packed`
+    prompts: Annotated[list[msgspec.Raw], Meta(min_length=1, max_length=_MAX_PROMPTS)] | None = None
     request_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}\Z")] | None = None
     priority: Annotated[int, Meta(ge=-1, le=MAX_VERSION)] = 0
     stream: bool = False
@@ -312,8 +315,13 @@ def _check_update(body: bytes, caller: Role | None) -> None:
 
 def _check_generate(body: bytes, caller: Role | None) -> Generate:
     asked: Generate = _decoded(Generate, body)
-    if memoryview(asked.token_ids)[0] != ord("["):
-        raise Refused(400, "expected token_ids to be a list")
+    if bool(asked.token_ids) is (asked.prompts is not None):
+        raise Refused(400, "expected either token_ids or prompts")
+    given = [asked.token_ids] if asked.prompts is None else asked.prompts
+    if any(memoryview(tokens)[0] != ord("[") for tokens in given):
+        raise Refused(400, "expected the token ids of a prompt to be a list")
+    if asked.prompts is not None and (not asked.packed or asked.request_id is not None):
+        raise Refused(400, "answers to several prompts are packed, and have no request_id")
     if asked.packed and asked.stream:
         raise Refused(400, "packed answers are sent whole")
     if caller == "control":

@@ -19,6 +19,9 @@ from serving_bridge.evaluation.verdicts import reason_text
 from serving_bridge.text import Tokenizer
 from serving_bridge.vllm import Completion, ReplicaError, VllmClient
 
+#: Answers of together so many tokens at most are asked for in one request: for short ones a request costs more than
+#: they do, and of long ones all would wait for the longest.
+_REQUEST_TOKENS = 256
 #: tries of a request that a replica fails or aborts, and the pause before the second
 _TRIES, _FIRST_RETRY_S = 4, 0.5
 #: share of answers without verdict from which an evaluation says that its figures are not to be trusted
@@ -172,14 +175,15 @@ async def evaluate(
       ReplicaError: the replica failed for good. An evaluation is all or nothing.
       EvaluationError: no problem could be asked, or no answer was judged.
     """
+    at_once = max(1, min(concurrency, _REQUEST_TOKENS // max_tokens))
     # A verdict's time begins when it is asked for: a queue of verdicts without bound would run some of them out of it.
-    limit, judging = asyncio.Semaphore(concurrency), asyncio.Semaphore(concurrency)
+    limit, judging = asyncio.Semaphore(concurrency // at_once), asyncio.Semaphore(concurrency)
 
-    async def answered(problem: Problem, prompt: list[int]) -> Completion:
+    async def answered(prompts: Sequence[list[int]]) -> list[Completion]:
         async with limit:
             return await _asked(
                 client,
-                prompt,
+                prompts,
                 max_tokens=max_tokens,
                 greedy=temperature == 0,
                 temperature=temperature or 1.0,
@@ -187,20 +191,23 @@ async def evaluate(
                 timeout_s=timeout_s,
             )
 
-    async def examined(index: int) -> _Examined | None:
-        problem = task.problem("heldout", index)
-        prompt = encoder.encode(problem)
-        if prompt is None:
-            return None
-        completion = await answered(problem, prompt)
+    async def judged(problem: Problem, completion: Completion) -> _Examined:
         text = encoder.tokenizer.decode(completion.tokens.tolist())
         request = RewardRequest(problem, text, completion.finish_reason)
         async with judging:
             result = await _judged(task, request, scoring, reward_timeout_s)
         return _Examined(problem, completion, text, result)
 
-    found = await asyncio.gather(*(examined(index) for index in range(num_problems)))
-    return _evaluation(found, encoder, num_samples)
+    async def examined(asked: Sequence[tuple[Problem, list[int]]]) -> list[_Examined]:
+        answers = await answered([prompt for _, prompt in asked])
+        return await asyncio.gather(*(judged(problem, a) for (problem, _), a in zip(asked, answers, strict=True)))
+
+    problems = [task.problem("heldout", index) for index in range(num_problems)]
+    prompts = [encoder.encode(problem) for problem in problems]
+    asked = [(p, prompt) for p, prompt in zip(problems, prompts, strict=True) if prompt is not None]
+    parts = [asked[first : first + at_once] for first in range(0, len(asked), at_once)]
+    found = iter([one for part in await asyncio.gather(*map(examined, parts)) for one in part])
+    return _evaluation([None if prompt is None else next(found) for prompt in prompts], encoder, num_samples)
 
 
 @dataclass(frozen=True)
@@ -211,19 +218,17 @@ class _Examined:
     result: RewardResult
 
 
-async def _asked(client: VllmClient, prompt: Sequence[int], **parameters: Any) -> Completion:
-    """A whole answer; raises what the client does when all tries are used up, or trying again would not help."""
+async def _asked(client: VllmClient, prompts: Sequence[Sequence[int]], **parameters: Any) -> list[Completion]:
+    """Whole answers; raises what the client does when all tries are used up, or trying again would not help."""
     attempt = 1
     while True:
         try:
-            (completion,) = await client.generate(prompt, n=1, **parameters)
+            return await client.generate_each(prompts, **parameters)
         except ReplicaError as error:
             if not error.retryable or attempt == _TRIES:
                 raise
             await asyncio.sleep(_FIRST_RETRY_S * 2 ** (attempt - 1))
             attempt += 1
-        else:
-            return completion
 
 
 async def _judged(task: Task, request: RewardRequest, scoring: Executor | None, timeout_s: float) -> RewardResult:

@@ -80,7 +80,8 @@ class VllmClient:
         self.token = token
         self._http = Transport(self.base_url, session, timeout_s=control_timeout_s, token=token)
         self._vocab_size = vocab_size
-        self._answers = msgspec.msgpack.Decoder(PackedAnswer)
+        self._answer = msgspec.msgpack.Decoder(PackedAnswer)
+        self._answers = msgspec.msgpack.Decoder(list[PackedAnswer])
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -126,22 +127,37 @@ class VllmClient:
           Aborted, Unreachable, Failed, Unversioned: may be tried again.
           Rejected, Malformed: won't get better.
         """
-        parameters: dict[str, Any] = {
-            "n": n,
-            "max_tokens": max_tokens,
-            "temperature": 0.0 if greedy else temperature,
-            "stop_token_ids": list(stop_token_ids),
-            "ignore_eos": True,
-            "logprobs": 0,
-            "detokenize": False,
-        }
+        parameters = _sampling(n, max_tokens, 0.0 if greedy else temperature, stop_token_ids)
         if top_p < 1:
             parameters["top_p"] = top_p
         if seed is not None:
             parameters["seed"] = seed
-        answer = self._read(await self._ask(token_ids, parameters, timeout_s, priority))
+        prompt = {"token_ids": list(token_ids)}
+        answer = self._read(self._answer, await self._ask(prompt, parameters, timeout_s, priority))
         asked = Asked(n, max_tokens, frozenset(stop_token_ids), self._vocab_size, unfinished)
         return completions(answer, asked, self.base_url)
+
+    async def generate_each(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        stop_token_ids: Sequence[int],
+        timeout_s: float,
+        temperature: float = 1.0,
+        greedy: bool = False,
+    ) -> list[Completion]:
+        """Samples one answer to each prompt, in one request; arguments and errors are those of `generate`.
+
+        They come together, when the longest has ended; one that fails fails all.
+        """
+        parameters = _sampling(1, max_tokens, 0.0 if greedy else temperature, stop_token_ids)
+        body = {"prompts": [list(prompt) for prompt in prompts]}
+        answers = self._read(self._answers, await self._ask(body, parameters, timeout_s))
+        if len(answers) != len(prompts):
+            raise Malformed(f"{self.base_url} answered {len(answers)} of {len(prompts)} prompts")
+        asked = Asked(1, max_tokens, frozenset(stop_token_ids), self._vocab_size)
+        return [completion for answer in answers for completion in completions(answer, asked, self.base_url)]
 
     async def prompt_logprobs(
         self, token_ids: Sequence[int], *, timeout_s: float, priority: int = 0, request_id: str | None = None
@@ -156,13 +172,14 @@ class VllmClient:
         """
         parameters = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "detokenize": False}
         (alone,) = self.probe_ids(1)
-        answer = self._read(await self._ask(token_ids, parameters, timeout_s, priority, request_id or alone))
+        prompt = {"token_ids": list(token_ids), "request_id": request_id or alone}
+        answer = self._read(self._answer, await self._ask(prompt, parameters, timeout_s, priority))
         return prompt_logprobs(answer, token_ids, self.base_url)
 
     async def warm_up(self, token_ids: Sequence[int], *, n: int, max_tokens: int, timeout_s: float) -> None:
         """Samples and throws away, whatever the weights: the first batches of a server are slow."""
         parameters = {"n": n, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": 0, "detokenize": False}
-        await self._ask(token_ids, parameters, timeout_s, 0)
+        await self._ask({"token_ids": list(token_ids)}, parameters, timeout_s)
 
     async def is_healthy(self, timeout_s: float = 5.0) -> bool:
         """Whether the server answers and its engine lives."""
@@ -212,23 +229,17 @@ class VllmClient:
         return int(number)
 
     async def _ask(
-        self,
-        token_ids: Sequence[int],
-        parameters: dict[str, Any],
-        timeout_s: float,
-        priority: int,
-        request_id: str | None = None,
+        self, given: dict[str, Any], parameters: dict[str, Any], timeout_s: float, priority: int = 0
     ) -> bytes:
-        body: dict[str, Any] = {"token_ids": list(token_ids), "sampling_params": parameters, "packed": True}
-        if request_id is not None:
-            body["request_id"] = request_id
+        """The payload of packed answers to what is given: `token_ids`, or `prompts`."""
+        body = {**given, "sampling_params": parameters, "packed": True}
         if priority:
             body["priority"] = priority
         return await self._http.request("POST", GENERATE, body=body, timeout_s=timeout_s)
 
-    def _read(self, payload: bytes) -> PackedAnswer:
+    def _read(self, decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T:
         try:
-            return self._answers.decode(payload)
+            return decoder.decode(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"{self.base_url} sent an answer that can't be read: {error}") from error
 
@@ -237,3 +248,16 @@ class VllmClient:
             return msgspec.json.decode(payload, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise Malformed(f"{self.base_url} sent {payload[:200]!r}: {error}") from error
+
+
+def _sampling(n: int, max_tokens: int, temperature: float, stop_token_ids: Sequence[int]) -> dict[str, Any]:
+    """In vLLM's words: nothing but `stop_token_ids` ends an answer, and each token comes with its log-prob."""
+    return {
+        "n": n,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "stop_token_ids": list(stop_token_ids),
+        "ignore_eos": True,
+        "logprobs": 0,
+        "detokenize": False,
+    }

@@ -30,21 +30,39 @@ _log = logging.getLogger(__name__)
 async def sample(engine: EngineClient, asked: Generate) -> tuple[int, bytes]:
     """The answer to a request that the gate let in: (HTTP status, payload).
 
-    The payload is a `PackedAnswer`, or an error as vLLM's own routes send it. Cancelling ends the request.
+    The payload is a `PackedAnswer`, a list of them where several prompts were given, or an error as vLLM's own routes
+    send it. Cancelling ends the request.
     """
     try:
-        prompt = msgspec.json.decode(asked.token_ids, type=list[int])
-        output = await _sampled(engine, prompt, asked)
-        of_prompt = None
-        if asked.sampling_params.prompt_logprobs is not None:
-            of_prompt = _logprobs(output.prompt_logprobs, prompt, first=1)  # nothing comes before the first token
-        answer = PackedAnswer([_packed(choice) for choice in output.outputs], of_prompt)
-        return 200, msgspec.msgpack.encode(answer)
+        if asked.prompts is None:
+            return 200, msgspec.msgpack.encode(await _answer(engine, asked))
+        each = [msgspec.structs.replace(asked, token_ids=prompt, prompts=None) for prompt in asked.prompts]
+        return 200, msgspec.msgpack.encode(await answers(engine, each))
     except Exception as error:  # noqa: BLE001  (every failure is answered, as by vLLM)
         refusal = create_error_response(error)
         if refusal.error.code >= 500:
             _log.exception("a request was not answered")
         return refusal.error.code, refusal.model_dump_json().encode()
+
+
+async def answers(engine: EngineClient, asked: Sequence[Generate]) -> list[PackedAnswer]:
+    """The answers to several requests of one prompt each, in order; when one fails the others are ended."""
+    tasks = [asyncio.ensure_future(_answer(engine, one)) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _answer(engine: EngineClient, asked: Generate) -> PackedAnswer:
+    prompt = msgspec.json.decode(asked.token_ids, type=list[int])
+    output = await _sampled(engine, prompt, asked)
+    of_prompt = None
+    if asked.sampling_params.prompt_logprobs is not None:
+        of_prompt = _logprobs(output.prompt_logprobs, prompt, first=1)  # nothing comes before the first token
+    return PackedAnswer([_packed(choice) for choice in output.outputs], of_prompt)
 
 
 async def _sampled(engine: EngineClient, prompt: list[int], asked: Generate) -> RequestOutput:

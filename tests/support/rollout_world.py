@@ -104,6 +104,11 @@ def reply(*choices: PackedChoice) -> Reply:
     return 200, msgspec.msgpack.encode(PackedAnswer(list(choices)))
 
 
+def replies(*choices: PackedChoice) -> Reply:
+    """One answer to each of several prompts."""
+    return 200, msgspec.msgpack.encode([PackedAnswer([choice]) for choice in choices])
+
+
 @dataclass
 class FakeReplica:
     """Samples ids from 2 up by a seed.
@@ -139,20 +144,21 @@ class FakeReplica:
         if self.script:
             found = self.script.pop(0)(body)
             return found if isinstance(found, tuple) else await found
-        parameters = body["sampling_params"]
-        self.in_flight += parameters["n"]
+        parameters, prompts = body["sampling_params"], body.get("prompts")
+        count = parameters["n"] * len(prompts or [()])
+        self.in_flight += count
         try:
-            answers = [self._sample(parameters) for _ in range(parameters["n"])]
+            answers = [self._sample(parameters) for _ in range(count)]
             await asyncio.sleep(self.token_s * max(len(answer) for answer in answers))
         finally:
-            self.in_flight -= parameters["n"]
-        version = str(self.version)
-        return reply(
-            *(
-                choice(a, "stop" if a[-1] == self.eos else "length", index=i, spans=[(version, 0, len(a))])
-                for i, a in enumerate(answers)
-            )
-        )
+            self.in_flight -= count
+        if prompts is not None:
+            return replies(*(self._choice(0, tokens) for tokens in answers))
+        return reply(*(self._choice(index, tokens) for index, tokens in enumerate(answers)))
+
+    def _choice(self, index: int, tokens: list[int]) -> PackedChoice:
+        reason, spans = "stop" if tokens[-1] == self.eos else "length", [(str(self.version), 0, len(tokens))]
+        return choice(tokens, reason, index=index, spans=spans)
 
     def _sample(self, parameters: dict[str, Any]) -> list[int]:
         self._drawn += 1

@@ -20,6 +20,8 @@ _DEADLINE = "a deadline or timeout stands beside"
 _EPISODES = "each episode has a deadline, rollout.episode_timeout_s"
 _SETTLED = "what must not be cut off is bounded by the requests that it makes"
 
+_ASKED = "in vLLM's server, on its engine, as long as the client waits: its bound is rollout.request_timeout_s"
+
 #: (module:function, code) -> why it may stand without a bound
 ALLOWED: dict[tuple[str, str], str] = {
     (
@@ -41,7 +43,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     (
         "serving_bridge/vllm_plugin/sampling.py:until_gone",
         "asyncio.wait([work, leaving], return_when=asyncio.FIRST_COMPLETED)",
-    ): "in vLLM's server, on its engine, as long as the client waits: its bound is rollout.request_timeout_s",
+    ): _ASKED,
     (
         "serving_bridge/fleet/further_host.py:FurtherHost.run",
         "while not should_stop()",
@@ -90,8 +92,14 @@ ALLOWED: dict[tuple[str, str], str] = {
     ): "cancelled, and the servers that they talked to are gone",
     (
         "serving_bridge/evaluation/skill.py:evaluate",
-        "asyncio.gather(*(examined(index) for index in range(num_problems)))",
+        "asyncio.gather(*map(examined, parts))",
     ): "each request has a timeout, each score a deadline",
+    (
+        "serving_bridge/evaluation/skill.py:evaluate.examined",
+        "asyncio.gather(*(judged(problem, a) for (problem, _), a in zip(asked, answers, strict=True)))",
+    ): "each score has a deadline",
+    ("serving_bridge/vllm_plugin/sampling.py:answers", "asyncio.gather(*tasks)"): _ASKED,
+    ("serving_bridge/vllm_plugin/sampling.py:answers", "asyncio.gather(*tasks, return_exceptions=True)"): _ASKED,
     ("serving_bridge/evaluation/skill.py:_asked", "while True"): "a bounded number of tries, each with a timeout",
     ("learner_jax/hosts/peers.py:Peers.all_here", "self._changed.wait()"): _WATCHED,
     ("learner_jax/hosts/peers.py:Peers.settle", "self._changed.wait()"): _WATCHED,

@@ -20,17 +20,9 @@ from serving_bridge.access.gate import (
 from serving_bridge.access.probes import CONTROL_TOKEN, batch_of, probe_ids
 
 URL = "http://127.0.0.1:8000"
-
-
 CONTROL, INFERENCE = "c" * 64, "i" * 64
-
-
 GATE = Gate(URL, CONTROL, INFERENCE)
-
-
 HASH = "0" * 64
-
-
 JSON = "application/json"
 
 
@@ -58,9 +50,8 @@ def call(method: str, **kwargs: Any) -> dict[str, Any]:
 
 
 STAGE = call("weir_stage", version=1, content_sha256=HASH, round_id="r", lease_s=60.0)
-
-
 GENERATE = {"token_ids": [5], "sampling_params": {"max_tokens": 4}}
+PROMPTS = {"prompts": [[5], [6, 7]], "sampling_params": {"max_tokens": 4}, "packed": True}
 
 
 CONTROL_REQUESTS: list[tuple[str, str, Any]] = [
@@ -92,6 +83,7 @@ def test_control_routes_need_the_control_token(method: str, target: str, body: A
 def test_sampling_and_metrics_need_either_token_and_health_none():
     for token in (CONTROL, INFERENCE):
         assert ask("POST", "/inference/v1/generate", GENERATE, token=token) == 0
+        assert ask("POST", "/inference/v1/generate", PROMPTS, token=token) == 0
         assert ask("GET", "/metrics", token=token) == 0
     assert ask("GET", "/metrics", token=None) == 401
     assert ask("POST", "/inference/v1/generate", GENERATE, token=None) == 401
@@ -335,6 +327,13 @@ def test_arguments_of_staging_are_checked(changes: dict[str, Any]):
         ("/update_weight_version", {"new_version": 7}),
         ("/update_weight_version", {"new_version": "7\n"}),
         ("/abort_requests", {"request_ids": ["generate-tokens-x"]}),
+        ("/inference/v1/generate", {"sampling_params": {"max_tokens": 1}, "packed": True}),
+        ("/inference/v1/generate", GENERATE | {"prompts": [[5]], "packed": True}),
+        ("/inference/v1/generate", PROMPTS | {"prompts": []}),
+        ("/inference/v1/generate", PROMPTS | {"prompts": [[5], "5"]}),
+        ("/inference/v1/generate", PROMPTS | {"prompts": [[5]] * 1025}),
+        ("/inference/v1/generate", PROMPTS | {"packed": False}),
+        ("/inference/v1/generate", PROMPTS | {"request_id": "r"}),
         ("/inference/v1/generate", GENERATE | {"kv_transfer_params": {}}),
         ("/inference/v1/generate", GENERATE | {"content_parts": [{"type": "image_url", "url": "http://x"}]}),
         ("/inference/v1/generate", GENERATE | {"cache_salt": "x"}),

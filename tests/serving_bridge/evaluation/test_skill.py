@@ -21,7 +21,7 @@ from serving_bridge.text.tokenizer import Tokenizer
 from serving_bridge.vllm.answers import Unreachable
 from serving_bridge.vllm.client import VllmClient
 from tests.support.rollout_bench import tokenizer as tokenizer
-from tests.support.rollout_world import AdditionTask, FakeReplica, FakeSession, Inline, choice, reply, virtually
+from tests.support.rollout_world import AdditionTask, FakeReplica, FakeSession, Inline, choice, replies, virtually
 from tools.reporting.comparison import compared
 
 LIMIT = 20
@@ -114,11 +114,40 @@ def test_requests_that_fail_or_abort_are_tried_again_and_make_no_wrong_answer(to
         raise ConnectionResetError("on purpose")
 
     def aborted(_: Any) -> Any:
-        return reply(choice([9], "abort"))
+        return replies(*[choice([9, 1])] * 5, choice([9], "abort"))
 
     replica = FakeReplica(stop=1.0, script=[lost, aborted, lambda _: (500, b"{}")])
     found = run(tokenizer, Exam(), replica)
-    assert (found.accuracy, found.num_problems, len(replica.bodies)) == (1.0, 6, 9)
+    assert (found.accuracy, found.num_problems, len(replica.bodies)) == (1.0, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "concurrency", "together"),
+    [(4, 64, [64, 6]), (4, 25, [25, 25, 20]), (100, 64, [2] * 35), (300, 9, [1] * 70)],
+)
+def test_short_answers_share_a_request_and_long_ones_wait_for_nobody(
+    tokenizer: Tokenizer, max_tokens: int, concurrency: int, together: list[int]
+) -> None:
+    """Each answer is that to its own prompt, whichever request was answered first."""
+    most = 0
+
+    async def echo(body: dict[str, Any]) -> Any:
+        nonlocal most
+        replica.in_flight += len(body["prompts"])
+        most = max(most, replica.in_flight)
+        await asyncio.sleep(1 / len(replica.bodies))
+        replica.in_flight -= len(body["prompts"])
+        return replies(*(choice([*prompt[:2], 1]) for prompt in body["prompts"]))
+
+    class Echo(Exam):
+        def score(self, request: RewardRequest) -> RewardResult:
+            return scored(float(request.problem.question.startswith(request.response)), {})
+
+    replica = FakeReplica(script=[echo] * 70)
+    found = run(tokenizer, Echo(), replica, num_problems=70, max_tokens=max_tokens, concurrency=concurrency)
+    assert [len(body["prompts"]) for body in replica.bodies] == together
+    assert (found.num_problems, found.mean_score) == (70, 1.0)
+    assert together[0] <= most <= concurrency
 
 
 def test_a_request_is_tried_four_times_with_growing_pauses(tokenizer: Tokenizer) -> None:
@@ -190,7 +219,7 @@ def test_a_verifier_that_hangs_is_a_failed_verdict(tokenizer: Tokenizer) -> None
 
 
 def test_the_versions_that_answered_are_told(tokenizer: Tokenizer) -> None:
-    replica = FakeReplica(script=[lambda _: reply(choice([9, 1], spans=[("2", 0, 1), ("4", 1, 2)]))] * 6)
+    replica = FakeReplica(script=[lambda _: replies(*[choice([9, 1], spans=[("2", 0, 1), ("4", 1, 2)])] * 6)])
     assert run(tokenizer, Exam(), replica).versions == (2, 4)
 
 

@@ -18,7 +18,7 @@ from serving_bridge.access.probes import batch_of
 from serving_bridge.vllm.answers import Aborted, Completion, Failed, Malformed, joined
 from serving_bridge.vllm.client import VllmClient
 from serving_bridge.vllm_plugin import PackedAnswer
-from tests.support.rollout_world import choice, reply, virtually
+from tests.support.rollout_world import choice, replies, reply, virtually
 
 STATUS = {"state": "staged", "staged": 3, "error": "", "damaged": False, "applied": 2, "intact": True}
 
@@ -228,6 +228,22 @@ def test_answers_come_in_the_order_of_their_numbers_with_versions_of_each_token(
     generate(server, greedy=True)
     assert server.asked[1][2]["sampling_params"]["temperature"] == 0.0
     assert "seed" not in server.asked[1][2]["sampling_params"]
+
+
+def test_one_request_asks_for_one_answer_to_each_of_several_prompts() -> None:
+    server = Server(replies(choice([9, 10, 1]), choice([8, 1]))[1])
+    asked = {"max_tokens": 3, "stop_token_ids": [1], "timeout_s": 1.0}
+    first, second = server.does(lambda client: client.generate_each([[5, 6], [7]], temperature=0.5, **asked))
+    assert (first.tokens.tolist(), second.tokens.tolist()) == ([9, 10, 1], [8, 1])
+    ((_, route, body),) = server.asked
+    assert (route, body["prompts"], body["packed"]) == ("/inference/v1/generate", [[5, 6], [7]], True)
+    assert (body["sampling_params"]["n"], body["sampling_params"]["temperature"]) == (1, 0.5)
+    with pytest.raises(Malformed, match="answered 2 of 1 prompts"):
+        server.does(lambda client: client.generate_each([[5, 6]], **asked))
+    with pytest.raises(Aborted, match="after 1 tokens"):
+        Server(replies(choice([8, 1]), choice([9], "abort"))[1]).does(
+            lambda client: client.generate_each([[5, 6], [7]], **asked)
+        )
 
 
 def test_answers_numbered_twice_are_refused() -> None:

@@ -127,6 +127,32 @@ def test_log_probs_of_a_prompt_are_those_of_its_tokens_from_the_second_on() -> N
     assert refused(engine, strange) == (500, "log-probs of 2 positions don't belong to 2 tokens")
 
 
+SEVERAL = body(temperature=0.0).replace(b'"token_ids": [5, 6]', b'"prompts": [[5, 6], [7], [8, 9]]')
+
+
+def test_several_prompts_are_asked_side_by_side_and_answered_in_their_order() -> None:
+    engine = Engine([completion(0, [7, 8])])
+    status, payload = answered(engine, SEVERAL)
+    answers = msgspec.msgpack.decode(payload, type=list[PackedAnswer])
+    assert (status, [len(answer.choices) for answer in answers]) == (200, [1, 1, 1])
+    assert [prompt["prompt_token_ids"] for prompt, _, _ in engine.asked] == [[5, 6], [7], [8, 9]]
+    assert len(engine.names) == 3
+
+
+def test_one_prompt_that_fails_ends_the_others() -> None:
+    class Second(Engine):
+        """Fails one prompt, and never answers the others."""
+
+        async def generate(self, prompt: Any, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+            self._error, self._hangs = ValueError("no"), prompt["prompt_token_ids"] != [7]
+            async for output in super().generate(prompt, *arguments, **options):
+                yield output
+
+    engine = Second()
+    assert refused(engine, SEVERAL) == (400, "no")
+    assert engine.ended == 3
+
+
 def test_log_probs_of_a_prompt_are_not_sent_unasked() -> None:
     status, payload = answered(Engine([completion(0, [8])]))
     assert (status, msgspec.msgpack.decode(payload, type=PackedAnswer).prompt_logprobs) == (200, None)

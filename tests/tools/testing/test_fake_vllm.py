@@ -78,6 +78,13 @@ async def answers_are_exact(bench: Bench) -> None:
     assert (got.policy_version.tolist(), got.finish_reason) == ([1] * 6, "length")
     probed = await bench.client.prompt_logprobs(PROMPTS[2], timeout_s=60)
     np.testing.assert_allclose(probed, next_logprobs(bench.model_a, PROMPTS[2]), atol=TOLERANCE, rtol=0)
+    options: dict[str, Any] = dict(max_tokens=6, greedy=True, stop_token_ids=[], timeout_s=60)
+    for prompt, answer in zip(PROMPTS, await bench.client.generate_each(PROMPTS, **options), strict=True):
+        assert answer.tokens.tolist() == greedy(bench.model_a, prompt, 6)
+        expected = next_logprobs(bench.model_a, [*prompt, *answer.tokens.tolist()])[len(prompt) - 1 :]
+        np.testing.assert_allclose(answer.logprobs, expected, atol=TOLERANCE, rtol=0)
+    with pytest.raises(Rejected, match="vocabulary"):
+        await bench.client.generate_each([PROMPTS[0], [500]], **options)
 
 
 async def samples_follow_the_seed_and_say_their_logprobs(bench: Bench) -> None:

@@ -79,6 +79,11 @@ def answer(request: Generation, prompt_logprobs: list[float] | None) -> bytes:
     return msgspec.msgpack.encode(PackedAnswer(choices, of_prompt))
 
 
+def together(answers: Sequence[bytes]) -> bytes:
+    """What the plugin sends to who asked with several prompts at once."""
+    return msgspec.msgpack.encode([msgspec.Raw(answer) for answer in answers])
+
+
 def _floats(values: Sequence[float]) -> bytes:
     with np.errstate(over="ignore"):
         return np.array(values, "<f4").tobytes()

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from serving_bridge.access import ROUND_ROUTE, Fence, Refused, batch_of
-from tools.testing.fake_vllm.answers import Generation, answer, metrics
+from tools.testing.fake_vllm.answers import Generation, answer, metrics, together
 from tools.testing.fake_vllm.core import Disturbance, EngineCore, EngineDiedError, EngineSettings
 from tools.testing.fake_vllm.weights import Worker
 
@@ -224,6 +224,8 @@ class Engine:
     # Sampling.
 
     async def _generate(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
+        if (prompts := body.pop("prompts", None)) is not None:
+            return await self._generate_each(prompts, body)
         parameters = body.get("sampling_params", {})
         request = self._request(body, parameters)
         if self.draining:
@@ -240,6 +242,15 @@ class Engine:
             self.disturbance.garbage -= 1
             return 200, b'{"choices": [{"index": 0, "finish_reason": "stop", "token_ids": [7,'
         return 200, answer(request, prompt_logprobs)
+
+    async def _generate_each(self, prompts: list[Any], body: dict[str, Any]) -> Answer:
+        """Each prompt as by a request of its own; one that fails fails all."""
+        tasks = [asyncio.ensure_future(self._generate({**body, "token_ids": prompt}, {})) for prompt in prompts]
+        try:
+            return 200, together([payload for _, payload in await asyncio.gather(*tasks)])
+        finally:
+            for task in tasks:
+                task.cancel()
 
     def _request(self, body: dict[str, Any], parameters: dict[str, Any]) -> Generation:
         prompt, vocabulary = [int(token) for token in body["token_ids"]], self.worker.weights.vocab_size

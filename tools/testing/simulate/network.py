@@ -165,6 +165,11 @@ class _Asked(msgspec.Struct):
     """How many answers a generation asks for."""
 
     sampling_params: _Parameters
+    prompts: list[msgspec.Raw] | None = None
+
+    @property
+    def num_answers(self) -> int:
+        return self.sampling_params.n * (1 if self.prompts is None else len(self.prompts))
 
 
 class Session:
@@ -196,7 +201,7 @@ class Session:
         exchange = self._network.send(
             self._client, method, url, data, params or {}, None if token is None else int(token)
         )
-        weight = 0 if exchange.path != _GENERATE else msgspec.json.decode(data or b"{}", type=_Asked).sampling_params.n
+        weight = 0 if exchange.path != _GENERATE else msgspec.json.decode(data or b"{}", type=_Asked).num_answers
         self._sent[exchange.engine] += weight
         try:
             async with asyncio.timeout(timeout.total if timeout is not None else None):
