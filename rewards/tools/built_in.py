@@ -6,18 +6,19 @@ import asyncio
 import inspect
 from collections.abc import Mapping
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from learner_jax.runtime import Door, DoorError
 from rewards.code.sandbox import SandboxError, open_pool
 from rewards.contracts import TaskError, ToolDefinition
-from rewards.sandbox import VerifierError, VerifierPool, to_json, user_pool
+from rewards.sandbox import VerifierError, VerifierPool, VerifierStartError, to_json, user_pool
 from rewards.settings import EpisodeSettings, TaskSettings
 from rewards.tools import calculator, python_program, search
 from rewards.tools.corpus import read_corpus
 from rewards.tools.definitions import definition_of, distinct
 from rewards.tools.search import Index, Search
-from rewards.tools.toolbox import Run, Tool, ToolError
+from rewards.tools.toolbox import BrokenToolError, Run, Tool, ToolError
 
 TOOL = Door(
     kind="tool",
@@ -81,7 +82,7 @@ def _tool(name: str, definition: ToolDefinition, settings: TaskSettings, threads
         case "calculator":
             return Tool(definition, _calculate)
         case "python":
-            return _python(definition, settings)
+            return _python(definition, settings, threads)
         case "search":
             return Tool(definition, _search(settings.episode, threads))
     pool = user_pool(
@@ -101,15 +102,15 @@ async def _calculate(arguments: Mapping[str, Any], row: Mapping[str, Any]) -> st
         raise ToolError(str(error)) from None
 
 
-def _python(definition: ToolDefinition, settings: TaskSettings) -> Tool:
+def _python(definition: ToolDefinition, settings: TaskSettings, threads: Executor) -> Tool:
     try:
         pool = open_pool(num_workers=settings.score_processes)
     except SandboxError as error:
         raise TaskError(f"task.episode.tools 'python' can't run here: {error}") from None
 
     async def run(arguments: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-        deadline_s = settings.episode.tool_timeout_s
-        return await python_program.run_program(pool, arguments["code"], deadline_s=deadline_s)
+        work = partial(python_program.run_program, pool, deadline_s=settings.episode.tool_timeout_s)
+        return await asyncio.get_running_loop().run_in_executor(threads, work, arguments["code"])
 
     return Tool(definition, run, keeps_time=True, end=pool.close)
 
@@ -132,6 +133,8 @@ def _own(pool: VerifierPool, threads: Executor) -> Run:
         try:
             verified = pool.call(request, key="tool")
             verified.judged_score  # noqa: B018  (raises where the function did)
+        except VerifierStartError as error:
+            raise BrokenToolError(str(error)) from None
         except VerifierError as error:
             raise ToolError(str(error)) from None
         return verified.observation or ""

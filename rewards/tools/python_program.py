@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from rewards.code.sandbox import Report, SandboxPool
+from rewards.code.sandbox import SandboxError, SandboxPool
 from rewards.contracts import ToolDefinition
-from rewards.tools.toolbox import ToolError
+from rewards.tools.toolbox import BrokenToolError, ToolError
 
 DEFINITION = ToolDefinition(
     "python",
@@ -22,28 +19,17 @@ DEFINITION = ToolDefinition(
 _NOTHING = "(nothing was printed)"
 
 
-async def run_program(pool: SandboxPool, code: str, *, deadline_s: float) -> str:
-    """What the program prints, and its error's last line.
+def run_program(pool: SandboxPool, code: str, *, deadline_s: float) -> str:
+    """What the program prints, and its error's last line. Blocks.
 
     Raises:
-      ToolError: it took too long, or the sandbox ended.
+      ToolError: it took too long.
+      BrokenToolError: no sandbox starts.
     """
-    return said(await pool.run_async(request(code, pool.limits.output_bytes), deadline_s), deadline_s)
-
-
-def request(code: str, output_bytes: int) -> dict[str, Any]:
-    """What the sandbox is asked: a program without input, of which no output is expected."""
-    case = {"kind": "program", "stdin": "", "stdout": None, "limit": output_bytes}
-    nothing: Mapping[str, Any] = {"prelude": "", "classes": "", "names": [], "modules": [], "helpers": {}}
-    return {"code": code, **nothing, "cases": [case]}
-
-
-def said(report: Report, deadline_s: float) -> str:
-    """The report as a result for the policy; raises what `run_program` does."""
-    if not report.outcomes:
-        raise ToolError(f"the program ended its sandbox: {report.ended}")
-    outcome = report.outcomes[0]
-    if outcome["kind"] == "timeout":
+    try:
+        program = pool.run_program(code, "", deadline_s)
+    except SandboxError as error:
+        raise BrokenToolError(f"the tool python can't run: {error}") from None
+    if program.why.startswith("timeout"):
         raise ToolError(f"the program took longer than {deadline_s:g} s")
-    printed, why = str(outcome.get("printed", "")), str(outcome["why"])
-    return "\n".join(part for part in (printed.rstrip("\n"), why) if part) or _NOTHING
+    return "\n".join(part for part in (program.printed.rstrip("\n"), program.why) if part) or _NOTHING

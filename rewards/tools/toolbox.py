@@ -18,6 +18,10 @@ class ToolError(WeirError):
     """A call can't be answered: the text is shown to the policy."""
 
 
+class BrokenToolError(WeirError):
+    """A tool can't work at all: the episode fails, and is no sample."""
+
+
 @dataclass(frozen=True)
 class Used:
     """What a tool gave.
@@ -127,7 +131,11 @@ class Toolbox:
         self._timeout_s, self._max_calls, self._max_characters = timeout_s, max_calls, max_characters
 
     async def run(self, calls: Sequence[Call | BadCall], row: Mapping[str, Any]) -> list[Result]:
-        """One result a call, in their order; all run at the same time."""
+        """One result a call, in their order; all run at the same time.
+
+        Raises:
+          BrokenToolError: a tool can't work.
+        """
         return await asyncio.gather(*(self._one(number, call, row) for number, call in enumerate(calls)))
 
     async def _one(self, number: int, call: Call | BadCall, row: Mapping[str, Any]) -> Result:
@@ -143,6 +151,8 @@ class Toolbox:
             return self._failed(call, late if deadline.expired() else "the tool waited for too long")
         except ToolError as error:
             return self._failed(call, str(error))
+        except BrokenToolError:
+            raise
         except (Exception, SystemExit) as error:  # noqa: BLE001  (isolation: a tool must not end the episode)
             return self._failed(call, f"the tool failed: {type(error).__name__}: {error}")
         used = used if isinstance(used, Used) else Used(str(used))

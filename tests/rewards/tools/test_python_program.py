@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from rewards.code.sandbox import Report, SandboxPool, missing, open_pool
+from rewards.code.sandbox import SandboxError, SandboxPool, missing, open_pool
 from rewards.tools import ToolError
-from rewards.tools.python_program import run_program, said
+from rewards.tools.python_program import run_program
+from rewards.tools.toolbox import BrokenToolError
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def pool() -> Iterator[SandboxPool]:
 
 
 def run(pool: SandboxPool, code: str, deadline_s: float = 20) -> str:
-    return asyncio.run(run_program(pool, code, deadline_s=deadline_s))
+    return run_program(pool, code, deadline_s=deadline_s)
 
 
 def test_what_a_program_prints_is_told(pool: SandboxPool) -> None:
@@ -39,6 +40,10 @@ def test_a_program_that_goes_on_is_ended(pool: SandboxPool) -> None:
         run(pool, "while True: pass", deadline_s=1)
 
 
-def test_a_sandbox_that_ended_says_so() -> None:
-    with pytest.raises(ToolError, match="ended its sandbox: killed"):
-        said(Report((), "killed"), 1)
+def test_a_machine_without_sandboxes_fails_the_episode(pool: SandboxPool) -> None:
+    class Broken:
+        def run_program(self, code: str, stdin: str, deadline_s: float) -> Any:
+            raise SandboxError("no sandbox starts")
+
+    with pytest.raises(BrokenToolError, match="no sandbox starts"):
+        run(Broken(), "print(1)")  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rewards.tools import BadCall, Call, Result, Tool, Toolbox, ToolError, Used, read_definition
+from rewards.tools.toolbox import BrokenToolError
 
 ADD = read_definition(
     {
@@ -101,6 +102,14 @@ def test_what_goes_wrong_in_a_tool_is_told(tool: Any, said: str) -> None:
     assert result.failed
     assert said in result.message.content
     assert "\x00" not in result.message.content
+
+
+def test_a_tool_that_can_not_work_at_all_ends_the_episode() -> None:
+    async def broken(arguments: Any, row: Any) -> str:
+        raise BrokenToolError("no sandbox")
+
+    with pytest.raises(BrokenToolError, match="no sandbox"):
+        run(call(), tool=broken)
 
 
 def test_results_are_cut_and_cleaned() -> None:
