@@ -73,7 +73,7 @@ NOT_RUN: dict[str, str] = {
     "doctor": "loads JAX, torch and vLLM in processes of their own; tests/tools/test_doctor.py does",
     "fleet RUN scale": "needs a running fleet; tests/system has one",
     "fleet RUN restart": "needs a running fleet; tests/system has one",
-    "view RUN --web": "serves until it is stopped; tests/tools/dashboard does",
+    **{f"view {run} --web": "serves until it is stopped; tests/tools/dashboard does" for run in ("RUN", "runs/demo")},
     "view RUN runs/other --web": "serves until it is stopped; tests/tools/dashboard overlays runs",
     "ssh": "needs another machine",
     "plan memory --model DIR --mesh fsdp=8 --verify": "compiles for eight devices; tests/tools/test_plan.py does",
