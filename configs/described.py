@@ -14,10 +14,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from configs.names import is_named
-from configs.overrides import model_of
+from configs.overrides import item_of, model_of
 from configs.schema import Config
 
 REQUIRED, NOT_SET = "required", "not set"
+_LIST = "list of tables"
 _WORDS: Mapping[Any, str] = {bool: "true or false", int: "integer", float: "number", str: "text", dict: "table"}
 _SEVERAL: Mapping[Any, str] = {int: "integers", float: "numbers", str: "texts"}
 
@@ -55,11 +56,21 @@ def tables() -> dict[str, str]:
     return dict(_tables(Config, ""))
 
 
+def lists() -> set[str]:
+    """Dotted names of the tables that may be given several times, as [[NAME]]."""
+    return {setting.name for setting in settings() if setting.type == _LIST}
+
+
 def _settings(model: type[BaseModel], prefix: str, given: BaseModel | None) -> Iterator[Setting]:
     """Those of one table; `given` holds their defaults where the table above has some of its own."""
     for key, field in model.model_fields.items():
         default = getattr(given, key) if given is not None else field.get_default(call_default_factory=True)
         name, table = f"{prefix}{key}", model_of(field.annotation)
+        if table is None and (item := item_of(field.annotation)) is not None:
+            yield Setting(name, _LIST, "[]", "", field.description or _sentence(item))
+            more = [key for key in item.model_fields if key not in model.model_fields]
+            yield from (found for found in _settings(item, f"{name}.", None) if found.name.split(".")[-1] in more)
+            continue
         if table is None:
             rules = _range(field.annotation, field.metadata)
             yield Setting(name, type_text(field.annotation), _default(field, default), rules, field.description or "")
@@ -76,6 +87,8 @@ def _tables(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
             name = f"{prefix}{key}.NAME" if is_named(field) else f"{prefix}{key}"
             yield name, field.description or _sentence(table)
             yield from _tables(table, f"{name}.")
+        elif item := item_of(field.annotation):
+            yield f"{prefix}{key}", _sentence(item)
 
 
 def _sentence(table: type[BaseModel]) -> str:

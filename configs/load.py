@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from configs.errors import ConfigError as ConfigError
 from configs.names import did_you_mean
-from configs.overrides import apply_override, model_of
+from configs.overrides import apply_override, item_of, model_of
 from configs.paths import base_of, make_absolute, make_portable
 from configs.schema import Config
 from configs.shipped import shipped_config, shipped_configs
@@ -90,7 +90,7 @@ def _explain(error: ValidationError) -> str:
         key = ".".join(shown(part) for part in problem["loc"]) or "(whole file)"
         message = _IN_TOML.get(kind, problem["msg"].removeprefix("Value error, "))
         if kind == "extra_forbidden":
-            name = ".".join(map(str, problem["loc"]))
+            name = ".".join(part for part in problem["loc"] if isinstance(part, str))
             meant, known = did_you_mean(name), _known_keys(problem["loc"])
             lines.append(f"{key}: unknown key; {f'{meant} {known[0].upper()}{known[1:]}' if meant else known}")
         elif kind in ("missing", "value_error"):
@@ -105,18 +105,25 @@ def _explain(error: ValidationError) -> str:
 
 def _meaning(location: tuple[Any, ...]) -> str:
     """What the setting means, in parentheses, where the schema says so."""
-    model: Any = Config
-    for part in location[:-1]:
-        field = model.model_fields.get(part) if model is not None else None
-        model = None if field is None else model_of(field.annotation)
-    field = model.model_fields.get(location[-1]) if model is not None else None
+    table = _table(location)
+    field = table.model_fields.get(location[-1]) if table is not None else None
     return f" ({field.description})" if field is not None and field.description else ""
 
 
 def _known_keys(location: tuple[Any, ...]) -> str:
-    model: Any = Config
+    table = _table(location)
+    return "remove it" if table is None else f"known here: {', '.join(table.model_fields)}"
+
+
+def _table(location: tuple[Any, ...]) -> type[BaseModel] | None:
+    """The table that a key stands in; None if the schema has none there."""
+    model: type[BaseModel] | None = Config
+    inside: Any = None
     for part in location[:-1]:
-        model = model_of(model.model_fields[part].annotation)
-        if model is None:
-            return "remove it"
-    return f"known here: {', '.join(model.model_fields)}"
+        if isinstance(part, int):
+            model = item_of(inside)
+        else:
+            field = model.model_fields.get(part) if model is not None else None
+            inside = None if field is None else field.annotation
+            model = model_of(inside)
+    return model

@@ -9,7 +9,7 @@ from typing import get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from configs.overrides import model_of
+from configs.overrides import item_of, model_of
 from configs.schema import Config
 
 _MOST = 3
@@ -35,6 +35,8 @@ def _names(model: type[BaseModel], prefix: str) -> Iterator[str]:
             if is_named(field):
                 yield f"{prefix}{key}.NAME"
             yield from _names(table, f"{prefix}{key}.NAME." if is_named(field) else f"{prefix}{key}.")
+        if item := item_of(field.annotation):
+            yield from (f"{prefix}{key}.{more}" for more in item.model_fields if more not in model.model_fields)
 
 
 def is_named(field: FieldInfo) -> bool:

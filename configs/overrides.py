@@ -94,9 +94,16 @@ def _annotation(parts: list[str]) -> Any:
 
 
 def model_of(annotation: Any) -> type[BaseModel] | None:
-    """The table that a field holds, also one that may be absent; None if it holds a value."""
+    """The table that a field holds, also one that may be absent; None if it holds a value, or a list of tables."""
+    if get_origin(annotation) is tuple:
+        return None
     candidates = (annotation, *get_args(annotation))
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def item_of(annotation: Any) -> type[BaseModel] | None:
+    """The table that a list of tables has for each item; None if the field holds something else."""
+    return model_of(get_args(annotation)[0]) if get_origin(annotation) is tuple else None
 
 
 def _is_removable(annotation: Any) -> bool:

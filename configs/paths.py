@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ from configs.errors import ConfigError
 from rewards.settings import names_file
 from serving_bridge.database import MEMORY
 
-#: Settings that name a file or folder. `store.database` may be a URL instead, `task.data` a function.
+#: Settings that name a file or folder. `store.database` may be a URL instead, sources of rows a function.
 PATH_SETTINGS = (
     "run.directory",
     "model.path",
     "task.path",
     "task.data",
+    "task.validation_data",
+    "task.heldout_data",
+    "task.tools",
     "task.episode.embeddings",
     "store.database",
     "store.blobs",
@@ -24,12 +27,15 @@ PATH_SETTINGS = (
     "learner.loss.kl.reference",
     "serving.keys",
 )
+#: The same in each of [[task.sources]].
+SOURCE_PATHS = tuple(name.replace("task.", "task.sources.") for name in PATH_SETTINGS if name.startswith("task."))
 #: Tables of paths, by names of the user's.
 PATH_TABLES = ("task.episode.corpora",)
 #: How the ready-made configurations mark what only their user knows.
 _TO_BE_GIVEN = "give --set "
 _SQLITE = "sqlite:///"
 _HERE = "."
+_MAY_BE_FUNCTIONS = ("data", "validation_data", "heldout_data")
 
 
 def base_of(tree: dict[str, Any], path: Path) -> Path:
@@ -65,14 +71,13 @@ def make_portable(tree: dict[str, Any], folder: Path) -> None:
 
 def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(setting, table, key) of each path that is given."""
-    for setting in PATH_SETTINGS:
+    for setting in (*PATH_SETTINGS, *SOURCE_PATHS):
         *tables, key = setting.split(".")
-        table: Any = tree
-        for name in tables:
-            table = table.get(name) if isinstance(table, dict) else None
-        text = table.get(key) if isinstance(table, dict) else None
-        if isinstance(text, str) and _is_path(text) and (setting != "task.data" or names_file(text)):
-            yield setting, table, key
+        for table in _tables(tree, tables):
+            text = table.get(key)
+            may_be_function = tables[0] == "task" and key in _MAY_BE_FUNCTIONS
+            if isinstance(text, str) and _is_path(text) and (not may_be_function or names_file(text)):
+                yield setting, table, key
     for setting in PATH_TABLES:
         table = tree
         for name in setting.split("."):
@@ -80,6 +85,18 @@ def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
         for key, text in (table if isinstance(table, dict) else {}).items():
             if isinstance(text, str) and _is_path(text):
                 yield f"{setting}.{key}", table, key
+
+
+def _tables(tree: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The table of this name, or every one where it is a list of tables."""
+    if isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _tables(item, names)
+    elif isinstance(tree, dict):
+        if not names:
+            yield tree
+        elif names[0] in tree:
+            yield from _tables(tree[names[0]], names[1:])
 
 
 def _is_path(text: str) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 #: What models read may have lines and tabs; names and paths may not.
-_OF_LINES = ("task.prompt_template", "task.feedback", "task.options")
+_OF_LINES = ("task.prompt_template", "task.feedback", "task.system", "task.options")
+_SOURCE = re.compile(r"^task\.sources\.[0-9]+\.")
 _LINES = "\n\t"
 _MAX_SHOWN = 120
 
@@ -22,7 +24,7 @@ def unusable(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _value_problems(name: str, value: Any) -> Iterator[str]:
     if isinstance(value, str):
-        yield from _text_problems(shown(name), value, lines=name.startswith(_OF_LINES))
+        yield from _text_problems(shown(name), value, lines=_SOURCE.sub("task.", name).startswith(_OF_LINES))
     elif isinstance(value, Mapping):
         yield from unusable(value, f"{name}.")
     elif isinstance(value, list):

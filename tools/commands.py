@@ -17,6 +17,9 @@ class Command(NamedTuple):
 GROUPS: dict[str, dict[str, Command]] = {
     "begin": {
         "new": Command("tools.new", "make a folder with a run of your own: configuration, reward and data"),
+        "data": Command(
+            "tools.data", "show the data of a run: counts, columns, lengths, duplicates, first prompts", configured=True
+        ),
         "doctor": Command("tools.doctor", "say what this machine can run, and what is missing"),
         "settings": Command("tools.settings", "list every setting with type, range, default and meaning"),
         "score": Command("tools.score", "score a file of answers with a run's reward or a verifier", configured=True),

@@ -10,7 +10,8 @@ import time
 
 from learner_jax.runtime import Waits, keep_freed_memory
 from rewards.environments import create_environment
-from serving_bridge.rollout import RolloutWorker, RunIdentity, awaits_work
+from rewards.settings import TaskSettings
+from serving_bridge.rollout import LeaveOut, RolloutWorker, RunIdentity, awaits_work
 from serving_bridge.telemetry import reported_waits
 from tools.assembly import (
     StopRequest,
@@ -33,6 +34,16 @@ from tools.assembly import (
     working,
 )
 from tools.command_line import command_parser
+
+
+def left_out_by(task: TaskSettings) -> dict[str, LeaveOut]:
+    """Which problems a measured curriculum passes over, by the label of their source."""
+    sources = dict(zip(task.labels(), task.sources, strict=True)) if task.sources else {"": task}
+    return {
+        label: LeaveOut(source.curriculum.groups, source.curriculum.kept_share)
+        for label, source in sources.items()
+        if source.curriculum is not None and source.curriculum.measured
+    }
 
 
 def main() -> None:
@@ -64,6 +75,7 @@ def main() -> None:
             waits=waits,
             should_stop=stop,
             environment=create_environment(task, config.task),
+            leave_out=left_out_by(config.task),
             vocab_size=model_config.vocab_size,
             keys=build_keys(config, paths),
             renew_every_s=config.store.claim_lease_s / 4,

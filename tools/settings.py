@@ -17,7 +17,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from configs.described import Setting, settings, tables
+from configs.described import Setting, lists, settings, tables
 from configs.errors import ConfigError
 from configs.names import did_you_mean
 from tools.assembly import clear_errors
@@ -62,10 +62,11 @@ def _lines(setting: Setting, width: int) -> Iterator[str]:
 
 def markdown() -> str:
     """The page docs/settings.md: a heading for each table of the schema, a row for each setting."""
-    lines = [_INTRODUCTION]
+    lines, several = [_INTRODUCTION], lists()
     for table, meaning in tables().items():
         rows = [setting for setting in settings() if setting.table == table]
-        lines += [f"## [{table}]", "", *([meaning, ""] if meaning else [])]
+        heading = f"[[{table}]]" if table in several else f"[{table}]"
+        lines += [f"## {heading}", "", *([meaning, ""] if meaning else [])]
         lines += ["| setting | type | range | default | meaning |", "|---|---|---|---|---|", *map(_row, rows), ""]
     return "\n".join(lines)
 

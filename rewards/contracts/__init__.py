@@ -15,6 +15,7 @@ from rewards.contracts.task import (
     failed,
     is_failure,
     is_reward,
+    prompt_text,
     scored,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "is_async",
     "is_failure",
     "is_reward",
+    "prompt_text",
     "scored",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
@@ -38,12 +38,19 @@ class Problem:
       question: text put in place of `{question}` in the prompt template.
       answer: reference answer; empty where the verifier works without one.
       metadata: whatever the verifier needs besides.
+      prompt: what the policy is given, where that is not the prompt template with the question: text, or messages
+        with role and content, which need a chat template.
+      tools: definitions as OpenAI has them, for the chat template.
+      source: label of the source that it comes from; "" where there is one only.
     """
 
     index: int
     question: str
     answer: str
     metadata: Mapping[str, Any]
+    prompt: str | Sequence[Mapping[str, Any]] | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,20 @@ class RewardResult:
             raise ValueError(
                 f"score {self.score} with verdict {self.verdict!r}: a judged answer has a score, a failed verdict none"
             )
+
+
+def prompt_text(problem: Problem, template: str) -> str:
+    """What the policy is given, for people; of messages, each after its role.
+
+    Args:
+      template: in which {question} stands for the question, where the problem has no prompt of its own.
+    """
+    match problem.prompt:
+        case None:
+            return template.replace("{question}", problem.question)
+        case str():
+            return problem.prompt
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in problem.prompt)
 
 
 def is_failure(verdict: Verdict) -> bool:

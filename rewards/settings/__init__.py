@@ -1,6 +1,15 @@
 """The settings of a task."""
 
+from rewards.settings.curriculum import CurriculumSettings
 from rewards.settings.episode import FLEET, EpisodeSettings
-from rewards.settings.task import TaskSettings, names_file
+from rewards.settings.task import ProblemSettings, SourceSettings, TaskSettings, names_file
 
-__all__ = ["FLEET", "EpisodeSettings", "TaskSettings", "names_file"]
+__all__ = [
+    "FLEET",
+    "CurriculumSettings",
+    "EpisodeSettings",
+    "ProblemSettings",
+    "SourceSettings",
+    "TaskSettings",
+    "names_file",
+]

@@ -1,18 +1,23 @@
 """The tasks that come with Weir, and the ways of a user's own."""
 
+from rewards.data import DATA, read_file, records, text_of
 from rewards.sandbox import REWARD
 from rewards.tasks.create import TASK, create_task
-from rewards.tasks.jsonl_lines import read_file, records, text_of
+from rewards.tasks.framed import FramedTask
 from rewards.tasks.judge import TaskJudge, create_judge
+from rewards.tasks.mixture import MixtureTask
 from rewards.tasks.problems import GeneratedProblems, ListedProblems
-from rewards.tasks.row_sources import DATA
+from rewards.tasks.rows import RowsTask
 
 __all__ = [
     "DATA",
     "REWARD",
     "TASK",
+    "FramedTask",
     "GeneratedProblems",
     "ListedProblems",
+    "MixtureTask",
+    "RowsTask",
     "TaskJudge",
     "create_judge",
     "create_task",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from learner_jax.runtime import Door, DoorError, WeirError, raised
-from rewards.contracts import Task
+from rewards.contracts import Task, TaskError
+from rewards.data import read_tools_file
 from rewards.settings import TaskSettings
+from rewards.tasks.framed import FramedTask
+from rewards.tasks.mixture import MixtureTask
 
 TASK = Door(
     kind="task",
@@ -36,9 +39,43 @@ def create_task(
       DoorError: there is no such provider, or it is no task.
       TaskError: the provider refuses the settings.
     """
+    if settings.sources:
+        return _mixed(settings, seed=seed, deadline_s=deadline_s, num_workers=num_workers)
+    task = _of_provider(settings, seed=seed, deadline_s=deadline_s, num_workers=num_workers)
+    if not (settings.system or settings.tools):
+        return task
+    try:
+        tools = read_tools_file(settings.tools) if settings.tools else ()
+    except BaseException:
+        task.close()
+        raise
+    return FramedTask(task, template=settings.prompt_template, system=settings.system, tools=tools)
+
+
+def _mixed(settings: TaskSettings, *, seed: int, deadline_s: float | None, num_workers: int | None) -> Task:
+    """The sources as one task; each has its own splits, reward and processes."""
+    made: dict[str, Task] = {}
+    try:
+        for label, source in zip(settings.labels(), settings.sources, strict=True):
+            own = settings.of_source(source)
+            try:
+                task = create_task(own, seed=seed, deadline_s=deadline_s, num_workers=num_workers)
+            except (TaskError, DoorError) as error:
+                raise type(error)(f"source {label!r}: {error}") from error
+            has_own_template = own.prompt_template != settings.prompt_template
+            made[label] = FramedTask(task, template=own.prompt_template) if has_own_template else task
+        weights = dict(zip(made, (source.weight for source in settings.sources), strict=True))
+        return MixtureTask(made, weights)
+    except BaseException:
+        for task in made.values():
+            task.close()
+        raise
+
+
+def _of_provider(settings: TaskSettings, *, seed: int, deadline_s: float | None, num_workers: int | None) -> Task:
     provider = TASK.open(settings.provider)
     try:
-        task = provider(
+        task: Task = provider(
             settings,
             seed=seed,
             deadline_s=settings.score_timeout_s if deadline_s is None else deadline_s,

@@ -15,10 +15,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rewards.contracts import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
+from rewards.data import read_file, records, text_of
 from rewards.mathematics import MARK, MathError, judge, read_reference
 from rewards.sandbox import printable
 from rewards.settings import TaskSettings
-from rewards.tasks.jsonl_lines import read_file, records, text_of
 from rewards.tasks.problems import ListedProblems
 
 #: changes with every change of what counts as right
@@ -65,6 +65,11 @@ class JsonlMathTask:
     def reference_kinds(self) -> Mapping[str, int]:
         """How many references of the file are of which kind; "skipped" counts those that were not understood."""
         return self._kinds
+
+    @property
+    def epoch_size(self) -> int:
+        """Train problems, those with the same question included."""
+        return self._problems.epoch_size
 
     def problem(self, split: Split, index: int) -> Problem:
         return self._problems.problem(split, index)

@@ -6,15 +6,13 @@ gives what grain would (a position that can be resumed), from hashes that are th
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from rewards.contracts import Problem, Split, TaskError
-
-_BUCKETS = 10_000
+from rewards.data import split_of, stable_hash, too_few
 
 #: Generator indices tried for one train problem. Train holds at least 10 percent of the texts, so running out by
 #: bad luck has probability 0.9**500 = 1e-23; running out means that no text at all is in train.
@@ -30,32 +28,6 @@ class ProblemStream(Protocol):
     def problem(self, split: Split, index: int) -> Problem: ...
 
     def num_distinct(self, split: Split) -> int | None: ...
-
-
-def stable_hash(*parts: object) -> int:
-    """64-bit hash of the parts' text, the same in every process and on every machine."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def split_of(question: str, holdout_percent: int) -> Split:
-    """Split of a question: `holdout_percent` of all texts are held out, as many are validation, the rest is train.
-
-    The two are cut from opposite ends of the hash's range: raising the share never moves a text between them.
-    """
-    bucket = stable_hash("split", question.strip()) % _BUCKETS
-    cut = holdout_percent * _BUCKETS // 100
-    if bucket < cut:
-        return "heldout"
-    return "validation" if bucket >= _BUCKETS - cut else "train"
-
-
-def _too_few(origin: str, split: Split, index: int, found: int, holdout_percent: int) -> TaskError:
-    return TaskError(
-        f"{origin}: asked for {index + 1} distinct {split} problems, but there are only {found}; ask for fewer, widen "
-        f"the task (task.options, task.num_problems or a larger file), or raise task.holdout_percent "
-        f"(now {holdout_percent})"
-    )
 
 
 class GeneratedProblems:
@@ -90,7 +62,7 @@ class GeneratedProblems:
         with self._lock:
             while len(self._found[split]) <= index:
                 if self._exhausted(split):
-                    raise _too_few(self._origin, split, index, len(self._found[split]), self._holdout_percent)
+                    raise too_few(self._origin, split, index, len(self._found[split]), self._holdout_percent)
                 self._scan_one()
             return self._found[split][index]
 
@@ -141,6 +113,11 @@ class ListedProblems:
             splits[split] = self._shuffled(splits[split], epoch=0)
         self._epochs: dict[int, list[Problem]] = {}
 
+    @property
+    def epoch_size(self) -> int:
+        """Train problems, those with the same question included."""
+        return len(self._splits["train"])
+
     def num_distinct(self, split: Split) -> int | None:
         return self._num_train_distinct if split == "train" else len(self._splits[split])
 
@@ -150,7 +127,7 @@ class ListedProblems:
         problems = self._splits[split]
         if split != "train":
             if index >= len(problems):
-                raise _too_few(self._origin, split, index, len(problems), self._holdout_percent)
+                raise too_few(self._origin, split, index, len(problems), self._holdout_percent)
             return replace(problems[index], index=index)
         if not problems:
             raise TaskError(f"{self._origin}: no problem is in the train split; it needs more distinct questions")

@@ -21,9 +21,10 @@ from reasoning_gym.dataset import ProceduralDataset
 from reasoning_gym.factory import DATASETS
 
 from rewards.contracts import PASS_SCORE, Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
+from rewards.data import stable_hash
 from rewards.sandbox import GUARDS, VerifierError, VerifierPool, printable, refusal, to_json
 from rewards.settings import TaskSettings
-from rewards.tasks.problems import GeneratedProblems, ListedProblems, ProblemStream, stable_hash
+from rewards.tasks.problems import GeneratedProblems, ListedProblems, ProblemStream
 
 #: Seeds of the library stay below 2**32 with any index added: some of its datasets hand them to NumPy.
 _MAX_SEED = 1 << 31

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from learner_jax.runtime import raised
 from rewards.contracts import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
+from rewards.data import LeftOut, RowTable, SplitRows, open_table, read_tools_file
 from rewards.environments import environment_pool, played
 from rewards.sandbox import (
     ENVIRONMENT,
@@ -20,10 +21,8 @@ from rewards.sandbox import (
     user_pool,
 )
 from rewards.settings import TaskSettings
-from rewards.tasks.problems import ListedProblems
-from rewards.tasks.row_sources import read_rows
 
-_MAX_REFUSALS = 10
+_EXPECTED = 'a file, such as "prompts.jsonl", or a function that gives rows, such as "my_data:rows"'
 Scorer = Callable[[Problem, str], Verified]
 
 
@@ -40,28 +39,56 @@ class RowsTask:
             raise TaskError(
                 f'task.reward is empty; a task of rows needs a function, such as "my_rewards:exact", or one of: {known}'
             )
-        rows = read_rows(settings)
+        if not settings.data:
+            raise TaskError(f"task.data is empty; a task of rows needs {_EXPECTED}")
         door, self._name = (ENVIRONMENT, settings.environment) if by_environment else (REWARD, settings.reward)
         self._what = f"{door.setting} {self._name!r}"
-        self._version = f"rows/{rows.name}@{door.version(self._name)}"
-        self._problems = ListedProblems(
-            rows.problems, seed=seed, holdout_percent=settings.holdout_percent, origin=rows.origin
-        )
+        version = door.version(self._name)
+        built_in = settings.reward in REWARD.built_in
+        scorer = _own_scorer(settings.reward) if built_in else None
+        self._tables = _open_tables(settings, scorer, known_by=version if built_in else "")
         self._pool: VerifierPool | None = None
-        if settings.reward in REWARD.built_in:
-            self._scorer = _own_scorer(settings.reward, rows.problems)
-        elif by_environment:
-            self._pool = environment_pool(settings, deadline_s=deadline_s, num_workers=num_workers)
-            self._scorer = partial(played, self._pool)
-        else:
-            self._pool = user_pool(
-                "rewards.sandbox.reward_function",
-                settings.reward,
-                confined=settings.score_confined,
-                deadline_s=deadline_s,
-                num_workers=num_workers,
+        try:
+            self._version = f"rows/{'+'.join(table.name for table in self._tables.values())}@{version}"
+            self._problems = SplitRows(
+                self._tables,
+                seed=seed,
+                holdout_percent=settings.holdout_percent,
+                curriculum=settings.curriculum,
             )
-            self._scorer = partial(_asked, self._pool)
+            self._scorer = scorer or self._pooled(settings, by_environment, deadline_s, num_workers)
+        except BaseException:
+            self.close()
+            raise
+
+    def _pooled(self, settings: TaskSettings, by_environment: bool, deadline_s: float, num_workers: int) -> Scorer:
+        """The scorer that asks the user's code in processes of its own."""
+        if by_environment:
+            self._pool = environment_pool(settings, deadline_s=deadline_s, num_workers=num_workers)
+            return partial(played, self._pool)
+        self._pool = user_pool(
+            "rewards.sandbox.reward_function",
+            settings.reward,
+            confined=settings.score_confined,
+            deadline_s=deadline_s,
+            num_workers=num_workers,
+        )
+        return partial(_asked, self._pool)
+
+    @property
+    def epoch_size(self) -> int:
+        """Train rows, those with the same question included."""
+        return len(self._problems.members["train"])
+
+    @property
+    def left_out(self) -> LeftOut:
+        """Rows that are asked nowhere, since their questions stand elsewhere."""
+        return self._problems.left_out
+
+    @property
+    def tables(self) -> Mapping[Split, RowTable]:
+        """The sources by the split that they were given for; "train" is also that of splits without their own."""
+        return self._tables
 
     @property
     def version(self) -> str:
@@ -93,8 +120,38 @@ class RowsTask:
         return scored(verified.judged_score, parts, reasons=reasons)
 
     def close(self) -> None:
+        for table in self._tables.values():
+            table.close()
         if self._pool is not None:
             self._pool.close()
+
+
+def _open_tables(settings: TaskSettings, scorer: Scorer | None, *, known_by: str) -> dict[Split, RowTable]:
+    """The sources, each run through once."""
+    tools = read_tools_file(settings.tools) if settings.tools else ()
+    given: dict[Split, str] = {
+        "train": settings.data,
+        "validation": settings.validation_data,
+        "heldout": settings.heldout_data,
+    }
+    tables: dict[Split, RowTable] = {}
+    try:
+        for split, data in given.items():
+            if data:
+                setting = "task.data" if split == "train" else f"task.{split}_data"
+                tables[split] = open_table(
+                    data,
+                    settings,
+                    setting=setting,
+                    tools=tools,
+                    refusal=None if scorer is None else partial(_refusal, scorer),
+                    known_by=known_by,
+                )
+    except BaseException:
+        for table in tables.values():
+            table.close()
+        raise
+    return tables
 
 
 def _asked(pool: VerifierPool, problem: Problem, answer: str) -> Verified:
@@ -102,17 +159,13 @@ def _asked(pool: VerifierPool, problem: Problem, answer: str) -> Verified:
     return pool.call(request, key=problem.question)
 
 
-def _own_scorer(name: str, problems: list[Problem]) -> Scorer:
-    """Weir's own functions are bounded by themselves, and run in place. A row that one can't read is refused here."""
+def _own_scorer(name: str) -> Scorer:
+    """Weir's own functions are bounded by themselves, and run in place. A row that one can't read is refused."""
     function = REWARD.open(name)
 
     def score(problem: Problem, answer: str) -> Verified:
         return Verified(**read_score(function(problem.question, answer, problem.metadata)))
 
-    refused = [f"row {problem.index}: {why}" for problem in problems if (why := _refusal(score, problem))]
-    if refused:
-        shown = "\n  ".join(refused[:_MAX_REFUSALS])
-        raise TaskError(f"task.reward {name!r} can't score {len(refused)} of {len(problems)} rows:\n  {shown}")
     return score
 
 

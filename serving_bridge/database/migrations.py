@@ -102,6 +102,17 @@ MIGRATIONS: tuple[Migration, ...] = (
             "ALTER TABLE groups SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000)",
         ),
     ),
+    # What the policy made of problems, for a curriculum by measured pass rate: `key` is a hash of the problem.
+    Migration(
+        version=3,
+        statements=(
+            """CREATE TABLE problems (
+              key {int} PRIMARY KEY,
+              alike {int} NOT NULL,
+              prompt_index {int} NOT NULL
+            ){strict}""",
+        ),
+    ),
 )
 
 SCHEMA_VERSION = MIGRATIONS[-1].version

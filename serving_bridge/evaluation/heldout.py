@@ -73,4 +73,5 @@ class HeldOut:
             num_cut=result.num_cut,
             failed_verdicts=result.failed_verdicts,
             samples=[asdict(sample) for sample in result.samples],
+            **({"sources": result.sources} if result.sources else {}),
         )

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from learner_jax.runtime import WeirError
-from rewards.contracts import Message, Problem, RewardRequest, RewardResult, Task, ToolDefinition, failed
+from rewards.contracts import (
+    Message,
+    Problem,
+    RewardRequest,
+    RewardResult,
+    Task,
+    ToolDefinition,
+    failed,
+    prompt_text,
+)
 from serving_bridge.evaluation.observations import fitted
 from serving_bridge.evaluation.verdicts import reason_text
 from serving_bridge.text import Tokenizer
@@ -67,6 +76,7 @@ class Evaluation:
       scores: of problem 0, 1, ...; None where it was skipped or not judged.
       samples: the first few answers.
       notes: what a reader of the figures must know, a sentence each.
+      sources: of a task with several, by label: num_problems, accuracy and mean_score of the judged answers.
     """
 
     accuracy: float
@@ -81,6 +91,7 @@ class Evaluation:
     scores: tuple[float | None, ...]
     samples: tuple[Sample, ...]
     notes: tuple[str, ...]
+    sources: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def as_fields(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,11 +120,18 @@ class PromptEncoder:
         self._tools = [tool.as_chat() for tool in tools]
 
     def text(self, problem: Problem) -> str:
-        return self._template.replace("{question}", problem.question)
+        """The prompt, for people."""
+        return prompt_text(problem, self._template)
 
     def tokens(self, problem: Problem) -> list[int]:
-        """Token ids of the prompt, however many."""
-        return self.tokenizer.encode_prompt(self.text(problem), chat=self._chat, tools=self._tools)
+        """Token ids of the prompt, however many.
+
+        Raises:
+          TokenizerError: the prompt is made of messages, and there is no chat template, or it refuses them.
+        """
+        if isinstance(problem.prompt, str | None):
+            return self.tokenizer.encode_prompt(self.text(problem), chat=self._chat, tools=self._tools)
+        return self.tokenizer.encode_chat(problem.prompt, tools=[*self._tools, *problem.tools])
 
     def encode(self, problem: Problem) -> list[int] | None:
         """Token ids of the prompt, or None if they are more than `max_prompt_tokens`."""
@@ -144,7 +162,7 @@ class PromptEncoder:
 
     def supervised(self, problem: Problem, target: str) -> tuple[list[int], list[bool]]:
         """(tokens, loss mask) of the prompt followed by the answer to imitate."""
-        return self.tokenizer.encode_supervised(self.text(problem), target, chat=self._chat, tools=self._tools)
+        return self.tokenizer.continued(self.tokens(problem), target, chat=self._chat)
 
 
 async def evaluate(
@@ -284,7 +302,24 @@ def _evaluation(found: Sequence[_Examined | None], encoder: PromptEncoder, num_s
             for one in asked[:num_samples]
         ),
         notes=tuple(_notes(skipped, len(found), encoder.max_prompt_tokens, len(asked), kinds, example, num_cut)),
+        sources=_by_source(judged),
     )
+
+
+def _by_source(judged: Sequence[_Examined]) -> dict[str, dict[str, float]]:
+    """Skill by the source of the problems; nothing where the task has one source."""
+    found: dict[str, list[RewardResult]] = {}
+    for one in judged:
+        if one.problem.source:
+            found.setdefault(one.problem.source, []).append(one.result)
+    return {
+        label: {
+            "num_problems": len(results),
+            "accuracy": sum(result.verdict == "pass" for result in results) / len(results),
+            "mean_score": sum(result.score or 0.0 for result in results) / len(results),
+        }
+        for label, results in found.items()
+    }
 
 
 def _notes(

@@ -193,6 +193,13 @@ ROLLOUT: tuple[Metric, ...] = (
         "weir_rollout_mixed_answers_total", "answers", "Answers of two versions", _INTERVAL, "mixed_version_answers"
     ),
     _counter("weir_rollout_skipped_prompts_total", "prompts", "Prompts too long", _INTERVAL, "skipped_prompts"),
+    _counter(
+        "weir_rollout_left_out_prompts_total",
+        "prompts",
+        "Prompts that a measured curriculum passed over",
+        _INTERVAL,
+        "left_out_prompts",
+    ),
     _counter("weir_rollout_failed_groups_total", "groups", "Groups given up", _INTERVAL, "failed_groups"),
     _counter(
         "weir_rollout_verdicts_total", "answers", "Answers that a verifier was asked about", _INTERVAL, "verdicts"
@@ -232,6 +239,33 @@ ROLLOUT: tuple[Metric, ...] = (
     _counter("weir_rollout_lost_claims_total", "groups", "Groups that another took over", _INTERVAL, "lost_claims"),
     _gauge("weir_rollout_heldout_accuracy", _SHARE, "Accuracy on held-out problems", "heldout", "accuracy"),
     _gauge("weir_rollout_heldout_score_mean", "score", "Mean score on held-out problems", "heldout", "mean_score"),
+    _counter(
+        "weir_rollout_source_groups_total", "groups", "Groups of each source", _INTERVAL, "sources.*.groups", "source"
+    ),
+    _counter(
+        "weir_rollout_source_answers_total",
+        "answers",
+        "Judged answers of each source",
+        _INTERVAL,
+        "sources.*.answers",
+        "source",
+    ),
+    _counter(
+        "weir_rollout_source_passes_total",
+        "answers",
+        "Those of them that passed",
+        _INTERVAL,
+        "sources.*.passes",
+        "source",
+    ),
+    _gauge(
+        "weir_rollout_source_heldout_accuracy",
+        _SHARE,
+        "Accuracy on held-out problems of each source",
+        "heldout",
+        "sources.*.accuracy",
+        "source",
+    ),
     _gauge("weir_rollout_heldout_step", "steps", "Step that these were measured at", "heldout", "step"),
 )
 

@@ -4,6 +4,7 @@ from serving_bridge.queue.admin import QueueAdmin
 from serving_bridge.queue.bounds import QueueBounds, QueueError, QueueFullError
 from serving_bridge.queue.consumer import LeaseLostError, QueueConsumer
 from serving_bridge.queue.glance import Glance, glance
+from serving_bridge.queue.problems import ProblemOutcome
 from serving_bridge.queue.producer import QueueProducer
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.queue.staleness import Pace
@@ -16,6 +17,7 @@ __all__ = [
     "LeaseLostError",
     "Overview",
     "Pace",
+    "ProblemOutcome",
     "Progress",
     "QueueAdmin",
     "QueueBounds",

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from learner_jax.contracts import ContractError, Trajectory, check_integer
 from learner_jax.runtime import crash_point
 from serving_bridge.database import Database, Session
-from serving_bridge.queue import claims, rows
+from serving_bridge.queue import claims, problems, rows
 from serving_bridge.queue import view as queue_view
 from serving_bridge.queue.bounds import QueueBounds, QueueFullError, check_room
 from serving_bridge.queue.payloads import Payloader
+from serving_bridge.queue.problems import ProblemOutcome
 from serving_bridge.queue.rows import Record
 from serving_bridge.queue.staleness import Pace
 from serving_bridge.queue.view import Progress
@@ -85,7 +86,12 @@ class QueueProducer:
         )
 
     def put(
-        self, groups: Sequence[tuple[int, Sequence[Trajectory]]], *, priority: int = 0, worker: str | None = None
+        self,
+        groups: Sequence[tuple[int, Sequence[Trajectory]]],
+        *,
+        priority: int = 0,
+        worker: str | None = None,
+        outcomes: Mapping[int, ProblemOutcome] | None = None,
     ) -> int:
         """Accepts finished groups as (prompt index, trajectories) in one transaction; returns how many were new.
 
@@ -94,6 +100,7 @@ class QueueProducer:
         Args:
           priority: groups with a higher one are leased first; 32 bits.
           worker: who puts them; the prompts of new groups must then be claimed by it.
+          outcomes: by prompt index, what new groups say of their problems; recorded with them.
 
         Raises:
           ContractError: a group breaks its contract, the run's limits or the size limit, or another worker has claimed
@@ -110,6 +117,8 @@ class QueueProducer:
             before = rows.queued(session)
             new = rows.insert(session, records, priority=priority, now=now, worker=worker)
             check_room(self._bounds, before, new)
+            if outcomes:
+                problems.record(session, outcomes, {record.prompt_index for record in new})
             return new
 
         try:
@@ -120,6 +129,10 @@ class QueueProducer:
         crash_point("put")
         self._payloads.confirm(records, new)
         return len(new)
+
+    def alike_groups(self, key: int) -> int:
+        """Groups in a row of a problem, up to the latest, whose answers were all right or all wrong."""
+        return self._db.read(lambda session: problems.alike_groups(session, key))
 
     def progress(self) -> Progress:
         return self._db.read(queue_view.progress)

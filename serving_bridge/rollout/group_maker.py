@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.rollout.agent_player import AgentPlayer
 from serving_bridge.rollout.episodes import Episode
 from serving_bridge.rollout.groups import BREAKS, GroupError, is_final
+from serving_bridge.rollout.measured import MeasuredCurriculum
 from serving_bridge.rollout.player import Player
 from serving_bridge.rollout.trajectories import Origin, make_trajectories
 from serving_bridge.rollout.worker_queue import WorkerQueue
@@ -27,6 +29,8 @@ class GroupMaker:
     Args:
       places: groups that are played at the same time; prompts beyond wait for a place.
       count: what became of groups and answers is counted here.
+      sources: the same by source, where a task has several.
+      curriculum: passes prompts over; None asks all.
 
     Attributes:
       playing: indices of the prompts whose groups are played now.
@@ -42,14 +46,17 @@ class GroupMaker:
         *,
         places: int,
         count: Counter[str],
+        sources: dict[str, Counter[str]],
         log: Callable[..., None],
+        curriculum: MeasuredCurriculum | None,
     ) -> None:
         self.playing: set[int] = set()
         self._task, self._encoder = task, encoder
         self._player, self._queue, self._origin = player, queue, origin
         self._places = asyncio.Semaphore(places)
-        self._count = count
+        self._count, self._sources = count, sources
         self._log = log
+        self._curriculum = curriculum
 
     async def make(self, index: int) -> None:
         """Has the group of a claimed prompt in the queue's hands, or the claim given up for good.
@@ -59,6 +66,10 @@ class GroupMaker:
           FailedVerdictsError: too many answers of late have no verdict.
         """
         problem = self._task.problem("train", index)
+        if self._curriculum is not None and await self._curriculum.leaves_out(index, problem):
+            self._count["left_out_prompts"] += 1
+            await self._queue.skip(index)
+            return
         prompt = self._encoder.encode(problem)
         if prompt is None:
             self._count["skipped_prompts"] += 1
@@ -100,7 +111,19 @@ class GroupMaker:
 
     def _accept(self, index: int, episodes: Sequence[Episode]) -> None:
         crash_point("sampled")
-        self._queue.add(index, make_trajectories(self._origin, index, episodes))
+        outcome = self._curriculum.outcome(episodes[0].problem, episodes) if self._curriculum is not None else None
+        self._queue.add(index, make_trajectories(self._origin, index, episodes), outcome)
         self._count["groups"] += 1
         self._count["tokens"] += sum(episode.num_sampled for episode in episodes)
         self._count["mixed_version_answers"] += sum(episode.num_versions > 1 for episode in episodes)
+        if source := episodes[0].problem.source:
+            count_of_source(self._sources.setdefault(source, Counter()), episodes)
+
+
+def count_of_source(count: Counter[str], episodes: Sequence[Episode]) -> None:
+    """Adds a group of one source to its counters."""
+    judged = [episode for episode in episodes if episode.is_judged]
+    count["groups"] += 1
+    count["answers"] += len(judged)
+    count["passes"] += sum(episode.turns[-1].outcome.verdict == "pass" for episode in judged)
+    count["reward"] += math.fsum(turn.outcome.reward or 0.0 for episode in judged for turn in episode.turns)  # type: ignore[assignment]

@@ -13,6 +13,7 @@ _COUNTERS = (
     "retries",
     "mixed_version_answers",
     "skipped_prompts",
+    "left_out_prompts",
     "failed_groups",
     "verdicts",
     "failed_verdicts",
@@ -36,11 +37,13 @@ class Interval:
 
     Attributes:
       count: to be added to by name.
+      sources: by label of the source, where there are several: groups, judged answers, passes and summed reward.
       idle_s: seconds in which nothing ran.
     """
 
     def __init__(self, log: Callable[..., None], now_s: float, *, every_s: float = 1.0) -> None:
         self.count: Counter[str] = Counter()
+        self.sources: dict[str, Counter[str]] = {}
         self.idle_s = 0.0
         self._log = log
         self._every_s = every_s
@@ -52,6 +55,8 @@ class Interval:
     def write(self, now_s: float, **state: Any) -> None:
         """Writes the line, with what else is known now, and begins anew."""
         counts = {name: self.count[name] for name in _COUNTERS}
-        self._log("interval", seconds=now_s - self._began_s, idle_s=self.idle_s, **state, **counts)
+        sources = {"sources": {label: dict(found) for label, found in self.sources.items()}} if self.sources else {}
+        self._log("interval", seconds=now_s - self._began_s, idle_s=self.idle_s, **state, **counts, **sources)
         self.count.clear()
+        self.sources.clear()
         self.idle_s, self._began_s = 0.0, now_s

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from learner_jax.contracts import NOT_SAMPLED, Trajectory
+from rewards.contracts import Problem
 from serving_bridge.evaluation import reason_text
 from serving_bridge.rollout.episodes import Episode, PlayedTurn
 from serving_bridge.settings import RolloutSettings
@@ -38,7 +39,7 @@ def make_trajectories(origin: Origin, index: int, episodes: Sequence[Episode]) -
             trajectory_id=f"{group_id}/{sample}",
             group_id=group_id,
             group_size=origin.group_size,
-            prompt={"index": index, "question": episode.problem.question},
+            prompt=_prompt(index, episode.problem),
             **_arrays(episode.turns),
             reward_parts=dict(episode.turns[-1].outcome.parts),
             verdict=episode.turns[-1].outcome.verdict,
@@ -50,6 +51,11 @@ def make_trajectories(origin: Origin, index: int, episodes: Sequence[Episode]) -
         )
         for sample, episode in enumerate(episodes)
     ]
+
+
+def _prompt(index: int, problem: Problem) -> dict[str, Any]:
+    named = {"source": problem.source} if problem.source else {}
+    return {"index": index, "question": problem.question, **named}
 
 
 def _arrays(turns: Sequence[PlayedTurn]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from serving_bridge.rollout.agent_player import AgentPlayer
 from serving_bridge.rollout.group_maker import GroupMaker
 from serving_bridge.rollout.interval import Interval
 from serving_bridge.rollout.known_replicas import KnownReplicas
+from serving_bridge.rollout.measured import LeaveOut, MeasuredCurriculum
 from serving_bridge.rollout.player import Player
 from serving_bridge.rollout.running import RunningRollouts
 from serving_bridge.rollout.sampling import Sampler
@@ -53,6 +54,7 @@ class RolloutWorker:
       pace: the staleness gate.
       should_stop: asked every tick; once true, running groups get `rollout.drain_s`, and the rest is handed on.
       environment: plays the episodes; the task itself, in one turn, if None.
+      leave_out: by the label of a source, which of its problems are passed over; measured in `queue`.
       vocab_size: answers with ids from here on are refused; None where it is not known.
       keys: for the replicas' tokens; None where they need none.
       open_session: HTTP.
@@ -75,6 +77,7 @@ class RolloutWorker:
     log: Log
     should_stop: Callable[[], bool]
     environment: Environment | AsyncEnvironment | None = None
+    leave_out: Mapping[str, LeaveOut] = field(default_factory=dict)
     vocab_size: int | None = None
     keys: Keys | None = None
     waits: Waits = field(default_factory=Waits)
@@ -157,7 +160,9 @@ def _assembled(
         origin,
         places=settings.concurrent_groups,
         count=interval.count,
+        sources=interval.sources,
         log=worker.log,
+        curriculum=MeasuredCurriculum(worker.leave_out, queue, run=worker.identity.run) if worker.leave_out else None,
     )
     held_out = HeldOut(worker.task, encoder, worker.evaluation, settings, scoring=scoring, log=worker.log)
     running = RunningRollouts(

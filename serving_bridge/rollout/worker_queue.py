@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from learner_jax.contracts import ContractError, Trajectory
 from learner_jax.runtime import StandingWait, Waits, WaitTimeoutError
-from serving_bridge.queue import Pace, Progress, QueueFullError, QueueProducer
+from serving_bridge.queue import Pace, ProblemOutcome, Progress, QueueFullError, QueueProducer
 
 T = TypeVar("T")
 Log = Callable[..., None]
@@ -53,6 +53,7 @@ class WorkerQueue:
         self._count = count
         self._log = log
         self._finished: list[tuple[int, list[Trajectory]]] = []
+        self._outcomes: dict[int, ProblemOutcome] = {}
         self._renewed_s = self._offer_from_s = float("-inf")
         self._full = StandingWait(
             waits,
@@ -68,9 +69,15 @@ class WorkerQueue:
         """Whether finished groups are kept back because the queue takes no more."""
         return self._offer_from_s > float("-inf")
 
-    def add(self, index: int, group: list[Trajectory]) -> None:
-        """A group for the next `put`."""
+    def add(self, index: int, group: list[Trajectory], outcome: ProblemOutcome | None = None) -> None:
+        """A group for the next `put`, and what it says of its problem."""
         self._finished.append((index, group))
+        if outcome is not None:
+            self._outcomes[index] = outcome
+
+    async def alike_groups(self, key: int) -> int:
+        """Groups in a row of a problem, up to the latest, whose answers were all right or all wrong."""
+        return await self.call("what is known of a problem", self._queue.alike_groups, key)
 
     async def resume(self) -> list[int]:
         """Claims of an earlier life of this worker."""
@@ -125,14 +132,20 @@ class WorkerQueue:
 
     async def _put(self, batch: Sequence[tuple[int, list[Trajectory]]]) -> None:
         try:
+            outcomes = {index: self._outcomes[index] for index, _ in batch if index in self._outcomes}
             put = partial(self._queue.put, batch, worker=self._worker)
+            if outcomes:
+                put = partial(put, outcomes=outcomes)
             await self.call(f"the acceptance of {len(batch)} groups", put)
+            for index, _ in batch:
+                self._outcomes.pop(index, None)
         except ContractError as error:
             if len(batch) > 1:
                 for entry in batch:  # the others are not to suffer
                     await self._put([entry])
                 return
             index = batch[0][0]
+            self._outcomes.pop(index, None)
             self._count["failed_groups"] += 1
             self._log("retry", prompt_index=index, error=f"given up: {error}")
             await self.skip(index)

@@ -27,21 +27,22 @@ learner
 rollout
   interval    about once a second, counts are of that interval: groups, tokens (sampled ones), seconds, idle_s, running
               (groups), served_version (or null), retries (of requests), mixed_version_answers, skipped_prompts (too
-              long), failed_groups (given up), verdicts (answers that a verifier was asked about), failed_verdicts
-              (those without one), failed_verdict_kinds ({kind: number}) and failed_verdict_example (where there are
-              any), unjudged_groups (given up: fewer than two answers judged), resumed (answers taken up after an
-              abort), segments (further pieces of answers), spares_used, deadline_hits (episodes), environment_turns
-              (observations given), environment_close_errors (episodes that their environment failed to end),
-              agent_answers (to agents), agent_side_answers (on branches that are not trained on), agent_rebuilt
-              (requests of agents that could not go on from recorded ids),
+              long), left_out_prompts (by a measured curriculum), failed_groups (given up), verdicts (answers that a
+              verifier was asked about), failed_verdicts (those without one), failed_verdict_kinds ({kind: number}) and
+              failed_verdict_example (where there are any), unjudged_groups (given up: fewer than two answers judged),
+              resumed (answers taken up after an abort), segments (further pieces of answers), spares_used,
+              deadline_hits (episodes), environment_turns (observations given), environment_close_errors (episodes that
+              their environment failed to end), agent_answers (to agents), agent_side_answers (on branches that are not
+              trained on), agent_rebuilt (requests of agents that could not go on from recorded ids),
               queue_full_waits (puts refused by a full queue), lost_claims (groups that another worker took over),
-              waiting_requests (now, for a replica with room), cuts (of limits),
-              replicas: {name: {in_flight, limit}}, answers of this worker
+              waiting_requests (now, for a replica with room), cuts (of limits), replicas: {name: {in_flight, limit}},
+              answers of this worker; of a task with several sources, sources: {label: {groups, answers (judged),
+              passes, reward (their sum)}}
   retry       error, and what it was about: replica and attempt (a request), prompt_index and attempt (a group)
   unjudged_group   prompt_index, answers, judged: a group given up for its failed verdicts
   heldout     version, step, accuracy, mean_score, num_problems (judged), num_skipped, num_cut, failed_verdicts
               ({kind: number}), versions (oldest and newest that sampled), samples (the first few answers, to the same
-              problems each time)
+              problems each time); of a task with several sources, sources: {label: {num_problems, accuracy, mean_score}}
 fleet
   round       replica, version, step, outcome, stage_s, pause_s, probe_s, running_at_pause, probe_max_abs,
               error (or null)

@@ -86,7 +86,7 @@ class Tokenizer:
           tools: definitions as OpenAI's chat API has them.
 
         Raises:
-          TokenizerError: there is no chat template, or its end of a turn is no end token.
+          TokenizerError: there is no chat template, it refuses the messages, or its end of a turn is no end token.
         """
         self.check_chat()
         return self._plain_ids(self.render_chat(messages, tools=tools))
@@ -189,10 +189,13 @@ class Tokenizer:
         as one text, since that could merge tokens across the border. The loss is on the target and its end token; in
         the chat format that is the one which the template writes.
         """
-        prompt_ids = self.encode_prompt(prompt, chat=chat, tools=tools)
+        return self.continued(self.encode_prompt(prompt, chat=chat, tools=tools), target, chat=chat)
+
+    def continued(self, prompt_ids: Sequence[int], target: str, *, chat: bool) -> tuple[list[int], list[bool]]:
+        """`encode_supervised` of a prompt whose ids are known."""
         end = self.turn_end if chat and self.turn_end is not None else self.eos_ids[0]
         target_ids = [*self._plain_ids(target), end]
-        return prompt_ids + target_ids, [False] * len(prompt_ids) + [True] * len(target_ids)
+        return [*prompt_ids, *target_ids], [False] * len(prompt_ids) + [True] * len(target_ids)
 
     def check_vocabulary(self, config: ModelConfig) -> None:
         """Raises `TokenizerError` if this tokenizer can make ids that the model has no embedding for."""

@@ -71,10 +71,11 @@ def test_there_is_a_description_of_all_that_a_run_can_hold() -> None:
 
     walk(load_config(REPOSITORY / "configs" / "demo.toml"), "")
     assert set(found) - set(BY_NAME) == set()
-    roles = {name for name in BY_NAME if name.startswith(tuple(f"launch.{role}" for role in ROLES))}
+    absent = (*(f"launch.{role}" for role in ROLES), "task.curriculum.", "task.sources.")
+    optional = {name for name in BY_NAME if name.startswith(absent)}
     named = {name for name in BY_NAME if ".NAME." in name}
     assert {name.partition(".NAME.")[0] for name in named} <= set(found)
-    assert set(BY_NAME) - set(found) - roles - named == {"warm_start", "model.create"}
+    assert set(BY_NAME) - set(found) - optional - named == {"warm_start", "model.create"}
     assert set(known_names()) == set(BY_NAME) | set(tables())
 
 

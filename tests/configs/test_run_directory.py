@@ -18,7 +18,7 @@ import pytest
 from configs.carry_on import Change, changes
 from configs.errors import ConfigError
 from configs.load import load_config, save_config
-from configs.paths import PATH_SETTINGS, PATH_TABLES
+from configs.paths import PATH_SETTINGS, PATH_TABLES, SOURCE_PATHS
 from configs.schema import Config
 from learner_jax.contracts.settings import Settings
 from learner_jax.runtime.waits import Waits
@@ -54,7 +54,7 @@ def test_every_setting_that_names_a_place_is_known_as_one():
 
     look(Config, "")
     # vLLM's own options are taken as they are written; their paths begin with /.
-    assert sorted(found) == sorted([*PATH_SETTINGS, *PATH_TABLES, "serving.engine_args"])
+    assert sorted(found) == sorted([*PATH_SETTINGS, *SOURCE_PATHS, *PATH_TABLES, "serving.engine_args"])
 
 
 def _get(config: Config, setting: str) -> str:
@@ -66,13 +66,13 @@ def _get(config: Config, setting: str) -> str:
 
 
 def _ending(setting: str) -> str:
-    """What a path must end with to be one: `task.data` may name a function."""
-    return ".jsonl" if setting == "task.data" else ""
+    """What a path must end with to be one: `task.data` and its like may name a function."""
+    return ".jsonl" if setting.endswith("data") else ""
 
 
 def _with_all_paths(text: str) -> list[str]:
     given = [f"{setting}={text}{_ending(setting)}" for setting in PATH_SETTINGS if setting != "model.path"]
-    return [*given, "task.provider=jsonl_math", "task.name=", "task.options={}"]
+    return [*given, "task.provider=jsonl_math", "task.name=", "task.chat=true", "task.options={}"]
 
 
 @pytest.mark.parametrize(

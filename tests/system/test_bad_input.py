@@ -42,7 +42,16 @@ def places(tmp_path: Path) -> dict[str, Path]:
     return made
 
 
-CONFIGURED = ("learner", "rollout", "serve", "train", "launch --on local", "database migrate", "evaluate --model EMPTY")
+CONFIGURED = (
+    "data",
+    "learner",
+    "rollout",
+    "serve",
+    "train",
+    "launch --on local",
+    "database migrate",
+    "evaluate --model EMPTY",
+)
 
 CASES = [
     *(f"new {p}" for p in ("FILE", "UNDER")),
@@ -51,6 +60,12 @@ CASES = [
     "metrics no_such",
     "command trian",
     *(f"{tool} --config {p}" for tool in CONFIGURED for p in ("MISSING", "EMPTY", "FILE", "BINARY", "HUGE", "ODD")),
+    *(f"data --config {p}" for p in ("MISSING", "EMPTY", "FILE", "BINARY", "HUGE", "ODD")),
+    *(
+        f"data --config {DEMO} --set task.provider=rows --set task.reward=exact --set task.data={p}"
+        for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "no_such:rows")
+    ),
+    f"data --config {DEMO} --rows -1",
     *(f"{tool} --config {DEMO} --set run.directory={p}" for tool in CONFIGURED for p in ("FILE", "ODD")),
     *(f"{tool} --config {DEMO} --set {s}" for tool in ("train", "serve") for s in ("nonsense", "a.b=1", "run.name=.")),
     *(

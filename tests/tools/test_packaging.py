@@ -89,7 +89,7 @@ def test_every_imported_package_is_declared():
 
 
 def test_the_serving_side_needs_no_jax():
-    declared = set(_requirements("serving"))
+    declared = set(_requirements("serving", "parquet"))
     assert not declared & {"jax", "flax", "optax", "orbax-checkpoint"}
     for module, files in _third_party(("serving_bridge", "rewards", "configs")).items():
         files -= {"learner_jax/conversion/convert.py"}

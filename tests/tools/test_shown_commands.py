@@ -70,6 +70,8 @@ NOT_RUN: dict[str, str] = {
     "evaluate contamination": "reads the reader's own prompts; tests/tools/evaluation has some",
     "convert": "tests/learner_jax/conversion converts and compares for a minute",
     "database migrate": "needs a PostgreSQL server and its owner; tests/serving_bridge/database has them",
+    "data": "reads the reader's own data; tests/tools/test_data.py has some",
+    "train --dry-run": "tests/serving_bridge/checks makes dry runs",
     "doctor": "loads JAX, torch and vLLM in processes of their own; tests/tools/test_doctor.py does",
     "fleet RUN scale": "needs a running fleet; tests/system has one",
     "fleet RUN restart": "needs a running fleet; tests/system has one",

@@ -14,6 +14,7 @@ from tools.assembly.build import (
     build_task,
     record_limits,
 )
+from tools.assembly.data_survey import DataSurvey, survey_data
 from tools.assembly.dry_run import show_dry_run
 from tools.assembly.error_exit import DISK_STATUS, clear_errors
 from tools.assembly.garbage import collect_garbage_less_often
@@ -24,12 +25,14 @@ from tools.assembly.paths import RunPaths, in_directory, locks, make_private_dir
 from tools.assembly.placement import Here, Placement, fleets_of, hosts_of, in_role, python_of, variables_to_hand_on
 from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned
 from tools.assembly.run_directory import Start
+from tools.assembly.start_checks import subject_of
 from tools.assembly.stop_request import StopRequest
 
 __all__ = [
     "DISK_STATUS",
     "TARGETS_FOLDER",
     "CreateModelError",
+    "DataSurvey",
     "Here",
     "Placement",
     "Planned",
@@ -74,6 +77,8 @@ __all__ = [
     "save_for_all",
     "show_dry_run",
     "start_model_dir",
+    "subject_of",
+    "survey_data",
     "variables_to_hand_on",
     "watched",
     "working",

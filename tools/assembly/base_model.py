@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.schema import Config
+from rewards.contracts import prompt_text
 from tools.assembly.build import build_task
 from tools.assembly.new_model import CreateModelError, create_model
 from tools.assembly.paths import RunPaths
@@ -36,7 +37,7 @@ def make_model(config: Config, out: Path) -> None:
         raise CreateModelError("there is no [model.create] to make a model by; the run begins from model.path")
     task = build_task(config)
     problems = [task.problem("train", index) for index in range(_TOKENIZER_PROBLEMS)]
-    prompts = [config.task.prompt_template.replace("{question}", problem.question) for problem in problems]
+    prompts = [prompt_text(problem, config.task.prompt_template) for problem in problems]
     try:
         create_model(out, shape, [*prompts, *(task.target(problem) for problem in problems)], seed=config.run.seed)
     except CreateModelError:

@@ -29,6 +29,7 @@ from tools.assembly.monitoring import port_findings
 from tools.assembly.own_code import own_code_findings
 from tools.assembly.paths import RunPaths
 from tools.assembly.placement import hosts_of
+from tools.assembly.row_checks import row_findings
 from tools.installed import LEARNER, VLLM, installed_version, memory_gib, pinned_versions
 
 Part = Literal["train", "warm_start", "learner", "rollout", "serve", "evaluate"]
@@ -119,7 +120,7 @@ def checks_of(part: Part, subject: Subject) -> Iterator[Check]:
         yield Check("context and cache", "serving.max_model_len", lambda: _serving(subject))
         yield Check("address", "serving.host", lambda: _address(config))
     if part in ("train", "learner", "rollout", "warm_start", "evaluate"):
-        yield Check("problems and prompts", "task", lambda: _problems(part, subject))
+        yield Check("problems and prompts", "task", lambda: look_at_problems(part, subject))
     if part in ("train", "rollout"):
         yield Check("environment", "task.environment", lambda: _environment(subject))
     yield Check("metrics", "telemetry.port", lambda: port_findings(part, config))
@@ -218,7 +219,8 @@ def _serving(subject: Subject) -> Iterable[Finding]:
     return model_checks.serving_findings(subject.model(), subject.config.serving, platform=detect_platform())
 
 
-def _problems(part: Part, subject: Subject) -> Iterator[Finding]:
+def look_at_problems(part: Part, subject: Subject) -> Iterator[Finding]:
+    """What is wrong with the problems of a run, and with their prompts; raises `TaskError` where there are none."""
     config, encoder, task = subject.config, subject.encoder(), subject.task()
     rollout, warm_start = config.rollout, config.warm_start
     starts = warm_start is not None and part in ("train", "warm_start") and not subject.paths.start_model.exists()
@@ -227,6 +229,7 @@ def _problems(part: Part, subject: Subject) -> Iterator[Finding]:
         asked["heldout"] = ("evaluation.num_problems", config.evaluation.num_problems)
     if starts and warm_start is not None:
         asked["validation"] = ("warm_start.num_validation", warm_start.num_validation)
+    yield from row_findings(task)
     distinct = task.num_distinct("train")
     sample = {"train": distinct or _TRAIN_SAMPLE, "rollout": _WORKER_SAMPLE}.get(part, 0)
     yield from prompt_checks.problem_findings(

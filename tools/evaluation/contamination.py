@@ -14,12 +14,14 @@ from typing import Any
 
 from configs.load import load_config
 from rewards.contracts import TaskError
-from rewards.tasks import create_task, read_file, records, text_of
+from rewards.data import open_file, text_of
+from rewards.tasks import create_task
 from tools.evaluation.errors import SuiteError
 from tools.evaluation.problems import OpenSuite
 
 WORDS = 13
 _WORD = re.compile(r"\w+")
+_FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Training:
     """Where training prompts come from.
 
     Attributes:
-      source: JSONL file, or a run's configuration, whose task's train split is read.
+      source: file of rows, or a run's configuration, whose task's train split is read.
       column: of the file's rows.
       ngram: words in a row that count as overlap; of a shorter question, all of its words.
       limit: of the task's problems that are looked at.
@@ -45,18 +47,18 @@ class Training:
           SuiteError: a row can't be read, or there are none.
           ConfigError, TaskError: the configuration or its task can't be used.
         """
-        return self._of_file() if self.source.endswith((".jsonl", ".json")) else self._of_task()
+        return self._of_file() if self.source.lower().endswith(_FILES) else self._of_task()
 
     def _of_file(self) -> Iterator[str]:
         try:
-            payload = read_file(self.source, setting="the file of training prompts", wanted="expected JSON lines")
-            for where, _, record in records(payload, origin=self.source):
-                if self.column not in record:
+            source = open_file(self.source, setting="the file of training prompts")
+            for row in source.scan():
+                if self.column not in row.columns:
                     raise SuiteError(
-                        f"{where} has no {self.column!r}, only {', '.join(map(repr, record))[:500]}; name the column "
-                        f"of the prompts with --contamination-column"
+                        f"{row.where} has no {self.column!r}, only {', '.join(map(repr, row.columns))[:500]}; name the "
+                        f"column of the prompts with --contamination-column"
                     )
-                yield text_of(record, self.column, where)
+                yield text_of(row.columns, self.column, row.where)
         except TaskError as error:
             raise SuiteError(str(error)) from None
 

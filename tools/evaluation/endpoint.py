@@ -107,13 +107,16 @@ class Endpoint:
         return self._identity
 
     def begin(self, suite: OpenSuite, problem: SuiteProblem) -> Dialog:
+        own = problem.problem.prompt
+        if problem.problem.tools:
+            raise SuiteError(f"suite {suite.name}: prompts with tools can be asked of a model folder alone")
         if self._settings.api == "completions":
-            if suite.settings.system or suite.environment is not None:
-                what = "a system message" if suite.settings.system else "several turns"
+            of_messages = not isinstance(own, str | None)
+            if suite.settings.system or suite.environment is not None or of_messages:
+                what = "several turns" if suite.environment is not None else "messages of several roles"
                 raise SuiteError(f"suite {suite.name} has {what}, which needs --endpoint-api chat")
             return Dialog((("user", suite.prompt(problem)),))
-        system = (("system", suite.settings.system),) if suite.settings.system else ()
-        return Dialog((*system, ("user", suite.prompt(problem))))
+        return Dialog(suite.messages(problem))
 
     def go_on(self, suite: OpenSuite, dialog: Dialog, answer: Answer, observation: str) -> Dialog:
         return Dialog((*dialog.messages, ("assistant", answer.text), ("user", observation)))

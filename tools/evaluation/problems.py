@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from rewards.contracts import AsyncEnvironment, Environment, Problem, Task, TaskError, is_async
+from rewards.contracts import AsyncEnvironment, Environment, Problem, Task, TaskError, is_async, prompt_text
 from rewards.environments import create_environment
 from rewards.settings import TaskSettings
 from rewards.tasks import create_task
@@ -62,7 +62,16 @@ class OpenSuite:
         return self.settings.name
 
     def prompt(self, problem: SuiteProblem) -> str:
-        return self.settings.prompt_template.replace("{question}", problem.question)
+        """The prompt, for people."""
+        return prompt_text(problem.problem, self.settings.prompt_template)
+
+    def messages(self, problem: SuiteProblem) -> tuple[tuple[str, str], ...]:
+        """(role, text) of the prompt in a chat; of messages of the problem's own, those."""
+        own = problem.problem.prompt
+        if not isinstance(own, str | None):
+            return tuple((str(message["role"]), str(message["content"])) for message in own)
+        system = (("system", self.settings.system),) if self.settings.system else ()
+        return (*system, ("user", self.prompt(problem)))
 
     def close(self) -> None:
         """Ends the processes that score."""

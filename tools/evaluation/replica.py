@@ -58,9 +58,10 @@ class FolderPrompts:
             raise SuiteError(f"suite {suite.name} has a system message, which needs chat = true")
         if suite.environment is not None and settings.sampling.stop:
             raise SuiteError(f"suite {suite.name}: a dialog goes on with what was sampled: take out sampling.stop")
-        system = (("system", settings.system),) if settings.system else ()
-        messages = (*system, ("user", text))
-        if settings.chat:
+        messages, own = suite.messages(problem), problem.problem.prompt
+        if not isinstance(own, str | None):
+            tokens = self.tokenizer.encode_chat(own, tools=problem.problem.tools)
+        elif settings.chat:
             tokens = self.tokenizer.encode_chat([{"role": role, "content": said} for role, said in messages])
         else:
             tokens = self.tokenizer.encode_prompt(text, chat=False)

@@ -1,4 +1,4 @@
-"""Rows of a suite's file, JSON lines or parquet, read strictly."""
+"""Rows of a suite's file, read strictly."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rewards.contracts import TaskError
-from rewards.tasks import read_file, records, text_of
+from rewards.data import open_file, sound_text
 from tools.evaluation.errors import SuiteError
 from tools.evaluation.suites import Suite
 
 #: where it is, in words; its number from 1 on; its columns
 Row = tuple[str, int, dict[str, Any]]
-_BATCH_ROWS = 1024
 
 
 def read_rows(suite: Suite) -> list[Row]:
@@ -25,14 +24,23 @@ def read_rows(suite: Suite) -> list[Row]:
     """
     settings = suite.settings
     path = suite.folder / Path(settings.path).expanduser()
-    found = _json_rows(path) if settings.source == "jsonl" else _parquet_rows(path)
     try:
-        rows = list(islice(found, settings.limit or None))
+        rows = list(_rows(path, settings.limit))
     except TaskError as error:
-        raise SuiteError(f"suite {suite.name}: {error}") from None
+        said = str(error).replace("task.columns", "other columns")
+        raise SuiteError(f"suite {suite.name}: {said}") from None
     if not rows:
         raise SuiteError(f"suite {suite.name}: {path} holds no problems; expected a row for each")
     return rows
+
+
+def _rows(path: Path, limit: int) -> Iterator[Row]:
+    source = open_file(str(path), setting="path")
+    try:
+        for row in islice(source.scan(), limit or None):
+            yield row.where, row.number, row.columns
+    finally:
+        source.close()
 
 
 def text_in(row: dict[str, Any], column: str, where: str, *, key: str) -> str:
@@ -49,43 +57,6 @@ def text_in(row: dict[str, Any], column: str, where: str, *, key: str) -> str:
     if type(value) in (int, float):
         return str(value)
     try:
-        return text_of(row, column, where)
+        return sound_text(value, f"{where}: {column!r}")
     except TaskError as error:
         raise SuiteError(str(error)) from None
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    origin = str(path)
-    yield from records(read_file(origin, setting="path", wanted="expected JSON lines"), origin=origin)
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise SuiteError(
-            f"{path} is parquet, which needs pyarrow: pip install pyarrow, or make it JSON lines"
-        ) from None
-    if not path.is_file():
-        raise SuiteError(f"path {str(path)!r} can't be read: {'not a file' if path.exists() else 'No such file'}")
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", number, _plain(row, f"{path}, row {number}")
-    except (pyarrow.ArrowException, OSError) as error:
-        raise SuiteError(f"{path} is no parquet file that can be read: {error}") from None
-
-
-def _plain(value: Any, where: str) -> Any:
-    match value:
-        case None | bool() | int() | float() | str():
-            return value
-        case list() | tuple():
-            return [_plain(part, where) for part in value]
-        case dict():
-            return {str(key): _plain(part, where) for key, part in value.items()}
-    raise SuiteError(f"{where} holds a {type(value).__name__}, expected text, numbers, lists and objects")

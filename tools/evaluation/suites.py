@@ -84,8 +84,10 @@ class SuiteSettings(_Table):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$", description="in results and reports")
     description: str = Field("", description="a sentence for the report")
-    source: Literal["jsonl", "parquet", "task"] = Field(description="rows of a file, or a task of Weir, see [task]")
-    path: str = Field("", description="jsonl, parquet: the file; relative to the suite's own folder")
+    source: Literal["rows", "jsonl", "parquet", "task"] = Field(
+        description="rows of a file (JSON lines, CSV, parquet, saved dataset), or a task of Weir, see [task]"
+    )
+    path: str = Field("", description="rows: the file or folder; relative to the suite's own folder")
     split: Split = Field("heldout", description="task: train, validation or heldout")
     limit: int = Field(0, ge=0, description="the first so many problems; 0 for all, where their number is known")
     samples: int = Field(1, ge=1, le=MAX_SAMPLES, description="answers to each problem")
@@ -96,8 +98,8 @@ class SuiteSettings(_Table):
     format: str = Field("", description="regular expression found in every well-formed answer")
     vote: str = Field("", description="regular expression of what maj@k votes on: its last match, or group 1 of it")
     refusals: tuple[str, ...] = Field(REFUSALS, description="regular expressions found in refusals, in any case")
-    columns: Columns = Field(default_factory=Columns, description="jsonl, parquet: names of the columns")
-    score: Scorer = Field(default_factory=Scorer, description="jsonl, parquet: who scores")
+    columns: Columns = Field(default_factory=Columns, description="rows: names of the columns")
+    score: Scorer = Field(default_factory=Scorer, description="rows: who scores")
     sampling: Sampling = Field(default_factory=Sampling, description="how answers are sampled")
     task: TaskSettings | None = Field(None, description="task: the [task] table of a run, environment included")
 
@@ -141,7 +143,8 @@ class SuiteSettings(_Table):
             raise ValueError('source is "task", but there is no [task] table')
         if wrong := sorted(given & {"path", "columns", "score"}):
             raise ValueError(f'{wrong[0]} is for files; with source "task" the [task] table says it')
-        if wrong := sorted(self.task.model_fields_set & {"prompt_template", "chat"}):
+        stands_here = {"prompt_template"} if self.chat else {"prompt_template", "chat"}
+        if wrong := sorted(self.task.model_fields_set & stands_here):
             raise ValueError(f"task.{wrong[0]} stands at the suite's top, not in its [task] table")
 
     def _check_file(self, given: set[str]) -> None:

@@ -110,7 +110,7 @@ def test_references_that_are_not_understood_are_named_by_line_or_left_out(tmp_pa
         (b"[" * 100_000, "line 1 is not JSON"),
         (b'{"question": "' + b"a" * 5_000_000 + b'", "answer": "1"}', "line 1 has 50000.. bytes"),
         (b'{"question": "' + b"a" * 300_000 + b'", "answer": "1"}', "'question' has 300000 characters"),
-        (b"\xff\xfe{\x00", "line 1 is not UTF-8"),
+        (b"\xff\xfe{\x00", "is in UTF-16"),
     ],
 )
 def test_damaged_lines_are_refused_by_number(content: bytes, message: str, tmp_path: Path) -> None:

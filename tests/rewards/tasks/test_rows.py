@@ -273,7 +273,7 @@ def test_the_version_changes_with_the_rows_and_with_the_function(make: Callable[
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"data": ""}, 'task.data is empty; a task of rows needs a JSONL file, such as "prompts.jsonl"'),
+        ({"data": ""}, 'task.data is empty; a task of rows needs a file, such as "prompts.jsonl"'),
         ({"reward": ""}, 'task.reward is empty; a task of rows needs a function, such as "my_rewards:exact"'),
         ({"data": "none.jsonl"}, "task.data 'none.jsonl' can't be read: No such file"),
         ({"question_column": "prompt"}, "line 1 has no column 'prompt', only 'question', 'answer', 'level'; set task."),

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import tomli_w
+from pyarrow import parquet
 
 from rewards.contracts import RewardRequest
 from tests.conftest import REPOSITORY
@@ -111,19 +113,18 @@ def test_a_dialog_is_a_suite(opened: Opened) -> None:
 
 
 def test_parquet_is_read_as_json_lines_are(opened: Opened, tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
     found = opened(PLAIN | {"source": "parquet", "path": "rows.parquet"})
-    assert found.problems == opened(PLAIN).problems
+    assert found.problems == opened(PLAIN).problems == opened(PLAIN | {"source": "rows"}).problems
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(SuiteError, match=r"rows\.parquet is no parquet file"):
         opened(PLAIN | {"source": "parquet", "path": "rows.parquet"})
 
 
-def test_without_pyarrow_parquet_is_refused(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyarrow_parquet_is_refused(opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(SuiteError, match="needs pyarrow: pip install pyarrow"):
+    with pytest.raises(SuiteError, match=r"needs pyarrow: pip install 'weir\[parquet\]'"):
         opened(PLAIN | {"source": "parquet", "path": "rows.parquet"})
 
 
@@ -140,7 +141,7 @@ def test_without_pyarrow_parquet_is_refused(opened: Opened, monkeypatch: pytest.
         ([], "holds no problems"),
         (b"\n \n", "holds no problems"),
         ('{"id": "a", "question": "é"}'.encode("latin-1"), r"line 1 is not UTF-8: byte \d+ is 0xe9"),
-        (json.dumps(ROWS[0]).encode("utf-16"), "line 1 is not UTF-8"),
+        (json.dumps(ROWS[0]).encode("utf-16"), "is in UTF-16, expected lines of UTF-8"),
         (b"[1]\n", "line 1 is a list, expected an object"),
         (b'{"id": 1\n', "line 1 is not JSON"),
         (b'{"id": 1, "id": 2}\n', "the key 'id' stands twice"),
@@ -156,10 +157,10 @@ def test_a_wrong_row_is_named(opened: Opened, rows: Any, expected: str) -> None:
     [
         ({"nme": "x"}, "nme: unknown key"),
         ({"name": "a/b"}, "name: .* got 'a/b'"),
-        ({"source": "csv"}, "source: Input should be 'jsonl', 'parquet' or 'task', got 'csv'"),
+        ({"source": "csv"}, "source: Input should be 'rows', 'jsonl', 'parquet' or 'task', got 'csv'"),
         ({"path": ""}, "path names no file"),
         ({"path": "missing.jsonl"}, "missing.jsonl' can't be read: No such file"),
-        ({"path": "."}, "can't be read: not a file"),
+        ({"path": "."}, r"is a folder without state\.json"),
         ({"samples": "3"}, "samples: Input should be a valid integer, got '3'"),
         ({"samples": 0}, "samples: .*greater than or equal to 1, got 0"),
         ({"samples": 4}, "gives the same answer each time"),

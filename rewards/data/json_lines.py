@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rewards.contracts import TaskError
+from rewards.data.encodings import BOM, MAX_LINE_BYTES, decoded, require_plain_text
 
-_MAX_LINE_BYTES = 4 << 20
 _MAX_TEXT_CHARACTERS = 200_000
 _ALLOWED_CONTROLS = "\n\t\r"
 
@@ -38,23 +38,30 @@ def records(payload: bytes, *, origin: str) -> Iterator[tuple[str, int, dict[str
     Raises:
       TaskError: a line is no JSON object in UTF-8, or names a key twice.
     """
-    if payload.startswith(b"\xef\xbb\xbf"):
-        payload = payload[3:]
-    for number, line in enumerate(payload.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{origin}, line {number}"
-        if len(line) > _MAX_LINE_BYTES:
-            raise TaskError(f"{where} has {len(line)} bytes, at most {_MAX_LINE_BYTES} are read")
-        try:
-            record = json.loads(line.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
-        except UnicodeDecodeError as error:
-            raise TaskError(f"{where} is not UTF-8: byte {error.start} is {line[error.start]:#04x}") from None
-        except (ValueError, RecursionError) as error:
-            raise TaskError(f"{where} is not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise TaskError(f"{where} is a {type(record).__name__}, expected an object")
-        yield where, number, record
+    require_plain_text(payload[:16], origin)
+    for number, line in enumerate(payload.removeprefix(BOM).split(b"\n"), start=1):
+        if line.strip():
+            where = f"{origin}, line {number}"
+            yield where, number, record_of(line, where)
+
+
+def record_of(line: bytes, where: str) -> dict[str, Any]:
+    """The object of one line.
+
+    Raises:
+      TaskError: it is too long, no JSON object in UTF-8, or names a key twice.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        raise TaskError(f"{where} has {len(line)} bytes, at most {MAX_LINE_BYTES} are read")
+    text = decoded(line, where)
+    try:
+        record = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise TaskError(f"{where} is not JSON: {error}") from None
+    if not isinstance(record, dict):
+        hint = "; one object a line is read: jq -c '.[]' makes lines of an array" if isinstance(record, list) else ""
+        raise TaskError(f"{where} is a {type(record).__name__}, expected an object{hint}")
+    return record
 
 
 def text_of(record: dict[str, Any], key: str, where: str) -> str:
@@ -65,11 +72,28 @@ def text_of(record: dict[str, Any], key: str, where: str) -> str:
     """
     if key not in record:
         raise TaskError(f"{where} has no key {key!r}, only {', '.join(map(repr, record))[:500]}; see task.options")
-    value = record[key]
+    return sound_text(record[key], f"{where}: {key!r}")
+
+
+def sound_text(value: Any, what: str) -> str:
+    """The text itself, with line ends as Unix writes them.
+
+    Args:
+      what: names it in errors.
+
+    Raises:
+      TaskError: it is not text, blank, too long, or holds characters that no tokenizer or terminal should get.
+    """
     if not isinstance(value, str) or not value.strip():
-        raise TaskError(f"{where}: {key!r} is {value!r:.200}, expected text")
+        raise TaskError(f"{what} is {value!r:.200}, expected text")
     if len(value) > _MAX_TEXT_CHARACTERS:
-        raise TaskError(f"{where}: {key!r} has {len(value)} characters, at most {_MAX_TEXT_CHARACTERS} are read")
+        raise TaskError(f"{what} has {len(value)} characters, at most {_MAX_TEXT_CHARACTERS} are read")
+    if not value.isprintable():  # the common case needs no look at each character
+        _check_characters(value, what)
+    return value.replace("\r\n", "\n")
+
+
+def _check_characters(value: str, what: str) -> None:
     for position, character in enumerate(value):
         if character < " " or "\x7f" <= character <= "\x9f":
             if character in _ALLOWED_CONTROLS:
@@ -79,8 +103,7 @@ def text_of(record: dict[str, Any], key: str, where: str) -> str:
             wrong = "half of a surrogate pair, which is no character"
         else:
             continue
-        raise TaskError(f"{where}: {key!r} holds {wrong}, U+{ord(character):04X}, at position {position}; remove it")
-    return value.replace("\r\n", "\n")
+        raise TaskError(f"{what} holds {wrong}, U+{ord(character):04X}, at position {position}; remove it")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
