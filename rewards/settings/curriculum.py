@@ -22,7 +22,10 @@ class CurriculumSettings(BaseModel):
         1, ge=1, le=1000, description="measured: groups in a row, all right or all wrong, after which one is left out"
     )
     kept_share: float = Field(
-        0.1, ge=0, le=1, description="measured: share of the problems to be left out that is asked again, each epoch"
+        0.1,
+        ge=0.001,
+        le=1,
+        description="measured: share of the prompts to be left out that is asked all the same, to look at them again",
     )
 
     @field_validator("stages", mode="before")

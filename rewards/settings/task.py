@@ -96,6 +96,12 @@ class ProblemSettings(BaseModel):
             raise ValueError("messages_column names whole prompts, which no prompt_template goes around: drop one")
         return self
 
+    def files(self) -> dict[str, str]:
+        """Setting -> path of each file or folder that is named here."""
+        names = ("path", "tools", "data", "validation_data", "heldout_data")
+        given = {name: getattr(self, name) for name in names}
+        return {name: path for name, path in given.items() if path and (name in names[:2] or names_file(path))}
+
     def needing_chat(self) -> list[str]:
         """Names of the settings that are given and work with a chat template alone."""
         names = ("messages_column", "system_column", "tools_column", "system", "tools")
@@ -207,6 +213,13 @@ class TaskSettings(ProblemSettings):
     def labels(self) -> list[str]:
         """A name for each source: its label, or what its file, function or dataset is called."""
         return [source.label or _called(source) for source in self.sources]
+
+    def all_files(self) -> dict[str, str]:
+        """Setting -> path of each file or folder of the task and of its sources."""
+        own = {f"task.{name}": path for name, path in self.files().items()}
+        for number, source in enumerate(self.sources):
+            own |= {f"task.sources.{number}.{name}": path for name, path in source.files().items()}
+        return own
 
     def of_source(self, source: SourceSettings) -> TaskSettings:
         """The settings of a task with this source alone."""

@@ -21,6 +21,15 @@ TASK = Door(
     positional=("settings",),
     keywords=("seed", "deadline_s", "num_workers"),
 )
+_OF_ROWS = (
+    "validation_data",
+    "heldout_data",
+    "columns",
+    "id_column",
+    "messages_column",
+    "system_column",
+    "tools_column",
+)
 _PROTOCOL = ("version", "problem", "num_distinct", "target", "score", "close")
 
 
@@ -72,7 +81,19 @@ def _mixed(settings: TaskSettings, *, seed: int, deadline_s: float | None, num_w
         raise
 
 
+def _require_rows(settings: TaskSettings) -> None:
+    """Raises `TaskError` where settings of rows are given to another of Weir's providers, which would not see them."""
+    if settings.provider == "rows" or settings.provider not in TASK.built_in:
+        return
+    given = [name for name in _OF_ROWS if getattr(settings, name)]
+    if settings.curriculum is not None and settings.curriculum.column:
+        given.append("curriculum.column")
+    if given:
+        raise TaskError(f'task.{given[0]} is for rows, and task.provider is {settings.provider!r}: set it to "rows"')
+
+
 def _of_provider(settings: TaskSettings, *, seed: int, deadline_s: float | None, num_workers: int | None) -> Task:
+    _require_rows(settings)
     provider = TASK.open(settings.provider)
     try:
         task: Task = provider(

@@ -16,7 +16,7 @@ from rewards.data import SPLITS, RowTable, twins
 from rewards.tasks import MixtureTask, RowsTask
 from serving_bridge.checks import Finding
 from serving_bridge.evaluation import PromptEncoder
-from tools.assembly.row_checks import sources_of
+from tools.assembly.row_checks import row_findings, sources_of
 from tools.assembly.start_checks import Subject, look_at_problems
 
 #: problems of a split that are looked at, where a task makes them without end
@@ -117,7 +117,7 @@ def survey_data(subject: Subject, *, most: int, most_near: int, num_prompts: int
     """
     task = subject.task()
     encoder, why = _encoder(subject)
-    findings = list(look_at_problems("train", subject)) if encoder is not None else []
+    findings = list(_findings(subject)) if encoder is not None else list(row_findings(task))
     problems = {split: list(_problems(task, split, most)) for split in SPLITS}
     near = list(_near({split: found[:most_near] for split, found in problems.items()})) if most_near else []
     template = subject.config.task.prompt_template
@@ -136,6 +136,14 @@ def _encoder(subject: Subject) -> tuple[PromptEncoder | None, str]:
         return subject.encoder(), ""
     except (WeirError, OSError) as error:
         return None, str(error)
+
+
+def _findings(subject: Subject) -> Iterator[Finding]:
+    """What a start of `tools.train` would find; what ends the look is an error among them."""
+    try:
+        yield from look_at_problems("train", subject)
+    except WeirError as error:
+        yield Finding("task", "", str(error), "", "error")
 
 
 def _problems(task: Task, split: Split, most: int) -> Iterator[Problem]:

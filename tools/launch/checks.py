@@ -130,7 +130,7 @@ def places(config: Config, paths: RunPaths) -> dict[str, Path]:
         "store.weights": paths.weights,
         "store.blobs": paths.blobs,
         "model.path": Path(config.model.path) if config.model.path else None,
-        "task.path": Path(config.task.path) if config.task.path else None,
+        **{setting: Path(path) for setting, path in config.task.all_files().items()},
         "learner.loss.kl.reference": _optional(config.learner.loss.kl.reference),
         "serving.keys": _optional(config.serving.keys),
     }

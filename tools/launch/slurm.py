@@ -124,7 +124,8 @@ class SlurmPlacement:
         self.address = address
         self._roles = config.launch.roles()
         self._components = components(config)
-        files = (paths.config, config.model.path, config.task.path, config.learner.loss.kl.reference)
+        task = config.task.all_files().values()
+        files = (paths.config, config.model.path, *task, config.learner.loss.kl.reference)
         self._need = [str(file) for file in files if file]
 
     def put(self, role: RoleName, host: int, command: Sequence[str], *, grace_s: float) -> Command:

@@ -170,6 +170,19 @@ def test_what_can_not_be_mixed_is_refused(change: dict[str, Any], said: str) -> 
         TaskSettings.model_validate({"provider": "rows", "reward": "exact", **change})
 
 
+def test_settings_of_rows_are_refused_by_providers_that_would_not_see_them() -> None:
+    for more in ({"heldout_data": "large.jsonl"}, {"curriculum": {"column": "level"}}):
+        settings = TaskSettings.model_validate({"provider": "reasoning_gym", "name": "gcd", **more})
+        with pytest.raises(TaskError, match=r"is for rows, and task\.provider is 'reasoning_gym'"):
+            create_task(settings, seed=0)
+
+
+def test_files_of_all_sources_are_known() -> None:
+    tree = {"provider": "rows", "sources": [SMALL, {"data": "my:rows", "heldout_data": "a/b", "label": "x"}]}
+    found = TaskSettings.model_validate(tree).all_files()
+    assert found == {"task.sources.0.data": "small.jsonl", "task.sources.1.heldout_data": "a/b"}
+
+
 def test_an_error_names_the_source() -> None:
     with pytest.raises(TaskError, match=r"source 'none': task\.data 'none\.jsonl' can't be read: No such file"):
         mixed(SMALL, {"data": "none.jsonl"})
