@@ -4,7 +4,7 @@ from rewards.data.columns import Columns, ReadRow
 from rewards.data.functions import DATA
 from rewards.data.index import read_rows
 from rewards.data.json_lines import read_file, record_of, records, sound_text, text_of
-from rewards.data.messages import Message, read_tools, read_tools_file, with_system
+from rewards.data.messages import Message, question_of, read_messages, read_tools, read_tools_file, with_system
 from rewards.data.open import open_file, open_source
 from rewards.data.orders import Permutation, stable_hash
 from rewards.data.similar import Twin, twins
@@ -28,7 +28,9 @@ __all__ = [
     "open_file",
     "open_source",
     "open_table",
+    "question_of",
     "read_file",
+    "read_messages",
     "read_rows",
     "read_tools",
     "read_tools_file",

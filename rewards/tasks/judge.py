@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rewards.contracts import Problem, RewardRequest, RewardResult, Task, failed
+from rewards.data import question_of, read_messages
 from rewards.settings import TaskSettings
 from rewards.tasks.create import create_task
 from rewards.tasks.jsonl_math import gold_of
@@ -15,6 +17,7 @@ class TaskJudge:
     """Judges answers to rows as a task scores answers to its problems.
 
     A row has the columns of the task's data; "question" and "answer" are taken where the settings' names are missing.
+    Where a task has several sources, "source" is the label of the row's.
     """
 
     def __init__(self, settings: TaskSettings, task: Task) -> None:
@@ -48,10 +51,14 @@ def problem_of(row: Mapping[str, Any], settings: TaskSettings) -> Problem:
     Raises:
       ValueError: a column is missing, or holds no text.
     """
+    if settings.sources:
+        return _problem_of_source(row, settings)
     question_column, answer_column = settings.question_column, settings.answer_column
     if settings.provider == "jsonl_math":
         question_column = str(settings.options.get("question_key", "question"))
         answer_column = str(settings.options.get("answer_key", "answer"))
+    if settings.messages_column and settings.messages_column in row:
+        row = {**row, "question": question_of(read_messages(row[settings.messages_column], "the row's messages"))}
     question = _text(row, question_column, "question", needed=False)
     reference = _text(row, answer_column, "answer", needed=settings.provider == "jsonl_math") if answer_column else ""
     if settings.provider == "jsonl_math":
@@ -63,6 +70,14 @@ def problem_of(row: Mapping[str, Any], settings: TaskSettings) -> Problem:
         return Problem(0, question, reference, metadata)
     known = {"question": question, "answer": row.get(answer_column, row.get("answer", reference))}
     return Problem(0, question, reference, {**row, **known})
+
+
+def _problem_of_source(row: Mapping[str, Any], settings: TaskSettings) -> Problem:
+    """The problem of a row of one of several sources."""
+    sources, label = dict(zip(settings.labels(), settings.sources, strict=True)), row.get("source")
+    if not isinstance(label, str) or label not in sources:
+        raise ValueError(f'the row\'s "source" is {label!r:.100}, expected one of {", ".join(sources)}')
+    return replace(problem_of(row, settings.of_source(sources[label])), source=label)
 
 
 def _text(row: Mapping[str, Any], column: str, otherwise: str, *, needed: bool) -> str:

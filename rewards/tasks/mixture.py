@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rewards.contracts import Problem, RewardRequest, RewardResult, Split, Task, TaskError
+from rewards.contracts import Problem, RewardRequest, RewardResult, Split, Task, TaskError, failed
 from rewards.tasks.interleaved import place, whole_shares
 
 _DIGEST_CHARACTERS = 12
@@ -71,6 +71,8 @@ class MixtureTask:
         return self._of(problem).target(problem)
 
     def score(self, request: RewardRequest) -> RewardResult:
+        if request.problem.source not in self._sources:
+            return failed(f"the problem is of {request.problem.source!r:.100}, which is no source", "refused")
         return self._of(request.problem).score(request)
 
     def close(self) -> None:
