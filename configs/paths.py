@@ -79,12 +79,10 @@ def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
             if isinstance(text, str) and _is_path(text) and (not may_be_function or names_file(text)):
                 yield setting, table, key
     for setting in PATH_TABLES:
-        table = tree
-        for name in setting.split("."):
-            table = table.get(name) if isinstance(table, dict) else None
-        for key, text in (table if isinstance(table, dict) else {}).items():
-            if isinstance(text, str) and _is_path(text):
-                yield f"{setting}.{key}", table, key
+        for table in _tables(tree, setting.split(".")):
+            for key, text in table.items():
+                if isinstance(text, str) and _is_path(text):
+                    yield f"{setting}.{key}", table, key
 
 
 def _tables(tree: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,6 @@ import pytest
 from rewards.contracts import Problem
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.text import Tokenizer, load_tokenizer
-from serving_bridge.text.tokenizer import TokenizerError
 from tests.support.qwen_tokenizer import qwen_folder
 
 __all__ = ["qwen_folder"]  # a fixture
@@ -70,10 +69,12 @@ def test_tools_reach_the_model_through_its_template(qwen: Tokenizer) -> None:
     assert "<tool_response>\nsunny<|im_end|>" in shown
 
 
-def test_a_template_that_does_not_show_tools_is_refused(qwen_folder: Path, tmp_path: Path) -> None:
+def test_a_template_that_does_not_show_tools_gets_them_in_the_system_message(qwen_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(qwen_folder, tmp_path / "model")
     template = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
     (tmp_path / "model/tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     tokenizer = load_tokenizer(tmp_path / "model")
-    with pytest.raises(TokenizerError, match=r"the chat template does not show tools; describe them in task\.system"):
-        encoder(tokenizer).tokens(problem(prompt=(USER,), tools=(TOOL,)))
+    ids = encoder(tokenizer).tokens(problem(prompt=(USER,), tools=(TOOL,)))
+    shown = tokenizer.backend.decode(ids, skip_special_tokens=False)
+    assert '"name": "weather"' in shown
+    assert shown.startswith("<|im_start|>system")
