@@ -42,7 +42,8 @@ rollout
   unjudged_group   prompt_index, answers, judged: a group given up for its failed verdicts
   heldout     version, step, accuracy, mean_score, num_problems (judged), num_skipped, num_cut, failed_verdicts
               ({kind: number}), versions (oldest and newest that sampled), samples (the first few answers, to the same
-              problems each time); of a task with several sources, sources: {label: {num_problems, accuracy, mean_score}}
+              problems each time); of a task with several sources, sources: {label: {num_problems, accuracy,
+              mean_score}}
 fleet
   round       replica, version, step, outcome, stage_s, pause_s, probe_s, running_at_pause, probe_max_abs,
               error (or null)
