@@ -69,6 +69,7 @@ NOT_RUN: dict[str, str] = {
     "evaluate report": "writes the page of a result; tests/tools/evaluation makes such",
     "evaluate contamination": "reads the reader's own prompts; tests/tools/evaluation has some",
     "convert": "tests/learner_jax/conversion converts and compares for a minute",
+    "score": "reads the reader's own answers; tests/tools/scoring has some",
     "database migrate": "needs a PostgreSQL server and its owner; tests/serving_bridge/database has them",
     "data": "reads the reader's own data; tests/tools/test_data.py has some",
     "train --dry-run": "tests/serving_bridge/checks makes dry runs",
