@@ -1,15 +1,19 @@
 """Who may ask a replica for what."""
 
-from serving_bridge.access.fence import FENCING_HEADER, ROUND_ROUTE, Fence
+from serving_bridge.access.fence import FENCING_HEADER, ROUND_ROUTE, SERVE_ROUTE, SWAP_ROUTE, Fence
 from serving_bridge.access.gate import (
     ALSO_OPEN,
     BASE_URL,
     INFERENCE_TOKEN,
     MAX_VERSION,
+    UNPROVEN,
     Entry,
     Gate,
     Generate,
     Route,
+    Sampling,
+    Serve,
+    Swap,
     WorkerCall,
     without_request_id,
 )
@@ -26,6 +30,9 @@ __all__ = [
     "INFERENCE_TOKEN",
     "MAX_VERSION",
     "ROUND_ROUTE",
+    "SERVE_ROUTE",
+    "SWAP_ROUTE",
+    "UNPROVEN",
     "Entry",
     "Fence",
     "FleetKeys",
@@ -36,6 +43,9 @@ __all__ = [
     "Lease",
     "Refused",
     "Route",
+    "Sampling",
+    "Serve",
+    "Swap",
     "WorkerCall",
     "batch_of",
     "new_start",

@@ -13,6 +13,8 @@ from serving_bridge.access.refusals import Refused
 FENCING_HEADER = "X-Weir-Fencing-Token"
 #: gives the next token; answered by the gate itself
 ROUND_ROUTE = "/weir_round"
+#: pauses, applies what was staged, and answers the golden prompts; names the weights and ends the pause; by the plugin
+SWAP_ROUTE, SERVE_ROUTE = "/weir_swap", "/weir_serve"
 
 _ROUTES = frozenset(
     {
@@ -21,8 +23,9 @@ _ROUTES = frozenset(
         "/abort_requests",
         "/start_weight_update",
         "/update_weights",
-        "/finish_weight_update",
         "/update_weight_version",
+        SWAP_ROUTE,
+        SERVE_ROUTE,
     }
 )
 _STAGE = "weir_stage"

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from learner_jax.runtime import WeirError
-from serving_bridge.access.fence import FENCING_HEADER, ROUND_ROUTE
+from serving_bridge.access.fence import FENCING_HEADER, ROUND_ROUTE, SERVE_ROUTE, SWAP_ROUTE
 from serving_bridge.access.keys import Role
 from serving_bridge.access.lease import MAX_LEASE_S
 from serving_bridge.access.probes import CONTROL_TOKEN, PREFIX
@@ -29,6 +29,8 @@ BASE_URL = "WEIR_BASE_URL"
 ALSO_OPEN = "WEIR_ALSO_OPEN"
 
 MAX_VERSION = 2**31 - 1
+#: version name of weights that no probe has passed yet; answers that carry it are refused
+UNPROVEN = "unproven"
 
 _MAX_CONTROL_BYTES = 64 << 10
 _MAX_PROMPT_BYTES = 16 << 20
@@ -220,23 +222,32 @@ class _Call(_Body):
     kwargs: msgspec.Raw
 
 
-class _UpdateInfo(_Body):
-    version: _Version
-    content_sha256: _Hash
-    round_id: _RoundId
-
-
 class _Update(_Body):
-    #: an empty one ends an update session that a dead controller left open
-    update_info: _UpdateInfo | dict[str, Any]
+    """Ends an update session that a dead controller left open; weights are changed by a swap alone."""
 
-
-class _Finish(_Body):
-    weight_version: Literal["unproven"]
+    update_info: _Body
 
 
 class _Name(_Body):
-    new_version: Annotated[str, Meta(pattern=r"^(unproven|0|[1-9][0-9]{0,9})\Z")]
+    new_version: Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]{0,9})\Z")]
+
+
+class Swap(_Body):
+    """What a weight round asks for inside its pause, but for its end."""
+
+    version: _Version
+    content_sha256: _Hash
+    round_id: _RoundId
+    #: False where the workers hold the version already, and only the proof is asked for
+    applies: bool
+    #: token ids of each golden prompt, as `Generate.token_ids`
+    golden: Annotated[list[msgspec.Raw], Meta(min_length=1, max_length=_MAX_PROMPTS)]
+
+
+class Serve(_Body):
+    """The end of a round whose weights were proven."""
+
+    version: _Version
 
 
 class Sampling(_Body):
@@ -305,21 +316,11 @@ def _check_call(body: bytes, caller: Role | None) -> WorkerCall:
     return WorkerCall(call.method)
 
 
-def _check_update(body: bytes, caller: Role | None) -> None:
-    fields: dict[str, msgspec.Raw] = _decoded(dict[str, msgspec.Raw], body)
-    if fields.keys() != {"update_info"}:
-        raise Refused(400, "expected update_info, and nothing else")
-    if _decoded(dict[str, msgspec.Raw], fields["update_info"]):
-        _decoded(_UpdateInfo, fields["update_info"])
-
-
 def _check_generate(body: bytes, caller: Role | None) -> Generate:
     asked: Generate = _decoded(Generate, body)
     if bool(asked.token_ids) is (asked.prompts is not None):
         raise Refused(400, "expected either token_ids or prompts")
-    given = [asked.token_ids] if asked.prompts is None else asked.prompts
-    if any(memoryview(tokens)[0] != ord("[") for tokens in given):
-        raise Refused(400, "expected the token ids of a prompt to be a list")
+    _check_prompts([asked.token_ids] if asked.prompts is None else asked.prompts)
     if asked.prompts is not None and (not asked.packed or asked.request_id is not None):
         raise Refused(400, "answers to several prompts are packed, and have no request_id")
     if asked.packed and asked.stream:
@@ -333,6 +334,17 @@ def _check_generate(body: bytes, caller: Role | None) -> Generate:
     return asked
 
 
+def _check_swap(body: bytes, caller: Role | None) -> Swap:
+    asked: Swap = _decoded(Swap, body)
+    _check_prompts(asked.golden)
+    return asked
+
+
+def _check_prompts(prompts: Iterable[msgspec.Raw]) -> None:
+    if any(memoryview(tokens)[0] != ord("[") for tokens in prompts):
+        raise Refused(400, "expected the token ids of a prompt to be a list")
+
+
 _PAUSE_QUERY = b"mode=keep&clear_cache=true"
 _ROUTES: tuple[Route, ...] = (
     Route("GET", b"/health", None),
@@ -341,11 +353,12 @@ _ROUTES: tuple[Route, ...] = (
     Route("GET", b"/is_paused", "control"),
     Route("GET", b"/weight_info", "control"),
     Route("POST", ROUND_ROUTE.encode(), "control"),
+    Route("POST", SWAP_ROUTE.encode(), "control", max_bytes=_MAX_PROMPT_BYTES, check=_check_swap),
+    Route("POST", SERVE_ROUTE.encode(), "control", max_bytes=_MAX_CONTROL_BYTES, check=_shaped(Serve)),
     Route("POST", b"/pause", "control", query=_PAUSE_QUERY),
     Route("POST", b"/resume", "control"),
     Route("POST", b"/start_weight_update", "control"),
-    Route("POST", b"/update_weights", "control", max_bytes=_MAX_CONTROL_BYTES, check=_check_update),
-    Route("POST", b"/finish_weight_update", "control", max_bytes=_MAX_CONTROL_BYTES, check=_shaped(_Finish)),
+    Route("POST", b"/update_weights", "control", max_bytes=_MAX_CONTROL_BYTES, check=_shaped(_Update)),
     Route("POST", b"/update_weight_version", "control", max_bytes=_MAX_CONTROL_BYTES, check=_shaped(_Name)),
     Route("POST", b"/abort_requests", "control", max_bytes=_MAX_CONTROL_BYTES, check=_shaped(_Body)),
     Route("POST", b"/collective_rpc", "control", max_bytes=_MAX_CONTROL_BYTES, check=_check_call),

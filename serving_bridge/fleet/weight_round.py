@@ -12,9 +12,9 @@ from typing import Any, Literal, TypeVar
 
 from learner_jax.contracts import WeightManifest
 from learner_jax.runtime import Wait, Waits
-from serving_bridge.fleet.golden_probe import probe, probe_tolerance
+from serving_bridge.fleet.golden_probe import largest_difference, probe_tolerance
 from serving_bridge.settings import ServingSettings
-from serving_bridge.vllm import Failed, ReplicaError, RoundControl, Superseded, VllmClient, WorkerStatus
+from serving_bridge.vllm import Failed, ReplicaError, RoundControl, Superseded, Swapped, VllmClient, WorkerStatus
 
 T = TypeVar("T")
 RoundStatus = Literal["updated", "rejected", "unfit"]
@@ -139,6 +139,7 @@ class WeightRound:
         self._probe_max_abs: float | None = None
         self._num_running: int | None = None
         self._store_damaged = False
+        self._left_paused = ""
 
     async def run(self) -> RoundOutcome:
         """Does the round, whatever goes wrong; see `run_round`."""
@@ -188,44 +189,41 @@ class WeightRound:
         with self._waiting(
             f"version {self._manifest.version} to be applied and proven, in a pause", TimeoutError
         ) as wait:
-            async with wait.bound():
-                # A request that was cut off may still be carried out later, after the resume that was meant to undo it.
-                await _settled(self._control.pause())
+            # A request that was cut off may still be carried out later, after the resume that was meant to undo it.
             await _settled(self._apply_and_prove(wait))
 
     async def _apply_and_prove(self, wait: Wait) -> None:
-        control, manifest = self._control, self._manifest
+        """In one request, since each lengthens the pause; what the replica showed is judged here."""
         async with wait.bound():
             self._check_lease()
             self._is_unproven = True
-            if self._is_applied:
-                await control.name_version(None)
-            else:
-                await self._apply()
-            await self._prove()
+            self._prove(await self._swapped())
             self._check_lease()
-            await control.name_version(manifest.version)
             self._is_proven = True
 
-    async def _apply(self) -> None:
-        control, manifest = self._control, self._manifest
+    async def _swapped(self) -> Swapped:
+        """Raises `_RefusedError` where it failed and the weights are what they were."""
         try:
-            await control.update(manifest.version, manifest.content_sha256, self._round_id)
+            swapped = await self._control.swap(self._manifest, self._round_id, applies=not self._is_applied)
         except Failed as failed:
-            worker = await self._client.worker_status(self._round_id)
-            if worker.intact and worker.applied == self._applied_before:
-                self._is_unproven = False
-                raise _RefusedError(str(failed)) from failed
+            await self._refuse_if_untouched(str(failed))
             raise
-        await control.finish_update()
+        if not swapped.is_applied:
+            await self._refuse_if_untouched(swapped.error)
+        if swapped.error:
+            raise _BrokenError(swapped.error)
+        return swapped
 
-    async def _prove(self) -> None:
-        started, tolerance = _now(), probe_tolerance(self._settings)
-        try:
-            difference = await probe(self._client, self._manifest.golden, self._settings.update_timeout_s)
-        finally:
-            self._probe_s = _now() - started
-        self._probe_max_abs = difference
+    async def _refuse_if_untouched(self, error: str) -> None:
+        worker = await self._client.worker_status(self._round_id)
+        if not self._is_applied and worker.intact and worker.applied == self._applied_before:
+            self._is_unproven = False
+            raise _RefusedError(error)
+
+    def _prove(self, swapped: Swapped) -> None:
+        self._probe_s = swapped.proof_s
+        tolerance = probe_tolerance(self._settings)
+        self._probe_max_abs = difference = largest_difference(self._manifest.golden, swapped.logprobs)
         # Written so that NaN fails too.
         if not difference <= tolerance:
             raise _BrokenError(
@@ -245,7 +243,8 @@ class WeightRound:
             with self._waiting("the round to end", TimeoutError) as wait:
                 async with wait.bound():
                     return await self._end_pause()
-        except (ReplicaError, TimeoutError):
+        except (ReplicaError, TimeoutError) as error:
+            self._left_paused = str(error)
             return False
         finally:
             if self._paused_s is not None:
@@ -269,7 +268,10 @@ class WeightRound:
             return False
         for attempt in range(_RESUME_TRIES):
             try:
-                await self._control.resume()
+                if self._is_proven:
+                    await self._control.serve(self._manifest.version)
+                else:
+                    await self._control.resume()
                 break
             except ReplicaError:
                 if attempt == _RESUME_TRIES - 1:
@@ -326,7 +328,7 @@ class WeightRound:
             status = "rejected"
         error = None
         if status != "updated":
-            error = str(failure or "the weights are proven, but the engine is still paused")
+            error = str(failure or f"the weights are proven, but the engine is still paused: {self._left_paused}")
         return RoundOutcome(
             status=status,
             version=self._manifest.version,

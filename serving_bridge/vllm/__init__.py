@@ -11,7 +11,7 @@ from serving_bridge.vllm.answers import (
     joined,
 )
 from serving_bridge.vllm.client import VllmClient
-from serving_bridge.vllm.control import RoundControl
+from serving_bridge.vllm.control import RoundControl, Swapped
 from serving_bridge.vllm.option_check import EngineArgsError, check_engine_args
 from serving_bridge.vllm.server_checks import (
     Platform,
@@ -47,6 +47,7 @@ __all__ = [
     "RoundControl",
     "Session",
     "Superseded",
+    "Swapped",
     "VllmClient",
     "WorkerStatus",
     "check_engine_args",

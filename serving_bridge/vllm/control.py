@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from serving_bridge.access import FENCING_HEADER, ROUND_ROUTE
-from serving_bridge.vllm.answers import Failed, Malformed
+from learner_jax.contracts import MAX_RECORD_TEXT, WeightManifest, quoted
+from serving_bridge.access import FENCING_HEADER, ROUND_ROUTE, SERVE_ROUTE, SWAP_ROUTE
+from serving_bridge.vllm.answers import Failed, Malformed, prompt_logprobs
 from serving_bridge.vllm.transport import Transport
 from serving_bridge.vllm.worker_status import WorkerStatus, worker_status
-
-#: version name of weights that no probe has passed yet; answers that carry it are refused
-_UNPROVEN = "unproven"
+from serving_bridge.vllm_plugin import SwapAnswer
 
 
 class _Round(msgspec.Struct):
     fencing_token: int
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """How far a swap came; the replica is paused.
+
+    Attributes:
+      is_applied: the weights are those of the version; if not, an update failed, and the workers' status says more.
+      error: what failed; "" where nothing did.
+      logprobs: float32[P-1] of each golden prompt, nats: entry t is log p(tokens[t+1] | tokens[:t+1]). Empty where
+        something failed.
+      proof_s: what these took.
+    """
+
+    is_applied: bool
+    error: str
+    logprobs: Sequence[np.ndarray]
+    proof_s: float
 
 
 class RoundControl:
@@ -47,6 +68,42 @@ class RoundControl:
         """Gives the lease back; harmless for who doesn't hold it."""
         await self._call("weir_release", {"round_id": round_id})
 
+    async def swap(self, manifest: WeightManifest, round_id: str, *, applies: bool) -> Swapped:
+        """Pauses, applies the staged version, which then has no name, and asks for the golden prompts' log-probs.
+
+        Args:
+          applies: False where the workers hold the version already.
+
+        Raises:
+          Failed: it was not paused.
+          Aborted, Malformed: the log-probs did not come, or not for these prompts.
+        """
+        golden = [prompt.tokens for prompt in manifest.golden]
+        body = {
+            "version": manifest.version,
+            "content_sha256": manifest.content_sha256,
+            "round_id": round_id,
+            "applies": applies,
+            "golden": golden,
+        }
+        found, where = self._swapped(await self._post(SWAP_ROUTE, body=body)), self._http.base_url
+        if found.error:
+            return Swapped(found.is_applied, quoted(found.error, MAX_RECORD_TEXT), [], 0.0)
+        if not found.is_applied or len(found.proof) != len(golden) or not 0 <= found.proof_s < math.inf:
+            raise Malformed(f"{where} sent {len(found.proof)} answers to {len(golden)} golden prompts")
+        pairs = zip(found.proof, golden, strict=True)
+        return Swapped(True, "", [prompt_logprobs(a, tokens, where) for a, tokens in pairs], found.proof_s)
+
+    def _swapped(self, payload: bytes) -> SwapAnswer:
+        try:
+            return msgspec.msgpack.decode(payload, type=SwapAnswer)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise Malformed(f"{self._http.base_url} sent an answer to a swap that can't be read: {error}") from error
+
+    async def serve(self, version: int) -> None:
+        """Gives the weights a version's name and ends the pause; may be asked again."""
+        await self._post(SERVE_ROUTE, body={"version": version})
+
     async def pause(self) -> None:
         """Stops sampling; requests in flight stay and, on resume, recompute their KV cache with the weights of then."""
         await self._post("/pause", params={"mode": "keep", "clear_cache": "true"})
@@ -57,11 +114,6 @@ class RoundControl:
     async def start_update(self) -> None:
         await self._post("/start_weight_update")
 
-    async def update(self, version: int, content_sha256: str, round_id: str) -> None:
-        """Applies the staged version; the server must be paused and `round_id` hold the lease."""
-        info = {"version": version, "content_sha256": content_sha256, "round_id": round_id}
-        await self._post("/update_weights", body={"update_info": info})
-
     async def end_stuck_update(self) -> None:
         """Ends an update session that someone left open: an invalid update fails, and failing ends the session."""
         try:
@@ -70,14 +122,9 @@ class RoundControl:
             return
         raise Malformed(f"{self._http.base_url} accepted an empty weight update")
 
-    async def finish_update(self) -> None:
-        """Ends the update; answers carry no policy version from now on, until `name_version`."""
-        await self._post("/finish_weight_update", body={"weight_version": _UNPROVEN})
-
-    async def name_version(self, version: int | None) -> None:
-        """Gives the weights that the server has now a policy version, or takes it from them, without changing them."""
-        name = _UNPROVEN if version is None else str(version)
-        await self._post("/update_weight_version", body={"new_version": name})
+    async def name_version(self, version: int) -> None:
+        """Gives the weights that the server has now a policy version, without changing them."""
+        await self._post("/update_weight_version", body={"new_version": str(version)})
 
     async def abort_all(self) -> None:
         """Ends every request in flight with finish reason "abort"."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from serving_bridge.vllm_plugin.packed import PackedAnswer, PackedChoice
+from serving_bridge.vllm_plugin.packed import PackedAnswer, PackedChoice, SwapAnswer
 
 __all__ = [
     "BACKEND",
@@ -21,6 +21,7 @@ __all__ = [
     "WORKER_EXTENSION",
     "PackedAnswer",
     "PackedChoice",
+    "SwapAnswer",
     "register",
 ]
 

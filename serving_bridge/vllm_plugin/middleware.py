@@ -1,6 +1,6 @@
 """Stands before vLLM's server, as `--middleware`: what `access.gate` does not let in never reaches a route.
 
-Requests for packed answers and for fencing tokens are answered here.
+Requests for packed answers, for fencing tokens and of weight rounds are answered here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ from typing import Any
 
 import msgspec
 
-from serving_bridge.access import ROUND_ROUTE, Entry, Fence, Gate, Generate, Refused, WorkerCall, without_request_id
+from serving_bridge.access import (
+    CONTROL_TOKEN,
+    ROUND_ROUTE,
+    Entry,
+    Fence,
+    Gate,
+    Generate,
+    Refused,
+    Serve,
+    Swap,
+    WorkerCall,
+    without_request_id,
+)
 from serving_bridge.vllm_plugin.packed import PACKED_TYPE
 
 Scope = MutableMapping[str, Any]
@@ -56,11 +68,28 @@ class GateMiddleware:
             return
         if isinstance(asked, Generate) and asked.packed:
             await _sample(scope["app"].state.engine_client, asked, receive, send)
+        elif isinstance(asked, Swap | Serve):
+            await self._end_of_round(scope, asked, entry.fencing_token, send)
         elif scope["path"] == ROUND_ROUTE:
             await _answer(send, 200, msgspec.json.encode({"fencing_token": self._fence.next_token()}))
         else:
             scope["headers"] = without_request_id(scope["headers"])
             await self._app(scope, _again(body, receive), self._watched(send, call, entry.fencing_token))
+
+    async def _end_of_round(self, scope: Scope, asked: Swap | Serve, token: int | None, send: Send) -> None:
+        """Carried out to its end, also when the client goes away; a later round ends it at its next step."""
+        from serving_bridge.vllm_plugin.swap import serve, swap  # vLLM is imported only where it runs
+
+        engine = scope["app"].state.engine_client
+
+        def check() -> None:
+            self._fence.check(scope["path"], None, token)
+
+        if isinstance(asked, Serve):
+            await _answer(send, *await serve(engine, asked, check=check))
+            return
+        status, payload = await swap(engine, asked, control_token=os.environ[CONTROL_TOKEN], check=check)
+        await _answer(send, status, payload, PACKED_TYPE if status == 200 else _JSON)
 
     def _watched(self, send: Send, call: str | None, token: int | None) -> Send:
         """Tells the fence how a request was answered, before its sender learns of it."""

@@ -34,3 +34,20 @@ class PackedAnswer(msgspec.Struct, array_like=True):
 
     choices: list[PackedChoice]
     prompt_logprobs: bytes | None = None
+
+
+class SwapAnswer(msgspec.Struct, array_like=True):
+    """How far a swap came; the engine is paused.
+
+    Attributes:
+      is_applied: the weights are those of the version that was asked for, and have no version's name. If not, an update
+        failed: the workers' status says what their weights are.
+      error: what failed; "" where nothing did.
+      proof: an answer for each golden prompt, with the prompt's own log-probs; empty where something failed.
+      proof_s: what the proof took.
+    """
+
+    is_applied: bool = False
+    error: str = ""
+    proof: list[PackedAnswer] = []
+    proof_s: float = 0.0

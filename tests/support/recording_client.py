@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from serving_bridge.vllm import WorkerStatus
+from learner_jax.contracts import WeightManifest
+from serving_bridge.vllm import Swapped, WorkerStatus
 
 
 class RecordingClient:
@@ -34,9 +34,6 @@ class RecordingClient:
     def control(self) -> RecordingClient:
         return self
 
-    def probe_ids(self, count: int) -> list[str]:
-        return [str(index) for index in range(count)]
-
     async def stage(self, version: int, content_sha256: str, round_id: str, lease_s: float) -> WorkerStatus:
         self.asked.append("stage")
         self._staged = version
@@ -55,26 +52,16 @@ class RecordingClient:
     async def start_update(self) -> None:
         self.asked.append("start update")
 
-    async def pause(self) -> None:
-        self.asked.append("pause")
-        self.is_held = True
-
-    async def update(self, version: int, content_sha256: str, round_id: str) -> None:
-        self.asked.append("update")
-        self.applied = version
-
-    async def finish_update(self) -> None:
-        self.asked.append("finish update")
-        self.named = -1
-
-    async def prompt_logprobs(self, tokens: Sequence[int], **_: Any) -> np.ndarray:
-        self.asked.append("probe")
+    async def swap(self, manifest: WeightManifest, round_id: str, *, applies: bool) -> Swapped:
+        self.asked.append("swap" if applies else "prove")
+        self.is_held, self.named, self.applied = True, -1, manifest.version
         await asyncio.sleep(self._probe_s)
-        return np.array(self._logprobs[len(tokens)], np.float32)
+        found = [np.array(self._logprobs[len(prompt.tokens)], np.float32) for prompt in manifest.golden]
+        return Swapped(True, "", found, self._probe_s)
 
-    async def name_version(self, version: int | None) -> None:
-        self.asked.append(f"name {version}")
-        self.named = -1 if version is None else version
+    async def serve(self, version: int) -> None:
+        self.asked.append(f"serve {version}")
+        self.named, self.is_held = version, False
 
     async def weight_version(self) -> int | None:
         return self.named if self.named >= 0 else None

@@ -179,11 +179,6 @@ ALLOWED: dict[tuple[str, str], str] = {
         "serving_bridge/weights/publisher.py:Publisher._mend",
         "while not self._closed.wait(_POLL_S)",
     ): "a thread's service",
-    (
-        "serving_bridge/fleet/golden_probe.py:probe",
-        "asyncio.gather(*(client.prompt_logprobs(prompt.tokens, timeout_s=timeout_s, priority=PROBE_PRIORITY, "
-        "request_id=request_id) for prompt, request_id in ids))",
-    ): "each request has a timeout",
     ("serving_bridge/fleet/weight_round.py:_settled", "while not task.done()"): _SETTLED,
     ("serving_bridge/fleet/weight_round.py:_settled", "asyncio.wait([task])"): _SETTLED,
     (

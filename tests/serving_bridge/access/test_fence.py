@@ -12,8 +12,9 @@ CHANGES = (
     ("/abort_requests", None),
     ("/start_weight_update", None),
     ("/update_weights", None),
-    ("/finish_weight_update", None),
     ("/update_weight_version", None),
+    ("/weir_swap", None),
+    ("/weir_serve", None),
     ("/collective_rpc", "weir_stage"),
     ("/collective_rpc", "weir_release"),
 )

@@ -54,6 +54,9 @@ GENERATE = {"token_ids": [5], "sampling_params": {"max_tokens": 4}}
 PROMPTS = {"prompts": [[5], [6, 7]], "sampling_params": {"max_tokens": 4}, "packed": True}
 
 
+SWAP = {"version": 1, "content_sha256": HASH, "round_id": "r", "applies": True, "golden": [[5, 6]]}
+SWAPS: list[dict[str, Any]] = [{"version": "1"}, {"content_sha256": "0"}, {"round_id": ""}, {"applies": 1}, {"more": 1}]
+SWAPS += [{"golden": []}, {"golden": [[5], 6]}]
 CONTROL_REQUESTS: list[tuple[str, str, Any]] = [
     ("GET", "/is_paused", None),
     ("GET", "/weight_info", None),
@@ -61,10 +64,10 @@ CONTROL_REQUESTS: list[tuple[str, str, Any]] = [
     ("POST", "/pause?mode=keep&clear_cache=true", None),
     ("POST", "/resume", None),
     ("POST", "/start_weight_update", None),
-    ("POST", "/update_weights", {"update_info": {"version": 1, "content_sha256": HASH, "round_id": "r"}}),
     ("POST", "/update_weights", {"update_info": {}}),
-    ("POST", "/finish_weight_update", {"weight_version": "unproven"}),
     ("POST", "/update_weight_version", {"new_version": "7"}),
+    ("POST", "/weir_swap", SWAP),
+    ("POST", "/weir_serve", {"version": 7}),
     ("POST", "/abort_requests", {}),
     ("POST", "/collective_rpc", STAGE),
     ("POST", "/collective_rpc", call("weir_status", round_id="")),
@@ -320,12 +323,12 @@ def test_arguments_of_staging_are_checked(changes: dict[str, Any]):
         ("/update_weights", {"update_info": {"version": 1}}),
         ("/update_weights", {"update_info": {}, "more": 1}),
         ("/update_weights", {"update_info": None}),
-        ("/finish_weight_update", {"weight_version": "99"}),
-        ("/finish_weight_update", {}),
-        ("/update_weight_version", {"new_version": "default"}),
-        ("/update_weight_version", {"new_version": "07"}),
-        ("/update_weight_version", {"new_version": 7}),
-        ("/update_weight_version", {"new_version": "7\n"}),
+        ("/update_weights", {"update_info": {"version": 1, "content_sha256": HASH, "round_id": "r"}}),
+        *(("/update_weight_version", {"new_version": name}) for name in ("unproven", "default", "07", 7, "7\n")),
+        *(("/weir_swap", SWAP | change) for change in SWAPS),
+        ("/weir_serve", {"version": -1}),
+        ("/weir_serve", {"version": "unproven"}),
+        ("/weir_serve", {}),
         ("/abort_requests", {"request_ids": ["generate-tokens-x"]}),
         ("/inference/v1/generate", {"sampling_params": {"max_tokens": 1}, "packed": True}),
         ("/inference/v1/generate", GENERATE | {"prompts": [[5]], "packed": True}),

@@ -168,10 +168,8 @@ def test_no_request_leaves_keys_of_old_weights_behind_a_pause(world: World):
         assert await post(client.authorization, client.probe_ids(1)[0]) == 200
         await asyncio.sleep(0.3)
         assert not any(task.done() for task in held)
-        await client.control().update(manifest.version, manifest.content_sha256, "mine")
-        await client.control().finish_update()
-        await client.control().name_version(manifest.version)
-        await client.control().resume()
+        assert (await client.control().swap(manifest, "mine", applies=True)).is_applied
+        await client.control().serve(manifest.version)
         await client.control().release("mine")
         (answer,) = await client.generate(prompt, n=1, max_tokens=1, stop_token_ids=[], timeout_s=60, seed=1)
         return refused, answer, await asyncio.gather(*held)  # type: ignore[return-value]

@@ -203,7 +203,7 @@ def test_a_server_killed_while_paused_comes_back_with_the_newest_version(running
 
     async def kill_paused() -> None:
         async with aiohttp.ClientSession() as session:
-            await running.client(row, session, "control").pause()
+            await running.client(row, session, "control").control().pause()
         os.kill(server_of(row), signal.SIGKILL)  # the server's own process; the others end with it
 
     running.runner.run(kill_paused())

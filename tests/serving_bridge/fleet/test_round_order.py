@@ -17,7 +17,7 @@ from learner_jax.contracts.weights import GoldenPrompt
 from serving_bridge.fleet import weight_round
 from serving_bridge.fleet.weight_round import RoundOutcome, run_round
 from serving_bridge.settings.serving import ServingSettings
-from serving_bridge.vllm import Failed, WorkerStatus
+from serving_bridge.vllm import Failed, Swapped, WorkerStatus
 from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionWriter
 from tests.support.recording_client import RecordingClient
@@ -41,14 +41,13 @@ def test_weights_are_named_once_they_are_proven_and_sampled_from_once_they_are_n
     client = RecordingClient({2: [-1.0], 3: [-1.0, -2.0]})
     outcome = round_on(client, tmp_path)
     assert (outcome.status, outcome.probe_max_abs) == ("updated", 0.0)
-    before = ["stage", "start update", "pause", "update", "finish update", "probe", "probe"]
-    assert client.asked == [*before, "name 2", "resume", "release"]
+    assert client.asked == ["stage", "start update", "swap", "serve 2", "release"]
 
 
 def test_a_version_that_is_applied_already_loses_its_name_until_it_is_proven(tmp_path: Path):
     client = RecordingClient({2: [-1.0], 3: [-1.0, -2.0]}, is_applied=True)
     assert round_on(client, tmp_path).status == "updated"
-    assert client.asked == ["stage", "pause", "name None", "probe", "probe", "name 2", "resume", "release"]
+    assert client.asked == ["stage", "prove", "serve 2", "release"]
 
 
 def test_weights_are_not_named_once_the_lease_may_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -57,7 +56,7 @@ def test_weights_are_not_named_once_the_lease_may_have_ended(tmp_path: Path, mon
     client = RecordingClient({2: [-1.0], 3: [-1.0, -2.0]}, probe_s=3.0)
     outcome = round_on(client, tmp_path)
     assert (outcome.status, client.is_held, client.named) == ("unfit", True, -1)
-    assert client.asked[-5:] == ["probe", "probe", "stage", "abort", "release"]
+    assert client.asked[-4:] == ["swap", "stage", "abort", "release"]
     assert "the lease of 2.0 s ended before it was renewed" in (outcome.error or "")
 
 
@@ -65,13 +64,23 @@ SOUND = {2: [-1.0], 3: [-1.0, -2.0]}
 
 
 class Failing(RecordingClient):
-    """Fails what it is asked for as often as `fails` says; `updated` is what workers say after an update began."""
+    """Fails what it is asked for as often as `fails` says.
+
+    Args:
+      updated: what workers say after an update began.
+      swapped: how a swap ends that failed halfway.
+    """
 
     def __init__(
-        self, fails: dict[str, int] | None = None, *, updated: dict[str, Any] | None = None, **options: Any
+        self,
+        fails: dict[str, int] | None = None,
+        *,
+        updated: dict[str, Any] | None = None,
+        swapped: Swapped | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(SOUND, **options)
-        self.fails, self.updated = dict(fails or {}), updated or {}
+        self.fails, self.updated, self.swapped = dict(fails or {}), updated or {}, swapped
         self.says: dict[str, Any] = {}
 
     def _may_fail(self, what: str) -> None:
@@ -95,43 +104,63 @@ class Failing(RecordingClient):
     async def end_stuck_update(self) -> None:
         self.asked.append("end update")
 
-    async def update(self, *arguments: Any) -> None:
-        self.says |= self.updated
-        self._may_fail("update")
-        await super().update(*arguments)
+    async def swap(self, *arguments: Any, **options: Any) -> Swapped:
+        self._may_fail("swap")
+        if self.swapped is None:
+            return await super().swap(*arguments, **options)
+        self.asked.append("swap fails")
+        self.is_held, self.says = True, self.says | self.updated
+        return self.swapped
 
-    async def resume(self) -> None:
-        self._may_fail("resume")
-        await super().resume()
+    async def serve(self, version: int) -> None:
+        self._may_fail("serve")
+        await super().serve(version)
 
 
 @pytest.mark.parametrize(("failures", "status"), [(2, "updated"), (3, "unfit")])
-def test_a_resume_is_tried_three_times(tmp_path: Path, failures: int, status: str):
-    client = Failing({"resume": failures})
+def test_the_end_of_a_pause_is_tried_three_times(tmp_path: Path, failures: int, status: str):
+    client = Failing({"serve": failures})
     outcome = round_on(client, tmp_path)
     assert (outcome.status, client.is_held) == (status, status == "unfit")
-    assert client.asked.count("resume fails") == failures
-    assert outcome.error == (None if status == "updated" else "the weights are proven, but the engine is still paused")
+    assert client.asked.count("serve fails") == failures
+    still_paused = "the weights are proven, but the engine is still paused: serve on purpose"
+    assert outcome.error == (None if status == "updated" else still_paused)
 
 
 def test_an_update_that_fails_and_touched_nothing_leaves_the_old_weights_serving(tmp_path: Path):
-    client = Failing({"update": 1})
+    client = Failing(swapped=Swapped(False, "on purpose", [], 0.0))
     outcome = round_on(client, tmp_path)
-    assert (outcome.status, outcome.error, client.is_held, client.named) == ("rejected", "update on purpose", False, 1)
-    assert client.asked == ["stage", "start update", "pause", "update fails", "resume", "release"]
+    assert (outcome.status, outcome.error, client.is_held, client.named) == ("rejected", "on purpose", False, 1)
+    assert client.asked == ["stage", "start update", "swap fails", "resume", "release"]
+
+
+def test_a_pause_that_fails_leaves_the_old_weights_serving(tmp_path: Path):
+    client = Failing({"swap": 1})
+    outcome = round_on(client, tmp_path)
+    assert (outcome.status, outcome.error, client.is_held, client.named) == ("rejected", "swap on purpose", False, 1)
+    assert client.asked == ["stage", "start update", "swap fails", "resume", "release"]
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_weights_without_a_proof_are_not_served(tmp_path: Path, applied: bool):
+    """The proof fails; or, of a version that was applied before, the name can't be taken away."""
+    client = Failing(swapped=Swapped(applied, "on purpose", [], 0.0), is_applied=not applied)
+    outcome = round_on(client, tmp_path)
+    assert (outcome.status, outcome.error, client.is_held) == ("unfit", "on purpose", True)
+    assert client.asked[-3:] == ["swap fails", "abort", "release"]
 
 
 @pytest.mark.parametrize("updated", [{"intact": False}, {"applied": 2}, {"intact": False, "applied": 2}])
 def test_an_update_that_fails_halfway_or_after_its_end_is_not_served(tmp_path: Path, updated: dict[str, Any]):
-    client = Failing({"update": 1}, updated=updated)
+    client = Failing(swapped=Swapped(False, "on purpose", [], 0.0), updated=updated)
     assert (round_on(client, tmp_path).status, client.is_held) == ("unfit", True)
-    assert client.asked[-3:] == ["update fails", "abort", "release"]
+    assert client.asked[-3:] == ["swap fails", "abort", "release"]
 
 
 def test_a_session_that_was_left_open_is_ended_once(tmp_path: Path):
     client = Failing({"start update": 1})
     assert round_on(client, tmp_path).status == "updated"
-    assert client.asked[:5] == ["stage", "start update fails", "end update", "start update", "pause"]
+    assert client.asked[:5] == ["stage", "start update fails", "end update", "start update", "swap"]
     client = Failing({"start update": 2})
     outcome = round_on(client, tmp_path / "again")
     assert (outcome.status, outcome.num_running, outcome.error) == ("rejected", None, "start update on purpose")
@@ -203,7 +232,7 @@ def test_the_verdict_is_that_of_the_largest_difference_and_nan_is_none(tmp_path:
         assert (outcome.status, client.is_held, client.named) == ("updated", False, 2)
         return
     assert (outcome.status, client.is_held, client.named) == ("unfit", True, -1)
-    assert client.asked[-3:] == ["probe", "abort", "release"]
+    assert client.asked[-3:] == ["swap", "abort", "release"]
     assert "(serving.probe_tolerance)" in (outcome.error or "")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from learner_jax.contracts.weights import WeightManifest
+from serving_bridge.access import SERVE_ROUTE, SWAP_ROUTE
 from serving_bridge.fleet import weight_round
 from serving_bridge.fleet.weight_round import RoundOutcome, run_round
 from tests.support.broken_versions import flip_bit
@@ -49,8 +50,8 @@ def test_a_controller_that_dies_after_any_step_leaves_nothing_that_the_next_roun
         outcome = world.run(run_round(world.client, manifest, SETTINGS, round_id=f"round-{last}"))
         assert outcome.status == "updated", (last, outcome)
         assert assert_serves(world, versions) == manifest.version
-    assert died >= 12
-    assert left_paused >= 5
+    assert died >= 8
+    assert left_paused >= 1
 
 
 def test_a_round_cancelled_after_any_step_leaves_the_engine_serving(world: World):
@@ -80,7 +81,7 @@ def test_a_round_cancelled_after_any_step_leaves_the_engine_serving(world: World
             break
         ended_on_new.append(assert_serves(world, versions) == manifest.version)
     # Cancelled early it is the old version; once weights had changed, the new one.
-    assert len(ended_on_new) >= 12
+    assert len(ended_on_new) >= 8
     assert ended_on_new == sorted(ended_on_new)
     assert not ended_on_new[0]
     assert ended_on_new[-1]
@@ -97,7 +98,7 @@ def test_another_controllers_round_waits_for_a_dead_ones_lease(world: World, mon
 
     async def die(route: str) -> None:
         nonlocal dead
-        dead = dead or route == "/finish_weight_update"
+        dead = dead or route == SERVE_ROUTE
         if dead:
             raise DiedError
 
@@ -137,7 +138,7 @@ def test_of_two_controllers_at_once_one_wins_and_the_other_changes_nothing(world
         assert assert_serves(world, versions) == max(won)
 
 
-@pytest.mark.parametrize(("held_up_at", "status"), [("/metrics", "rejected"), ("/update_weights", "unfit")])
+@pytest.mark.parametrize(("held_up_at", "status"), [("/metrics", "rejected"), (SWAP_ROUTE, "unfit")])
 def test_a_controller_that_was_held_up_past_its_lease_does_not_touch_what_the_next_one_did(
     world: World, monkeypatch: pytest.MonkeyPatch, held_up_at: str, status: str
 ):
@@ -169,14 +170,14 @@ def test_a_controller_that_was_held_up_past_its_lease_does_not_end_the_next_ones
         next_is_halfway, first_has_ended = asyncio.Event(), asyncio.Event()
 
         async def wait_for_the_first(route: str) -> None:
-            if route == "/pause":
+            if route == SWAP_ROUTE:
                 next_is_halfway.set()
                 async with asyncio.timeout(30):
                     await first_has_ended.wait()
                 assert await world.client.is_paused()
 
         async def be_overtaken(route: str) -> None:
-            if route == "/pause":
+            if route == SWAP_ROUTE:
                 await asyncio.sleep(0.6)
                 following.append(asyncio.create_task(run_round(second, quick, SETTINGS)))
                 await next_is_halfway.wait()
@@ -207,17 +208,14 @@ def test_a_dead_controllers_pause_is_ended_even_by_a_round_that_is_rejected(worl
     assert assert_serves(world, {served.version: world.model_b}) == served.version
 
 
-@pytest.mark.parametrize("last", ["/finish_weight_update", "/inference/v1/generate"])
-def test_a_dead_controllers_pause_over_weights_that_nothing_proved_is_not_ended_by_a_rejected_round(
-    world: World, last: str
-):
+def test_a_dead_controllers_pause_over_weights_that_nothing_proved_is_not_ended_by_a_rejected_round(world: World):
     world.update(world.model_b)
     wrong = world.publish(world.model_a, golden=golden_of(world.model_b))
     dead = False
 
     async def die(route: str) -> None:
         nonlocal dead
-        dead = dead or route == last
+        dead = dead or route == "/abort_requests"
         if dead:
             raise DiedError
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from learner_jax.contracts.weights import WeightManifest
-from serving_bridge.access import FENCING_HEADER, ROUND_ROUTE
+from serving_bridge.access import FENCING_HEADER, ROUND_ROUTE, SWAP_ROUTE
 from serving_bridge.fleet.golden_probe import PROBE_TOLERANCE
 from serving_bridge.fleet.weight_round import RoundOutcome, run_round
 from serving_bridge.vllm.client import Aborted
@@ -51,12 +51,12 @@ def test_a_version_replaced_after_staging_is_rejected_inside_the_pause(world: Wo
     served, other, wanted = world.update(world.model_b), world.publish(world.model_a), world.publish(world.model_a)
 
     async def stage_another(route: str) -> None:
-        if route == "/pause":
+        if route == SWAP_ROUTE:
             await stage_as_the_last_round(world, other)
             while (await world.client.worker_status()).state == "reading":
                 await asyncio.sleep(0.01)
 
-    client = meddling(world.client, world.session, after=stage_another)
+    client = meddling(world.client, world.session, before=stage_another)
     outcome = world.run(run_round(client, wanted, SETTINGS, round_id="mine"))
     assert outcome.status == "rejected"
     assert f"version {wanted.version}" in (outcome.error or "")
@@ -73,7 +73,7 @@ def test_steps_that_take_too_long_are_given_up(world: World):
         if route == slow:
             await asyncio.sleep(0.6)
 
-    for slow, status in (("/pause", "rejected"), ("/inference/v1/generate", "unfit")):
+    for slow, status in (("/collective_rpc", "rejected"), (SWAP_ROUTE, "unfit")):
         client = meddling(world.client, world.session, after=lambda route, slow=slow: dawdle_at(slow, route))
         outcome = world.run(run_round(client, wanted, settings))
         assert outcome.status == status
@@ -90,7 +90,7 @@ def test_no_token_is_sampled_from_weights_that_fail_their_probe(world: World):
     wrong = world.publish(world.model_a, golden=golden_of(world.model_b))
 
     async def dawdle(route: str) -> None:
-        if route in ("/update_weights", "/inference/v1/generate"):
+        if route == SWAP_ROUTE:
             await asyncio.sleep(0.3)  # hundreds of tokens' time
 
     async def answer(prompt: Sequence[int]) -> dict[str, Any]:
@@ -177,8 +177,8 @@ def test_a_version_that_is_applied_already_is_proven_again_but_not_loaded_again(
     outcome = world.run(run_round(client, manifest, SETTINGS))
     assert outcome.status == "updated"
     assert outcome.probe_max_abs is not None
-    assert "/pause" in routes
-    assert "/update_weights" not in routes
+    assert SWAP_ROUTE in routes
+    assert "/start_weight_update" not in routes
     np.testing.assert_array_equal(world.run(world.client.prompt_logprobs(PROMPTS[2], timeout_s=60)), before)
     assert assert_serves(world, {manifest.version: world.model_b}) == manifest.version
     spoiled = msgspec.structs.replace(manifest, golden=golden_of(world.model_a))

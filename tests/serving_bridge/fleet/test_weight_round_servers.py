@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from serving_bridge.access import SWAP_ROUTE
 from serving_bridge.fleet.weight_round import run_round
 from serving_bridge.processes.guard import descendants
 from serving_bridge.vllm.client import Completion
@@ -77,11 +78,11 @@ def test_a_server_that_hangs_inside_the_pause_is_unfit_in_bounded_time(world: Wo
     pids = process_tree(world.other.supervisor.pid)[1:]
 
     async def hang(route: str) -> None:
-        if route == "/pause":
+        if route == SWAP_ROUTE:
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
 
-    client = meddling(fresh, world.session, after=hang, control_timeout_s=0.3)
+    client = meddling(fresh, world.session, before=hang, control_timeout_s=0.3)
     started = time.monotonic()
     try:
         outcome = world.run(run_round(client, world.publish(world.model_a), SETTINGS))
@@ -99,7 +100,7 @@ def test_kill_9_of_the_supervising_process_amid_a_round_leaves_no_server_and_an_
     assert len(pids) >= 4, "supervisor, guard, API server and engine core"
 
     async def kill(route: str) -> None:
-        if route != "/pause":
+        if route != SWAP_ROUTE:
             return
         os.kill(world.other.supervisor.pid, signal.SIGKILL)
         world.other.supervisor.wait()

@@ -13,11 +13,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from learner_jax.contracts import MANIFEST_SCHEMA, GoldenPrompt, WeightManifest
 from serving_bridge.access import FENCING_HEADER, ROUND_ROUTE
 from serving_bridge.access.probes import batch_of
 from serving_bridge.vllm.answers import Aborted, Completion, Failed, Malformed, joined
 from serving_bridge.vllm.client import VllmClient
-from serving_bridge.vllm_plugin import PackedAnswer
+from serving_bridge.vllm_plugin import PackedAnswer, SwapAnswer
 from tests.support.rollout_world import choice, replies, reply, virtually
 
 STATUS = {"state": "staged", "staged": 3, "error": "", "damaged": False, "applied": 2, "intact": True}
@@ -59,23 +60,9 @@ ROUTES: list[tuple[str, Callable[[VllmClient], Coroutine[Any, Any, Any]], str, s
     ("pause", lambda c: c.control().pause(), "POST", "/pause", {"mode": "keep", "clear_cache": "true"}),
     ("resume", lambda c: c.control().resume(), "POST", "/resume", None),
     ("begin", lambda c: c.control().start_update(), "POST", "/start_weight_update", None),
-    ("finish", lambda c: c.control().finish_update(), "POST", "/finish_weight_update", {"weight_version": "unproven"}),
     ("name", lambda c: c.control().name_version(3), "POST", "/update_weight_version", {"new_version": "3"}),
-    (
-        "no name",
-        lambda c: c.control().name_version(None),
-        "POST",
-        "/update_weight_version",
-        {"new_version": "unproven"},
-    ),
+    ("serve", lambda c: c.control().serve(3), "POST", "/weir_serve", {"version": 3}),
     ("abort", lambda c: c.control().abort_all(), "POST", "/abort_requests", {}),
-    (
-        "update",
-        lambda c: c.control().update(3, "hash", "round"),
-        "POST",
-        "/update_weights",
-        {"update_info": {"version": 3, "content_sha256": "hash", "round_id": "round"}},
-    ),
 ]
 
 
@@ -146,6 +133,69 @@ def test_states_are_read_and_others_refused() -> None:
         Server({"is_paused": "yes"}).does(lambda client: client.is_paused())
     assert Server().does(lambda client: client.is_healthy())
     assert not Server(status=503).does(lambda client: client.is_healthy())
+
+
+MANIFEST = WeightManifest(
+    schema=MANIFEST_SCHEMA,
+    version=3,
+    base_version=None,
+    format="full",
+    step=0,
+    parent=2,
+    run="r",
+    num_changed=None,
+    files=[],
+    tensors=[],
+    content_sha256="0" * 64,
+    golden=[GoldenPrompt([1, 2], [-1.0]), GoldenPrompt([1, 2, 3], [-1.0, -2.0])],
+)
+
+
+def swapped(*answers: PackedAnswer, is_applied: bool = True, error: str = "", proof_s: float = 0.5) -> Any:
+    server = Server(msgspec.msgpack.encode(SwapAnswer(is_applied, error, list(answers), proof_s)))
+    found = server.does(lambda client: client.control().swap(MANIFEST, "round", applies=True))
+    ((method, route, body),) = server.asked
+    assert (method, route, body["applies"], body["round_id"]) == ("POST", "/weir_swap", True, "round")
+    assert (body["version"], body["content_sha256"], body["golden"]) == (3, "0" * 64, [[1, 2], [1, 2, 3]])
+    return found
+
+
+def proof(*logprobs: float, reason: str = "length") -> PackedAnswer:
+    return PackedAnswer([choice([9], reason)], np.array(logprobs, "<f4").tobytes())
+
+
+def test_a_swap_is_asked_for_in_one_request_and_gives_the_proof_of_each_golden_prompt() -> None:
+    found = swapped(proof(-1.0), proof(-1.0, -2.5))
+    assert (found.is_applied, found.error, found.proof_s) == (True, "", 0.5)
+    assert [values.tolist() for values in found.logprobs] == [[-1.0], [-1.0, -2.5]]
+    for is_applied in (True, False):
+        found = swapped(is_applied=is_applied, error="no\x1b room")
+        assert (found.is_applied, found.logprobs) == (is_applied, [])
+        assert "room" in found.error
+        assert found.error.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("answers", "options"),
+    [
+        ([proof(-1.0)], {}),
+        ([proof(-1.0), proof(-1.0)], {}),
+        ([proof(-1.0), proof(-1.0, -10_000.0)], {}),
+        ([proof(-1.0), proof(-1.0, -2.0)], {"is_applied": False}),
+        ([proof(-1.0), proof(-1.0, -2.0)], {"proof_s": math.nan}),
+        ([proof(-1.0), proof(-1.0, -2.0)], {"proof_s": -1.0}),
+    ],
+)
+def test_a_proof_that_is_none_is_malformed(answers: list[PackedAnswer], options: dict[str, Any]) -> None:
+    with pytest.raises(Malformed):
+        swapped(*answers, **options)
+
+
+def test_a_proof_that_was_aborted_is_none_and_an_answer_that_is_no_swaps_is_malformed() -> None:
+    with pytest.raises(Aborted):
+        swapped(proof(-1.0), proof(-1.0, -2.0, reason="abort"))
+    with pytest.raises(Malformed, match="can't be read"):
+        Server(b"\xc1").does(lambda client: client.control().swap(MANIFEST, "round", applies=True))
 
 
 def test_an_update_left_open_is_ended_by_one_that_fails() -> None:

@@ -146,17 +146,22 @@ async def aborted_answers_come_as_such(bench: Bench) -> None:
 
 
 async def update_sessions_follow_vllms_rules(bench: Bench) -> None:
-    with pytest.raises(Failed):
-        await bench.client.control().finish_update()
-    with pytest.raises(Failed):
-        await bench.client.control().update(99, "0" * 64, "nobody")
-    await bench.client.control().start_update()
+    control, manifest = bench.client.control(), bench.publish(bench.model_b)
+    before = await bench.client.weight_version()
+    found = await control.swap(manifest, "nobody", applies=True)
+    assert not found.is_applied
+    assert "start_weight_update" in found.error
+    await control.start_update()
     with pytest.raises(Failed, match="active"):
         await bench.client.control().start_update()
     await bench.client.control().end_stuck_update()
     await bench.client.control().start_update()
-    with pytest.raises(Failed, match="does not hold"):
-        await bench.client.control().update(99, "0" * 64, "nobody")
+    found = await control.swap(manifest, "nobody", applies=True)
+    assert not found.is_applied
+    assert "does not hold" in found.error
+    assert await bench.client.is_paused()
+    assert await bench.client.weight_version() == before
+    await control.resume()
 
 
 async def one_round_at_a_time_holds_the_lease(bench: Bench) -> None:
@@ -177,10 +182,11 @@ async def a_round_that_another_followed_changes_nothing_however_late_it_asks(ben
         while (await bench.client.worker_status("controller")).state == "reading":
             await asyncio.sleep(0.01)
     before = await bench.client.weight_version()
-    for ask in (late.pause, late.abort_all, late.start_update, late.finish_update, late.end_stuck_update, late.resume):
+    for ask in (late.pause, late.abort_all, late.start_update, late.end_stuck_update, late.resume):
         with pytest.raises(Superseded, match="followed by"):
             await ask()
-    for asked in (late.name_version(99), late.release("controller"), late.update(1, "0" * 64, "controller")):
+    swap = late.swap(manifest, "controller", applies=False)
+    for asked in (late.name_version(99), late.serve(99), late.release("controller"), swap):
         with pytest.raises(Superseded, match="followed by"):
             await asked
     with pytest.raises(Superseded, match="followed by"):

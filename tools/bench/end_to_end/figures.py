@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from serving_bridge.telemetry import Record
 from tools.bench import BenchmarkError
-from tools.bench.end_to_end.processes import Sample
+from tools.bench.processes import Sample
 
 
 @dataclass(frozen=True)

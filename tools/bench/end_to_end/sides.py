@@ -16,7 +16,7 @@ from serving_bridge.processes import GuardedProcess, log_tail, process_environme
 from serving_bridge.telemetry import MetricsTail, Record
 from tools.bench import BenchmarkError
 from tools.bench.end_to_end.figures import Run, run_of
-from tools.bench.end_to_end.processes import RoleOf, Sample, Sampler, peer_role, weir_role
+from tools.bench.processes import RoleOf, Sample, Sampler, peer_role, weir_role
 
 WEIR, BASE = "weir", "base"
 PEERS = ("trl", "tunix")

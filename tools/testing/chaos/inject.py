@@ -168,7 +168,7 @@ async def _engine_told(site: Site, fault: Fault) -> None:
         "hangs": {"hangs": True},
         "slow": {"slowness": 5.0},
         "garbage": {"garbage": 5},
-        "failures": {"failures": {"/inference/v1/generate": 3, "/update_weights": 1, "/pause": 1}},
+        "failures": {"failures": {"/inference/v1/generate": 3, "/update_weights": 1, "/weir_swap": 1}},
         "aborts": {"aborts": 5},
         "dies": {"dies_after_tokens": 7},
         "breaks": {"breaks": 1},

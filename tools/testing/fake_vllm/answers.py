@@ -6,11 +6,15 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
 
-from serving_bridge.vllm_plugin import PackedAnswer, PackedChoice
+from serving_bridge.vllm_plugin import PackedAnswer, PackedChoice, SwapAnswer
+
+#: (HTTP status, payload)
+Answer = tuple[int, bytes]
 
 
 @dataclass(eq=False)
@@ -63,6 +67,10 @@ class Generation:
         self.finished = [reason or "abort" for reason in self.finished]
 
 
+def json_answer(content: dict[str, Any]) -> Answer:
+    return 200, msgspec.json.encode(content)
+
+
 def answer(request: Generation, prompt_logprobs: list[float] | None) -> bytes:
     """What the plugin sends to who asks for packed answers, as Weir always does."""
     choices = [
@@ -82,6 +90,12 @@ def answer(request: Generation, prompt_logprobs: list[float] | None) -> bytes:
 def together(answers: Sequence[bytes]) -> bytes:
     """What the plugin sends to who asked with several prompts at once."""
     return msgspec.msgpack.encode([msgspec.Raw(answer) for answer in answers])
+
+
+def swap_answer(is_applied: bool, error: str, proof: bytes) -> bytes:
+    """What the plugin sends to who asked for a swap; the proof as `together` has it, empty if there is none."""
+    answers = msgspec.msgpack.decode(proof, type=list[PackedAnswer]) if proof and not error else []
+    return msgspec.msgpack.encode(SwapAnswer(is_applied, error, answers))
 
 
 def _floats(values: Sequence[float]) -> bytes:

@@ -40,6 +40,13 @@ class Disturbance:
     aborts: int = 0
     dies_after_tokens: int | None = None
 
+    def shall_fail(self, route: str) -> bool:
+        """Whether what is asked of a route now fails on purpose; counts down."""
+        if self.failures[route] <= 0:
+            return False
+        self.failures[route] -= 1
+        return True
+
 
 @dataclass(frozen=True)
 class EngineSettings:

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from serving_bridge.access import ROUND_ROUTE, Fence, Refused, batch_of
-from tools.testing.fake_vllm.answers import Generation, answer, metrics, together
+from serving_bridge.access import ROUND_ROUTE, SERVE_ROUTE, SWAP_ROUTE, Fence, Refused, batch_of
+from tools.testing.fake_vllm.answers import Answer, Generation, answer, json_answer, metrics, together
 from tools.testing.fake_vllm.core import Disturbance, EngineCore, EngineDiedError, EngineSettings
+from tools.testing.fake_vllm.rounds import RoundRoutes
 from tools.testing.fake_vllm.weights import Worker
-
-Answer = tuple[int, bytes]
 
 #: routes that answer though the engine hangs
 _WITHOUT_ENGINE = (ROUND_ROUTE, "/metrics", "/is_paused", "/weight_info")
@@ -52,9 +52,16 @@ class Engine:
         self.settings = settings
         self.draining = False
         self._core = EngineCore(worker, settings, on_sample=on_sample)
-        self._draws, self._control_token, self._on_name = draws, control_token, on_name
-        self._session_open = False
+        self._draws, self._control_token = draws, control_token
         self._fence = Fence()
+        self._rounds = RoundRoutes(
+            worker,
+            self._core,
+            self._generate_all,
+            control_s=settings.control_s,
+            control_token=control_token,
+            on_name=on_name,
+        )
 
     @property
     def disturbance(self) -> Disturbance:
@@ -87,11 +94,10 @@ class Engine:
         """
         if path == "/health":
             return 200, b""
-        route = self._routes().get((method, path))
+        route = self._routes(lambda: self._fence.check(path, None, fencing_token)).get((method, path))
         if route is None:
             return _error(404, f"{method} {path}: no such route")
-        if self.disturbance.failures[path] > 0:
-            self.disturbance.failures[path] -= 1
+        if self.disturbance.shall_fail(path):
             return _error(500, f"{path} failed on purpose")
         await self._core.until(lambda: not self.disturbance.hangs or path in _WITHOUT_ENGINE)
         try:
@@ -120,18 +126,26 @@ class Engine:
         """Ends every request in flight; returns how many."""
         return self._core.abort_everything()
 
-    def _routes(self) -> dict[tuple[str, str], Callable[[dict[str, Any], Mapping[str, str]], Any]]:
+    def _routes(
+        self, check: Callable[[], None]
+    ) -> dict[tuple[str, str], Callable[[dict[str, Any], Mapping[str, str]], Any]]:
+        """By (method, path).
+
+        Args:
+          check: raises once another round than that of the request is to be obeyed.
+        """
         return {
+            ("POST", SWAP_ROUTE): partial(self._rounds.swap, check),
+            ("POST", SERVE_ROUTE): partial(self._rounds.serve, check),
             ("POST", "/inference/v1/generate"): self._generate,
             ("POST", ROUND_ROUTE): self._begin_round,
             ("POST", "/pause"): self._pause,
             ("POST", "/resume"): self._resume,
             ("GET", "/is_paused"): self._say_paused,
             ("POST", "/abort_requests"): self._abort,
-            ("POST", "/start_weight_update"): self._start_update,
-            ("POST", "/update_weights"): self._update,
-            ("POST", "/finish_weight_update"): self._finish_update,
-            ("POST", "/update_weight_version"): self._name_version,
+            ("POST", "/start_weight_update"): self._rounds.start_update,
+            ("POST", "/update_weights"): self._rounds.update,
+            ("POST", "/update_weight_version"): self._rounds.name_version,
             ("GET", "/weight_info"): self._say_version,
             ("POST", "/collective_rpc"): self._call_worker,
             ("GET", "/metrics"): self._metrics,
@@ -140,7 +154,7 @@ class Engine:
     # Control.
 
     async def _begin_round(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
-        return _json({"fencing_token": self._fence.next_token()})
+        return json_answer({"fencing_token": self._fence.next_token()})
 
     async def _pause(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
         mode = params.get("mode", "abort")
@@ -150,60 +164,26 @@ class Engine:
         if mode == "abort":
             self.abort_everything()
         await asyncio.sleep(self.settings.control_s)
-        return _json({"status": "paused"})
+        return json_answer({"status": "paused"})
 
     async def _resume(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
         self._core.resume()
-        return _json({"status": "resumed"})
+        return json_answer({"status": "resumed"})
 
     async def _say_paused(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
-        return _json({"is_paused": self._core.is_paused})
+        return json_answer({"is_paused": self._core.is_paused})
 
     async def _abort(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
         wanted = body.get("request_ids")
         if not wanted:
-            return _json({"status": "aborted", "aborted": self.abort_everything()})
+            return json_answer({"status": "aborted", "aborted": self.abort_everything()})
         for request in self._core.requests:
             request.aborted |= request.request_id in wanted
         self.notice()
-        return _json({"status": "aborted", "aborted": len(wanted)})  # also for ids that nobody has
-
-    async def _start_update(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
-        if self._session_open:
-            raise RuntimeError("start_weight_update called while a weight update is already active")
-        self._session_open = True
-        return _json({"message": "Weight update started"})
-
-    async def _update(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
-        if not self._session_open:
-            raise RuntimeError("start_weight_update must be called before update_weights")
-        try:
-            info = body["update_info"]
-            await asyncio.sleep(self.settings.control_s)
-            self.worker.update(int(info["version"]), str(info["content_sha256"]), str(info["round_id"]))
-        except BaseException:
-            self._session_open = False  # a failing update ends the session, a failing finish does not
-            raise
-        return _json({"message": "Weights updated"})
-
-    async def _finish_update(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
-        if not self._session_open:
-            raise RuntimeError("finish_weight_update called without a matching start_weight_update")
-        self._session_open = False
-        if body.get("weight_version") is not None:
-            self._named(str(body["weight_version"]))
-        return _json({"message": "Weight update finished"})
-
-    async def _name_version(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
-        self._named(str(body["new_version"]))
-        return _json({"success": True, "new_version": self._core.version_name})
-
-    def _named(self, name: str) -> None:
-        self._core.version_name = name
-        self._on_name(name)
+        return json_answer({"status": "aborted", "aborted": len(wanted)})  # also for ids that nobody has
 
     async def _say_version(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
-        return _json({"weight_version": self._core.version_name})
+        return json_answer({"weight_version": self._core.version_name})
 
     async def _call_worker(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
         methods: dict[str, Callable[..., dict[str, Any]]] = {
@@ -215,7 +195,7 @@ class Engine:
         if name not in methods:
             raise _RefusedError(f"method {name!r}, expected one of {sorted(methods)}")
         status: dict[str, Any] = methods[name](**body.get("kwargs", {}))
-        return _json({"results": [status]})
+        return json_answer({"results": [status]})
 
     async def _metrics(self, body: dict[str, Any], params: Mapping[str, str]) -> Answer:
         running, waiting = self._core.num_rows()
@@ -245,9 +225,12 @@ class Engine:
 
     async def _generate_each(self, prompts: list[Any], body: dict[str, Any]) -> Answer:
         """Each prompt as by a request of its own; one that fails fails all."""
-        tasks = [asyncio.ensure_future(self._generate({**body, "token_ids": prompt}, {})) for prompt in prompts]
+        return 200, await self._generate_all([{**body, "token_ids": prompt} for prompt in prompts])
+
+    async def _generate_all(self, asked: Sequence[dict[str, Any]]) -> bytes:
+        tasks = [asyncio.ensure_future(self._generate(one, {})) for one in asked]
         try:
-            return 200, together([payload for _, payload in await asyncio.gather(*tasks)])
+            return together([payload for _, payload in await asyncio.gather(*tasks)])
         finally:
             for task in tasks:
                 task.cancel()
@@ -273,10 +256,6 @@ class Engine:
             draws=draws,
             arrived_in_pause=self._core.pauses,
         )
-
-
-def _json(content: dict[str, Any]) -> Answer:
-    return 200, msgspec.json.encode(content)
 
 
 def _error(status: int, message: str) -> Answer:

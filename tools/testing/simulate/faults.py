@@ -157,13 +157,12 @@ class Monkey:
 
 
 _ROUTES = (
-    "/pause",
     "/resume",
     "/is_paused",
     "/start_weight_update",
     "/update_weights",
-    "/finish_weight_update",
-    "/update_weight_version",
+    "/weir_swap",
+    "/weir_serve",
     "/collective_rpc",
     "/abort_requests",
     "/inference/v1/generate",

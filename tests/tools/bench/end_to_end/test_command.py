@@ -13,8 +13,8 @@ from tools.bench.__main__ import main
 from tools.bench.end_to_end import command
 from tools.bench.end_to_end.agreement import FirstStep
 from tools.bench.end_to_end.figures import Run, Skill, Step
-from tools.bench.end_to_end.processes import Sample
 from tools.bench.end_to_end.sides import Launch
+from tools.bench.processes import Sample
 
 __all__ = ["created"]
 

@@ -6,7 +6,7 @@ import pytest
 
 from tools.bench import BenchmarkError
 from tools.bench.end_to_end.figures import Figures, Run, Skill, Step, figures, run_of
-from tools.bench.end_to_end.processes import Sample
+from tools.bench.processes import Sample
 
 MIB = 2**20
 

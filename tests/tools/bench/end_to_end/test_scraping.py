@@ -10,8 +10,8 @@ import pytest
 from serving_bridge.metrics import Exporter, write_target
 from tools.bench import BenchmarkError
 from tools.bench.end_to_end.figures import Run, Step
-from tools.bench.end_to_end.processes import Sample
 from tools.bench.end_to_end.scraping import Scraper, Window, addresses, costs, is_scraped, windows_of
+from tools.bench.processes import Sample
 
 STEPS, RATE = 5, 20.0
 

@@ -14,8 +14,8 @@ import pytest
 
 from learner_jax.runtime import WaitTimeoutError
 from tools.bench import BenchmarkError
-from tools.bench.end_to_end.processes import peer_role
 from tools.bench.end_to_end.sides import Launch, peer_launch, run_side, weir_launch
+from tools.bench.processes import peer_role
 
 #: Takes a step every tenth of a second until it is ended, and keeps a process of its own beside.
 SIDE = textwrap.dedent(

@@ -25,7 +25,7 @@ from serving_bridge.vllm.server_checks import claim_port
 from tools.bench import BenchmarkError
 from tools.bench.__main__ import main
 from tools.bench.rollout import rollout
-from tools.bench.rollout.rollout import Result, Work
+from tools.bench.rollout.rollout import Cost, Result, Work
 from tools.bench.timing import Spread
 from tools.testing.fake_vllm.core import EngineSettings
 from tools.testing.fake_vllm.engine import Engine
@@ -204,25 +204,46 @@ def test_a_round_with_a_failed_request_gives_no_figure(
 
 
 RATES = {"weir": [90.0, 110.0, 200.0], "vllm": [100.0, 100.0, 250.0], "bare": [180.0, 110.0, 400.0]}
+CLIENT = {"weir": [1.0, 2.0, 8.0], "vllm": [2.0, 5.0, 10.0], "bare": [0.5, 0.5, 0.5]}
+TOKENS = 1000
+COSTS = {
+    side: [Cost(TOKENS / rate, client, 1.0) for rate, client in zip(RATES[side], CLIENT[side], strict=True)]
+    for side in RATES
+}
+RESULT = rollout.summarized(COSTS, TOKENS)
 
 
 def test_the_ratios_are_of_throughputs_within_a_round() -> None:
-    result = rollout.summarized(RATES)
-    assert {side: result.tokens_per_s[side].median for side in RATES} == {"weir": 110.0, "vllm": 100.0, "bare": 180.0}
+    result = RESULT
+    medians = {side: result.tokens_per_s[side].median for side in RATES}
+    assert medians == pytest.approx({"weir": 110.0, "vllm": 100.0, "bare": 180.0})
     assert result.of_vllm.median == pytest.approx(0.9)  # of 0.9, 1.1 and 0.8, not 110 / 100
     assert (result.of_vllm.p10, result.of_vllm.p90) == pytest.approx((0.82, 1.06))
     assert result.of_bare.median == pytest.approx(0.5)
+
+
+def test_cpu_time_is_per_token_and_compared_within_a_round() -> None:
+    assert {side: tuple(cost.median for cost in costs) for side, costs in RESULT.cpu_us.items()} == {
+        "weir": (2000.0, 1000.0),
+        "vllm": (5000.0, 1000.0),
+        "bare": (500.0, 1000.0),
+    }
+    assert RESULT.client_cpu_of_vllm.median == pytest.approx(0.5)  # of 0.5, 0.4 and 0.8
+    assert RESULT.all_cpu_of_vllm.median == pytest.approx(2 / 3)  # of 2/3, 3/6 and 9/11
 
 
 def test_throughput_counts_the_tokens_of_all_answers() -> None:
     assert Work(groups=6, group_size=2, tokens=3, concurrency=3).total_tokens == 36
 
 
-@pytest.mark.parametrize(("median", "met"), [(0.951, "met"), (0.95, "met"), (0.949, "NOT met"), (1.2, "met")])
+@pytest.mark.parametrize(("median", "met"), [(1.001, "met"), (1.0, "met"), (0.999, "NOT met"), (1.2, "met")])
 def test_the_verdict_is_of_the_median(median: float, met: str) -> None:
     of_vllm = Spread(median, 0.1, 9.0)
-    result = dataclasses.replace(rollout.summarized(RATES), of_vllm=of_vllm)
-    assert rollout.verdict(result) == f"throughput relative to vLLM's client: {of_vllm.show()} (aim 0.95): {met}"
+    first, second, _ = rollout.verdict(dataclasses.replace(RESULT, of_vllm=of_vllm)).splitlines()
+    assert first == f"throughput relative to vLLM's client: {of_vllm.show()} (aim 1.0): {met}"
+    assert second.endswith("(aim below 1): met")
+    dear = rollout.verdict(dataclasses.replace(RESULT, client_cpu_of_vllm=of_vllm)).splitlines()[1]
+    assert dear.endswith("NOT met" if median >= 1 else ": met")
 
 
 def test_it_prints_what_it_writes(
@@ -233,7 +254,7 @@ def test_it_prints_what_it_writes(
     async def measure(work: Work, rounds: int, folder: Path, done: Callable[[str], object]) -> Result:
         given.append((work, rounds))
         done("weir")
-        return rollout.summarized(RATES)
+        return RESULT
 
     monkeypatch.setattr(rollout, "measure", measure)
     monkeypatch.setattr(rollout, "collect_garbage_less_often", lambda: None)
@@ -245,20 +266,21 @@ def test_it_prints_what_it_writes(
     assert main(["rollout", *arguments, "--json", str(out)]) == 0
     assert given == [(Work(6, 2, 3, 4), 3)]
     printed = capsys.readouterr().out
-    assert "(aim 0.95): NOT met" in printed
+    assert "(aim 1.0): NOT met" in printed
     record = json.loads(out.read_text())
     assert record["benchmark"] == "rollout"
     assert record["settings"] == {"groups": 6, "group_size": 2, "tokens": 3, "concurrency": 4, "rounds": 3}
     assert record["results"]["of_vllm"]["median"] == pytest.approx(0.9)
-    assert record["results"]["tokens_per_s"]["bare"]["median"] == 180.0
+    assert record["results"]["tokens_per_s"]["bare"]["median"] == pytest.approx(180.0)
 
 
 def test_the_table_has_a_row_for_each_side() -> None:
-    found = rollout.table(rollout.summarized(RATES))
+    found = rollout.table(RESULT)
     cells = [list(column.cells) for column in found.columns]
     assert cells[0] == ["weir", "vllm", "bare"]
     assert [str(cell).split()[0] for cell in cells[1]] == ["110", "100", "180"]
     assert [str(cell).split()[:1] for cell in cells[2]] == [[], ["0.900"], ["0.500"]]
+    assert [str(cell).split()[0] for cell in cells[3]] == ["2000", "5000", "500"]
 
 
 @pytest.mark.parametrize(

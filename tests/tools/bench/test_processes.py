@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tools.bench.end_to_end.processes import Sample, Sampler, peer_role, weir_role
+from tools.bench.processes import Sample, Sampler, peer_role, weir_role
 
 PYTHON = "/some/python"
 
