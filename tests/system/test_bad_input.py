@@ -42,16 +42,7 @@ def places(tmp_path: Path) -> dict[str, Path]:
     return made
 
 
-CONFIGURED = (
-    "data",
-    "learner",
-    "rollout",
-    "serve",
-    "train",
-    "launch --on local",
-    "database migrate",
-    "evaluate --model EMPTY",
-)
+CONFIGURED = ("learner", "rollout", "serve", "train", "launch --on local", "database migrate", "evaluate --model EMPTY")
 
 CASES = [
     *(f"new {p}" for p in ("FILE", "UNDER")),
