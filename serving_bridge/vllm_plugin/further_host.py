@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import sys
 
+from serving_bridge.vllm_plugin.command_line import cli_args
+
 
 def main() -> None:
     from vllm.entrypoints.cli.serve import run_headless
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])
-    validate_parsed_serve_args(parsed)
+    parsed = cli_args().make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])
+    cli_args().validate_parsed_serve_args(parsed)
     parsed.api_server_count = 0
     run_headless(parsed)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from serving_bridge.vllm_plugin import OPTION_VERDICT
+from serving_bridge.vllm_plugin.command_line import cli_args
 
 
 class RefusedError(Exception):
@@ -27,27 +28,17 @@ def refusal(arguments: list[str]) -> str:
 
 
 def _parsed(arguments: list[str]) -> argparse.Namespace:
-    cli_args = _cli_args()
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     class Parser(FlexibleArgumentParser):
         def error(self, message: str) -> NoReturn:
             raise RefusedError(message)
 
-    parsed: argparse.Namespace = cli_args.make_arg_parser(Parser(allow_abbrev=False)).parse_args(arguments)
+    parsed: argparse.Namespace = cli_args().make_arg_parser(Parser(allow_abbrev=False)).parse_args(arguments)
     if getattr(parsed, "model_tag", None) is not None:  # the second value of an option that takes one
         raise RefusedError(f"unrecognized arguments: {parsed.model_tag}")
-    cli_args.validate_parsed_serve_args(parsed)
+    cli_args().validate_parsed_serve_args(parsed)
     return parsed
-
-
-def _cli_args() -> Any:
-    """The module with the server's parser, by the place that it has in this version."""
-    try:
-        from vllm.entrypoints.launchers import cli_args
-    except ImportError:
-        from vllm.entrypoints.openai import cli_args
-    return cli_args
 
 
 def _engine_config(parsed: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from serving_bridge.vllm.client import Rejected, Unreachable, VllmClient
+from serving_bridge.vllm_plugin.command_line import cli_args
 from tests.support.weight_world import TOLERANCE, World, next_logprobs
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -82,10 +83,9 @@ def test_every_route_of_the_server_is_shut(world: World):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own, while it is imported
         from vllm.entrypoints.launchers.app import build_app
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = make_arg_parser(FlexibleArgumentParser())
+    parser = cli_args().make_arg_parser(FlexibleArgumentParser())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_SERVER_DEV_MODE", "1")
         app = build_app(parser.parse_args(["--enable-scale-out"]), ("generate",))

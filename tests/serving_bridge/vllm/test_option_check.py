@@ -49,10 +49,10 @@ TRIED: list[tuple[dict[str, Any], str]] = [
 _PROGRAM = """
 import json, sys
 from serving_bridge.vllm_plugin import option_check
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from serving_bridge.vllm_plugin.command_line import cli_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 said = [option_check.refusal(arguments) for arguments in json.loads(sys.argv[1])]
-actions = make_arg_parser(FlexibleArgumentParser())._actions
+actions = cli_args().make_arg_parser(FlexibleArgumentParser())._actions
 print("\\nFOUND", json.dumps([said, [action.option_strings for action in actions if action.option_strings]]))
 """
 
