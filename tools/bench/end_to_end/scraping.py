@@ -173,6 +173,12 @@ def table(result: Result, rate: float) -> Table:
     return found
 
 
+def verdict(cpu: Spread) -> str:
+    """Whether the aim is met, as far as the noise lets one say."""
+    met = "NOT met" if cpu.median > AIM else "met" if cpu.p90 <= AIM else "not shown, for the noise"
+    return f"CPU time of one scrape a second: {cpu.show(scale=100)} % (aim {100 * AIM:g} %): {met}"
+
+
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the table and the aim, and writes the figures as JSON where asked to."""
     parser = argparse.ArgumentParser(
@@ -206,10 +212,7 @@ def main(argv: Sequence[str]) -> None:
     cpu, pace = costs(windows_of(run, steps=given.steps, count=count), given.rate)
     result = Result(len(scraper.pages), scraper.scrapes, scraper.failed, cpu, pace)
     out.print(table(result, given.rate))
-    met = "met" if result.cpu_share.median <= AIM else "NOT met"
-    out.print(
-        f"CPU time of scraping once a second: {cpu.show(scale=100)} % (aim {100 * AIM:g} %): {met}", highlight=False
-    )
+    out.print(verdict(cpu), highlight=False)
     if given.json is not None:
         settings = {"config": given.config, "windows": given.windows, "steps": given.steps, "rate": given.rate}
         write_json(given.json, "scrape", hardware, settings, asdict(result))

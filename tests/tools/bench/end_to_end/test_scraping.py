@@ -10,8 +10,9 @@ import pytest
 from serving_bridge.metrics import Exporter, write_target
 from tools.bench import BenchmarkError
 from tools.bench.end_to_end.figures import Run, Step
-from tools.bench.end_to_end.scraping import Scraper, Window, addresses, costs, is_scraped, windows_of
+from tools.bench.end_to_end.scraping import Scraper, Window, addresses, costs, is_scraped, verdict, windows_of
 from tools.bench.processes import Sample
+from tools.bench.timing import Spread
 
 STEPS, RATE = 5, 20.0
 
@@ -78,3 +79,11 @@ def test_all_pages_are_fetched_while_the_scraper_is_on_and_none_before(tmp_path:
     assert scraper.scrapes >= 20
     assert scraper.failed == scraper.scrapes / 2
     assert len(scraper.pages) == 2
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [((0.002, 0.0, 0.01), "met"), ((0.002, -0.02, 0.02), "not shown, for the noise"), ((0.02, 0.0, 0.03), "NOT met")],
+)
+def test_noise_that_hides_a_cost_is_no_success(figures: tuple[float, float, float], said: str) -> None:
+    assert verdict(Spread(*figures)).endswith(f"(aim 1 %): {said}")
