@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from configs.errors import ConfigError as ConfigError
 from configs.names import did_you_mean
 from configs.overrides import apply_override, item_of, model_of
-from configs.paths import base_of, make_absolute, make_portable
+from configs.paths import base_of, make_absolute, make_portable, not_in_storage
 from configs.schema import Config
 from configs.shipped import shipped_config, shipped_configs
 from configs.text import quoted, shown, unusable
@@ -44,7 +44,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def parse_config(tree: dict[str, Any], *, origin: str) -> Config:
     """Checks a tree of plain values against the schema; `origin` names it in errors."""
-    if problems := list(unusable(tree)):
+    if problems := [*unusable(tree), *not_in_storage(tree)]:
         raise ConfigError(f"{origin}: {'; '.join(problems)}")
     try:
         return Config.model_validate(tree)

@@ -10,6 +10,7 @@ from typing import Any
 from configs.errors import ConfigError
 from rewards.settings import names_file
 from serving_bridge.database import MEMORY
+from serving_bridge.storage import is_url
 
 #: Settings that name a file or folder. `store.database` may be a URL instead, sources of rows a function.
 PATH_SETTINGS = (
@@ -24,6 +25,7 @@ PATH_SETTINGS = (
     "store.database",
     "store.blobs",
     "store.weights",
+    "store.cache",
     "learner.loss.kl.reference",
     "serving.keys",
 )
@@ -31,6 +33,14 @@ PATH_SETTINGS = (
 SOURCE_PATHS = tuple(name.replace("task.", "task.sources.") for name in PATH_SETTINGS if name.startswith("task."))
 #: Tables of paths, by names of the user's.
 PATH_TABLES = ("task.episode.corpora",)
+#: Settings that can't be a URL of object storage, and what would be kept there.
+_FOLDERS_ONLY = {
+    "run.directory": "a run's directory, with its checkpoints,",
+    "task.path": "a task's file",
+    "store.cache": "a host's cache",
+    "learner.loss.kl.reference": "a reference model",
+    "serving.keys": "the key of a fleet",
+}
 #: How the ready-made configurations mark what only their user knows.
 _TO_BE_GIVEN = "give --set "
 _SQLITE = "sqlite:///"
@@ -67,6 +77,16 @@ def make_portable(tree: dict[str, Any], folder: Path) -> None:
         place = Path(table[key])
         if place.is_relative_to(folder):
             table[key] = str(place.relative_to(folder))
+
+
+def not_in_storage(tree: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with URLs in a tree of settings that must be paths."""
+    for setting, why in _FOLDERS_ONLY.items():
+        *tables, key = setting.split(".")
+        for table in _tables(tree, tables):
+            text = table.get(key)
+            if isinstance(text, str) and is_url(text):
+                yield f"{setting}: {why} on {text.partition('://')[0]}:// is not supported: expected a path"
 
 
 def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:

@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from serving_bridge.routing import ReplicaRegistry
+from serving_bridge.storage import is_url
 from serving_bridge.weights import StoreError, VersionRow, WeightStore
 from serving_bridge.weights import inspection as weight_inspection
 from tools.assembly import clear_errors
@@ -43,7 +44,7 @@ def main() -> None:
         ("rollback", "publish an older version again, as the newest"),
     ):
         command = commands.add_parser(name, help=text)
-        command.add_argument("store", type=Path, help="folder of the weight store, e.g. runs/demo/weights")
+        command.add_argument("store", help="the weight store, e.g. runs/demo/weights or s3://bucket/prefix")
         if name in ("show", "rollback"):
             command.add_argument("version", type=int)
         if name == "diff":
@@ -53,6 +54,9 @@ def main() -> None:
             command.add_argument("versions", type=int, nargs="*", metavar="version")
         if name == "watch":
             command.add_argument("--once", action="store_true", help="print once instead of going on")
+            command.add_argument(
+                "--replicas", type=Path, metavar="DIR", help="list of the replicas, where the store is no folder"
+            )
         else:
             command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
@@ -70,16 +74,17 @@ def main() -> None:
                 if not verify(store, arguments.versions, console, as_json=arguments.json):
                     sys.exit(1)
             case "watch":
-                watch(store, console, once=arguments.once)
+                watch(store, replicas_of(store, arguments.replicas), console, once=arguments.once)
             case "rollback":
                 rollback(store, arguments.version, console, as_json=arguments.json)
 
 
-def open_store(root: Path) -> WeightStore:
+def open_store(root: str | Path) -> WeightStore:
     """A store that exists, under the name of the run that it belongs to.
 
     Raises:
-      StoreError: the folder holds no version.
+      StoreError: there is no version.
+      StorageError: object storage refuses, or does not answer.
     """
     store = WeightStore(root, run="")
     readable = [row.manifest for row in weight_inspection.rows(store) if row.manifest is not None]
@@ -123,7 +128,7 @@ def print_manifest(store: WeightStore, version: int, console: Console, *, as_jso
     console.print(f"version {version} of run {escape(manifest.run)}, step {manifest.step}: {manifest.format}{base}")
     console.print(f"content {manifest.content_sha256}, after version {manifest.parent}")
     for file in manifest.files:
-        path = escape(str(store.folder(version) / file.name))
+        path = escape(store.shelf.place(version, file.name))
         console.print(f"file {path}: {file.num_bytes:,} bytes, sha256 {file.sha256}")
     golden = [len(prompt.tokens) for prompt in manifest.golden]
     console.print(f"{len(golden)} golden prompts of {golden} tokens")
@@ -159,16 +164,22 @@ def verify(store: WeightStore, versions: list[int], console: Console, *, as_json
     return all(found is None for found in problems.values())
 
 
-def watch(store: WeightStore, console: Console, *, once: bool) -> None:
+def replicas_of(store: WeightStore, given: Path | None) -> ReplicaRegistry:
+    """The list of a store's replicas, beside it by default."""
+    if given is None and is_url(store.address):
+        raise StoreError(f"{store.address} has no list of replicas beside it: give --replicas runs/NAME/replicas")
+    return ReplicaRegistry(given or store.root / "replicas")
+
+
+def watch(store: WeightStore, registry: ReplicaRegistry, console: Console, *, once: bool) -> None:
     """Shows which version each replica serves, until interrupted."""
-    registry = ReplicaRegistry(store.root / "replicas")
     if once:
         console.print(_replicas(store, registry))
         return
     try:
         with Live(_replicas(store, registry), console=console, auto_refresh=False) as live:
             while True:
-                time.sleep(_REFRESH_S)
+                time.sleep(max(_REFRESH_S, store.poll_s))
                 live.update(_replicas(store, registry), refresh=True)
     except KeyboardInterrupt:
         return

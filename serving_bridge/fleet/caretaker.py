@@ -13,6 +13,7 @@ from serving_bridge.fleet.weight_round import RoundOutcome
 from serving_bridge.processes import GuardError
 from serving_bridge.routing import TAKES_REQUESTS
 from serving_bridge.settings import ServingSettings
+from serving_bridge.storage import StorageError
 from serving_bridge.vllm import ReplicaError, ReplicaStartError
 from serving_bridge.weights import WeightStore
 
@@ -188,9 +189,8 @@ class Caretaker:
             member.proof_wanted, member.failed_rounds = False, 0
             return
         if outcome.store_damaged:
-            self._follower.want_anchor(manifest.version, outcome.error or "")
-            member.damaged.add(manifest.version)
-            if outcome.status == "rejected":
+            is_wanted = await self._ask_for_anchor(member, manifest.version, outcome.error or "")
+            if is_wanted and outcome.status == "rejected":
                 return  # it serves on; the next round comes with another form of the version
         member.failed_rounds += 1
         member.retry_s = _now() + min(_FIRST_RETRY_S * 2**member.failed_rounds, _MAX_RETRY_S)
@@ -200,6 +200,17 @@ class Caretaker:
             member.happens("refuted", outcome.error or "")
         if member.failed_rounds >= _FAILED_ROUNDS_BEFORE_RESTART:
             self._lose(member, f"{member.failed_rounds} weight rounds in a row failed: {outcome.error}")
+
+    async def _ask_for_anchor(self, member: Member, version: int, reason: str) -> bool:
+        """Has a version stored whole that a replica can't use; False where that can't be asked for now."""
+        member.damaged.add(version)
+        try:
+            await self._follower.want_anchor(version, reason)
+        except StorageError as error:  # asked again with the next round
+            member.damaged.discard(version)
+            self._log("files_failed", what="request for a whole version", error=str(error))
+            return False
+        return True
 
     async def _drain(self, member: Member) -> None:
         """Lets a replica finish what it has, then ends its process."""

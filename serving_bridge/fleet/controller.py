@@ -80,7 +80,7 @@ class Fleet:
         self._model_dir = model_dir
         self._log_dir = log_dir
         self._should_stop = should_stop
-        self._store_root = store.root
+        self._store = store
         self._registry_folder = registry.folder
         self._model_family = model_family
         self._keys = keys or FleetKeys(registry.folder / KEYS_FOLDER)
@@ -122,7 +122,7 @@ class Fleet:
         self._plan.begin(await self._run_blocking(self._book.orders))
         for _ in range(self._plan.wanted):
             self._join(must_start=True)
-        self._looks.begin("store", _TICK_S, self._follow_store)
+        self._looks.begin("store", self._store.poll_s, self._follow_store)
         self._looks.begin("registry", _TICK_S, lambda: self._roster.report(self.members))
         self._looks.begin("orders", _ORDERS_S, self._follow_orders)
         self._looks.begin("requests", _REQUESTS_S, lambda: self._roster.count_requests(self.members))
@@ -160,7 +160,7 @@ class Fleet:
             port=port,
             waits=self._waits,
             keys=self._keys,
-            store=self._store_root,
+            store=self._store,
             model_family=self._model_family,
             point=MeetingPoint(self._registry_folder, name) if self._settings.hosts_per_replica > 1 else None,
         )

@@ -62,7 +62,7 @@ class Replica:
       platform: found out from what is installed if None.
       waits: where its waits are seen.
       keys: its tokens come from these; by default from new ones, and only `client` can ask it then.
-      store: root of the weight store whose versions it may be brought to; by default it takes none.
+      store: whose versions it may be brought to, by its folder or as it is; by default it takes none.
       also_open: further paths of vLLM that take POST with the inference token.
       model_family: name of the model's family, where it is none of Weir's.
       point: where its further hosts join, if it has some.
@@ -80,7 +80,7 @@ class Replica:
         platform: Platform | None = None,
         waits: Waits | None = None,
         keys: Keys | None = None,
-        store: Path | None = None,
+        store: WeightStore | Path | None = None,
         also_open: Sequence[str] = (),
         model_family: str = "",
         point: MeetingPoint | None = None,
@@ -94,7 +94,7 @@ class Replica:
         self._waits = waits or Waits()
         self._session = session
         self._keys = keys or FreshKeys()
-        self._store = store.absolute() if store is not None else None
+        self._store = WeightStore(store, run="") if isinstance(store, Path) else store
         self._also_open = also_open
         self._model_family = model_family
         self._point = point
@@ -162,7 +162,8 @@ class Replica:
             base_url=url,
             control_token=self._keys.token("control", url, start),
             inference_token=self._keys.token("inference", url, start),
-            store=str(self._store or ""),
+            store=self._store.address if self._store is not None else "",
+            store_variables=self._store.variables(os.environ) if self._store is not None else {},
             also_open=self._also_open,
             model_family=self._model_family,
         )
@@ -204,8 +205,9 @@ class Replica:
         Raises:
           ReplicaError: the server was never started, or with another store.
         """
-        if self._client is not None and store.root.absolute() != self._store:
-            raise ReplicaError(f"{self.name} was started on weight store {self._store}, got {store.root.absolute()}")
+        started_on = self._store.address if self._store is not None else None
+        if self._client is not None and store.address != started_on:
+            raise ReplicaError(f"{self.name} was started on weight store {started_on}, got {store.address}")
         return await run_round(
             self.client, manifest, self.settings, round_id=round_id, waits=self._waits, name=self.name
         )

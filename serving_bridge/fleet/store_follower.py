@@ -7,6 +7,7 @@ from typing import Any
 
 from learner_jax.contracts import ContractError, WeightManifest
 from serving_bridge.fleet.member import Member
+from serving_bridge.storage import StorageError
 from serving_bridge.weights import StoreError, WeightStore
 
 
@@ -42,8 +43,8 @@ class StoreFollower:
             self.newest = await self._run_blocking(self._store.best_manifest, versions[-1])
         except (StoreError, ContractError) as error:
             if self._unreadable != versions[-1]:
+                await self.want_anchor(versions[-1], str(error))
                 self._unreadable = versions[-1]
-                self.want_anchor(versions[-1], str(error))
             return
         await self._run_blocking(lambda: self._store.collect(self._keep_versions, in_use()))
 
@@ -52,14 +53,21 @@ class StoreFollower:
 
         A version that the store holds damaged is tried again once it is there whole.
         """
-        member.damaged = {version for version in member.damaged if not self._store.has_anchor(version)}
+        has_anchor = self._store.has_anchor
+        member.damaged = {version for version in member.damaged if not has_anchor(version, recent=True)}
         newest = self.newest
         if newest is None or newest.version not in member.damaged:
             return newest
-        older = [v for v in self._store.versions() if v not in member.damaged and v < newest.version]
-        return self._store.best_manifest(older[-1]) if older and member.version < 0 else None
+        versions = self._store.versions(recent=True)
+        older = [v for v in versions if v not in member.damaged and v < newest.version]
+        if not older or member.version >= 0:
+            return None
+        try:
+            return self._store.best_manifest(older[-1])
+        except StorageError:
+            return None  # looked at again
 
-    def want_anchor(self, version: int, reason: str) -> None:
+    async def want_anchor(self, version: int, reason: str) -> None:
         """Asks the learner to store a version once more, whole."""
         self._log("version_damaged", version=version, error=reason)
-        self._store.want_anchor(version, reason)
+        await self._run_blocking(self._store.want_anchor, version, reason)

@@ -10,6 +10,7 @@ from serving_bridge.routing.registry import (
     Seconds,
     Text,
     read_record,
+    registry_folder,
     write_file,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "Text",
     "advance",
     "read_record",
+    "registry_folder",
     "write_file",
 ]

@@ -18,6 +18,7 @@ import msgspec
 from learner_jax.contracts import MAX_RECORD_TEXT, MAX_STEP, MAX_VERSION, quoted
 from learner_jax.runtime import PLAIN_NAME, PlainFileError, make_folder, read_plain, write_whole
 from serving_bridge.routing.lifecycle import TAKES_REQUESTS
+from serving_bridge.storage import is_url
 
 #: beside the rows, for this user only; see `access.FleetKeys`
 KEYS_FOLDER = "keys"
@@ -33,6 +34,16 @@ _Url = Annotated[str, msgspec.Meta(pattern=rf"\A(http://{_HOST}(:[0-9]{{1,5}})?)
 _MAX_BYTES = 2**20
 
 Record = TypeVar("Record")
+
+
+def registry_folder(weights: str, directory: Path) -> Path:
+    """Folder of the list of a run's replicas: beside its weights, or in its directory where these are no folder.
+
+    Args:
+      weights: path or URL of the weight store, empty for the one in the run's directory.
+    """
+    beside = directory if is_url(weights) else Path(weights or directory / "weights")
+    return beside / "replicas"
 
 
 class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

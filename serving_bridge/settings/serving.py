@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from learner_jax.contracts import Settings
 from serving_bridge.database import secret_in_url
 from serving_bridge.settings.engine_args import VLLM_MODULE, check_engine_args
+from serving_bridge.storage import is_url, unshared, url_problem
 
 #: What vLLM samples at; it takes less for this much, without a word, and refuses more than the other.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 0.01, 2.0
@@ -219,7 +220,21 @@ class StoreSettings(Settings):
     )
     blobs: str = Field("", description="folder of payloads above blob_bytes; every host must see it under this path")
     blob_bytes: int = Field(2**16, gt=0, le=2**30, description="bytes; larger payloads go to files, not rows")
-    weights: str = Field("", description="folder of the weight store; every host must see it under this path")
+    weights: str = Field(
+        "",
+        description="the weight store: a folder that every host sees under this path, or a place in object storage by "
+        "URL, such as s3://bucket/prefix (docs/storage.md)",
+    )
+    cache: str = Field(
+        "",
+        description="with weights in object storage: each host's folder for files of it; ~/.cache/weir by default",
+    )
+    cache_bytes: int = Field(
+        32 * 2**30, gt=0, le=2**60, description="bytes that a host's cache may take; what was not used for longest goes"
+    )
+    storage_timeout_s: float = Field(
+        60, ge=1, le=3600, description="seconds for which a request to object storage that fails is tried again"
+    )
     keep_versions: int = Field(8, ge=2, description="newest weight versions kept; older ones are deleted")
     anchor_every: int = Field(16, ge=1, description="versions between full ones; 1 publishes every version whole")
     max_changed: float = Field(0.6, ge=0, le=1, description="publish whole where more than this share of it changed")
@@ -246,6 +261,15 @@ class StoreSettings(Settings):
             raise ValueError(
                 f"database {self.database}: every process would have one of its own; give a file that all of them see"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _known_storage(self) -> StoreSettings:
+        if is_url(self.weights) and (problem := url_problem(self.weights) or unshared(self.weights)):
+            raise ValueError(f"weights: {problem}")
+        if is_url(self.blobs):
+            scheme = self.blobs.partition("://")[0]
+            raise ValueError(f"blobs on {scheme}:// are not supported: expected a folder that every host sees")
         return self
 
     @model_validator(mode="after")

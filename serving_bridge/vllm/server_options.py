@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ class Access:
 
     Attributes:
       base_url: where it will listen.
-      store: root of the weight store that versions are read from; empty where none may be staged.
+      store: path or URL of the weight store that versions are read from; empty where none may be staged.
       also_open: further paths that take POST with the inference token.
       model_family: name of the model's family, where it is none of Weir's.
+      store_variables: what the server needs to open the store; secrets may be among them.
     """
 
     base_url: str
@@ -52,6 +53,7 @@ class Access:
     store: str = ""
     also_open: Sequence[str] = ()
     model_family: str = ""
+    store_variables: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def server_command(
@@ -179,6 +181,7 @@ def server_environment(
         "TORCHINDUCTOR_CACHE_DIR": str(cache_folder(base) / "torchinductor"),
         **_own_addresses(settings),
         **with_own_packages(child_environment(base, settings.environment)),
+        **access.store_variables,
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",

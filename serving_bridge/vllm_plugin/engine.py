@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +24,7 @@ from serving_bridge.access import MAX_VERSION, Lease
 from serving_bridge.vllm_plugin import MODEL_FAMILY, STORE_ROOT
 from serving_bridge.vllm_plugin.live import LiveWeights, TornError, tensor_of
 from serving_bridge.vllm_plugin.stage import Applied, ModelTensors, Staged, StageError, Stager
+from serving_bridge.weights import ShelfOptions, WeightStore
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -77,7 +77,8 @@ class WeirEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self.live = LiveWeights(model)
         self.stager = Stager(ModelTensors(hf_shapes(model_config), dtype), self.live)
         self.lease = Lease()
-        self.store_root = os.environ.get(STORE_ROOT, "")
+        root = os.environ.get(STORE_ROOT, "")
+        self.store = WeightStore(root, run="", options=ShelfOptions.of_environment(os.environ)) if root else None
         self.applied: Applied | None = None
         self.intact = True
 
@@ -156,15 +157,13 @@ class WorkerExtension:
           StageError: a version is still being read; or the server was started without a store.
         """
         engine = self._weir_engine()
-        if not engine.store_root:
+        if engine.store is None:
             raise StageError(f"this server was started without {STORE_ROOT}, so it takes no versions")
         if type(version) is not int or not 0 <= version <= MAX_VERSION:
             raise StageError(f"version {version!r}, expected a number up to {MAX_VERSION}")
         engine.lease.take(round_id, lease_s)
         try:
-            engine.stager.begin(
-                Path(engine.store_root), version, content_sha256, engine.applied if engine.intact else None
-            )
+            engine.stager.begin(engine.store, version, content_sha256, engine.applied if engine.intact else None)
         except StageError:
             engine.lease.release(round_id)
             raise

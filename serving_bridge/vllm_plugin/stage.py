@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from learner_jax.contracts import ContractError, TensorEntry, WeightManifest
 from learner_jax.runtime import WeirError
+from serving_bridge.storage import StorageError
 from serving_bridge.vllm_plugin.live import LiveWeights, Patch
 from serving_bridge.weights import StoreError, Tensor, WeightStore, read_path
 
@@ -72,8 +72,8 @@ class Stager:
         self._staged: Staged | None = None
         self._kept: dict[str, Tensor] = {}
 
-    def begin(self, root: Path, version: int, content_sha256: str, applied: Applied | None) -> None:
-        """Starts staging a version of the store at `root`; drops whatever was staged before.
+    def begin(self, store: WeightStore, version: int, content_sha256: str, applied: Applied | None) -> None:
+        """Starts staging a version of a store; drops whatever was staged before.
 
         Args:
           applied: what the worker's weights are, None if of no version.
@@ -91,7 +91,7 @@ class Stager:
             self._state = "reading"
             self._thread = threading.Thread(
                 target=self._run,
-                args=(WeightStore(root, run=""), version, content_sha256, applied),
+                args=(store, version, content_sha256, applied),
                 name=f"staging of version {version}",
                 daemon=True,
             )
@@ -132,7 +132,9 @@ class Stager:
             state = "staged"
         except Exception as caught:  # noqa: BLE001 - a thread has no caller; the status hands it on
             error = f"{type(caught).__name__}: {caught}"
-            damaged = isinstance(caught, StoreError | ContractError | OSError)
+            # Storage that can't be reached holds no damage that another form of the version would mend.
+            is_away = isinstance(caught, StorageError)
+            damaged = isinstance(caught, StoreError | ContractError | OSError) and not is_away
         with self._lock:
             self._staged, self._state, self._error, self._damaged = staged, state, error, damaged
 
@@ -146,7 +148,7 @@ class Stager:
         manifest = store.best_manifest(version)
         if manifest.content_sha256 != content_sha256:
             raise StageError(
-                f"version {version} of {store.root} is {manifest.content_sha256}, expected {content_sha256}"
+                f"version {version} of {store.address} is {manifest.content_sha256}, expected {content_sha256}"
             )
         check_order(manifest, applied)
         check_declared(manifest, self._expected)

@@ -5,12 +5,14 @@ from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityErro
 from serving_bridge.weights.inspection import VersionRow, difference_from
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.reader import read_path, read_version
+from serving_bridge.weights.shelf import ShelfOptions
 from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionHeader, VersionWriter
 
 __all__ = [
     "Encoder",
     "Publisher",
+    "ShelfOptions",
     "StoreError",
     "Tensor",
     "VersionHeader",

@@ -113,8 +113,10 @@ def not_finite(words: np.ndarray, dtype: str) -> int:
     return count
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> WeightFile:
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, sync: bool = True) -> WeightFile:
     """Writes the safetensors format, hashing while writing (the library would need a second copy or a second pass).
+
+    The content is on the disk on return, unless `sync` is false.
 
     Format: 8 bytes little-endian header length, JSON header padded to 8 bytes, then the tensors back to back
     (https://github.com/huggingface/safetensors#format).
@@ -130,7 +132,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> WeightFile:
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     prefix = memoryview(len(encoded).to_bytes(8, "little") + encoded)
-    return _write(path, itertools.chain((prefix,), (tensor.words.view(np.uint8).data for tensor in tensors.values())))
+    blocks = itertools.chain((prefix,), (tensor.words.view(np.uint8).data for tensor in tensors.values()))
+    return _write(path, blocks, sync=sync)
 
 
 def read_safetensors(path: Path, file: WeightFile) -> dict[str, Tensor]:
@@ -216,7 +219,7 @@ def _opened(path: Path, file: WeightFile) -> Iterator[BinaryIO]:
         yield stream
 
 
-def check_file(path: Path, file: WeightFile, num_bytes: int, sha256: str) -> None:
+def check_file(path: Path | str, file: WeightFile, num_bytes: int, sha256: str) -> None:
     """Raises `WeightIntegrityError` unless a file's size and hash are those of the manifest."""
     if num_bytes != file.num_bytes:
         raise WeightIntegrityError(f"{path} has {num_bytes} bytes, expected {file.num_bytes}")
@@ -224,7 +227,7 @@ def check_file(path: Path, file: WeightFile, num_bytes: int, sha256: str) -> Non
         raise WeightIntegrityError(f"{path} has sha256 {sha256}, expected {file.sha256}")
 
 
-def _write(path: Path, blocks: Iterable[memoryview]) -> WeightFile:
+def _write(path: Path, blocks: Iterable[memoryview], *, sync: bool) -> WeightFile:
     digest = hashlib.sha256()
     num_bytes = 0
     with at(path), os.fdopen(create_plain(path), "wb") as stream:
@@ -232,5 +235,6 @@ def _write(path: Path, blocks: Iterable[memoryview]) -> WeightFile:
             digest.update(block)
             num_bytes += stream.write(block)
         stream.flush()
-        os.fsync(stream.fileno())
+        if sync:
+            os.fsync(stream.fileno())
     return WeightFile(name=path.name, num_bytes=num_bytes, sha256=digest.hexdigest())

@@ -19,6 +19,15 @@ def folder_name(version: int) -> str:
     return f"v{version:08d}"
 
 
+def number_of(name: str) -> int | None:
+    """The version whose folder is called so; None if that is no version's folder."""
+    match = _FOLDER.fullmatch(name)
+    # Beyond, no token could say that it was sampled by this version.
+    if match and int(match[1]) <= MAX_VERSION and folder_name(int(match[1])) == name:
+        return int(match[1])
+    return None
+
+
 def own_folder(folder: Path) -> Path:
     """A folder to write in. Raises `StoreError` if it is a link, through which something else would be written."""
     if folder.is_symlink():
@@ -32,12 +41,11 @@ def numbers(folder: Path, is_kind: Callable[[int], bool]) -> list[int]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                match = _FOLDER.fullmatch(entry.name)
-                # Beyond, no token could say that it was sampled by this version.
-                if match and int(match[1]) <= MAX_VERSION and folder_name(int(match[1])) == entry.name:
+                number = number_of(entry.name)
+                if number is not None:
                     with suppress(FileNotFoundError):
                         if is_kind(entry.stat(follow_symlinks=False).st_mode):
-                            found.append(int(match[1]))
+                            found.append(number)
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(found)

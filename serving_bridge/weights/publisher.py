@@ -169,7 +169,7 @@ class Publisher:
             self._held = held
 
     def _mend(self) -> None:
-        while not self._closed.wait(_POLL_S):
+        while not self._closed.wait(max(_POLL_S, self._store.poll_s)):
             with suppress(OSError):  # looked at again; what publishes meets the same disk, and says so
                 self._mend_once()
 

@@ -18,7 +18,6 @@ from serving_bridge.weights.files import (
     Tensor,
     WeightIntegrityError,
     not_finite,
-    read_safetensors,
     words_dtype,
     xxh3_128,
 )
@@ -112,7 +111,7 @@ def _updated(
 def _read_full(store: WeightStore, manifest: WeightManifest) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in manifest.files:
-        for name, tensor in read_safetensors(store.folder(manifest.version) / file.name, file).items():
+        for name, tensor in store.read(manifest.version, file).items():
             if name in tensors:
                 raise WeightIntegrityError(f"tensor {name} is in two files of version {manifest.version}")
             tensors[name] = tensor
@@ -135,7 +134,7 @@ def _read_update(store: WeightStore, manifest: WeightManifest) -> list[tuple[np.
     """(indices, distances) of every tensor in the manifest's order."""
     streams: Mapping[str, Tensor] = {}
     for file in manifest.files:
-        streams = read_safetensors(store.folder(manifest.version) / file.name, file)
+        streams = store.read(manifest.version, file)
     sizes = [int(np.prod(entry.shape, dtype=np.int64)) for entry in manifest.tensors]
     itemsize = ITEMSIZES[manifest.tensors[0].dtype]
     try:

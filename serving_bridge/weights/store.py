@@ -1,64 +1,82 @@
-"""A folder of immutable weight versions: which there are, what to load for one, and which may go.
+"""Immutable weight versions: which there are, what to load for one, and which may go.
 
-Layout: `root/v00000007/{weights.safetensors | update.safetensors, manifest.json}`. A folder without a manifest is a
-version that never came to exist; its number stays taken. `anchor.safetensors` and `anchor.json` beside them hold the
-same version once more, whole, where someone asked for it in `root/wanted/`. Free of torch and JAX.
+Layout: `root/v00000007/{weights.safetensors | update.safetensors, manifest.json}`, in a folder or in object storage.
+What has no manifest is a version that never came to exist; its number stays taken. `anchor.safetensors` and
+`anchor.json` beside them hold the same version once more, whole, where someone asked for it in `root/wanted/`. Free of
+torch and JAX.
 """
 
 from __future__ import annotations
 
-import shutil
-import stat
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from learner_jax.contracts import MAX_MANIFEST_BYTES, ContractError, WeightManifest, decode_manifest, quoted
-from learner_jax.runtime import (
-    FOLDER_MODE,
-    PlainFileError,
-    is_folder,
-    is_regular,
-    read_plain,
-    sync_path,
-    write_durably,
-)
+from learner_jax.contracts import MAX_MANIFEST_BYTES, ContractError, WeightFile, WeightManifest, decode_manifest, quoted
+from serving_bridge.storage import is_url
 from serving_bridge.weights.checks import check_content
-from serving_bridge.weights.files import StoreError, WeightIntegrityError, verify_file
-from serving_bridge.weights.folders import folder_name, numbers, own_folder
-
-MANIFEST_NAME = "manifest.json"
-WEIGHTS_NAME = "weights.safetensors"
-UPDATE_NAME = "update.safetensors"
-ANCHOR_MANIFEST_NAME = "anchor.json"
-ANCHOR_NAME = "anchor.safetensors"
-
-_MAX_REASON_BYTES = 10_000
-_WANTED = "wanted"
+from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityError
+from serving_bridge.weights.folder_shelf import FolderShelf
+from serving_bridge.weights.object_shelf import ObjectShelf
+from serving_bridge.weights.shelf import ANCHOR_MANIFEST_NAME, MANIFEST_NAME, Shelf, ShelfOptions
 
 
 class WeightStore:
-    """Policy versions of one run under one folder.
+    """Policy versions of one run below one folder or URL.
 
     Many processes may read while one publishes (`writer.VersionWriter`). Version numbers start at 1, only go up and are
-    never reused: a number is claimed by making its folder, and the highest folder is never deleted.
+    never reused: a number is claimed for good before anything is written, and the highest is never deleted.
+
+    Args:
+      root: a path, or the URL of a place in object storage.
+      options: what a store in object storage needs beside it.
+
+    Raises:
+      StorageSetupError: the URL names nothing that can be opened here.
     """
 
-    def __init__(self, root: str | Path, run: str) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | Path, run: str, options: ShelfOptions | None = None) -> None:
         self.run = run
+        self.options = options or ShelfOptions()
+        self.shelf: Shelf = ObjectShelf(str(root), self.options) if is_url(root) else FolderShelf(Path(root))
+
+    @property
+    def address(self) -> str:
+        """Absolute path or URL."""
+        return self.shelf.address
+
+    @property
+    def root(self) -> Path:
+        """The folder of a store in a folder."""
+        if not isinstance(self.shelf, FolderShelf):
+            raise StoreError(f"weight store {self.address} is no folder")
+        return self.shelf.root
 
     def folder(self, version: int) -> Path:
-        return self.root / folder_name(version)
+        """The folder of a version of a store in a folder."""
+        if not isinstance(self.shelf, FolderShelf):
+            raise StoreError(f"weight store {self.address} is no folder")
+        return self.shelf.folder(version)
 
-    def versions(self) -> list[int]:
-        """Versions that exist (have a manifest), in ascending order."""
-        return [
-            version for version in numbers(self.root, stat.S_ISDIR) if is_regular(self.folder(version) / MANIFEST_NAME)
-        ]
+    @property
+    def poll_s(self) -> float:
+        """Seconds between two looks for a new version that cost little."""
+        return self.shelf.poll_s
+
+    def variables(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """What of its own environment a process hands to one that shall open this store; secrets are among it."""
+        return self.shelf.variables(environment)
+
+    def versions(self, *, recent: bool = False) -> list[int]:
+        """Versions that exist (have a manifest), in ascending order.
+
+        Args:
+          recent: what the last look saw will do; then no network is waited for.
+        """
+        return self.shelf.stored(recent=recent)
 
     def claimed(self) -> list[int]:
         """Numbers that are taken, also by versions that never came to exist, in ascending order."""
-        return numbers(self.root, lambda mode: True)
+        return self.shelf.claimed()
 
     def newest(self) -> WeightManifest | None:
         """Manifest of the highest version, None while nothing is published."""
@@ -76,7 +94,7 @@ class WeightStore:
             return self._read_manifest(version, MANIFEST_NAME)
         except FileNotFoundError:
             raise StoreError(
-                f"weight store {self.root} holds no version {version}; it holds {self.versions()}"
+                f"weight store {self.address} holds no version {version}; it holds {self.versions()}"
             ) from None
 
     def best_manifest(self, version: int) -> WeightManifest:
@@ -111,33 +129,28 @@ class WeightStore:
         """Hashes every file of a version. Raises `WeightIntegrityError` naming file, expected and got."""
         check_content(manifest)
         for file in manifest.files:
-            verify_file(self.folder(manifest.version) / file.name, file)
+            self.shelf.verify(manifest.version, file)
 
-    def has_anchor(self, version: int) -> bool:
-        """Whether a version was stored once more, whole."""
-        return is_regular(self.folder(version) / ANCHOR_MANIFEST_NAME)
+    def read(self, version: int, file: WeightFile) -> dict[str, Tensor]:
+        """The tensors of one file of a version. Raises `WeightIntegrityError` unless it is what the manifest says."""
+        return self.shelf.read_tensors(version, file)
+
+    def has_anchor(self, version: int, *, recent: bool = False) -> bool:
+        """Whether a version was stored once more, whole; `recent` as in `versions`."""
+        return self.shelf.holds(version, ANCHOR_MANIFEST_NAME, recent=recent)
 
     def want_anchor(self, version: int, reason: str) -> None:
         """Asks whoever publishes to store a version once more, whole: what is there can't be loaded."""
-        folder = self.root / _WANTED
-        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
-        write_durably(own_folder(folder) / folder_name(version), quoted(reason).encode())
+        self.shelf.want(version, quoted(reason).encode())
 
     def wanted_anchors(self) -> list[int]:
         """Versions that `want_anchor` asked for and that nobody has taken yet, in ascending order."""
-        return numbers(self.root / _WANTED, stat.S_ISREG)
+        return self.shelf.wanted()
 
     def take_wanted(self, version: int) -> str | None:
         """Takes a request for an anchor back and returns its reason; None if there is none."""
-        path = self.root / _WANTED / folder_name(version)
-        try:
-            reason = read_plain(self.root, path.name, inside=_WANTED, max_bytes=_MAX_REASON_BYTES)
-        except FileNotFoundError:
-            return None
-        except PlainFileError as error:
-            reason = str(error).encode()
-        path.unlink(missing_ok=True)
-        return quoted(reason.decode(errors="replace"))
+        reason = self.shelf.take_wanted(version)
+        return None if reason is None else quoted(reason.decode(errors="replace"))
 
     def collect(self, keep: int, in_use: Collection[int] = ()) -> list[int]:
         """Deletes all but the newest `keep` versions, those in use, and what these build on; returns what it deleted.
@@ -160,14 +173,7 @@ class WeightStore:
         oldest = versions[-keep:][0]
         for version in self.claimed():
             if version < oldest and version not in kept:
-                folder = self.folder(version)
-                if not is_folder(folder):
-                    folder.unlink(missing_ok=True)  # a link or file that took the number; what it names stays
-                    continue
-                for name in (MANIFEST_NAME, ANCHOR_MANIFEST_NAME):
-                    (folder / name).unlink(missing_ok=True)
-                sync_path(folder)
-                shutil.rmtree(folder)
+                self.shelf.remove(version)
         return deleted
 
     def _base_of(self, version: int) -> int | None:
@@ -177,12 +183,8 @@ class WeightStore:
             return None  # damaged: nothing can be loaded by it
 
     def _read_manifest(self, version: int, name: str) -> WeightManifest:
-        folder = self.folder(version)
-        path = folder / name
-        try:
-            payload = read_plain(self.root, name, inside=folder.name, max_bytes=MAX_MANIFEST_BYTES)
-        except PlainFileError as error:
-            raise WeightIntegrityError(f"{path}: {error}") from error
+        path = self.shelf.place(version, name)
+        payload = self.shelf.read(version, name, max_bytes=MAX_MANIFEST_BYTES)
         manifest = decode_manifest(payload)
         if manifest.version != version:
             raise WeightIntegrityError(f"{path} says version {manifest.version}, expected {version}")

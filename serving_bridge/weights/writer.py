@@ -1,4 +1,4 @@
-"""New versions in a weight store: a number first, then the files, the manifest last, by atomic rename.
+"""New versions in a weight store: a number first, then the files, the manifest last and at once.
 
 Free of torch and JAX.
 """
@@ -6,11 +6,9 @@ Free of torch and JAX.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -21,11 +19,9 @@ from learner_jax.contracts import (
     ContractError,
     GoldenPrompt,
     TensorEntry,
-    WeightFile,
     WeightManifest,
     encode_manifest,
 )
-from learner_jax.runtime import FOLDER_MODE, make_folder, sync_path, write_durably
 from serving_bridge.weights.checks import checked_tensors
 from serving_bridge.weights.files import (
     StoreError,
@@ -33,17 +29,15 @@ from serving_bridge.weights.files import (
     WeightIntegrityError,
     content_sha256,
     entry_of,
-    write_safetensors,
 )
-from serving_bridge.weights.folders import own_folder
-from serving_bridge.weights.store import (
+from serving_bridge.weights.shelf import (
     ANCHOR_MANIFEST_NAME,
     ANCHOR_NAME,
     MANIFEST_NAME,
     UPDATE_NAME,
     WEIGHTS_NAME,
-    WeightStore,
 )
+from serving_bridge.weights.store import WeightStore
 
 _MAX_CLAIMS = 1000
 
@@ -68,7 +62,6 @@ class VersionWriter:
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
-        self._is_root_durable = False
 
     def claim(self) -> int:
         """Takes the next version number; one that is never published stays taken and never exists.
@@ -76,25 +69,20 @@ class VersionWriter:
         Raises:
           StoreError: other processes keep taking numbers.
         """
-        make_folder(self._store.root)
+        highest = 0
         for _ in range(_MAX_CLAIMS):
-            version = max(self._store.claimed(), default=0) + 1
+            # A list may be older than a number that was refused just now.
+            version = max([highest, *self._store.claimed()]) + 1
             if version > MAX_VERSION:
                 raise StoreError(
-                    f"no version is left in {self._store.root}: {self._store.folder(MAX_VERSION)} has the highest "
-                    f"number; remove it if it is none of the run's, or set store.weights to another folder"
+                    f"no version is left in {self._store.address}: {self._store.shelf.place(MAX_VERSION)} has the "
+                    f"highest number; remove it if it is none of the run's, or set store.weights to another folder"
                 )
-            try:
-                self._store.folder(version).mkdir(mode=FOLDER_MODE)
-            except FileExistsError:
-                continue
-            sync_path(self._store.root)
-            if not self._is_root_durable:  # it may be as new as what is in it
-                sync_path(self._store.root.parent)
-                self._is_root_durable = True
-            return version
+            if self._store.shelf.claim(version):
+                return version
+            highest = version
         raise StoreError(
-            f"could not claim a version in {self._store.root} in {_MAX_CLAIMS} tries; who else publishes there?"
+            f"could not claim a version in {self._store.address} in {_MAX_CLAIMS} tries; who else publishes there?"
         )
 
     def publish(
@@ -154,14 +142,10 @@ class VersionWriter:
         entries = [entry_of(name, tensor) for name, tensor in tensors.items()]
         if content_sha256(entries) != manifest.content_sha256:
             raise WeightIntegrityError(f"the tensors given as an anchor of version {version} are not its weights")
-        folder = own_folder(self._store.folder(version))
-        temporary = folder / f".{ANCHOR_NAME}.{os.getpid()}"
-        with _space_for(tensors, version, self._store.root):
-            try:
-                file = write_safetensors(temporary, tensors)
-                temporary.replace(folder / ANCHOR_NAME)
-            finally:
-                temporary.unlink(missing_ok=True)
+        shelf = self._store.shelf
+        shelf.open(version)
+        with _space_for(tensors, version, self._store.address):
+            file = shelf.replace_tensors(version, ANCHOR_NAME, tensors)
         anchor = WeightManifest(
             schema=MANIFEST_SCHEMA,
             version=version,
@@ -172,11 +156,11 @@ class VersionWriter:
             run=manifest.run,
             content_sha256=manifest.content_sha256,
             num_changed=None,
-            files=[WeightFile(ANCHOR_NAME, file.num_bytes, file.sha256)],
+            files=[file],
             tensors=entries,
             golden=manifest.golden,
         )
-        write_durably(folder / ANCHOR_MANIFEST_NAME, encode_manifest(anchor))
+        shelf.write_last(version, ANCHOR_MANIFEST_NAME, encode_manifest(anchor))
         return anchor
 
     def _publish(
@@ -197,10 +181,11 @@ class VersionWriter:
                 )
         parent = self._parent()
         version = self.claim() if header.version is None else header.version
-        folder = own_folder(self._store.folder(version))
+        shelf = self._store.shelf
+        shelf.open(version)
         try:
-            with _space_for(tensors, version, self._store.root):
-                file = write_safetensors(folder / file_name, tensors)
+            with _space_for(tensors, version, self._store.address):
+                file = shelf.write_tensors(version, file_name, tensors)
                 format_: Literal["full", "sparse"] = "full" if base_version is None else "sparse"
                 manifest = WeightManifest(
                     schema=MANIFEST_SCHEMA,
@@ -216,9 +201,9 @@ class VersionWriter:
                     tensors=list(entries),
                     golden=list(header.golden),
                 )
-                write_durably(folder / MANIFEST_NAME, encode_manifest(manifest))
+                shelf.write_last(version, MANIFEST_NAME, encode_manifest(manifest))
         except BaseException:
-            _empty_folder(folder)
+            shelf.empty(version)
             raise
         return manifest
 
@@ -232,7 +217,7 @@ class VersionWriter:
                 continue  # damaged: does not say whose it is
             if run != self._store.run:
                 raise StoreError(
-                    f"weight store {self._store.root} belongs to run {run!r}, expected {self._store.run!r}; set "
+                    f"weight store {self._store.address} belongs to run {run!r}, expected {self._store.run!r}; set "
                     f"store.weights to another folder"
                 )
             break
@@ -240,7 +225,7 @@ class VersionWriter:
 
 
 @contextmanager
-def _space_for(tensors: Mapping[str, Tensor], version: int, root: Path) -> Iterator[None]:
+def _space_for(tensors: Mapping[str, Tensor], version: int, root: str) -> Iterator[None]:
     """Says of a full disk what to do about it."""
     try:
         yield
@@ -252,9 +237,3 @@ def _space_for(tensors: Mapping[str, Tensor], version: int, root: Path) -> Itera
             f"no space for version {version} in {root}: it needs {needed} bytes; free some, lower "
             f"store.keep_versions, or set store.weights to a larger disk"
         ) from error
-
-
-def _empty_folder(folder: Path) -> None:
-    """Frees the space of a failed publish and keeps the folder, so that its number stays taken."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name != MANIFEST_NAME):
-        path.unlink(missing_ok=True)

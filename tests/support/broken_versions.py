@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from learner_jax.contracts.weights import WeightManifest, encode_manifest
-from serving_bridge.weights.store import MANIFEST_NAME, WEIGHTS_NAME
+from serving_bridge.weights.shelf import MANIFEST_NAME, WEIGHTS_NAME
 from serving_bridge.weights.writer import VersionWriter
 from tests.support.weight_world import World, golden_of, tensors_of
 

@@ -154,7 +154,7 @@ def stage(engine: Any, store: WeightStore, manifest: WeightManifest, round_id: s
     """Stages a version and returns the error, empty if there is none."""
     engine.lease.take(round_id, 60)
     applied = engine.applied if engine.intact else None
-    engine.stager.begin(store.root, manifest.version, manifest.content_sha256, applied)
+    engine.stager.begin(store, manifest.version, manifest.content_sha256, applied)
     if engine.stager._thread is not None:
         engine.stager._thread.join()
     return engine.stager.status()[2]

@@ -38,6 +38,7 @@ CANNOT_HEAL = {
     "PlanError",
     "SandboxError",
     "ShardingError",
+    "StorageSetupError",
     "TaskError",
     "TokenizerError",
     "WarmStartError",

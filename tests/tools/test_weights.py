@@ -16,7 +16,8 @@ from serving_bridge.routing.registry import ReplicaRegistry
 from serving_bridge.settings.serving import StoreSettings
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.reader import read_version
-from serving_bridge.weights.store import MANIFEST_NAME, UPDATE_NAME, WeightStore
+from serving_bridge.weights.shelf import MANIFEST_NAME, UPDATE_NAME
+from serving_bridge.weights.store import WeightStore
 from tools import weights as tool
 
 GOLDEN = [GoldenPrompt(tokens=[1, 2], logprobs=[-0.5])]

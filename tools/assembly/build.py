@@ -16,7 +16,7 @@ from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.queue import Pace, QueueBounds, TrajectoryQueue
 from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry
 from serving_bridge.text import load_tokenizer
-from serving_bridge.weights import Publisher, WeightStore
+from serving_bridge.weights import Publisher, ShelfOptions, WeightStore
 from tools.assembly.paths import RunPaths
 
 
@@ -79,7 +79,7 @@ def record_limits(config: Config, encoder: PromptEncoder, model: ModelConfig) ->
 
 def build_registry(paths: RunPaths) -> ReplicaRegistry:
     """The list of the run's replicas."""
-    return ReplicaRegistry(paths.weights / "replicas")
+    return ReplicaRegistry(paths.registry)
 
 
 def build_keys(config: Config, paths: RunPaths) -> FleetKeys:
@@ -90,7 +90,13 @@ def build_keys(config: Config, paths: RunPaths) -> FleetKeys:
 
 def build_store(config: Config, paths: RunPaths) -> WeightStore:
     """The store of the run's policy versions."""
-    return WeightStore(paths.weights, config.run.name)
+    store = config.store
+    options = ShelfOptions(
+        cache=Path(store.cache).expanduser().absolute() if store.cache else None,
+        cache_bytes=store.cache_bytes,
+        timeout_s=store.storage_timeout_s,
+    )
+    return WeightStore(paths.weights, config.run.name, options)
 
 
 def build_publisher(config: Config, paths: RunPaths, log: Callable[..., None]) -> Publisher:

@@ -11,20 +11,31 @@ from configs.load import save_config
 from configs.schema import Config
 from serving_bridge.database import absolute_url
 from serving_bridge.processes import sole
+from serving_bridge.routing import registry_folder
+from serving_bridge.storage import is_url
 
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where a run keeps what."""
+    """Where a run keeps what.
+
+    Attributes:
+      weights: absolute path, or URL of a place in object storage.
+    """
 
     directory: Path
     database: str
     blobs: Path
-    weights: Path
+    weights: str
 
     @property
     def config(self) -> Path:
         return self.directory / "config.toml"
+
+    @property
+    def registry(self) -> Path:
+        """Folder of the list of replicas and of their keys: beside the weights, or in the run's directory."""
+        return registry_folder(self.weights, self.directory)
 
     @property
     def metrics(self) -> Path:
@@ -71,8 +82,12 @@ def run_paths(config: Config) -> RunPaths:
         directory=directory,
         database=absolute_url(config.store.database or directory / "state.db", schema=config.run.name),
         blobs=Path(config.store.blobs).absolute() if config.store.blobs else directory / "blobs",
-        weights=Path(config.store.weights).absolute() if config.store.weights else directory / "weights",
+        weights=_weights(config.store.weights, directory),
     )
+
+
+def _weights(given: str, directory: Path) -> str:
+    return given if is_url(given) else str(Path(given).absolute() if given else directory / "weights")
 
 
 def in_directory(config: Config, directory: Path) -> Config:

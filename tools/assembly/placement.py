@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from configs.launch import RoleName, RoleSettings, is_reference
 from configs.schema import Config
 from serving_bridge.processes import python_module
+from serving_bridge.storage import is_url, storage_variables
 
 Command = list[str]
 _LOOPBACK = "127.0.0.1"
@@ -89,8 +91,13 @@ def python_of(settings: RoleSettings) -> str:
 
 
 def variables_to_hand_on(config: Config) -> tuple[str, ...]:
-    """Names of the variables of this process that roles refer to (`env:NAME`), in order."""
-    return tuple(sorted(set(_named(config))))
+    """Names of the variables of this process that roles refer to (`env:NAME`) or need for storage, in order."""
+    return tuple(sorted({*_named(config), *_of_storage(config)}))
+
+
+def _of_storage(config: Config) -> Iterable[str]:
+    """Names of the variables by which object storage is reached, where the run uses it."""
+    return storage_variables(os.environ) if is_url(config.store.weights) else ()
 
 
 def _named(config: Config) -> Iterator[str]:

@@ -14,6 +14,7 @@ from configs.load import load_config
 from configs.schema import Config
 from learner_jax.runtime import SHARED_MODE, printable, write_whole
 from serving_bridge.database import is_postgres
+from serving_bridge.storage import is_url
 from serving_bridge.telemetry import MetricsLog, read_metrics
 from tools.assembly.paths import RunPaths, in_directory, run_paths, save_for_all
 
@@ -139,12 +140,12 @@ def _outside(config: Config, paths: RunPaths) -> list[str]:
     places = {
         "store.database": paths.database,
         "store.blobs": str(paths.blobs),
-        "store.weights": str(paths.weights),
+        "store.weights": paths.weights,
     }
     return [
         f"{setting} {place}"
         for setting, place in places.items()
-        if is_postgres(place) or not Path(place).is_relative_to(paths.directory)
+        if is_postgres(place) or is_url(place) or not Path(place).is_relative_to(paths.directory)
     ]
 
 

@@ -12,6 +12,7 @@ from configs.launch import RoleName, is_reference
 from configs.schema import Config
 from serving_bridge.checks import Finding
 from serving_bridge.database import is_postgres
+from serving_bridge.storage import is_url
 from tools.assembly import PreflightError, RunPaths, hosts_of
 from tools.role import RoleError, value_of
 
@@ -127,7 +128,7 @@ def places(config: Config, paths: RunPaths) -> dict[str, Path]:
     """Setting -> file or folder that processes on several hosts open."""
     found = {
         "run.directory": paths.directory,
-        "store.weights": paths.weights,
+        "store.weights": None if is_url(paths.weights) else Path(paths.weights),
         "store.blobs": paths.blobs,
         "model.path": Path(config.model.path) if config.model.path else None,
         **{setting: Path(path) for setting, path in config.task.all_files().items()},

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from configs.schema import Config
-from serving_bridge.routing import ReplicaRegistry
+from serving_bridge.routing import ReplicaRegistry, registry_folder
 from serving_bridge.telemetry import Record
 from tools.reporting import terminal
 from tools.reporting.figures import RunHistory
@@ -43,9 +43,7 @@ class LiveView:
         self._directory = Path(directory)
         self._console = console or terminal.console()
         self._clock = clock
-        self._registry = ReplicaRegistry(
-            Path(config.store.weights or self._directory / "weights") / "replicas", clock=clock
-        )
+        self._registry = ReplicaRegistry(registry_folder(config.store.weights, self._directory), clock=clock)
         self._history = RunHistory(intervals=deque(maxlen=_KEPT_INTERVALS))
         self._live: Live | None = None
         self._last_line_t = 0.0

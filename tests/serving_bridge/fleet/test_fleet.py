@@ -21,9 +21,10 @@ from serving_bridge.processes.guard import descendants
 from serving_bridge.routing.registry import KEYS_FOLDER, ReplicaRegistry, ReplicaRow
 from serving_bridge.settings.serving import StoreSettings
 from serving_bridge.vllm.client import VllmClient
-from serving_bridge.weights import writer as weight_writer
+from serving_bridge.weights import folder_shelf
 from serving_bridge.weights.publisher import Publisher
-from serving_bridge.weights.store import MANIFEST_NAME, WeightStore
+from serving_bridge.weights.shelf import MANIFEST_NAME
+from serving_bridge.weights.store import WeightStore
 from tests.support.weight_world import SETTINGS, golden_of, greedily, greedy, make_model, tensors_of
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -162,7 +163,7 @@ def flipped(path: Path) -> None:
 def test_a_damaged_update_is_named_never_served_and_healed(
     running: Running, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None], message: str
 ):
-    before, real = len(running.events), weight_writer.write_safetensors
+    before, real = len(running.events), folder_shelf.write_safetensors
 
     def damaged(path: Path, tensors: Any) -> Any:
         file = real(path, tensors)
@@ -170,7 +171,7 @@ def test_a_damaged_update_is_named_never_served_and_healed(
         return file
 
     with monkeypatch.context() as patch:
-        patch.setattr(weight_writer, "write_safetensors", damaged)
+        patch.setattr(folder_shelf, "write_safetensors", damaged)
         version = running.publish()
     started = time.monotonic()
     running.assert_serves(running.until_served(version))
@@ -184,13 +185,13 @@ def test_a_damaged_update_is_named_never_served_and_healed(
 
 
 def test_a_damaged_manifest_is_named_and_healed(running: Running, monkeypatch: pytest.MonkeyPatch):
-    before, real = len(running.events), weight_writer.write_durably
+    before, real = len(running.events), folder_shelf.write_durably
 
     def damaged(path: Path, payload: bytes) -> None:
         real(path, payload[:-40] if path.name == MANIFEST_NAME else payload)
 
     with monkeypatch.context() as patch:
-        patch.setattr(weight_writer, "write_durably", damaged)
+        patch.setattr(folder_shelf, "write_durably", damaged)
         version = running.publish()
     running.assert_serves(running.until_served(version))
     (named,) = [r for r in running.events[before:] if r["event"] == "version_damaged"]

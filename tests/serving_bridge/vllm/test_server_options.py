@@ -111,6 +111,14 @@ def test_a_server_learns_of_its_tokens_and_nothing_of_the_callers_secrets() -> N
     assert environment("gpu", {"GLOO_SOCKET_IFNAME": "eth0"})["GLOO_SOCKET_IFNAME"] == "eth0"
 
 
+def test_a_server_gets_what_opens_its_store_and_its_log_shows_none_of_it() -> None:
+    access = Access("http://h:1", "control", "inference", "s3://b/x", store_variables={"AWS_SECRET_ACCESS_KEY": "very"})
+    found = server_environment({"AWS_PROFILE": "p"}, settings(), "gpu", access, FOLDER)
+    assert (found["WEIR_STORE_ROOT"], found["AWS_SECRET_ACCESS_KEY"]) == ("s3://b/x", "very")
+    assert "AWS_PROFILE" not in found
+    assert "very" not in repr(access)
+
+
 def test_threads_are_set_on_the_cpu_alone() -> None:
     cpu, gpu = (environment(platform, {}, threads=3) for platform in ("cpu", "gpu"))
     assert (cpu["OMP_NUM_THREADS"], cpu["TORCH_COMPILE_DISABLE"]) == ("3", "1")

@@ -17,7 +17,8 @@ from learner_jax.contracts.weights import WeightManifest
 from serving_bridge.access.lease import LeaseError
 from serving_bridge.settings.serving import StoreSettings
 from serving_bridge.weights.publisher import Publisher
-from serving_bridge.weights.store import UPDATE_NAME, WeightStore
+from serving_bridge.weights.shelf import UPDATE_NAME
+from serving_bridge.weights.store import WeightStore
 from tests.support.live_models import (
     Weights,
     apply,
@@ -167,7 +168,7 @@ def test_only_the_round_that_holds_the_lease_may_write(tmp_path: Path, published
 def test_another_content_under_the_version_that_is_applied_is_not_taken_for_it(tmp_path: Path, published):
     engine, store, _, _ = world(tmp_path, published)
     engine.lease.take("r", 60)
-    engine.stager.begin(store.root, engine.applied.version, "0" * 64, engine.applied)
+    engine.stager.begin(store, engine.applied.version, "0" * 64, engine.applied)
     engine.stager._thread.join()
     state, staged, error, _ = engine.stager.status()
     assert (state, staged) == ("failed", None)

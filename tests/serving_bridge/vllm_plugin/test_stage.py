@@ -60,7 +60,7 @@ class World:
 
     def stage(self, manifest: WeightManifest, applied: WeightManifest | None = None, content: str = "") -> Any:
         held = None if applied is None else Applied(applied.version, applied.content_sha256)
-        self.stager.begin(self.store.root, manifest.version, content or manifest.content_sha256, held)
+        self.stager.begin(self.store, manifest.version, content or manifest.content_sha256, held)
         if self.stager._thread is not None:
             self.stager._thread.join()
         return self.stager.status()
@@ -160,12 +160,12 @@ def test_one_version_is_read_at_a_time_and_what_is_read_is_not_forgotten(
         return best(self, version)
 
     monkeypatch.setattr(WeightStore, "best_manifest", slow)
-    world.stager.begin(world.store.root, manifest.version, manifest.content_sha256, None)
+    world.stager.begin(world.store, manifest.version, manifest.content_sha256, None)
     assert reading.wait(30)
     assert world.stager.status() == ("reading", None, "", False)
     world.stager.clear()
     with pytest.raises(StageError, match=f"staging of version {manifest.version} has not ended"):
-        world.stager.begin(world.store.root, manifest.version, manifest.content_sha256, None)
+        world.stager.begin(world.store, manifest.version, manifest.content_sha256, None)
     go_on.set()
     assert world.stager._thread is not None
     world.stager._thread.join()

@@ -53,7 +53,7 @@ def test_a_load_that_breaks_off_or_misses_parameters_is_never_intact(tmp_path: P
 
     def stage() -> None:
         engine.lease.take("this", 60)
-        engine.stager.begin(store.root, manifest.version, manifest.content_sha256, engine.applied)
+        engine.stager.begin(store, manifest.version, manifest.content_sha256, engine.applied)
         while engine.stager.status()[0] == "reading":
             time.sleep(0.01)
         assert engine.stager.status()[:3] == ("staged", manifest.version, "")
@@ -98,7 +98,9 @@ def test_a_staging_that_is_refused_gives_the_lease_back(tmp_path: Path):
 
     lease: Any = Lease()
     worker = WorkerExtension()
-    engine: Any = SimpleNamespace(lease=lease, stager=Reading(), store_root=str(tmp_path), applied=None, intact=True)
+    engine: Any = SimpleNamespace(
+        lease=lease, stager=Reading(), store=WeightStore(tmp_path, ""), applied=None, intact=True
+    )
     worker.weight_transfer_engine = engine
     with pytest.raises(StageError, match="has not ended"):
         worker.weir_stage(2, "0" * 64, "late", 60.0)
@@ -109,7 +111,7 @@ def test_a_staging_that_is_refused_gives_the_lease_back(tmp_path: Path):
     for version in (-1, 2**31, True, "2"):
         with pytest.raises(StageError, match="expected a number up to"):
             worker.weir_stage(version, "0" * 64, "late", 60.0)  # type: ignore[arg-type]
-    engine.store_root = ""
+    engine.store = None
     with pytest.raises(StageError, match="without WEIR_STORE_ROOT"):
         worker.weir_stage(2, "0" * 64, "late", 60.0)
     with pytest.raises(LeaseError):

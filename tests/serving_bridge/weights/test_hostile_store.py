@@ -22,7 +22,8 @@ from serving_bridge.weights.delta import Encoder, changes
 from serving_bridge.weights.files import StoreError, Tensor, content_sha256, entry_of
 from serving_bridge.weights.inspection import problem, rows
 from serving_bridge.weights.reader import read_path, read_version
-from serving_bridge.weights.store import MANIFEST_NAME, UPDATE_NAME, WEIGHTS_NAME, WeightStore
+from serving_bridge.weights.shelf import MANIFEST_NAME, UPDATE_NAME, WEIGHTS_NAME
+from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionHeader, VersionWriter
 
 GOLDEN = [GoldenPrompt(tokens=[1, 2, 3], logprobs=[-0.5, -1.5])]

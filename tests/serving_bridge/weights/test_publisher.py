@@ -19,7 +19,8 @@ from serving_bridge.weights import delta as weight_delta
 from serving_bridge.weights.files import StoreError, WeightIntegrityError
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.reader import read_path, read_version
-from serving_bridge.weights.store import ANCHOR_NAME, MANIFEST_NAME, UPDATE_NAME, WeightStore
+from serving_bridge.weights.shelf import ANCHOR_NAME, MANIFEST_NAME, UPDATE_NAME
+from serving_bridge.weights.store import WeightStore
 
 GOLDEN = [GoldenPrompt(tokens=[1, 2], logprobs=[-0.5])]
 Weights = dict[str, np.ndarray]
@@ -196,7 +197,7 @@ def test_a_failed_publish_leaves_the_chain_as_it_was(store: WeightStore, publish
     publish(to, now)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "serving_bridge.weights.writer.write_durably", lambda *_: (_ for _ in ()).throw(OSError(5, "EIO"))
+            "serving_bridge.weights.folder_shelf.write_durably", lambda *_: (_ for _ in ()).throw(OSError(5, "EIO"))
         )
         with pytest.raises(OSError, match="EIO"):
             publish(to, stepped(now, 0.02, 0))

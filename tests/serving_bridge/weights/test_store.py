@@ -19,7 +19,8 @@ from learner_jax.contracts.weights import ContractError, GoldenPrompt, WeightFil
 from serving_bridge.weights import files
 from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityError, read_safetensors
 from serving_bridge.weights.reader import read_path, read_version
-from serving_bridge.weights.store import ANCHOR_NAME, MANIFEST_NAME, WEIGHTS_NAME, WeightStore
+from serving_bridge.weights.shelf import ANCHOR_NAME, MANIFEST_NAME, WEIGHTS_NAME
+from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionWriter
 from tests.support.disk_effects import effects
 
@@ -129,9 +130,9 @@ def test_a_folder_without_manifest_does_not_exist_and_its_number_stays_taken(sto
 def test_kill_9_while_publishing_leaves_nothing_visible(store: WeightStore):
     script = f"""
 import numpy as np, os, signal
-from serving_bridge.weights import WeightStore, writer
+from serving_bridge.weights import WeightStore, folder_shelf, writer
 def die(path, payload): os.kill(os.getpid(), signal.SIGKILL)
-writer.write_durably = die
+folder_shelf.write_durably = die
 store = WeightStore({str(store.root)!r}, "run")
 writer.VersionWriter(store).publish([("a", np.ones(3, np.float32))], step=0, golden=[])
 """
@@ -270,7 +271,7 @@ def test_collect_deletes_the_manifest_first(store: WeightStore, monkeypatch: pyt
     def look(folder: Path) -> None:
         seen.append(sorted(path.name for path in folder.iterdir()))
 
-    monkeypatch.setattr("serving_bridge.weights.store.shutil.rmtree", look)
+    monkeypatch.setattr("serving_bridge.weights.folder_shelf.shutil.rmtree", look)
     store.collect(keep=1)
     assert seen == [[WEIGHTS_NAME]]
 

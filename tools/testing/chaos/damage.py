@@ -23,8 +23,8 @@ def damage(path: Path, how: str, draws: random.Random) -> None:
 def newest_file(paths: RunPaths, what: str) -> Path | None:
     """A file of the newest version in the weight store, or a replica's row in the registry."""
     if what == "registry":
-        return next(iter(sorted((paths.weights / "replicas").glob("*.json"))), None)
-    for folder in sorted(paths.weights.glob("v*"), reverse=True):
+        return next(iter(sorted(paths.registry.glob("*.json"))), None)
+    for folder in sorted(Path(paths.weights).glob("v*"), reverse=True):
         if (manifest := folder / "manifest.json").exists():
             return manifest if what == "manifest" else next(iter(sorted(folder.glob("*.safetensors"))), None)
     return None

@@ -121,10 +121,9 @@ async def _run(arguments: Any) -> None:
         control_s=0.02,  # as long as vLLM sleeps in a pause
     )
     gate = Gate.of_environment(os.environ, also=[DISTURB])
-    root = Path(os.environ[STORE_ROOT])
     worker = Worker(
         ModelWeights(arguments.model, family=os.environ.get(MODEL_FAMILY, "")),
-        root=root,
+        root=os.environ[STORE_ROOT],
         clock=asyncio.get_running_loop().time,
     )
     token = os.environ[CONTROL_TOKEN]

@@ -6,6 +6,7 @@ and numbers that merely stand for weights, for simulations, where a seed has a t
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from safetensors.numpy import load_file
 from learner_jax.contracts import ContractError, ModelConfig, WeightManifest, hf_shapes, read_model_config
 from learner_jax.runtime import WeirError
 from serving_bridge.access import Lease
-from serving_bridge.weights import StoreError, Tensor, WeightStore, read_path
+from serving_bridge.weights import ShelfOptions, StoreError, Tensor, WeightStore, read_path
 from tools.testing.fake_vllm.qwen3 import Qwen3, log_softmax
 
 
@@ -52,7 +53,7 @@ class Weights(Protocol):
 
     vocab_size: int
 
-    def read(self, root: Path, version: int, content_sha256: str, applied: Applied | None) -> Any:
+    def read(self, root: str | Path, version: int, content_sha256: str, applied: Applied | None) -> Any:
         """Reads and checks a version, in a form that `load` takes; raises what is wrong with it."""
 
     def load(self, staged: Any) -> None:
@@ -76,8 +77,10 @@ class ModelWeights:
         self._model = Qwen3(self._config, load_file(model_dir / "model.safetensors"))
         self.vocab_size = self._config.vocab_size
 
-    def read(self, root: Path, version: int, content_sha256: str, applied: Applied | None) -> dict[str, np.ndarray]:
-        store = WeightStore(root, run="")
+    def read(
+        self, root: str | Path, version: int, content_sha256: str, applied: Applied | None
+    ) -> dict[str, np.ndarray]:
+        store = WeightStore(root, run="", options=ShelfOptions.of_environment(os.environ))
         manifest = store.best_manifest(version)
         self._check(manifest, content_sha256, applied)
         path = store.path(version, applied.version if applied is not None else None)
@@ -145,7 +148,7 @@ class Worker:
         self,
         weights: Weights,
         *,
-        root: Path,
+        root: str | Path,
         clock: Callable[[], float],
         start_reading: Callable[[Callable[[], None]], None] | None = None,
     ) -> None:
@@ -174,7 +177,7 @@ class Worker:
         self._start_reading(lambda: self._read(self._root, wanted, held))
         return self.weir_status(round_id)
 
-    def _read(self, root: Path, wanted: Applied, held: Applied | None) -> None:
+    def _read(self, root: str | Path, wanted: Applied, held: Applied | None) -> None:
         try:
             staged = self.weights.read(root, wanted.version, wanted.content_sha256, held)
         except Exception as caught:  # noqa: BLE001 - nobody waits for this; the status hands it on

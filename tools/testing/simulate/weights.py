@@ -70,7 +70,7 @@ class ArithmeticWeights:
         self.identity = 0
         self.flips = 0
 
-    def read(self, root: Path, version: int, content_sha256: str, applied: Applied | None) -> int:
+    def read(self, root: str | Path, version: int, content_sha256: str, applied: Applied | None) -> int:
         store = WeightStore(root, run="")
         manifest = store.best_manifest(version)
         if manifest.content_sha256 != content_sha256:
