@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from rewards.settings import names_file
 from serving_bridge.database import MEMORY
 from serving_bridge.storage import is_url
 
-#: Settings that name a file or folder. `store.database` may be a URL instead, sources of rows a function.
+#: Settings that name a file or folder. `store.database` and `store.weights` may be URLs instead, sources of rows a
+#: function, `model.path` a model of the hub.
 PATH_SETTINGS = (
     "run.directory",
     "model.path",
@@ -36,6 +39,7 @@ PATH_TABLES = ("task.episode.corpora",)
 #: Settings that can't be a URL of object storage, and what would be kept there.
 _FOLDERS_ONLY = {
     "run.directory": "a run's directory, with its checkpoints,",
+    "model.path": "a model folder",
     "task.path": "a task's file",
     "store.cache": "a host's cache",
     "learner.loss.kl.reference": "a reference model",
@@ -43,9 +47,27 @@ _FOLDERS_ONLY = {
 }
 #: How the ready-made configurations mark what only their user knows.
 _TO_BE_GIVEN = "give --set "
+_HUB_MODEL = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9._-]{1,96})@([A-Za-z0-9][A-Za-z0-9._/-]{0,199})")
 _SQLITE = "sqlite:///"
 _HERE = "."
 _MAY_BE_FUNCTIONS = ("data", "validation_data", "heldout_data")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model of the Hugging Face hub, by repository and branch, tag or commit."""
+
+    repository: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{self.repository}@{self.revision}"
+
+
+def hub_model(text: str) -> HubModel | None:
+    """What "organization/name@revision" names; None for a path, and for a folder that is called so."""
+    match = _HUB_MODEL.fullmatch(text)
+    return HubModel(match[1], match[2]) if match and not Path(text).exists() else None
 
 
 def base_of(tree: dict[str, Any], path: Path) -> Path:
@@ -95,6 +117,8 @@ def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
         *tables, key = setting.split(".")
         for table in _tables(tree, tables):
             text = table.get(key)
+            if setting == "model.path" and isinstance(text, str) and hub_model(text):
+                continue
             may_be_function = tables[0] == "task" and key in _MAY_BE_FUNCTIONS
             if isinstance(text, str) and _is_path(text) and (not may_be_function or names_file(text)):
                 yield setting, table, key

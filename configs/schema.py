@@ -70,7 +70,11 @@ class CreateModelSettings(Settings):
 class ModelSettings(Settings):
     """The model that the run begins from: give exactly one of the two."""
 
-    path: str = Field("", description="Hugging Face model folder; empty if the run creates its model")
+    path: str = Field(
+        "",
+        description="Hugging Face model folder, or organization/name@revision of the hub, whose commit the run keeps; "
+        "empty if the run creates its model",
+    )
     create: CreateModelSettings | None = None
     family: str = Field(
         "",

@@ -265,7 +265,7 @@ class StoreSettings(Settings):
 
     @model_validator(mode="after")
     def _known_storage(self) -> StoreSettings:
-        if is_url(self.weights) and (problem := url_problem(self.weights) or unshared(self.weights)):
+        if is_url(self.weights) and (problem := unshared(self.weights) or url_problem(self.weights)):
             raise ValueError(f"weights: {problem}")
         if is_url(self.blobs):
             scheme = self.blobs.partition("://")[0]

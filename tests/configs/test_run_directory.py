@@ -131,7 +131,7 @@ def test_a_run_directory_can_be_moved_renamed_and_copied(tmp_path: Path, monkeyp
     shutil.copytree(run, other)
     monkeypatch.chdir(tmp_path / "elsewhere")
     moved = run_paths(load_config(Path("other/config.toml")))
-    assert (moved.directory, moved.weights, moved.blobs) == (other, other / "w", tmp_path / "blobs")
+    assert (moved.directory, Path(moved.weights), moved.blobs) == (other, other / "w", tmp_path / "blobs")
     assert moved.database == str(other / "state.db")
 
 

@@ -32,6 +32,7 @@ CANNOT_HEAL = {
     "EvaluationError",
     "FailedVerdictsError",
     "InUseError",
+    "HubModelError",
     "ModelConfigError",
     "ModelFamilyError",
     "PatternError",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from configs.paths import hub_model
 from configs.schema import Config
 from rewards.contracts import prompt_text
 from tools.assembly.build import build_task
+from tools.assembly.hub_model import hub_folder
 from tools.assembly.new_model import CreateModelError, create_model
 from tools.assembly.paths import RunPaths
 
@@ -15,8 +17,15 @@ _TOKENIZER_PROBLEMS = 2000
 
 
 def base_model_path(config: Config, paths: RunPaths) -> Path:
-    """Where the model folder that the run begins from is, or will be."""
-    return paths.created_model if config.model.create else Path(config.model.path)
+    """Where the model folder that the run begins from is, or will be; one of the hub is fetched.
+
+    Raises:
+      HubModelError, HubUnreachableError: see `hub_folder`.
+    """
+    if config.model.create:
+        return paths.created_model
+    model = hub_model(config.model.path)
+    return Path(config.model.path) if model is None else hub_folder(model, paths.directory)
 
 
 def base_model_dir(config: Config, paths: RunPaths) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from configs.launch import RoleName, is_reference
+from configs.paths import hub_model
 from configs.schema import Config
 from serving_bridge.checks import Finding
 from serving_bridge.database import is_postgres
@@ -130,7 +131,7 @@ def places(config: Config, paths: RunPaths) -> dict[str, Path]:
         "run.directory": paths.directory,
         "store.weights": None if is_url(paths.weights) else Path(paths.weights),
         "store.blobs": paths.blobs,
-        "model.path": Path(config.model.path) if config.model.path else None,
+        "model.path": None if hub_model(config.model.path) else _optional(config.model.path),
         **{setting: Path(path) for setting, path in config.task.all_files().items()},
         "learner.loss.kl.reference": _optional(config.learner.loss.kl.reference),
         "serving.keys": _optional(config.serving.keys),

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from configs.launch import RoleName, RoleSettings
+from configs.paths import hub_model
 from configs.schema import Config
 from serving_bridge.processes import python_module
 from tools.assembly import RunPaths, hosts_of, in_role, python_of
@@ -124,8 +125,9 @@ class SlurmPlacement:
         self.address = address
         self._roles = config.launch.roles()
         self._components = components(config)
+        model = "" if hub_model(config.model.path) else config.model.path
         task = config.task.all_files().values()
-        files = (paths.config, config.model.path, *task, config.learner.loss.kl.reference)
+        files = (paths.config, model, *task, config.learner.loss.kl.reference)
         self._need = [str(file) for file in files if file]
 
     def put(self, role: RoleName, host: int, command: Sequence[str], *, grace_s: float) -> Command:
