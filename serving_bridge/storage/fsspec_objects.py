@@ -81,7 +81,7 @@ class FsspecObjects:
     def put_new(self, key: str, content: bytes) -> bool:
         path = self._path(key)
         try:
-            self._asked(f"writing {key}", lambda fs: fs.pipe_file(path, content, mode="create"))
+            self._asked(f"writing {key}", lambda fs: _create(fs, path, content))
         except FileExistsError:
             # The answer to a try that had succeeded may have been lost.
             return self._holds(key, content)
@@ -170,8 +170,6 @@ class FsspecObjects:
                     raise StorageSetupError(f"{self.url}, {what}: {refusal}") from None
                 raise
             except Exception as error:
-                if _is_unconditional(error):
-                    raise _NotConditionalError from None
                 if refusal := _refusal(error):
                     raise StorageSetupError(f"{self.url}, {what}: {refusal}") from None
                 if not _is_storages(error):
@@ -236,6 +234,15 @@ class _NotConditionalError(Exception):
     """Storage knows no conditional writes."""
 
 
+def _create(fs: Any, path: str, content: bytes) -> None:
+    try:
+        fs.pipe_file(path, content, mode="create")
+    except OSError as error:
+        if _code(error) in _UNCONDITIONAL:
+            raise _NotConditionalError from None
+        raise
+
+
 def _read(fs: Any, path: str, start: int, end: int) -> bytes:
     try:
         content: bytes = fs.cat_file(path, start=start, end=end)
@@ -275,10 +282,6 @@ def _refusal(error: BaseException) -> str | None:
     if type(error).__name__ in _NOT_GIVEN:
         return f"{_said(error)}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     return None
-
-
-def _is_unconditional(error: BaseException) -> bool:
-    return _code(error) in _UNCONDITIONAL
 
 
 def _is_storages(error: BaseException) -> bool:

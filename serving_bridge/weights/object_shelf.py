@@ -56,6 +56,7 @@ class ObjectShelf:
         self._objects = objects or FsspecObjects(url, timeouts=StorageTimeouts(give_up_s=options.timeout_s))
         self._options = options
         self._cache = FileCache(options.cache_folder, max_bytes=options.cache_bytes)
+        self._of_others: set[int] = set()  # published by another process under a number that was ours
         self._seen: Mapping[str, int] | None = None
 
     @property
@@ -109,6 +110,7 @@ class ObjectShelf:
         if name != MANIFEST_NAME:  # of an anchor, which may be made again
             self._objects.put(_key(version, name), content)
         elif not self._objects.put_new(_key(version, name), content):
+            self._of_others.add(version)
             raise StoreError(
                 f"{self.place(version, name)} is there already: another process publishes to {self.address}; end one "
                 f"of them, or set store.weights of its run to another place"
@@ -148,6 +150,8 @@ class ObjectShelf:
         check_file(place, file, size, digest.hexdigest())
 
     def empty(self, version: int) -> None:
+        if version in self._of_others:
+            return
         with suppress(StorageError):  # what is left is no version, and goes with the others of its age
             self._delete(version, but=_CLAIM)
 

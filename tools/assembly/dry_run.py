@@ -11,6 +11,7 @@ import tomli_w
 from configs.schema import Config
 from learner_jax.runtime import printable
 from serving_bridge.checks import Result
+from serving_bridge.storage import storage_variables
 from tools.assembly import processes
 from tools.assembly.before_start import PreflightError, look
 from tools.assembly.paths import RunPaths
@@ -82,7 +83,8 @@ def _places(paths: RunPaths) -> list[tuple[str, object]]:
 
 def variables(environment: Mapping[str, str]) -> list[str]:
     """Names of the variables that matter, in order; never a value."""
-    return sorted(name for name in environment if name.startswith(_PREFIXES) or name in _NAMES)
+    named = storage_variables(environment).keys() | set(_NAMES)
+    return sorted(name for name in environment if name.startswith(_PREFIXES) or name in named)
 
 
 def redacted(tree: Mapping[str, object]) -> dict[str, object]:

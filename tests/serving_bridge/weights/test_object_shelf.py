@@ -179,6 +179,7 @@ def test_a_version_that_is_there_is_not_published_over(store: WeightStore) -> No
     version = VersionWriter(store).publish(weights().items(), step=0, golden=[]).version
     with pytest.raises(StoreError, match=r"manifest.json is there already: another process publishes to s3://bucket/"):
         VersionWriter(store).publish(weights(1).items(), step=1, golden=[], version=version)
+    assert store.manifest(version).step == 0, "what another process published is not taken away"
 
 
 def test_a_store_takes_one_run_only(store: WeightStore) -> None:
