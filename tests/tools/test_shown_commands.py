@@ -43,6 +43,7 @@ _SHELL = "changes the shell that it is typed into"
 _NAMES_ALL = "stands for any command"
 
 #: First words -> why no short form can run here.
+_STORAGE = "tests/system/test_object_storage.py runs it against a server"
 NOT_RUN: dict[str, str] = {
     ". .venv/bin/activate": _SHELL,
     "cd": _SHELL,
@@ -53,6 +54,9 @@ NOT_RUN: dict[str, str] = {
     "tools/install.sh": _INSTALLS,
     "python -m vllm.entrypoints.openai.api_server": _VLLM,
     "lm_eval run": "another project's program, against a running server",
+    "weights list s3://bucket/runs/one": _STORAGE,
+    "weights verify s3://bucket/runs/one": _STORAGE,
+    "weights watch s3://bucket/runs/one": _STORAGE,
     "X": _NAMES_ALL,
     "train": _JOB,
     "train --config demo --dry-run": "tests/serving_bridge/checks makes dry runs of it",
