@@ -358,7 +358,8 @@ def _weights_room(config: Config, paths: RunPaths, version: float) -> tuple[Path
     store = config.store
     if not is_url(paths.weights):
         return Path(paths.weights), version, version * (store.keep_versions + 1)
-    return build_store(config, paths).options.cache_folder, version, max(version, store.cache_bytes)
+    most = min(store.cache_bytes, version * (store.keep_versions + 1))
+    return build_store(config, paths).options.cache_folder, version, max(version, most)
 
 
 def _memory(subject: Subject) -> Iterable[Finding]:
