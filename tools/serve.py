@@ -63,7 +63,7 @@ def main() -> None:
                 MeetingPoint(registry.folder, replica),
                 number=arguments.further_host,
                 model_dir=model_dir,
-                store=store.root,
+                store=store,
                 log_path=paths.logs / f"{replica}.{arguments.further_host}.log",
                 log=log,
                 model_family=config.model.family,

@@ -28,6 +28,7 @@ from serving_bridge.vllm import (
     further_host_command,
     server_environment,
 )
+from serving_bridge.weights import WeightStore
 
 Log = Callable[..., None]
 _TICK_S = 0.25
@@ -42,7 +43,7 @@ class FurtherHost:
 
     Args:
       number: of this host among those of the replica, from 1 on.
-      store: root of the weight store, which workers here read too.
+      store: the weight store, by its folder or as it is, which workers here read too.
     """
 
     def __init__(
@@ -52,14 +53,15 @@ class FurtherHost:
         *,
         number: int,
         model_dir: Path,
-        store: Path,
+        store: WeightStore | Path,
         log_path: Path,
         log: Log,
         model_family: str = "",
         platform: Platform | None = None,
     ) -> None:
         self._settings, self._point, self._number = settings, point, number
-        self._model_dir, self._store, self._family = model_dir.absolute(), store.absolute(), model_family
+        self._model_dir, self._family = model_dir.absolute(), model_family
+        self._store = WeightStore(store, run="") if isinstance(store, Path) else store
         self._log_path, self._log, self._platform = log_path, log, platform
         self._joined = ""
         self._process: GuardedProcess | None = None
@@ -100,7 +102,13 @@ class FurtherHost:
         command = further_host_command(
             self._model_dir, self._settings, self._platform, (meeting.address, meeting.port), self._number
         )
-        access = Access(base_url="", control_token="", inference_token="", store=str(self._store))
+        access = Access(
+            base_url="",
+            control_token="",
+            inference_token="",
+            store=self._store.address,
+            store_variables=self._store.variables(os.environ),
+        )
         try:
             self._log_path.parent.mkdir(parents=True, exist_ok=True)
             self._log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
