@@ -2,6 +2,7 @@
 
 from rewards.settings.curriculum import CurriculumSettings
 from rewards.settings.episode import FLEET, EpisodeSettings
+from rewards.settings.reward import RewardPart
 from rewards.settings.task import ProblemSettings, SourceSettings, TaskSettings, names_file
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "CurriculumSettings",
     "EpisodeSettings",
     "ProblemSettings",
+    "RewardPart",
     "SourceSettings",
     "TaskSettings",
     "names_file",

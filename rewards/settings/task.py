@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rewards.settings.curriculum import CurriculumSettings
 from rewards.settings.episode import EpisodeSettings
+from rewards.settings.reward import RewardPart
 
 #: How the names of files with rows end; what holds a slash is a path, too.
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
@@ -19,6 +20,12 @@ _OF_A_SOURCE = ("name", "path", "data", "validation_data", "heldout_data")
 def names_file(data: str) -> bool:
     """Whether `task.data` is the path of a file or folder; otherwise it names a function."""
     return "/" in data or data.lower().endswith(_ENDINGS)
+
+
+def _beside(common: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
+    """What a source takes from the task: not its rewards, where it has some of its own."""
+    own = {"reward", "rewards"} if source.get("reward") or source.get("rewards") else set()
+    return {key: value for key, value in common.items() if key not in own}
 
 
 class ProblemSettings(BaseModel):
@@ -56,7 +63,20 @@ class ProblemSettings(BaseModel):
     tools_column: str = Field("", description="rows: column of tool definitions as OpenAI has them; needs chat")
     system: str = Field("", description="system message of all prompts; needs chat")
     tools: str = Field("", description="JSON file with a list of tool definitions as OpenAI has them; needs chat")
-    reward: str = Field("", description="rows: exact, math, or package.module:name of a function (prompt, answer, row)")
+    reward: str = Field(
+        "",
+        description="rows: a verifier such as math, package.module:name of a function (prompt, answer, row), or the "
+        "address of a reward server",
+    )
+    rewards: tuple[RewardPart, ...] = Field(
+        (),
+        max_length=50,
+        strict=False,
+        description="rows: several rewards instead of `reward`, whose weighted sum is the score",
+    )
+    reward_key: str = Field(
+        "", pattern=r"^[A-Za-z0-9_]*$", description="environment variable that holds a reward server's key"
+    )
     score_timeout_s: float = Field(5.0, gt=0, le=3600, description="seconds; an answer not scored by then has no score")
     score_processes: int = Field(2, ge=1, le=256, description="processes that score answers, one each at a time")
     score_confined: bool = Field(
@@ -94,6 +114,15 @@ class ProblemSettings(BaseModel):
     def _messages_say_it_all(self) -> ProblemSettings:
         if self.messages_column and self.prompt_template != "{question}":
             raise ValueError("messages_column names whole prompts, which no prompt_template goes around: drop one")
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_are_named_apart(self) -> ProblemSettings:
+        if self.reward and self.rewards:
+            raise ValueError("reward and rewards are both set: put the one into the list of the others, or take it out")
+        names = [part.part for part in self.rewards]
+        if len(set(names)) < len(names):
+            raise ValueError(f"rewards has two parts called {max(names, key=names.count)!r}: set their `name`")
         return self
 
     def files(self) -> dict[str, str]:
@@ -161,7 +190,9 @@ class TaskSettings(ProblemSettings):
             return tree
         common = {key: value for key, value in tree.items() if key in ProblemSettings.model_fields}
         common = {key: value for key, value in common.items() if key not in _OF_A_SOURCE}
-        filled = tuple({**common, **source} if isinstance(source, dict) else source for source in sources)
+        filled = tuple(
+            {**_beside(common, source), **source} if isinstance(source, dict) else source for source in sources
+        )
         return {**tree, "sources": filled}
 
     @field_validator("turn_discount", mode="before")

@@ -4,7 +4,7 @@ from rewards.data import DATA, read_file, records, text_of
 from rewards.sandbox import REWARD
 from rewards.tasks.create import TASK, create_task
 from rewards.tasks.framed import FramedTask
-from rewards.tasks.judge import TaskJudge, create_judge
+from rewards.tasks.judge import RewardJudge, TaskJudge, create_judge
 from rewards.tasks.mixture import MixtureTask
 from rewards.tasks.problems import GeneratedProblems, ListedProblems
 from rewards.tasks.rows import RowsTask
@@ -17,6 +17,7 @@ __all__ = [
     "GeneratedProblems",
     "ListedProblems",
     "MixtureTask",
+    "RewardJudge",
     "RowsTask",
     "TaskJudge",
     "create_judge",

@@ -11,6 +11,7 @@ from rewards.data import question_of, read_messages
 from rewards.settings import TaskSettings
 from rewards.tasks.create import create_task
 from rewards.tasks.jsonl_math import gold_of
+from rewards.tasks.row_reward import RowReward, create_row_reward
 
 
 class TaskJudge:
@@ -36,12 +37,33 @@ class TaskJudge:
         self._task.close()
 
 
-def create_judge(settings: TaskSettings, *, seed: int, deadline_s: float, num_workers: int) -> TaskJudge:
+class RewardJudge:
+    """Judges answers to rows by the reward of a task of rows, whose data need not be there."""
+
+    def __init__(self, settings: TaskSettings, reward: RowReward) -> None:
+        self._settings = settings
+        self._reward = reward
+
+    def judge(self, answer: str, row: Mapping[str, Any]) -> RewardResult:
+        """The reward's verdict; "refused" for a row without its columns. Whatever both are, it returns."""
+        try:
+            problem = problem_of(row, self._settings)
+        except ValueError as error:
+            return failed(str(error), "refused")
+        return self._reward.score(problem.question, answer, problem.metadata)
+
+    def close(self) -> None:
+        self._reward.close()
+
+
+def create_judge(settings: TaskSettings, *, seed: int, deadline_s: float, num_workers: int) -> TaskJudge | RewardJudge:
     """The judge of a run's task.
 
     Raises:
       TaskError, DoorError: the task's settings or data can't be used.
     """
+    if settings.provider == "rows" and (settings.reward or settings.rewards):
+        return RewardJudge(settings, create_row_reward(settings, deadline_s=deadline_s, num_workers=num_workers))
     return TaskJudge(settings, create_task(settings, seed=seed, deadline_s=deadline_s, num_workers=num_workers))
 
 
@@ -63,12 +85,16 @@ def problem_of(row: Mapping[str, Any], settings: TaskSettings) -> Problem:
     reference = _text(row, answer_column, "answer", needed=settings.provider == "jsonl_math") if answer_column else ""
     if settings.provider == "jsonl_math":
         reference = gold_of(reference)
-    if settings.provider == "reasoning_gym" or isinstance(row.get("metadata"), Mapping):
+    if settings.provider != "rows" and (
+        settings.provider == "reasoning_gym" or isinstance(row.get("metadata"), Mapping)
+    ):
         metadata = row.get("metadata")
         if not isinstance(metadata, Mapping):
             raise ValueError('the row has no "metadata", which entries of reasoning-gym have')
         return Problem(0, question, reference, metadata)
-    known = {"question": question, "answer": row.get(answer_column, row.get("answer", reference))}
+    known: dict[str, Any] = {"question": question}
+    if answer_column in row:
+        known["answer"] = row[answer_column]
     return Problem(0, question, reference, {**row, **known})
 
 

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 
 from learner_jax.runtime import raised
 from rewards.contracts import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
 from rewards.data import LeftOut, RowTable, SplitRows, open_table, read_tools_file
 from rewards.environments import environment_pool, played
-from rewards.sandbox import (
-    ENVIRONMENT,
-    REWARD,
-    Verified,
-    VerifierError,
-    VerifierPool,
-    printable,
-    read_score,
-    to_json,
-    user_pool,
-)
+from rewards.sandbox import ENVIRONMENT, VerifierError, VerifierPool, printable
 from rewards.settings import TaskSettings
+from rewards.tasks.row_reward import RowReward, check_names_reward, create_row_reward
+from rewards.verifiers import VERIFIER
 
 _EXPECTED = 'a file, such as "prompts.jsonl", or a function that gives rows, such as "my_data:rows"'
-Scorer = Callable[[Problem, str], Verified]
 
 
 class RowsTask:
@@ -33,47 +24,36 @@ class RowsTask:
     """
 
     def __init__(self, settings: TaskSettings, *, seed: int, deadline_s: float, num_workers: int) -> None:
-        by_environment = not settings.reward and settings.environment not in ENVIRONMENT.built_in
-        if not settings.reward and not by_environment:
-            known = ", ".join(REWARD.names())
-            raise TaskError(
-                f'task.reward is empty; a task of rows needs a function, such as "my_rewards:exact", or one of: {known}'
-            )
+        has_reward = bool(settings.reward or settings.rewards)
+        by_environment = not has_reward and settings.environment not in ENVIRONMENT.built_in
+        if not by_environment:
+            check_names_reward(settings)
         if not settings.data:
             raise TaskError(f"task.data is empty; a task of rows needs {_EXPECTED}")
-        door, self._name = (ENVIRONMENT, settings.environment) if by_environment else (REWARD, settings.reward)
-        self._what = f"{door.setting} {self._name!r}"
-        version = door.version(self._name)
-        built_in = settings.reward in REWARD.built_in
-        scorer = _own_scorer(settings.reward) if built_in else None
-        self._tables = _open_tables(settings, scorer, known_by=version if built_in else "")
         self._pool: VerifierPool | None = None
+        self._reward: RowReward | None = None
+        self._tables: dict[Split, RowTable] = {}
         try:
-            self._version = f"rows/{'+'.join(table.name for table in self._tables.values())}@{version}"
+            if by_environment:
+                self._what = f"{ENVIRONMENT.setting} {settings.environment!r}"
+                scored_by = ENVIRONMENT.version(settings.environment)
+            else:
+                self._what = f"task.reward {settings.reward!r}" if settings.reward else "task.rewards"
+                self._reward = create_row_reward(settings, deadline_s=deadline_s, num_workers=num_workers)
+                scored_by = self._reward.version
+            self._tables = _open_tables(settings, self._reward)
+            self._version = f"rows/{'+'.join(table.name for table in self._tables.values())}@{scored_by}"
             self._problems = SplitRows(
                 self._tables,
                 seed=seed,
                 holdout_percent=settings.holdout_percent,
                 curriculum=settings.curriculum,
             )
-            self._scorer = scorer or self._pooled(settings, by_environment, deadline_s, num_workers)
+            if by_environment:
+                self._pool = environment_pool(settings, deadline_s=deadline_s, num_workers=num_workers)
         except BaseException:
             self.close()
             raise
-
-    def _pooled(self, settings: TaskSettings, by_environment: bool, deadline_s: float, num_workers: int) -> Scorer:
-        """The scorer that asks the user's code in processes of its own."""
-        if by_environment:
-            self._pool = environment_pool(settings, deadline_s=deadline_s, num_workers=num_workers)
-            return partial(played, self._pool)
-        self._pool = user_pool(
-            "rewards.sandbox.reward_function",
-            settings.reward,
-            confined=settings.score_confined,
-            deadline_s=deadline_s,
-            num_workers=num_workers,
-        )
-        return partial(_asked, self._pool)
 
     @property
     def epoch_size(self) -> int:
@@ -109,26 +89,44 @@ class RowsTask:
 
     def score(self, request: RewardRequest) -> RewardResult:
         problem = request.problem
+        result = self._scored(problem, request.response)
+        if result.score is None:
+            return replace(result, reasons=tuple(f"{self._what}: {why}" for why in result.reasons))
+        if result.verdict == "fail" and not result.reasons and problem.answer:
+            return replace(result, reasons=(f"expected {problem.answer!r}",))
+        return result
+
+    def _scored(self, problem: Problem, answer: str) -> RewardResult:
+        if self._reward is not None:
+            return self._reward.score(problem.question, answer, problem.metadata)
+        assert self._pool is not None
         try:
-            verified = self._scorer(problem, request.response)
+            verified = played(self._pool, problem, answer)
+            return scored(verified.judged_score, {printable(name): value for name, value in verified.parts.items()})
         except VerifierError as error:
-            return failed(f"{self._what}: {error}", error.failure)
+            return failed(str(error), error.failure)
         except Exception as error:  # noqa: BLE001  (isolation: one answer must not end the rollouts)
-            return failed(f"{self._what}: {raised(error)}")
-        reasons = (f"expected {problem.answer!r}",) if problem.answer else ()
-        parts = {printable(name): value for name, value in verified.parts.items()}
-        return scored(verified.judged_score, parts, reasons=reasons)
+            return failed(raised(error))
 
     def close(self) -> None:
         for table in self._tables.values():
             table.close()
         if self._pool is not None:
             self._pool.close()
+        if self._reward is not None:
+            self._reward.close()
 
 
-def _open_tables(settings: TaskSettings, scorer: Scorer | None, *, known_by: str) -> dict[Split, RowTable]:
-    """The sources, each run through once."""
+def _open_tables(settings: TaskSettings, reward: RowReward | None) -> dict[Split, RowTable]:
+    """The sources, each run through once; rows that a verifier can't judge are refused."""
     tools = read_tools_file(settings.tools) if settings.tools else ()
+    uses = [settings.reward, *(part.use for part in settings.rewards)]
+    judge = reward if any(use in VERIFIER.names() for use in uses) else None
+
+    def refusal(problem: Problem) -> str:
+        assert judge is not None
+        return judge.refusal(problem.metadata)
+
     given: dict[Split, str] = {
         "train": settings.data,
         "validation": settings.validation_data,
@@ -144,34 +142,11 @@ def _open_tables(settings: TaskSettings, scorer: Scorer | None, *, known_by: str
                     settings,
                     setting=setting,
                     tools=tools,
-                    refusal=None if scorer is None else partial(_refusal, scorer),
-                    known_by=known_by,
+                    refusal=None if judge is None else refusal,
+                    known_by="" if judge is None else judge.version,
                 )
     except BaseException:
         for table in tables.values():
             table.close()
         raise
     return tables
-
-
-def _asked(pool: VerifierPool, problem: Problem, answer: str) -> Verified:
-    request = {"prompt": problem.question, "answer": answer, "row": to_json(problem.metadata)}
-    return pool.call(request, key=problem.question)
-
-
-def _own_scorer(name: str) -> Scorer:
-    """Weir's own functions are bounded by themselves, and run in place. A row that one can't read is refused."""
-    function = REWARD.open(name)
-
-    def score(problem: Problem, answer: str) -> Verified:
-        return Verified(**read_score(function(problem.question, answer, problem.metadata)))
-
-    return score
-
-
-def _refusal(score: Scorer, problem: Problem) -> str:
-    try:
-        score(problem, "")
-    except Exception as error:  # noqa: BLE001  (told as a row that can't be used)
-        return f"{error}"
-    return ""

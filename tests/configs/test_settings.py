@@ -145,7 +145,10 @@ _INFINITE = {"clip_high", "importance_cap", "clip_rho", "clip_c", "max_grad_norm
 def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
     inner = tree
     for part in path[:-1]:
-        inner = inner.setdefault(part, {})
+        below = inner.setdefault(part, {})
+        if isinstance(below, list):  # an array of tables, of which one is there
+            below[:] = [{"use": "math"}]
+        inner = below[0] if isinstance(below, list) else below
     inner[path[-1]] = value
     return tree
 
@@ -182,6 +185,11 @@ def test_no_setting_takes_another_type_or_a_number_that_is_none(path: tuple[str,
             parse_config(put(demo_tree(), path, value), origin="here")
         assert path[-1] in str(caught.value), value
         assert str(caught.value).isprintable(), value
+
+
+def test_an_unknown_key_of_an_array_of_tables_is_told() -> None:
+    with pytest.raises(ConfigError, match="task.rewards.0.wheight: unknown key; .*nown here: use, weight, name"):
+        parse_config(put(demo_tree(), ("task", "rewards", "wheight"), 1.0), origin="x")
 
 
 def test_a_whole_number_is_a_number() -> None:

@@ -128,6 +128,13 @@ def test_the_judge_of_the_page_is_asked(weir: Path, tmp_path: Path, judge: str) 
     assert play(weir, tmp_path, "judge.toml", cases, JUDGE_URL=judge) == [[0.5], [0.0]]
 
 
+@confined
+def test_the_sum_of_the_page_is_weighted(weir: Path, tmp_path: Path) -> None:
+    write("reward", tmp_path)
+    cases = [("What is the capital of Italy?", [answer]) for answer in ("Oslo", "<think>a</think><answer>b</answer>")]
+    assert play(weir, tmp_path, "several.toml", cases) == [[0.1], [0.3]]
+
+
 @pytest.mark.parametrize("page", EXAMPLES)
 def test_an_example_is_short(page: str) -> None:
     files = files_of(page)
