@@ -68,7 +68,8 @@ def _settings(model: type[BaseModel], prefix: str, given: BaseModel | None) -> I
         name, table = f"{prefix}{key}", model_of(field.annotation)
         if table is None and (item := item_of(field.annotation)) is not None:
             yield Setting(name, _LIST, "[]", "", field.description or _sentence(item))
-            more = [key for key in item.model_fields if key not in model.model_fields]
+            same = {name: field.description for name, field in model.model_fields.items()}
+            more = [name for name, field in item.model_fields.items() if same.get(name) != field.description]
             yield from (found for found in _settings(item, f"{name}.", None) if found.name.split(".")[-1] in more)
             continue
         if table is None:

@@ -33,7 +33,11 @@ PATH_SETTINGS = (
     "serving.keys",
 )
 #: The same in each of [[task.sources]].
-SOURCE_PATHS = tuple(name.replace("task.", "task.sources.") for name in PATH_SETTINGS if name.startswith("task."))
+SOURCE_PATHS = tuple(
+    name.replace("task.", "task.sources.")
+    for name in PATH_SETTINGS
+    if name.startswith("task.") and not name.startswith("task.episode.")
+)
 #: Tables of paths, by names of the user's.
 PATH_TABLES = ("task.episode.corpora",)
 #: Settings that can't be a URL of object storage, and what would be kept there.
