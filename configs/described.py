@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from configs.names import is_named
+from configs.names import is_named, own_fields
 from configs.overrides import item_of, model_of
 from configs.schema import Config
 
@@ -68,9 +68,8 @@ def _settings(model: type[BaseModel], prefix: str, given: BaseModel | None) -> I
         name, table = f"{prefix}{key}", model_of(field.annotation)
         if table is None and (item := item_of(field.annotation)) is not None:
             yield Setting(name, _LIST, "[]", "", field.description or _sentence(item))
-            same = {name: field.description for name, field in model.model_fields.items()}
-            more = [name for name, field in item.model_fields.items() if same.get(name) != field.description]
-            yield from (found for found in _settings(item, f"{name}.", None) if found.name.split(".")[-1] in more)
+            own = tuple(f"{name}.{key}." for key in own_fields(item, model))
+            yield from (found for found in _settings(item, f"{name}.", None) if f"{found.name}.".startswith(own))
             continue
         if table is None:
             rules = _range(field.annotation, field.metadata)

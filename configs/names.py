@@ -36,7 +36,13 @@ def _names(model: type[BaseModel], prefix: str) -> Iterator[str]:
                 yield f"{prefix}{key}.NAME"
             yield from _names(table, f"{prefix}{key}.NAME." if is_named(field) else f"{prefix}{key}.")
         if item := item_of(field.annotation):
-            yield from (f"{prefix}{key}.{more}" for more in item.model_fields if more not in model.model_fields)
+            yield from (f"{prefix}{key}.{more}" for more in own_fields(item, model))
+
+
+def own_fields(item: type[BaseModel], table: type[BaseModel]) -> list[str]:
+    """Fields of the tables of a list, but for those that are the same in the table that the list stands in."""
+    same = {name: field.description for name, field in table.model_fields.items()}
+    return [name for name, field in item.model_fields.items() if same.get(name) != field.description]
 
 
 def is_named(field: FieldInfo) -> bool:
