@@ -116,6 +116,16 @@ def test_the_tested_combination_lies_within_the_bounds():
 LISTS = ("installers", "torch", "engine", "demo", "dev")
 
 
+def test_no_package_is_wanted_in_two_versions():
+    """The lists of the tests and of the demo are installed together."""
+    wanted: dict[str, set[str]] = {}
+    for name in ("demo.txt", "dev.txt"):
+        text = (REPOSITORY / "tools/requirements" / name).read_text()
+        for package, version in re.findall(r"^([A-Za-z0-9._-]+)==([^ ;]+)", text, re.MULTILINE):
+            wanted.setdefault(package.lower(), set()).add(version)
+    assert {package: versions for package, versions in wanted.items() if len(versions) > 1} == {}
+
+
 def test_every_file_that_is_installed_has_a_known_hash():
     """A package index, or whoever stands before it, can't give us another file under a pinned name."""
     for name in LISTS:
