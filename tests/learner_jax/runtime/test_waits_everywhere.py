@@ -24,6 +24,11 @@ _ASKED = "in vLLM's server, on its engine, as long as the client waits: its boun
 
 #: (module:function, code) -> why it may stand without a bound
 ALLOWED: dict[tuple[str, str], str] = {
+    ("rewards/tasks/reward_server.py:ServerReward._asked", "while True"): "left_s bounds it by the answers' deadline",
+    (
+        "serving_bridge/weights/publisher.py:Publisher._mend",
+        "while not self._closed.wait(max(_POLL_S, self._store.poll_s))",
+    ): "a thread that looks every so often until the publisher is closed",
     (
         "serving_bridge/sessions/endpoint.py:SessionEndpoint._answers",
         "asyncio.gather(*(session.answer(messages, tools, most) for _ in range(asked.n or 1)))",
@@ -180,10 +185,6 @@ ALLOWED: dict[tuple[str, str], str] = {
         "serving_bridge/telemetry/wait_reporter.py:reported_waits.run",
         "while not ended.wait(poll_s)",
     ): "a daemon thread's service",
-    (
-        "serving_bridge/weights/publisher.py:Publisher._mend",
-        "while not self._closed.wait(_POLL_S)",
-    ): "a thread's service",
     ("serving_bridge/fleet/weight_round.py:_settled", "while not task.done()"): _SETTLED,
     ("serving_bridge/fleet/weight_round.py:_settled", "asyncio.wait([task])"): _SETTLED,
     (

@@ -232,6 +232,8 @@ def test_no_answer_of_a_task_is_run(tmp_path: Path) -> None:
 def test_no_source_of_ours_runs_or_unpickles_text() -> None:
     folder = Path(confinement.__file__).parents[1]
     for path in folder.rglob("*.py"):
+        if path.is_relative_to(folder / "code" / "guest"):
+            continue  # runs inside the sandbox, where running an answer is the purpose
         for node in ast.walk(ast.parse(path.read_text())):
             called = getattr(node, "func", None)
             name = getattr(called, "id", getattr(called, "attr", ""))

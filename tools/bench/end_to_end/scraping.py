@@ -192,7 +192,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     if given.steps < 2:
-        raise BenchmarkError("--steps is 1, expected 2 or more: the first step of a window is left out")
+        parser.error("--steps is 1, expected 2 or more: the first step of a window is left out")
     count = 2 * given.windows + 1
     last = _WARM_STEPS + count * given.steps
     overrides = [*given.set, f"learner.steps={last + 1000}", "evaluation.every=0"]
