@@ -97,5 +97,8 @@ def test_the_file_is_one_that_file_sd_reads(tmp_path: Path) -> None:
     write_target(path, "127.0.0.1:9000", {"weir_run": "demo"}, pages=["/metrics", "/replicas"])
     assert json.loads(path.read_text()) == [
         {"targets": ["127.0.0.1:9000"], "labels": {"__metrics_path__": "/metrics", "weir_run": "demo"}},
-        {"targets": ["127.0.0.1:9000"], "labels": {"__metrics_path__": "/replicas", "weir_run": "demo"}},
+        {
+            "targets": ["127.0.0.1:9000"],
+            "labels": {"__metrics_path__": "/replicas", "weir_page": "replicas", "weir_run": "demo"},
+        },
     ]
