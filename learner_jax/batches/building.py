@@ -94,6 +94,8 @@ def rl_batch(
 
 def _parts(trajectories: Sequence[Trajectory], settings: LossSettings) -> dict[str, Part]:
     """The parts of the reward that are normalised apart."""
+    if not settings.advantage.parts:
+        return {}
     found = {name for trajectory in trajectories for name in trajectory.reward_parts}
     judged = any(trajectory.is_judged for trajectory in trajectories)
     if judged and (missing := [name for name in settings.advantage.parts if name not in found]):

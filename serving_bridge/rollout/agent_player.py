@@ -135,7 +135,7 @@ class _Line:
         self.broken: ReplicaError | NoReplicaError | None = None
         self._sampler, self._prefix = sampler, Prefix()
 
-    async def sample(self, context: Sequence[int], max_tokens: int, parent: int | None) -> Completion:
+    async def sample(self, context: Sequence[int], max_tokens: int) -> Completion:
         """An answer; raises what `Sampler.sample` does."""
         try:
             answers, replica = await self._sampler.sample(

@@ -20,8 +20,8 @@ from serving_bridge.sessions.messages import ChatMessage, ToolCall, tools_key
 from serving_bridge.text import TokenizerError
 from serving_bridge.vllm import Completion
 
-#: (context, most tokens of an answer, number of the answer it goes on from or None) -> an answer
-Sample = Callable[[Sequence[int], int, int | None], Awaitable[Completion]]
+#: (context, most tokens of an answer) -> an answer
+Sample = Callable[[Sequence[int], int], Awaitable[Completion]]
 
 
 class Text(Protocol):
@@ -125,7 +125,7 @@ class Session:
             )
         self._asked += 1
         most = min(self._limits.max_tokens, max_tokens or self._limits.max_tokens, room)
-        sampled = await self._sample(context, most, parent)
+        sampled = await self._sample(context, most)
         answered = Answered(
             number=len(self.answers),
             parent=parent,

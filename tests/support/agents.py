@@ -1,4 +1,7 @@
-"""Programs that play episodes over OpenAI's client, as users write them; called as (base_url, row)."""
+"""Programs that play episodes over OpenAI's client, as users write them; called as (base_url, row).
+
+The client is imported with the module, once for all episodes: a fork of each episode has it at once.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,16 @@ import os
 import time
 from typing import Any
 
+import openai
+from openai.types.chat import ChatCompletion
+
 
 def client(base_url: str) -> Any:
-    import openai
-
     return openai.OpenAI(base_url=base_url, api_key="none", max_retries=0)
 
 
 def two_turns(base_url: str, row: Any) -> dict[str, float]:
     """Asks twice; the reward counts what was said."""
-    from openai.types.chat import ChatCompletion
-
     asked = [{"role": "user", "content": row["question"]}]
     first: ChatCompletion = client(base_url).chat.completions.create(model="x", messages=asked)
     asked += [first.choices[0].message.model_dump(exclude_none=True), {"role": "user", "content": "Sure?"}]
@@ -26,8 +28,6 @@ def two_turns(base_url: str, row: Any) -> dict[str, float]:
 
 async def branches(base_url: str, row: Any) -> None:
     """Asks the same three times, goes on from the second, and leaves the judging to the task."""
-    import openai
-
     async with openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as api:
         asked = [{"role": "user", "content": row["question"]}]
         answers = [await api.chat.completions.create(model="x", messages=asked) for _ in range(3)]

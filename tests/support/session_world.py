@@ -66,7 +66,7 @@ class Scripted:
     finish_reason: str = "stop"
     contexts: list[list[int]] = field(default_factory=list)
 
-    async def sample(self, context: Sequence[int], max_tokens: int, parent: int | None) -> Completion:
+    async def sample(self, context: Sequence[int], max_tokens: int) -> Completion:
         self.contexts.append(list(context))
         text = next(self.texts)
         tokens = [

@@ -35,7 +35,7 @@ problem = next(p for i in range(3) if "42" == str((p := task.problem("train", i)
 
 async def play(texts):
     given = iter(texts)
-    async def sample(context, most, parent):
+    async def sample(context, most):
         ids = [*tokenizer.encode_observation(next(given), chat=False, after=-1), tokenizer.eos_ids[0]]
         return Completion(np.array(ids, np.int32), np.zeros(len(ids), np.float32), np.ones(len(ids), np.int32), "stop")
     session = Session(tokenizer, sample, SessionLimits(environment.max_turns, 50, 500))
