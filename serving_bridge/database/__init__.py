@@ -15,19 +15,22 @@ from serving_bridge.database.database import (
     secret_in_url,
     sqlite_path,
 )
-from serving_bridge.database.migrations import SCHEMA_VERSION
+from serving_bridge.database.migrations import QUEUE, SCHEMA_VERSION, Migration, Schema
 from serving_bridge.database.postgres_url import split_url
 from serving_bridge.database.read_only import look
 
 __all__ = [
     "APPLICATION_ID",
     "MEMORY",
+    "QUEUE",
     "SCHEMA_VERSION",
     "DamagedRowError",
     "Database",
     "DatabaseError",
     "DiskFullError",
+    "Migration",
     "Row",
+    "Schema",
     "Session",
     "absolute_url",
     "is_postgres",

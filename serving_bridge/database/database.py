@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode
 
 import apsw
 
 from learner_jax.contracts import quoted
 from learner_jax.runtime import FILE_MODE, Waits, WeirError, make_folder
+
+if TYPE_CHECKING:
+    from serving_bridge.database.migrations import Schema
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -177,18 +180,22 @@ def absolute_url(url: str | Path, *, schema: str) -> str:
     return f"{text}{'&' if query else '?'}{urlencode({'schema': schema})}"
 
 
-def open_database(url: str | Path, *, timeout_s: float = 30.0, waits: Waits | None = None) -> Database:
-    """Opens or creates the queue's database, and brings an older schema up to date.
+def open_database(
+    url: str | Path, *, timeout_s: float = 30.0, waits: Waits | None = None, schema: Schema | None = None
+) -> Database:
+    """Opens or creates a database, and brings an older schema in it up to date.
 
     Args:
       url: a path or `sqlite:///path`, `:memory:`, or `postgresql://...?schema=name`.
       timeout_s: bound on waiting for the database: for another process's lock, or for a server that is away.
+      schema: the tables that are wanted in it; by default the queue's. Others that it holds stay as they are.
 
     Raises:
       DatabaseError: it is not Weir's, is damaged, can't be reached, or was written by a newer build.
     """
-    from serving_bridge.database.migrations import migrate
+    from serving_bridge.database.migrations import QUEUE, migrate
 
+    wanted = QUEUE if schema is None else schema
     waits = Waits() if waits is None else waits
     database: Database
     if is_postgres(url):
@@ -198,7 +205,7 @@ def open_database(url: str | Path, *, timeout_s: float = 30.0, waits: Waits | No
     else:
         database = SqliteDatabase(sqlite_path(url), timeout_s=timeout_s, waits=waits)
     try:
-        database.write(lambda session: migrate(session, database.name))
+        database.write(lambda session: migrate(session, database.name, wanted))
     except BaseException:
         database.close()
         raise

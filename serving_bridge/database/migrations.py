@@ -1,7 +1,11 @@
-"""The schema of the queue's database as numbered steps from nothing to today's, the same on both engines."""
+"""Schemas as numbered steps from nothing to today's, the same on both engines; the queue's own is here.
+
+One database may hold several schemas: each keeps its own version, and none knows of the others' tables.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from serving_bridge.database.database import APPLICATION_ID, Session, WrongDatabaseError
@@ -19,6 +23,34 @@ class Migration:
     version: int
     statements: tuple[str, ...]
     postgres_only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The tables of one room.
+
+    Attributes:
+      name: lower-case letters and underscores; what its version is kept under.
+      migrations: numbered from 1 on, without a gap; those that were released never change.
+
+    Raises:
+      ValueError: name or numbers are not as said.
+    """
+
+    name: str
+    migrations: tuple[Migration, ...]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z_]{1,40}", self.name):
+            raise ValueError(f"schema {self.name!r}: expected lower-case letters and underscores")
+        numbers = [migration.version for migration in self.migrations]
+        if numbers != list(range(1, len(numbers) + 1)) or not numbers:
+            raise ValueError(f"schema {self.name}: migrations {numbers}, expected 1, 2, 3 and so on")
+
+    @property
+    def version(self) -> int:
+        """The newest."""
+        return self.migrations[-1].version
 
 
 MIGRATIONS: tuple[Migration, ...] = (
@@ -116,10 +148,12 @@ MIGRATIONS: tuple[Migration, ...] = (
 )
 
 SCHEMA_VERSION = MIGRATIONS[-1].version
+#: The queue's tables. Its version stands where it always stood: in the file's header, or in `weir_schema`.
+QUEUE = Schema("queue", MIGRATIONS)
 
 
-def migrate(session: Session, name: str) -> None:
-    """Brings the database that the session has locked to `SCHEMA_VERSION`, in the session's transaction.
+def migrate(session: Session, name: str, schema: Schema = QUEUE) -> None:
+    """Brings a schema of the database that the session has locked up to date, in the session's transaction.
 
     Args:
       name: of the database, for errors.
@@ -127,31 +161,62 @@ def migrate(session: Session, name: str) -> None:
     Raises:
       WrongDatabaseError: a newer build wrote it, or another program.
     """
-    version = _version(session, name)
-    if version > SCHEMA_VERSION:
+    version = _queue_version(session, name) if schema == QUEUE else _version(session, name, schema)
+    if version > schema.version:
         raise WrongDatabaseError(
-            f"{name} has queue schema version {version}, this build reads {SCHEMA_VERSION}: "
+            f"{name} has {schema.name} schema version {version}, this build reads {schema.version}: "
             f"use the build that wrote it, or set store.database to a new place"
         )
-    for migration in MIGRATIONS:
+    for migration in schema.migrations:
         if migration.version > version:
             only = migration.postgres_only if session.dialect.name == "postgres" else ()
             for statement in (*migration.statements, *only):
                 session.execute(statement.format_map(session.dialect.names))
-    if version < SCHEMA_VERSION:
-        _set_version(session)
+    if version < schema.version:
+        _set_queue_version(session) if schema == QUEUE else _set_version(session, schema)
 
 
-def _version(session: Session, name: str) -> int:
-    """The schema version found; 0 in an empty database."""
+def _version(session: Session, name: str, schema: Schema) -> int:
+    """The version of a schema other than the queue's; 0 where it was never made."""
     if session.dialect.name == "sqlite":
-        if not session.execute("SELECT 1 FROM sqlite_master LIMIT 1"):
+        _refuse_other_programs(session, name)
+        if not session.execute("SELECT 1 FROM sqlite_master WHERE name = 'weir_schemas'"):
             return 0
-        ((application,),) = session.execute("PRAGMA application_id")
-        if application != APPLICATION_ID:
-            raise WrongDatabaseError(
-                f"{name} is an SQLite database of another program; set store.database to another path"
-            )
+    elif session.execute("SELECT to_regclass('weir_schemas')") == [(None,)]:
+        session.execute("SELECT pg_advisory_xact_lock(?)", (APPLICATION_ID,))
+        session.execute("CREATE TABLE IF NOT EXISTS weir_schemas (name TEXT PRIMARY KEY, version BIGINT NOT NULL)")
+    find = "SELECT version FROM weir_schemas WHERE name = ?"
+    found = session.execute(find, (schema.name,))
+    if session.dialect.name == "postgres" and found != [(schema.version,)]:
+        session.execute("SELECT pg_advisory_xact_lock(?)", (APPLICATION_ID,))  # others that open it wait
+        found = session.execute(find, (schema.name,))
+    return found[0][0] if found else 0
+
+
+def _set_version(session: Session, schema: Schema) -> None:
+    if session.dialect.name == "sqlite":
+        session.execute("CREATE TABLE IF NOT EXISTS weir_schemas (name TEXT PRIMARY KEY, version INTEGER NOT NULL)")
+        session.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    session.execute(
+        "INSERT INTO weir_schemas VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET version = excluded.version",
+        (schema.name, schema.version),
+    )
+
+
+def _refuse_other_programs(session: Session, name: str) -> bool:
+    """Whether an SQLite file has tables already. Raises `WrongDatabaseError` if they are another program's."""
+    if not session.execute("SELECT 1 FROM sqlite_master LIMIT 1"):
+        return False
+    if session.execute("PRAGMA application_id") != [(APPLICATION_ID,)]:
+        raise WrongDatabaseError(f"{name} is an SQLite database of another program; set store.database to another path")
+    return True
+
+
+def _queue_version(session: Session, name: str) -> int:
+    """The queue's schema version; 0 where it was never made."""
+    if session.dialect.name == "sqlite":
+        if not _refuse_other_programs(session, name):
+            return 0
         ((version,),) = session.execute("PRAGMA user_version")
         return version
     is_there = session.execute("SELECT to_regclass('weir_schema')") != [(None,)]
@@ -167,7 +232,7 @@ def _version(session: Session, name: str) -> int:
     return found[0][0] if found else 0
 
 
-def _set_version(session: Session) -> None:
+def _set_queue_version(session: Session) -> None:
     if session.dialect.name == "sqlite":
         session.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         session.execute(f"PRAGMA application_id = {APPLICATION_ID}")
