@@ -12,6 +12,7 @@ from learner_jax.settings import LearnerSettings, WarmStartSettings
 from rewards.settings import TaskSettings
 from serving_bridge.settings import (
     EvaluationSettings,
+    GatewaySettings,
     RolloutSettings,
     ServingSettings,
     StoreSettings,
@@ -102,6 +103,7 @@ class Config(Settings):
     serving: ServingSettings
     evaluation: EvaluationSettings = EvaluationSettings()
     store: StoreSettings = StoreSettings()
+    gateway: GatewaySettings = GatewaySettings()
     launch: LaunchSettings = LaunchSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 

@@ -31,6 +31,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "learner": Command("tools.learner", "run the learner alone", configured=True),
         "rollout": Command("tools.rollout", "run one rollout worker alone", configured=True),
         "serve": Command("tools.serve", "run a fleet of vLLM servers alone", configured=True),
+        "gateway": Command("tools.gateway", "let users talk to a run's model over OpenAI's API", configured=True),
     },
     "look after a run": {
         "view": Command("tools.view", "show a run live, in the terminal or as a page"),

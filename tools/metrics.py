@@ -51,6 +51,7 @@ _HEADINGS = {
     "learner": "Learner",
     "rollout": "Rollout workers",
     "fleet": "Fleets",
+    "gateway": "Gateways",
     "train": "The run, served by the process that starts the others",
 }
 

@@ -36,6 +36,9 @@ _MAX_CONTROL_BYTES = 64 << 10
 _MAX_PROMPT_BYTES = 16 << 20
 _MAX_PROMPTS = 1024
 _MIN_TOKEN_CHARACTERS = 32
+_MAX_TOP_LOGPROBS = 20
+_MAX_STOPS, _MAX_STOP_CHARACTERS = 16, 256
+_MAX_BIASES = 1024
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -250,6 +253,18 @@ class Serve(_Body):
     version: _Version
 
 
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+_StopText = Annotated[str, Meta(min_length=1, max_length=_MAX_STOP_CHARACTERS)]
+_TokenId = Annotated[str, Meta(pattern=r"^[0-9]{1,9}\Z")]
+
+
+class Structure(_Body):
+    """What an answer must look like: JSON that follows a schema, or any JSON object."""
+
+    json: dict[str, msgspec.Raw] | None = None
+    json_object: Literal[True] | None = None
+
+
 class Sampling(_Body):
     """How answers are sampled, in vLLM's own words."""
 
@@ -260,9 +275,15 @@ class Sampling(_Body):
     seed: _Int | None = None
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
-    logprobs: Literal[0] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=_MAX_TOP_LOGPROBS)] | None = None
     prompt_logprobs: Literal[0] | None = None
     detokenize: bool = True
+    #: what follows is of users; packed answers know none of it
+    stop: Annotated[list[_StopText], Meta(max_length=_MAX_STOPS)] = []
+    presence_penalty: _Penalty = 0.0
+    frequency_penalty: _Penalty = 0.0
+    logit_bias: Annotated[dict[_TokenId, float], Meta(max_length=_MAX_BIASES)] = {}
+    structured_outputs: Structure | None = None
 
 
 class Generate(_Body):
@@ -278,6 +299,8 @@ class Generate(_Body):
     stream: bool = False
     #: answered by `vllm_plugin.sampling`, in packed arrays
     packed: bool = False
+    #: requests share the prefix cache with those of the same salt alone
+    cache_salt: Annotated[str, Meta(pattern=r"^[A-Za-z0-9._=+/-]{1,200}\Z")] | None = None
 
 
 @dataclass(frozen=True)
@@ -325,6 +348,8 @@ def _check_generate(body: bytes, caller: Role | None) -> Generate:
         raise Refused(400, "answers to several prompts are packed, and have no request_id")
     if asked.packed and asked.stream:
         raise Refused(400, "packed answers are sent whole")
+    if asked.packed and _is_of_users(asked):
+        raise Refused(400, "packed answers have no stop texts, penalties, biases, structure, top log-probs or salt")
     if caller == "control":
         return asked
     if asked.priority < 0:
@@ -332,6 +357,15 @@ def _check_generate(body: bytes, caller: Role | None) -> Generate:
     if asked.request_id is not None and asked.request_id.startswith(PREFIX):
         raise Refused(403, "probes need the control token")
     return asked
+
+
+def _is_of_users(asked: Generate) -> bool:
+    sampling = asked.sampling_params
+    options = (
+        *(sampling.stop, sampling.presence_penalty, sampling.frequency_penalty, sampling.logit_bias),
+        *(sampling.structured_outputs, sampling.logprobs, asked.cache_salt),
+    )
+    return any(options)
 
 
 def _check_swap(body: bytes, caller: Role | None) -> Swap:

@@ -11,8 +11,8 @@ from typing import Literal
 
 from serving_bridge.metrics.metric import ANY_EVENT, Metric
 
-Role = Literal["learner", "rollout", "fleet", "train"]
-ROLES: tuple[Role, ...] = ("learner", "rollout", "fleet", "train")
+Role = Literal["learner", "rollout", "fleet", "gateway", "train"]
+ROLES: tuple[Role, ...] = ("learner", "rollout", "fleet", "gateway", "train")
 
 
 def _gauge(name: str, unit: str, meaning: str, event: str, field: str, *labels: str, by: str = "") -> Metric:
@@ -310,6 +310,26 @@ FLEET: tuple[Metric, ...] = (
     _counter("weir_fleet_page_failures_total", "pages", "Replicas whose own metrics gave no answer", "page_failed"),
 )  # fmt: skip
 
+GATEWAY: tuple[Metric, ...] = (
+    _gauge("weir_gateway_requests_in_flight", "requests", "Requests that are being answered", "gateway", "in_flight"),
+    _gauge("weir_gateway_replicas", "replicas", "Replicas that take requests", "gateway", "replicas"),
+    _counter(
+        "weir_gateway_requests_total", "requests", "Requests by HTTP status; those whose client left first by gone",
+        "gateway", "statuses.*", "status",
+    ),
+    _counter("weir_gateway_prompt_tokens_total", "tokens", "Tokens of answered prompts", "gateway", "prompt_tokens"),
+    _counter("weir_gateway_completion_tokens_total", "tokens", "Tokens sampled", "gateway", "completion_tokens"),
+    _counter("weir_gateway_answers_begun_total", "answers", "Answers with a first token", "gateway", "begun"),
+    _counter(
+        "weir_gateway_first_token_seconds_total", "seconds",
+        "Time to the first token, summed; divide by the answers begun", "gateway", "first_token_s",
+    ),
+    _counter(
+        "weir_gateway_replicas_lost_total", "tries", "Tries that a replica failed; the next one is another's",
+        "gateway", "replicas_lost",
+    ),
+)  # fmt: skip
+
 TRAIN: tuple[Metric, ...] = (
     _state("weir_run_phase", "Phase of the run", "phase", "name", "phase"),
     _counter("weir_run_restarts_total", "restarts", "Restarts of the run's processes", "restart"),
@@ -330,5 +350,6 @@ METRICS: Mapping[Role, Sequence[Metric]] = {
     "learner": (*EVERY, *LEARNER),
     "rollout": (*EVERY, *ROLLOUT),
     "fleet": (*EVERY, *FLEET),
+    "gateway": (*EVERY, *GATEWAY),
     "train": (*EVERY, *TRAIN),
 }

@@ -1,12 +1,14 @@
 """The settings of the serving side."""
 
 from serving_bridge.settings.engine_args import VLLM_MODULE, command_line, options_of
+from serving_bridge.settings.gateway import GatewaySettings
 from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings, ServingSettings, StoreSettings
 from serving_bridge.settings.telemetry import TelemetrySettings
 
 __all__ = [
     "VLLM_MODULE",
     "EvaluationSettings",
+    "GatewaySettings",
     "RolloutSettings",
     "ServingSettings",
     "StoreSettings",

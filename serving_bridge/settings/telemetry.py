@@ -13,6 +13,7 @@ class PortSettings(Settings):
     learner: int = Field(0, ge=0, le=65535, description="port of the learner, of host 0 where it has several; 0: any")
     rollout: int = Field(0, ge=0, le=65535, description="port of the rollout worker with number 0; 0: any free one")
     fleet: int = Field(0, ge=0, le=65535, description="port of the serving fleet; 0: any free one")
+    gateway: int = Field(0, ge=0, le=65535, description="port of the gateway's worker with number 0; 0: any free one")
     train: int = Field(0, ge=0, le=65535, description="port of the process that starts the others; 0: any free one")
 
 

@@ -9,6 +9,7 @@ from serving_bridge.vllm.answers import (
     ReplicaError,
     Superseded,
     joined,
+    version_named,
 )
 from serving_bridge.vllm.client import VllmClient
 from serving_bridge.vllm.control import RoundControl, Swapped
@@ -61,4 +62,5 @@ __all__ = [
     "joined",
     "server_command",
     "server_environment",
+    "version_named",
 ]

@@ -42,7 +42,16 @@ def places(tmp_path: Path) -> dict[str, Path]:
     return made
 
 
-CONFIGURED = ("learner", "rollout", "serve", "train", "launch --on local", "database migrate", "evaluate --model EMPTY")
+CONFIGURED = (
+    "learner",
+    "rollout",
+    "serve",
+    "gateway",
+    "train",
+    "launch --on local",
+    "database migrate",
+    "evaluate --model EMPTY",
+)
 
 CASES = [
     *(f"new {p}" for p in ("FILE", "UNDER")),

@@ -41,6 +41,7 @@ CANNOT_HEAL = {
     "ShardingError",
     "StorageSetupError",
     "TaskError",
+    "TenantsError",
     "TokenizerError",
     "WarmStartError",
     "WeightFileError",

@@ -67,6 +67,7 @@ NOT_RUN: dict[str, str] = {
     "kubectl apply": "needs a cluster",
     "learner": _JOB,
     "rollout": _JOB,
+    "gateway": "serves until it is stopped; tests/tools/test_gateway.py runs one",
     "serve": _JOB,
     "evaluate": _VLLM,
     "evaluate compare": "compares two results; tests/tools/evaluation makes such",

@@ -41,7 +41,7 @@ _QUEUE_EVERY_S = 5.0
 _QUEUE_TIMEOUT_S = 2.0
 #: Command -> roles whose ports it needs; a worker's depends on its name, and it has nothing to allocate.
 _LISTENS: Mapping[str, Sequence[Role]] = {
-    "train": ROLES,
+    "train": tuple(role for role in ROLES if role != "gateway"),
     "serve": ("fleet",),
     "learner": ("learner",),
     "warm_start": ("learner",),
@@ -52,7 +52,7 @@ def watched(log: MetricsLog, config: Config, paths: RunPaths, role: Role, proces
     """Serves what the log is told from now on, until the process ends, as [telemetry] says.
 
     Args:
-      process: this one's name, unique in the run: train, learner-1, rollout-NAME or fleet-NAME.
+      process: this one's name, unique in the run: train, learner-1, rollout-NAME, fleet-NAME or gateway-0.
 
     Raises:
       ExporterError: the address is taken.
@@ -75,7 +75,7 @@ def watched(log: MetricsLog, config: Config, paths: RunPaths, role: Role, proces
     if role == "fleet":
         pages[_REPLICAS_PAGE] = _replica_pages(config, paths, process.removeprefix("fleet-"), latest).page
     first = getattr(settings.port, role)
-    port = port_of(first, process) if role in ("learner", "rollout") else first
+    port = port_of(first, process) if role in ("learner", "rollout", "gateway") else first
     exporter = Exporter(settings.host, port, pages, setting=f"telemetry.port.{role}")
     log.show_to(latest.take)
     target = paths.directory / TARGETS_FOLDER / f"{process}.json"

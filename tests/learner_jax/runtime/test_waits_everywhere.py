@@ -20,10 +20,38 @@ _DEADLINE = "a deadline or timeout stands beside"
 _EPISODES = "each episode has a deadline, rollout.episode_timeout_s"
 _SETTLED = "what must not be cut off is bounded by the requests that it makes"
 
+_REQUEST = "the request's deadline stands around it: gateway.timeout_s"
+_GATEWAY = "a loop of the gateway's process, as long as it runs; each thing that it does has a timeout"
+
 _ASKED = "in vLLM's server, on its engine, as long as the client waits: its bound is rollout.request_timeout_s"
 
 #: (module:function, code) -> why it may stand without a bound
 ALLOWED: dict[tuple[str, str], str] = {
+    (
+        "serving_bridge/gateway/application.py:_while_there",
+        "asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)",
+    ): _REQUEST,
+    (
+        "serving_bridge/gateway/process.py:Gateway.run",
+        "while not serving.done() and (not self._should_stop())",
+    ): _GATEWAY,
+    ("serving_bridge/gateway/process.py:Gateway._follow", "while True"): _GATEWAY,
+    ("serving_bridge/gateway/process.py:Gateway._look", "while True"): _GATEWAY,
+    (
+        "serving_bridge/gateway/process.py:Gateway._look",
+        "asyncio.gather(*map(look, self._replicas.targets))",
+    ): _GATEWAY,
+    ("serving_bridge/gateway/process.py:Gateway._tell", "while True"): _GATEWAY,
+    (
+        "serving_bridge/gateway/process.py:_background",
+        "asyncio.gather(*tasks, return_exceptions=True)",
+    ): "tasks that were cancelled, and that wait for nothing in ending",
+    ("serving_bridge/gateway/service.py:_together", "found.get()"): _REQUEST,
+    (
+        "serving_bridge/gateway/service.py:_together",
+        "asyncio.gather(*tasks, return_exceptions=True)",
+    ): "tasks that were cancelled, and that wait for nothing in ending",
+    ("tools/gateway.py:_supervise", "while not stop()"): "as long as the gateway runs: the processes are looked after",
     ("rewards/tasks/reward_server.py:ServerReward._asked", "while True"): "left_s bounds it by the answers' deadline",
     (
         "serving_bridge/weights/publisher.py:Publisher._mend",

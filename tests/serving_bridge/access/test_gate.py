@@ -339,7 +339,6 @@ def test_arguments_of_staging_are_checked(changes: dict[str, Any]):
         ("/inference/v1/generate", PROMPTS | {"request_id": "r"}),
         ("/inference/v1/generate", GENERATE | {"kv_transfer_params": {}}),
         ("/inference/v1/generate", GENERATE | {"content_parts": [{"type": "image_url", "url": "http://x"}]}),
-        ("/inference/v1/generate", GENERATE | {"cache_salt": "x"}),
         ("/inference/v1/generate", GENERATE | {"request_id": "a b"}),
         ("/inference/v1/generate", GENERATE | {"request_id": "a\n"}),
         ("/inference/v1/generate", GENERATE | {"priority": -(2**63)}),

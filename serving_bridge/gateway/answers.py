@@ -1,0 +1,132 @@
+"""The choices of an answer while they come: what each piece of tokens gives to tell the client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from serving_bridge.gateway.answer_text import CallText, Decoder, Stops
+from serving_bridge.gateway.requests import Asked
+from serving_bridge.gateway.upstream import Piece, PositionLogprobs, Span
+from serving_bridge.sessions import ToolCall
+from serving_bridge.text import Tokenizer
+
+#: finish reason of an answer that a guard cut
+CUT = "content_filter"
+
+
+class TextGuard(Protocol):
+    """Watches the text of one choice; see `serving_bridge.safety`."""
+
+    def push(self, text: str) -> str | None:
+        """What can be released; None where the answer must be cut."""
+
+    def end(self) -> str | None:
+        """What was held back; None where the answer must be cut."""
+
+
+@dataclass(slots=True)
+class Delta:
+    """What is new of one choice.
+
+    Attributes:
+      finish: with the last delta: "stop", "length", "tool_calls" or "content_filter".
+      calls: with the last delta.
+    """
+
+    index: int
+    text: str
+    logprobs: Sequence[PositionLogprobs] = ()
+    finish: str | None = None
+    calls: Sequence[ToolCall] = ()
+
+
+@dataclass
+class Choice:
+    """One choice.
+
+    Attributes:
+      index: in the whole answer.
+      num_tokens: sampled so far.
+      spans: policy versions of its tokens; empty where the replica did not come to say them.
+      finish: why it ended; None while it goes on.
+    """
+
+    index: int
+    num_tokens: int = 0
+    spans: Sequence[Span] = ()
+    finish: str | None = None
+    text: list[str] = field(default_factory=list)
+    calls: Sequence[ToolCall] = ()
+    logprobs: list[PositionLogprobs] = field(default_factory=list)
+
+
+class ChoiceReader:
+    """Makes deltas of a choice's pieces.
+
+    Args:
+      prompt: token ids before the answer.
+      guard: None where nobody watches.
+
+    Attributes:
+      is_cut_here: it has ended, and the replica does not know.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, asked: Asked, prompt: Sequence[int], index: int, guard: TextGuard | None
+    ) -> None:
+        self.choice = Choice(index)
+        self._decoder = Decoder(tokenizer, prompt, with_marks=bool(asked.tools))
+        self._stops = Stops(asked.sampling.stop)
+        self._calls = CallText(must_call=bool(asked.call)) if asked.tools else None
+        self._is_named_call = asked.call not in ("", "*")
+        self._guard = guard
+        self._tells_logprobs = asked.sampling.logprobs is not None
+        self.is_cut_here = False
+
+    def take(self, piece: Piece) -> Delta | None:
+        """What a piece adds; None for nothing. A choice that has ended takes nothing more."""
+        choice = self.choice
+        if piece.spans:
+            choice.spans = piece.spans
+        if choice.finish is not None:
+            return None
+        choice.num_tokens += len(piece.tokens)
+        text = self._stops.push(self._decoder.push(piece.tokens))
+        finish = "stop" if self._stops.found else piece.finish
+        if finish is not None:
+            text += self._stops.end()
+        if self._calls is not None:
+            text = self._calls.push(text)
+        calls: Sequence[ToolCall] = ()
+        if finish is not None and self._calls is not None:
+            ending = self._calls.end()
+            text, calls = text + ending.text, ending.calls
+            finish = "tool_calls" if calls and finish == "stop" and not self._is_named_call else finish
+        text, finish = self._guarded(text, finish)
+        self.is_cut_here = finish is not None and piece.finish is None
+        if finish == CUT:
+            calls = ()
+        return self._told(text, piece.logprobs if self._tells_logprobs else (), finish, calls)
+
+    def _guarded(self, text: str, finish: str | None) -> tuple[str, str | None]:
+        if self._guard is None:
+            return text, finish
+        released = self._guard.push(text) if text else ""
+        if released is not None and finish is not None:
+            last = self._guard.end()
+            released = None if last is None else released + last
+        return ("", CUT) if released is None else (released, finish)
+
+    def _told(
+        self, text: str, logprobs: Sequence[PositionLogprobs], finish: str | None, calls: Sequence[ToolCall]
+    ) -> Delta | None:
+        if not text and not logprobs and finish is None:
+            return None
+        choice = self.choice
+        choice.finish, choice.calls = finish, calls
+        if text:
+            choice.text.append(text)
+        choice.logprobs += logprobs
+        return Delta(choice.index, text, logprobs, finish, calls)

@@ -1,0 +1,116 @@
+"""Who asks, and what the gateway needs of the rooms that know tenants and guards: the doors for both.
+
+`serving_bridge.tenants` and `serving_bridge.safety` stand behind these; without them one tenant has the gateway for
+himself, and nothing is filtered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from serving_bridge.gateway.answers import TextGuard
+from serving_bridge.gateway.errors import GatewayError
+
+#: names under which a gateway without tenants is reached
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Whose request it is.
+
+    Attributes:
+      priority: for vLLM's scheduler; lower goes first.
+      cache_salt: parts the tenant's prefix cache from all others; "" for none.
+      consents: whether the tenant lets requests be kept and learned from that ask for it.
+    """
+
+    tenant: str
+    key_id: str = ""
+    priority: int = 0
+    cache_salt: str = ""
+    consents: bool = False
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request may take at most.
+
+    Attributes:
+      n: answers of `max_tokens` each.
+    """
+
+    prompt_tokens: int
+    max_tokens: int
+    n: int
+
+
+class Ticket(Protocol):
+    """Leave for one request."""
+
+    def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Tells what it took; once, also where it failed."""
+
+
+class Admission(Protocol):
+    """Who may ask, and when."""
+
+    def authenticate(self, headers: Mapping[str, str]) -> Caller:
+        """Who sends a request. Raises `GatewayError` of 401."""
+
+    def check(self, caller: Caller, route: str, model: str) -> None:
+        """Whether the caller's key is for this. Raises `GatewayError` of 403."""
+
+    async def admit(self, caller: Caller, ask: Ask, response_id: str, timeout_s: float) -> Ticket:
+        """Leave for a request; waits where others go first. Raises `GatewayError` of 429 or 503."""
+
+
+class Guards(Protocol):
+    """What is let through."""
+
+    async def prompt(self, caller: Caller, response_id: str, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Raises `GatewayError` for a prompt that is not answered."""
+
+    def stream(self, caller: Caller, response_id: str) -> TextGuard | None:
+        """What watches one choice of an answer; None for nothing."""
+
+    async def answer(self, caller: Caller, response_id: str, text: str) -> bool:
+        """Whether a whole answer may be told."""
+
+
+class _Settled:
+    def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Nobody counts."""
+
+
+class OneTenant:
+    """Everybody who reaches the gateway is one tenant, without limits: for a gateway on loopback."""
+
+    def authenticate(self, headers: Mapping[str, str]) -> Caller:
+        """Everybody; but no web page that has a name of its own lead here."""
+        host = headers.get("host", "")
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if name.lower() not in LOOPBACK:
+            raise GatewayError(421, "the Host is not this server's address", code="invalid_host")
+        return Caller("local")
+
+    def check(self, caller: Caller, route: str, model: str) -> None:
+        return
+
+    async def admit(self, caller: Caller, ask: Ask, response_id: str, timeout_s: float) -> Ticket:
+        return _Settled()
+
+
+class NoGuards:
+    """Lets everything through."""
+
+    async def prompt(self, caller: Caller, response_id: str, messages: Sequence[Mapping[str, Any]]) -> None:
+        return
+
+    def stream(self, caller: Caller, response_id: str) -> TextGuard | None:
+        return None
+
+    async def answer(self, caller: Caller, response_id: str, text: str) -> bool:
+        return True

@@ -1,0 +1,233 @@
+"""One process of the gateway: it listens, follows its replicas, tells what it does, and drains at its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import aiohttp
+import uvicorn
+
+from learner_jax.runtime import WeirError
+from serving_bridge.access import Keys
+from serving_bridge.gateway.application import application
+from serving_bridge.gateway.arms import Arms
+from serving_bridge.gateway.callers import LOOPBACK, Admission, Guards, NoGuards, OneTenant
+from serving_bridge.gateway.connections import protocol_class
+from serving_bridge.gateway.counts import Counts
+from serving_bridge.gateway.prompts import Prompts
+from serving_bridge.gateway.replicas import Load, Replicas, Target
+from serving_bridge.gateway.service import Parts
+from serving_bridge.gateway.upstream import client_session
+from serving_bridge.routing import ReplicaRegistry
+from serving_bridge.settings import GatewaySettings
+from serving_bridge.text import Tokenizer
+from serving_bridge.vllm import ReplicaError, VllmClient
+
+_REGISTRY_EVERY_S = 0.5
+_LOOK_EVERY_S, _LOOK_TIMEOUT_S = 1.0, 2.0
+_TELL_EVERY_S = 1.0
+_STOP_POLL_S = 0.1
+_KEEP_ALIVE_S = 75
+_BACKLOG = 2048
+
+Log = Callable[..., None]
+
+
+class ListenError(WeirError, OSError):
+    """The gateway's address can't be listened at."""
+
+
+class TenantsError(WeirError, ValueError):
+    """A gateway that everybody could reach has nobody who says who may ask."""
+
+    can_heal = False
+
+
+class Gateway:
+    """One process of the gateway.
+
+    Args:
+      name: unique among the run's processes that ask replicas; the fleet's controller is told by it.
+      max_context: tokens of prompt and answer together.
+      log: takes an event's name and its fields.
+      admission: None for one tenant without limits, on loopback alone.
+
+    Attributes:
+      ready: whether it listens, knows a replica that takes requests, and does not drain.
+
+    Raises:
+      TenantsError: there is no admission, and others than this machine can reach `settings.host`.
+    """
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        tokenizer: Tokenizer,
+        registry: ReplicaRegistry,
+        keys: Keys,
+        *,
+        name: str,
+        max_context: int,
+        log: Log,
+        should_stop: Callable[[], bool],
+        admission: Admission | None = None,
+        guards: Guards | None = None,
+    ) -> None:
+        if admission is None and settings.host not in LOOPBACK:
+            raise TenantsError(
+                f"gateway.host is {settings.host!r}, where others reach it, and there are no tenants; expected a "
+                f"loopback address, e.g. 127.0.0.1"
+            )
+        self._settings, self._tokenizer, self._registry = settings, tokenizer, registry
+        self._name, self._max_context, self._log, self._should_stop = name, max_context, log, should_stop
+        self._admission, self._guards = admission or OneTenant(), guards or NoGuards()
+        self._replicas = Replicas(keys, time.monotonic)
+        self._counts = Counts()
+        self.ready = False
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serves until `should_stop`; answers in flight then get `gateway.drain_timeout_s`.
+
+        Raises:
+          AccessError: the key of the replicas' tokens can't be read.
+        """
+        async with client_session() as session:
+            parts = Parts(
+                settings=self._settings,
+                tokenizer=self._tokenizer,
+                prompts=Prompts(self._tokenizer, max_context=self._max_context),
+                replicas=self._replicas,
+                session=session,
+                admission=self._admission,
+                guards=self._guards,
+                arms=Arms(),
+                counts=self._counts,
+            )
+            self._replicas.update(self._registry.ready())
+            server = _server(parts)
+            async with _background(self._follow(), self._look(session), self._tell()) as loops:
+                serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+                while not serving.done() and not self._should_stop():
+                    await asyncio.wait([serving, *loops], timeout=_STOP_POLL_S, return_when=asyncio.FIRST_COMPLETED)
+                    for loop in loops:
+                        if loop.done():
+                            loop.result()
+                self.ready = False
+                server.should_exit = True
+                await serving  # bounded by gateway.drain_timeout_s
+            self._log("gateway", **self._figures())
+
+    async def _follow(self) -> None:
+        """Keeps the list of replicas. One that can't be read now is read again."""
+        while True:
+            with suppress(OSError):
+                self._replicas.update(await asyncio.to_thread(self._registry.ready))
+            self.ready = bool(self._replicas.targets) and not self._should_stop()
+            await asyncio.sleep(_REGISTRY_EVERY_S)
+
+    async def _look(self, session: aiohttp.ClientSession) -> None:
+        """Asks the replicas how busy they are."""
+
+        async def look(target: Target) -> None:
+            with suppress(ReplicaError):
+                found = await VllmClient(target.url, session, token=target.token).metrics(timeout_s=_LOOK_TIMEOUT_S)
+                waiting = found.get("vllm:num_requests_waiting", 0.0)
+                requests = found.get("vllm:num_requests_running", 0.0) + waiting
+                self._replicas.looked(target, Load(requests, waiting, found.get("vllm:kv_cache_usage_perc", 0.0)))
+
+        while True:
+            await asyncio.gather(*map(look, self._replicas.targets))  # each has a timeout
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    async def _tell(self) -> None:
+        """Writes the figures, and tells the fleet's controller which requests failed."""
+        while True:
+            await asyncio.sleep(_TELL_EVERY_S)
+            with suppress(OSError):
+                await asyncio.to_thread(self._written, self._figures(), dict(self._replicas.totals()))
+
+    def _written(self, figures: dict[str, Any], totals: dict[str, tuple[int, int]]) -> None:
+        self._log("gateway", **figures)
+        self._registry.report_requests(self._name, totals)
+
+    def _figures(self) -> dict[str, Any]:
+        return {**self._counts.taken(), "replicas": len(self._replicas.targets)}
+
+
+@contextmanager
+def listener(host: str, port: int, *, shared: bool) -> Iterator[socket.socket]:
+    """A bound socket.
+
+    Args:
+      shared: whether further processes bind the same port (SO_REUSEPORT); the kernel deals connections out.
+
+    Raises:
+      ListenError: the address can't be had.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _not_bound(host, port, error) from None
+    with bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            bound.bind(address)
+        except OSError as error:
+            raise _not_bound(host, port, error) from None
+        bound.setblocking(False)
+        yield bound
+
+
+def _not_bound(host: str, port: int, error: OSError) -> ListenError:
+    return ListenError(
+        f"the gateway can't listen at {host} port {port}: {error.strerror or error}; set gateway.host to an address "
+        f"of this machine and gateway.port to a free port, or to 0 for any"
+    )
+
+
+class _Server(uvicorn.Server):
+    """Signals are the process's own matter."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(parts: Parts) -> _Server:
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # its words hold nothing, for each bad connection
+    settings = parts.settings
+    config = uvicorn.Config(
+        application(parts),
+        http=protocol_class(settings.max_connections),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=max(1, math.ceil(settings.drain_timeout_s)),
+        backlog=_BACKLOG,
+    )
+    return _Server(config)
+
+
+@asynccontextmanager
+async def _background(*loops: Any) -> AsyncIterator[list[asyncio.Task[None]]]:
+    tasks = [asyncio.ensure_future(loop) for loop in loops]
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

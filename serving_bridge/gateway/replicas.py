@@ -1,0 +1,185 @@
+"""Which replica answers: the one that holds the conversation's prefix, unless it is much busier than the others.
+
+The prefix's replica is found by rendezvous hashing of the conversation over the ready replicas (Thaler and
+Ravishankar, "A Name-Based Mapping Scheme for Rendezvous", 1996), so that all processes of the gateway agree without
+sharing anything. Load is what the replica itself last said that it has, corrected by what this process has sent and
+got back since. Requests don't wait here: a replica's own queue goes by priority.
+
+A replica that fails requests in a row is left alone, for a time that doubles; then one request tries it. That is this
+process's own judgement, beside the states that the fleet's controller writes; the controller is told the counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from serving_bridge.access import Keys
+from serving_bridge.gateway.errors import unavailable
+from serving_bridge.routing import ReplicaRow
+
+_FAILURES_TO_AVOID = 3
+_FIRST_AVOIDED_S, _MAX_AVOIDED_S = 1.0, 60.0
+#: how much busier than the mean a conversation's own replica may be: a share, and some answers
+_IMBALANCE = 0.25
+_SLACK = 4
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a replica said of itself.
+
+    Attributes:
+      requests: running and waiting.
+      waiting: those of them that wait.
+      kv_usage: share of the KV cache in use, 0 to 1.
+    """
+
+    requests: float
+    waiting: float
+    kv_usage: float
+
+
+@dataclass(eq=False)
+class Target:
+    """A replica as this process knows it.
+
+    Attributes:
+      token: of this start of its server.
+      version: policy version that it serves, as its row says.
+      in_flight: this process's answers on it.
+      failures: in a row.
+      avoided_until_s, avoided_s: until when it is avoided, and for how long it was last.
+      load: as of the last look; None before the first.
+      at_look: `in_flight` at that look.
+    """
+
+    row: ReplicaRow
+    token: str
+    in_flight: int = 0
+    failures: int = 0
+    avoided_until_s: float = float("-inf")
+    avoided_s: float = 0.0
+    is_tried: bool = False
+    load: Load | None = None
+    at_look: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    @property
+    def url(self) -> str:
+        return self.row.url
+
+    @property
+    def version(self) -> int:
+        return self.row.version
+
+    @property
+    def busy(self) -> float:
+        """Answers that it probably has now, of all who ask it."""
+        if self.load is None:
+            return self.in_flight
+        return max(self.in_flight, self.load.requests + self.in_flight - self.at_look)
+
+
+class Replicas:
+    """The ready replicas. Used from one event loop; looks at each of them for every request.
+
+    Args:
+      clock: monotonic seconds.
+    """
+
+    def __init__(self, keys: Keys, clock: Callable[[], float]) -> None:
+        self._keys, self._clock = keys, clock
+        self._targets: dict[str, Target] = {}
+        self._totals: dict[str, tuple[int, int]] = {}
+
+    @property
+    def targets(self) -> Sequence[Target]:
+        return list(self._targets.values())
+
+    def totals(self) -> Mapping[str, tuple[int, int]]:
+        """Requests that (succeeded, failed) since the start, by replica."""
+        return self._totals
+
+    def update(self, rows: Sequence[ReplicaRow]) -> None:
+        """Takes over which replicas take requests now. One that was started again begins anew.
+
+        Raises:
+          AccessError: the key of the replicas' tokens can't be read.
+        """
+        kept: dict[str, Target] = {}
+        for row in rows:
+            known = self._targets.get(row.name)
+            if known is not None and (known.row.url, known.row.start) == (row.url, row.start):
+                known.row = row
+                kept[row.name] = known
+            else:
+                kept[row.name] = Target(row, self._keys.token("inference", row.url, row.start))
+        self._targets = kept
+
+    def take(self, conversation: str, weight: int, avoid: Set[str] = frozenset()) -> Target:
+        """A replica for one request of `weight` answers; must be given back.
+
+        Args:
+          conversation: names what the request's prefix belongs to.
+          avoid: replicas that failed this request already; taken again only where there is no other.
+
+        Raises:
+          GatewayError: no replica is ready.
+        """
+        now_s = self._clock()
+        open_ = [target for target in self._targets.values() if self._is_open(target, now_s)]
+        usable = [target for target in open_ if target.name not in avoid] or open_
+        if not usable:
+            raise unavailable("no replica of the model is ready")
+        target = _chosen(usable, conversation)
+        target.in_flight += weight
+        target.is_tried = target.failures >= _FAILURES_TO_AVOID
+        return target
+
+    def give_back(self, target: Target, weight: int, *, answered: bool = False, failed: bool = False) -> None:
+        """Ends a request: answered, failed, or (neither) broken off by this side."""
+        target.in_flight -= weight
+        target.is_tried = False
+        succeeded, lost = self._totals.get(target.name, (0, 0))
+        if answered:
+            target.failures, target.avoided_s = 0, 0.0
+            self._totals[target.name] = (succeeded + 1, lost)
+        elif failed:
+            self._totals[target.name] = (succeeded, lost + 1)
+            self._strike(target)
+
+    def looked(self, target: Target, load: Load) -> None:
+        """Takes over what a replica said of itself."""
+        target.load, target.at_look = load, target.in_flight
+
+    def _strike(self, target: Target) -> None:
+        now_s = self._clock()
+        if now_s < target.avoided_until_s:
+            return  # sent before it was avoided: old news
+        target.failures += 1
+        if target.failures >= _FAILURES_TO_AVOID:
+            target.avoided_s = min(_MAX_AVOIDED_S, max(_FIRST_AVOIDED_S, 2 * target.avoided_s))
+            target.avoided_until_s = now_s + target.avoided_s
+
+    def _is_open(self, target: Target, now_s: float) -> bool:
+        """Whether it takes a request: it is not avoided; or was, and nobody tries yet whether it is well again."""
+        return target.failures < _FAILURES_TO_AVOID or (now_s >= target.avoided_until_s and not target.is_tried)
+
+
+def _chosen(usable: Sequence[Target], conversation: str) -> Target:
+    if len(usable) == 1:
+        return usable[0]
+    own = max(usable, key=lambda target: _weight(target.name, conversation))
+    mean = sum(target.busy for target in usable) / len(usable)
+    if own.busy <= (1 + _IMBALANCE) * mean + _SLACK:
+        return own
+    return min(usable, key=lambda target: target.busy)
+
+
+def _weight(name: str, conversation: str) -> bytes:
+    return hashlib.blake2b(f"{name}\0{conversation}".encode(), digest_size=8).digest()

@@ -1,0 +1,167 @@
+"""Replicas that fail, hang or end, and clients that leave: what users see, and what goes on at the replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving_bridge.text import Tokenizer
+from tests.support.gateway_world import Script, World, running_gateway, text_of
+from tests.support.session_world import tokenizer
+
+__all__ = ["tokenizer"]
+
+CHAT: dict[str, Any] = {"model": "policy", "messages": [{"role": "user", "content": "What is 5 + 7?"}]}
+
+
+async def until(what: Callable[[], bool], limit_s: float = 5.0) -> float:
+    """Seconds until it holds."""
+    began_s = time.monotonic()
+    while not what():
+        assert time.monotonic() - began_s < limit_s, "it never came to hold"
+        await asyncio.sleep(0.01)
+    return time.monotonic() - began_s
+
+
+@pytest.mark.parametrize("bad", [Script(status=500), Script(lost_after=0), Script(finish="abort", text="")])
+def test_another_replica_answers_what_one_failed_before_its_first_token(
+    bad: Script, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    async def play() -> None:
+        good = Script()
+        async with running_gateway(tmp_path, tokenizer, bad, good) as world:
+            answers = [await world.ask(messages=[{"role": "user", "content": f"{i}"}]) for i in range(12)]
+            assert {status for status, _ in answers} == {200}
+            assert bad.asked, "no conversation was its own"
+            assert len(bad.asked) <= 3, "it is asked on, although it failed three times"
+            assert len(good.asked) == 12
+
+    asyncio.run(play())
+
+
+def test_what_was_lost_after_the_first_token_is_an_error_and_no_second_try(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    async def play() -> None:
+        scripts = Script(lost_after=2, token_s=0.05), Script(lost_after=2, token_s=0.05)
+        async with running_gateway(tmp_path, tokenizer, *scripts) as world:
+            events = await world.stream()
+            assert events[-1]["error"]["code"] == "lost"
+            assert 0 < len(text_of(events[:-1])) < len(scripts[0].text)
+            status, answer = await world.ask()
+            assert (status, answer["error"]["code"]) == (502, "lost")
+            assert sum(len(script.asked) for script in scripts) == 2
+
+    asyncio.run(play())
+
+
+def test_no_replica(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def play() -> None:
+        async with running_gateway(tmp_path, tokenizer, Script(status=503)) as world:
+            status, answer = await world.ask()
+            assert (status, answer["error"]["code"], answer["error"]["type"]) == (503, "unavailable", "server_error")
+            world.registry.remove("r0")
+            await until(lambda: not world.gateway.ready)
+            async with world.session.post(world.url + "/v1/chat/completions", json=CHAT) as response:
+                assert response.status == 503
+                assert response.headers["Retry-After"] == "1"
+
+    asyncio.run(play())
+
+
+def test_a_silent_replica_costs_its_timeout_and_no_answer(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def play() -> None:
+        slow, good = Script(token_s=30.0), Script()
+        async with running_gateway(tmp_path, tokenizer, slow, good, stall_timeout_s=0.3) as world:
+            answers = [await world.ask(messages=[{"role": "user", "content": f"{i}"}]) for i in range(6)]
+            assert {status for status, _ in answers} == {200}
+            assert slow.asked
+            await until(lambda: slow.running == 0, 1.0)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_answer_at_the_replica(
+    stream: bool, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    async def play() -> None:
+        script = Script("It is twelve. " * 50, token_s=0.02)
+        async with running_gateway(tmp_path, tokenizer, script) as world:
+            reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+            writer.write(raw_request({**CHAT, "stream": stream}))
+            await until(lambda: script.running == 1)
+            await asyncio.sleep(0.1)
+            writer.close()
+            assert await until(lambda: script.running == 0) < 1.0
+            assert script.aborted == 1
+            del reader
+
+    asyncio.run(play())
+
+
+def raw_request(body: Any) -> bytes:
+    payload = json.dumps(body).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    return head + b"content-length: %d\r\n\r\n" % len(payload) + payload
+
+
+def test_a_request_ends_at_its_deadline(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def play() -> None:
+        script = Script("It is twelve. " * 50, token_s=0.05)
+        async with running_gateway(tmp_path, tokenizer, script) as world:
+            headers = {"X-Weir-Timeout-S": "0.3"}
+            began_s = time.monotonic()
+            async with world.session.post(f"{world.url}/v1/chat/completions", json=CHAT, headers=headers) as response:
+                assert (response.status, (await response.json())["error"]["code"]) == (504, "timeout")
+            streamed = {**CHAT, "stream": True}
+            async with world.session.post(
+                f"{world.url}/v1/chat/completions", json=streamed, headers=headers
+            ) as response:
+                assert response.status == 200
+                assert '"code":"timeout"' in await response.text()
+            assert time.monotonic() - began_s < 3.0
+            await until(lambda: script.running == 0, 1.0)
+
+    asyncio.run(play())
+
+
+def test_answers_in_flight_end_before_the_gateway_does(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def play() -> None:
+        script = Script("It is twelve.", token_s=0.1)
+        async with running_gateway(tmp_path, tokenizer, script) as world:
+            asking = asyncio.ensure_future(world.stream())
+            await until(lambda: script.running == 1)
+            world.stop()
+            assert text_of(await asking) == script.text
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", world.port)
+
+    asyncio.run(play())
+
+
+def test_a_conversation_stays_at_its_replica(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def play() -> None:
+        scripts = [Script(), Script(), Script()]
+        async with running_gateway(tmp_path, tokenizer, *scripts) as world:
+
+            async def converse(world: World, name: str) -> None:
+                messages = [{"role": "user", "content": name}]
+                for _ in range(3):
+                    _, answer = await world.ask(messages=messages)
+                    messages += [answer["choices"][0]["message"], {"role": "user", "content": "And then?"}]
+
+            for number in range(12):
+                before = [len(script.asked) for script in scripts]
+                await converse(world, f"conversation {number}")
+                after = [len(script.asked) for script in scripts]
+                assert sorted(b - a for a, b in zip(before, after, strict=True)) == [0, 0, 3]
+            assert all(script.asked for script in scripts)
+
+    asyncio.run(play())

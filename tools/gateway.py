@@ -1,0 +1,128 @@
+"""Lets users talk to the model of a run, over OpenAI's API.
+
+    python -m tools.gateway --config runs/demo/config.toml
+
+Answers come from the replicas in the run's registry (`python -m tools.serve`). [gateway] in the configuration says
+where it listens. SIGTERM or Ctrl-C lets answers in flight finish, at most gateway.drain_timeout_s; a second one ends
+everything at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import uvloop
+
+from configs.schema import Config
+from learner_jax.runtime import Waits, printable
+from serving_bridge.gateway import Gateway, listener
+from serving_bridge.metrics import Exporter
+from serving_bridge.processes import Supervisor, python_module
+from serving_bridge.text import load_tokenizer
+from tools.assembly import (
+    RunPaths,
+    StopRequest,
+    base_model_dir,
+    build_keys,
+    build_registry,
+    clear_errors,
+    collect_garbage_less_often,
+    config_arguments,
+    metrics_log,
+    read_arguments,
+    watched,
+    working,
+)
+from tools.command_line import command_parser
+
+_ADMIN_HOST = "127.0.0.1"
+_RESTARTS = 20
+_POLL_S = 0.2
+#: beyond gateway.drain_timeout_s, for a process to end
+_END_S = 10.0
+
+
+class NotReadyError(OSError):
+    """What /ready answers with 503."""
+
+
+def main() -> None:
+    parser = command_parser("gateway", __doc__)
+    config_arguments(parser)
+    parser.add_argument("--worker", type=int, default=None, metavar="N", help=argparse.SUPPRESS)
+    with clear_errors():
+        arguments, config, paths = read_arguments(parser, joins=True)
+        stop = StopRequest().install()
+        if arguments.worker is None and config.gateway.workers > 1:
+            _supervise(config, paths, arguments, stop)
+        else:
+            _serve(config, paths, arguments.worker or 0, stop)
+
+
+def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> None:
+    """One process of the gateway."""
+    settings, name = config.gateway, f"gateway-{number}"
+    tokenizer = load_tokenizer(base_model_dir(config, paths))
+    tokenizer.check_chat()
+    log = watched(metrics_log(config, paths, "gateway"), config, paths, "gateway", name).write
+    gateway = Gateway(
+        settings,
+        tokenizer,
+        build_registry(paths),
+        build_keys(config, paths),
+        name=name,
+        max_context=config.serving.max_model_len,
+        log=log,
+        should_stop=stop,
+    )
+
+    def ready() -> bytes:
+        if not gateway.ready:
+            raise NotReadyError
+        return b"ready\n"
+
+    pages = {"/health": lambda: b"alive\n", "/ready": ready}
+    port = settings.admin_port + number if settings.admin_port else 0
+    collect_garbage_less_often()
+    with (
+        working(paths, name),
+        listener(settings.host, settings.port, shared=settings.workers > 1) as bound,
+        Exporter(_ADMIN_HOST, port, pages, setting="gateway.admin_port") as admin,
+    ):
+        where = f"http://{settings.host}:{bound.getsockname()[1]}/v1"
+        health = f"http://{_ADMIN_HOST}:{admin.port}/ready"
+        print(printable(f"{name} listens at {where}; whether it is ready: {health}"), flush=True)
+        log("gateway_started", name=name, port=bound.getsockname()[1], admin_port=admin.port)
+        try:
+            uvloop.run(gateway.run(bound))
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
+
+def _supervise(config: Config, paths: RunPaths, arguments: argparse.Namespace, stop: StopRequest) -> None:
+    """Starts the processes that share the port, and starts those again that end."""
+    settings, log = config.gateway, metrics_log(config, paths, "gateway").write
+    grace_s = settings.drain_timeout_s + _END_S
+    with listener(settings.host, settings.port, shared=True) as bound:  # holds the port, and takes no connection
+        port = bound.getsockname()[1]
+        with Supervisor(paths.logs, log, waits=Waits(), also=config.serving.environment) as supervisor:
+            for number in range(settings.workers):
+                command = _worker_command(arguments, port, number)
+                supervisor.start(f"gateway-{number}", command, restarts=_RESTARTS, grace_s=grace_s)
+            print(printable(f"{settings.workers} workers listen at http://{settings.host}:{port}/v1"), flush=True)
+            while not stop():
+                supervisor.check()
+                time.sleep(_POLL_S)
+
+
+def _worker_command(arguments: argparse.Namespace, port: int, number: int) -> list[str]:
+    options = ["--config", str(Path(arguments.config))]
+    for override in (*arguments.overrides, f"gateway.port={port}"):
+        options += ["--set", override]
+    return [*python_module("tools.gateway"), *options, "--worker", str(number)]
+
+
+if __name__ == "__main__":
+    main()
