@@ -60,7 +60,7 @@ class AgentPlayer:
         self._count = count
         self._verdicts = verdicts or VerdictWatch(settings.max_failed_verdicts, count=count)
         context = settings.episode_tokens(agent.max_turns)
-        self._limits = SessionLimits(agent.max_turns, settings.max_tokens, context)
+        self._limits = SessionLimits(agent.max_turns, settings.max_tokens, context, self._text.vocab_size)
         self._endpoint = SessionEndpoint(max_context=context)
         self._threads = ThreadPoolExecutor(agent.processes, thread_name_prefix="weir-agents")
 

@@ -1,6 +1,7 @@
 """Sessions over HTTP: each has a base URL of its own, under which OpenAI's clients find a model.
 
     http://127.0.0.1:PORT/SECRET/v1        GET /models, POST /chat/completions
+    http://127.0.0.1:PORT/SECRET           POST /inference/v1/generate
 
 The secret names the session, so that a program that runs one episode can't reach another's. How answers are sampled is
 the run's to say: a request's temperature, top_p, seed and penalties change nothing, since the learner must know the
@@ -14,7 +15,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,6 +26,7 @@ from serving_bridge.routing import NoReplicaError
 from serving_bridge.sessions.errors import SessionError
 from serving_bridge.sessions.messages import read_messages, read_tools
 from serving_bridge.sessions.session import Answered, Session
+from serving_bridge.sessions.token_route import logprobs_told, read_token_request, tokens_told
 from serving_bridge.vllm import ReplicaError
 
 #: what the model is called; requests may call it otherwise
@@ -68,6 +70,7 @@ class SessionEndpoint:
         app = web.Application(client_max_size=_MAX_BODY_BYTES)
         app.router.add_get("/{secret}/v1/models", self._models)
         app.router.add_post("/{secret}/v1/chat/completions", self._complete)
+        app.router.add_post("/{secret}/inference/v1/generate", self._generate)
         app.router.add_route("*", "/{path:.*}", _nothing_here)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await self._runner.setup()
@@ -99,20 +102,38 @@ class SessionEndpoint:
         return web.json_response({"object": "list", "data": [model]})
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
+        async def told(session: Session, body: bytes) -> web.StreamResponse:
+            asked = _read(body)
+            said = _completion(await self._answers(session, asked), with_logprobs=bool(asked.logprobs))
+            return await _streamed(request, said, asked) if asked.stream else web.json_response(said)
+
+        return await self._told(request, told)
+
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        async def told(session: Session, body: bytes) -> web.StreamResponse:
+            asked = read_token_request(body, max_choices=_MAX_CHOICES, vocab_size=session.limits.vocab_size)
+            given = asked.sampling_params
+            stops, count = given.stop_token_ids or (), given.n or 1
+            work = (session.generate(asked.token_ids, given.max_tokens, stops) for _ in range(count))
+            return web.json_response(tokens_told(await asyncio.gather(*work), asked.request_id))
+
+        return await self._told(request, told)
+
+    async def _told(
+        self, request: web.Request, told: Callable[[Session, bytes], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """What a session answers to a request; errors as OpenAI's API words them."""
         try:
             session = self._sessions.get(request.match_info["secret"])
             if session is None:
                 raise _closed()
-            asked = _read(await request.read())
-            answers = await self._answers(session, asked)
+            return await told(session, await request.read())
         except SessionError as error:
             return _refused(error)
         except web.HTTPRequestEntityTooLarge:
             return _refused(SessionError(f"a body has at most {_MAX_BODY_BYTES} bytes", status=413))
         except (ReplicaError, NoReplicaError) as error:
             return _refused(SessionError(f"no answer could be had: {error}", status=503, code="unavailable"))
-        told = _completion(answers, with_logprobs=bool(asked.logprobs))
-        return await _streamed(request, told, asked) if asked.stream else web.json_response(told)
 
     async def _answers(self, session: Session, asked: _Request) -> list[Answered]:
         messages, tools = read_messages(asked.messages), read_tools(asked.tools)
@@ -164,9 +185,7 @@ def _choice(index: int, answered: Answered, with_logprobs: bool) -> dict[str, An
         told["content"] = ""
     logprobs = None
     if with_logprobs:
-        pairs = zip(answered.answer.tokens.tolist(), answered.answer.logprobs.tolist(), strict=True)
-        entries = [{"token": f"token_id:{t}", "logprob": p, "bytes": None, "top_logprobs": []} for t, p in pairs]
-        logprobs = {"content": entries, "refusal": None}
+        logprobs = {"content": logprobs_told(answered.answer), "refusal": None}
     return {"index": index, "message": told, "logprobs": logprobs, "finish_reason": reason}
 
 
@@ -195,7 +214,11 @@ async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
 
 
 async def _nothing_here(request: web.Request) -> web.Response:
-    return _refused(SessionError("there is /models and /chat/completions", status=404, code="not_found"))
+    return _refused(
+        SessionError(
+            "there is /v1/models, /v1/chat/completions and /inference/v1/generate", status=404, code="not_found"
+        )
+    )
 
 
 def _closed() -> SessionError:

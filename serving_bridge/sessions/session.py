@@ -5,6 +5,8 @@ messages, and the model goes on from the ids that it sampled then: nothing that 
 since the same text may have other ids, for which the sampler's log-probs would be wrong. A request that goes back to
 an earlier point, or asks the same again, begins a branch. One that shows an answer as the model never gave it can't go
 on from ids: it begins anew, as text, and is counted.
+
+A client that renders and tokenizes itself brings token ids instead; its place in the tree is found by comparing ids.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+
+import numpy as np
 
 from rewards.tools import Call, parse_calls
 from serving_bridge.sessions.errors import SessionError
@@ -51,11 +55,13 @@ class SessionLimits:
       max_answers: sampled in all its branches.
       max_tokens: of one answer.
       max_context: of prompt and answer together.
+      vocab_size: token ids that a client brings are below it.
     """
 
     max_answers: int
     max_tokens: int
     max_context: int
+    vocab_size: int = 2**31
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Answered:
     Attributes:
       number: position in the session, in the order in which requests came.
       parent: number of the answer that it goes on from; None at a beginning.
-      said: messages since then.
+      said: messages since then; None where the client brought token ids.
       given: their token ids.
       message: the answer as the client was told it.
       context: number of token ids before the answer.
@@ -73,7 +79,7 @@ class Answered:
 
     number: int
     parent: int | None
-    said: tuple[ChatMessage, ...]
+    said: tuple[ChatMessage, ...] | None
     tools: str
     given: tuple[int, ...]
     answer: Completion
@@ -85,6 +91,7 @@ class Session:
     """A conversation of one client. For one event loop.
 
     Attributes:
+      limits: its bounds.
       answers: all that were sampled, by number.
       rebuilt: requests that could not go on from recorded ids although they showed an assistant's message.
     """
@@ -92,7 +99,8 @@ class Session:
     def __init__(self, text: Text, sample: Sample, limits: SessionLimits) -> None:
         self.answers: list[Answered] = []
         self.rebuilt = 0
-        self._text, self._sample, self._limits = text, sample, limits
+        self.limits = limits
+        self._text, self._sample = text, sample
         self._asked = 0
 
     async def answer(
@@ -107,30 +115,49 @@ class Session:
           SessionError: the session is full, the conversation too long, or the chat template can't show it.
           ReplicaError, NoReplicaError: no answer could be had.
         """
-        if self._asked >= self._limits.max_answers:
-            raise SessionError(
-                f"the session has {self._asked} answers already, at most {self._limits.max_answers}",
-                status=429,
-                code="session_full",
-            )
+        self._check_room()
         parent, said = self._found(messages, tools_key(tools))
         given = self._given(parent, said, tools)
+        return await self._answered(parent, given, max_tokens, said=tuple(said), tools=tools_key(tools))
+
+    async def generate(
+        self, token_ids: Sequence[int], max_tokens: int | None = None, stop_token_ids: Sequence[int] = ()
+    ) -> Answered:
+        """Samples an answer to a prompt of token ids; arguments and errors are those of `answer`.
+
+        Args:
+          stop_token_ids: end the answer, besides those that end every answer of the run.
+        """
+        self._check_room()
+        parent, start = self._found_ids(token_ids)
+        return await self._answered(parent, token_ids[start:], max_tokens, stop_token_ids=stop_token_ids)
+
+    async def _answered(
+        self,
+        parent: int | None,
+        given: Sequence[int],
+        max_tokens: int | None,
+        *,
+        said: tuple[ChatMessage, ...] | None = None,
+        tools: str = "",
+        stop_token_ids: Sequence[int] = (),
+    ) -> Answered:
         context = [*self.ids(parent), *given]
-        room = self._limits.max_context - len(context)
+        room = self.limits.max_context - len(context)
         if room < 1:
             raise SessionError(
-                f"the conversation has {len(context)} tokens, and no answer fits into {self._limits.max_context}",
+                f"the conversation has {len(context)} tokens, and no answer fits into {self.limits.max_context}",
                 code="context_length_exceeded",
-                param="messages",
+                param="messages" if said is not None else "token_ids",
             )
         self._asked += 1
-        most = min(self._limits.max_tokens, max_tokens or self._limits.max_tokens, room)
-        sampled = await self._sample(context, most)
+        most = min(self.limits.max_tokens, max_tokens or self.limits.max_tokens, room)
+        sampled = cut_at(await self._sample(context, most), stop_token_ids)
         answered = Answered(
             number=len(self.answers),
             parent=parent,
-            said=tuple(said),
-            tools=tools_key(tools),
+            said=said,
+            tools=tools,
             given=tuple(given),
             answer=sampled,
             message=self._message(sampled),
@@ -138,6 +165,14 @@ class Session:
         )
         self.answers.append(answered)
         return answered
+
+    def _check_room(self) -> None:
+        if self._asked >= self.limits.max_answers:
+            raise SessionError(
+                f"the session has {self._asked} answers already, at most {self.limits.max_answers}",
+                status=429,
+                code="session_full",
+            )
 
     def ids(self, number: int | None) -> list[int]:
         """All token ids up to the end of an answer; none for None."""
@@ -166,7 +201,7 @@ class Session:
         ends: dict[int | None, int] = {None: 0}  # answer on the messages' path -> messages up to its end
         for answered in self.answers:
             start = ends.get(answered.parent)
-            if start is None or (answered.parent is None and answered.tools != tools):
+            if answered.said is None or start is None or (answered.parent is None and answered.tools != tools):
                 continue
             own = [*(message.key for message in answered.said), answered.message.key]
             if keys[start : start + len(own)] != own:
@@ -178,6 +213,26 @@ class Session:
             self.rebuilt += 1
             return None, messages
         return number, messages[end:]
+
+    def _found_ids(self, token_ids: Sequence[int]) -> tuple[int | None, int]:
+        """The deepest answer whose ids the prompt begins with, and their number."""
+        prompt = np.asarray(token_ids)
+        ends: dict[int | None, int] = {None: 0}
+        best: tuple[int, int | None] = (0, None)
+        furthest = 0
+        for answered in self.answers:
+            start = ends.get(answered.parent)
+            if start is None or not np.array_equal(prompt[start : start + len(answered.given)], answered.given):
+                continue
+            start += len(answered.given)
+            same = _common(prompt[start:], answered.answer.tokens)
+            furthest = max(furthest, start + same if same else 0)
+            if same == len(answered.answer):
+                ends[answered.number] = start + same
+                best = max(best, (start + same, answered.number), key=lambda place: place[0])
+        end, number = best
+        self.rebuilt += furthest > end  # it shows the beginning of an answer, and then something else
+        return number, end
 
     def _given(
         self, parent: int | None, said: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]]
@@ -202,6 +257,26 @@ class Session:
         if len(calls) < len(parsed.calls) or not calls:  # a call that can't be read is shown as it was written
             return ChatMessage("assistant", self._text.decode(tokens))
         return ChatMessage("assistant", parsed.content, calls)
+
+
+def cut_at(sampled: Completion, stop_token_ids: Sequence[int]) -> Completion:
+    """An answer up to the first of these tokens, which ends it.
+
+    Each token's log-prob is the same as if the sampler had stopped there.
+    """
+    found = np.flatnonzero(np.isin(sampled.tokens, np.asarray(stop_token_ids, np.int64)))
+    if not len(found):
+        return sampled
+    end = int(found[0]) + 1
+    arrays = (sampled.tokens[:end], sampled.logprobs[:end], sampled.policy_version[:end])
+    return Completion(*arrays, finish_reason="stop")
+
+
+def _common(prompt: np.ndarray, answer: np.ndarray) -> int:
+    """Leading tokens that both have."""
+    length = min(len(prompt), len(answer))
+    differs = np.flatnonzero(prompt[:length] != answer[:length])
+    return int(differs[0]) if len(differs) else length
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from serving_bridge.sessions import ChatMessage, Session, SessionLimits
+from serving_bridge.sessions import ChatMessage, Session, SessionEndpoint, SessionLimits
 from serving_bridge.text import Tokenizer, load_tokenizer
 from serving_bridge.vllm import Completion
 from tests.support.tool_templates import HERMES
@@ -93,3 +95,21 @@ def shown(message: ChatMessage) -> dict[str, Any]:
     if message.calls:
         told["tool_calls"] = [call.as_openai() for call in message.calls]
     return told
+
+
+def served(session: Session, work: Callable[[openai.AsyncOpenAI, str], Awaitable[Any]]) -> Any:
+    """What `work` gives, called with OpenAI's client and the base URL of a session."""
+
+    async def run() -> Any:
+        endpoint = SessionEndpoint(max_context=4000)
+        await endpoint.start()
+        try:
+            async with (
+                endpoint.opened(session) as url,
+                openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
+            ):
+                return await work(client, url)
+        finally:
+            await endpoint.close()
+
+    return asyncio.run(run())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
@@ -12,29 +11,13 @@ import openai
 import pytest
 
 from serving_bridge.routing import NoReplicaError
-from serving_bridge.sessions import Session, SessionEndpoint, SessionLimits
+from serving_bridge.sessions import Session, SessionLimits
 from serving_bridge.text import Tokenizer
 from serving_bridge.vllm import Failed
-from tests.support.session_world import ADD, CALL, session_of, shown
+from tests.support.session_world import ADD, CALL, served, session_of, shown
 from tests.support.session_world import tokenizer as tokenizer
 
 ASK: list[Any] = [{"role": "user", "content": "1 + 2?"}]
-
-
-def served(session: Session, work: Callable[[openai.AsyncOpenAI, str], Awaitable[Any]]) -> Any:
-    async def run() -> Any:
-        endpoint = SessionEndpoint(max_context=4000)
-        await endpoint.start()
-        try:
-            async with (
-                endpoint.opened(session) as url,
-                openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
-            ):
-                return await work(client, url)
-        finally:
-            await endpoint.close()
-
-    return asyncio.run(run())
 
 
 def test_a_dialog_with_a_tool_over_openai_s_client(tokenizer: Tokenizer) -> None:
