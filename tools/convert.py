@@ -3,7 +3,9 @@
 python -m tools.convert to-hf --checkpoint runs/demo/checkpoints --out DIR [--model DIR] [--dtype bfloat16] [--verify]
 python -m tools.convert from-hf --model DIR --out DIR [--verify]
 python -m tools.convert verify --checkpoint DIR --hf DIR
+python -m tools.convert from-gguf --file FILE --out DIR [--dtype float32]
 
+from-gguf writes a Hugging Face folder, which model.path can name; its weights keep the error of their quantization.
 A checkpoint that is not whole is refused; its files' hashes are checked unless --no-hash-check is given. A conversion
 that was stopped goes on when the same command is given again. Paths may be local, gs://, s3:// or az://.
 Exit status 1 if something is missing, damaged or different; stderr says what.
@@ -20,7 +22,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from learner_jax.conversion import ConversionError, Verification, Watch, from_hf, to_hf, verify
+from learner_jax.conversion import ConversionError, Verification, Watch, from_gguf, from_hf, to_hf, verify
 from learner_jax.runtime import keep_freed_chunks
 from learner_jax.settings import OptimizerSettings
 from tools.assembly import clear_errors
@@ -66,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="do not compare the checkpoint's files with their hashes first, which reads all of them",
         )
+    quantized = commands.add_parser("from-gguf", help="GGUF file -> safetensors folder; needs weir[gguf]")
+    quantized.add_argument("--file", required=True, help="the .gguf file, or a folder that holds one")
+    quantized.add_argument("--out", required=True, help="folder that does not exist yet")
+    quantized.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="default bfloat16")
     for command in (forward, backward, check):
         command.add_argument(
             "--family",
@@ -113,8 +119,13 @@ def main() -> None:
     arguments = _parser().parse_args()
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of a file that a run's checkpoints don't need
     keep_freed_chunks()
-    logprobs, family = not arguments.no_logprobs, arguments.family
     with clear_errors():
+        if arguments.command == "from-gguf":
+            with _watch("reading"):
+                number = from_gguf(arguments.file, out=arguments.out, dtype=arguments.dtype)
+            print(f"wrote {arguments.out}: {number} tensors in {arguments.dtype}")
+            return
+        logprobs, family = not arguments.no_logprobs, arguments.family
         if arguments.command == "verify":
             hashes = not arguments.no_hash_check
             print(_verify(arguments.checkpoint, arguments.hf, logprobs=logprobs, check_hashes=hashes, family=family))

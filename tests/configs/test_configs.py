@@ -17,7 +17,7 @@ DEMO = REPOSITORY / "configs" / "demo.toml"
 
 
 def test_there_are_configs_for_each_purpose() -> None:
-    assert {path.stem for path in CONFIGS} >= {"demo", "stories", "gsm8k_one_gpu", "pod_tpu", "pod_gpu"}
+    assert {path.stem for path in CONFIGS} >= {"demo", "stories", "smollm2", "gsm8k_one_gpu", "pod_tpu", "pod_gpu"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

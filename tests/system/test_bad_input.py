@@ -140,6 +140,7 @@ CASES = [
     "weights rollback EMPTY 3",
     *(f"convert to-hf --checkpoint {p} --model EMPTY --out NEW" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "JUNK")),
     *(f"convert from-hf --model {p} --out NEW" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "HUGE", "JUNK")),
+    *(f"convert from-gguf --file {p} --out NEW" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "HUGE", "JUNK")),
     *(f"convert from-hf --model EMPTY --out {p}" for p in ("FILE", "UNDER", "JUNK", "HUGE")),
     *(f"convert verify --checkpoint {p} --hf {p}" for p in ("MISSING", "EMPTY", "FILE", "JUNK")),
     "convert to-hf --checkpoint EMPTY --out NEW --max-shard-size nan",
