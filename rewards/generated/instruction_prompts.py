@@ -1,7 +1,9 @@
 """Short requests with one or two instructions that a verifier can check, named as in IFEval (arXiv 2311.07911).
 
 Requests and instructions are drawn apart, so that a held-out prompt has parts that were seen in training, put together
-in a way that was not.
+in a way that was not. Beside what is asked for, each row has conditions that any useful answer meets: it has some
+words, has to do with the request, and doesn't talk about its instructions. Without them an answer is paid for that
+keeps an instruction and says nothing.
 """
 
 from __future__ import annotations
@@ -57,8 +59,18 @@ _AIMS = (
         "learn the guitar",
         "run faster",
     ),
-    *("write a letter", "keep a room tidy", "grow tomatoes", "take better photos", "eat healthy food", "ride safely"),
+    *("write a letter", "keep a room tidy", "grow tomatoes", "take better photos", "eat healthy food"),
 )
+#: the word of an aim that an answer to the point has; for others the last one
+_POINTS = {"sleep better": "sleep", "cook at home": "cook", "wake up early": "wake", "keep a room tidy": "room"}
+_POINTS |= {"run faster": "run", "take better photos": "photo", "make new friends": "friend", "read more books": "book"}
+_POINTS |= {"grow tomatoes": "tomato"}
+#: words of the instructions, which no answer needs
+_ABOUT_INSTRUCTIONS = (
+    *("words", "comma", "commas", "sentence", "sentences", "letters", "quotation", "title", "bracket", "brackets"),
+    *("bullet", "bullets", "postscript", "asterisk", "asterisks", "phrase", "highlight", "subject"),
+)
+_LEAST_WORDS = 10
 _ENDINGS = ("That is all.", "Have a nice day.", "I hope this helps.", "Let me know.", "Thank you for reading.")
 _WORDS = (
     *("happy", "morning", "friend", "water", "light", "small", "quiet", "green", "warm", "family", "night", "simple"),
@@ -86,7 +98,7 @@ def _words_to_use(rng: random.Random, subject: str) -> Drawn:
 
 
 def _few_words(rng: random.Random, subject: str) -> Drawn:
-    most = rng.choice((15, 20, 25, 30))
+    most = rng.choice((20, 25, 30, 35))
     return f"Use fewer than {most} words.", {"relation": "less than", "num_words": most}
 
 
@@ -136,21 +148,29 @@ _KINDS: Mapping[str, Callable[[random.Random, str], Drawn]] = {
     "detectable_format:number_highlighted_sections": _highlight,
 }
 
+#: of every row; see above
+_CONDITIONS = ("length_constraints:number_words", "keywords:existence", "keywords:forbidden_words")
 #: kinds that contradict none of the others
 _GO_WITH_ALL = ("punctuation:no_comma", "keywords:existence")
 
 
-def _request(rng: random.Random) -> tuple[str, str]:
-    """A request, and what it is about."""
+def _request(rng: random.Random) -> tuple[str, str, str]:
+    """A request, what it is about, and a word of it that an answer to the point has."""
     name, occasion, subject, aim = (rng.choice(choices) for choices in (_NAMES, _OCCASIONS, _SUBJECTS, _AIMS))
+    thing = subject.removeprefix("the ")
     return rng.choice(
         (
-            (f"Write a short message to {name} for {occasion}.", name),
-            (f"Tell me something interesting about {subject}.", subject),
-            (f"Why do people like {subject}?", subject),
-            (f"Give me advice on how to {aim}.", aim),
+            (f"Write a short message to {name} for {occasion}.", name, name),
+            (f"Tell me something interesting about {subject}.", subject, _stem(thing)),
+            (f"Why do people like {subject}?", subject, _stem(thing)),
+            (f"Give me advice on how to {aim}.", aim, _POINTS.get(aim, aim.split()[-1])),
         )
     )
+
+
+def _stem(thing: str) -> str:
+    """What its singular and its plural have in common."""
+    return thing.removesuffix("es").removesuffix("s") if len(thing) > 4 else thing
 
 
 def instructions(
@@ -176,12 +196,17 @@ def instructions(
 
 
 def _row(rng: random.Random, kinds: Sequence[str], pairs: float) -> dict[str, Any]:
-    (request, subject), first = _request(rng), rng.choice(kinds)
+    (request, subject, point), first = _request(rng), rng.choice(kinds)
     second = [kind for kind in kinds if kind in _GO_WITH_ALL and kind != first]
     asked = [first, rng.choice(second)] if second and rng.random() < pairs else [first]
     drawn = [_KINDS[kind](rng, subject) for kind in asked]
     return {
         "question": " ".join([request, *(sentence for sentence, _ in drawn)]),
-        "instruction_id_list": asked,
-        "kwargs": [dict(arguments) for _, arguments in drawn],
+        "instruction_id_list": [*asked, *_CONDITIONS],
+        "kwargs": [
+            *(dict(arguments) for _, arguments in drawn),
+            {"relation": "at least", "num_words": _LEAST_WORDS},
+            {"keywords": [point]},
+            {"forbidden_words": list(_ABOUT_INSTRUCTIONS)},
+        ],
     }

@@ -90,6 +90,7 @@ NOT_RUN: dict[str, str] = {
     "study staleness": "trains for an hour; tests/tools/test_study.py trains in small",
     "study learning": "trains for an hour; tests/tools/test_study_learning.py trains in small",
     "study credit": "trains for minutes; tests/tools/test_study_credit.py trains in small",
+    "study retrieval": "trains for minutes; tests/tools/test_study_retrieval.py trains in small",
     "testing.simulate --mutations": "makes the code wrong in more than fifty ways; the soak does",
     "testing.mutate": "runs the tests of each module once for every mistake; tests/tools/testing does it in small",
     "testing.suite": "reads what a whole run of the tests wrote; tests/tools/testing makes such a page",

@@ -3,6 +3,7 @@
 python -m tools.study staleness [--out runs/studies/staleness] [--seeds 3] [--workers 2] [--report-to docs/studies]
 python -m tools.study learning --model DIR [--seeds 4] [--whole-runs RECORD.json ...] [--report-to docs/studies]
 python -m tools.study credit [--seeds 8] [--report-to docs/studies]
+python -m tools.study retrieval [--seeds 8] [--report-to docs/studies]
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from typing import Any, TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tools.assembly import clear_errors
-from tools.study import credit_results, learning_results, results, worker
+from tools.study import credit_results, learning_results, results, retrieval_results, worker
 from tools.study.grid import STALENESS, Cell, StudySettings, cells
 from tools.study.learning_grid import VARIANTS, LearningCell, LearningSettings, learning_cells
 from tools.study.records import StudyError, finished
+from tools.study.retrieval import RetrievalSettings
 from tools.study.turn_credit import CreditSettings
 
 C = TypeVar("C", Cell, LearningCell)
@@ -67,11 +69,17 @@ def _parse() -> argparse.Namespace:
     )
     learning.set_defaults(run=_learning, out=Path("runs/studies/learning"))
     credit = studies.add_parser("credit", help="how many dialogs credit by turn saves")
-    credit.add_argument("--out", type=Path, default=Path("runs/studies/credit"), help="finished parts")
-    credit.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page")
-    credit.add_argument("--seeds", type=_positive, default=8)
-    credit.add_argument("--steps", type=_positive, default=CreditSettings.steps)
+    retrieval = studies.add_parser("retrieval", help="what teaches a policy to search and to abstain")
+    for study, name, steps in (
+        (credit, "credit", CreditSettings.steps),
+        (retrieval, "retrieval", RetrievalSettings.steps),
+    ):
+        study.add_argument("--out", type=Path, default=Path("runs/studies") / name, help="finished parts")
+        study.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page")
+        study.add_argument("--seeds", type=_positive, default=8)
+        study.add_argument("--steps", type=_positive, default=steps)
     credit.set_defaults(run=_credit)
+    retrieval.set_defaults(run=_retrieval)
     return parser.parse_args()
 
 
@@ -101,6 +109,12 @@ def _credit(arguments: argparse.Namespace) -> Path:
     settings = replace(CreditSettings(), steps=arguments.steps)
     found = credit_results.run_study(arguments.out, arguments.seeds, settings, lambda name: print(f"{name} ..."))
     return credit_results.write_credit_report(found, settings, arguments.report_to)
+
+
+def _retrieval(arguments: argparse.Namespace) -> Path:
+    settings = replace(RetrievalSettings(), steps=arguments.steps)
+    records = retrieval_results.run_study(arguments.out, arguments.seeds, settings, lambda name: print(f"{name} ..."))
+    return retrieval_results.write_retrieval_report(records, settings, arguments.report_to)
 
 
 def _named(cell: Cell) -> str:

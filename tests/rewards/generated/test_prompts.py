@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -12,43 +13,74 @@ from rewards.generated.instruction_prompts import _KINDS
 from rewards.verifiers.instructions import judge
 from tools.assembly import build_task
 
-#: An answer to "Tell me something interesting about ...", by kind, that follows it for any arguments that are drawn.
+#: An answer by kind that follows it, for any arguments that are drawn; {about} is to the point of any request.
 FOLLOWING = {
-    "punctuation:no_comma": "Bees dance.",
-    "change_case:english_lowercase": "bees dance to show each other where the flowers are.",
-    "change_case:english_capital": "BEES DANCE TO SHOW EACH OTHER WHERE THE FLOWERS ARE.",
-    "keywords:existence": "{words}",
-    "length_constraints:number_words": "Bees dance.",
-    "length_constraints:number_sentences": "Bees dance.",
-    "startend:quotation": '"Bees dance."',
-    "startend:end_checker": "Bees dance. {end}",
-    "detectable_format:title": "<<Bees>>\nThey dance.",
+    "punctuation:no_comma": "{about}",
+    "change_case:english_lowercase": "{about}",
+    "change_case:english_capital": "{about}",
+    "keywords:existence": "{about} {words}",
+    "length_constraints:number_words": "{about}",
+    "length_constraints:number_sentences": "{about}",
+    "startend:quotation": '"{about}"',
+    "startend:end_checker": "{about} {end}",
+    "detectable_format:title": "<<Well>>\n{about}",
     "detectable_format:number_bullet_lists": "{bullets}",
-    "detectable_content:postscript": "Bees dance.\nP.S. They fly, too.",
-    "detectable_format:number_highlighted_sections": "Bees *dance*.",
+    "detectable_content:postscript": "{about}\nP.S. They fly, too.",
+    "detectable_format:number_highlighted_sections": "*well* {about}",
 }
+CHANGED = {"change_case:english_lowercase": str.lower, "change_case:english_capital": str.upper}
+
+
+def to_the_point(row: dict[str, Any]) -> str:
+    return f"This is about {row['kwargs'][-2]['keywords'][0]} and says what there is to say of it."
+
+
+def following(row: dict[str, Any], kind: str) -> str:
+    given, about = row["kwargs"][0], to_the_point(row)
+    answer = FOLLOWING[kind].format(
+        about=about,
+        words=" and ".join(given.get("keywords", [])),
+        end=given.get("end_phrase", ""),
+        bullets="\n".join([f"* {about}"] * given.get("num_bullets", 0)),
+    )
+    return CHANGED.get(kind, str)(answer)
 
 
 @pytest.mark.parametrize("kind", _KINDS)
 def test_every_kind_can_be_followed_and_missed(kind: str) -> None:
     for row in instructions(20, kinds=[kind]):
-        given = row["kwargs"][0]
-        answer = FOLLOWING[kind].format(
-            words=" and ".join(given.get("keywords", [])),
-            end=given.get("end_phrase", ""),
-            bullets="\n".join(["* Bees dance."] * given.get("num_bullets", 0)),
-        )
-        assert judge(answer, row).score == 1.0, row
-        assert judge("Well, Bees dance. " * 20, row).score == 0.0, row
+        assert judge(following(row, kind), row).score == 1.0, row
+        missed = judge(f"Well, it is so. {to_the_point(row)} " * 4, row)
+        assert missed.reasons == (f"not followed: {kind}",), row
+
+
+@pytest.mark.parametrize(
+    ("answer", "missed"),
+    [
+        ("<<Bees>>", "length_constraints:number_words"),
+        ("<<Bees>> People should not use any commas, and so they say nothing of bees.", "keywords:forbidden_words"),
+        ("<<Hello>> People have many reasons for what they like and for what they do.", "keywords:existence"),
+    ],
+)
+def test_an_answer_that_keeps_its_instruction_and_says_nothing_earns_nothing(answer: str, missed: str) -> None:
+    row = next(
+        r
+        for r in instructions(2000, kinds=["detectable_format:title"])
+        if r["question"].startswith("Why do people like bees")
+    )
+    result = judge(answer, row)
+    assert result.score == 0.0
+    assert result.reasons == (f"not followed: {missed}",)
+    assert result.parts["detectable_format:title"] == 1.0
 
 
 def test_a_second_instruction_contradicts_no_first_one() -> None:
     rows = list(instructions(400, pairs=0.5))
     numbers = Counter(len(row["instruction_id_list"]) for row in rows)
-    assert 120 < numbers[2] < 280
+    assert 120 < numbers[5] < 280
     for row in rows:
-        kinds = row["instruction_id_list"]
-        assert len(set(kinds)) == len(kinds) == len(row["kwargs"])
+        kinds = row["instruction_id_list"][:-3]
+        assert len(set(kinds)) == len(kinds) == len(row["kwargs"]) - 3
         assert set(kinds[1:]) <= {"punctuation:no_comma", "keywords:existence"}
 
 
