@@ -40,6 +40,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "fleet": Command("tools.fleet", "show a run's fleets; change their size; restart their servers"),
         "queue": Command("tools.queue", "show a run's queue; put dead letters back"),
         "weights": Command("tools.weights", "list, compare, verify and roll back published weights"),
+        "registry": Command(
+            "tools.registry", "register candidates, move aliases such as stable, show lineage and history"
+        ),
         "database": Command("tools.database", "prepare the PostgreSQL database of a run", configured=True),
     },
     "use a model": {

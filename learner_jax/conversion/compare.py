@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 from flax.traverse_util import unflatten_dict
 
-from learner_jax.contracts import EMBED, HEAD, ModelConfig, hf_shapes, is_buffer, parameters
+from learner_jax.contracts import EMBED, HEAD, ModelConfig, hf_shapes, is_buffer, parameters, read_model_config
 from learner_jax.conversion.checkpoint_reader import Source, blocks, stream
 from learner_jax.conversion.hf_layout import DTYPES, Index, Weights, byte_view
 from learner_jax.conversion.hf_writer import pieces
@@ -143,6 +143,17 @@ def source_logprobs(source: Source, config: ModelConfig, folder: Path, tokens: n
 def folder_logprobs(folder: Path, config: ModelConfig, tokens: np.ndarray) -> np.ndarray:
     """float32[B, T] of the learner's model on a model folder."""
     return _logprobs(load_parameters(folder, config), config, tokens)
+
+
+def folder_golden(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed token ids int32[B, T] and the learner's log-probs float32[B, T] of them on a model folder; the first is 0.
+
+    Raises:
+      ModelConfigError: it is no folder of a model that Weir knows.
+    """
+    config = read_model_config(folder)
+    tokens = golden_tokens(config)
+    return tokens, folder_logprobs(folder, config, tokens)
 
 
 def _logprobs(params: Params, config: ModelConfig, tokens: np.ndarray) -> np.ndarray:

@@ -15,5 +15,3 @@ class NotHolderError(RegistryError):
 
 class RegistryIntegrityError(RegistryError):
     """A row or a file is not what was registered; names it, expected and got."""
-
-    can_heal = False

@@ -1,7 +1,17 @@
 """The store of policy versions: written whole, hashed, in anchors and differences."""
 
 from serving_bridge.weights.delta import Encoder, changes, decode, moved
-from serving_bridge.weights.files import StoreError, Tensor, WeightIntegrityError, words_dtype, xxh3_128
+from serving_bridge.weights.files import (
+    StoreError,
+    Tensor,
+    WeightIntegrityError,
+    content_sha256,
+    entry_of,
+    mapped_safetensors,
+    words_dtype,
+    write_safetensors,
+    xxh3_128,
+)
 from serving_bridge.weights.inspection import VersionRow, difference_from
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.reader import read_path, read_version
@@ -21,11 +31,15 @@ __all__ = [
     "WeightIntegrityError",
     "WeightStore",
     "changes",
+    "content_sha256",
     "decode",
     "difference_from",
+    "entry_of",
+    "mapped_safetensors",
     "moved",
     "read_path",
     "read_version",
     "words_dtype",
+    "write_safetensors",
     "xxh3_128",
 ]

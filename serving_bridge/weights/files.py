@@ -113,15 +113,17 @@ def not_finite(words: np.ndarray, dtype: str) -> int:
     return count
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, sync: bool = True) -> WeightFile:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], *, sync: bool = True, metadata: Mapping[str, str] | None = None
+) -> WeightFile:
     """Writes the safetensors format, hashing while writing (the library would need a second copy or a second pass).
 
-    The content is on the disk on return, unless `sync` is false.
+    The content is on the disk on return, unless `sync` is false. `metadata` is what other readers look for.
 
     Format: 8 bytes little-endian header length, JSON header padded to 8 bytes, then the tensors back to back
     (https://github.com/huggingface/safetensors#format).
     """
-    header: dict[str, object] = {}
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     offset = 0
     for name, tensor in tensors.items():
         size = tensor.words.nbytes

@@ -95,6 +95,7 @@ NOT_RUN: dict[str, str] = {
     "testing.mutate": "runs the tests of each module once for every mistake; tests/tools/testing does it in small",
     "testing.suite": "reads what a whole run of the tests wrote; tests/tools/testing makes such a page",
     "testing.chaos": "kills the processes of real jobs for minutes; tests/tools/testing does",
+    "registry": "needs a registry with entries; tests/tools/test_registry.py runs each of its commands",
 }
 #: First words -> what is added to make it short.
 RUN: dict[str, str] = {

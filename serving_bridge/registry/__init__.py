@@ -1,0 +1,33 @@
+"""What may be served: candidates with their lineage, aliases such as `stable`, and the history of both."""
+
+from serving_bridge.registry.card import model_card
+from serving_bridge.registry.entry import STAGES, Candidate, DataWindow, Entry, Origin, RegisteredFile
+from serving_bridge.registry.errors import NotHolderError, RegistryError, RegistryIntegrityError
+from serving_bridge.registry.index import RegistryIndex
+from serving_bridge.registry.kept_files import model_files
+from serving_bridge.registry.leases import RegistryLease
+from serving_bridge.registry.registry import Registry, Retention
+from serving_bridge.registry.rows import Event, Move, Standing
+from serving_bridge.registry.schema import REGISTRY
+
+__all__ = [
+    "REGISTRY",
+    "STAGES",
+    "Candidate",
+    "DataWindow",
+    "Entry",
+    "Event",
+    "Move",
+    "NotHolderError",
+    "Origin",
+    "RegisteredFile",
+    "Registry",
+    "RegistryError",
+    "RegistryIndex",
+    "RegistryIntegrityError",
+    "RegistryLease",
+    "Retention",
+    "Standing",
+    "model_card",
+    "model_files",
+]

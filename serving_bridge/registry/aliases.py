@@ -1,0 +1,132 @@
+"""Aliases of the registry: who may move them, where they are, and where they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from learner_jax.contracts import quoted
+from serving_bridge.database import Database, Session
+from serving_bridge.registry import leases, rows
+from serving_bridge.registry.entry import checked_name
+from serving_bridge.registry.errors import RegistryError
+from serving_bridge.registry.leases import RegistryLease
+from serving_bridge.registry.rows import Move
+
+
+class Aliases:
+    """Aliases of all namespaces in one database.
+
+    Args:
+      clock: seconds since the epoch.
+    """
+
+    def __init__(self, database: Database, *, clock: Callable[[], float]) -> None:
+        self._db, self._clock = database, clock
+
+    def current(self, namespace: str) -> dict[str, int]:
+        """Alias -> number of its entry."""
+        checked_name(namespace, "namespace")
+        return self._db.read(lambda session: rows.aliases(session, namespace))
+
+    def resolve(self, namespace: str, name: str) -> int:
+        """The number that an alias or a number in digits means.
+
+        Raises:
+          RegistryError: there is no such alias, or no such entry.
+        """
+        if name.isascii() and name.isdigit() and len(name) < 17:
+            return self._db.read(lambda session: rows.standing(session, namespace, int(name))).entry.number
+        aliases = self.current(namespace)
+        if name not in aliases:
+            held = ", ".join(aliases) or "none yet"
+            raise RegistryError(f"{namespace} has no alias {quoted(name, 60)}; it has {held}")
+        return aliases[name]
+
+    def take_lease(self, namespace: str, holder: str, duration_s: float, *, by_force: bool = False) -> RegistryLease:
+        """The aliases of a namespace, as `leases.take`."""
+        return self.take_files_lease(checked_name(namespace, "namespace"), holder, duration_s, by_force=by_force)
+
+    def take_files_lease(
+        self, namespace: str, holder: str, duration_s: float, *, by_force: bool = False
+    ) -> RegistryLease:
+        """A lease of another name, for what is not in the database; as `leases.take`."""
+        now_s = self._clock()
+        return self._db.write(
+            lambda session: leases.take(session, namespace, holder, duration_s, now_s, by_force=by_force)
+        )
+
+    def check_lease(self, lease: RegistryLease) -> None:
+        """Raises `NotHolderError` if it was taken over."""
+        self._db.write(lambda session: leases.check(session, lease))
+
+    def release_lease(self, lease: RegistryLease) -> None:
+        self._db.write(lambda session: leases.release(session, lease))
+
+    def holder(self, namespace: str) -> RegistryLease | None:
+        """The last holder who did not give the lease back."""
+        return self._db.read(lambda session: leases.holder_of(session, namespace))
+
+    def move(
+        self,
+        lease: RegistryLease,
+        aliases: Mapping[str, int | None],
+        *,
+        actor: str,
+        reason: str,
+        expected: Mapping[str, int | None] | None = None,
+        stages: Mapping[int, str] | None = None,
+        unproven: bool = False,
+    ) -> int:
+        """Moves aliases together: all of them, or none.
+
+        Args:
+          aliases: alias -> number of an entry, or None to remove it.
+          expected: what aliases must be before; None for one that must not exist.
+          stages: number -> stage that entries get in the same transaction.
+          unproven: somebody takes the responsibility for entries that no evaluation gate has passed.
+
+        Returns:
+          Number of the move.
+
+        Raises:
+          NotHolderError: the lease is not held any more.
+          RegistryError: an entry does not exist, its weights are gone, it was rejected or rolled back, no gate has
+            passed it, or an alias is not what was expected. Nothing was moved.
+        """
+        namespace, now_s = lease.namespace, self._clock()
+        for alias in aliases:
+            checked_name(alias, "alias")
+        if not aliases or not reason.strip():
+            raise RegistryError("a move needs at least one alias and a reason")
+
+        def work(session: Session) -> int:
+            leases.check(session, lease)
+            current = rows.aliases(session, namespace)
+            rows.check_expected(current, expected or {}, namespace)
+            for number, stage in (stages or {}).items():
+                rows.set_stage(session, namespace, number, stage, actor, reason, now_s)
+            for number in sorted({number for number in aliases.values() if number is not None}):
+                rows.check_servable(rows.standing(session, namespace, number), unproven=unproven)
+            ((last,),) = session.execute("SELECT coalesce(max(move), 0) FROM moves WHERE namespace = ?", (namespace,))
+            for alias, target in sorted(aliases.items()):
+                rows.point(session, namespace, alias, target)
+                session.execute(
+                    "INSERT INTO moves (namespace, move, alias, old, new, token, actor, reason, created_s) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (namespace, last + 1, alias, current.get(alias), target, lease.token, actor, reason, now_s),
+                )
+            return last + 1
+
+        return self._db.write(work)
+
+    def history(self, namespace: str, *, alias: str | None = None, limit: int = 50) -> list[Move]:
+        """The newest moves, newest first."""
+        where, parameters = ("AND alias = ?", [alias]) if alias is not None else ("", [])
+        found = self._db.read(
+            lambda session: session.execute(
+                f"SELECT move, alias, old, new, token, actor, reason, created_s FROM moves WHERE namespace = ? {where} "
+                f"ORDER BY sequence DESC LIMIT ?",
+                (namespace, *parameters, limit),
+            )
+        )
+        return [Move(*row) for row in found]

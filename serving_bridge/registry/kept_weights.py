@@ -1,0 +1,87 @@
+"""Weights of entries: a weight store for each namespace, in which equal weights are kept once."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from learner_jax.contracts import WeightManifest
+from learner_jax.runtime import Waits
+from serving_bridge.registry.entry import checked_name
+from serving_bridge.registry.errors import NotHolderError, RegistryError
+from serving_bridge.registry.index import RegistryIndex
+from serving_bridge.registry.leases import RegistryLease
+from serving_bridge.weights import StoreError, Tensor, VersionHeader, VersionWriter, WeightStore
+
+#: While some are copied in or removed: a process that died keeps others out so long.
+_LEASE_S = 3600.0
+_POLL_S = 0.2
+
+
+class KeptWeights:
+    """The weight stores below a folder.
+
+    Args:
+      wait_s: bound on waiting for another process that copies or removes weights in the same namespace.
+    """
+
+    def __init__(self, root: Path, index: RegistryIndex, *, wait_s: float, waits: Waits) -> None:
+        self._root, self._index = root, index
+        self._wait_s, self._waits = wait_s, waits
+
+    def store(self, namespace: str) -> WeightStore:
+        """The weight store of a namespace; serving fleets load from it."""
+        return WeightStore(self._root / checked_name(namespace, "namespace"), f"registry-{namespace}")
+
+    def keep(self, namespace: str, tensors: dict[str, Tensor], manifest: WeightManifest) -> int:
+        """Copies weights unless the same are kept already, whole; returns their version. The caller holds `lease`."""
+        kept = self._index.weights_of(namespace, manifest.content_sha256)
+        store = self.store(namespace)
+        if kept is not None:
+            try:
+                store.verify(store.best_manifest(kept))
+                return kept
+            except StoreError:
+                pass  # what is kept is damaged: the weights at hand are not
+        header = VersionHeader(manifest.step, manifest.golden)
+        return VersionWriter(store).publish_full(tensors, manifest.tensors, header).version
+
+    def sweep(self, namespace: str, lease: RegistryLease) -> None:
+        """Deletes weights whose entries gave them up, and those of registrations that were killed."""
+        store = self.store(namespace)
+        used = self._index.weights_in_use(namespace)
+        for version in store.claimed()[:-1]:  # the highest number tells the next one
+            if version not in used:
+                self._index.aliases.check_lease(lease)
+                store.shelf.remove(version)
+
+    @contextmanager
+    def lease(self, namespace: str) -> Iterator[RegistryLease]:
+        """Keeps other processes from registering and removing weights of a namespace.
+
+        Raises:
+          WaitTimeoutError: another does so for too long.
+        """
+        holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        name = f"{checked_name(namespace, 'namespace')}.weights"
+        with self._waits.waiting(
+            f"the weights of {namespace}",
+            on="another process that registers or removes some",
+            limit_s=self._wait_s,
+            setting="files_wait_s",
+            error=RegistryError,
+        ) as wait:
+            while True:
+                try:
+                    lease = self._index.aliases.take_files_lease(name, holder, _LEASE_S)
+                    break
+                except NotHolderError:
+                    wait.sleep(_POLL_S)
+        try:
+            yield lease
+        finally:
+            self._index.aliases.release_lease(lease)

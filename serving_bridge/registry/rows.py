@@ -1,0 +1,152 @@
+"""Rows of the registry's tables, within a transaction that the caller holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from learner_jax.contracts import quoted
+from serving_bridge.database import Row, Session
+from serving_bridge.registry.entry import CLOSED, UNPROVEN, Entry, checked_stage, decode_entry
+from serving_bridge.registry.errors import RegistryError, RegistryIntegrityError
+
+COLUMNS = "number, document, sha256, stage, has_weights"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """An entry and where it stands now.
+
+    Attributes:
+      aliases: that name it, sorted.
+      has_weights: whether its weights are still kept.
+    """
+
+    entry: Entry
+    stage: str
+    aliases: tuple[str, ...]
+    has_weights: bool
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to an entry: a new stage, a report, removed weights."""
+
+    sequence: int
+    namespace: str
+    number: int
+    kind: str
+    body: Mapping[str, Any]
+    actor: str
+    reason: str
+    created_s: float
+
+
+@dataclass(frozen=True)
+class Move:
+    """One alias in one move; aliases that moved together have the same `move`. None stands for no entry."""
+
+    move: int
+    alias: str
+    old: int | None
+    new: int | None
+    token: int
+    actor: str
+    reason: str
+    created_s: float
+
+
+def lock(session: Session, namespace: str) -> None:
+    """Has other writers of a namespace wait until the transaction ends."""
+    session.execute("INSERT INTO registry_leases VALUES (?, '', 0, 0) ON CONFLICT (name) DO NOTHING", (namespace,))
+    session.execute(f"SELECT token FROM registry_leases WHERE name = ?{session.dialect.for_update}", (namespace,))
+
+
+def row_of(session: Session, namespace: str, number: int) -> Row:
+    rows = session.execute(f"SELECT {COLUMNS} FROM entries WHERE namespace = ? AND number = ?", (namespace, number))
+    if not rows:
+        raise RegistryError(f"{namespace} has no entry {number}; `list` shows those that it has")
+    return rows[0]
+
+
+def standing(session: Session, namespace: str, number: int) -> Standing:
+    return read(row_of(session, namespace, number), namespace, names_of(session, namespace))
+
+
+def read(row: Row, namespace: str, names: Mapping[int, tuple[str, ...]]) -> Standing:
+    number, document, sha256, stage, has_weights = row
+    entry = decode_entry(document, sha256, name=f"{namespace}/{number}")
+    if (entry.namespace, entry.number) != (namespace, number):
+        raise RegistryIntegrityError(f"entry {namespace}/{number} says that it is {entry.id}: rows were exchanged")
+    return Standing(entry, stage, names.get(number, ()), bool(has_weights))
+
+
+def aliases(session: Session, namespace: str) -> dict[str, int]:
+    find = "SELECT alias, number FROM aliases WHERE namespace = ? ORDER BY alias"
+    return dict(session.execute(find, (namespace,)))
+
+
+def names_of(session: Session, namespace: str) -> dict[int, tuple[str, ...]]:
+    names: dict[int, tuple[str, ...]] = {}
+    for alias, number in aliases(session, namespace).items():
+        names[number] = (*names.get(number, ()), alias)
+    return names
+
+
+def check_expected(current: Mapping[str, int], expected: Mapping[str, int | None], namespace: str) -> None:
+    for alias, number in expected.items():
+        if current.get(alias) != number:
+            raise RegistryError(
+                f"alias {alias} of {namespace} is {current.get(alias, 'not there')}, expected "
+                f"{'none' if number is None else number}: somebody moved it; look again, then decide"
+            )
+
+
+def check_servable(standing: Standing, *, unproven: bool) -> None:
+    entry, stage = standing.entry, standing.stage
+    if stage in CLOSED:
+        raise RegistryError(f"entry {entry.id} is {stage}: register its weights again to try them once more")
+    if not standing.has_weights:
+        raise RegistryError(f"the weights of entry {entry.id} were removed: register them again")
+    if stage in UNPROVEN and not unproven:
+        raise RegistryError(
+            f"entry {entry.id} is a {stage} that no evaluation gate has passed: evaluate it first, or take the "
+            f"responsibility with a name and a reason (--unproven)"
+        )
+
+
+def point(session: Session, namespace: str, alias: str, number: int | None) -> None:
+    if number is None:
+        session.execute("DELETE FROM aliases WHERE namespace = ? AND alias = ?", (namespace, alias))
+        return
+    session.execute(
+        "INSERT INTO aliases VALUES (?, ?, ?) ON CONFLICT (namespace, alias) DO UPDATE SET number = excluded.number",
+        (namespace, alias, number),
+    )
+
+
+def set_stage(session: Session, namespace: str, number: int, stage: str, actor: str, reason: str, now_s: float) -> None:
+    old = row_of(session, namespace, number)[3]
+    checked_stage(old, stage, name=f"{namespace}/{number}")
+    session.execute("UPDATE entries SET stage = ? WHERE namespace = ? AND number = ?", (stage, namespace, number))
+    record(session, namespace, number, "stage", {"old": old, "new": stage}, actor, reason, now_s)
+
+
+def record(
+    session: Session,
+    namespace: str,
+    number: int,
+    kind: str,
+    body: Mapping[str, Any],
+    actor: str,
+    reason: str,
+    now_s: float,
+) -> None:
+    text = msgspec.json.encode(dict(body)).decode()
+    session.execute(
+        "INSERT INTO events (namespace, number, kind, body, actor, reason, created_s) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (namespace, number, kind, text, quoted(actor, 200), quoted(reason, 1000), now_s),
+    )

@@ -1,0 +1,389 @@
+"""The registry of a deployment: candidates with their lineage, aliases such as `stable`, and the history of both.
+
+python -m tools.registry add registry --run runs/demo              (the run's newest version becomes a candidate)
+python -m tools.registry import registry --model DIR               (a model folder from outside)
+python -m tools.registry list registry                             (the newest entries)
+python -m tools.registry show registry 7                           (an entry by number or alias, and its history)
+python -m tools.registry lineage registry stable                   (an entry and its ancestors)
+python -m tools.registry diff registry stable 7                    (what differs between two entries)
+python -m tools.registry stage registry 7 passed --reason "..."    (an entry's next stage)
+python -m tools.registry report registry 7 gate.json --verdict passed   (keep an evaluation's report with an entry)
+python -m tools.registry move registry stable=7 previous=5 --reason "..."   (aliases move together, or not at all)
+python -m tools.registry history registry                          (who moved which alias when, and why)
+python -m tools.registry verify registry                           (hash every row and file)
+python -m tools.registry export registry stable --out DIR          (a model folder, with a model card)
+python -m tools.registry retain registry --keep 20                 (remove weights that nobody needs)
+
+The index is `index.sqlite` in the registry's folder, or the database of --database. Entries never change. Each tenant
+may have entries and aliases of its own: --namespace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from learner_jax.contracts import quoted
+from serving_bridge.registry import (
+    Registry,
+    RegistryError,
+    Retention,
+    Standing,
+    model_card,
+)
+from tools.assembly import clear_errors
+from tools.command_line import command_parser, print_page
+from tools.reporting import terminal
+
+_TIMEOUT_S = 10.0
+_MAX_REPORT_BYTES = 2**26
+#: Columns of `diff`: attribute of an entry -> heading.
+_COMPARED = ("parent", "content", "shape", "tokenizer", "num_parameters", "dtype", "consent", "note", "actor")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    console = terminal.console()
+    with clear_errors():
+        if arguments.command not in ("add", "import") and not arguments.registry.is_dir() and not arguments.database:
+            raise RegistryError(
+                f"{arguments.registry} does not exist: expected the folder of a registry (`add` makes one)"
+            )
+        registry = Registry(arguments.registry, database=arguments.database, timeout_s=_TIMEOUT_S)
+        try:
+            status = _COMMANDS[arguments.command](registry, arguments, console)
+        finally:
+            registry.close()
+    if status:
+        sys.exit(status)
+
+
+def add(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    from tools.assembly import registered_run  # knows of runs, which the other commands do without
+
+    parent = _parent(registry, arguments)
+    if arguments.command == "import":
+        folder = registered_run.of_folder(arguments.model, parent=parent, note=arguments.note)
+        entry = registry.add(
+            arguments.namespace, folder.tensors, folder.manifest, folder.files, folder.candidate, actor=arguments.actor
+        )
+    else:
+        run = registered_run.of_run(
+            arguments.run, arguments.version, parent=parent, consent=arguments.consent, note=arguments.note
+        )
+        entry = registry.register(
+            arguments.namespace, run.store, run.version, run.files, run.candidate, actor=arguments.actor
+        )
+    console.print(f"{entry.id} is a candidate: {entry.num_parameters:,} parameters, content {entry.content[:12]}")
+    return 0
+
+
+def list_(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    standings = registry.index.entries(
+        arguments.namespace, limit=arguments.limit, before=arguments.before, stage=arguments.stage
+    )
+    if arguments.json:
+        terminal.print_json([_fields(standing) for standing in standings])
+    else:
+        console.print(_table(standings))
+    return 0
+
+
+def show(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    standing = _standing(registry, arguments, arguments.entry)
+    events = registry.index.events(standing.entry.namespace, standing.entry.number)
+    if arguments.json:
+        children = registry.index.children(standing.entry.namespace, standing.entry.number)
+        more = {"events": [_event_fields(event) for event in events], "children": children}
+        terminal.print_json(_fields(standing) | more)
+    else:
+        print_page(model_card(standing, events))
+    return 0
+
+
+def lineage(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    number = registry.index.aliases.resolve(arguments.namespace, arguments.entry)
+    standings = registry.index.lineage(arguments.namespace, number, limit=arguments.limit)
+    if arguments.json:
+        terminal.print_json([_fields(standing) for standing in standings])
+    else:
+        console.print(_table(standings))
+    return 0
+
+
+def diff(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    old, new = (_standing(registry, arguments, name) for name in (arguments.old, arguments.new))
+    found = _differences(old, new)
+    if arguments.json:
+        terminal.print_json({name: {"old": a, "new": b} for name, (a, b) in found.items()})
+        return 0
+    table = Table("", escape(old.entry.id), escape(new.entry.id), box=None)
+    for name, (before, after) in found.items():
+        table.add_row(name, escape(quoted(before, 60)), escape(quoted(after, 60)))
+    console.print(table)
+    return 0
+
+
+def stage(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    number = registry.index.aliases.resolve(arguments.namespace, arguments.entry)
+    registry.index.set_stage(
+        arguments.namespace, number, arguments.stage, actor=arguments.actor, reason=arguments.reason
+    )
+    console.print(f"{arguments.namespace}/{number} is {arguments.stage}")
+    return 0
+
+
+def report(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    number = registry.index.aliases.resolve(arguments.namespace, arguments.entry)
+    size = arguments.file.stat().st_size
+    if size > _MAX_REPORT_BYTES:
+        raise RegistryError(f"{arguments.file} has {size} bytes, expected at most {_MAX_REPORT_BYTES}")
+    file = registry.add_report(
+        arguments.namespace,
+        number,
+        arguments.file.name,
+        arguments.file.read_bytes(),
+        verdict=arguments.verdict,
+        actor=arguments.actor,
+        reason=arguments.reason,
+    )
+    console.print(f"{arguments.namespace}/{number} has report {escape(file.name)}, sha256 {file.sha256[:12]}")
+    return 0
+
+
+def move(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    namespace = arguments.namespace
+    aliases = _assignments(registry, namespace, arguments.aliases)
+    expected = _assignments(registry, namespace, arguments.expect)
+    with registry.lease(namespace, f"{arguments.actor} ({os.getpid()})", take_over=arguments.take_over) as lease:
+        number = registry.index.aliases.move(
+            lease,
+            aliases,
+            actor=arguments.actor,
+            reason=arguments.reason,
+            expected=expected,
+            unproven=arguments.unproven,
+        )
+    said = ", ".join(f"{alias} is {'gone' if to is None else to}" for alias, to in aliases.items())
+    console.print(f"move {number} of {namespace}: {said}")
+    return 0
+
+
+def history(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    moves = registry.index.aliases.history(arguments.namespace, alias=arguments.alias, limit=arguments.limit)
+    if arguments.json:
+        terminal.print_json([msgspec.to_builtins(one) for one in moves])
+        return 0
+    table = Table("move", "when", "alias", "from", "to", "by", "reason", box=None)
+    for one in moves:
+        ends = ("-" if number is None else str(number) for number in (one.old, one.new))
+        table.add_row(
+            str(one.move), _time(one.created_s), escape(one.alias), *ends, escape(one.actor), escape(one.reason)
+        )
+    console.print(table)
+    return 0
+
+
+def verify(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    problems = registry.index.check_chain(arguments.namespace)
+    standings = [] if problems else registry.index.entries(arguments.namespace, limit=2**31 - 1)
+    for standing in standings:
+        problems += registry.problems(standing)
+    if arguments.json:
+        terminal.print_json({"entries": len(standings), "problems": problems})
+    else:
+        for problem in problems:
+            console.print(f"[red]{escape(problem)}[/]", soft_wrap=True)
+        if not problems:
+            console.print(f"{len(standings)} entries are as they were registered")
+    return 1 if problems else 0
+
+
+def export(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    standing = _standing(registry, arguments, arguments.entry)
+    events = registry.index.events(standing.entry.namespace, standing.entry.number)
+    registry.export(standing, arguments.out, readme=model_card(standing, events))
+    console.print(f"{standing.entry.id} is in {escape(str(arguments.out))}", soft_wrap=True)
+    return 0
+
+
+def retain(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    gone = registry.retain(arguments.namespace, Retention(arguments.keep), actor=arguments.actor)
+    console.print(f"removed the weights of {len(gone)} entries: {', '.join(map(str, gone)) or 'none'}")
+    return 0
+
+
+_COMMANDS: Mapping[str, Callable[[Registry, argparse.Namespace, Console], int]] = {
+    "add": add,
+    "import": add,
+    "list": list_,
+    "show": show,
+    "lineage": lineage,
+    "diff": diff,
+    "stage": stage,
+    "report": report,
+    "move": move,
+    "history": history,
+    "verify": verify,
+    "export": export,
+    "retain": retain,
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("registry", __doc__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str, *, acts: bool = False, prints: bool = False) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=text)
+        one.add_argument("registry", type=Path, help="the registry's folder")
+        one.add_argument("--namespace", default="default", help="whose entries (default: default)")
+        one.add_argument("--database", help="URL of the index, e.g. postgresql://...?schema=registry")
+        if acts:
+            one.add_argument("--actor", default=_whoami(), help="who does this (default: user@host)")
+        if prints:
+            one.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        return one
+
+    for name, text in (("add", "register a version of a run"), ("import", "register a model folder from outside")):
+        one = command(name, text, acts=True)
+        if name == "add":
+            one.add_argument("--run", type=Path, required=True, help="a run's directory, e.g. runs/demo")
+            one.add_argument("--version", type=int, help="of its weight store (default: the newest)")
+            one.add_argument("--consent", default="", help="sha256 of the list of consents of the data")
+        else:
+            one.add_argument("--model", type=Path, required=True, help="a folder in Hugging Face's layout")
+        one.add_argument("--parent", metavar="ENTRY", help="entry that it was trained from (number or alias)")
+        one.add_argument("--note", default="", help="a line for people")
+    one = command("list", "the newest entries", prints=True)
+    one.add_argument("--limit", type=int, default=50, help="how many (default: 50)")
+    one.add_argument("--before", type=int, metavar="NUMBER", help="older ones than this entry")
+    one.add_argument("--stage", help="only entries of this stage")
+    one = command("show", "an entry and what happened to it", prints=True)
+    one.add_argument("entry", help="number or alias")
+    one = command("lineage", "an entry and its ancestors", prints=True)
+    one.add_argument("entry", help="number or alias")
+    one.add_argument("--limit", type=int, default=100, help="how many (default: 100)")
+    one = command("diff", "what differs between two entries", prints=True)
+    one.add_argument("old")
+    one.add_argument("new")
+    one = command("stage", "give an entry its next stage", acts=True)
+    one.add_argument("entry", help="number or alias")
+    one.add_argument("stage")
+    one.add_argument("--reason", required=True)
+    one = command("report", "keep an evaluation's report with an entry", acts=True)
+    one.add_argument("entry", help="number or alias")
+    one.add_argument("file", type=Path)
+    one.add_argument("--verdict", required=True)
+    one.add_argument("--reason", default="")
+    _add_move(command("move", "move aliases, all of them or none", acts=True))
+    one = command("history", "who moved which alias when, and why", prints=True)
+    one.add_argument("--alias")
+    one.add_argument("--limit", type=int, default=50, help="how many (default: 50)")
+    command("verify", "hash every row and file", prints=True)
+    one = command("export", "write an entry as a model folder")
+    one.add_argument("entry", help="number or alias")
+    one.add_argument("--out", type=Path, required=True)
+    one = command("retain", "remove weights that nobody needs", acts=True)
+    one.add_argument("--keep", type=int, required=True, help="newest entries whose weights stay")
+    return parser
+
+
+def _add_move(one: argparse.ArgumentParser) -> None:
+    one.add_argument("aliases", nargs="+", metavar="ALIAS=ENTRY", help="an empty ENTRY removes the alias")
+    one.add_argument("--reason", required=True)
+    one.add_argument(
+        "--expect", action="append", default=[], metavar="ALIAS=ENTRY", help="move only if it is this now (repeatable)"
+    )
+    one.add_argument("--unproven", action="store_true", help="also entries that no evaluation gate has passed")
+    one.add_argument("--take-over", action="store_true", help="from whoever holds the aliases, e.g. a controller")
+
+
+def _parent(registry: Registry, arguments: argparse.Namespace) -> int | None:
+    return None if arguments.parent is None else registry.index.aliases.resolve(arguments.namespace, arguments.parent)
+
+
+def _standing(registry: Registry, arguments: argparse.Namespace, name: str) -> Standing:
+    number = registry.index.aliases.resolve(arguments.namespace, name)
+    return registry.index.standing(arguments.namespace, number)
+
+
+def _assignments(registry: Registry, namespace: str, given: list[str]) -> dict[str, int | None]:
+    found: dict[str, int | None] = {}
+    for one in given:
+        alias, separator, entry = one.partition("=")
+        if not separator or alias in found:
+            raise RegistryError(f"{quoted(one, 80)}: expected ALIAS=ENTRY, each alias once, e.g. stable=7")
+        found[alias] = registry.index.aliases.resolve(namespace, entry) if entry else None
+    return found
+
+
+def _differences(old: Standing, new: Standing) -> dict[str, tuple[Any, Any]]:
+    found: dict[str, tuple[Any, Any]] = {"stage": (old.stage, new.stage)}
+    found |= {name: (getattr(old.entry, name), getattr(new.entry, name)) for name in _COMPARED}
+    for name in ("kind", "run", "version", "step", "code"):
+        found[f"origin {name}"] = (getattr(old.entry.origin, name), getattr(new.entry.origin, name))
+    files = [{file.name: file.sha256 for file in one.entry.files} for one in (old, new)]
+    tables = {"file": files, "version of": [old.entry.versions, new.entry.versions]}
+    for what, (before, after) in tables.items():
+        found |= {f"{what} {name}": (before.get(name), after.get(name)) for name in sorted({*before, *after})}
+    return {name: (before, after) for name, (before, after) in found.items() if before != after}
+
+
+def _table(standings: list[Standing]) -> Table:
+    table = Table(
+        "entry", "stage", "aliases", "parent", "made by", "step", "content", "weights", "registered", box=None
+    )
+    for standing in standings:
+        entry = standing.entry
+        table.add_row(
+            escape(entry.id),
+            standing.stage,
+            escape(", ".join(standing.aliases)),
+            "-" if entry.parent is None else str(entry.parent),
+            escape(quoted(entry.origin.run, 40)),
+            str(entry.origin.step),
+            entry.content[:12],
+            "kept" if standing.has_weights else "removed",
+            _time(entry.created_s),
+        )
+    return table
+
+
+def _fields(standing: Standing) -> dict[str, Any]:
+    more = {"stage": standing.stage, "aliases": list(standing.aliases), "has_weights": standing.has_weights}
+    fields: dict[str, Any] = msgspec.to_builtins(standing.entry)
+    return fields | more
+
+
+def _event_fields(event: object) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(event)
+    return fields
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _whoami() -> str:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}@{socket.gethostname()}"
+
+
+if __name__ == "__main__":
+    main()
