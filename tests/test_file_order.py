@@ -1,24 +1,38 @@
-"""The order of files: the longest first, and those that share vLLM servers together and in theirs."""
+"""The order of files: the longest first, and those that share what is expensive to start together and in theirs."""
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
 from tests.conftest import REPOSITORY
 from tests.support.file_order import LONG_FILES, longest_first
-from tests.support.shared_servers import FILES, scope_of
+from tests.support.shared_servers import FILES, FORKING, LOADING_VLLM, scope_of
 
 FIXTURES = 'pytest_plugins = ["tests.support.weight_fixtures"]'
 
 
-def test_all_files_that_use_the_servers_are_listed() -> None:
-    using = {
+def files_with(pattern: str) -> set[str]:
+    return {
         str(path.relative_to(REPOSITORY))
         for path in (REPOSITORY / "tests").rglob("test_*.py")
-        if path.name != "test_file_order.py" and FIXTURES in path.read_text()
+        if path.name != "test_file_order.py" and re.search(pattern, path.read_text(), re.MULTILINE)
     }
-    assert using == set(FILES)
+
+
+def test_all_files_that_use_the_servers_are_listed() -> None:
+    assert files_with(re.escape(FIXTURES)) == set(FILES)
+
+
+def test_all_files_that_load_vllm_themselves_are_listed() -> None:
+    assert files_with(r"^ +from vllm|^from tests\.support\.live_models") - set(FILES) == set(LOADING_VLLM)
+
+
+def test_all_files_whose_programs_are_forked_are_listed() -> None:
+    assert files_with(r"^from tests\.support(\.forked_python| import .*host_processes|\.host_processes)") == set(
+        FORKING
+    )
 
 
 def test_files_that_come_first_are_there() -> None:

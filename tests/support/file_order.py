@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.shared_servers import FILES, file_of
+from tests.support.shared_servers import FILES, FORKING, LOADING_VLLM, file_of
 
 #: What takes the longest, the longest first; all others follow in the order of their names.
 LONG_FILES = (
     "tests/system/test_end_to_end.py",
+    *FORKING,
     *FILES,
+    *LOADING_VLLM,
     "tests/tools/testing/chaos/test_jobs.py",
-    "tests/serving_bridge/fleet/test_fleet.py",
-    "tests/system/test_sync_end_to_end.py",
-    "tests/system/test_fleet_processes.py",
     "tests/learner_jax/training/test_objective.py",
-    "tests/learner_jax/hosts/test_watch.py",
     "tests/learner_jax/loop/test_learner.py",
-    "tests/learner_jax/loop/test_saving.py",
-    "tests/learner_jax/hosts/test_processes.py",
+    "tests/serving_bridge/fleet/test_fleet.py",
+    "tests/tools/evaluation/test_on_vllm.py",
+    "tests/learner_jax/training/test_train_step.py",
+    "tests/learner_jax/training/test_compile_ahead.py",
+    "tests/system/test_fleet_processes.py",
     "tests/system/test_full_disk.py",
 )
 

@@ -20,6 +20,9 @@ from serving_bridge.weights.store import WeightStore
 
 Weights = dict[str, np.ndarray]
 
+#: vLLM's config by config.json and dtype: making one takes longer than making a model.
+_CONFIGS: dict[tuple[str, str], Any] = {}
+
 
 @pytest.fixture(scope="module", autouse=True)
 def distributed() -> Iterator[None]:
@@ -91,17 +94,20 @@ def build(folder: Path, dtype: str) -> tuple[Any, Any]:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.model_loader import get_model
 
-    arguments = EngineArgs(
-        model=str(folder),
-        dtype=dtype,
-        max_model_len=64,
-        enforce_eager=True,
-        load_format="dummy",
-        skip_tokenizer_init=True,
-    )
+    key = (folder / "config.json").read_text(), dtype
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = arguments.create_engine_config()
+        if key not in _CONFIGS:
+            _CONFIGS[key] = EngineArgs(
+                model=str(folder),
+                dtype=dtype,
+                max_model_len=64,
+                enforce_eager=True,
+                load_format="dummy",
+                skip_tokenizer_init=True,
+            ).create_engine_config()
+        config = _CONFIGS[key]
+        config.compilation_config.static_forward_context.clear()  # of the model before
         with set_current_vllm_config(config):
             return config, get_model(vllm_config=config)
 

@@ -1,8 +1,9 @@
-"""The tests that share real vLLM servers: they run in one worker of pytest-xdist, file after file in a fixed order."""
+"""Files of tests that share what is expensive to start: those of a group run in one worker of pytest-xdist."""
 
 from __future__ import annotations
 
-#: The first needs a server that was just started, and the last ends it.
+#: They share real vLLM servers, file after file in this order: the first needs a server that was just started, and the
+#: last ends it.
 FILES = (
     "tests/serving_bridge/fleet/test_weight_round.py",
     "tests/serving_bridge/fleet/test_weight_round_controllers.py",
@@ -13,6 +14,36 @@ FILES = (
     "tests/serving_bridge/fleet/test_weight_round_servers.py",
 )
 
+#: They load vLLM into pytest's own process, which takes seconds.
+LOADING_VLLM = (
+    "tests/serving_bridge/vllm_plugin/test_live_weights.py",
+    "tests/serving_bridge/vllm_plugin/test_sampling.py",
+    "tests/serving_bridge/vllm_plugin/test_swap.py",
+    "tests/serving_bridge/vllm_plugin/test_scheduler.py",
+    "tests/serving_bridge/vllm_plugin/test_held_outputs.py",
+    "tests/serving_bridge/text/test_answer_ends.py",
+    "tests/system/test_sync_in_process.py",
+)
+
+#: Their programs are forked from one that has imported JAX, and compile the same.
+FORKING = (
+    "tests/learner_jax/hosts/test_processes.py",
+    "tests/learner_jax/loop/test_saving.py",
+    "tests/learner_jax/hosts/test_watch.py",
+    "tests/learner_jax/hosts/test_shared_folders.py",
+    "tests/learner_jax/hosts/test_shares.py",
+    "tests/learner_jax/hosts/test_host_ends.py",
+    "tests/learner_jax/checkpoints/test_commits.py",
+    "tests/learner_jax/conversion/test_convert_work.py",
+    "tests/test_forked_python.py",
+)
+
+_GROUPS = {
+    "shared servers": FILES,
+    "vLLM in pytest": LOADING_VLLM,
+    "forked programs": FORKING,
+}
+
 
 def file_of(nodeid: str) -> str:
     """The path of a test's file, from the repository's root."""
@@ -20,5 +51,6 @@ def file_of(nodeid: str) -> str:
 
 
 def scope_of(nodeid: str) -> str:
-    """Names what must run in one worker: the test's file, or all files that share servers."""
-    return "shared servers" if file_of(nodeid) in FILES else file_of(nodeid)
+    """Names what must run in one worker: the test's file, or all files of its group."""
+    file = file_of(nodeid)
+    return next((name for name, files in _GROUPS.items() if file in files), file)

@@ -65,7 +65,13 @@ def mesh_case() -> tuple[Case, Any, Any]:
     return case, per_slot, both_on(None, case, per_slot)
 
 
-@pytest.mark.parametrize("sizes", FACTORISATIONS)
+#: of every kind: one axis, two, all three; the others are in the soak
+IN_SUITE = {(1, 1, 4), (4, 1, 1), (1, 8, 1), (2, 1, 2), (1, 2, 4), (2, 4, 1), (2, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    "sizes", [pytest.param(sizes, marks=() if sizes in IN_SUITE else pytest.mark.soak) for sizes in FACTORISATIONS]
+)
 def test_every_mesh_gives_one_devices_numbers(sizes: tuple[int, int, int]) -> None:
     case, per_slot, expected = mesh_case()
     mesh = mesh_of(*sizes)

@@ -136,7 +136,7 @@ def test_peers_figures(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert float(metrics["grad_norm"]) == pytest.approx(1.0887, rel=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4])
+@pytest.mark.parametrize("rows", [1, *(pytest.param(rows, marks=pytest.mark.soak) for rows in (2, 4))])
 def test_microbatches_do_not_change_the_step(rows: int, params: Any, batch: Batch) -> None:
     whole, whole_metrics = one_step(make_engine(settings()), params, batch)
     split, split_metrics = one_step(make_engine(settings(microbatch_rows=rows)), params, batch)

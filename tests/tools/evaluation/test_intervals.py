@@ -35,7 +35,7 @@ def clustered(generator: np.random.Generator) -> tuple[np.ndarray, list[int], fl
     return (generator.random(len(easy)) < easy).astype(float), np.repeat(np.arange(40), sizes).tolist(), 0.5
 
 
-def coverage(draw: Draw, *, rounds: int = 1500, ignore_clusters: bool = False) -> float:
+def coverage(draw: Draw, *, rounds: int, ignore_clusters: bool = False) -> float:
     generator, held = np.random.default_rng(7), 0
     for number in range(rounds):
         values, clusters, truth = draw(generator)
@@ -46,14 +46,15 @@ def coverage(draw: Draw, *, rounds: int = 1500, ignore_clusters: bool = False) -
     return held / rounds
 
 
+@pytest.mark.parametrize("rounds", [500, pytest.param(1500, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("draw", [passes, shares, few, clustered])
-def test_intervals_hold_the_truth_in_93_to_97_percent(draw: Draw) -> None:
-    assert 0.93 <= coverage(draw) <= 0.97
+def test_intervals_hold_the_truth_in_93_to_97_percent(draw: Draw, rounds: int) -> None:
+    assert 0.93 <= coverage(draw, rounds=rounds) <= 0.97
 
 
 def test_questions_of_one_document_are_no_independent_evidence() -> None:
     """The same intervals without clusters hold the truth far too seldom."""
-    assert coverage(clustered, rounds=500, ignore_clusters=True) < 0.85
+    assert coverage(clustered, rounds=200, ignore_clusters=True) < 0.85
 
 
 def test_the_bootstrap_has_the_spread_of_the_mean() -> None:

@@ -18,6 +18,10 @@ from tests.support.written_runs import write_run
 from tools.reporting.terminal import SafeConsole, print_json
 
 
+def in_soak(*values: str) -> list[object]:
+    return [pytest.param(value, marks=pytest.mark.soak) for value in values]
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
@@ -74,7 +78,7 @@ terminal.console().print(table)
 """
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", *in_soak("iso-8859-1", "cp1252")])
 def test_any_encoding_and_a_pipe_take_what_we_print(encoding: str):
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)}
     environment.pop("COLUMNS", None)
@@ -92,7 +96,7 @@ def test_any_encoding_and_a_pipe_take_what_we_print(encoding: str):
     assert "w" * 150 in row
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
+@pytest.mark.parametrize("encoding", ["ascii", *in_soak("iso-8859-1")])
 def test_the_view_shows_a_run_on_any_terminal(tmp_path: Path, encoding: str):
     write_run(tmp_path)
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(REPOSITORY)}
