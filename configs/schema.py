@@ -128,6 +128,7 @@ class Config(Settings):
                 f"learner.publish_dtype is {self.learner.publish_dtype} and serving.dtype {self.serving.dtype}: "
                 f"a replica takes weights in its own dtype only; set both to the same"
             )
+        self._waits_long_enough()
         self._can_learn()
         self._hosts_are_there()
         if self.model.create and not self.warm_start:
@@ -153,6 +154,16 @@ class Config(Settings):
                 raise ValueError(
                     f"launch.{name}.hosts is {other.hosts}, but the learner beside which it runs has "
                     f"learner.hosts.count {count}"
+                )
+
+    def _waits_long_enough(self) -> None:
+        """Raises `ValueError` if a process would give up while groups wait for rewards, as they may."""
+        window_s = self.task.longest_window_s()
+        for name, limit_s in (("learner", self.learner.max_wait_s), ("rollout", self.rollout.max_wait_s)):
+            if limit_s <= window_s:
+                raise ValueError(
+                    f"{name}.max_wait_s is {limit_s:g}, but answers may wait {window_s:g} s for their rewards "
+                    f"(task.delayed.window_s): raise the first above the second, or lower the second"
                 )
 
     def _can_learn(self) -> None:

@@ -4,6 +4,9 @@ python -m tools.queue runs/demo                     (the same as `show`)
 python -m tools.queue runs/demo dead                (dead letters and why)
 python -m tools.queue runs/demo requeue ID...       (or --all)
 python -m tools.queue runs/demo blobs [--sweep]     (payloads in files; --sweep takes back what no group needs)
+python -m tools.queue runs/demo waiting             (groups that wait for rewards; --answers prints what to judge)
+python -m tools.queue runs/demo reward FILE.jsonl   (rewards that came for them)
+python -m tools.queue runs/demo ingress --token-env NAME   (takes rewards over HTTP until it is stopped)
 
 Instead of the run's directory, the URL of its queue: a path, sqlite:///path or postgresql://...?schema=RUN. Payloads in
 files are then found only where the queue keeps them by default, or with --blobs FOLDER.
@@ -26,6 +29,8 @@ from serving_bridge.queue import ENDED, Overview, QueueError, TrajectoryQueue
 from serving_bridge.queue import rows as queue_rows
 from tools.assembly import clear_errors, run_paths
 from tools.command_line import command_parser
+from tools.dashboard import read_token
+from tools.queue_rewards import bring_rewards, print_answers, print_waiting, serve_rewards
 from tools.reporting import terminal
 
 #: A person who looks at a queue does not wait as long for a server that is away as a run does.
@@ -46,7 +51,23 @@ def main(argv: list[str] | None = None) -> None:
     blobs.add_argument(
         "--sweep", action="store_true", help="take back files that no group needs and that are old enough"
     )
-    for command in (show, dead):
+    waiting = commands.add_parser("waiting", help="groups that wait for rewards, and rewards that joined none")
+    waiting.add_argument(
+        "--answers", action="store_true", help="print JSON lines: each answer that waits, with its question and id"
+    )
+    reward = commands.add_parser("reward", help="bring rewards that come later than their answers")
+    reward.add_argument(
+        "file",
+        metavar="FILE",
+        help="JSON lines with trajectory_id, reward, and perhaps reward_id and parts; - for stdin",
+    )
+    ingress = commands.add_parser("ingress", help="take rewards over HTTP: POST /v1/rewards, as lines of `reward`")
+    ingress.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen at")
+    ingress.add_argument("--port", type=int, default=8791, metavar="P", help="port; 0 for any free one")
+    token = ingress.add_mutually_exclusive_group(required=True)
+    token.add_argument("--token-env", metavar="NAME", help="environment variable with the token that senders must have")
+    token.add_argument("--token-file", type=Path, metavar="FILE", help="file with that token, of mode 600")
+    for command in (show, dead, waiting, reward):
         command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     arguments = parser.parse_args(argv)
     if arguments.command == "requeue" and bool(arguments.ids) == arguments.all:
@@ -69,6 +90,19 @@ def main(argv: list[str] | None = None) -> None:
                     print_dead(overview, console, now=now)
             case "requeue":
                 requeue_letters(queue, arguments.ids, console)
+            case "waiting":
+                if arguments.answers:
+                    print_answers(queue, Path(arguments.queue))
+                elif arguments.json:
+                    terminal.print_json(queue.rewards.overview())
+                else:
+                    print_waiting(queue.rewards.overview(), console, now=now)
+            case "reward":
+                bring_rewards(queue, arguments.file, console, as_json=arguments.json)
+            case "ingress":
+                secret = read_token(arguments.token_env, arguments.token_file)
+                assert secret is not None  # the parser asks for one of the two
+                serve_rewards(queue, host=arguments.host, port=arguments.port, token=secret)
             case "blobs":
                 print_blobs(queue, console, now=now, sweep=arguments.sweep)
 

@@ -11,6 +11,8 @@ import time
 from learner_jax.runtime import Waits, keep_freed_memory
 from rewards.environments import create_environment
 from rewards.settings import TaskSettings
+from rewards.tasks import delayed_sources, played_task
+from serving_bridge.queue import Delay
 from serving_bridge.rollout import LeaveOut, RolloutWorker, RunIdentity, awaits_work
 from serving_bridge.telemetry import reported_waits
 from tools.assembly import (
@@ -46,6 +48,11 @@ def left_out_by(task: TaskSettings) -> dict[str, LeaveOut]:
     }
 
 
+def delays_by(task: TaskSettings) -> dict[str, Delay]:
+    """How long groups wait for rewards that come later, by the label of their source."""
+    return {label: Delay(table.window_s, table.timeout_score) for label, table in delayed_sources(task).items()}
+
+
 def main() -> None:
     parser = command_parser("rollout", __doc__)
     config_arguments(parser)
@@ -74,8 +81,10 @@ def main() -> None:
             log=log,
             waits=waits,
             should_stop=stop,
-            environment=create_environment(task, config.task),
+            environment=create_environment(played_task(task, config.task), config.task),
             leave_out=left_out_by(config.task),
+            rewards=queue.rewards,
+            delays=delays_by(config.task),
             vocab_size=model_config.vocab_size,
             keys=build_keys(config, paths),
             renew_every_s=config.store.claim_lease_s / 4,

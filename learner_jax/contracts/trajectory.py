@@ -46,8 +46,8 @@ Scalar = str | bool | int | float | None
 FinishReason = Literal["stop", "length", "abort"]
 Source = Literal["rollout", "online", "replay"]
 #: "pass" and "fail" of an answer that was judged; else why it was not: the verifier passed its deadline, died, does not
-#: judge such an answer, or failed in another way.
-Verdict = Literal["pass", "fail", "timeout", "crashed", "refused", "error"]
+#: judge such an answer, or failed in another way; or its reward comes later ("pending").
+Verdict = Literal["pass", "fail", "timeout", "crashed", "refused", "error", "pending"]
 _FINISH_REASONS, _SOURCES, _VERDICTS = get_args(FinishReason), get_args(Source), get_args(Verdict)
 #: Characters of the reason for a verdict that failed; it may quote the model.
 MAX_REASON = 200

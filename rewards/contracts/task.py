@@ -12,8 +12,9 @@ from learner_jax.runtime import WeirError
 Split = Literal["train", "validation", "heldout"]
 
 #: Why an answer could not be judged: "timeout": the verifier passed its deadline; "crashed": its process died;
-#: "refused": it does not judge such an answer or problem; "error": it raised, or its score is no finite number.
-Failure = Literal["timeout", "crashed", "refused", "error"]
+#: "refused": it does not judge such an answer or problem; "error": it raised, or its score is no finite number;
+#: "pending": nothing failed, its reward comes later.
+Failure = Literal["timeout", "crashed", "refused", "error", "pending"]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
 Verdict = Literal["pass", "fail", Failure]
 

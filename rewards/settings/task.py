@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rewards.settings.curriculum import CurriculumSettings
+from rewards.settings.delayed import DELAYED, DelayedSettings
 from rewards.settings.episode import EpisodeSettings
 from rewards.settings.reward import RewardPart
 
@@ -24,7 +25,7 @@ def names_file(data: str) -> bool:
 
 def _beside(common: dict[str, Any], source: dict[str, Any]) -> dict[str, Any]:
     """What a source takes from the task: not its rewards, where it has some of its own."""
-    own = {"reward", "rewards"} if source.get("reward") or source.get("rewards") else set()
+    own = {"reward", "rewards", "delayed"} if source.get("reward") or source.get("rewards") else set()
     return {key: value for key, value in common.items() if key not in own}
 
 
@@ -66,7 +67,7 @@ class ProblemSettings(BaseModel):
     reward: str = Field(
         "",
         description="rows: a verifier such as math, package.module:name of a function (prompt, answer, row), or the "
-        "address of a reward server",
+        "address of a reward server; of any task: delayed, for rewards that come later (task.delayed)",
     )
     rewards: tuple[RewardPart, ...] = Field(
         (),
@@ -89,6 +90,7 @@ class ProblemSettings(BaseModel):
         5, ge=1, le=45, description="percent of all problems held out for evaluation; as many again are for validation"
     )
     curriculum: CurriculumSettings | None = Field(None, description="rows: which problems are asked when")
+    delayed: DelayedSettings | None = Field(None, description='reward "delayed": how long answers wait for theirs')
 
     @field_validator("score_timeout_s", mode="before")
     @classmethod
@@ -124,6 +126,32 @@ class ProblemSettings(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError(f"rewards has two parts called {max(names, key=names.count)!r}: set their `name`")
         return self
+
+    @model_validator(mode="after")
+    def _delay_is_said(self) -> ProblemSettings:
+        if (self.reward == DELAYED) != (self.delayed is not None):
+            raise ValueError(
+                'reward = "delayed" and the table [task.delayed] go together: set window_s there'
+                if self.delayed is None
+                else f'the table [task.delayed] needs reward = "delayed", got {self.reward!r}'
+            )
+        if self.delayed is None:
+            return self
+        if self.provider == "rows" and not self.delayed.heldout_reward:
+            raise ValueError(
+                'reward = "delayed" needs delayed.heldout_reward, which judges held-out answers at once: a verifier '
+                'such as math, "package.module:name", or the address of a reward server'
+            )
+        if self.delayed.heldout_reward == DELAYED:
+            raise ValueError("delayed.heldout_reward judges at once, and can't be delayed itself")
+        if self.curriculum is not None and self.curriculum.measured:
+            raise ValueError('curriculum.measured needs rewards at once, and reward is "delayed": drop one of them')
+        return self
+
+    @property
+    def immediate_reward(self) -> str:
+        """What judges an answer at once; "" where the provider does itself, or several rewards do."""
+        return self.reward if self.delayed is None else self.delayed.heldout_reward
 
     def files(self) -> dict[str, str]:
         """Setting -> path of each file or folder that is named here."""
@@ -212,6 +240,14 @@ class TaskSettings(ProblemSettings):
                 f'environment "agent" needs episode.agent, a function (base_url, row), and chat = true, got '
                 f"{self.episode.agent!r} and chat = {str(self.chat).lower()}"
             )
+        if self._waits_for_rewards() and (
+            self.environment not in ("feedback", "tools", "agent")
+            or (self.environment == "feedback" and self.turns > 1)
+        ):
+            raise ValueError(
+                f'reward = "delayed" needs an environment that ends without one: feedback with turns = 1, tools, or '
+                f"agent; got {self.environment!r} with turns = {self.turns}"
+            )
         if self.environment == "tools" and not self.episode.tools:
             raise ValueError('environment "tools" needs some: set episode.tools, e.g. ["calculator"]')
         if self.environment == "user_simulator" and not self.episode.user_url:
@@ -240,6 +276,14 @@ class TaskSettings(ProblemSettings):
         if None in weights and any(weight is not None for weight in weights):
             raise ValueError("some sources have a weight and others none; give it to all of them, or to none")
         return self
+
+    def _waits_for_rewards(self) -> bool:
+        return any(table.delayed is not None for table in (self.sources or (self,)))
+
+    def longest_window_s(self) -> float:
+        """Seconds that a group may wait for its rewards; 0 where all are known at once."""
+        tables = self.sources or (self,)
+        return max((table.delayed.window_s for table in tables if table.delayed is not None), default=0.0)
 
     def labels(self) -> list[str]:
         """A name for each source: its label, or what its file, function or dataset is called."""

@@ -3,6 +3,7 @@
 from rewards.data import DATA, read_file, records, text_of
 from rewards.sandbox import REWARD
 from rewards.tasks.create import TASK, create_task
+from rewards.tasks.delayed import DelayedTask, delayed_sources, played_task
 from rewards.tasks.framed import FramedTask
 from rewards.tasks.judge import RewardJudge, TaskJudge, create_judge
 from rewards.tasks.mixture import MixtureTask
@@ -13,6 +14,7 @@ __all__ = [
     "DATA",
     "REWARD",
     "TASK",
+    "DelayedTask",
     "FramedTask",
     "GeneratedProblems",
     "ListedProblems",
@@ -22,6 +24,8 @@ __all__ = [
     "TaskJudge",
     "create_judge",
     "create_task",
+    "delayed_sources",
+    "played_task",
     "read_file",
     "records",
     "text_of",

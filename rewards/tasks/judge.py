@@ -62,7 +62,7 @@ def create_judge(settings: TaskSettings, *, seed: int, deadline_s: float, num_wo
     Raises:
       TaskError, DoorError: the task's settings or data can't be used.
     """
-    if settings.provider == "rows" and (settings.reward or settings.rewards):
+    if settings.provider == "rows" and (settings.immediate_reward or settings.rewards):
         return RewardJudge(settings, create_row_reward(settings, deadline_s=deadline_s, num_workers=num_workers))
     return TaskJudge(settings, create_task(settings, seed=seed, deadline_s=deadline_s, num_workers=num_workers))
 

@@ -36,7 +36,7 @@ class RowReward(Protocol):
 
 def check_names_reward(settings: TaskSettings) -> None:
     """Raises `TaskError` if the settings name no reward."""
-    if not settings.reward and not settings.rewards:
+    if not settings.immediate_reward and not settings.rewards:
         raise TaskError(
             f'task.reward is empty; a task of rows needs a function, such as "my_rewards:exact", or one of: '
             f"{', '.join(_known())}"
@@ -50,7 +50,7 @@ def create_row_reward(settings: TaskSettings, *, deadline_s: float, num_workers:
       TaskError, DoorError: there is none, or it can't be used.
     """
     check_names_reward(settings)
-    parts = settings.rewards or (RewardPart(use=settings.reward),)
+    parts = settings.rewards or (RewardPart(use=settings.immediate_reward),)
     made: list[RowReward] = []
     try:
         made.extend(_create(part.use, settings, deadline_s=deadline_s, num_workers=num_workers) for part in parts)
@@ -58,7 +58,7 @@ def create_row_reward(settings: TaskSettings, *, deadline_s: float, num_workers:
         for reward in made:
             reward.close()
         raise
-    return made[0] if settings.reward else _WeightedSum(parts, made)
+    return _WeightedSum(parts, made) if settings.rewards else made[0]
 
 
 def _create(use: str, settings: TaskSettings, *, deadline_s: float, num_workers: int) -> RowReward:

@@ -24,7 +24,7 @@ class RowsTask:
     """
 
     def __init__(self, settings: TaskSettings, *, seed: int, deadline_s: float, num_workers: int) -> None:
-        has_reward = bool(settings.reward or settings.rewards)
+        has_reward = bool(settings.immediate_reward or settings.rewards)
         by_environment = not has_reward and settings.environment not in ENVIRONMENT.built_in
         if not by_environment:
             check_names_reward(settings)
@@ -38,7 +38,7 @@ class RowsTask:
                 self._what = f"{ENVIRONMENT.setting} {settings.environment!r}"
                 scored_by = ENVIRONMENT.version(settings.environment)
             else:
-                self._what = f"task.reward {settings.reward!r}" if settings.reward else "task.rewards"
+                self._what = "task.rewards" if settings.rewards else f"task.reward {settings.immediate_reward!r}"
                 self._reward = create_row_reward(settings, deadline_s=deadline_s, num_workers=num_workers)
                 scored_by = self._reward.version
             self._tables = _open_tables(settings, self._reward)
@@ -120,7 +120,7 @@ class RowsTask:
 def _open_tables(settings: TaskSettings, reward: RowReward | None) -> dict[Split, RowTable]:
     """The sources, each run through once; rows that a verifier can't judge are refused."""
     tools = read_tools_file(settings.tools) if settings.tools else ()
-    uses = [settings.reward, *(part.use for part in settings.rewards)]
+    uses = [settings.immediate_reward, *(part.use for part in settings.rewards)]
     judge = reward if any(use in VERIFIER.names() for use in uses) else None
 
     def refusal(problem: Problem) -> str:

@@ -15,7 +15,7 @@ from serving_bridge.database.database import (
     secret_in_url,
     sqlite_path,
 )
-from serving_bridge.database.migrations import QUEUE, SCHEMA_VERSION, Migration, Schema
+from serving_bridge.database.migrations import QUEUE, REWARD_TABLES, SCHEMA_VERSION, Migration, Schema
 from serving_bridge.database.postgres_url import split_url
 from serving_bridge.database.read_only import look
 
@@ -23,6 +23,7 @@ __all__ = [
     "APPLICATION_ID",
     "MEMORY",
     "QUEUE",
+    "REWARD_TABLES",
     "SCHEMA_VERSION",
     "DamagedRowError",
     "Database",

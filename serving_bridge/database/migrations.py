@@ -53,6 +53,35 @@ class Schema:
         return self.migrations[-1].version
 
 
+#: What `serving_bridge.delayed_rewards` works on; for the schema of any database that keeps such, once in each.
+REWARD_TABLES: tuple[str, ...] = (
+    """CREATE TABLE awaited_rewards (
+      sequence {sequence},
+      subject TEXT NOT NULL UNIQUE,
+      holder TEXT NOT NULL,
+      due_s {float} NOT NULL,
+      state TEXT NOT NULL CHECK (state IN ('waiting', 'joined', 'ended')),
+      reward_id TEXT,
+      value {float},
+      parts TEXT
+    ){strict}""",
+    "CREATE INDEX awaited_by_holder ON awaited_rewards (holder)",
+    "CREATE INDEX awaited_by_due ON awaited_rewards (due_s) WHERE state = 'waiting'",
+    """CREATE TABLE kept_rewards (
+      sequence {sequence},
+      subject TEXT NOT NULL,
+      reward_id TEXT NOT NULL,
+      value {float} NOT NULL,
+      parts TEXT NOT NULL,
+      outcome TEXT NOT NULL CHECK (outcome IN ('conflict', 'extra', 'late', 'unknown')),
+      received_s {float} NOT NULL,
+      UNIQUE (subject, reward_id)
+    ){strict}""",
+    "CREATE TABLE reward_counts (outcome TEXT PRIMARY KEY, number {int} NOT NULL){strict}",
+    """INSERT INTO reward_counts VALUES
+         ('joined', 0), ('duplicate', 0), ('conflict', 0), ('extra', 0), ('late', 0), ('unknown', 0)""",
+)
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(
         version=1,
@@ -144,6 +173,26 @@ MIGRATIONS: tuple[Migration, ...] = (
               prompt_index {int} NOT NULL
             ){strict}""",
         ),
+    ),
+    # Rewards that come later than what they are for, and groups of answers that wait for theirs.
+    Migration(
+        version=4,
+        statements=(
+            *REWARD_TABLES,
+            """CREATE TABLE waiting_groups (
+              group_id TEXT PRIMARY KEY,
+              prompt_index {int} NOT NULL,
+              priority {int} NOT NULL,
+              oldest_version {int} NOT NULL,
+              put_s {float} NOT NULL,
+              window_s {float} NOT NULL,
+              timeout_score {float},
+              payload {bytes} NOT NULL
+            ){strict}""",
+            "CREATE INDEX waiting_by_prompt ON waiting_groups (prompt_index)",
+            "CREATE INDEX waiting_by_version ON waiting_groups (oldest_version)",
+        ),
+        postgres_only=("ALTER TABLE waiting_groups ALTER COLUMN payload SET STORAGE EXTERNAL",),
     ),
 )
 

@@ -47,7 +47,7 @@ def reason_text(reasons: Sequence[str]) -> str:
 
 
 class VerdictWatch:
-    """Counts verdicts, and raises where too many failed.
+    """Counts verdicts, and raises where too many failed; rewards that come later ("pending") are no failures.
 
     Args:
       max_share: of the latest `window` answers that may be without verdict; 1 allows all.
@@ -72,9 +72,9 @@ class VerdictWatch:
         self._count["verdicts"] += len(outcomes)
         for outcome in outcomes:
             if len(self._latest) == self._window:
-                self._num_failed -= is_failure(self._latest[0])
+                self._num_failed -= _has_failed(self._latest[0])
             self._latest.append(outcome.verdict)
-            if is_failure(outcome.verdict):
+            if _has_failed(outcome.verdict):
                 self._num_failed += 1
                 self._count["failed_verdicts"] += 1
                 self._kinds[outcome.verdict] += 1
@@ -88,7 +88,7 @@ class VerdictWatch:
         return {"failed_verdict_kinds": dict(kinds), "failed_verdict_example": self._example} if kinds else {}
 
     def _told(self) -> str:
-        kinds = Counter(verdict for verdict in self._latest if is_failure(verdict))
+        kinds = Counter(verdict for verdict in self._latest if _has_failed(verdict))
         listed = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
         return (
             f"{self._num_failed} of the latest {len(self._latest)} answers have no verdict "
@@ -96,3 +96,7 @@ class VerdictWatch:
             f"{self._max_share * self._window:g} of {self._window}; the last one, {self._example}. "
             f"Repair the verifier, or raise rollout.max_failed_verdicts (now {self._max_share:g})"
         )
+
+
+def _has_failed(verdict: Verdict) -> bool:
+    return is_failure(verdict) and verdict != "pending"

@@ -237,6 +237,20 @@ ROLLOUT: tuple[Metric, ...] = (
     ),
     _counter("weir_rollout_queue_full_total", "puts", "Puts that a full queue refused", _INTERVAL, "queue_full_waits"),
     _counter("weir_rollout_lost_claims_total", "groups", "Groups that another took over", _INTERVAL, "lost_claims"),
+    _counter(
+        "weir_rollout_released_groups_total",
+        "groups",
+        "Groups whose wait for rewards ended with its window, and that went on",
+        _INTERVAL,
+        "released_groups",
+    ),
+    _counter(
+        "weir_rollout_unrewarded_groups_total",
+        "groups",
+        "Groups dropped at the end of their window: too few rewards came",
+        _INTERVAL,
+        "unrewarded_groups",
+    ),
     _gauge("weir_rollout_heldout_accuracy", _SHARE, "Accuracy on held-out problems", "heldout", "accuracy"),
     _gauge("weir_rollout_heldout_score_mean", "score", "Mean score on held-out problems", "heldout", "mean_score"),
     _counter(

@@ -7,12 +7,15 @@ from serving_bridge.queue.glance import Glance, glance
 from serving_bridge.queue.problems import ProblemOutcome
 from serving_bridge.queue.producer import QueueProducer
 from serving_bridge.queue.queue import TrajectoryQueue
+from serving_bridge.queue.rewards import QueueRewards, RewardsOverview
 from serving_bridge.queue.staleness import Pace
 from serving_bridge.queue.states import ENDED
 from serving_bridge.queue.view import Overview, Progress
+from serving_bridge.queue.waiting import Delay, Settled, WaitingGroup
 
 __all__ = [
     "ENDED",
+    "Delay",
     "Glance",
     "LeaseLostError",
     "Overview",
@@ -25,6 +28,10 @@ __all__ = [
     "QueueError",
     "QueueFullError",
     "QueueProducer",
+    "QueueRewards",
+    "RewardsOverview",
+    "Settled",
     "TrajectoryQueue",
+    "WaitingGroup",
     "glance",
 ]

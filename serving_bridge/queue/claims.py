@@ -30,7 +30,8 @@ def room(session: Session, pace: Pace, served_step: int) -> int:
     """How many more prompts the gate lets through; all its numbers are of one moment."""
     ((completed, outstanding, running),) = session.execute(
         "SELECT (SELECT value FROM progress WHERE key = 'completed_steps'), "
-        "(SELECT count(*) FROM groups WHERE state IN ('ready', 'leased')), (SELECT count(*) FROM claims)"
+        "(SELECT count(*) FROM groups WHERE state IN ('ready', 'leased')) + (SELECT count(*) FROM waiting_groups), "
+        "(SELECT count(*) FROM claims)"
     )
     return dispatch_room(
         pace, completed_steps=completed, served_step=served_step, outstanding=outstanding, running=running

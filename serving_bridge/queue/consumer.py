@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from learner_jax.contracts import Lease, LeaseReport, Payloads, quoted
 from learner_jax.runtime import WeirError
 from serving_bridge.database import Database, Session
-from serving_bridge.queue import leases, rows
+from serving_bridge.queue import leases, rows, waiting
 from serving_bridge.queue.bounds import QueueBounds, QueueError
 from serving_bridge.queue.leases import LeasedRow
 from serving_bridge.queue.payloads import Payloader
@@ -205,6 +205,8 @@ class QueueConsumer:
 
         def has_any(session: Session) -> bool:
             self._require_epoch(session, lock=False)
+            if waiting.any_stale(session, trained_version, max_staleness):
+                return True
             return leases.can_lease(session, now)
 
         def work(session: Session) -> tuple[list[LeasedRow], int, list[str]]:
@@ -216,10 +218,11 @@ class QueueConsumer:
             if self._bounds.max_age_s is not None:
                 rows.bury_old(session, now, self._bounds.max_age_s)
             dropped = rows.drop_stale(session, trained_version, max_staleness)
+            num_unrewarded = waiting.drop_stale(session, trained_version, max_staleness, now)
             leased = leases.take_ready(
                 session, count, consumer=self._name, expires_s=now + self._lease_s, max_bytes=max_bytes
             )
-            return leased, len(dropped), rows.needless_files(session, dropped)
+            return leased, len(dropped) + num_unrewarded, rows.needless_files(session, dropped)
 
         # Nothing is looked for without a lock where something was found just now.
         if not self._finds_groups and not self._db.read(has_any):

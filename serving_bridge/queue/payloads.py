@@ -62,7 +62,7 @@ class Payloader:
         Raises:
           ContractError: one of them breaks its contract, the run's limits or the size limit; nothing was written.
         """
-        records = [self._encoded(prompt_index, group) for prompt_index, group in groups]
+        records = self.encode(groups)
         if self._blobs is None:
             return records
         big = [i for i, record in enumerate(records) if record.num_bytes > self._blob_bytes]
@@ -71,6 +71,10 @@ class Payloader:
                 records[i] = replace(records[i], blob=blob)
             crash_point("blob")
         return records
+
+    def encode(self, groups: Sequence[tuple[int, Sequence[Trajectory]]]) -> list[Record]:
+        """As `pack`, and none is written to a file."""
+        return [self._encoded(prompt_index, group) for prompt_index, group in groups]
 
     def unpack(self, held: Iterable[Held]) -> Payloads:
         """The groups of rows by id, and why others can't be taken."""
@@ -112,6 +116,8 @@ class Payloader:
         group = decode_group(payload)
         if self._limits is not None:
             check_group(group, self._limits)
+        if any(trajectory.verdict == "pending" for trajectory in group):
+            raise ContractError("the rewards of its answers have not come")
         if group[0].group_id != row.group_id:
             raise ContractError(f"the row holds the payload of group {group[0].group_id}")
         oldest = min(trajectory.oldest_version for trajectory in group)

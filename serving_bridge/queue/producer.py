@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from learner_jax.contracts import ContractError, Trajectory, check_integer
 from learner_jax.runtime import crash_point
 from serving_bridge.database import Database, Session
-from serving_bridge.queue import claims, problems, rows
+from serving_bridge.queue import claims, problems, rows, waiting
 from serving_bridge.queue import view as queue_view
 from serving_bridge.queue.bounds import QueueBounds, QueueFullError, check_room
 from serving_bridge.queue.payloads import Payloader
@@ -15,6 +15,7 @@ from serving_bridge.queue.problems import ProblemOutcome
 from serving_bridge.queue.rows import Record
 from serving_bridge.queue.staleness import Pace
 from serving_bridge.queue.view import Progress
+from serving_bridge.queue.waiting import Awaiting, Delay, is_pending
 
 
 class QueueProducer:
@@ -92,6 +93,7 @@ class QueueProducer:
         priority: int = 0,
         worker: str | None = None,
         outcomes: Mapping[int, ProblemOutcome] | None = None,
+        delays: Mapping[int, Delay] | None = None,
     ) -> int:
         """Accepts finished groups as (prompt index, trajectories) in one transaction; returns how many were new.
 
@@ -101,21 +103,26 @@ class QueueProducer:
           priority: groups with a higher one are leased first; 32 bits.
           worker: who puts them; the prompts of new groups must then be claimed by it.
           outcomes: by prompt index, what new groups say of their problems; recorded with them.
+          delays: by prompt index, how long groups wait of which a reward is still to come.
 
         Raises:
           ContractError: a group breaks its contract, the run's limits or the size limit, or another worker has claimed
-            its prompt; none was accepted.
+            its prompt, or it waits for rewards and may not; none was accepted.
           QueueFullError: the queue holds as much as it may; none was accepted.
         """
         if not groups:
             return 0
         check_integer("priority", priority, -(2**31), 2**31 - 1)
-        records = self._payloads.pack(groups)
+        pending = [(index, group) for index, group in groups if is_pending(group)]
+        held = _awaiting(self._payloads, pending, delays or {})
+        records = self._payloads.pack([one for one in groups if not is_pending(one[1])] if pending else groups)
         now = self._clock()
 
         def work(session: Session) -> list[Record]:
             before = rows.queued(session)
             new = rows.insert(session, records, priority=priority, now=now, worker=worker)
+            if held:
+                new += waiting.insert(session, held, priority=priority, now=now, worker=worker)
             check_room(self._bounds, before, new)
             if outcomes:
                 problems.record(session, outcomes, {record.prompt_index for record in new})
@@ -136,3 +143,23 @@ class QueueProducer:
 
     def progress(self) -> Progress:
         return self._db.read(queue_view.progress)
+
+
+def _awaiting(
+    payloads: Payloader, groups: Sequence[tuple[int, Sequence[Trajectory]]], delays: Mapping[int, Delay]
+) -> list[Awaiting]:
+    """Groups that wait, as they are stored.
+
+    Raises:
+      ContractError: as `put`; or nothing says for how long one waits.
+    """
+    if unknown := [group for index, group in groups if index not in delays]:
+        raise ContractError(f"group {unknown[0][0].group_id} waits for rewards, and nothing says for how long")
+    return [
+        Awaiting(
+            record,
+            tuple(trajectory.trajectory_id for trajectory in group if trajectory.verdict == "pending"),
+            delays[record.prompt_index],
+        )
+        for record, (_, group) in zip(payloads.encode(groups), groups, strict=True)
+    ]

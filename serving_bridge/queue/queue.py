@@ -26,6 +26,7 @@ from serving_bridge.queue.consumer import QueueConsumer
 from serving_bridge.queue.payloads import Payloader, blobs_beside, require_one_folder
 from serving_bridge.queue.producer import QueueProducer
 from serving_bridge.queue.repair import RepairingDatabase
+from serving_bridge.queue.rewards import QueueRewards
 
 
 class TrajectoryQueue:
@@ -47,6 +48,7 @@ class TrajectoryQueue:
     Attributes:
       producer: for rollout workers, which claim prompts and put groups.
       consumer: for the learner, which leases groups, trains on them and acknowledges them.
+      rewards: for those who bring rewards later than the answers.
       admin: for people and tools, which look at the queue and requeue dead letters.
 
     Raises:
@@ -89,6 +91,7 @@ class TrajectoryQueue:
             max_tries=max_tries,
             clock=clock,
         )
+        self.rewards = QueueRewards(db, clock=clock)
         self.admin = QueueAdmin(db, payloads, clock=clock)
 
     @property

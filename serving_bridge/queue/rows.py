@@ -164,6 +164,16 @@ def insert(
         "INSERT INTO payloads VALUES (?, ?)",
         [(sequences[record.group_id], record.payload) for record in new if record.blob is None],
     )
+    end_claims(session, records, new, worker)
+    return new
+
+
+def end_claims(session: Session, records: Sequence[Record], new: Sequence[Record], worker: str | None) -> None:
+    """Ends the claims of the records' prompts.
+
+    Raises:
+      ContractError: one of the new ones is not claimed by the worker; None lets it be.
+    """
     holders: dict[int, str] = dict(
         row
         for piece in pieces([record.prompt_index for record in records])
@@ -177,7 +187,28 @@ def insert(
                 f"group {record.group_id} is of a prompt that {quoted(holder or 'nobody', 80)} has claimed, expected "
                 f"{worker}: it comes from a claim that was handed on, or from none"
             )
-    return new
+
+
+def known(session: Session, group_ids: Sequence[str]) -> set[str]:
+    """Those of the groups that have a row."""
+    return {
+        group_id
+        for piece in pieces(group_ids)
+        for (group_id,) in session.execute(f"SELECT group_id FROM groups WHERE group_id IN ({marks(piece)})", piece)
+    }
+
+
+def insert_dropped(session: Session, records: Sequence[Record], *, now: float, reason: str) -> list[Record]:
+    """Adds groups that were given up before they were ready, so that their ids are known; returns the new ones."""
+    watermark = get(session, "watermark", session.dialect.for_share)
+    fresh = [record for record in records if record.prompt_index >= watermark]
+    added = session.executemany(
+        "INSERT INTO groups (group_id, prompt_index, state, oldest_version, created_s, reason) "
+        "VALUES (?, ?, 'dropped', ?, ?, ?) ON CONFLICT (group_id) DO NOTHING RETURNING group_id",
+        [(record.group_id, record.prompt_index, record.oldest_version, now, reason) for record in fresh],
+    )
+    new = {group_id for (group_id,) in added}
+    return [record for record in fresh if record.group_id in new]
 
 
 def queued(session: Session) -> Queued:
@@ -273,16 +304,17 @@ def purge(session: Session, *, max_dead: int) -> list[Row]:
     does.
 
     All prompts below the watermark have ended: they were dispatched, nobody holds a claim, and no group of theirs is on
-    its way. It never goes down, so that a group of theirs that comes late (a worker that was thought dead) is known
-    for good, also without a row. Dead letters keep their rows, the newest `max_dead` of them.
+    its way or waits for rewards. It never goes down, so that a group of theirs that comes late (a worker that was
+    thought dead) is known for good, also without a row. Dead letters keep their rows, the newest `max_dead` of them.
     """
     known = get(session, "watermark", session.dialect.for_update)
-    ((next_prompt, live, claimed, num_dead),) = session.execute(
+    ((next_prompt, live, claimed, waiting, num_dead),) = session.execute(
         "SELECT (SELECT value FROM progress WHERE key = 'next_prompt'), "
         f"(SELECT min(prompt_index) FROM groups WHERE state IN ({_among(LIVE)})), "
-        "(SELECT min(prompt_index) FROM claims), (SELECT count(*) FROM groups WHERE state = 'dead')"
+        "(SELECT min(prompt_index) FROM claims), (SELECT min(prompt_index) FROM waiting_groups), "
+        "(SELECT count(*) FROM groups WHERE state = 'dead')"
     )
-    watermark = max(known, min(index for index in (next_prompt, live, claimed) if index is not None))
+    watermark = max(known, min(index for index in (next_prompt, live, claimed, waiting) if index is not None))
     if watermark != known:
         put(session, watermark=watermark)
         gone = session.execute(

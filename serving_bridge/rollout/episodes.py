@@ -46,3 +46,8 @@ class Episode:
     def is_judged(self) -> bool:
         """Whether its reward is known; a failed verdict is always the last one."""
         return self.turns[-1].outcome.reward is not None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its reward comes later."""
+        return self.turns[-1].outcome.verdict == "pending"

@@ -12,6 +12,7 @@ from learner_jax.runtime import crash_point
 from rewards.contracts import Task
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.rollout.agent_player import AgentPlayer
+from serving_bridge.rollout.delayed import DelayedRewards
 from serving_bridge.rollout.episodes import Episode
 from serving_bridge.rollout.groups import BREAKS, GroupError, is_final
 from serving_bridge.rollout.measured import MeasuredCurriculum
@@ -31,6 +32,7 @@ class GroupMaker:
       count: what became of groups and answers is counted here.
       sources: the same by source, where a task has several.
       curriculum: passes prompts over; None asks all.
+      delayed: of a task with rewards that come later.
 
     Attributes:
       playing: indices of the prompts whose groups are played now.
@@ -49,6 +51,7 @@ class GroupMaker:
         sources: dict[str, Counter[str]],
         log: Callable[..., None],
         curriculum: MeasuredCurriculum | None,
+        delayed: DelayedRewards | None = None,
     ) -> None:
         self.playing: set[int] = set()
         self._task, self._encoder = task, encoder
@@ -56,7 +59,7 @@ class GroupMaker:
         self._places = asyncio.Semaphore(places)
         self._count, self._sources = count, sources
         self._log = log
-        self._curriculum = curriculum
+        self._curriculum, self._delayed = curriculum, delayed
 
     async def make(self, index: int) -> None:
         """Has the group of a claimed prompt in the queue's hands, or the claim given up for good.
@@ -102,7 +105,7 @@ class GroupMaker:
 
     def _teaches(self, index: int, episodes: Sequence[Episode]) -> bool:
         """Whether answers are left to compare; else the group's prompt is given up, and another takes its place."""
-        judged = sum(episode.is_judged for episode in episodes)
+        judged = sum(episode.is_judged or episode.is_pending for episode in episodes)
         if judged >= min(2, len(episodes)):
             return True
         self._count["unjudged_groups"] += 1
@@ -112,7 +115,8 @@ class GroupMaker:
     def _accept(self, index: int, episodes: Sequence[Episode]) -> None:
         crash_point("sampled")
         outcome = self._curriculum.outcome(episodes[0].problem, episodes) if self._curriculum is not None else None
-        self._queue.add(index, make_trajectories(self._origin, index, episodes), outcome)
+        delay = self._delayed.delay(episodes) if self._delayed is not None else None
+        self._queue.add(index, make_trajectories(self._origin, index, episodes), outcome, delay)
         self._count["groups"] += 1
         self._count["tokens"] += sum(episode.num_sampled for episode in episodes)
         self._count["mixed_version_answers"] += sum(episode.num_versions > 1 for episode in episodes)

@@ -29,6 +29,8 @@ _COUNTERS = (
     "agent_rebuilt",
     "queue_full_waits",
     "lost_claims",
+    "released_groups",
+    "unrewarded_groups",
 )
 
 

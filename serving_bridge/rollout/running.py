@@ -11,6 +11,7 @@ from typing import Any
 from learner_jax.runtime import StandingWait, Waits, WaitTimeoutError
 from serving_bridge.evaluation import HeldOut, VerdictWatch
 from serving_bridge.queue import Pace
+from serving_bridge.rollout.delayed import DelayedRewards
 from serving_bridge.rollout.group_maker import GroupMaker
 from serving_bridge.rollout.interval import Interval
 from serving_bridge.rollout.known_replicas import KnownReplicas
@@ -29,6 +30,7 @@ class RunningRollouts:
       pace: the staleness gate.
       should_stop: asked every tick.
       tick_s: between two looks at the gate.
+      delayed: of a task with rewards that come later.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class RunningRollouts:
         waits: Waits,
         should_stop: Callable[[], bool],
         tick_s: float,
+        delayed: DelayedRewards | None = None,
     ) -> None:
         self._settings = settings
         self._queue, self._replicas, self._dispatcher = queue, replicas, dispatcher
         self._maker, self._held_out = groups, held_out
         self._pace, self._interval, self._verdicts = pace, interval, verdicts
         self._should_stop, self._tick_s = should_stop, tick_s
+        self._delayed = delayed
         self._loop = asyncio.get_running_loop()
         self._groups: dict[int, asyncio.Task[None]] = {}
         # Prompts claimed ahead take the place of groups that end, without waiting for the queue.
@@ -116,6 +120,8 @@ class RunningRollouts:
 
     async def _keep_up(self) -> None:
         """What has to be done again and again while groups run; then sleeps until there is something to do."""
+        if self._delayed is not None:
+            await self._delayed.settle()
         for index in await self._queue.renew(list(self._groups)):
             if (group := self._groups.get(index)) is not None:
                 self._interval.count["lost_claims"] += 1

@@ -19,8 +19,9 @@ from rewards.contracts import AsyncEnvironment, Environment, Task
 from rewards.environments import AgentEnvironment, FeedbackEnvironment
 from serving_bridge.access import Keys
 from serving_bridge.evaluation import HeldOut, PromptEncoder, VerdictWatch
-from serving_bridge.queue import Pace, QueueProducer
+from serving_bridge.queue import Delay, Pace, QueueProducer, QueueRewards
 from serving_bridge.rollout.agent_player import AgentPlayer
+from serving_bridge.rollout.delayed import DelayedRewards
 from serving_bridge.rollout.group_maker import GroupMaker
 from serving_bridge.rollout.interval import Interval
 from serving_bridge.rollout.known_replicas import KnownReplicas
@@ -55,6 +56,8 @@ class RolloutWorker:
       should_stop: asked every tick; once true, running groups get `rollout.drain_s`, and the rest is handed on.
       environment: plays the episodes; the task itself, in one turn, if None.
       leave_out: by the label of a source, which of its problems are passed over; measured in `queue`.
+      rewards: the queue, where rewards come later; needed with `delays`.
+      delays: by the label of a source, how long its groups wait for rewards that come later.
       vocab_size: answers with ids from here on are refused; None where it is not known.
       keys: for the replicas' tokens; None where they need none.
       open_session: HTTP.
@@ -78,6 +81,8 @@ class RolloutWorker:
     should_stop: Callable[[], bool]
     environment: Environment | AsyncEnvironment | None = None
     leave_out: Mapping[str, LeaveOut] = field(default_factory=dict)
+    rewards: QueueRewards | None = None
+    delays: Mapping[str, Delay] = field(default_factory=dict)
     vocab_size: int | None = None
     keys: Keys | None = None
     waits: Waits = field(default_factory=Waits)
@@ -152,6 +157,9 @@ def _assembled(
         waits=worker.waits,
         log=worker.log,
     )
+    delayed = None
+    if worker.rewards is not None and worker.delays:
+        delayed = DelayedRewards(worker.rewards, worker.delays, queue, count=interval.count)
     groups = GroupMaker(
         worker.task,
         encoder,
@@ -163,6 +171,7 @@ def _assembled(
         sources=interval.sources,
         log=worker.log,
         curriculum=MeasuredCurriculum(worker.leave_out, queue, run=worker.identity.run) if worker.leave_out else None,
+        delayed=delayed,
     )
     held_out = HeldOut(worker.task, encoder, worker.evaluation, settings, scoring=scoring, log=worker.log)
     running = RunningRollouts(
@@ -178,6 +187,7 @@ def _assembled(
         waits=worker.waits,
         should_stop=worker.should_stop,
         tick_s=worker.tick_s,
+        delayed=delayed,
     )
     return running, player
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from learner_jax.contracts import ContractError, Trajectory
 from learner_jax.runtime import StandingWait, Waits, WaitTimeoutError
-from serving_bridge.queue import Pace, ProblemOutcome, Progress, QueueFullError, QueueProducer
+from serving_bridge.queue import Delay, Pace, ProblemOutcome, Progress, QueueFullError, QueueProducer
 
 T = TypeVar("T")
 Log = Callable[..., None]
@@ -54,6 +54,7 @@ class WorkerQueue:
         self._log = log
         self._finished: list[tuple[int, list[Trajectory]]] = []
         self._outcomes: dict[int, ProblemOutcome] = {}
+        self._delays: dict[int, Delay] = {}
         self._renewed_s = self._offer_from_s = float("-inf")
         self._full = StandingWait(
             waits,
@@ -69,9 +70,17 @@ class WorkerQueue:
         """Whether finished groups are kept back because the queue takes no more."""
         return self._offer_from_s > float("-inf")
 
-    def add(self, index: int, group: list[Trajectory], outcome: ProblemOutcome | None = None) -> None:
-        """A group for the next `put`, and what it says of its problem."""
+    def add(
+        self,
+        index: int,
+        group: list[Trajectory],
+        outcome: ProblemOutcome | None = None,
+        delay: Delay | None = None,
+    ) -> None:
+        """A group for the next `put`, what it says of its problem, and how long it waits if its rewards come later."""
         self._finished.append((index, group))
+        if delay is not None:
+            self._delays[index] = delay
         if outcome is not None:
             self._outcomes[index] = outcome
 
@@ -136,9 +145,12 @@ class WorkerQueue:
             put = partial(self._queue.put, batch, worker=self._worker)
             if outcomes:
                 put = partial(put, outcomes=outcomes)
+            if delays := {index: self._delays[index] for index, _ in batch if index in self._delays}:
+                put = partial(put, delays=delays)
             await self.call(f"the acceptance of {len(batch)} groups", put)
             for index, _ in batch:
                 self._outcomes.pop(index, None)
+                self._delays.pop(index, None)
         except ContractError as error:
             if len(batch) > 1:
                 for entry in batch:  # the others are not to suffer
@@ -146,6 +158,7 @@ class WorkerQueue:
                 return
             index = batch[0][0]
             self._outcomes.pop(index, None)
+            self._delays.pop(index, None)
             self._count["failed_groups"] += 1
             self._log("retry", prompt_index=index, error=f"given up: {error}")
             await self.skip(index)

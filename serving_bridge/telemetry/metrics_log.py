@@ -35,6 +35,7 @@ rollout
               their environment failed to end), agent_answers (to agents), agent_side_answers (on branches that are not
               trained on), agent_rebuilt (requests of agents that could not go on from recorded ids),
               queue_full_waits (puts refused by a full queue), lost_claims (groups that another worker took over),
+              released_groups and unrewarded_groups (whose wait for rewards ended here: gone on, or dropped),
               waiting_requests (now, for a replica with room), cuts (of limits), replicas: {name: {in_flight, limit}},
               answers of this worker; of a task with several sources, sources: {label: {groups, answers (judged),
               passes, reward (their sum)}}

@@ -28,6 +28,7 @@ FITS = [
     ("rollout.group_size=2", "learner.loss.advantage.estimator=reinforce_pp", "learner.groups_per_step=1"),
     ("model.create=none", "model.path=/m", "warm_start=none"),
     ("model.create=none", "model.path=/m", "model.family=qwen"),
+    ("task.reward=delayed", "task.delayed={ window_s = 599.0 }"),
 ]
 TOO_MUCH = [
     (("serving.max_model_len=12",), "prompt and answer can take 13 tokens"),
@@ -49,6 +50,14 @@ TOO_MUCH = [
     (("model.family=qwen",), "model.family is of the model in model.path"),
     (("model.create=none",), "give exactly one of model.path"),
     (("learner.publish_dtype=bfloat16",), "publish_dtype is bfloat16 and serving.dtype float32"),
+    (
+        ("task.reward=delayed", "task.delayed={ window_s = 600.0 }"),
+        "learner.max_wait_s is 600, but answers may wait 600 s for their rewards",
+    ),
+    (
+        ("task.reward=delayed", "task.delayed={ window_s = 600.0 }", "learner.max_wait_s=601"),
+        "rollout.max_wait_s is 600, but answers may wait 600 s for their rewards",
+    ),
 ]
 
 

@@ -62,3 +62,8 @@ def failing(trajectory: Trajectory, verdict: Any = "timeout") -> Trajectory:
         rewards=np.zeros_like(trajectory.rewards),
         reward_parts={},
     )
+
+
+def pending(group: list[Trajectory]) -> list[Trajectory]:
+    """The same answers before their rewards have come."""
+    return [dataclasses.replace(failing(trajectory, "pending"), verdict_reason="") for trajectory in group]

@@ -1,0 +1,51 @@
+"""Rewards that come later than what they are for: each joins it by id, once, within a window."""
+
+from serving_bridge.delayed_rewards.arrival import Arrival, read_arrival
+from serving_bridge.delayed_rewards.ingress import MAX_BODY_BYTES, MAX_REWARDS, IngressError, RewardIngress
+from serving_bridge.delayed_rewards.ledger import (
+    MAX_KEPT,
+    OUTCOMES,
+    Awaited,
+    JoinedReward,
+    KeptReward,
+    Outcome,
+    any_early,
+    complete,
+    counts,
+    end,
+    expect,
+    hold,
+    holders_of,
+    join,
+    join_kept,
+    kept,
+    overdue,
+    rewards_of,
+)
+
+__all__ = [
+    "MAX_BODY_BYTES",
+    "MAX_KEPT",
+    "MAX_REWARDS",
+    "OUTCOMES",
+    "Arrival",
+    "Awaited",
+    "IngressError",
+    "JoinedReward",
+    "KeptReward",
+    "Outcome",
+    "RewardIngress",
+    "any_early",
+    "complete",
+    "counts",
+    "end",
+    "expect",
+    "hold",
+    "holders_of",
+    "join",
+    "join_kept",
+    "kept",
+    "overdue",
+    "read_arrival",
+    "rewards_of",
+]
