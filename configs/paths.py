@@ -25,6 +25,7 @@ PATH_SETTINGS = (
     "task.heldout_data",
     "task.tools",
     "task.episode.embeddings",
+    "supervised.data",
     "store.database",
     "store.blobs",
     "store.weights",

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from configs.launch import LaunchSettings
 from learner_jax.contracts import Settings
-from learner_jax.settings import LearnerSettings, WarmStartSettings
+from learner_jax.settings import LearnerSettings, SupervisedSettings, WarmStartSettings
 from rewards.settings import TaskSettings
 from serving_bridge.settings import (
     EvaluationSettings,
@@ -98,6 +98,7 @@ class Config(Settings):
     model: ModelSettings
     task: TaskSettings
     warm_start: WarmStartSettings | None = None
+    supervised: SupervisedSettings | None = None
     learner: LearnerSettings
     rollout: RolloutSettings
     serving: ServingSettings
@@ -131,9 +132,24 @@ class Config(Settings):
         self._waits_long_enough()
         self._can_learn()
         self._hosts_are_there()
-        if self.model.create and not self.warm_start:
+        if self.model.create and not self.trains_first:
             raise ValueError("a model that the run creates knows nothing: add a [warm_start] table")
+        self._trains_first_in_one_way()
         return self
+
+    @property
+    def trains_first(self) -> bool:
+        """Whether a supervised stage makes the model that reinforcement learning starts from."""
+        return self.warm_start is not None or self.supervised is not None
+
+    def _trains_first_in_one_way(self) -> None:
+        """Raises `ValueError` if both supervised stages are set, or one needs a chat template."""
+        if self.warm_start is not None and self.supervised is not None:
+            raise ValueError("[warm_start] and [supervised] are both set: each makes the start model; remove one")
+        if self.supervised is not None and not self.task.chat:
+            for name in ("messages_column", "system_column"):
+                if getattr(self.supervised, name):
+                    raise ValueError(f"supervised.{name} needs task.chat = true: plain text has no messages")
 
     def _hosts_are_there(self) -> None:
         """Raises `ValueError` if [launch] has other hosts for the learner, or fewer, than its roles need."""

@@ -14,13 +14,15 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from configs.carry_on import changes
 from configs.load import ConfigError, load_config
 from configs.paths import PATH_SETTINGS
 from configs.schema import Config
-from learner_jax.batches import Example
+from learner_jax.batches import Example, ExampleStream, Pairs, RandomAccess
 from learner_jax.checkpoints import Checkpoints, Position, restore_parameters
 from learner_jax.contracts import ModelConfig
 from learner_jax.conversion import Watch, to_hf
@@ -28,8 +30,16 @@ from learner_jax.hosts import Hosts, connect, ends_at_once, require_shared
 from learner_jax.loop import Learner, Outcome, Profiler, code_facts, environment_facts, flat, folder_facts
 from learner_jax.models import load_parameters
 from learner_jax.runtime import Waits, keep_freed_memory, tell_once
-from learner_jax.settings import LossSettings, WarmStartSettings
-from learner_jax.training import Engine, Params, TrainState, objective, warm_start
+from learner_jax.settings import LossSettings, SupervisedSettings, WarmStartSettings
+from learner_jax.training import (
+    Engine,
+    Params,
+    TrainState,
+    fine_tune,
+    fine_tuning_objective,
+    objective,
+    warm_start,
+)
 from rewards.contracts import Split
 from serving_bridge.checks import golden_prompts
 from serving_bridge.telemetry import reported_waits
@@ -51,6 +61,7 @@ from tools.assembly import (
     record_limits,
     run_directory,
     start_model_dir,
+    supervised_examples,
     working,
 )
 from tools.command_line import command_parser
@@ -62,7 +73,9 @@ _OF_EACH_HOST = (*PATH_SETTINGS, "learner.hosts.index", "learner.hosts.coordinat
 def run_warm_start(config: Config, paths: RunPaths) -> float | None:
     """Trains the supervised start, saves it and converts it; returns the accuracy reached, None if it was there."""
     if config.warm_start is None:
-        raise ConfigError("--warm-start needs to be told how far to go: add a [warm_start] table to the configuration")
+        raise ConfigError(
+            "--warm-start needs to be told how far to go: add a [warm_start] or [supervised] table to the configuration"
+        )
     base = base_model_dir(config, paths)
     accuracy = None
     checkpoints = Checkpoints(paths.warm_start, keep=1, run=config.run.name, config=config.model_dump(mode="json"))
@@ -71,14 +84,7 @@ def run_warm_start(config: Config, paths: RunPaths) -> float | None:
         checkpoints.save(state, Position(0, -1, 0, ()))
     checkpoints.close()
     if not paths.start_model.exists():
-        to_hf(
-            paths.warm_start,
-            model_dir=base,
-            out=paths.start_model,
-            dtype="float32",
-            family=config.model.family,
-            watch=Watch(say=_warn),
-        )
+        _convert_start(config, paths, base)
     return accuracy
 
 
@@ -103,6 +109,88 @@ def _supervised_state(
         train_example=lambda index: example("train", index),
         validation_example=lambda index: example("validation", index),
         log=learner_metrics_writer(config, paths, 0),
+    )
+
+
+def train_first(config: Config, paths: RunPaths) -> str:
+    """Runs the supervised stage that the configuration has; returns what to tell of it."""
+    if config.supervised is not None:
+        done = run_supervised(config, paths, config.supervised)
+        left = "" if done >= config.supervised.steps else f" of {config.supervised.steps}; the same command goes on"
+        return f"supervised training made {done} steps{left}: {paths.start_model if not left else paths.warm_start}"
+    accuracy = run_warm_start(config, paths)
+    reached = "is there already"
+    if accuracy is not None:
+        reached = f"reached {accuracy:.1%} greedy accuracy on validation problems"
+    return f"supervised start {reached}: {paths.start_model}"
+
+
+def run_supervised(config: Config, paths: RunPaths, settings: SupervisedSettings) -> int:
+    """Trains on the examples of [supervised], from the newest checkpoint on, and converts the result.
+
+    Returns:
+      Steps that are done: fewer than asked for if a stop was.
+    """
+    base, stop = base_model_dir(config, paths), StopRequest().install()
+    checkpoints = Checkpoints(paths.warm_start, keep=2, run=config.run.name, config=config.model_dump(mode="json"))
+    try:
+        done = checkpoints.latest_step() or 0
+        if done < settings.steps:
+            done = _fine_tuned(config, settings, paths, base, checkpoints, stop)
+    finally:
+        checkpoints.close()
+    if done >= settings.steps and not paths.start_model.exists():
+        _convert_start(config, paths, base)
+    return done
+
+
+def _fine_tuned(
+    config: Config,
+    settings: SupervisedSettings,
+    paths: RunPaths,
+    base: Path,
+    checkpoints: Checkpoints,
+    should_stop: Callable[[], bool],
+) -> int:
+    encoder, model_config = build_encoder(config, base)
+    files = supervised_examples(config, settings, paths.directory, encoder)
+    optimizer = config.learner.optimizer.model_copy(update={"learning_rate": settings.learning_rate})
+    learner = config.learner.model_copy(update={"optimizer": optimizer, "loss": LossSettings()})
+    engine = Engine(learner, model_config, objective=fine_tuning_objective(settings), temperature=1.0)
+    start = load_parameters(base, model_config, shardings=engine.parameter_shardings)
+    state, first_step = engine.init_state(start, seed=config.run.seed), 0
+    if checkpoints.latest_step() is not None:
+        state, position, _ = checkpoints.restore(state)
+        first_step = position.completed_steps
+    examples: RandomAccess[Any] = Pairs(files) if settings.loss == "dpo" else files
+    stream = ExampleStream(examples, batch_size=settings.batch_size, seed=config.run.seed)
+
+    def save(state: TrainState, step: int) -> None:
+        checkpoints.save(state, Position(step, -1, 0, ()))
+
+    _, done = fine_tune(
+        engine,
+        state,
+        settings,
+        start=start,
+        examples=stream.since(first_step),
+        first_step=first_step,
+        save=save,
+        log=learner_metrics_writer(config, paths, 0),
+        should_stop=should_stop,
+    )
+    return done
+
+
+def _convert_start(config: Config, paths: RunPaths, base: Path) -> None:
+    """The newest supervised checkpoint as the Hugging Face folder that reinforcement learning starts from."""
+    to_hf(
+        paths.warm_start,
+        model_dir=base,
+        out=paths.start_model,
+        dtype="float32",
+        family=config.model.family,
+        watch=Watch(say=_warn),
     )
 
 
@@ -214,11 +302,7 @@ def main() -> None:
         preflight("warm_start" if arguments.warm_start else "learner", config, paths)
         if arguments.warm_start:
             with working(paths, "warm_start"):
-                accuracy = run_warm_start(config, paths)
-            reached = "is there already"
-            if accuracy is not None:
-                reached = f"reached {accuracy:.1%} greedy accuracy on validation problems"
-            print(f"supervised start {reached}: {paths.start_model}")
+                print(train_first(config, paths))
         else:
             with connect_hosts(config, Waits()) as hosts:
                 alone = working(paths, f"learner-{hosts.index}")

@@ -13,6 +13,7 @@ from learner_jax.settings.learner import (
     ValueSettings,
     WarmStartSettings,
 )
+from learner_jax.settings.supervised import SupervisedSettings
 
 __all__ = [
     "ESTIMATOR_DOOR",
@@ -28,6 +29,7 @@ __all__ = [
     "MeshSettings",
     "OptimizerSettings",
     "PolicySettings",
+    "SupervisedSettings",
     "ValueSettings",
     "WarmStartSettings",
 ]

@@ -1,6 +1,7 @@
 """The train step and what is compiled around it."""
 
 from learner_jax.training.engine import Engine
+from learner_jax.training.fine_tuning import fine_tune, fine_tuning_objective
 from learner_jax.training.lagging import Mismatch
 from learner_jax.training.memory_plan import Plan, PlanError, Program
 from learner_jax.training.microbatches import PlannedBatch
@@ -19,6 +20,8 @@ __all__ = [
     "PlannedBatch",
     "Program",
     "TrainState",
+    "fine_tune",
+    "fine_tuning_objective",
     "golden_prompts",
     "init_state",
     "make_optimizer",

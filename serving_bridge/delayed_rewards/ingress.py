@@ -34,8 +34,6 @@ Bring = Callable[[Sequence[Arrival]], list[Outcome]]
 class IngressError(WeirError, RuntimeError):
     """The address can't be had."""
 
-    can_heal = False
-
 
 class RewardIngress:
     """Takes rewards from `start` to `close`.

@@ -214,7 +214,7 @@ def kept(session: Session, limit: int = MAX_KEPT) -> list[KeptReward]:
 
 def counts(session: Session) -> dict[Outcome, int]:
     """How many rewards had each outcome, from the first on; an unknown one that joined later counts as joined."""
-    found = dict(session.execute("SELECT outcome, number FROM reward_counts"))
+    found: dict[str, int] = dict(session.execute("SELECT outcome, number FROM reward_counts"))
     return {outcome: found.get(outcome, 0) for outcome in OUTCOMES}
 
 

@@ -4,7 +4,7 @@ A line is `{"t": unix seconds, "process": ..., "event": ..., ...fields}`. `null`
 number that was not finite. Times are seconds, log-probs and KL nats per token, shares fractions. Events by producer:
 
 learner
-  warm_start  step, loss, accuracy (or null), step_s
+  warm_start  step, loss, accuracy (or null), step_s; of DPO also preference_accuracy, margin
   step        step, version, loss, reward (or null), kl, entropy, clip_fraction, grad_norm, staleness_mean,
               staleness_max, mismatch_mean_abs_logprob (or null), mismatch_max_abs_logprob (or null), mismatch_tokens,
               num_tokens, answer_tokens_mean, dropped_stale, zero_variance_groups, failed_verdicts (answers in neither

@@ -29,6 +29,7 @@ FITS = [
     ("model.create=none", "model.path=/m", "warm_start=none"),
     ("model.create=none", "model.path=/m", "model.family=qwen"),
     ("task.reward=delayed", "task.delayed={ window_s = 599.0 }"),
+    ("warm_start=none", 'supervised={ data = "a.jsonl", steps = 1, batch_size = 1, learning_rate = 1e-3 }'),
 ]
 TOO_MUCH = [
     (("serving.max_model_len=12",), "prompt and answer can take 13 tokens"),
@@ -50,6 +51,25 @@ TOO_MUCH = [
     (("model.family=qwen",), "model.family is of the model in model.path"),
     (("model.create=none",), "give exactly one of model.path"),
     (("learner.publish_dtype=bfloat16",), "publish_dtype is bfloat16 and serving.dtype float32"),
+    (
+        ('supervised={ data = "a.jsonl", steps = 1, batch_size = 1, learning_rate = 1e-3 }',),
+        "are both set: each makes the start model",
+    ),
+    (
+        (
+            "warm_start=none",
+            'supervised={ data = "a.jsonl", steps = 1, batch_size = 1, learning_rate = 1e-3, system_column = "s" }',
+        ),
+        "supervised.system_column needs task.chat = true",
+    ),
+    (
+        (
+            "warm_start=none",
+            'supervised={ data = "a", loss = "dpo", rejected_column = "answer", steps = 1, batch_size = 1, '
+            "learning_rate = 1e-3 }",
+        ),
+        "answer_column and rejected_column are both 'answer'",
+    ),
     (
         ("task.reward=delayed", "task.delayed={ window_s = 600.0 }"),
         "learner.max_wait_s is 600, but answers may wait 600 s for their rewards",

@@ -56,4 +56,4 @@ def make_model(config: Config, out: Path) -> None:
 
 def start_model_dir(config: Config, paths: RunPaths) -> Path:
     """The model that reinforcement learning starts from, and the frozen reference."""
-    return paths.start_model if config.warm_start else base_model_dir(config, paths)
+    return paths.start_model if config.trains_first else base_model_dir(config, paths)

@@ -56,7 +56,7 @@ def planned(
         put = place.put("fleet", host, command, grace_s=drain_s)
         yield Planned(name, "fleet", [put], 3, grace_s=drain_s, stop_signal=place.stop_signal)
     yield from _own_programs(config, place, "serving")
-    if config.warm_start and not paths.start_model.exists():
+    if config.trains_first and not paths.start_model.exists():
         command = place.put("learner", 0, _command(paths, "tools.learner", "--warm-start"), grace_s=_GRACE_S)
         yield Planned("warm_start", "learner", [command], 1, stop_signal=place.stop_signal)
     coordinator = config.learner.hosts.coordinator
@@ -135,7 +135,7 @@ def _command(paths: RunPaths, module: str, *arguments: str) -> Command:
 
 def _convert(config: Config, paths: RunPaths) -> Command:
     command = [*python_module("tools.convert"), "to-hf", "--checkpoint", str(paths.checkpoints)]
-    model_dir = paths.start_model if config.warm_start else base_model_path(config, paths)
+    model_dir = paths.start_model if config.trains_first else base_model_path(config, paths)
     command += ["--model", str(model_dir), "--out", str(paths.final_model)]
     family = ["--family", config.model.family] if config.model.family else []
     return [*command, "--dtype", config.learner.publish_dtype, *family]

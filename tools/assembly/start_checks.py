@@ -336,7 +336,7 @@ def _disk(subject: Subject) -> Iterator[Finding]:
     number = model_checks.model_size(subject.model(), config.serving.dtype).num_parameters
     moments = {"float32": 8, "bfloat16": 6, "factored": 2}[learner.optimizer.moments]
     checkpoint, version = number * (4 + moments), number * model_checks.ITEM_BYTES[learner.publish_dtype]
-    start = number * 16 if config.warm_start else 0
+    start = number * 16 if config.trains_first else 0
     group = min(store.max_group_bytes, config.rollout.group_size * learner.sequence_length * 24)
     waiting = group * learner.groups_per_step * (config.rollout.max_staleness + 2)
     yield from machine_checks.disk_findings(

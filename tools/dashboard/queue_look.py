@@ -78,7 +78,9 @@ class QueueLook:
     def _loaded(self) -> Tokenizer | None:
         """The tokenizer of the run's model, once its folder is there."""
         if self._tokenizer is None:
-            folder = self._paths.start_model if self._config.warm_start else base_model_path(self._config, self._paths)
+            folder = (
+                self._paths.start_model if self._config.trains_first else base_model_path(self._config, self._paths)
+            )
             try:
                 self._tokenizer = load_tokenizer(folder)
             except (WeirError, OSError):

@@ -344,7 +344,7 @@ def _undone(queue: TrajectoryQueue, work: Any) -> None:
 
         write(killed, **settings)
 
-    queue.database.write = undone  # type: ignore[method-assign]
+    queue.database.write = undone  # type: ignore[method-assign, assignment]
     try:
         work()
         raise _Killed  # it wrote nothing
