@@ -61,10 +61,10 @@ from tools.assembly import (
     record_limits,
     run_directory,
     start_model_dir,
-    supervised_examples,
     working,
 )
 from tools.command_line import command_parser
+from tools.learner_examples import supervised_examples
 
 #: Settings that may differ between hosts: each may see the same folders elsewhere. What they hold is compared.
 _OF_EACH_HOST = (*PATH_SETTINGS, "learner.hosts.index", "learner.hosts.coordinator")

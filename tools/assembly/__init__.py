@@ -17,7 +17,6 @@ from tools.assembly.build import (
 from tools.assembly.data_survey import DataSurvey, survey_data
 from tools.assembly.dry_run import show_dry_run
 from tools.assembly.error_exit import DISK_STATUS, clear_errors
-from tools.assembly.examples import supervised_examples
 from tools.assembly.garbage import collect_garbage_less_often
 from tools.assembly.metrics import learner_metrics_writer, metrics_log
 from tools.assembly.monitoring import TARGETS_FOLDER, watched
@@ -79,7 +78,6 @@ __all__ = [
     "show_dry_run",
     "start_model_dir",
     "subject_of",
-    "supervised_examples",
     "survey_data",
     "variables_to_hand_on",
     "watched",

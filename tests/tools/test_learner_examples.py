@@ -16,7 +16,7 @@ from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.text import Tokenizer
 from tests.conftest import REPOSITORY
 from tests.support.rollout_bench import tokenizer as tokenizer
-from tools.assembly.examples import supervised_examples
+from tools.learner_examples import supervised_examples
 
 _ROWS: list[dict[str, Any]] = [
     {"question": "12+5=", "answer": "17", "rejected": "18"},
