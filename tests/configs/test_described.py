@@ -71,7 +71,14 @@ def test_there_is_a_description_of_all_that_a_run_can_hold() -> None:
 
     walk(load_config(REPOSITORY / "configs" / "demo.toml"), "")
     assert set(found) - set(BY_NAME) == set()
-    absent = (*(f"launch.{role}" for role in ROLES), "task.curriculum.", "task.rewards.", "task.sources.")
+    absent = (
+        *(f"launch.{role}" for role in ROLES),
+        "task.curriculum.",
+        "task.delayed.",
+        "task.rewards.",
+        "task.sources.",
+        "supervised.",
+    )
     optional = {name for name in BY_NAME if name.startswith(absent)}
     named = {name for name in BY_NAME if ".NAME." in name}
     assert {name.partition(".NAME.")[0] for name in named} <= set(found)

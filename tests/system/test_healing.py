@@ -31,6 +31,7 @@ CANNOT_HEAL = {
     "EngineArgsError",
     "EvaluationError",
     "FailedVerdictsError",
+    "FineTuningError",
     "InUseError",
     "HubModelError",
     "ModelConfigError",

@@ -232,6 +232,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "serving_bridge/delayed_rewards/ingress.py:RewardIngress._take",
         "asyncio.get_running_loop().run_in_executor(self._thread, self._bring, arrivals)",
     ): "the database bounds it (store.database_timeout_s)",
+    ("learner_jax/training/fine_tuning.py:_ahead", "pending.result()"): "a computation of this process",
     ("tools/queue_rewards.py:_serve", "stopped.wait()"): "serves until a person stops it",
     ("tools/view.py:attach", "while True"): "a person watches, and ends it",
     ("tools/weights.py:watch", "while True"): "a person watches, and ends it",

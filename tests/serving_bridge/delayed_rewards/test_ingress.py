@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def sending(bring: Callable[[Sequence[Arrival]], list[Outcome]], work: Callable[
 
                 async def send(body: bytes, token: str = f"Bearer {_TOKEN}") -> tuple[int, Any]:
                     headers = {"Authorization": token} if token else {}
-                    async with session.post(f"{url}/v1/rewards", data=body, headers=headers) as response:
+                    async with session.post(f"{url}/v1/rewards", data=io.BytesIO(body), headers=headers) as response:
                         return response.status, await response.json()
 
                 await work(send)
