@@ -128,6 +128,8 @@ def count_of_source(count: Counter[str], episodes: Sequence[Episode]) -> None:
     """Adds a group of one source to its counters."""
     judged = [episode for episode in episodes if episode.is_judged]
     count["groups"] += 1
+    count["episodes"] += len(episodes)
+    count["tokens"] += sum(episode.num_sampled for episode in episodes)
     count["answers"] += len(judged)
     count["passes"] += sum(episode.turns[-1].outcome.verdict == "pass" for episode in judged)
     count["reward"] += math.fsum(turn.outcome.reward or 0.0 for episode in judged for turn in episode.turns)  # type: ignore[assignment]

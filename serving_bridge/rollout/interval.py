@@ -39,7 +39,8 @@ class Interval:
 
     Attributes:
       count: to be added to by name.
-      sources: by label of the source, where there are several: groups, judged answers, passes and summed reward.
+      sources: by label of the source, where there are several: groups, episodes and their sampled
+        tokens, judged answers, passes and summed reward.
       idle_s: seconds in which nothing ran.
     """
 
@@ -57,8 +58,14 @@ class Interval:
     def write(self, now_s: float, **state: Any) -> None:
         """Writes the line, with what else is known now, and begins anew."""
         counts = {name: self.count[name] for name in _COUNTERS}
-        sources = {"sources": {label: dict(found) for label, found in self.sources.items()}} if self.sources else {}
+        sources = {"sources": {label: _told(found) for label, found in self.sources.items()}} if self.sources else {}
         self._log("interval", seconds=now_s - self._began_s, idle_s=self.idle_s, **state, **counts, **sources)
         self.count.clear()
         self.sources.clear()
         self.idle_s, self._began_s = 0.0, now_s
+
+
+def _told(found: Counter[str]) -> dict[str, float]:
+    """A source's counters, and the mean reward where answers were judged."""
+    mean = {"reward_mean": found["reward"] / found["answers"]} if found["answers"] else {}
+    return dict(found) | mean

@@ -37,8 +37,8 @@ rollout
               queue_full_waits (puts refused by a full queue), lost_claims (groups that another worker took over),
               released_groups and unrewarded_groups (whose wait for rewards ended here: gone on, or dropped),
               waiting_requests (now, for a replica with room), cuts (of limits), replicas: {name: {in_flight, limit}},
-              answers of this worker; of a task with several sources, sources: {label: {groups, answers (judged),
-              passes, reward (their sum)}}
+              answers of this worker; of a task with several sources, sources: {label: {groups, episodes,
+              tokens (sampled in these), answers (judged), passes, reward (their sum), reward_mean}}
   retry       error, and what it was about: replica and attempt (a request), prompt_index and attempt (a group)
   unjudged_group   prompt_index, answers, judged: a group given up for its failed verdicts
   heldout     version, step, accuracy, mean_score, num_problems (judged), num_skipped, num_cut, failed_verdicts

@@ -18,6 +18,7 @@ from configs.load import load_config
 from configs.schema import Config
 from learner_jax.runtime import SHARED_MODE, WeirError, printable, write_whole
 from serving_bridge.telemetry import read_metrics
+from tools.reporting.by_source import by_source
 from tools.reporting.charts import charts
 from tools.reporting.figures import IdleShares, RunHistory, balance, balance_text, left_out, summarize
 
@@ -57,7 +58,8 @@ def write_summary(run_dir: str | Path, **extra: Any) -> dict[str, Any]:
       ReportError: the directory holds no metrics.
     """
     run_dir = Path(run_dir)
-    summary = summarize(_read_history(run_dir)) | extra
+    history = _read_history(run_dir)
+    summary = summarize(history) | {"sources": by_source(history)} | extra
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_whole(run_dir / "summary.json", text, mode=SHARED_MODE)
     return summary
@@ -85,6 +87,7 @@ def write_report(run_dir: str | Path) -> Path:
         samples=pair_samples(history.evaluations.get("before"), history.evaluations.get("after")),
         problems=list(history.problems)[-10:],
         left_out=left_out(history),
+        sources=by_source(history),
         changed=[(r["step"], key, *values) for r in history.carried_on for key, values in r["changes"].items()],
         first_t=history.first_t or 0.0,
         finished=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(history.last_t or 0.0)),

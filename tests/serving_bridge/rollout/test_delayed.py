@@ -39,6 +39,12 @@ def test_groups_wait_for_their_rewards_and_others_do_not(tmp_path: Path, tokeniz
     bench.run(lambda: bench.num_ready() == 1 and bench.queue.rewards.overview().num_waiting == 1)
     assert bench.total("groups") == 2
     assert bench.total("failed_verdicts") == bench.total("unjudged_groups") == 0
+    told = [record["sources"] for record in bench.records if record["event"] == "interval" and "sources" in record]
+    now, later = ([found[label] for found in told if label in found] for label in ("now", "later"))
+    assert [(one["groups"], one["episodes"], one["answers"]) for one in now] == [(1, 2, 2)]
+    assert now[0]["reward_mean"] == now[0]["reward"] / 2
+    assert [(one["episodes"], one["answers"], "reward_mean" in one) for one in later] == [(2, 0, False)]
+    assert now[0]["tokens"] + later[0]["tokens"] == bench.total("tokens")
     (waiting,) = bench.queue.rewards.overview().waiting
     assert (waiting.group_id, waiting.num_missing) == ("run/1", 2)
     assert bench.queue.rewards.bring([Arrival("run/1/0", "a", 0.5), Arrival("run/1/1", "b", 1.0)]) == ["joined"] * 2
