@@ -44,8 +44,8 @@ class Line:
 
 
 @contextmanager
-def opened_input(path: str) -> Iterator[BinaryIO]:
-    """The file of answers; "-" is standard input.
+def opened_input(path: str, *, option: str = "--answers") -> Iterator[BinaryIO]:
+    """The file that the option names; "-" is standard input.
 
     Raises:
       ScoreError: there is no such file.
@@ -57,12 +57,12 @@ def opened_input(path: str) -> Iterator[BinaryIO]:
         file = Path(path).open("rb")  # noqa: SIM115  (closed below; the error of opening is told apart)
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
-        raise ScoreError(f"--answers {printable(path)[:300]} can't be read: {said}") from None
+        raise ScoreError(f"{option} {printable(path)[:300]} can't be read: {said}") from None
     with file:
         yield file
 
 
-def read_lines(file: BinaryIO, *, name: str) -> Iterator[Line]:
+def read_lines(file: BinaryIO, *, name: str, option: str = "--answers") -> Iterator[Line]:
     """The lines that are not blank, without ends and without a BOM.
 
     Raises:
@@ -75,7 +75,7 @@ def read_lines(file: BinaryIO, *, name: str) -> Iterator[Line]:
             return
         number += 1
         if number == 1:
-            content = _checked_begin(content, name)
+            content = _checked_begin(content, name, option)
         if not is_whole:
             yield Line(number, None)
         elif bare := content.strip(b" \t\r\n\x0b\x0c"):
@@ -92,8 +92,8 @@ def _next_line(file: BinaryIO) -> tuple[bytes, bool]:
     return content, False
 
 
-def _checked_begin(content: bytes, name: str) -> bytes:
+def _checked_begin(content: bytes, name: str, option: str) -> bytes:
     for begin, kind in _WRONG_BEGIN.items():
         if content.startswith(begin):
-            raise ScoreError(f"--answers {printable(name)[:300]} is {kind}, expected lines of JSON in UTF-8")
+            raise ScoreError(f"{option} {printable(name)[:300]} is {kind}, expected lines of JSON in UTF-8")
     return content.removeprefix(codecs.BOM_UTF8)

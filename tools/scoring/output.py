@@ -32,7 +32,7 @@ def opened_output(path: str, *, answers: str) -> Iterator[BinaryIO | None]:
         if target.is_dir():
             raise IsADirectoryError(0, "Is a directory")
         if target.exists() and answers != "-" and os.path.samefile(target, answers):
-            raise ScoreError(f"--out {printable(path)[:300]} is the file of answers itself")
+            raise ScoreError(f"--out {printable(path)[:300]} is the input itself")
         is_special = target.exists() and not target.is_file()
         partial = target if is_special else target.with_name(f"{target.name}.{os.getpid()}.part")
         file = partial.open("wb")

@@ -183,7 +183,7 @@ def test_the_reward_of_a_run(run: Callable[..., Any], tmp_path: Path) -> None:
         ("--answers none.jsonl --verifier math", 78, "--answers none.jsonl can't be read: No such file"),
         ("--answers . --verifier math", 78, "Is a directory"),
         ("--answers utf16.jsonl --verifier math", 78, "is UTF-16, expected lines of JSON in UTF-8"),
-        ("--answers a.jsonl --verifier math --out a.jsonl", 78, "is the file of answers itself"),
+        ("--answers a.jsonl --verifier math --out a.jsonl", 78, "is the input itself"),
         ("--answers a.jsonl --verifier math --out no/such", 78, "can't be written"),
         ("--answers a.jsonl --verifier math --out .", 78, "Is a directory"),
         ("--answers a.jsonl --verifier math --processes 0", 2, "from 1 to 1024"),

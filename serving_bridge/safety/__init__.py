@@ -1,0 +1,36 @@
+"""Guards of what users and models write: findings, verdicts, redaction."""
+
+from serving_bridge.safety.checking import Checker, is_closed, local_guards
+from serving_bridge.safety.decisions import REDACTED, Decision, Kind, Opinion, Span, Stage, Verdict
+from serving_bridge.safety.harm import HarmRules
+from serving_bridge.safety.injections import Injections
+from serving_bridge.safety.local import LocalGuard
+from serving_bridge.safety.personal_data import PersonalData, Redactor
+from serving_bridge.safety.settings import (
+    BLOCKED,
+    GuardModelSettings,
+    SafetySettings,
+    TenantSafetySettings,
+)
+
+__all__ = [
+    "BLOCKED",
+    "REDACTED",
+    "Checker",
+    "Decision",
+    "GuardModelSettings",
+    "HarmRules",
+    "Injections",
+    "Kind",
+    "LocalGuard",
+    "Opinion",
+    "PersonalData",
+    "Redactor",
+    "SafetySettings",
+    "Span",
+    "Stage",
+    "TenantSafetySettings",
+    "Verdict",
+    "is_closed",
+    "local_guards",
+]

@@ -1,0 +1,69 @@
+"""The settings of the guards."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from learner_jax.contracts import Settings
+
+OnError = Literal["closed", "open"]
+GuardFormat = Literal["qwen3guard", "llama_guard", "shieldgemma"]
+#: Categories that block a text unless the settings say otherwise; the others flag it.
+BLOCKED = (
+    "child_safety", "crime", "cyber", "drugs", "fraud", "harassment", "hate", "misinformation", "privacy",
+    "prompt_injection", "self_harm", "sexual", "violence", "weapons",
+)  # fmt: skip
+
+
+class GuardModelSettings(Settings):
+    """A guard model behind an OpenAI-compatible endpoint; its weights and its server are yours."""
+
+    url: str = Field(
+        ..., pattern=r"^https?://[^\s]+$", description="base URL of the endpoint, such as http://host:8000/v1"
+    )
+    model: str = Field(..., min_length=1, description="name of the model, as the endpoint knows it")
+    format: GuardFormat = Field(..., description="how the model is asked and how its answer is read")
+    key: str = Field("", description="name of the environment variable with the endpoint's key; empty: none is sent")
+    deadline_s: float = Field(2.0, gt=0, le=60, description="seconds for one answer, after which the guard has failed")
+    threshold: float = Field(
+        0.5, gt=0, lt=1, description="probability of a violation from which shieldgemma blocks, in (0, 1)"
+    )
+
+
+class TenantSafetySettings(Settings):
+    """What differs for one tenant; training data fails closed for all."""
+
+    prompt: OnError | None = Field(None, description="what happens to prompts when a guard fails")
+    answer: OnError | None = Field(None, description="what happens to answers when a guard fails")
+
+
+class SafetySettings(Settings):
+    """Guards of prompts, answers and training data. Training data always fails closed."""
+
+    enabled: bool = Field(True, description="judge texts at all; personal data is redacted before storage either way")
+    prompt: OnError = Field("closed", description="what happens to prompts when a guard fails: refused or let through")
+    answer: OnError = Field("closed", description="what happens to answers when a guard fails: refused or let through")
+    block: tuple[str, ...] = Field(BLOCKED, description="categories that block a text; other findings flag it")
+    phone_regions: tuple[str, ...] = Field(
+        ("US", "GB", "FR"), description="countries whose phone numbers need no word such as 'call' beside them"
+    )
+    max_chars: int = Field(1 << 20, ge=1, le=1 << 26, description="longer texts are not judged: the guard has failed")
+    window_chars: int = Field(
+        512, ge=64, le=1 << 16, description="characters of a stream held back, so that a finding is seen whole"
+    )
+    window_s: float = Field(1.0, gt=0, le=60, description="seconds until held characters are judged again")
+    votes: int = Field(1, ge=1, le=16, description="guard models that must agree before one text is blocked by them")
+    audit: str = Field("", description="folder of the audit log; empty: the run's directory, in audit/")
+    classifier: str = Field("", description="file made by tools.safety train, asked beside the rules; empty: none")
+    models: dict[str, GuardModelSettings] = Field(default_factory=dict, description="guard models by name")
+    tenants: dict[str, TenantSafetySettings] = Field(default_factory=dict, description="exceptions by tenant")
+
+    @field_validator("phone_regions")
+    @classmethod
+    def _are_countries(cls, regions: tuple[str, ...]) -> tuple[str, ...]:
+        for region in regions:
+            if not (len(region) == 2 and region.isascii() and region.isupper()):
+                raise ValueError(f"expected countries in two capitals, such as US, got {region[:20]!a}")
+        return regions

@@ -1,0 +1,50 @@
+"""`safety check`: a line out for each line in, in order, whatever it holds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import safety
+
+LINES = [
+    b'{"text": "mail jane@example.com", "stage": "training_data"}',
+    b"",
+    b'{"text": "what is the capital of France?", "stage": "prompt"}',
+    b"not JSON at all jane@example.com",
+    b'{"text": 5}',
+    b'{"text": "a", "stage": "elsewhere"}',
+    b"[" * 100_000,
+    b'{"text": "\\ud800 lone"}',
+    b"\xff\xfe",
+]
+
+
+def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> list[dict]:
+    texts, out = tmp_path / "texts.jsonl", tmp_path / "out.jsonl"
+    texts.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", ["safety", "check", "--file", str(texts), "--out", str(out)])
+    safety.main()
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_every_line_has_its_decision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decisions = checked(tmp_path, monkeypatch, b"\n".join(LINES))
+    verdicts = [decision["verdict"] for decision in decisions]
+    assert verdicts == ["flag", "allow", "error", "error", "error", "error", "allow", "error"]
+    assert decisions[0]["spans"] == [[5, 21, "EMAIL", "personal_data", "personal_data"]]
+    assert decisions[0]["redacted"] == "mail <EMAIL_1>"
+    assert decisions[2]["line"] == 4
+    assert "jane" not in json.dumps(decisions)
+
+
+def test_a_text_that_is_too_long_is_an_error_where_training_data_is_concerned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = json.dumps({"text": "a" * (2 << 20), "stage": "training_data"}).encode()
+    decision = checked(tmp_path, monkeypatch, line)[0]
+    assert decision["verdict"] == "error"
+    assert "safety.max_chars" in decision["error"]

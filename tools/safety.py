@@ -1,0 +1,63 @@
+"""Judges texts with Weir's guards, without a run. Needs no GPU and no model.
+
+python -m tools.safety check --file F.jsonl --out G.jsonl
+python -m tools.safety check --file - --out -         (standard input and output)
+
+A line in is {"text": "...", "stage": "prompt"}; the stage is prompt, answer or training_data. A line out has verdict
+(allow, flag, block or error), categories, spans ([start, end, kind, category, guard] in characters of the text) and
+redacted, the text with placeholders such as <EMAIL_1>. Lines out have the order of the lines in; a blank line has none.
+
+Exit status: 0 when the file was judged to its end; 2 for arguments that make no sense; 78 if a file can't be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+from serving_bridge.safety import Checker, SafetySettings
+from tools.assembly import clear_errors
+from tools.command_line import command_parser
+from tools.scoring import opened_input, opened_output, read_lines
+from tools.screening import checked_lines
+
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    parser = _parser()
+    with clear_errors():
+        arguments = parser.parse_args()
+        try:
+            arguments.run(arguments)
+        except KeyboardInterrupt:
+            raise SystemExit(_INTERRUPTED) from None
+        except BrokenPipeError:  # a reader of --out - that has seen enough, such as head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("safety", __doc__)
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="judge the texts of a file")
+    check.add_argument("--file", required=True, metavar="FILE", help='JSON lines; "-" is standard input')
+    check.add_argument("--out", required=True, metavar="FILE", help='decisions; "-" is standard output')
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    checker = Checker(SafetySettings())
+    with (
+        opened_input(arguments.file, option="--file") as texts,
+        opened_output(arguments.out, answers=arguments.file) as out,
+    ):
+        assert out is not None
+        for fields in checked_lines(read_lines(texts, name=arguments.file, option="--file"), checker):
+            out.write(json.dumps(fields).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
