@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.conftest import REPOSITORY
 from tests.support.file_order import LONG_FILES, longest_first
-from tests.support.shared_servers import FILES, FORKING, LOADING_VLLM, scope_of
+from tests.support.shared_servers import FILES, FORKING, INSTALLING, LOADING_VLLM, ON_S3, scope_of
 
 FIXTURES = 'pytest_plugins = ["tests.support.weight_fixtures"]'
 
@@ -33,6 +33,14 @@ def test_all_files_whose_programs_are_forked_are_listed() -> None:
     assert files_with(r"^from tests\.support(\.forked_python| import .*host_processes|\.host_processes)") == set(
         FORKING
     )
+
+
+def test_all_files_on_object_storage_are_listed() -> None:
+    assert files_with(r'pytest_plugins = \["tests\.support\.s3_fixtures"\]') == set(ON_S3)
+
+
+def test_all_files_that_install_weir_are_listed() -> None:
+    assert files_with(r"^from tests\.support\.installed import installed") == set(INSTALLING)
 
 
 def test_files_that_come_first_are_there() -> None:

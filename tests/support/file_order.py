@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.shared_servers import FILES, FORKING, LOADING_VLLM, file_of
+from tests.support.shared_servers import FILES, FORKING, INSTALLING, LOADING_VLLM, file_of
 
 #: What takes the longest, the longest first; all others follow in the order of their names.
 LONG_FILES = (
@@ -14,6 +14,7 @@ LONG_FILES = (
     *LOADING_VLLM,
     "tests/tools/testing/chaos/test_jobs.py",
     "tests/learner_jax/training/test_objective.py",
+    *INSTALLING,
     "tests/learner_jax/loop/test_learner.py",
     "tests/serving_bridge/fleet/test_fleet.py",
     "tests/tools/evaluation/test_on_vllm.py",

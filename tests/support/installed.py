@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -28,8 +31,11 @@ def build_wheel(folder: Path) -> Path:
     return next(folder.glob("weir-*.whl"))
 
 
-def install(folder: Path) -> Path:
-    """A folder for PYTHONPATH that holds Weir and its metadata."""
+@functools.cache
+def installed() -> Path:
+    """A folder for PYTHONPATH that holds Weir and its metadata: one for all tests of this process, to read only."""
+    folder = Path(tempfile.mkdtemp(prefix="weir-installed-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     site = folder / "site"
     with zipfile.ZipFile(build_wheel(folder)) as wheel:
         wheel.extractall(site)

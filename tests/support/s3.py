@@ -1,4 +1,4 @@
-"""A real S3 server on this machine (moto), and a proxy in front of it that goes wrong as told."""
+"""A proxy in front of an S3 server that goes wrong as told; tests.support.s3_fixtures starts both."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import http.client
 import re
 import socket
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,18 +14,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-import pytest
-
 Kind = Literal["503", "500", "403", "reset", "hang", "truncate", "lost answer", "stale", "501"]
 
-_SERVER = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-"""
 _CODES = {
     "503": (503, "SlowDown", "Please reduce your request rate."),
     "500": (500, "InternalError", "We encountered an internal error."),
@@ -82,40 +70,6 @@ class S3:
             aws_access_key_id="direct",
             aws_secret_access_key="direct",
         )
-
-
-@pytest.fixture(scope="session")
-def moto_address() -> Iterator[tuple[str, int]]:
-    """Where moto listens."""
-    pytest.importorskip("moto")
-    server = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", _SERVER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    with server:
-        assert server.stdout is not None
-        yield "127.0.0.1", int(server.stdout.readline())
-        server.kill()
-
-
-@pytest.fixture
-def s3(moto_address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """The server behind the proxy, with an empty bucket called `bucket`; the environment leads to it."""
-    pytest.importorskip("s3fs")
-    with proxy_to(moto_address) as server:
-        for name, value in CREDENTIALS.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        direct = http.client.HTTPConnection(*moto_address)
-        direct.request("POST", "/moto-api/reset")
-        direct.getresponse().read()
-        direct.request("PUT", "/bucket")
-        assert direct.getresponse().read() is not None
-        direct.close()
-        yield server
 
 
 @contextlib.contextmanager

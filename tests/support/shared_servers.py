@@ -38,10 +38,30 @@ FORKING = (
     "tests/test_forked_python.py",
 )
 
+#: They share a server of object storage.
+ON_S3 = (
+    "tests/serving_bridge/weights/test_object_shelf.py",
+    "tests/serving_bridge/storage/test_fsspec_objects.py",
+    "tests/serving_bridge/vllm_plugin/test_stage_from_storage.py",
+    "tests/system/test_object_storage.py",
+)
+
+#: They run an installed Weir, whose wheel is built once.
+INSTALLING = (
+    "tests/tools/test_extend.py",
+    "tests/tools/test_extend_learner.py",
+    "tests/tools/test_extend_agent.py",
+    "tests/tools/test_new.py",
+    "tests/system/test_own_parts.py",
+    "tests/system/test_agent_job.py",
+)
+
 _GROUPS = {
     "shared servers": FILES,
     "vLLM in pytest": LOADING_VLLM,
     "forked programs": FORKING,
+    "S3": ON_S3,
+    "installed Weir": INSTALLING,
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 import tomli_w
 
 from serving_bridge.queue.queue import TrajectoryQueue
-from tests.support.installed import install
+from tests.support.installed import installed
 from tests.support.session_world import tokenizer as tokenizer
 from tests.support.whole_jobs import environment, steps
 
@@ -56,7 +56,7 @@ def write_model(folder: Path, tokenizer: Any) -> None:
 
 
 def test_an_agent_trains_from_an_installed_weir(tokenizer: Any, tmp_path: Path) -> None:
-    weir, folder = install(tmp_path / "installed"), tmp_path / "folder"
+    weir, folder = installed(), tmp_path / "folder"
     folder.mkdir()
     write_model(folder / "model", tokenizer)
     (folder / "my_agent.py").write_text(AGENT)

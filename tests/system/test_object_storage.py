@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.support.s3 import CREDENTIALS, S3, moto_address, s3
+from tests.support.s3 import CREDENTIALS, S3
 from tests.support.whole_jobs import SMALL_DEMO, environment, train_command
 
-__all__ = ["moto_address", "s3"]  # fixtures
+#: one server for all tests on it
+pytest_plugins = ["tests.support.s3_fixtures"]
 
 URL = "s3://bucket/runs/demo"
 

@@ -16,7 +16,7 @@ import pytest
 
 from rewards.sandbox import confinement
 from serving_bridge.telemetry import read_metrics
-from tests.support.installed import install
+from tests.support.installed import installed
 
 pytestmark = pytest.mark.skipif(confinement.missing() != "", reason=f"this machine: {confinement.missing()}")
 
@@ -174,7 +174,7 @@ class Job:
 def job(tmp_path: Path) -> Job:
     folder = tmp_path / "own"
     folder.mkdir()
-    return Job(folder, install(tmp_path))
+    return Job(folder, installed())
 
 
 def test_parts_of_a_users_pass_the_checks_together(job: Job) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from rewards.sandbox import confinement
 from tests.support.extend_pages import MAX_LINES, PAGES, files_of, write
-from tests.support.installed import install
+from tests.support.installed import installed
 
 EXAMPLES = ("reward", "data", "environment", "tools", "retrieval", "task")
 confined = pytest.mark.skipif(confinement.missing() != "", reason=f"this machine: {confinement.missing()}")
@@ -69,9 +69,9 @@ def cases_of(page: str) -> list[tuple[str, list[str], list[float]]]:
 
 
 @pytest.fixture(scope="module")
-def weir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weir() -> Path:
     """A folder with an installed Weir: its wheel, unpacked, and no checkout."""
-    return install(tmp_path_factory.mktemp("installed"))
+    return installed()
 
 
 def play(weir: Path, folder: Path, config: str, cases: list[tuple[str, list[str]]], **variables: str) -> list[Any]:

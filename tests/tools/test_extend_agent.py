@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.extend_pages import MAX_LINES, files_of, write
-from tests.support.installed import install
+from tests.support.installed import installed
 from tests.support.session_world import tokenizer as tokenizer
 
 #: Plays the page's program; each answer is one of the texts given, in order.
@@ -63,7 +63,7 @@ def test_the_example_fits_on_a_page() -> None:
 
 def test_the_page_s_program_plays_outside_the_repository(tokenizer: Any, tmp_path: Path) -> None:
     pytest.importorskip("openai", reason="OpenAI's client is not installed")
-    weir, folder = install(tmp_path / "installed"), tmp_path / "folder"
+    weir, folder = installed(), tmp_path / "folder"
     folder.mkdir()
     write("agent", folder)
     done = subprocess.run(

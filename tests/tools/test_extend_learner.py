@@ -17,7 +17,7 @@ import tomli_w
 
 from tests.conftest import REPOSITORY
 from tests.support.extend_pages import MAX_LINES, PAGES, files_of
-from tests.support.installed import install
+from tests.support.installed import installed
 
 EXAMPLES = ("model_family", "objective", "advantage", "logger")
 #: Loads the page's configuration, and says where Weir is.
@@ -79,9 +79,9 @@ for step in (1, 2):
 
 
 @pytest.fixture(scope="module")
-def weir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weir() -> Path:
     """A folder with an installed Weir: its wheel, unpacked, and no checkout."""
-    return install(tmp_path_factory.mktemp("installed"))
+    return installed()
 
 
 def write(page: str, folder: Path) -> None:
@@ -106,7 +106,8 @@ def _update(table: dict[str, Any], given: dict[str, Any]) -> None:
 
 def run(weir: Path, folder: Path, program: str) -> dict[str, Any]:
     """What a program finds out in a folder with a page's files; the program's own end is awaited."""
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(weir), "JAX_PLATFORMS": "cpu"}
+    of_jax = {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_"))}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(weir), **of_jax}
     command = [sys.executable, "-P", "-c", f"{LOAD}{program}print(json.dumps(found))"]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False

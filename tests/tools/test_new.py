@@ -15,7 +15,7 @@ import pytest
 
 from configs.load import load_config
 from rewards.contracts import RewardRequest
-from tests.support.installed import install
+from tests.support.installed import installed
 from tools.assembly import build_task
 from tools.new import NewFolderError, main, make, problems
 
@@ -72,14 +72,14 @@ def test_its_reward_scores_answers_in_the_run(tmp_path: Path, monkeypatch: pytes
 
 
 def test_it_works_from_an_installed_weir_in_a_folder_with_modules_of_the_same_names(tmp_path: Path) -> None:
-    installed = install(tmp_path / "installed")
-    compileall.compile_dir(installed / "tools" / "templates", quiet=2)  # as pip does
+    site = installed()
+    compileall.compile_dir(site / "tools" / "templates", quiet=2)  # as pip does
     script = tmp_path / "bin" / "weir"
     script.parent.mkdir()
     script.write_text("import sys\nfrom tools.command import main\nsys.exit(main())\n")
 
     def weir(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"PYTHONPATH": str(installed)}
+        environment = os.environ | {"PYTHONPATH": str(site)}
         command = [sys.executable, script, *arguments]
         return subprocess.run(
             command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False

@@ -23,9 +23,10 @@ from serving_bridge.storage import (
     unshared,
     url_problem,
 )
-from tests.support.s3 import CREDENTIALS, S3, Fault, moto_address, s3
+from tests.support.s3 import CREDENTIALS, S3, Fault
 
-__all__ = ["moto_address", "s3"]  # fixtures
+#: one server for all tests on it
+pytest_plugins = ["tests.support.s3_fixtures"]
 
 URL = "s3://bucket/run"
 TIMEOUTS = StorageTimeouts(give_up_s=3.0, connect_s=0.5, read_s=0.5)

@@ -12,12 +12,13 @@ import pytest
 from learner_jax.contracts import TensorEntry
 from serving_bridge.settings import StoreSettings
 from serving_bridge.weights import Publisher, ShelfOptions, Tensor, WeightStore
-from tests.support.s3 import S3, Fault, moto_address, s3
+from tests.support.s3 import S3, Fault
 
 pytest.importorskip("torch", reason="torch is not installed")
 from serving_bridge.vllm_plugin.stage import Applied, ModelTensors, Stager, StageState
 
-__all__ = ["moto_address", "s3"]  # fixtures
+#: one server for all tests on it
+pytest_plugins = ["tests.support.s3_fixtures"]
 
 URL = "s3://bucket/run"
 

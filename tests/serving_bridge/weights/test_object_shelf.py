@@ -23,9 +23,10 @@ from serving_bridge.weights import (
     inspection,
     read_version,
 )
-from tests.support.s3 import CREDENTIALS, S3, Fault, moto_address, s3
+from tests.support.s3 import CREDENTIALS, S3, Fault
 
-__all__ = ["moto_address", "s3"]  # fixtures
+#: one server for all tests on it
+pytest_plugins = ["tests.support.s3_fixtures"]
 
 GOLDEN = [GoldenPrompt(tokens=[1, 2, 3], logprobs=[-0.5, -1.5])]
 URL = "s3://bucket/runs/one"
