@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import jax
 import numpy as np
 import pytest
 import tomli_w
 
-from learner_jax.contracts import GoldenPrompt
+from learner_jax.contracts import GoldenPrompt, ModelConfig, read_model_config
 from learner_jax.conversion import from_hf
 from learner_jax.settings import OptimizerSettings
-from serving_bridge.settings import StoreSettings
+from serving_bridge.fleet import Replica
+from serving_bridge.settings import ServingSettings, StoreSettings
+from serving_bridge.text import load_tokenizer
+from serving_bridge.vllm import VllmClient
 from serving_bridge.weights import Publisher, WeightStore
 from tools import evaluate
+from tools.evaluation import session
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -53,7 +61,56 @@ def publish(store: Path, model: Path) -> None:
     publisher.close()
 
 
-def test_folder_checkpoint_and_version_give_the_same_answers(stories_model: Path, tmp_path: Path) -> None:
+def model_of(folder: Path) -> tuple[dict[str, bytes], ModelConfig, str]:
+    """All that a server's answers depend on: weights, shape, and what names the tokenizer."""
+    from safetensors.numpy import load_file
+
+    weights = {name: value.tobytes() for name, value in load_file(folder / "model.safetensors").items()}
+    return weights, read_model_config(folder), load_tokenizer(folder).fingerprint
+
+
+class OneServer:
+    """A server that starts on the first folder, and then stands for one on every folder that holds the same model.
+
+    Attributes:
+      folders: for which a server was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.folders: list[Path] = []
+        self._replica: Replica | None = None
+
+    @asynccontextmanager
+    async def served(
+        self, model_dir: Path, settings: ServingSettings, *, log_path: Path, family: str = ""
+    ) -> AsyncIterator[VllmClient]:
+        self.folders.append(model_dir)
+        async with aiohttp.ClientSession() as http:
+            if self._replica is None:
+                self._model, self._settings = model_of(model_dir), settings
+                self._replica = Replica("evaluation", model_dir, settings, http, log_path=log_path)
+                await self._replica.start()
+                await self._replica.client.control().name_version(0)
+            assert model_of(model_dir) == self._model
+            assert settings == self._settings
+            client = self._replica.client
+            yield VllmClient(client.base_url, http, token=client.token)
+
+    def stop(self) -> None:
+        if self._replica is not None:
+            asyncio.run(self._replica.stop())
+
+
+@pytest.fixture
+def one_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OneServer]:
+    server = OneServer()
+    monkeypatch.setattr(session, "served", server.served)
+    yield server
+    server.stop()
+
+
+def evaluate_all(stories_model: Path, tmp_path: Path) -> None:
+    """By folder, by a checkpoint of it, as a version of a weight store, and by folder once more."""
     results, samples = run(tmp_path, "folder", "--model", str(stories_model))
     metrics = results["suites"][0]["metrics"]
     assert results["model"]["kind"] == "folder"
@@ -79,3 +136,15 @@ def test_folder_checkpoint_and_version_give_the_same_answers(stories_model: Path
         assert not list((tmp_path / out).glob("model-*")), "what was converted is gone"
     assert not (tmp_path / "folder" / "logs" / "server.log").exists(), "kept answers need no server"
     assert [(tmp_path / "folder" / name).read_bytes() for name in ("results.json", "scored.jsonl")] == before
+
+
+def test_folder_checkpoint_and_version_are_one_model_with_the_same_answers(
+    one_server: OneServer, stories_model: Path, tmp_path: Path
+) -> None:
+    evaluate_all(stories_model, tmp_path)
+    assert [folder == stories_model for folder in one_server.folders] == [True, False, False]
+
+
+@pytest.mark.soak
+def test_servers_on_folder_checkpoint_and_version_give_the_same_answers(stories_model: Path, tmp_path: Path) -> None:
+    evaluate_all(stories_model, tmp_path)
