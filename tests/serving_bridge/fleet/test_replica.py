@@ -175,8 +175,15 @@ def start_and_fail(folder: Path, settings: ServingSettings) -> tuple[str, Replic
     return asyncio.run(start())
 
 
-def test_a_server_that_ends_while_starting_is_reported_with_its_log(tmp_path: Path):
-    error, _ = start_and_fail(tmp_path, SETTINGS)
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param("serving_bridge.no_such_type", id="no server at all"),
+        pytest.param(SETTINGS.server_module, id="vLLM", marks=pytest.mark.soak),
+    ],
+)
+def test_a_server_that_ends_while_starting_is_reported_with_its_log(tmp_path: Path, module: str):
+    error, _ = start_and_fail(tmp_path, SETTINGS.model_copy(update={"server_module": module}))
     assert "ended with status 1 while starting" in error
     assert "no_such_type" in error, "the end of the log belongs into the error"
 
