@@ -12,7 +12,10 @@ import pytest
 
 from configs.load import load_config
 from tools.assembly import base_model_dir, run_paths
-from tools.testing.chaos.job import JobRecord, JobSpec, run_job
+from tools.testing.chaos import __main__ as command
+from tools.testing.chaos.__main__ import num_steps
+from tools.testing.chaos.checker import check_accuracy
+from tools.testing.chaos.job import JobRecord, JobSpec, SeedRecord, run_job
 from tools.testing.chaos.plan import Fault
 from tools.testing.chaos.prepare import CONFIG
 
@@ -89,6 +92,40 @@ def chaos(work: Path, *options: str, timeout_s: float) -> dict[str, Any]:
 
 # The bounds are for a machine that does much else.
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_three_seeds_and_what_they_leave(tmp_path: Path) -> None:
+    record = job(tmp_path, 0, 1, 2, steps=num_steps(3))
+    assert record.problems == []
+    assert [seed.verdict for seed in record.seeds] == ["recovered"] * 3
+
+
+@pytest.mark.parametrize(("correct", "status"), [(60, 0), (20, 1)])
+def test_the_command_compares_what_jobs_learn_with_a_run_without_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, correct: int, status: int
+) -> None:
+    (tmp_path / "model.safetensors").touch()
+
+    def ran(spec: JobSpec) -> JobRecord:
+        record = JobRecord(
+            str(spec.folder), [SeedRecord(seed, ["kill engine"], 1.0, [], "recovered") for seed in spec.seeds]
+        )
+        record.num_problems = 100
+        record.correct = correct if spec.seeds else 70
+        if spec.clean_correct is not None:
+            record.problems += check_accuracy(record.correct, spec.clean_correct, record.num_problems)
+        return record
+
+    monkeypatch.setattr(command, "prepared_model", lambda _: tmp_path)
+    monkeypatch.setattr(command, "run_job", ran)
+    monkeypatch.setattr(command, "run_jobs", lambda specs, **_: [ran(spec) for spec in specs])
+    arguments = ["--seeds", "3", "--jobs-seeds", "3", "--work", str(tmp_path), "--report", str(tmp_path / "report")]
+    monkeypatch.setattr(sys, "argv", ["chaos", *arguments])
+    assert command.main() == status
+    report = json.loads((tmp_path / "report").read_text())
+    assert (report["jobs"], report["jobs_wrong"], report["seeds"]) == (1, status, 3)
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_three_seeds_and_what_they_learn(tmp_path: Path) -> None:
     record = chaos(tmp_path, "--seeds", "3", "--jobs-seeds", "3", timeout_s=850)
