@@ -125,7 +125,8 @@ def test_resume_equals_the_uninterrupted_run_bit_by_bit(
     assert len(versions) > 7
 
 
-def rich_engine(**changes: Any) -> Engine:
+@pytest.fixture(scope="module")
+def rich() -> Engine:
     """With everything that a checkpoint must hold besides the policy: critic, KL controller, moving reference."""
     loss = LossSettings(
         advantage=AdvantageSettings(estimator="vtrace"),
@@ -133,13 +134,8 @@ def rich_engine(**changes: Any) -> Engine:
         value=ValueSettings(model="separate"),
         kl=KLSettings(coefficient=0.05, target=0.01, horizon=2, reset_every=3),
     )
-    changed = SETTINGS.model_copy(update={"loss": loss} | changes)
+    changed = SETTINGS.model_copy(update={"loss": loss})
     return Engine(changed, TINY, objective=objective.reinforcement(loss), temperature=1.0, devices=jax.devices()[:1])
-
-
-@pytest.fixture(scope="module")
-def rich() -> Engine:
-    return rich_engine()
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +172,9 @@ def test_the_fleet_gets_the_policy_without_its_critic(rich_whole: Finished) -> N
 
 
 def test_several_updates_per_batch_are_those_of_its_parts(params: Any, tmp_path: Path) -> None:
-    engine = rich_engine(minibatches=2, microbatch_rows=2)
+    changed = SETTINGS.model_copy(update={"minibatches": 2, "microbatch_rows": 2})
+    chosen = objective.reinforcement(changed.loss)
+    engine = Engine(changed, TINY, objective=chosen, temperature=1.0, devices=jax.devices()[:1])
     fill(tmp_path, 12)
     _, log = run(engine, params, tmp_path)
     assert [record["step"] for record in log.steps()] == [1, 2, 3, 4, 5, 6]
@@ -295,17 +293,11 @@ def test_starving_is_bounded_and_says_what_it_waited_for(impatient: Engine, para
         run(impatient, params, tmp_path)
 
 
-def test_kl_budget_stops_the_run(engine: Engine, params: Any, tmp_path: Path) -> None:
+def test_kl_budget_stops_the_run(engine: Engine, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loss = LossSettings(kl=KLSettings(coefficient=0.01, budget=1e-6))
-    budgeted = Engine(
-        SETTINGS.model_copy(update={"loss": loss}),
-        TINY,
-        objective=objective.reinforcement(loss),
-        temperature=1.0,
-        devices=jax.devices()[:1],
-    )
+    monkeypatch.setattr(engine, "settings", engine.settings.model_copy(update={"loss": loss}))
     fill(tmp_path, 12)
-    outcome, log = run(budgeted, params, tmp_path)
+    outcome, log = run(engine, params, tmp_path)
     assert outcome.reason == "kl_budget"
     assert len(log.steps()) == 2
     assert log.steps()[0]["kl"] == pytest.approx(0.0, abs=1e-7)

@@ -226,12 +226,16 @@ def test_the_coefficient_is_that_of_the_settings_where_no_controller_moves_it(
     assert "kl_coefficient" not in log.steps()[0]
 
 
-def test_a_moved_reference_stands_where_it_is_moved_no_more(params: Any, tmp_path: Path) -> None:
+def test_a_moved_reference_stands_where_it_is_moved_no_more(
+    engine: Engine, params: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fill(tmp_path, 12)
-    moving = kl_engine(coefficient=0.01, reset_every=2)
-    with pytest.raises(Crash):  # after the reset at step 2 and the checkpoint at step 2
-        run(moving, params, tmp_path, log=Records(lambda r: r["event"] == "step" and r["step"] == 3))
-    _, log = run(kl_engine(coefficient=0.01), params, tmp_path)
+    moving = LossSettings(kl=KLSettings(coefficient=0.01, reset_every=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "settings", engine.settings.model_copy(update={"loss": moving}))
+        with pytest.raises(Crash):  # after the reset at step 2 and the checkpoint at step 2
+            run(engine, params, tmp_path, log=Records(lambda r: r["event"] == "step" and r["step"] == 3))
+    _, log = run(engine, params, tmp_path)
     # The policy of step 2 is its own reference; against the start model the KL would not be 0.
     assert log.steps()[0]["kl"] == pytest.approx(0.0, abs=1e-7)
     assert log.steps()[-1]["kl"] > 1e-6

@@ -20,15 +20,24 @@ from tests.support.trajectories import make_group
 
 KL = {"kl": {"coefficient": 0.05}}
 CRITIC = {"advantage": {"estimator": "gae", "whiten": True}, "value": {"model": "shared"}}
+LAGGING = {"mismatch": {"lagging": True, "truncation": 2.0}}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "rows of two lengths": (KL, {"row_tokens": (12, 24)}),
+    "two updates without a reference": ({}, {"minibatches": 2}),
+    "corrected for the mismatch, 16 bits published": (
+        KL | LAGGING,
+        {"mismatch_versions": 2, "publish_dtype": "bfloat16"},
+    ),
+    "critic": (KL | CRITIC, {}),
+    "mesh": (KL, {"mesh": {"data": 2, "fsdp": 2}}),
+}
+#: each by itself, for the soak
+SINGLY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no reference": ({}, {}),
     "reference": (KL, {}),
-    "rows of two lengths": (KL, {"row_tokens": (12, 24)}),
-    "corrected for the mismatch": (KL | {"mismatch": {"lagging": True, "truncation": 2.0}}, {"mismatch_versions": 2}),
+    "corrected for the mismatch": (KL | LAGGING, {"mismatch_versions": 2}),
     "two updates": (KL, {"minibatches": 2}),
-    "critic": (KL | CRITIC, {}),
     "16 bits published": (KL, {"publish_dtype": "bfloat16"}),
-    "mesh": (KL, {"mesh": {"data": 2, "fsdp": 2}}),
 }
 
 
@@ -76,9 +85,9 @@ def parts(engine: Engine) -> tuple[Any, Any, Any]:
     return state, engine.placed(params), engine.publication.weights(state.params)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *(pytest.param(case, marks=pytest.mark.soak) for case in SINGLY)])
 def test_steps_find_their_programs_compiled_and_give_the_same_bits(case: str) -> None:
-    loss, changes = CASES[case]
+    loss, changes = (CASES | SINGLY)[case]
     engine = make_engine(loss, **changes)
     state, reference, published = parts(engine)
     with compiled_names() as ahead:
