@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from rewards.code.sandbox import SandboxError, SandboxPool, missing, open_pool
+from rewards.code.sandbox import SandboxError, SandboxPool
 from rewards.tools import ToolError
 from rewards.tools.python_program import run_program
 from rewards.tools.toolbox import BrokenToolError
-
-
-@pytest.fixture(scope="module")
-def pool() -> Iterator[SandboxPool]:
-    if why := missing():
-        pytest.skip(f"this machine: {why}")
-    opened = open_pool(num_workers=2)
-    yield opened
-    opened.close()
 
 
 def run(pool: SandboxPool, code: str, deadline_s: float = 20) -> str:
