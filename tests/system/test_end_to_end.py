@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from tests.support.whole_jobs import (
     steps,
     train_command,
 )
+from tools import train
 
 
 @pytest.mark.timeout(1000)
@@ -112,21 +115,44 @@ def failing(*command: str) -> str:
     return done.stderr
 
 
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """As `failing`, but in this process: for what is found before anything is started or written."""
+
+    def call(*command: str) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["train", *command[command.index("--config") :]])
+            with pytest.raises(SystemExit) as ended:
+                train.main()
+        assert ended.value.code == 78
+        return capsys.readouterr().err
+
+    return call
+
+
+def test_a_bad_setting_ends_in_one_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    message = "rollout.max_stalenes: unknown key; did you mean rollout.max_staleness? Known here: group_size"
+    assert message in failing(*train_command("demo.toml", "rollout.max_stalenes=1", f"run.directory={run}"))
+    assert not processes_of(run)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ("rollout.max_stalenes=1",),
-            "rollout.max_stalenes: unknown key; did you mean rollout.max_staleness? Known here: group_size",
-        ),
         (("rollout.max_staleness=-1",), "rollout.max_staleness: Input should be greater than or equal to 0, got -1"),
         (("model.path=/nowhere",), "exactly one of model.path"),
     ],
 )
-def test_bad_settings_end_in_one_line(overrides: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_other_bad_settings_do_so_too(
+    refused: Refused, overrides: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    assert message in failing(*train_command("demo.toml", *overrides, f"run.directory={run}"))
-    assert not processes_of(run)
+    assert message in refused(*train_command("demo.toml", *overrides, f"run.directory={run}"))
+    assert not run.exists()
 
 
 def test_a_missing_model_folder_ends_in_one_line_and_starts_nothing(tmp_path: Path) -> None:
@@ -137,7 +163,7 @@ def test_a_missing_model_folder_ends_in_one_line_and_starts_nothing(tmp_path: Pa
     assert not (run / "state.db").exists()
 
 
-def test_an_unfinished_run_with_other_settings_is_left_alone(tmp_path: Path) -> None:
+def test_an_unfinished_run_with_other_settings_is_left_alone(refused: Refused, tmp_path: Path) -> None:
     from configs.load import load_config, save_config
 
     run = tmp_path / "run"
@@ -145,5 +171,5 @@ def test_an_unfinished_run_with_other_settings_is_left_alone(tmp_path: Path) -> 
     save_config(
         load_config(REPOSITORY / "configs" / "demo.toml", [f"run.directory={run}", "run.seed=7"]), run / "config.toml"
     )
-    error = failing(*train_command("demo.toml", f"run.directory={run}"))
+    error = refused(*train_command("demo.toml", f"run.directory={run}"))
     assert "keeps these settings for its life: run.seed: 7 before, 0 now" in error

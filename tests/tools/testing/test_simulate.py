@@ -26,9 +26,9 @@ def test_a_run_leaves_nothing_behind():
         gc.collect()
         return len(gc.get_objects())
 
-    runs(range(4))
+    runs(range(2))
     before = num_objects()
-    runs(range(4))
+    runs(range(2))
     assert num_objects() - before < 2000  # of one run, more than ten thousand
 
 
