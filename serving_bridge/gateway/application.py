@@ -108,9 +108,10 @@ class _Endpoint:
         self._parts.admission.check(caller, scope["path"], asked.model)
 
         async def work() -> None:
+            left_s = timeout_s - (time.monotonic() - began_s)
             try:
-                async with asyncio.timeout(timeout_s - (time.monotonic() - began_s)):
-                    async with self._service.answered(asked, caller, reply.response_id) as answer:
+                async with asyncio.timeout(left_s):
+                    async with self._service.answered(asked, caller, reply.response_id, left_s) as answer:
                         await self._told(asked, answer, reply, began_s)
             except TimeoutError:
                 await reply.refuse(timed_out(timeout_s))

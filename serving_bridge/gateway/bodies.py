@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -15,6 +16,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _BODY_S = 30.0
+_DISCARD_S = 2.0
 _TIMEOUT_HEADER = "x-weir-timeout-s"
 #: parameters of a query that hold a key where people put one
 _KEY_NAMES = frozenset({"api_key", "api-key", "apikey", "key", "token", "access_token", "authorization"})
@@ -70,6 +72,7 @@ async def read_body(headers: Mapping[str, str], receive: Receive, *, max_bytes: 
         raise GatewayError(415, "expected a body without Content-Encoding", code="unsupported_media_type", closes=True)
     length = headers.get("content-length", "0")
     if len(length) > 15 or int(length) > max_bytes:
+        await _discard(receive, 4 * max_bytes)
         raise _too_large(max_bytes)
     pieces, size = [], 0
     try:
@@ -81,12 +84,25 @@ async def read_body(headers: Mapping[str, str], receive: Receive, *, max_bytes: 
                 pieces.append(message.get("body", b""))
                 size += len(pieces[-1])
                 if size > max_bytes:
+                    await _discard(receive, 4 * max_bytes)
                     raise _too_large(max_bytes)
                 if not message.get("more_body", False):
                     return b"".join(pieces)
     except TimeoutError:
         message_ = f"the body did not come within {_BODY_S:g} s"
         raise GatewayError(408, message_, code="request_timeout", closes=True) from None
+
+
+async def _discard(receive: Receive, most: int) -> None:
+    """Reads on for a moment: a connection that is closed over unread bytes may lose the answer that says why."""
+    size = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while size <= most:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 async def until_gone(receive: Receive) -> None:

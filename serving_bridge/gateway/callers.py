@@ -7,6 +7,7 @@ himself, and nothing is filtered.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,16 +23,16 @@ class Caller:
     """Whose request it is.
 
     Attributes:
-      priority: for vLLM's scheduler; lower goes first.
       cache_salt: parts the tenant's prefix cache from all others; "" for none.
       consents: whether the tenant lets requests be kept and learned from that ask for it.
+      known_as: what the admission knows the caller by.
     """
 
     tenant: str
     key_id: str = ""
-    priority: int = 0
     cache_salt: str = ""
     consents: bool = False
+    known_as: Any = None
 
 
 @dataclass(frozen=True)
@@ -45,26 +46,43 @@ class Ask:
     prompt_tokens: int
     max_tokens: int
     n: int
+    model: str
 
 
 class Ticket(Protocol):
-    """Leave for one request."""
+    """Leave for one request, which ends by `settle` or `cancel`."""
+
+    @property
+    def priority(self) -> int:
+        """For vLLM's scheduler; lower goes first."""
 
     def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Tells what it took; once, also where it failed."""
+        """Tells what it took, also where it was broken off."""
+
+    def cancel(self) -> None:
+        """No replica has worked on it."""
 
 
 class Admission(Protocol):
     """Who may ask, and when."""
 
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Keeps it at work while the gateway serves."""
+
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
-        """Who sends a request. Raises `GatewayError` of 401."""
+        """Who sends a request. Raises `GatewayError` of 401 or 403."""
 
     def check(self, caller: Caller, route: str, model: str) -> None:
         """Whether the caller's key is for this. Raises `GatewayError` of 403."""
 
     async def admit(self, caller: Caller, ask: Ask, response_id: str, timeout_s: float) -> Ticket:
         """Leave for a request; waits where others go first. Raises `GatewayError` of 429 or 503."""
+
+    def measured(self, *, kv: float, queue_s: float) -> None:
+        """Takes over how full the replicas are: share of the KV cache in use, and seconds that requests wait there."""
+
+    def figures(self) -> dict[str, Any]:
+        """What its part of the gateway's event says."""
 
 
 class Guards(Protocol):
@@ -81,12 +99,20 @@ class Guards(Protocol):
 
 
 class _Settled:
+    priority = 0
+
     def settle(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Nobody counts."""
+
+    def cancel(self) -> None:
         """Nobody counts."""
 
 
 class OneTenant:
     """Everybody who reaches the gateway is one tenant, without limits: for a gateway on loopback."""
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """Everybody; but no web page that has a name of its own lead here."""
@@ -101,6 +127,12 @@ class OneTenant:
 
     async def admit(self, caller: Caller, ask: Ask, response_id: str, timeout_s: float) -> Ticket:
         return _Settled()
+
+    def measured(self, *, kv: float, queue_s: float) -> None:
+        return
+
+    def figures(self) -> dict[str, Any]:
+        return {}
 
 
 class NoGuards:

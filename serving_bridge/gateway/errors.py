@@ -21,6 +21,9 @@ class GatewayError(WeirError, Exception):
       param: the field at fault; None for none.
       retry_after_s: when the same request may succeed; None where that is not known.
       closes: whether the connection can't be used again.
+
+    Args:
+      kind: OpenAI's `type` of the error, where the status does not say it.
     """
 
     def __init__(
@@ -32,14 +35,15 @@ class GatewayError(WeirError, Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
         closes: bool = False,
+        kind: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.param = status, code, param
-        self.retry_after_s, self.closes = retry_after_s, closes
+        self.retry_after_s, self.closes, self._kind = retry_after_s, closes, kind
 
     def fields(self) -> dict[str, Any]:
         """The body of the answer, as an object."""
-        kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        kind = self._kind or _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
     def payload(self) -> bytes:

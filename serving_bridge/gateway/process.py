@@ -80,10 +80,10 @@ class Gateway:
         admission: Admission | None = None,
         guards: Guards | None = None,
     ) -> None:
-        if admission is None and settings.host not in LOOPBACK:
+        if admission is None and (settings.require_keys or settings.host not in LOOPBACK):
             raise TenantsError(
-                f"gateway.host is {settings.host!r}, where others reach it, and there are no tenants; expected a "
-                f"loopback address, e.g. 127.0.0.1"
+                f"gateway.host is {settings.host!r}, where others reach it, and everybody may ask; set "
+                f"gateway.require_keys to true (keys are made by tools.tenants), or gateway.host to 127.0.0.1"
             )
         self._settings, self._tokenizer, self._registry = settings, tokenizer, registry
         self._name, self._max_context, self._log, self._should_stop = name, max_context, log, should_stop
@@ -112,7 +112,8 @@ class Gateway:
             )
             self._replicas.update(self._registry.ready())
             server = _server(parts)
-            async with _background(self._follow(), self._look(session), self._tell()) as loops:
+            loops_ = self._follow(), self._look(session), self._tell()
+            async with self._admission.running(), _background(*loops_) as loops:
                 serving = asyncio.ensure_future(server.serve(sockets=[listener]))
                 while not serving.done() and not self._should_stop():
                     await asyncio.wait([serving, *loops], timeout=_STOP_POLL_S, return_when=asyncio.FIRST_COMPLETED)
@@ -137,13 +138,14 @@ class Gateway:
 
         async def look(target: Target) -> None:
             with suppress(ReplicaError):
-                found = await VllmClient(target.url, session, token=target.token).metrics(timeout_s=_LOOK_TIMEOUT_S)
-                waiting = found.get("vllm:num_requests_waiting", 0.0)
-                requests = found.get("vllm:num_requests_running", 0.0) + waiting
-                self._replicas.looked(target, Load(requests, waiting, found.get("vllm:kv_cache_usage_perc", 0.0)))
+                client = VllmClient(target.url, session, token=target.token)
+                found = await client.metrics(timeout_s=_LOOK_TIMEOUT_S)
+                self._replicas.looked(target, Load.of_metrics(found))
 
         while True:
             await asyncio.gather(*map(look, self._replicas.targets))  # each has a timeout
+            if (pressure := self._replicas.pressure()) is not None:
+                self._admission.measured(kv=pressure.kv_usage, queue_s=pressure.queue_s)
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _tell(self) -> None:
@@ -158,7 +160,7 @@ class Gateway:
         self._registry.report_requests(self._name, totals)
 
     def _figures(self) -> dict[str, Any]:
-        return {**self._counts.taken(), "replicas": len(self._replicas.targets)}
+        return {**self._counts.taken(), "replicas": len(self._replicas.targets), **self._admission.figures()}
 
 
 @contextmanager

@@ -34,11 +34,40 @@ class Load:
       requests: running and waiting.
       waiting: those of them that wait.
       kv_usage: share of the KV cache in use, 0 to 1.
+      queued_s: time that all requests since its start waited, together.
+      begun: requests since its start that waited no longer.
     """
 
     requests: float
     waiting: float
     kv_usage: float
+    queued_s: float = 0.0
+    begun: float = 0.0
+
+    @staticmethod
+    def of_metrics(found: Mapping[str, float]) -> Load:
+        """From vLLM's metrics by name."""
+        waiting = found.get("vllm:num_requests_waiting", 0.0)
+        return Load(
+            requests=found.get("vllm:num_requests_running", 0.0) + waiting,
+            waiting=waiting,
+            kv_usage=found.get("vllm:kv_cache_usage_perc", 0.0),
+            queued_s=found.get("vllm:request_queue_time_seconds_sum", 0.0),
+            begun=found.get("vllm:request_queue_time_seconds_count", 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class Pressure:
+    """How full the replicas are together.
+
+    Attributes:
+      kv_usage: mean share of the KV caches in use.
+      queue_s: mean time that requests wait there.
+    """
+
+    kv_usage: float
+    queue_s: float
 
 
 @dataclass(eq=False)
@@ -52,7 +81,8 @@ class Target:
       failures: in a row.
       avoided_until_s, avoided_s: until when it is avoided, and for how long it was last.
       load: as of the last look; None before the first.
-      at_look: `in_flight` at that look.
+      at_look: `in_flight` at that look, `looked_s` its time.
+      queue_s: time that requests waited on it lately, on average.
     """
 
     row: ReplicaRow
@@ -64,6 +94,8 @@ class Target:
     is_tried: bool = False
     load: Load | None = None
     at_look: int = 0
+    looked_s: float = 0.0
+    queue_s: float = 0.0
 
     @property
     def name(self) -> str:
@@ -155,7 +187,22 @@ class Replicas:
 
     def looked(self, target: Target, load: Load) -> None:
         """Takes over what a replica said of itself."""
-        target.load, target.at_look = load, target.in_flight
+        now_s, before = self._clock(), target.load
+        if before is None or load.begun < before.begun:
+            target.queue_s = 0.0
+        elif load.begun > before.begun:
+            target.queue_s = (load.queued_s - before.queued_s) / (load.begun - before.begun)
+        else:  # nobody got on: those who wait have waited since
+            target.queue_s = target.queue_s + now_s - target.looked_s if load.waiting else 0.0
+        target.load, target.at_look, target.looked_s = load, target.in_flight, now_s
+
+    def pressure(self) -> Pressure | None:
+        """How full the replicas were at the last look; None before the first."""
+        seen = [(target.load, target.queue_s) for target in self._targets.values() if target.load is not None]
+        if not seen:
+            return None
+        kv_usage = sum(load.kv_usage for load, _ in seen) / len(seen)
+        return Pressure(kv_usage, sum(queue_s for _, queue_s in seen) / len(seen))
 
     def _strike(self, target: Target) -> None:
         now_s = self._clock()

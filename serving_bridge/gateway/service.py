@@ -64,8 +64,11 @@ class Service:
         self._parts, self._clock = parts, clock
 
     @asynccontextmanager
-    async def answered(self, asked: Asked, caller: Caller, response_id: str) -> AsyncIterator[Answer]:
+    async def answered(self, asked: Asked, caller: Caller, response_id: str, timeout_s: float) -> AsyncIterator[Answer]:
         """The answer to a request. Leaving ends what is still sampled for it, and settles what it took.
+
+        Args:
+          timeout_s: what is left of the request's time.
 
         Raises:
           GatewayError: it gets none.
@@ -76,8 +79,8 @@ class Service:
         longest = parts.settings.max_tokens
         rooms = [parts.prompts.room(prompt, asked.sampling.max_tokens, longest) for prompt in prompts]
         await parts.guards.prompt(caller, response_id, _texts(asked))
-        ask = Ask(sum(map(len, prompts)), max(rooms), n * len(prompts))
-        ticket = await parts.admission.admit(caller, ask, response_id, parts.settings.timeout_s)
+        ask = Ask(sum(map(len, prompts)), max(rooms), n * len(prompts), asked.model)
+        ticket = await parts.admission.admit(caller, ask, response_id, timeout_s)
         conversation = conversation_of(asked, caller.tenant)
         readers = [
             ChoiceReader(parts.tokenizer, asked, prompt, number * n + index, parts.guards.stream(caller, response_id))
@@ -85,12 +88,13 @@ class Service:
             for index in range(n)
         ]
         choices = [reader.choice for reader in readers]
-        with self._settled(ticket, prompts, choices):
+        wanted = [
+            self._wanted(asked, caller, ticket, prompt, room, f"{response_id}-{number}")
+            for number, (prompt, room) in enumerate(zip(prompts, rooms, strict=True))
+        ]
+        flows = [_Flow(parts, each, conversation) for each in wanted]
+        with self._settled(ticket, flows, prompts, choices):
             async with AsyncExitStack() as stack:
-                flows = [
-                    _Flow(parts, self._wanted(asked, caller, prompt, room, f"{response_id}-{number}"), conversation)
-                    for number, (prompt, room) in enumerate(zip(prompts, rooms, strict=True))
-                ]
                 for flow in flows:
                     await stack.enter_async_context(aclosing(flow.pieces))
                 await _begun(flows)
@@ -108,24 +112,32 @@ class Service:
                 param="model",
             )
 
-    def _wanted(self, asked: Asked, caller: Caller, prompt: Sequence[int], room: int, request_id: str) -> Wanted:
+    def _wanted(
+        self, asked: Asked, caller: Caller, ticket: Ticket, prompt: Sequence[int], room: int, request_id: str
+    ) -> Wanted:
         sampling = asked.sampling
         if asked.call:
             sampling = replace(sampling, schema=calls_schema(asked.tools, asked.call))
         ends = self._parts.tokenizer.eos_ids
-        return Wanted(request_id, prompt, sampling, room, ends, caller.priority, caller.cache_salt)
+        return Wanted(request_id, prompt, sampling, room, ends, ticket.priority, caller.cache_salt)
 
     @contextmanager
-    def _settled(self, ticket: Ticket, prompts: Sequence[Sequence[int]], choices: Sequence[Choice]) -> Iterator[None]:
+    def _settled(
+        self, ticket: Ticket, flows: Sequence[_Flow], prompts: Sequence[Sequence[int]], choices: Sequence[Choice]
+    ) -> Iterator[None]:
+        """Tells in the end what the request took: nothing where no replica came to work on it."""
         try:
             yield
         finally:
-            sampled = sum(choice.num_tokens for choice in choices)
-            asked = sum(map(len, prompts)) if sampled else 0  # what no replica answered costs nothing
+            begun = [prompt for flow, prompt in zip(flows, prompts, strict=True) if flow.has_begun]
+            sampled, asked = sum(choice.num_tokens for choice in choices), sum(map(len, begun))
             totals = self._parts.counts.totals
             totals["prompt_tokens"] += asked
             totals["completion_tokens"] += sampled
-            ticket.settle(asked, sampled)
+            if begun:
+                ticket.settle(asked, sampled)
+            else:
+                ticket.cancel()
 
 
 class _Flow:
@@ -134,6 +146,7 @@ class _Flow:
     Attributes:
       pieces: lists of what came together.
       version: policy version that the replica served when it was asked; -1 before.
+      has_begun: whether a replica sampled for it.
       first: pieces that were awaited by `_begun`.
     """
 
@@ -141,6 +154,7 @@ class _Flow:
         self._parts, self._wanted, self._conversation = parts, wanted, conversation
         self.pieces = self._tried()
         self.version = -1
+        self.has_begun = False
         self.first: list[Piece] = []
 
     async def _tried(self) -> AsyncGenerator[list[Piece], None]:
@@ -148,16 +162,15 @@ class _Flow:
         for _ in range(parts.settings.retries + 1):
             target = parts.replicas.take(self._conversation, self._wanted.sampling.n, avoid)
             self.version = target.version
-            began = False
             try:
                 async with aclosing(self._of(target)) as pieces:
                     async for found in pieces:
-                        began = True
+                        self.has_begun = True
                         yield found
                 return
             except ReplicaLost as lost:
                 parts.counts.totals["replicas_lost"] += 1
-                if began:
+                if self.has_begun:
                     raise broken_off() from lost
                 avoid.add(target.name)
         raise unavailable("no replica of the model answers")

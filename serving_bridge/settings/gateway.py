@@ -21,6 +21,9 @@ class GatewaySettings(Settings):
     )
     workers: int = Field(1, ge=1, le=256, description="processes that share the port")
     model: str = Field("policy", pattern=r"^[A-Za-z0-9._:/-]{1,100}$", description="name of the model in the API")
+    require_keys: bool = Field(
+        False, description="answer only who has a key (tools.tenants); without it the gateway stays on loopback"
+    )
     max_tokens: int = Field(
         4096,
         ge=1,

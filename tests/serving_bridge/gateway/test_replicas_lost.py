@@ -36,10 +36,12 @@ def test_another_replica_answers_what_one_failed_before_its_first_token(
     async def play() -> None:
         good = Script()
         async with running_gateway(tmp_path, tokenizer, bad, good) as world:
+            began_s = time.monotonic()
             answers = [await world.ask(messages=[{"role": "user", "content": f"{i}"}]) for i in range(12)]
             assert {status for status, _ in answers} == {200}
             assert bad.asked, "no conversation was its own"
-            assert len(bad.asked) <= 3, "it is asked on, although it failed three times"
+            tries = 3 + int(time.monotonic() - began_s)  # one a second at most, after three failures
+            assert len(bad.asked) <= tries, "it is asked on, although it failed three times"
             assert len(good.asked) == 12
 
     asyncio.run(play())
@@ -78,7 +80,7 @@ def test_no_replica(tmp_path: Path, tokenizer: Tokenizer) -> None:
 def test_a_silent_replica_costs_its_timeout_and_no_answer(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def play() -> None:
         slow, good = Script(token_s=30.0), Script()
-        async with running_gateway(tmp_path, tokenizer, slow, good, stall_timeout_s=0.3) as world:
+        async with running_gateway(tmp_path, tokenizer, slow, good, stall_timeout_s=2.0) as world:
             answers = [await world.ask(messages=[{"role": "user", "content": f"{i}"}]) for i in range(6)]
             assert {status for status, _ in answers} == {200}
             assert slow.asked

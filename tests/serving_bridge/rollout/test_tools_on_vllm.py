@@ -25,9 +25,9 @@ from serving_bridge.rollout.trajectories import Origin, make_trajectories
 from serving_bridge.routing.dispatch import Dispatcher
 from serving_bridge.routing.registry import ReplicaRow
 from serving_bridge.settings.serving import RolloutSettings
-from serving_bridge.text.tokenizer import Tokenizer, load_tokenizer
 from serving_bridge.vllm.client import VllmClient
 from serving_bridge.vllm.transport import http_session
+from tests.support.letters import letters
 from tests.support.rollout_world import Inline
 from tests.support.weight_world import EOS, TOLERANCE, World
 
@@ -38,28 +38,7 @@ pytestmark = pytest.mark.slow
 pytest_plugins = ["tests.support.weight_fixtures"]
 
 TURNS, EPISODES = 10, 4
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role[0] + ':' + m.content + '<eos>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
-)
 SETTINGS = RolloutSettings(max_prompt_tokens=14, max_tokens=6, group_size=EPISODES, max_episode_tokens=256)
-
-
-def letters(folder: Path) -> Tokenizer:
-    """One token for each printable ASCII character, with the ids that the server's model has."""
-    import tokenizers
-
-    vocabulary = {"<pad>": 0, "<eos>": EOS} | {chr(code): code for code in range(32, 127)}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    backend.decoder = tokenizers.decoders.Fuse()
-    backend.add_special_tokens(["<eos>", "<pad>"])
-    folder.mkdir()
-    backend.save(str(folder / "tokenizer.json"))
-    config = {"eos_token": "<eos>", "pad_token": "<pad>", "chat_template": TEMPLATE}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
-    return load_tokenizer(folder)
 
 
 class Calculating:

@@ -1,0 +1,31 @@
+"""A tokenizer of letters for the models of `weight_world`, with a chat template."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from serving_bridge.text import Tokenizer, load_tokenizer
+from tests.support.weight_world import EOS
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role[0] + ':' + m.content + '<eos>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+)
+
+
+def letters(folder: Path) -> Tokenizer:
+    """One token for each printable ASCII character, with the ids that the server's model has."""
+    import tokenizers
+
+    vocabulary = {"<pad>": 0, "<eos>": EOS} | {chr(code): code for code in range(32, 127)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<pad>"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    backend.decoder = tokenizers.decoders.Fuse()
+    backend.add_special_tokens(["<eos>", "<pad>"])
+    folder.mkdir()
+    backend.save(str(folder / "tokenizer.json"))
+    config = {"eos_token": "<eos>", "pad_token": "<pad>", "chat_template": TEMPLATE}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
+    return load_tokenizer(folder)
