@@ -17,7 +17,7 @@ from serving_bridge.access.gate import (
     WorkerCall,
     without_request_id,
 )
-from serving_bridge.access.keys import FleetKeys, FreshKeys, Keys, new_start
+from serving_bridge.access.keys import AccessError, FleetKeys, FreshKeys, Keys, kept_secret, new_start
 from serving_bridge.access.lease import Lease
 from serving_bridge.access.probes import CONTROL_TOKEN, batch_of, probe_ids
 from serving_bridge.access.refusals import Refused
@@ -33,6 +33,7 @@ __all__ = [
     "SERVE_ROUTE",
     "SWAP_ROUTE",
     "UNPROVEN",
+    "AccessError",
     "Entry",
     "Fence",
     "FleetKeys",
@@ -48,6 +49,7 @@ __all__ = [
     "Swap",
     "WorkerCall",
     "batch_of",
+    "kept_secret",
     "new_start",
     "probe_ids",
     "without_request_id",

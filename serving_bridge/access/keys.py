@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -61,13 +62,7 @@ class FleetKeys:
         Raises:
           AccessError: folder or keys are open to others, or can't be made.
         """
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _Folder(self._folder) as folder:
-                for role in ROLES:
-                    folder.make(f"{role}.key", f"{secrets.token_hex(_KEY_BYTES)}\n".encode())
-        except OSError as error:
-            raise AccessError(f"the replicas' keys can't be made in {self._folder}: {error}; {_ADVICE}") from error
+        _make_keys(self._folder, [f"{role}.key" for role in ROLES], "the replicas' keys", _ADVICE)
         for role in ROLES:
             self._key(role)
 
@@ -76,21 +71,49 @@ class FleetKeys:
 
     def _key(self, role: Role) -> bytes:
         if role not in self._keys:
-            name = f"{role}.key"
-            try:
-                with _Folder(self._folder) as folder:
-                    content = folder.read(name)
-            except FileNotFoundError as error:
-                raise AccessError(
-                    f"{self._folder / name} is missing, and the replicas answer nobody without it: tools.serve makes "
-                    f"it when it starts; or {_ADVICE}"
-                ) from error
-            except OSError as error:
-                raise AccessError(f"{self._folder / name} can't be read: {error}; {_ADVICE}") from error
-            if not _KEY.fullmatch(content):
-                raise AccessError(f"{self._folder / name} holds {len(content)} bytes, expected 64 hexadecimal digits")
-            self._keys[role] = bytes.fromhex(content.decode().strip())
+            missing = f"the replicas answer nobody without it: tools.serve makes it when it starts; or {_ADVICE}"
+            self._keys[role] = _read_key(self._folder, f"{role}.key", missing=missing, advice=_ADVICE)
         return self._keys[role]
+
+
+def kept_secret(folder: str | Path, name: str, *, make: bool, advice: str) -> bytes:
+    """32 secret bytes that are kept in a file of a private folder, mode 0600 in mode 0700.
+
+    Args:
+      make: makes it where it is missing; several processes may do so at once, and all get the same one.
+      advice: ends errors: what to do.
+
+    Raises:
+      AccessError: it is missing, open to others, or can't be made.
+    """
+    folder = Path(folder)
+    if make:
+        _make_keys(folder, [name], name, advice)
+    return _read_key(folder, name, missing=f"nothing can be done without it: {advice}", advice=advice)
+
+
+def _make_keys(folder: Path, names: Sequence[str], what: str, advice: str) -> None:
+    """Makes the keys that are not there; `what` names them in an error."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _Folder(folder) as opened:
+            for name in names:
+                opened.make(name, f"{secrets.token_hex(_KEY_BYTES)}\n".encode())
+    except OSError as error:
+        raise AccessError(f"{what} can't be made in {folder}: {error}; {advice}") from error
+
+
+def _read_key(folder: Path, name: str, *, missing: str, advice: str) -> bytes:
+    try:
+        with _Folder(folder) as opened:
+            content = opened.read(name)
+    except FileNotFoundError as error:
+        raise AccessError(f"{folder / name} is missing, and {missing}") from error
+    except OSError as error:
+        raise AccessError(f"{folder / name} can't be read: {error}; {advice}") from error
+    if not _KEY.fullmatch(content):
+        raise AccessError(f"{folder / name} holds {len(content)} bytes, expected 64 hexadecimal digits")
+    return bytes.fromhex(content.decode().strip())
 
 
 _ADVICE = "set serving.keys to a folder with control.key and inference.key that only this user may read"

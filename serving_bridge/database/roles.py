@@ -1,4 +1,4 @@
-"""Who may do what in the queue's schema on PostgreSQL: workers, learners, and the owner who made it."""
+"""Who may do what in the schema on PostgreSQL: workers, learners, gateways, and the owner who made it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from psycopg import sql
 from serving_bridge.database.database import DatabaseError, open_database
 from serving_bridge.database.postgres_url import split_url
 
-Part = Literal["worker", "learner"]
+Part = Literal["worker", "learner", "gateway"]
 
 #: Rights by table. Nobody but the owner may change a table, or make one.
 _GRANTS: Mapping[Part, Mapping[str, str]] = {
@@ -39,13 +39,32 @@ _GRANTS: Mapping[Part, Mapping[str, str]] = {
         "weir_writers": "SELECT, INSERT, UPDATE, DELETE",
         "weir_schema": "SELECT",
     },
+    # Tenants, keys, limits and prices are the owner's to change (tools.tenants); what was billed stays as it is.
+    "gateway": {
+        "tenants": "SELECT",
+        "api_keys": "SELECT",
+        "limits": "SELECT",
+        "prices": "SELECT",
+        "tenants_state": "SELECT",
+        "gateways": "SELECT, INSERT, UPDATE, DELETE",
+        "limit_pools": "SELECT, INSERT, UPDATE, DELETE",
+        "slices": "SELECT, INSERT, UPDATE, DELETE",
+        "budgets": "SELECT, INSERT, UPDATE",
+        "allowances": "SELECT, INSERT, UPDATE, DELETE",
+        "open_answers": "SELECT, INSERT, DELETE",
+        "meter": "SELECT, INSERT",
+        "weir_writers": "SELECT, INSERT, UPDATE, DELETE",
+        "weir_schemas": "SELECT",
+    },
 }
 #: Rows of `progress` that each may change: a worker moves the prompts on, and never the learner's own numbers.
-_PROGRESS: Mapping[Part, str] = {"worker": "key IN ('next_prompt', 'blobs_id')", "learner": "true"}
+_PROGRESS: Mapping[Part, str] = {"worker": "key IN ('next_prompt', 'blobs_id')", "learner": "true", "gateway": "false"}
 
 
 def prepare(url: str, roles: Mapping[Part, str], *, timeout_s: float = 30.0) -> None:
     """Makes the schema or brings it up to date, as its owner, and gives roles of the server their rights in it.
+
+    A gateway's tables are those of `serving_bridge.tenants`, which must be there.
 
     Args:
       url: of the queue, as a user who may make the schema, or owns it.

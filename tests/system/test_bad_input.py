@@ -146,6 +146,17 @@ CASES = [
     "queue RUN ingress",
     "queue RUN ingress --token-env NOT_SET_ANYWHERE",
     *(f"queue JUNK reward {place}" for place in ("MISSING", "EMPTY", "FILE")),
+    *(
+        f"tenants {place} list"
+        for place in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "NOCONFIG", "BROKEN", "HUGE", "ODD", "JUNK")
+    ),
+    *(f"tenants {place} add acme" for place in ("EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "JUNK")),
+    "tenants MISSING add a/b",
+    "tenants MISSING add acme --class gold",
+    "tenants MISSING add acme --weight 0",
+    *(f"tenants MISSING key create acme --secret {place}" for place in ("FILE", "UNDER", "HUGE", "ODD")),
+    "tenants MISSING key create acme",
+    "tenants postgresql://nobody@127.0.0.1:1/none list",
     "weights verify RUN 99",
     "weights show RUN x",
     "weights rollback EMPTY 3",
@@ -177,7 +188,7 @@ CASES = [
     *("launch stop RUN", "launch logs RUN nobody", "launch --on moon --config demo", "launch --on local"),
     *("role", "role --need MISSING -- true", "role --variable A=file:/no/such -- true", "role -- /no/such/program"),
     *("train", "learner", "evaluate", "queue", "fleet", "weights", "convert", "plan", "view", "report", "database"),
-    "score",
+    *("score", "tenants"),
 ]  # fmt: skip
 
 

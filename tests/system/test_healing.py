@@ -42,6 +42,7 @@ CANNOT_HEAL = {
     "ShardingError",
     "StorageSetupError",
     "TaskError",
+    "TenantError",
     "TenantsError",
     "TokenizerError",
     "WarmStartError",
