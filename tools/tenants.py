@@ -10,8 +10,8 @@ python -m tools.tenants RUN price set demo --prompt 0.15 --completion 0.60
 python -m tools.tenants RUN list | show acme | usage [--month 2026-11] | export --out bills.jsonl
 
 RUN is a run's directory, or the URL of a database: a path, sqlite:///path or postgresql://...?schema=NAME. The secret
-that hashes keys is made in the run's folder of keys; with a URL, --secret FOLDER names its folder. Limits and budgets
-of the whole deployment: --deployment in place of a tenant. "none" takes a limit away.
+that hashes keys is made in the run's folder of keys; with a URL, `key create` and `key rotate` take --secret FOLDER.
+Limits and budgets of the whole deployment: --deployment in place of a tenant. "none" takes a limit away.
 """
 
 from __future__ import annotations
@@ -94,7 +94,6 @@ def main(argv: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("tenants", __doc__)
     parser.add_argument("place", metavar="RUN", help="a run's directory, e.g. runs/demo, or the URL of a database")
-    parser.add_argument("--secret", type=Path, metavar="FOLDER", help="folder of the secret that hashes keys")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_tenant_commands(commands)
     _add_key_commands(commands)
@@ -160,6 +159,7 @@ def _add_key_commands(commands: _Commands) -> None:
     rotate.add_argument("--overlap-hours", type=float, default=24.0, help="until the old one is refused (default: 24)")
     for command in (create, rotate):
         command.add_argument("--days", type=float, help="until it expires; by default never")
+        command.add_argument("--secret", type=Path, metavar="FOLDER", help="folder of the secret that hashes keys")
     actions.add_parser("revoke", help="end a key for good").add_argument("key_id", metavar="KEY_ID")
 
 
@@ -185,7 +185,7 @@ def _opened(arguments: argparse.Namespace) -> Iterator[Accounts]:
       DatabaseError: there is none.
       AccessError: keys are to be made, and the secret can't be read.
     """
-    place, secret = arguments.place, arguments.secret
+    place, secret = arguments.place, getattr(arguments, "secret", None)
     url, config = place, Path(place) / "config.toml"
     if config.is_file():
         paths = run_paths(load_config(config, []))

@@ -17,6 +17,7 @@ from serving_bridge.tenants.money import Price
 from serving_bridge.tenants.records import (
     DEPLOYMENT,
     MAX_COUNT,
+    MAX_TEXT,
     PRIORITIES,
     KeyInfo,
     Limits,
@@ -30,7 +31,6 @@ from serving_bridge.tenants.records import (
 )
 from serving_bridge.tenants.secret import DeploymentSecret
 
-_MAX_TEXT = 200
 _MAX_DAYS = 36_500
 _MAX_WEIGHT = 1_000_000
 _PAGE = 1000
@@ -287,8 +287,8 @@ def _usable(scopes: Scopes) -> Scopes:
 
 
 def _text(what: str, text: str) -> str:
-    if len(text) > _MAX_TEXT or (text and not text.isprintable()):
-        raise TenantError(f"{what} {quoted(text, 40)}: expected at most {_MAX_TEXT} printable characters")
+    if len(text) > MAX_TEXT or (text and not text.isprintable()):
+        raise TenantError(f"{what} {quoted(text, 40)}: expected at most {MAX_TEXT} printable characters")
     return text
 
 

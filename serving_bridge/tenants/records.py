@@ -19,6 +19,8 @@ PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 VLLM_PRIORITY: dict[Priority, int] = {"paid": 0, "free": 10, "evaluation": 20, "training": 30}
 
 MAX_NAME = 64
+#: Characters of a label, or of a model's name.
+MAX_TEXT = 200
 #: Of counts and sums that a row of either engine takes, with room for adding them up.
 MAX_COUNT = 2**53
 #: Of the deployment as a whole, among the scopes of limits; tenants' begin with "tenant:".

@@ -97,6 +97,7 @@ NOT_RUN: dict[str, str] = {
     "testing.simulate --mutations": "makes the code wrong in more than fifty ways; the soak does",
     "testing.mutate": "runs the tests of each module once for every mistake; tests/tools/testing does it in small",
     "testing.suite": "reads what a whole run of the tests wrote; tests/tools/testing makes such a page",
+    "testing.tenants": "runs 200 deployments; tests/tools/testing/test_tenants.py runs some",
     "testing.chaos": "kills the processes of real jobs for minutes; tests/tools/testing does",
     "registry": "needs a registry with entries; tests/tools/test_registry.py runs each of its commands",
 }

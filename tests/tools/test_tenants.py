@@ -20,24 +20,29 @@ def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> list[str]:
-    """What comes before the command."""
-    return [str(tmp_path / "tenants.db"), "--secret", str(tmp_path / "keys")]
+def place(tmp_path: Path) -> Path:
+    """A database that is not there yet."""
+    return tmp_path / "tenants.db"
 
 
-def told(capsys: pytest.CaptureFixture[str], place: list[str], command: str) -> str:
-    main([*place, *command.split()])
+def told(capsys: pytest.CaptureFixture[str], place: Path, command: str) -> str:
+    call(place, command)
     return capsys.readouterr().out
 
 
-def test_from_a_tenant_to_a_key_that_gateways_take(place: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def call(place: Path, command: str) -> None:
+    makes_keys = command.startswith(("key create", "key rotate")) and place.suffix == ".db"
+    main([str(place), *command.split(), *(["--secret", str(place.parent / "keys")] if makes_keys else [])])
+
+
+def test_from_a_tenant_to_a_key_that_gateways_take(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "tenant acme is added" in told(capsys, place, "add acme --class paid --weight 2")
-    main([*place, "key", "create", "acme", "--models", "demo", "--days", "90"])
+    call(place, "key create acme --models demo --days 90")
     shown = capsys.readouterr()
     key, key_id = shown.out.strip(), shown.err.split()[0]
     assert is_well_formed(key)
-    database = open_database(place[0], schema=TENANTS)
-    directory = Directory(database, DeploymentSecret.in_folder(place[2]))
+    database = open_database(place, schema=TENANTS)
+    directory = Directory(database, DeploymentSecret.in_folder(place.parent / "keys"))
     directory.refresh()
     assert directory.authenticate({"authorization": f"Bearer {key}"}).scopes.models == ("demo",)
     database.close()
@@ -52,7 +57,7 @@ def test_from_a_tenant_to_a_key_that_gateways_take(place: list[str], capsys: pyt
     assert ["revoked" in row for row in rows] == [True, False]
 
 
-def test_limits_budgets_and_prices(place: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_limits_budgets_and_prices(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told(capsys, place, "add acme")
     line = told(capsys, place, "limits set acme --requests-per-minute 600 --concurrency 8")
     assert line == "acme: requests a minute 600, concurrency 8\n"
@@ -65,7 +70,7 @@ def test_limits_budgets_and_prices(place: list[str], capsys: pytest.CaptureFixtu
     assert told(capsys, place, "price").split()[-3:] == ["demo", "0.15", "0.60"]
 
 
-def test_a_tenant_is_changed(place: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tenant_is_changed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told(capsys, place, "add acme")
     page = told(capsys, place, "set acme --consent --retention-days 30 --suspended --new-salt")
     assert "kept 30 days, may be trained on, suspended" in page
@@ -73,10 +78,10 @@ def test_a_tenant_is_changed(place: list[str], capsys: pytest.CaptureFixture[str
     assert "acme" in told(capsys, place, "list")
 
 
-def test_bills_are_shown_and_exported(place: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bills_are_shown_and_exported(place: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     told(capsys, place, "add acme")
     columns = "response_id, tenant, key_id, model, month, prompt_tokens, completion_tokens, nanos, settled, began_s"
-    database = open_database(place[0], schema=TENANTS)
+    database = open_database(place, schema=TENANTS)
     database.write(
         lambda session: session.executemany(
             f"INSERT INTO meter ({columns}) VALUES (?, ?, 'key_1', 'demo', ?, 100, 20, 1500000000, ?, 1.0)",
@@ -100,11 +105,12 @@ def test_bills_are_shown_and_exported(place: list[str], capsys: pytest.CaptureFi
 
 def test_a_run_has_its_database_and_its_folder_of_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
+    run.mkdir()
     save_config(load_config(REPOSITORY / "configs" / "demo.toml", [f"run.directory={run}"]), run / "config.toml")
-    told(capsys, [str(run)], "add acme")
-    assert is_well_formed(told(capsys, [str(run)], "key create acme").strip())
+    told(capsys, run, "add acme")
+    assert is_well_formed(told(capsys, run, "key create acme").strip())
     assert (run / "state.db").is_file()
-    assert (run / "replicas" / "keys" / "tenants.key").is_file()
+    assert (run / "weights" / "replicas" / "keys" / "tenants.key").is_file()
 
 
 @pytest.mark.parametrize(
@@ -121,12 +127,10 @@ def test_a_run_has_its_database_and_its_folder_of_keys(tmp_path: Path, capsys: p
         ("key create acme --days -1", "yet to come"),
         ("key rotate key_1", "does not exist"),
         ("usage --month november", "expected one such as 2026-11"),
-        ("export --out /nowhere/at/all", "/nowhere/at/all"),
+        ("export --out /nowhere/at/all", "/nowhere/at/"),
     ],
 )
-def test_a_mistake_ends_in_one_line(
-    place: list[str], capsys: pytest.CaptureFixture[str], command: str, words: str
-) -> None:
+def test_a_mistake_ends_in_one_line(place: Path, capsys: pytest.CaptureFixture[str], command: str, words: str) -> None:
     told(capsys, place, "add acme")
     with pytest.raises(SystemExit) as ended:
         told(capsys, place, command)

@@ -54,6 +54,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("tools/gateway.py:_supervise", "while not stop()"): "as long as the gateway runs: the processes are looked after",
     ("rewards/tasks/reward_server.py:ServerReward._asked", "while True"): "left_s bounds it by the answers' deadline",
     (
+        "serving_bridge/tenants/exchange.py:Exchange.run",
+        "while True",
+    ): "a gateway's task, which ends with it; each exchange has the database's timeout",
+    (
         "serving_bridge/weights/publisher.py:Publisher._mend",
         "while not self._closed.wait(max(_POLL_S, self._store.poll_s))",
     ): "a thread that looks every so often until the publisher is closed",
