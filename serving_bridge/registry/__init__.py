@@ -1,7 +1,17 @@
 """What may be served: candidates with their lineage, aliases such as `stable`, and the history of both."""
 
 from serving_bridge.registry.card import model_card
-from serving_bridge.registry.entry import STAGES, Candidate, DataWindow, Entry, Origin, RegisteredFile
+from serving_bridge.registry.entry import (
+    ENTRY_SCHEMA,
+    STAGES,
+    Candidate,
+    DataWindow,
+    Entry,
+    Origin,
+    RegisteredFile,
+    digest,
+    encode_entry,
+)
 from serving_bridge.registry.errors import NotHolderError, RegistryError, RegistryIntegrityError
 from serving_bridge.registry.index import RegistryIndex
 from serving_bridge.registry.kept_files import model_files
@@ -11,6 +21,7 @@ from serving_bridge.registry.rows import Event, Move, Standing
 from serving_bridge.registry.schema import REGISTRY
 
 __all__ = [
+    "ENTRY_SCHEMA",
     "REGISTRY",
     "STAGES",
     "Candidate",
@@ -28,6 +39,8 @@ __all__ = [
     "RegistryLease",
     "Retention",
     "Standing",
+    "digest",
+    "encode_entry",
     "model_card",
     "model_files",
 ]

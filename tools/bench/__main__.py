@@ -6,6 +6,7 @@ python -m tools.bench convert [--gib 4] [--dir FOLDER] [--rounds 3] [--json PATH
 python -m tools.bench end_to_end [--workload demo|stories|chat] [--sides weir trl tunix] [--model DIR] [--json PATH]
 python -m tools.bench gateway [--streams 1 64] [--requests 128] [--litellm PROGRAM] [--json PATH]
 python -m tools.bench save | sync | queue | rollout | evaluate | dispatch | overlap | rewards | scrape | admission
+python -m tools.bench registry [--entries 100000] [--json PATH]
 
 Exit status 1 if the results disagree with the peer's or the peer cannot be had, 2 for arguments that make no sense.
 """
@@ -36,6 +37,7 @@ BENCHMARKS = {
     "rewards": "tools.bench.rewards.command",
     "gateway": "tools.bench.gateway.command",
     "admission": "tools.bench.admission.command",
+    "registry": "tools.bench.registry.command",
     "scrape": "tools.bench.end_to_end.scraping",
 }
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rewards.verifiers import create_verifier
-from tools.bench import BenchmarkError
+from tools.bench.rewards.sides import Progress, Side, take_turns
 
 SANDBOX, PLAIN = "sandbox", "plain subprocess"
 _TIMEOUT_S = 60.0
 
 Answer = tuple[str, Mapping[str, Any]]
-Progress = Callable[[], None]
 
 
 def answers(count: int) -> list[Answer]:
@@ -30,9 +28,7 @@ def answers(count: int) -> list[Answer]:
     return made
 
 
-def compare_code(
-    count: int, *, rounds: int, num_workers: int, done: Progress = lambda: None
-) -> dict[str, tuple[float, ...]]:
+def compare_code(count: int, *, rounds: int, num_workers: int, done: Progress = lambda: None) -> dict[str, list[float]]:
     """Seconds that each side takes for all answers, a round each.
 
     Args:
@@ -50,22 +46,16 @@ def compare_code(
     def isolated(answer: Answer) -> bool:
         return verifier.judge(*answer).verdict == "pass"
 
-    sides = {SANDBOX: isolated, PLAIN: _plain}
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
     try:
         with ThreadPoolExecutor(num_workers) as threads:
             list(threads.map(isolated, given[:num_workers]))  # the first sandboxes are warm from here on
-            for number in range(rounds):
-                verdicts = {}
-                for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
-                    begin = time.perf_counter()
-                    verdicts[name] = list(threads.map(sides[name], given))
-                    seconds[name].append(time.perf_counter() - begin)
-                    done()
-                _agree(verdicts)
+            sides: dict[str, Side[Answer]] = {
+                SANDBOX: lambda these: list(threads.map(isolated, these)),
+                PLAIN: lambda these: list(threads.map(_plain, these)),
+            }
+            return take_turns(sides, given, rounds=rounds, done=done)
     finally:
         verifier.close()
-    return {name: tuple(values) for name, values in seconds.items()}
 
 
 def _plain(answer: Answer) -> bool:
@@ -74,9 +64,3 @@ def _plain(answer: Answer) -> bool:
     program = "\n".join([code, *row["tests"]])
     command = [sys.executable, "-I", "-c", program]
     return subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, check=False).returncode == 0
-
-
-def _agree(verdicts: Mapping[str, Sequence[bool]]) -> None:
-    if verdicts[SANDBOX] != verdicts[PLAIN]:
-        differing = sum(one != other for one, other in zip(verdicts[SANDBOX], verdicts[PLAIN], strict=True))
-        raise BenchmarkError(f"the sandbox and a plain run disagree on {differing} of {len(verdicts[PLAIN])} answers")

@@ -1,0 +1,1 @@
+"""Benchmark of the registry's index: what looking at it and moving an alias cost when it is large."""
