@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from learner_jax.contracts import ContractError, Trajectory
 from serving_bridge.delayed_rewards import Arrival, Outcome
 from serving_bridge.queue import Delay, Pace, Settled, TrajectoryQueue
 from tests.support.properties import examples
-from tests.support.queue_engines import PACE, Clock, Place, clock, execute, lease, place, queue, train
+from tests.support.queue_engines import PACE, Clock, CountedDatabase, Place, clock, execute, lease, place, queue, train
 from tests.support.trajectories import make_group, pending
 
 __all__ = ["clock", "place", "queue"]  # fixtures
@@ -201,17 +203,47 @@ def test_a_worker_must_hold_the_claim_of_a_group_that_waits(queue: TrajectoryQue
 
 
 def test_two_that_bring_the_last_rewards_at_the_same_moment_release_a_group_once(place: Place) -> None:
-    queues = [place.open() for _ in range(4)]
-    indices = range(6)
-    hold(queues[0], *indices, size=4)
+    """The first one is held up before its commit: the second must not overlook what that has not committed."""
+    first, second = place.open(), place.open()
+    hold(first, 0)
+    inside, go_on = threading.Event(), threading.Event()
 
-    def bring_one(sample: int) -> list[Outcome]:
-        return [outcome for i in indices for outcome in bring(queues[sample], (f"run/{i}/{sample}", 1.0))]
+    def before(number: int) -> None:
+        inside.set()
+        assert go_on.wait(20)
 
-    with ThreadPoolExecutor(4) as pool:
-        assert {outcome for found in pool.map(bring_one, range(4)) for outcome in found} == {"joined"}
-    assert sorted(lease(queues[0])) == [f"run/{i}" for i in indices]
-    assert queues[0].rewards.overview().num_waiting == 0
+    slow = TrajectoryQueue(database=CountedDatabase(first.database, before), clock=place.clock)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(bring, slow, ("run/0/0", 1.0))
+        assert inside.wait(20)
+        other = pool.submit(bring, second, ("run/0/1", 0.5))
+        time.sleep(0.3)  # as long as the second would need to pass by
+        go_on.set()
+        assert (one.result(), other.result()) == (["joined"], ["joined"])
+    assert [[trajectory.total_reward for trajectory in group] for group in leased(second)] == [[1.0, 0.5]]
+    assert second.rewards.overview().num_waiting == 0
+
+
+def test_a_reward_that_meets_the_end_of_its_window_is_late_or_counts(place: Place) -> None:
+    """By clocks that differ: one process closes the window while another one, still inside it, brings the reward."""
+    behind = Clock()
+    first, second = place.open(), place.open(clock=behind)
+    hold(first, 0)
+    place.clock.now_s += _WINDOW_S + 1
+    inside, go_on = threading.Event(), threading.Event()
+
+    def before(number: int) -> None:
+        inside.set()
+        assert go_on.wait(20)
+
+    slow = TrajectoryQueue(database=CountedDatabase(first.database, before), clock=place.clock)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(slow.rewards.settle)
+        assert inside.wait(20)
+        other = pool.submit(bring, second, ("run/0/0", 1.0))
+        time.sleep(0.3)
+        go_on.set()
+        assert (one.result(), other.result()) == (Settled(dropped=("run/0",)), ["late"])
 
 
 class _Killed(Exception):
