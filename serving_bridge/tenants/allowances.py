@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from serving_bridge.database import Session
 
 #: A gateway asks for so much of the budget beyond what its open answers need.
 PART = 32
 
 
-@dataclass(frozen=True)
-class Amount:
+class Amount(msgspec.Struct, frozen=True):
     """Tokens, and money in billionths of the currency's unit."""
 
     tokens: int = 0

@@ -141,7 +141,7 @@ class Exchange:
 
     def _told(self, now: float, *, leaving: bool = False) -> _Told:
         opened, bills = self._holdings.answers.unwritten()
-        billed = [began.response_id for began, _ in bills]
+        billed = meter_rows.ids_by_scope(bills)
         slices, amounts = self._holdings.offers(now, now - self._last_s, billed, leaving=leaving)
         self._last_s = now
         return _Told(slices, amounts, opened, bills, list(self._adopted))
@@ -178,7 +178,7 @@ class Exchange:
         holdings = self._holdings
         if not heard.known:
             holdings.lost(now)
-        billed = [began.response_id for began, _ in told.bills]
+        billed = meter_rows.ids_by_scope(told.bills)
         holdings.answers.written(told.opened, told.bills)
         again = holdings.granted(heard.slices, heard.allowances, billed, now)
         holdings.renewed(began_s)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from serving_bridge.tenants.allowances import Allowance, AllowanceGrant, AllowanceOffer, Budget
 from serving_bridge.tenants.answers import Answers
+from serving_bridge.tenants.meter_rows import BilledIds
 from serving_bridge.tenants.records import Limits
 from serving_bridge.tenants.slices import Slice, SliceGrant, SliceOffer, SlicePolicy
 
@@ -73,12 +74,12 @@ class Holdings:
                 await self._news.wait()
 
     def offers(
-        self, now: float, elapsed_s: float, billed: Sequence[str], *, leaving: bool = False
+        self, now: float, elapsed_s: float, billed: BilledIds, *, leaving: bool = False
     ) -> tuple[list[SliceOffer], list[AllowanceOffer]]:
         """What the database is to be told of slices and budgets.
 
         Args:
-          billed: answers that the same transaction bills.
+          billed: answers that the same transaction bills, by scope and month.
           leaving: the process ends; everything is given back.
         """
         self._news.clear()
@@ -91,13 +92,15 @@ class Holdings:
                 del self._slices[offer.scope]  # who comes now begins on credit
                 self._left[offer.scope] = replace(offer, requests=0.0, tokens=0.0)
         again = [offer for offer in self._left.values() if all(offer.scope != told.scope for told in slices)]
-        return [*slices, *again], [found.offer(billed) for found in self._allowances.values() if found.is_due]
+        return [*slices, *again], [
+            found.offer(billed.get(key, ())) for key, found in self._allowances.items() if found.is_due
+        ]
 
     def granted(
         self,
         slices: Sequence[SliceGrant],
         amounts: Sequence[AllowanceGrant],
-        billed: Sequence[str],
+        billed: BilledIds,
         now: float,
     ) -> bool:
         """Takes over what was written; whether another exchange should follow at once, since others wait for room."""
@@ -109,7 +112,7 @@ class Holdings:
         grants = {(grant.scope, grant.month): grant for grant in amounts}
         newest = max((month for _, month in self._allowances), default="")
         for key, allowance in list(self._allowances.items()):
-            allowance.written(billed)
+            allowance.written(billed.get(key, ()))
             if (amount := grants.get(key)) is not None:
                 allowance.granted(amount)
             if key[1] < newest and allowance.is_idle:

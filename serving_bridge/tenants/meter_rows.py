@@ -14,6 +14,8 @@ _OPEN = "response_id, gateway, tenant, key_id, model, month, prompt_tokens, comp
 _METER = "response_id, tenant, key_id, model, month, prompt_tokens, completion_tokens, nanos, settled, began_s"
 
 Bill = tuple[Began, Ended]
+#: Response ids by (scope, month).
+BilledIds = Mapping[tuple[str, str], Sequence[str]]
 
 
 def at_reservation(began: Began) -> Ended:
@@ -79,6 +81,15 @@ def spent_by_scope(bills: Iterable[Bill]) -> Mapping[tuple[str, str], Amount]:
         for scope in (tenant_scope(began.tenant), DEPLOYMENT):
             sums[scope, began.month] += amount
     return sums
+
+
+def ids_by_scope(bills: Iterable[Bill]) -> BilledIds:
+    """The answers that are billed, for each scope and month whose budget they are held of."""
+    ids: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for began, _ in bills:
+        for scope in (tenant_scope(began.tenant), DEPLOYMENT):
+            ids[scope, began.month].append(began.response_id)
+    return ids
 
 
 def orphans(session: Session) -> list[str]:

@@ -126,7 +126,7 @@ class Slice:
 
     def update(self, limits: Limits, now: float) -> None:
         """Takes over limits that an operator changed."""
-        if limits == self._limits:
+        if limits is self._limits or limits == self._limits:  # nearly always the same object
             return
         self._limits = limits
         on_credit = not self._granted
