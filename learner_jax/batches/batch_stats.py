@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from learner_jax.batches.hygiene import GroupCounts
+from learner_jax.batches.spread import Spread
 from learner_jax.contracts import MAX_VERSION, Trajectory
 from learner_jax.hosts import Hosts
 
@@ -44,6 +45,7 @@ class BatchStats:
 
 def batch_stats(
     trajectories: Sequence[Trajectory],
+    spread: Spread,
     versions: Int[np.ndarray, "B T"],
     sampled: Bool[np.ndarray, "B T"],
     trained_version: int,
@@ -53,10 +55,12 @@ def batch_stats(
     """Of the trajectories of all hosts, to which `trajectories` and `counts` are this one's part.
 
     Args:
-      versions, sampled: of the tokens of `trajectories`; versions are `NOT_SAMPLED` where no policy sampled.
+      spread: of the trajectories over rows.
+      versions, sampled: of the tokens of the rows; versions are `NOT_SAMPLED` where no policy sampled.
     """
     judged = [t for t in trajectories if t.is_judged]
-    oldest, newest = np.where(sampled, versions, MAX_VERSION).min(axis=1), versions.max(axis=1)
+    oldest = spread.reduced(np.where(sampled, versions, MAX_VERSION).min(axis=1), np.minimum)
+    newest = spread.reduced(versions.max(axis=1), np.maximum)
     sums = {
         "answers": len(trajectories),
         "judged": len(judged),

@@ -12,6 +12,7 @@ from learner_jax.batches.batch_stats import BatchStats, batch_stats
 from learner_jax.batches.estimators import estimator_of, function_of
 from learner_jax.batches.hygiene import CleanedGroups, clean_groups
 from learner_jax.batches.sequences import BatchError, Reference, Sequences, padded, sequences
+from learner_jax.batches.spread import Spread
 from learner_jax.contracts import NOT_SAMPLED, Trajectory
 from learner_jax.hosts import Hosts
 from learner_jax.losses import (
@@ -40,6 +41,8 @@ def rl_batch(
 ) -> tuple[Batch, BatchStats]:
     """Builds the batch of one reinforcement-learning step, or this host's part of it.
 
+    A trajectory with branches has a row for each; their advantage is that of the whole episode in its group.
+
     Args:
       minibatches: optimizer updates that the rows will be cut into; each has its own normaliser. Their number, if they
         are of one size, or the rows of each.
@@ -50,18 +53,21 @@ def rl_batch(
     Raises:
       BatchError: a trajectory is longer than `sequence_length`, or none has a part that `advantage.parts` names.
     """
-    trajectories = [trajectory for group in groups for trajectory in group]
+    answers = [trajectory for group in groups for trajectory in group]
+    spread = Spread(answers)
+    trajectories = spread.sequences
     rows = sequences(groups, sequence_length=sequence_length) if rows is None else rows
     hosts = hosts or Hosts()
     updates = [len(trajectories) // minibatches] * minibatches if isinstance(minibatches, int) else minibatches
-    cleaned = clean_groups(groups, settings.groups, _parts(trajectories, settings))
-    mask = rows.sampled & np.concatenate(cleaned.learned)[:, None]
+    cleaned = clean_groups(groups, settings.groups, _parts(answers, settings))
+    mask = rows.sampled & spread.given(np.concatenate(cleaned.learned))[:, None]
     behavior = padded([t.behavior_logprobs for t in trajectories], sequence_length, np.float32)
     versions = padded([t.policy_version for t in trajectories], sequence_length, np.int32, NOT_SAMPLED)
     reference_logprobs = None if reference is None else reference(rows)
     if settings.advantage.uses_values:
         advantages: Any = np.zeros(mask.shape, np.float32)
-        episodes = _episodes(trajectories, cleaned.penalties, mask, settings, updates, hosts)
+        overlong = spread.given(np.concatenate(cleaned.penalties))
+        episodes = _episodes(trajectories, overlong, mask, settings, updates, hosts)
     else:
         rewards = cleaned.rewards
         penalties: np.ndarray | None = None
@@ -70,12 +76,15 @@ def rl_batch(
             penalty = np.asarray(estimator(behavior, on_host(reference_logprobs)), np.float64)
             penalties = kl_coefficient * np.where(mask, penalty, 0.0)
             cuts = np.cumsum([len(group) for group in groups])[:-1]
-            rewards = [r - p for r, p in zip(rewards, np.split(penalties.sum(axis=1), cuts), strict=True)]
+            rewards = [
+                r - p for r, p in zip(rewards, np.split(spread.reduced(penalties.sum(axis=1)), cuts), strict=True)
+            ]
         if settings.advantage.credit == "turn":
-            answers = _turn_advantages(groups, cleaned, penalties, mask.shape, settings)
+            estimated = _turn_advantages(groups, cleaned, penalties, mask.shape, settings, spread)
         else:
-            answers = _answer_advantages(rewards, cleaned.valid, mask, settings, hosts)
-        advantages = (answers * mask).astype(np.float32)
+            num_tokens = spread.reduced(mask.sum(axis=1)).astype(np.float64)
+            estimated = spread.given(_answer_advantages(rewards, cleaned.valid, num_tokens, settings, hosts))
+        advantages = (estimated * mask).astype(np.float32)
         episodes = None
     batch = Batch(
         tokens=on_host(rows.tokens),
@@ -89,7 +98,7 @@ def rl_batch(
         groups=on_host(rows.lengths.groups),
         shared=on_host(rows.lengths.shared),
     )
-    return batch, batch_stats(trajectories, versions, rows.sampled, trained_version, cleaned.counts, hosts)
+    return batch, batch_stats(answers, spread, versions, rows.sampled, trained_version, cleaned.counts, hosts)
 
 
 def _parts(trajectories: Sequence[Trajectory], settings: LossSettings) -> dict[str, Part]:
@@ -127,16 +136,19 @@ def _weights(
 def _answer_advantages(
     rewards: Sequence[np.ndarray],
     valid: Sequence[np.ndarray],
-    mask: np.ndarray,
+    num_tokens: np.ndarray,
     settings: LossSettings,
     hosts: Hosts,
 ) -> np.ndarray:
-    """Advantage of every answer [B, 1]; answers without a valid reward are left out of their group's statistics."""
-    cuts = np.cumsum([len(group) for group in rewards])[:-1]
-    num_tokens = np.split(mask.sum(axis=1).astype(np.float64), cuts)
+    """Advantage of every answer [A, 1]; answers without a valid reward are left out of their group's statistics.
+
+    Args:
+      num_tokens: of each answer [A] that are learned from.
+    """
+    by_group = np.split(num_tokens, np.cumsum([len(group) for group in rewards])[:-1])
     needed = 2 if settings.advantage.estimator == "rloo" else 1
     complete = [i for i, answers in enumerate(valid) if answers.sum() >= needed]
-    compared, counted = [rewards[i][valid[i]] for i in complete], [num_tokens[i][valid[i]] for i in complete]
+    compared, counted = [rewards[i][valid[i]] for i in complete], [by_group[i][valid[i]] for i in complete]
     first = 0
     if settings.advantage.compares_groups:
         own = [[r.tolist(), n.tolist()] for r, n in zip(compared, counted, strict=True)]
@@ -158,6 +170,7 @@ def _turn_advantages(
     penalties: np.ndarray | None,
     shape: tuple[int, ...],
     settings: LossSettings,
+    spread: Spread,
 ) -> np.ndarray:
     """Advantage of every token [B, T]: that of its turn; answers without a valid reward are in no comparison.
 
@@ -167,7 +180,7 @@ def _turn_advantages(
     chosen = settings.advantage
     fewest = 2 if chosen.estimator == "rloo" else 1
     estimator = function_of(chosen)
-    advantages, row = np.zeros(shape), 0
+    advantages, first = np.zeros(shape), 0
     columns = (groups, cleaned.valid, cleaned.penalties, cleaned.learned)
     for group, valid, overlong, learned in zip(*columns, strict=True):
         returns, turns = [], []
@@ -178,18 +191,18 @@ def _turn_advantages(
             earned = np.asarray(t.rewards, np.float64).copy()
             earned[-1] += overlong[offset]
             if penalties is not None:
-                earned -= penalties[row + offset, : len(earned)]
+                earned -= spread.joined(penalties, first + offset)
             returns.append(turn_returns(np.bincount(turns[-1], weights=earned), chosen.turn_discount))
         estimated = turn_advantages(returns, estimator, fewest=fewest)
         for offset, by_turn, turn in zip(compared, estimated, turns, strict=True):
-            advantages[row + offset, : len(turn)] = by_turn[turn]
-        row += len(group)
+            spread.place(by_turn[turn], first + offset, advantages)
+        first += len(group)
     return advantages
 
 
 def _episodes(
     trajectories: Sequence[Trajectory],
-    penalties: Sequence[np.ndarray],
+    penalties: np.ndarray,
     mask: np.ndarray,
     settings: LossSettings,
     updates: Sequence[int],
@@ -200,7 +213,7 @@ def _episodes(
     rewards, discounts = np.zeros(shape, np.float32), np.ones(shape, np.float32)
     bootstraps, decisions = np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
     index = np.zeros(shape, np.int32)
-    for row, (t, penalty) in enumerate(zip(trajectories, np.concatenate(penalties), strict=True)):
+    for row, (t, penalty) in enumerate(zip(trajectories, penalties, strict=True)):
         last = len(t.tokens) - 1
         rewards[row, : last + 1] = t.rewards
         rewards[row, last] += penalty

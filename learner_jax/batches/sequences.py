@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from learner_jax.batches.rows import Lengths
-from learner_jax.contracts import Trajectory
+from learner_jax.contracts import Trajectory, branches_of
 from learner_jax.runtime import WeirError
 
 
@@ -53,16 +53,17 @@ Reference = Callable[[Sequences], np.ndarray]
 
 
 def sequences(groups: Sequence[Sequence[Trajectory]], *, sequence_length: int) -> Sequences:
-    """All trajectories, one a row of `sequence_length` tokens.
+    """All trajectories, one a row of `sequence_length` tokens; of one with branches, a row for each of them.
 
     Raises:
       BatchError: a trajectory is longer.
     """
-    trajectories = [trajectory for group in groups for trajectory in group]
+    members = [[branch for trajectory in group for branch in branches_of(trajectory)] for group in groups]
+    trajectories = [trajectory for group in members for trajectory in group]
     _check_lengths(trajectories, sequence_length)
     tokens = padded([t.tokens for t in trajectories], sequence_length, np.int32)
     sampled = padded([t.loss_mask for t in trajectories], sequence_length, np.bool_)
-    sizes = np.array([len(group) for group in groups], np.int64)
+    sizes = np.array([len(group) for group in members], np.int64)
     group = np.repeat(np.arange(len(sizes)), sizes)
     shared = shared_tokens(tokens, sampled, sizes)[group]
     return Sequences(tokens, sampled, Lengths(np.array([len(t.tokens) for t in trajectories], np.int64), group, shared))

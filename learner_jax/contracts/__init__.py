@@ -1,5 +1,6 @@
 """The records, protocols and model table by which the learner meets the rest of Weir; free of JAX."""
 
+from learner_jax.contracts.branches import branches_of, longest_sequence, num_sequences
 from learner_jax.contracts.families import (
     BUILT_IN,
     DENSE_ROWS,
@@ -130,6 +131,7 @@ __all__ = [
     "WeightFileError",
     "WeightManifest",
     "WeightPublisher",
+    "branches_of",
     "check_group",
     "check_identity",
     "check_integer",
@@ -147,6 +149,8 @@ __all__ = [
     "is_buffer",
     "is_number",
     "layer_row",
+    "longest_sequence",
+    "num_sequences",
     "open_weights",
     "parameters",
     "parse_config_file",

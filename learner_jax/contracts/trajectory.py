@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import msgspec
 import numpy as np
 
+from learner_jax.contracts.branches import check_branches, longest_sequence
 from learner_jax.contracts.group_arrays import ARRAY_DTYPES, NOT_SAMPLED, ROUNDING, arrays_hold
 from learner_jax.contracts.record_bounds import (
     MAX_REWARD,
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 TRAJECTORY_SCHEMA = 3
+#: of records with branches; the others stay readable for older builds
+BRANCHED_SCHEMA = 4
 
 #: Nothing nested, whose size in memory nobody would bound.
 Scalar = str | bool | int | float | None
@@ -83,6 +86,7 @@ class Trajectory:
       reward_version: name and version of the verifier.
       tokenizer: fingerprint of the tokenizer behind the token ids; "" where it is not known.
       verdict_reason: why the verdict failed, at most `MAX_REASON` characters; "" for an answer that was judged.
+      branch_tokens: lengths of the sequences that the arrays hold one after the other; () for one. See `branches`.
     """
 
     trajectory_id: str
@@ -104,6 +108,7 @@ class Trajectory:
     consent: bool = True
     tokenizer: str = ""
     verdict_reason: str = ""
+    branch_tokens: tuple[int, ...] = ()
 
     @property
     def is_judged(self) -> bool:
@@ -165,6 +170,7 @@ class Trajectory:
             raise ContractError(f"{self.trajectory_id}: token ids must be >= 0")
         if self.turn[0] < 0 or (self.turn[1:] < self.turn[:-1]).any():
             raise ContractError(f"{self.trajectory_id}: turn must start at 0 or above and never go down")
+        check_branches(self)
 
     def _check_texts(self) -> None:
         """Everything that is no array."""
@@ -257,8 +263,8 @@ def check_group(group: Sequence[Trajectory], limits: RecordLimits) -> None:
         raise ContractError(f"group {group[0].group_id} holds a trajectory id twice")
     for trajectory in group:
         name = trajectory.trajectory_id
-        if len(trajectory.tokens) > limits.max_length:
-            raise ContractError(f"{name}: {len(trajectory.tokens)} tokens, expected at most {limits.max_length}")
+        if (longest := longest_sequence(trajectory)) > limits.max_length:
+            raise ContractError(f"{name}: {longest} tokens, expected at most {limits.max_length}")
         if (highest := int(trajectory.tokens.max())) >= limits.vocab_size:
             raise ContractError(f"{name}: token id {highest} is outside of the vocabulary of {limits.vocab_size}")
         if limits.tokenizer and trajectory.tokenizer != limits.tokenizer:
@@ -272,7 +278,7 @@ def check_group(group: Sequence[Trajectory], limits: RecordLimits) -> None:
             raise ContractError(f"{name}: its user did not consent to training")
 
 
-class _TrajectoryWire(msgspec.Struct, array_like=False, forbid_unknown_fields=True):
+class _TrajectoryWire(msgspec.Struct, array_like=False, forbid_unknown_fields=True, omit_defaults=True):
     schema: int
     trajectory_id: str
     group_id: str
@@ -293,6 +299,7 @@ class _TrajectoryWire(msgspec.Struct, array_like=False, forbid_unknown_fields=Tr
     consent: bool
     tokenizer: str
     verdict_reason: str
+    branch_tokens: list[int] = []
 
 
 class _AnySchema(msgspec.Struct):
@@ -308,7 +315,7 @@ _schema_decoder = msgspec.msgpack.Decoder(list[_AnySchema])
 
 
 def encode_group(group: Sequence[Trajectory]) -> bytes:
-    """Encodes the trajectories of one group as msgpack with raw little-endian arrays (schema 3).
+    """Encodes the trajectories of one group as msgpack with raw little-endian arrays (schema 3, with branches 4).
 
     Raises:
       ContractError: a trajectory breaks the contract.
@@ -321,7 +328,8 @@ def encode_group(group: Sequence[Trajectory]) -> bytes:
             fields[name] = np.ascontiguousarray(fields[name], dtype).tobytes()
         fields["prompt"], fields["sampling"] = dict(fields["prompt"]), dict(fields["sampling"])
         fields["reward_parts"] = {key: float(value) for key, value in trajectory.reward_parts.items()}
-        records.append(_TrajectoryWire(schema=TRAJECTORY_SCHEMA, **fields))
+        fields["branch_tokens"] = list(trajectory.branch_tokens)
+        records.append(_TrajectoryWire(schema=_schema_of(trajectory), **fields))
     try:
         return _encoder.encode(records)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -341,10 +349,11 @@ def decode_group(payload: bytes) -> list[Trajectory]:
         raise ContractError(f"not a group of trajectories: {quoted(str(error))}") from error
     group = []
     for wire in wires:
-        if wire.schema != TRAJECTORY_SCHEMA:
+        if wire.schema != _schema_of(wire):
             raise _schema_error(wire.schema)
         fields = msgspec.structs.asdict(wire)
         del fields["schema"]
+        fields["branch_tokens"] = tuple(wire.branch_tokens)
         for name, dtype in ARRAY_DTYPES.items():
             if len(fields[name]) % dtype.itemsize:
                 raise ContractError(
@@ -363,16 +372,21 @@ def _validate(group: Sequence[Trajectory]) -> None:
     check = Trajectory._check_texts if together else Trajectory.validate
     for trajectory in group:
         check(trajectory)
+        check_branches(trajectory)
 
 
 def _check_schema(payload: bytes) -> None:
     """Raises if the bytes are trajectories of another schema, whatever fields that one has."""
     try:
-        schemas = {wire.schema for wire in _schema_decoder.decode(payload)} - {TRAJECTORY_SCHEMA, -1}
+        schemas = {wire.schema for wire in _schema_decoder.decode(payload)} - {TRAJECTORY_SCHEMA, BRANCHED_SCHEMA, -1}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return
     if schemas:
         raise _schema_error(min(schemas))
+
+
+def _schema_of(record: Trajectory | _TrajectoryWire) -> int:
+    return BRANCHED_SCHEMA if record.branch_tokens else TRAJECTORY_SCHEMA
 
 
 def _repr(value: object) -> str:
@@ -381,4 +395,5 @@ def _repr(value: object) -> str:
 
 def _schema_error(schema: int) -> ContractError:
     old = "; it does not tell answers that were judged wrong from those that nobody judged" if schema < 3 else ""
-    return ContractError(f"trajectory schema {schema}, this build reads {TRAJECTORY_SCHEMA}{old}")
+    known = f"{TRAJECTORY_SCHEMA}{old} ({BRANCHED_SCHEMA} with branches)"
+    return ContractError(f"trajectory schema {schema}, this build reads {known}")

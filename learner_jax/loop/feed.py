@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from learner_jax.contracts import Trajectory, TrajectorySource
+from learner_jax.contracts import Trajectory, TrajectorySource, num_sequences
 from learner_jax.hosts import Hosts
 from learner_jax.loop.admission import admitted
 from learner_jax.runtime import Waits, WaitTimeoutError
@@ -28,7 +28,7 @@ class StepGroups:
 
     Attributes:
       groups: this host's.
-      update_rows: this host's trajectories in each update of the step.
+      update_rows: this host's sequences in each update of the step; a trajectory has one or, with branches, several.
       group_ids, trajectory_ids: of all hosts.
     """
 
@@ -96,10 +96,13 @@ class Feed:
             if more is None:
                 return None
             groups += more
-        num_rows = sum(len(group) for group in groups)
+        rows = [num_sequences(trajectory) for group in groups for trajectory in group]
+        size = len(rows) // self._settings.minibatches
         return StepGroups(
             groups=groups,
-            update_rows=[num_rows // self._settings.minibatches] * self._settings.minibatches,
+            update_rows=[
+                sum(rows[first : first + size]) for first in range(0, size * self._settings.minibatches, size)
+            ],
             group_ids=[group[0].group_id for group in groups],
             trajectory_ids=[t.trajectory_id for group in groups for t in group],
             num_dropped_stale=self._num_dropped,
@@ -141,7 +144,7 @@ class Feed:
         return StepGroups(
             groups=groups,
             update_rows=[
-                sum(len(own[place]) for place in range(first, first + size) if place in own)
+                sum(num_sequences(t) for place in range(first, first + size) if place in own for t in own[place])
                 for first in range(0, count, size)
             ],
             group_ids=ids,

@@ -224,7 +224,7 @@ ROLLOUT: tuple[Metric, ...] = (
     _counter(
         "weir_rollout_agent_side_answers_total",
         "answers",
-        "Those on branches that are not trained on",
+        "Those not on the way to the last answer of their episode",
         _INTERVAL,
         "agent_side_answers",
     ),

@@ -1,7 +1,8 @@
 """Plays groups of episodes whose other side is a program: it asks, over a session of its own, and the policy answers.
 
-An episode is the path through the session that its last answer ends. Other branches were part of how the program
-came to it, and are counted: their answers are not trained on.
+An episode is the whole session. A path through it that no answer goes on from is a branch: a sequence of tokens of its
+own. Every answer is trained on once, in the first branch that it is on, and earns what the episode earned: the program
+needed all of them to come to its end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from rewards.contracts import EpisodeState, Outcome, Problem, RewardResult, is_failure
@@ -18,7 +20,7 @@ from serving_bridge.rollout.episodes import Episode, EpisodeError, PlayedTurn
 from serving_bridge.rollout.groups import complete_group
 from serving_bridge.rollout.sampling import Prefix, Sampler
 from serving_bridge.routing import NoReplicaError
-from serving_bridge.sessions import Answered, Session, SessionEndpoint, SessionLimits
+from serving_bridge.sessions import Session, SessionEndpoint, SessionLimits
 from serving_bridge.settings import RolloutSettings
 from serving_bridge.vllm import Completion, ReplicaError
 
@@ -42,7 +44,7 @@ class AgentPlayer:
     """Plays groups while it is entered.
 
     Args:
-      count: "agent_answers", "agent_side_answers" (on branches that are not trained on), "agent_rebuilt" (requests
+      count: "agent_answers", "agent_side_answers" (not on the way to the last one), "agent_rebuilt" (requests
         that could not go on from recorded ids), "deadline_hits" and "spares_used" are counted here.
     """
 
@@ -106,19 +108,18 @@ class AgentPlayer:
         if not session.answers:
             said = f": {reason_text(result.reasons)}" if result is not None else ""
             raise EpisodeError(f"task.episode.agent got no answer from the policy{said}")
-        path = session.path(session.answers[-1].number)
+        last = session.answers[-1]
         self._count["agent_answers"] += len(session.answers)
-        self._count["agent_side_answers"] += len(session.answers) - len(path)
+        self._count["agent_side_answers"] += len(session.answers) - len(session.path(last.number))
         self._count["agent_rebuilt"] += session.rebuilt
         if result is None:
-            last = path[-1].answer
-            text = self._text.decode(last.tokens.tolist())
-            result = await self._in_thread(self._agent.judge, problem, text, last.finish_reason)
+            text = self._text.decode(last.answer.tokens.tolist())
+            result = await self._in_thread(self._agent.judge, problem, text, last.answer.finish_reason)
         outcome = sound(
             Outcome(result.score, result.parts, result.verdict, None, EpisodeState(problem), result.reasons)
         )
         self._verdicts.add(problem.index, [outcome])
-        return Episode(problem, played(path, problem, outcome))
+        return Episode(problem, played(session, problem, outcome))
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
@@ -148,10 +149,18 @@ class _Line:
         return answers[0]
 
 
-def played(path: Sequence[Answered], problem: Problem, last: Outcome) -> tuple[PlayedTurn, ...]:
-    """A path as turns; what the program says of the episode stands at its last answer."""
+def played(session: Session, problem: Problem, last: Outcome) -> tuple[PlayedTurn, ...]:
+    """All answers of a session as turns, branch after branch; what the program says of it stands at the last one."""
     before = Outcome(0.0, {}, "fail", "", EpisodeState(problem))
-    outcomes = [before] * (len(path) - 1) + [last]
-    return tuple(
-        PlayedTurn(answered.given, answered.answer, outcome) for answered, outcome in zip(path, outcomes, strict=True)
-    )
+    shown: set[int] = set()
+    turns: list[PlayedTurn] = []
+    for branch in session.branches():
+        own = [answered for answered in branch if answered.number not in shown]
+        context = session.ids(own[0].parent)
+        for answered in own:
+            given = (*context, *answered.given)
+            turns.append(PlayedTurn(given, answered.answer, before, begins=answered is own[0] and bool(turns)))
+            context = []
+        shown.update(answered.number for answered in own)
+    turns[-1] = replace(turns[-1], outcome=last)
+    return tuple(turns)

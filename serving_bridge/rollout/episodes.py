@@ -20,12 +20,14 @@ class PlayedTurn:
     """One turn.
 
     Attributes:
-      given: token ids before the answer: the prompt, or an observation.
+      given: token ids before the answer: the prompt, or an observation; all of the context where a branch begins.
+      begins: whether a branch begins: the answer does not go on from the turn before.
     """
 
     given: tuple[int, ...]
     answer: Completion
     outcome: Outcome
+    begins: bool = False
 
 
 @dataclass(frozen=True)

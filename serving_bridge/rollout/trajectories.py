@@ -41,6 +41,7 @@ def make_trajectories(origin: Origin, index: int, episodes: Sequence[Episode]) -
             group_size=origin.group_size,
             prompt=_prompt(index, episode.problem),
             **_arrays(episode.turns),
+            branch_tokens=_branch_tokens(episode.turns),
             reward_parts=dict(episode.turns[-1].outcome.parts),
             verdict=episode.turns[-1].outcome.verdict,
             finish_reason=episode.turns[-1].answer.finish_reason,  # type: ignore[arg-type]
@@ -56,6 +57,16 @@ def make_trajectories(origin: Origin, index: int, episodes: Sequence[Episode]) -
 def _prompt(index: int, problem: Problem) -> dict[str, Any]:
     named = {"source": problem.source} if problem.source else {}
     return {"index": index, "question": problem.question, **named}
+
+
+def _branch_tokens(turns: Sequence[PlayedTurn]) -> tuple[int, ...]:
+    """Tokens of each branch; () where there is one."""
+    lengths = [0]
+    for turn in turns:
+        if turn.begins:
+            lengths.append(0)
+        lengths[-1] += len(turn.given) + len(turn.answer)
+    return tuple(lengths) if len(lengths) > 1 else ()
 
 
 def _arrays(turns: Sequence[PlayedTurn]) -> dict[str, Any]:

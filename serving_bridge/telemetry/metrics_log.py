@@ -32,8 +32,8 @@ rollout
               failed_verdict_example (where there are any), unjudged_groups (given up: fewer than two answers judged),
               resumed (answers taken up after an abort), segments (further pieces of answers), spares_used,
               deadline_hits (episodes), environment_turns (observations given), environment_close_errors (episodes that
-              their environment failed to end), agent_answers (to agents), agent_side_answers (on branches that are not
-              trained on), agent_rebuilt (requests of agents that could not go on from recorded ids),
+              their environment failed to end), agent_answers (to agents), agent_side_answers (not on the way to
+              the last one of their episode), agent_rebuilt (requests of agents that could not go on from recorded ids),
               queue_full_waits (puts refused by a full queue), lost_claims (groups that another worker took over),
               released_groups and unrewarded_groups (whose wait for rewards ended here: gone on, or dropped),
               waiting_requests (now, for a replica with room), cuts (of limits), replicas: {name: {in_flight, limit}},

@@ -35,6 +35,18 @@ async def branches(base_url: str, row: Any) -> None:
         await api.chat.completions.create(model="x", messages=asked)
 
 
+def sub_agent(base_url: str, row: Any) -> float:
+    """Asks; has another dialog aside; goes on from the first answer twice."""
+    create = client(base_url).chat.completions.create
+    asked: list[Any] = [{"role": "user", "content": row["question"]}]
+    first: ChatCompletion = create(model="x", messages=asked)
+    create(model="x", messages=[{"role": "user", "content": "Aside."}])
+    told = [*asked, first.choices[0].message.model_dump(exclude_none=True)]
+    for word in ("Sure?", "Really?"):
+        create(model="x", messages=[*told, {"role": "user", "content": word}])
+    return 1.0
+
+
 def silent(base_url: str, row: Any) -> float:
     return 1.0
 

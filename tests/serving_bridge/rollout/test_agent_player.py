@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from learner_jax.contracts import branches_of
 from rewards.contracts import Problem
 from rewards.environments import AgentEnvironment
 from rewards.settings import TaskSettings
@@ -94,9 +95,44 @@ def test_the_task_judges_the_last_answer_where_the_program_gives_no_reward(token
     with environment_of("branches") as environment:
         answers = [says(tokenizer, text) for text in ("11", "10", "9", "12")]
         (episode,), _, count, _ = played(tokenizer, environment, answers)
-    assert [turn.outcome.verdict for turn in episode.turns] == ["fail", "pass"]
-    assert tokenizer.decode(episode.turns[0].answer.tokens.tolist()) == "10"
+    assert episode.turns[-1].outcome.verdict == "pass"
     assert (count["agent_answers"], count["agent_side_answers"]) == (4, 2)
+
+
+def test_every_branch_is_a_sequence_of_its_own_in_the_episode_s_record(tokenizer: Tokenizer) -> None:
+    with environment_of("branches") as environment:
+        answers = [says(tokenizer, text) for text in ("11", "10", "9", "12")]
+        (episode,), replica, _, settings = played(tokenizer, environment, answers)
+    (record,) = make_trajectories(Origin("run", 1, settings, "agent@1", "fingerprint"), 0, [episode])
+    record.validate()
+    said = [tokenizer.decode(turn.answer.tokens.tolist()) for turn in episode.turns]
+    assert said == ["11", "9", "10", "12"], "branches in the order of their last answers"
+    sequences = branches_of(record)
+    sent = [body["token_ids"] for body in replica.bodies]
+    for sequence, last in zip(sequences, (0, 2, 3), strict=True):
+        assert sequence.tokens[: len(sent[last])].tolist() == sent[last]
+        assert sequence.total_reward == record.total_reward == 1.0
+    assert [int(sequence.loss_mask.sum()) for sequence in sequences] == [
+        len(turn.answer) for turn in episode.turns[:2]
+    ] + [len(episode.turns[2].answer) + len(episode.turns[3].answer)]
+    assert (record.trajectory_id, record.group_size) == ("run/0/0", 1)
+
+
+def test_a_branch_within_a_dialog_has_what_came_before_as_context(tokenizer: Tokenizer) -> None:
+    with environment_of("sub_agent") as environment:
+        answers = [says(tokenizer, text) for text in ("11", "aside", "10", "12")]
+        (episode,), replica, _, settings = played(tokenizer, environment, answers)
+    (record,) = make_trajectories(Origin("run", 1, settings, "agent@1", "fingerprint"), 0, [episode])
+    record.validate()
+    sent = [body["token_ids"] for body in replica.bodies]
+    aside, back, dialog = branches_of(record)
+    assert tokenizer.decode(aside.tokens[aside.loss_mask].tolist()) == "aside"
+    assert [tokenizer.decode(turn.answer.tokens.tolist()) for turn in episode.turns] == ["aside", "11", "10", "12"]
+    assert back.tokens[: len(sent[2])].tolist() == sent[2]
+    assert int(back.loss_mask.sum()) == sum(len(turn.answer) for turn in episode.turns[1:3])
+    assert dialog.tokens[: len(sent[3])].tolist() == sent[3]
+    assert int(dialog.loss_mask.sum()) == len(episode.turns[3].answer), "the first answer is context here"
+    assert not dialog.loss_mask[: len(sent[3])].any()
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,11 @@ BREAKING: Mapping[str, Mutation] = MappingProxyType(
         "other tokenizer": _set(tokenizer="another"),
         "no tokenizer": _set(tokenizer=""),
         "other schema": _set(schema=7),
+        "schema of branches without any": _set(schema=4),
+        "branches of an older schema": _set(branch_tokens=[2, 2]),
+        "branches that begin no turn": _set(schema=4, branch_tokens=[2, 2]),
+        "branches without end": _set(schema=4, branch_tokens=[2] * 100_000),
+        "branch of negative length": _set(schema=4, branch_tokens=[-2, 6]),
         "older schema": one_record(lambda rng, record: [record.update(schema=2), record.pop("verdict")][0]),
         "nothing sampled": _array("loss_mask", "?", lambda rng, values: np.zeros_like(values)),
         "all sampled": _array("loss_mask", "?", lambda rng, values: np.ones_like(values)),
@@ -243,6 +248,8 @@ def is_valid(group: Sequence[Trajectory]) -> bool:
             )
         )
         if not 0 < len(rows) <= LIMITS.max_length or not any(row[1] for row in rows) or rows[0][1]:
+            return False
+        if t.branch_tokens:  # no damage makes a record with branches that fit
             return False
         turns = [row[4] for row in rows]
         if turns != sorted(turns) or turns[0] < 0:
