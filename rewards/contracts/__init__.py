@@ -1,6 +1,14 @@
 """What a task and an environment are to the rest of Weir."""
 
-from rewards.contracts.environment import AsyncEnvironment, Environment, EpisodeState, Outcome, Reply, is_async
+from rewards.contracts.environment import (
+    AsyncEnvironment,
+    Environment,
+    EpisodeState,
+    ObservingEnvironment,
+    Outcome,
+    Reply,
+    is_async,
+)
 from rewards.contracts.messages import Message, ToolDefinition
 from rewards.contracts.task import (
     PASS_SCORE,
@@ -26,6 +34,7 @@ __all__ = [
     "EpisodeState",
     "Failure",
     "Message",
+    "ObservingEnvironment",
     "Outcome",
     "Problem",
     "Reply",

@@ -63,7 +63,7 @@ class Outcome:
       verdict: of this answer; a failure if the verifier, or the environment itself, failed. It ends the episode: what
         the whole of it earns can't be known any more.
       observation: what the policy is told next: text, or messages; None ends the episode. No messages at all: an
-        `AsyncEnvironment` says them in `observe`.
+        `ObservingEnvironment` says them in `observe`.
       state: for the next answer.
       reasons: of a failure, what went wrong.
       earned_at: turn that earned the reward, from 0, where a later one pays it; None for the turn of this answer.
@@ -127,11 +127,15 @@ class AsyncEnvironment(Protocol):
     async def step(self, state: EpisodeState, reply: Reply) -> Outcome:
         """Takes an answer: what it earned, and whether the episode goes on."""
 
-    async def observe(self, state: EpisodeState) -> str | Sequence[Message]:
-        """What the policy is told next, where an outcome's observation is `()`; nothing ends the episode."""
-
     async def close(self, state: EpisodeState) -> None:
         """Frees what an episode holds. Called once for each `reset`, with the latest state, however it ends."""
+
+
+class ObservingEnvironment(AsyncEnvironment, Protocol):
+    """An `AsyncEnvironment` with outcomes that leave open what the policy is told next: their observation is `()`."""
+
+    async def observe(self, state: EpisodeState) -> str | Sequence[Message]:
+        """What the policy is told next; nothing ends the episode."""
 
 
 def is_async(environment: Environment | AsyncEnvironment) -> TypeGuard[AsyncEnvironment]:

@@ -14,7 +14,7 @@ from rewards.settings import TaskSettings
 from rewards.tools import definitions, distinct, read_definition
 
 _PROTOCOL = ("version", "max_turns", "reset", "step")
-_ASYNC_PROTOCOL = ("tools", "observe", "close")
+_ASYNC_PROTOCOL = ("tools", "close")
 
 
 def create_environment(task: Task, settings: TaskSettings) -> Environment | AsyncEnvironment:

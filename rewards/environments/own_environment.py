@@ -35,6 +35,7 @@ class OwnEnvironment:
         )
         self._form = settings.episode.call_format
         self.tools: Sequence[ToolDefinition] = tools_of_class(ENVIRONMENT.load(self._name), self._name)
+        self._schemas = {tool.name: tool.parameters for tool in self.tools}
         self._own_tools = OwnTools(self.tools, self._pool, settings.episode)
 
     @property
@@ -53,7 +54,7 @@ class OwnEnvironment:
         after = replace(state, turn=state.turn + 1)
         is_over = reply.is_last or reply.finish_reason != "stop" or after.turn >= self._turns
         if self.tools and not is_over:
-            parsed = parse_calls(reply.marked, self._form, first=_CALLS_PER_TURN * state.turn)
+            parsed = parse_calls(reply.marked, self._form, first=_CALLS_PER_TURN * state.turn, schemas=self._schemas)
             if parsed.calls:
                 return self._own_tools.run(parsed.calls, after)
         try:

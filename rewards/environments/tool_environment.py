@@ -51,6 +51,7 @@ class ToolEnvironment:
             max_characters=episode.result_characters,
         )
         self.tools: Sequence[ToolDefinition] = tuple(tool.definition for tool in tools)
+        self._schemas = {tool.name: tool.parameters for tool in self.tools}
         self.version = f"{task.version}+tools:{','.join(episode.tools)}:{settings.turns}"
         self.max_turns = settings.turns
 
@@ -64,7 +65,7 @@ class ToolEnvironment:
         late = f"the episode took longer than {episode.wall_s:g} s (task.episode.wall_s)"
         if left_s <= 0:
             raise TimeoutError(late)
-        parsed = parse_calls(reply.marked, episode.call_format, first=memory.calls)
+        parsed = parse_calls(reply.marked, episode.call_format, first=memory.calls, schemas=self._schemas)
         is_over = reply.is_last or reply.finish_reason != "stop" or after.turn >= self.max_turns
         if not parsed.calls or is_over:
             answer = parsed.content if parsed.calls else reply.text
@@ -79,9 +80,6 @@ class ToolEnvironment:
         memory = replace(memory, calls=memory.calls + len(results), failed=memory.failed + failed, found=seen)
         messages = tuple(result.message for result in results)
         return Outcome(0.0 - episode.call_cost * failed, {}, "fail", messages, replace(after, memory=memory))
-
-    async def observe(self, state: EpisodeState) -> str:
-        raise NotImplementedError("what is told next stands in the outcome of a step")
 
     async def close(self, state: EpisodeState) -> None:
         """Nothing is held between calls."""

@@ -20,7 +20,7 @@ class EpisodeSettings(BaseModel):
     tools: tuple[str, ...] = Field(
         (), description="tools: calculator, python, search, or package.module:name of a function of your own"
     )
-    call_format: Literal["auto", "hermes", "llama", "mistral"] = Field(
+    call_format: Literal["auto", "hermes", "qwen3_coder", "llama", "mistral"] = Field(
         "auto", description="how the model writes calls; auto goes by the marks in its answer"
     )
     max_calls: int = Field(8, ge=1, le=64, description="calls of one answer that are run; the others are errors")

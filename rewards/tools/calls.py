@@ -1,4 +1,4 @@
-"""Tool calls in an answer, as models write them: Hermes and Qwen, Llama, Mistral. What is malformed says why."""
+"""Tool calls in an answer: Hermes and Qwen, Qwen3-Coder, Llama, Mistral. What is malformed says why."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-CallFormat = Literal["auto", "hermes", "llama", "mistral"]
+from rewards.tools.xml_calls import XmlCallError, read_xml_call, split_xml_calls
+
+CallFormat = Literal["auto", "hermes", "qwen3_coder", "llama", "mistral"]
 CALL_FORMATS: tuple[str, ...] = get_args(CallFormat)
 #: of one call; longer ones are not read
 _MAX_CHARACTERS = 100_000
 _HERMES = re.compile(r"<tool_call>(.*?)(</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 _MISTRAL = "[TOOL_CALLS]"
 _PYTHON_TAG = "<|python_tag|>"
+#: the schemas of no tool
+NO_SCHEMAS: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 _EXAMPLE = '{"name": "tool", "arguments": {"argument": "value"}}'
 
 
@@ -52,18 +57,24 @@ class Parsed:
     calls: tuple[Call | BadCall, ...] = field(default=())
 
 
-def parse_calls(text: str, form: CallFormat = "auto", *, first: int = 0) -> Parsed:
+def parse_calls(
+    text: str, form: CallFormat = "auto", *, first: int = 0, schemas: Mapping[str, Mapping[str, Any]] = NO_SCHEMAS
+) -> Parsed:
     """Takes an answer apart; it never raises, whatever the text is.
 
     Args:
       text: with special tokens, where the model's calls are marked by them.
       form: "auto" goes by the marks in the text.
       first: number of the first call in the episode, for the ids.
+      schemas: of each tool's arguments by its name; forms that write bare values need them to tell texts from numbers.
     """
     chosen = _form_of(text) if form == "auto" else form
     match chosen:
         case "hermes":
-            content, found = _HERMES.sub("", text), [_of_json(*piece) for piece in _hermes_pieces(text)]
+            content, found = _HERMES.sub("", text), [_of_piece(*piece, schemas) for piece in _hermes_pieces(text)]
+        case "qwen3_coder":
+            content, pieces = split_xml_calls(text)
+            found = [_of_xml(piece, schemas) for piece in pieces]
         case "mistral":
             content, found = _mistral(text)
         case "llama":
@@ -90,6 +101,20 @@ def _form_of(text: str) -> str:
 def _hermes_pieces(text: str) -> Iterator[tuple[str, str]]:
     for found in _HERMES.finditer(text):
         yield found.group(1), "" if found.group(2) else "no </tool_call> ends it; "
+
+
+def _of_piece(text: str, complaint: str, schemas: Mapping[str, Mapping[str, Any]]) -> Call | BadCall:
+    """What stands between the marks: JSON, or the form of Qwen3-Coder."""
+    return _of_xml(text, schemas) if text.lstrip().startswith("<function=") else _of_json(text, complaint)
+
+
+def _of_xml(text: str, schemas: Mapping[str, Mapping[str, Any]]) -> Call | BadCall:
+    if len(text) > _MAX_CHARACTERS:
+        return BadCall(f"it has {len(text)} characters, at most {_MAX_CHARACTERS} are read")
+    try:
+        return Call(*read_xml_call(text, schemas))
+    except XmlCallError as error:
+        return BadCall(str(error))
 
 
 def _of_json(text: str, complaint: str = "") -> Call | BadCall:

@@ -144,7 +144,10 @@ class _Waiting:
 
     async def observe(self, outcome: Outcome) -> Outcome:
         async def seen() -> Outcome:
-            said = await self._environment.observe(self._state)
+            observe = getattr(self._environment, "observe", None)
+            if observe is None:
+                return unjudged(self._state, "error", "an outcome has the observation (), but there is no `observe`")
+            said = await observe(self._state)
             told = said if isinstance(said, str) else tuple(said)
             return replace(outcome, observation=told or None)
 

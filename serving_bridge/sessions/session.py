@@ -118,7 +118,7 @@ class Session:
         self._check_room()
         parent, said = self._found(messages, tools_key(tools))
         given = self._given(parent, said, tools)
-        return await self._answered(parent, given, max_tokens, said=tuple(said), tools=tools_key(tools))
+        return await self._answered(parent, given, max_tokens, said=tuple(said), tools=tools)
 
     async def generate(
         self, token_ids: Sequence[int], max_tokens: int | None = None, stop_token_ids: Sequence[int] = ()
@@ -139,7 +139,7 @@ class Session:
         max_tokens: int | None,
         *,
         said: tuple[ChatMessage, ...] | None = None,
-        tools: str = "",
+        tools: Sequence[Mapping[str, Any]] = (),
         stop_token_ids: Sequence[int] = (),
     ) -> Answered:
         context = [*self.ids(parent), *given]
@@ -157,10 +157,10 @@ class Session:
             number=len(self.answers),
             parent=parent,
             said=said,
-            tools=tools,
+            tools=tools_key(tools),
             given=tuple(given),
             answer=sampled,
-            message=self._message(sampled),
+            message=self._message(sampled, tools),
             context=len(context),
         )
         self.answers.append(answered)
@@ -248,15 +248,21 @@ class Session:
     def _harmless(self, message: ChatMessage) -> ChatMessage:
         return replace(message, content=self._text.harmless(message.content))
 
-    def _message(self, sampled: Completion) -> ChatMessage:
+    def _message(self, sampled: Completion, tools: Sequence[Mapping[str, Any]]) -> ChatMessage:
         tokens = sampled.tokens.tolist()
-        parsed = parse_calls(self._text.decode_marked(tokens), first=100 * len(self.answers))
+        schemas = {tool["function"]["name"]: _schema(tool) for tool in tools}
+        parsed = parse_calls(self._text.decode_marked(tokens), first=100 * len(self.answers), schemas=schemas)
         calls = tuple(
             ToolCall(call.call_id, call.name, _json(call.arguments)) for call in parsed.calls if isinstance(call, Call)
         )
         if len(calls) < len(parsed.calls) or not calls:  # a call that can't be read is shown as it was written
             return ChatMessage("assistant", self._text.decode(tokens))
         return ChatMessage("assistant", parsed.content, calls)
+
+
+def _schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = tool["function"].get("parameters")
+    return found if isinstance(found, Mapping) else {}
 
 
 def cut_at(sampled: Completion, stop_token_ids: Sequence[int]) -> Completion:

@@ -103,3 +103,53 @@ def test_no_text_breaks_the_reader(text: str) -> None:
     for form in ("auto", "hermes", "llama", "mistral"):
         for call in parse_calls(text, form).calls:  # type: ignore[arg-type]
             assert isinstance(call, BadCall) or call.name
+
+
+def xml(name: str, **values: str) -> str:
+    inside = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"<tool_call>\n<function={name}>\n{inside}</function>\n</tool_call>"
+
+
+SCHEMAS = {
+    "put": {
+        "properties": {"text": {"type": "string"}, "count": {"type": "integer"}, "any": {}, "one": {"type": ["string"]}}
+    }
+}
+
+
+def test_bare_values_are_typed_by_the_tool_s_schema() -> None:
+    text = "Putting. " + xml("put", text="5\n\n <b>x</b>", count="5", any='{"a": [1]}', one="7", other="plain")
+    parsed = parse_calls(text, schemas=SCHEMAS)
+    (call,) = parsed.calls
+    assert isinstance(call, Call)
+    assert (parsed.content, call.name) == ("Putting.", "put")
+    assert call.arguments == {"text": "5\n\n <b>x</b>", "count": 5, "any": {"a": [1]}, "one": "7", "other": "plain"}
+    assert parse_calls(text, "hermes", schemas=SCHEMAS).calls == parsed.calls
+
+
+def test_several_calls_and_calls_without_marks() -> None:
+    text = xml("get") + "\n" + xml("add", a="1", b="2")
+    names = [(call.name, call.arguments) for call in parse_calls(text).calls if isinstance(call, Call)]
+    assert names == [GET, ADD]
+    bare = text.replace("<tool_call>", "").replace("</tool_call>", "")
+    assert parse_calls(bare, "qwen3_coder").calls == parse_calls(text).calls == parse_calls(text, "qwen3_coder").calls
+    assert parse_calls(bare).calls == (), "prose may speak of functions"
+    assert parse_calls(text, "qwen3_coder").content == ""
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ("<function=>", "names no function"),
+        ("<function=add>", "no </function> ends it"),
+        ("<function=add>\n<parameter=a>\n1\n</function>", "no </parameter> ends a"),
+        ("<function=add><parameter=>1</parameter></function>", "a parameter has no name"),
+        ("<function=add>1, 2</function>", "text outside of its parameters"),
+        ("<function=add>" + "x" * 200_000, "it has 2000"),
+    ],
+)
+def test_xml_that_is_no_call_says_why(inside: str, said: str) -> None:
+    for text, form in ((f"<tool_call>{inside}</tool_call>", "auto"), (inside, "qwen3_coder")):
+        (call,) = parse_calls(text, form).calls  # type: ignore[arg-type]
+        assert isinstance(call, BadCall)
+        assert said in call.problem
