@@ -15,7 +15,7 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -115,7 +115,7 @@ class SessionEndpoint:
             given = asked.sampling_params
             stops, count = given.stop_token_ids or (), given.n or 1
             work = (session.generate(asked.token_ids, given.max_tokens, stops) for _ in range(count))
-            return web.json_response(tokens_told(await asyncio.gather(*work), asked.request_id))
+            return web.json_response(tokens_told(await _all(work), asked.request_id))
 
         return await self._told(request, told)
 
@@ -139,7 +139,11 @@ class SessionEndpoint:
         messages, tools = read_messages(asked.messages), read_tools(asked.tools)
         tools = () if asked.tool_choice == "none" else tools
         most = asked.max_completion_tokens or asked.max_tokens
-        return list(await asyncio.gather(*(session.answer(messages, tools, most) for _ in range(asked.n or 1))))
+        return await _all(session.answer(messages, tools, most) for _ in range(asked.n or 1))
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, Answered]]) -> list[Answered]:
+    return list(await asyncio.gather(*work))
 
 
 def _read(body: bytes) -> _Request:

@@ -34,6 +34,7 @@ CANNOT_HEAL = {
     "FineTuningError",
     "InUseError",
     "HubModelError",
+    "MissingLibraryError",
     "ModelConfigError",
     "ModelFamilyError",
     "PatternError",

@@ -62,8 +62,8 @@ ALLOWED: dict[tuple[str, str], str] = {
         "while not self._closed.wait(max(_POLL_S, self._store.poll_s))",
     ): "a thread that looks every so often until the publisher is closed",
     (
-        "serving_bridge/sessions/endpoint.py:SessionEndpoint._answers",
-        "asyncio.gather(*(session.answer(messages, tools, most) for _ in range(asked.n or 1)))",
+        "serving_bridge/sessions/endpoint.py:_all",
+        "asyncio.gather(*work)",
     ): "each request of the sampler has rollout.request_timeout_s, and the episode task.episode.wall_s",
     (
         "rewards/tools/toolbox.py:Toolbox.run",
