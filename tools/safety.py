@@ -2,12 +2,14 @@
 
 python -m tools.safety check --file F.jsonl --out G.jsonl
 python -m tools.safety check --file - --out -         (standard input and output)
+python -m tools.safety verify FOLDER                  (the audit logs of a folder: nothing edited, moved or cut)
 
 A line in is {"text": "...", "stage": "prompt"}; the stage is prompt, answer or training_data. A line out has verdict
 (allow, flag, block or error), categories, spans ([start, end, kind, category, guard] in characters of the text) and
 redacted, the text with placeholders such as <EMAIL_1>. Lines out have the order of the lines in; a blank line has none.
 
-Exit status: 0 when the file was judged to its end; 2 for arguments that make no sense; 78 if a file can't be used.
+Exit status: 0 when the file was judged to its end, or every log is as it was written; 1 if a log is not; 2 for
+arguments that make no sense; 78 if a file can't be used.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import argparse
 import json
 import os
 import sys
+from pathlib import Path
 
-from serving_bridge.safety import Checker, SafetySettings
+from learner_jax.runtime import printable
+from serving_bridge.safety import Checker, SafetySettings, verify
 from tools.assembly import clear_errors
 from tools.command_line import command_parser
 from tools.scoring import opened_input, opened_output, read_lines
@@ -45,7 +49,18 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--file", required=True, metavar="FILE", help='JSON lines; "-" is standard input')
     check.add_argument("--out", required=True, metavar="FILE", help='decisions; "-" is standard output')
     check.set_defaults(run=_check)
+    proof = actions.add_parser("verify", help="prove that audit logs are as they were written")
+    proof.add_argument("folder", metavar="FOLDER", help="with the audit logs")
+    proof.set_defaults(run=_verify)
     return parser
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    found = verify(Path(arguments.folder))
+    for name, chain in found.items():
+        print(f"{printable(name)}: {chain.number} lines, {printable(chain.problem) or 'as they were written'}")
+    if any(chain.problem for chain in found.values()):
+        raise SystemExit(1)
 
 
 def _check(arguments: argparse.Namespace) -> None:

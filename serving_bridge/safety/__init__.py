@@ -1,7 +1,9 @@
 """Guards of what users and models write: findings, verdicts, redaction."""
 
+from serving_bridge.safety.audit import AuditError, AuditLog, Chain, verify
 from serving_bridge.safety.checking import Checker, is_closed, local_guards
 from serving_bridge.safety.decisions import REDACTED, Decision, Kind, Opinion, Span, Stage, Verdict
+from serving_bridge.safety.guards import Guards, ModelGuard
 from serving_bridge.safety.harm import HarmRules
 from serving_bridge.safety.injections import Injections
 from serving_bridge.safety.local import LocalGuard
@@ -12,25 +14,34 @@ from serving_bridge.safety.settings import (
     SafetySettings,
     TenantSafetySettings,
 )
+from serving_bridge.safety.streams import Released, StreamGuard
 
 __all__ = [
     "BLOCKED",
     "REDACTED",
+    "AuditError",
+    "AuditLog",
+    "Chain",
     "Checker",
     "Decision",
     "GuardModelSettings",
+    "Guards",
     "HarmRules",
     "Injections",
     "Kind",
     "LocalGuard",
+    "ModelGuard",
     "Opinion",
     "PersonalData",
     "Redactor",
+    "Released",
     "SafetySettings",
     "Span",
     "Stage",
+    "StreamGuard",
     "TenantSafetySettings",
     "Verdict",
     "is_closed",
     "local_guards",
+    "verify",
 ]

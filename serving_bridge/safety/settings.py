@@ -51,9 +51,9 @@ class SafetySettings(Settings):
     )
     max_chars: int = Field(1 << 20, ge=1, le=1 << 26, description="longer texts are not judged: the guard has failed")
     window_chars: int = Field(
-        512, ge=64, le=1 << 16, description="characters of a stream held back, so that a finding is seen whole"
+        512, ge=64, le=1 << 16, description="most characters of one sentence of a stream that are held back"
     )
-    window_s: float = Field(1.0, gt=0, le=60, description="seconds until held characters are judged again")
+    window_s: float = Field(1.0, gt=0, le=60, description="seconds until held characters of a stream are judged again")
     votes: int = Field(1, ge=1, le=16, description="guard models that must agree before one text is blocked by them")
     audit: str = Field("", description="folder of the audit log; empty: the run's directory, in audit/")
     classifier: str = Field("", description="file made by tools.safety train, asked beside the rules; empty: none")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from serving_bridge.safety import AuditLog
 from tools import safety
 
 LINES = [
@@ -48,3 +49,19 @@ def test_a_text_that_is_too_long_is_an_error_where_training_data_is_concerned(
     decision = checked(tmp_path, monkeypatch, line)[0]
     assert decision["verdict"] == "error"
     assert "safety.max_chars" in decision["error"]
+
+
+def test_verify_proves_a_log_and_ends_with_1_where_it_was_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = AuditLog(tmp_path)
+    log.add({"verdict": "allow"})
+    log.close()
+    monkeypatch.setattr(sys, "argv", ["safety", "verify", str(tmp_path)])
+    safety.main()
+    assert capsys.readouterr().out == "audit: 1 lines, as they were written\n"
+    path = tmp_path / "audit.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"allow", b"block"))
+    with pytest.raises(SystemExit) as ended:
+        safety.main()
+    assert ended.value.code == 1
