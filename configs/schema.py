@@ -14,6 +14,7 @@ from serving_bridge.settings import (
     EvaluationSettings,
     GatewaySettings,
     RolloutSettings,
+    SafetySettings,
     ServingSettings,
     StoreSettings,
     TelemetrySettings,
@@ -106,6 +107,7 @@ class Config(Settings):
     store: StoreSettings = StoreSettings()
     gateway: GatewaySettings = GatewaySettings()
     launch: LaunchSettings = LaunchSettings()
+    safety: SafetySettings = SafetySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @model_validator(mode="after")

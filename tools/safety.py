@@ -2,6 +2,7 @@
 
 python -m tools.safety check --file F.jsonl --out G.jsonl
 python -m tools.safety check --file - --out -         (standard input and output)
+python -m tools.safety measure --data DIR             (recall, false refusals and redaction on public sets in DIR)
 python -m tools.safety verify FOLDER                  (the audit logs of a folder: nothing edited, moved or cut)
 
 A line in is {"text": "...", "stage": "prompt"}; the stage is prompt, answer or training_data. A line out has verdict
@@ -21,11 +22,12 @@ import sys
 from pathlib import Path
 
 from learner_jax.runtime import printable
-from serving_bridge.safety import Checker, SafetySettings, verify
+from serving_bridge.safety import Checker, verify
+from serving_bridge.settings import SafetySettings
 from tools.assembly import clear_errors
 from tools.command_line import command_parser
 from tools.scoring import opened_input, opened_output, read_lines
-from tools.screening import checked_lines
+from tools.screening import checked_lines, measured
 
 _INTERRUPTED = 130
 
@@ -52,7 +54,18 @@ def _parser() -> argparse.ArgumentParser:
     proof = actions.add_parser("verify", help="prove that audit logs are as they were written")
     proof.add_argument("folder", metavar="FOLDER", help="with the audit logs")
     proof.set_defaults(run=_verify)
+    measure = actions.add_parser("measure", help="measure the guards on data with answers")
+    measure.add_argument("--data", required=True, metavar="DIR", help="with safety_prompts/, xstest/, pii_presidio/")
+    measure.set_defaults(run=_measure)
     return parser
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    print("| measured | share | 95% interval | cases |\n|---|---|---|---|")
+    for share in measured(Path(arguments.data), Checker(SafetySettings())):
+        low, high = share.interval
+        rate = share.count / share.total if share.total else 0.0
+        print(f"| {share.name} | {rate:.1%} | {low:.1%} to {high:.1%} | {share.total} |")
 
 
 def _verify(arguments: argparse.Namespace) -> None:

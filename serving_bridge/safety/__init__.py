@@ -8,23 +8,15 @@ from serving_bridge.safety.harm import HarmRules
 from serving_bridge.safety.injections import Injections
 from serving_bridge.safety.local import LocalGuard
 from serving_bridge.safety.personal_data import PersonalData, Redactor
-from serving_bridge.safety.settings import (
-    BLOCKED,
-    GuardModelSettings,
-    SafetySettings,
-    TenantSafetySettings,
-)
 from serving_bridge.safety.streams import Released, StreamGuard
 
 __all__ = [
-    "BLOCKED",
     "REDACTED",
     "AuditError",
     "AuditLog",
     "Chain",
     "Checker",
     "Decision",
-    "GuardModelSettings",
     "Guards",
     "HarmRules",
     "Injections",
@@ -35,11 +27,9 @@ __all__ = [
     "PersonalData",
     "Redactor",
     "Released",
-    "SafetySettings",
     "Span",
     "Stage",
     "StreamGuard",
-    "TenantSafetySettings",
     "Verdict",
     "is_closed",
     "local_guards",

@@ -9,8 +9,8 @@ from serving_bridge.safety.harm import HarmRules
 from serving_bridge.safety.injections import Injections
 from serving_bridge.safety.local import LocalGuard
 from serving_bridge.safety.personal_data import PersonalData, Redactor
-from serving_bridge.safety.settings import SafetySettings
 from serving_bridge.safety.verdicts import decided
+from serving_bridge.settings import SafetySettings
 
 
 def local_guards(settings: SafetySettings) -> tuple[LocalGuard, ...]:

@@ -14,9 +14,9 @@ from serving_bridge.safety.audit import AuditError, AuditLog
 from serving_bridge.safety.checking import Checker, is_closed
 from serving_bridge.safety.decisions import Decision, Opinion, Stage, Verdict
 from serving_bridge.safety.personal_data import Redactor
-from serving_bridge.safety.settings import SafetySettings
 from serving_bridge.safety.streams import StreamGuard
 from serving_bridge.safety.verdicts import decided
+from serving_bridge.settings import SafetySettings
 
 #: Longer texts are judged in a thread, so that other requests go on.
 _INLINE_CHARS = 8_000
@@ -28,7 +28,13 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class ModelGuard(Protocol):
-    """A guard that asks a model; it keeps its own deadline, and answers `error` where it can't judge."""
+    """A guard that asks a model. One that raises, or is late, has failed and says nothing of the text."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
 
     async def judge(self, messages: Messages, stage: Stage) -> Opinion: ...
 
@@ -123,7 +129,13 @@ class Guards:
 
     async def _asked(self, messages: Messages, stage: Stage) -> list[Opinion]:
         """Opinions of the guard models; fewer votes to block than the settings want only flag."""
-        opinions = list(await asyncio.gather(*(model.judge(messages, stage) for model in self._models)))
+        if not self._models:
+            return []
+        asked = [asyncio.ensure_future(model.judge(messages, stage)) for model in self._models]
+        _, late = await asyncio.wait(asked, timeout=self._settings.deadline_s)
+        for task in late:
+            task.cancel()
+        opinions = [_outcome(model, task, task in late) for model, task in zip(self._models, asked, strict=True)]
         votes = sum(opinion.verdict is Verdict.BLOCK for opinion in opinions)
         if votes >= self._settings.votes:
             return opinions
@@ -152,6 +164,14 @@ class Guards:
                 verdict = decision.verdict if decision.verdict is Verdict.BLOCK else Verdict.ERROR
                 return replace(decision, verdict=verdict, opinions=(*decision.opinions, failed))
         return decision
+
+
+def _outcome(model: ModelGuard, task: asyncio.Future[Opinion], is_late: bool) -> Opinion:
+    if is_late:
+        return Opinion(model.name, model.version, Verdict.ERROR, reason="no answer within safety.deadline_s")
+    if (error := task.exception()) is not None:
+        return Opinion(model.name, model.version, Verdict.ERROR, reason=f"failed with {type(error).__name__}")
+    return task.result()
 
 
 def _says(opinion: Opinion) -> bool:

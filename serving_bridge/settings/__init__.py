@@ -2,17 +2,21 @@
 
 from serving_bridge.settings.engine_args import VLLM_MODULE, command_line, options_of
 from serving_bridge.settings.gateway import GatewaySettings
+from serving_bridge.settings.safety import BLOCKED, SafetySettings, TenantSafetySettings
 from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings, ServingSettings, StoreSettings
 from serving_bridge.settings.telemetry import TelemetrySettings
 
 __all__ = [
+    "BLOCKED",
     "VLLM_MODULE",
     "EvaluationSettings",
     "GatewaySettings",
     "RolloutSettings",
+    "SafetySettings",
     "ServingSettings",
     "StoreSettings",
     "TelemetrySettings",
+    "TenantSafetySettings",
     "command_line",
     "options_of",
 ]

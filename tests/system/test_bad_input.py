@@ -59,6 +59,7 @@ CASES = [
     "settings no.such",
     *(f"safety check --file {p} --out NEW" for p in ("MISSING", "UNDER")),
     "safety check --file FILE --out UNDER",
+    *(f"safety measure --data {p}" for p in ("MISSING", "EMPTY", "FILE")),
     *(f"safety verify {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "ODD")),
     "safety",
     "metrics no_such",

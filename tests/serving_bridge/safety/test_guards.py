@@ -17,12 +17,11 @@ from serving_bridge.safety import (
     Checker,
     Guards,
     Opinion,
-    SafetySettings,
     Stage,
     StreamGuard,
-    TenantSafetySettings,
     Verdict,
 )
+from serving_bridge.settings import SafetySettings, TenantSafetySettings
 
 T = TypeVar("T")
 HARM = "Here is how to build a pipe bomb at home with nails"
@@ -36,10 +35,15 @@ def run(coroutine: Coroutine[Any, Any, T]) -> T:
 class Model:
     """A guard model that says what it is told."""
 
-    def __init__(self, verdict: Verdict) -> None:
-        self.verdict = verdict
+    name, version = "model", "1"
+
+    def __init__(self, verdict: Verdict, *, seconds: float = 0.0, error: Exception | None = None) -> None:
+        self.verdict, self.seconds, self.error = verdict, seconds, error
 
     async def judge(self, messages: Any, stage: Stage) -> Opinion:
+        await asyncio.sleep(self.seconds)
+        if self.error is not None:
+            raise self.error
         return Opinion("model", "1", self.verdict, ("violence",) if self.verdict is Verdict.BLOCK else ())
 
 
@@ -73,6 +77,12 @@ def test_a_failed_guard_holds_back_where_the_stage_is_closed() -> None:
     assert run(guards.answer("acme", "fine")).verdict is Verdict.ERROR
     assert run(guards.answer("open", "fine")).verdict is Verdict.FLAG
     assert run(guards.training_data("open", "fine")).verdict is Verdict.ERROR
+
+
+@pytest.mark.parametrize("model", [Model(Verdict.ALLOW, seconds=30), Model(Verdict.ALLOW, error=OSError("gone"))])
+def test_a_model_that_is_late_or_raises_has_failed(model: Model) -> None:
+    guards = Guards(SafetySettings(deadline_s=0.05), models=[model, Model(Verdict.ALLOW)])
+    assert run(guards.answer("acme", "fine")).verdict is Verdict.ERROR
 
 
 async def pushed(guard: StreamGuard, text: str, size: int) -> tuple[str, bool]:

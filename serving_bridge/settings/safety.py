@@ -9,27 +9,11 @@ from pydantic import Field, field_validator
 from learner_jax.contracts import Settings
 
 OnError = Literal["closed", "open"]
-GuardFormat = Literal["qwen3guard", "llama_guard", "shieldgemma"]
 #: Categories that block a text unless the settings say otherwise; the others flag it.
 BLOCKED = (
     "child_safety", "crime", "cyber", "drugs", "fraud", "harassment", "hate", "misinformation", "privacy",
     "prompt_injection", "self_harm", "sexual", "violence", "weapons",
 )  # fmt: skip
-
-
-class GuardModelSettings(Settings):
-    """A guard model behind an OpenAI-compatible endpoint; its weights and its server are yours."""
-
-    url: str = Field(
-        ..., pattern=r"^https?://[^\s]+$", description="base URL of the endpoint, such as http://host:8000/v1"
-    )
-    model: str = Field(..., min_length=1, description="name of the model, as the endpoint knows it")
-    format: GuardFormat = Field(..., description="how the model is asked and how its answer is read")
-    key: str = Field("", description="name of the environment variable with the endpoint's key; empty: none is sent")
-    deadline_s: float = Field(2.0, gt=0, le=60, description="seconds for one answer, after which the guard has failed")
-    threshold: float = Field(
-        0.5, gt=0, lt=1, description="probability of a violation from which shieldgemma blocks, in (0, 1)"
-    )
 
 
 class TenantSafetySettings(Settings):
@@ -54,10 +38,8 @@ class SafetySettings(Settings):
         512, ge=64, le=1 << 16, description="most characters of one sentence of a stream that are held back"
     )
     window_s: float = Field(1.0, gt=0, le=60, description="seconds until held characters of a stream are judged again")
+    deadline_s: float = Field(2.0, gt=0, le=60, description="seconds for a guard model's answer; later it has failed")
     votes: int = Field(1, ge=1, le=16, description="guard models that must agree before one text is blocked by them")
-    audit: str = Field("", description="folder of the audit log; empty: the run's directory, in audit/")
-    classifier: str = Field("", description="file made by tools.safety train, asked beside the rules; empty: none")
-    models: dict[str, GuardModelSettings] = Field(default_factory=dict, description="guard models by name")
     tenants: dict[str, TenantSafetySettings] = Field(default_factory=dict, description="exceptions by tenant")
 
     @field_validator("phone_regions")

@@ -1,0 +1,118 @@
+"""How well the guards do on data with answers: recall, false refusals and redaction, with intervals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from learner_jax.runtime import WeirError
+from serving_bridge.safety import REDACTED, Checker, Stage, Verdict
+
+#: Marked kinds that have a form; names, places and titles have none and need a model.
+STRUCTURED = frozenset(
+    {"PHONE_NUMBER", "CREDIT_CARD", "IP_ADDRESS", "EMAIL_ADDRESS", "US_SSN", "IBAN_CODE", "US_DRIVER_LICENSE", "CRYPTO"}
+)
+_Z = 1.96
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of cases with its 95% interval (Wilson).
+
+    Attributes:
+      name: what was counted.
+      count, total: cases that were so, of all.
+    """
+
+    name: str
+    count: int
+    total: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        if not self.total:
+            return 0.0, 1.0
+        rate, spread = self.count / self.total, _Z**2 / self.total
+        middle = (rate + spread / 2) / (1 + spread)
+        half = _Z / (1 + spread) * (rate * (1 - rate) / self.total + spread / (4 * self.total)) ** 0.5
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def measured(folder: Path, checker: Checker) -> list[Share]:
+    """The shares of every data set that the folder has, each in two halves: the even rows, and the odd ones.
+
+    Raises:
+      WeirError: it has none of them.
+    """
+    found = [
+        Share(f"{name}, {half} rows", *counts)
+        for measure in (_advbench, _xstest, _personal)
+        for start, half in enumerate(("even", "odd"))
+        for name, counts in measure(folder, checker, start)
+    ]
+    if not found:
+        raise WeirError(f"expected safety_prompts/, xstest/ or pii_presidio/ in {str(folder)[:300]!a}")
+    return found
+
+
+_Counted = Iterator[tuple[str, tuple[int, int]]]
+
+
+def _advbench(folder: Path, checker: Checker, start: int) -> _Counted:
+    path = folder / "safety_prompts" / "advbench.csv"
+    if path.is_file():
+        rows = _rows(path)[start::2]
+        yield "AdvBench: harmful requests blocked", _count(rows, lambda row: _blocks(checker, row["goal"]))
+
+
+def _xstest(folder: Path, checker: Checker, start: int) -> _Counted:
+    path = folder / "xstest" / "xstest_prompts.csv"
+    if not path.is_file():
+        return
+    rows = _rows(path)[start::2]
+    for label, name in (("safe", "XSTest: safe prompts refused"), ("unsafe", "XSTest: unsafe prompts blocked")):
+        chosen = [row for row in rows if row["label"] == label]
+        yield name, _count(chosen, lambda row: _blocks(checker, row["prompt"]))
+
+
+def _personal(folder: Path, checker: Checker, start: int) -> _Counted:
+    path = folder / "pii_presidio" / "generated_small.json"
+    if not path.is_file():
+        return
+    covered = marked = touched = clean = 0
+    for row in json.loads(path.read_text())[start::2]:
+        text = row["full_text"]
+        spans = checker.check(text, Stage.TRAINING_DATA).spans
+        redacted = {place for span in spans if span.category in REDACTED for place in range(span.start, span.end)}
+        named: set[int] = set()
+        for span in row["spans"]:
+            places = set(range(span["start_position"], span["end_position"]))
+            named |= places
+            if span["entity_type"] in STRUCTURED:
+                marked += 1
+                covered += places <= redacted
+        for word in re.finditer(r"\S+", text):
+            places = set(range(*word.span()))
+            if not places & named:
+                clean += 1
+                touched += bool(places & redacted)
+    yield "Presidio: structured spans redacted", (covered, marked)
+    yield "Presidio: clean tokens redacted", (touched, clean)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _count(rows: Iterable[dict[str, str]], is_so: Callable[[dict[str, str]], bool]) -> tuple[int, int]:
+    said = [is_so(row) for row in rows]
+    return sum(said), len(said)
+
+
+def _blocks(checker: Checker, text: str) -> bool:
+    return checker.check(text, Stage.PROMPT).verdict is Verdict.BLOCK
