@@ -27,6 +27,7 @@ _ASKED = "in vLLM's server, on its engine, as long as the client waits: its boun
 
 #: (module:function, code) -> why it may stand without a bound
 ALLOWED: dict[tuple[str, str], str] = {
+    ("serving_bridge/safety/guards.py:_outcome", "task.result()"): "the task has ended: safety.deadline_s",
     (
         "serving_bridge/gateway/application.py:_while_there",
         "asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)",
