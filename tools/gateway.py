@@ -17,9 +17,11 @@ import uvloop
 
 from configs.schema import Config
 from learner_jax.runtime import Waits, printable
-from serving_bridge.gateway import Gateway, listener
+from serving_bridge.gateway import Gateway, TenantAdmission, listener
 from serving_bridge.metrics import Exporter
 from serving_bridge.processes import Supervisor, python_module
+from serving_bridge.routing import KEYS_FOLDER
+from serving_bridge.tenants import DeploymentSecret, Tenants
 from serving_bridge.text import load_tokenizer
 from tools.assembly import (
     RunPaths,
@@ -38,6 +40,8 @@ from tools.assembly import (
 from tools.command_line import command_parser
 
 _ADMIN_HOST = "127.0.0.1"
+#: folder in the run's directory: what this host's processes bill, until the database has it
+_SPOOL = "spool"
 _RESTARTS = 20
 _POLL_S = 0.2
 #: beyond gateway.drain_timeout_s, for a process to end
@@ -67,6 +71,10 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
     tokenizer = load_tokenizer(base_model_dir(config, paths))
     tokenizer.check_chat()
     log = watched(metrics_log(config, paths, "gateway"), config, paths, "gateway", name).write
+    admission = None
+    if settings.require_keys:
+        secret = DeploymentSecret.in_folder(paths.registry / KEYS_FOLDER, make=True)
+        admission = TenantAdmission(Tenants(paths.database, secret, paths.directory / _SPOOL))
     gateway = Gateway(
         settings,
         tokenizer,
@@ -76,6 +84,7 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
         max_context=config.serving.max_model_len,
         log=log,
         should_stop=stop,
+        admission=admission,
     )
 
     def ready() -> bytes:

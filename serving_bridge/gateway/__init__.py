@@ -5,6 +5,7 @@ from serving_bridge.gateway.callers import Admission, Ask, Caller, Guards, NoGua
 from serving_bridge.gateway.errors import GatewayError
 from serving_bridge.gateway.process import Gateway, ListenError, TenantsError, listener
 from serving_bridge.gateway.schema import openapi
+from serving_bridge.gateway.tenant_admission import TenantAdmission
 
 __all__ = [
     "STABLE",
@@ -18,6 +19,7 @@ __all__ = [
     "ListenError",
     "NoGuards",
     "OneTenant",
+    "TenantAdmission",
     "TenantsError",
     "Ticket",
     "listener",

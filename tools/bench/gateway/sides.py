@@ -22,6 +22,8 @@ from tools.bench.gateway.engine import TEXT
 DIRECT, WEIR, LITELLM = "direct", "weir", "litellm"
 _START_S = 180.0
 _KEY = "sk-benchmark"
+#: as the gateway without tenants: no look-up of keys on either side
+_NO_KEY = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
 _CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -118,7 +120,7 @@ def _free_port() -> int:
 @contextmanager
 def _process(folder: Path, name: str, command: list[str], port: int) -> Iterator[psutil.Process]:
     log = folder / f"{name}.log"
-    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"} | _NO_KEY
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     try:
