@@ -362,22 +362,10 @@ GATEWAY: tuple[Metric, ...] = (
         "weir_gateway_first_token_seconds_total", "seconds",
         "Time to the first token, summed; divide by the answers begun", "gateway", "first_token_s",
     ),
-    _gauge(
-        "weir_gateway_requests_waiting", "requests", "Admitted later: requests that wait, by class of their tenant",
-        "gateway", "waiting.*", "class",
-    ),
-    _gauge(
-        "weir_gateway_unwritten_bills", "answers", "Ended answers that the database does not know yet",
-        "gateway", "tenants.unwritten_bills",
-    ),
-    _gauge(
-        "weir_gateway_cut_off", "1 or 0", "Whether the database of tenants is out of reach",
-        "gateway", "tenants.cut_off",
-    ),
-    _counter(
-        "weir_gateway_replicas_lost_total", "tries", "Tries that a replica failed; the next one is another's",
-        "gateway", "replicas_lost",
-    ),
+    _gauge("weir_gateway_requests_waiting", "requests", "Requests that wait, by class", "gateway", "waiting.*", "class"),
+    _gauge("weir_gateway_unwritten_bills", "answers", "Bills on this host", "gateway", "tenants.unwritten_bills"),
+    _gauge("weir_gateway_cut_off", "1 or 0", "Whether the tenants' database is away", "gateway", "tenants.cut_off"),
+    _counter("weir_gateway_replicas_lost_total", "tries", "Tries that a replica failed", "gateway", "replicas_lost"),
 )  # fmt: skip
 
 TRAIN: tuple[Metric, ...] = (
