@@ -50,6 +50,8 @@ class Sample:
     Attributes:
       score: None where the answer was not judged.
       verdict: as of `rewards.contracts.task.RewardResult`.
+      reason: why it has this score, where the verifier says so.
+      is_cut: whether it reached the longest length.
     """
 
     prompt: str
@@ -57,6 +59,8 @@ class Sample:
     expected: str
     score: float | None
     verdict: str
+    reason: str = ""
+    is_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -298,7 +302,15 @@ def _evaluation(found: Sequence[_Examined | None], encoder: PromptEncoder, num_s
         versions=(int(versions.min()), int(versions.max())),
         scores=tuple(None if one is None else one.result.score for one in found),
         samples=tuple(
-            Sample(encoder.text(one.problem), one.text, one.problem.answer, one.result.score, one.result.verdict)
+            Sample(
+                encoder.text(one.problem),
+                one.text,
+                one.problem.answer,
+                one.result.score,
+                one.result.verdict,
+                reason_text(one.result.reasons) if one.result.reasons else "",
+                one.completion.finish_reason == "length",
+            )
             for one in asked[:num_samples]
         ),
         notes=tuple(_notes(skipped, len(found), encoder.max_prompt_tokens, len(asked), kinds, example, num_cut)),

@@ -11,7 +11,7 @@ from tools.study import retrieval_results
 from tools.study.records import StudyError, finished
 from tools.study.retrieval import PAYS, RetrievalCell, RetrievalSettings, run
 from tools.study.retrieval_policy import acts, call
-from tools.study.retrieval_world import heldout_rows, rivers, train_rows, write_documents
+from tools.study.retrieval_world import rivers, write_world
 
 QUESTION = "How many km long is the Alna?"
 RESULT = (
@@ -20,40 +20,39 @@ RESULT = (
 
 
 def test_the_policy_searches_for_any_word_and_answers_with_what_it_was_shown() -> None:
-    before = {act.text for act in acts(QUESTION, [])}
-    assert before == {*map(call, ("How", "many", "km", "long", "is", "the", "Alna")), "500", "I don't know."}
-    after = {act.text for act in acts(QUESTION, [RESULT])} - before
+    before = {act.text for act in acts(QUESTION, ())}
+    assert before == {*map(call, ("many", "long", "Alna")), "500", "I don't know."}
+    after = {act.text for act in acts(QUESTION, (RESULT,))} - before
     assert after == {"512", "512 [d3]", "20", "20 [d3]", "99", "99 [d4]"}
 
 
 def test_the_right_answer_can_be_told_from_every_other_by_what_is_seen() -> None:
-    found = {act.text: act.features.tolist() for act in acts(QUESTION, [RESULT])}
+    found = {act.text: act.features.tolist() for act in acts(QUESTION, (RESULT,))}
     right = found.pop("512 [d3]")
     assert right not in found.values()
-    lacking = {act.text: act.features.tolist() for act in acts(QUESTION, [RESULT.replace("512 km long", "deep")])}
+    lacking = {act.text: act.features.tolist() for act in acts(QUESTION, (RESULT.replace("512 km long", "deep"),))}
     assert lacking["I don't know."] != found["I don't know."]
 
 
 def test_no_train_question_names_a_held_out_river(tmp_path: Path) -> None:
-    names = {river.name for river in rivers(0)}
-
-    def asked(rows: list[dict[str, object]]) -> set[str]:
-        return {name for name in names for row in rows if f"{name}?" in str(row["question"])}
-
-    train, held_out = asked(list(train_rows())), asked(list(heldout_rows()))
-    assert train | held_out == names
-    assert not train & held_out
-    write_documents(tmp_path / "documents.jsonl", 0)
-    lines = map(json.loads, (tmp_path / "documents.jsonl").read_text().splitlines())
-    documents = {line["id"]: line["text"] for line in lines}
-    for row in [*train_rows(), *heldout_rows()]:
+    write_world(tmp_path, 3)
+    train, held_out, documents = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "heldout", "documents")
+    )
+    names = {river.name for river in rivers(3)}
+    asked = [{row["question"].split()[-1].strip("?") for row in rows} for rows in (train, held_out)]
+    assert asked[0] | asked[1] == names
+    assert not asked[0] & asked[1]
+    texts = {document["id"]: document["text"] for document in documents}
+    for row in [*train, *held_out]:
         assert row["known"] == bool(row["sources"])
-        assert not row["known"] or f" {row['answer']} " in documents[row["sources"][0]]
+        assert not row["known"] or f" {row['answer']} " in texts[row["sources"][0]]
 
 
 def test_a_run_plays_the_real_environment_and_repeats_itself(tmp_path: Path) -> None:
     settings = RetrievalSettings(groups=2, group_size=4, steps=4, evaluate_every=2)
-    cell = RetrievalCell("paid 1", 0)
+    cell = RetrievalCell("paid", 0)
     curve = run(cell, settings, tmp_path)
     assert [at["dialogs"] for at in curve] == [0, 16, 32]
     assert 0 < curve[0]["searched"] < 1
@@ -75,7 +74,7 @@ def test_the_page_has_a_row_for_every_way_of_paying(tmp_path: Path, monkeypatch:
         records = retrieval_results.run_study(tmp_path / "out", 2, settings)
     assert len(asked) == len(finished(tmp_path / "out", settings, RetrievalCell)) == 2 * len(PAYS)
     page = retrieval_results.write_retrieval_report(records, settings, tmp_path)
-    assert "| paid 1 | 100 (100 to 100) | 85 (75 to 95) | 50 (50 to 50) |" in page.read_text()
+    assert "| paid | 100 (100 to 100) | 85 (75 to 95) | 50 (50 to 50) |" in page.read_text()
     assert "0.80 | 1 of 2 |" in page.read_text()
     assert (tmp_path / "retrieval.svg").read_text().startswith("<?xml")
     page.write_text("no markers")
@@ -89,6 +88,6 @@ def test_abstaining_that_costs_where_there_is_an_answer_teaches_both(tmp_path: P
     ends = {
         pays: [run(RetrievalCell(pays, seed), RetrievalSettings(), tmp_path)[-1] for seed in range(4)] for pays in PAYS
     }
-    both = [min(end["right"], end["abstained"]) for end in ends["paid 1, costs 1"]]
+    both = [min(end["right"], end["abstained"]) for end in ends["paid, and costs"]]
     assert sum(share >= retrieval_results.LEARNT for share in both) >= 3
     assert all(end["abstained"] < 0.5 for end in ends["not paid"])

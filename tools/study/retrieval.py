@@ -26,17 +26,16 @@ from rewards.environments import create_environment
 from rewards.settings import TaskSettings
 from rewards.tasks import create_task
 from tools.study import retrieval_policy as policy
-from tools.study.retrieval_world import write_documents
+from tools.study.retrieval_world import write_world
 
 TURNS = 3
 #: acts of a turn and turns of a batch are filled up to these, so that the update is compiled once
 _MOST_ACTS, _CLIP = 48, 1.0
 #: name -> what differs in [task.episode]
 PAYS: dict[str, dict[str, float]] = {
-    "not paid": {"abstain_reward": 0.0, "invented_reward": 0.0},
-    "paid 1": {"abstain_reward": 1.0, "invented_reward": -0.5},
-    "paid 1, costs 1": {"abstain_reward": 1.0, "abstain_anyway": -1.0, "invented_reward": -0.5},
-    "paid 0.3": {"abstain_reward": 0.3, "invented_reward": -0.5},
+    "not paid": {"abstain_reward": 0.0},
+    "paid": {"abstain_reward": 1.0},
+    "paid, and costs": {"abstain_reward": 1.0, "abstain_anyway": -1.0},
 }
 
 
@@ -46,12 +45,14 @@ class RetrievalSettings:
 
     Attributes:
       groups, group_size: of a batch; the dialogs of a group have the same question.
+      entropy: weight of the bonus for the entropy of each turn's choice; without it a policy soon tries nothing new.
       evaluate_every: batches between two evaluations on all held-out questions.
     """
 
     groups: int = 8
     group_size: int = 8
-    learning_rate: float = 0.02
+    learning_rate: float = 0.01
+    entropy: float = 0.05
     steps: int = 160
     evaluate_every: int = 8
 
@@ -73,7 +74,7 @@ class Dialog:
     """
 
     problem: Problem
-    turns: list[tuple[list[policy.Act], int]] = field(default_factory=list)
+    turns: list[tuple[Sequence[policy.Act], int]] = field(default_factory=list)
     shown: list[str] = field(default_factory=list)
     reward: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
@@ -84,12 +85,11 @@ def run(cell: RetrievalCell, settings: RetrievalSettings, folder: Path) -> list[
     """Trains one policy, and returns its evaluations: the shares that `measured` names, by dialogs so far.
 
     Args:
-      folder: gets the corpus.
+      folder: gets the world: documents and questions.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    documents = folder / f"documents-{cell.seed}.jsonl"
-    write_documents(documents, cell.seed)
-    task_settings = _task_settings(cell, documents)
+    world = folder / f"world-{cell.seed}"
+    write_world(world, cell.seed)
+    task_settings = _task_settings(cell, world)
     task = create_task(task_settings, seed=cell.seed)
     environment = create_environment(task, task_settings)
     assert is_async(environment)
@@ -100,20 +100,19 @@ def run(cell: RetrievalCell, settings: RetrievalSettings, folder: Path) -> list[
         task.close()
 
 
-def _task_settings(cell: RetrievalCell, documents: Path) -> TaskSettings:
+def _task_settings(cell: RetrievalCell, world: Path) -> TaskSettings:
     return TaskSettings.model_validate(
         {
             "provider": "rows",
-            "data": "tools.study.retrieval_world:train_rows",
-            "heldout_data": "tools.study.retrieval_world:heldout_rows",
-            "options": {"seed": cell.seed},
+            "data": str(world / "train.jsonl"),
+            "heldout_data": str(world / "heldout.jsonl"),
             "reward": "exact",
             "environment": "tools",
             "chat": True,
             "turns": TURNS,
             "episode": {
                 "tools": ("search",),
-                "corpora": {"rivers": str(documents)},
+                "corpora": {"rivers": str(world / "documents.jsonl")},
                 "top_k": 3,
                 "answerable_column": "known",
                 "documents_column": "sources",
@@ -131,7 +130,7 @@ async def _train(
     params = policy.start(cell.seed)
     optimizer = optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(settings.learning_rate))
     state = optimizer.init(params)
-    update = jax.jit(partial(_update, optimizer))
+    update = jax.jit(partial(_update, optimizer, settings.entropy))
     heldout = [task.problem("heldout", index) for index in range(task.num_distinct("heldout") or 0)]
     found = []
     for step in range(settings.steps + 1):
@@ -156,7 +155,7 @@ async def _play(
         replies = {}
         for index in states:
             dialog = dialogs[index]
-            possible = policy.acts(dialog.problem.question, dialog.shown)
+            possible = policy.acts(dialog.problem.question, tuple(dialog.shown))
             chosen = policy.choose(params, possible, rng)
             dialog.turns.append((possible, chosen))
             replies[index] = Reply(possible[chosen].text, "stop", len(dialog.turns) == TURNS)
@@ -211,12 +210,15 @@ def _batch(dialogs: Sequence[Dialog], settings: RetrievalSettings) -> tuple[np.n
     return features, exists, taken, advantages
 
 
-def _update(optimizer: optax.GradientTransformation, params: Any, state: Any, *batch: Array) -> tuple[Any, Any]:
+def _update(
+    optimizer: optax.GradientTransformation, entropy: float, params: Any, state: Any, *batch: Array
+) -> tuple[Any, Any]:
     def loss(params: dict[str, Array], features: Array, exists: Array, taken: Array, advantages: Array) -> Array:
         logits = jnp.tanh(features @ params["in"]) @ params["out"]
         log_p = jax.nn.log_softmax(jnp.where(exists, logits, -1e9))
         chosen = jnp.take_along_axis(log_p, taken[..., None], axis=-1)[..., 0]
-        return -(advantages * chosen).sum() / len(features)
+        bonus = -(jnp.exp(log_p) * jnp.where(exists, log_p, 0.0)).sum(axis=-1)  # 0 for a turn that was not played
+        return -(advantages * chosen + entropy * bonus).sum() / len(features)
 
     updates, state = optimizer.update(jax.grad(loss)(params, *batch), state, params)
     return optax.apply_updates(params, updates), state

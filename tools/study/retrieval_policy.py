@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -18,6 +19,8 @@ _SEEN = ("has searched", "is a name", "of the river asked", "of the fact asked",
 NUM_FEATURES = len(_KINDS) + len(_SEEN)
 HIDDEN = 32
 _RESULT = re.compile(r"^\[(?P<id>[^\]]+)\] (?P<title>\w+): (?P<text>.*)$", re.M)
+#: letters of a word that may be searched for
+_SHORTEST = 4
 #: a number that a policy may say that has seen none
 _GUESS = "500"
 
@@ -46,7 +49,8 @@ class _Sentence:
     text: str
 
 
-def acts(question: str, shown: Sequence[str]) -> list[Act]:
+@lru_cache(maxsize=10_000)
+def acts(question: str, shown: tuple[str, ...]) -> tuple[Act, ...]:
     """All acts of a turn.
 
     Args:
@@ -57,7 +61,9 @@ def acts(question: str, shown: Sequence[str]) -> list[Act]:
     facts = {word for word in words if word not in names}
     sentences = list(_sentences(shown))
     searched = bool(shown)
-    found = [_act("search", call(word), searched, word in names) for word in dict.fromkeys(words)]
+    found = [
+        _act("search", call(word), searched, word in names) for word in dict.fromkeys(words) if len(word) >= _SHORTEST
+    ]
     for sentence in sentences:
         of_river, of_fact = sentence.title in names, bool(facts & set(re.findall(r"[a-z]+", sentence.text)))
         for number in re.findall(r"\d+", sentence.text):
@@ -67,7 +73,7 @@ def acts(question: str, shown: Sequence[str]) -> list[Act]:
     has_fact = any(facts & set(re.findall(r"[a-z]+", s.text)) for s in at_hand)
     found.append(_act("guess", _GUESS, searched))
     found.append(_act("abstain", "I don't know.", searched, False, bool(at_hand), has_fact))
-    return found
+    return tuple(found)
 
 
 def call(query: str) -> str:

@@ -52,26 +52,24 @@ def _river(name: str, rng: random.Random) -> River:
     )
 
 
-def write_documents(path: Path, seed: int) -> None:
-    """The corpus, as `task.episode.corpora` reads it."""
-    lines = []
-    for number, river in enumerate(rivers(seed)):
-        if river.has_document:
-            facts = [f"The {river.name} flows through {river.city}."]
-            facts += [f"It is {river.length} km long."] if river.length is not None else []
-            facts += [f"There are {river.bridges} bridges."] if river.bridges is not None else []
-            lines.append(json.dumps({"id": f"d{number}", "title": river.name, "text": " ".join(facts)}))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def write_world(folder: Path, seed: int) -> None:
+    """Writes documents.jsonl, as `task.episode.corpora` reads it, and the questions, train.jsonl and heldout.jsonl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    documents = (_document(number, river) for number, river in enumerate(rivers(seed)) if river.has_document)
+    for name, rows in {
+        "documents": documents,
+        "train": _rows(seed, held_out=False),
+        "heldout": _rows(seed, held_out=True),
+    }.items():
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
-def train_rows(seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Questions about two thirds of the rivers."""
-    yield from _rows(seed, held_out=False)
-
-
-def heldout_rows(seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Questions about the other rivers."""
-    yield from _rows(seed, held_out=True)
+def _document(number: int, river: River) -> dict[str, str]:
+    facts = [f"The {river.name} flows through {river.city}."]
+    facts += [f"It is {river.length} km long."] if river.length is not None else []
+    facts += [f"There are {river.bridges} bridges."] if river.bridges is not None else []
+    return {"id": f"d{number}", "title": river.name, "text": " ".join(facts)}
 
 
 def _rows(seed: int, *, held_out: bool) -> Iterator[dict[str, Any]]:

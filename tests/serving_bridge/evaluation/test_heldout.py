@@ -64,5 +64,6 @@ def test_the_skill_of_what_a_replica_serves_is_written(make: Make, records: list
     }  # fmt: skip
     assert (record["accuracy"], record["num_skipped"], record["failed_verdicts"]) == (0.0, 0, {})
     assert [sorted(sample) for sample in record["samples"]] == [
-        ["answer", "expected", "prompt", "score", "verdict"]
+        ["answer", "expected", "is_cut", "prompt", "reason", "score", "verdict"]
     ] * 3
+    assert all(sample["is_cut"] for sample in record["samples"])

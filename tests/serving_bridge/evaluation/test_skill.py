@@ -81,6 +81,7 @@ def test_failed_verdicts_are_counted_beside_and_not_as_wrong(tokenizer: Tokenize
     assert found.failed_verdicts == {"timeout": 1, "crashed": 1, "error": 1}
     assert found.failed_verdict_example == "problem 1: timeout: late"
     assert found.scores == (1.0, None, 0.0, None, None, 0.5)
+    assert found.samples[1].reason == "late"
     assert [(sample.score, sample.verdict) for sample in found.samples] == [
         (1.0, "pass"),
         (None, "timeout"),
