@@ -83,11 +83,10 @@ def test_the_page_has_a_row_for_every_way_of_paying(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.soak
-def test_abstaining_that_costs_where_there_is_an_answer_teaches_both(tmp_path: Path) -> None:
-    """Four seeds of 10,240 dialogs each; paid alone, abstaining is all that is learnt."""
+def test_a_policy_searches_and_abstains_where_abstaining_is_paid(tmp_path: Path) -> None:
+    """Two seeds of each way of paying, 10,240 dialogs each."""
     ends = {
-        pays: [run(RetrievalCell(pays, seed), RetrievalSettings(), tmp_path)[-1] for seed in range(4)] for pays in PAYS
+        pays: [run(RetrievalCell(pays, seed), RetrievalSettings(), tmp_path)[-1] for seed in (0, 1)] for pays in PAYS
     }
-    both = [min(end["right"], end["abstained"]) for end in ends["paid, and costs"]]
-    assert sum(share >= retrieval_results.LEARNT for share in both) >= 3
-    assert all(end["abstained"] < 0.5 for end in ends["not paid"])
+    assert all(min(end["right"], end["abstained"]) >= retrieval_results.LEARNT for end in ends["paid"]), ends
+    assert all(end["right"] >= retrieval_results.LEARNT > 0.5 > end["abstained"] for end in ends["not paid"]), ends

@@ -20,13 +20,7 @@ def compared(before: Record | None, after: Record | None) -> dict[str, Any]:
         was judged both times.
       num_problems: that they are over; None where neither was measured.
       evaluation_notes: what a reader of the figures must know, a sentence each.
-      sources: of a task with several, by label: the same four figures, each over the problems judged that time.
     """
-    sources = _by_source(before or {}, after or {})
-    return _figures(before, after) | ({"sources": sources} if sources else {})
-
-
-def _figures(before: Record | None, after: Record | None) -> dict[str, Any]:
     events = {"before": before, "after": after}
     notes = [
         f"{which} training: {note}" for which, event in events.items() for note in ((event or {}).get("notes") or ())
@@ -48,16 +42,6 @@ def _figures(before: Record | None, after: Record | None) -> dict[str, Any]:
         found[f"accuracy_{which}"] = _mean([float(score >= PASS_SCORE) for score in scores])
         found[f"mean_score_{which}"] = _mean(scores)
     return found | {"num_problems": len(common), "evaluation_notes": notes}
-
-
-def _by_source(before: Record, after: Record) -> dict[str, dict[str, float | None]]:
-    events = {"before": before.get("sources") or {}, "after": after.get("sources") or {}}
-    return {
-        label: {
-            f"{name}_{which}": found.get(label, {}).get(name) for name in _FIGURES for which, found in events.items()
-        }
-        for label in dict.fromkeys([*events["before"], *events["after"]])
-    }
 
 
 def _judged(event: Record | None) -> list[int] | None:

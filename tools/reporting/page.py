@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -132,22 +132,12 @@ def headline(summary: Mapping[str, Any], run_dir: str | Path) -> str:
         before, after = summary["accuracy_before"], summary["accuracy_after"]
         gained = "" if before is None or after is None else f" ({100 * (after - before):+.1f} points)"
         skill = f"held-out accuracy {_percent(before, 1)} → {_percent(after, 1)}{gained}"
-    skill += "".join(f"; {label} {told}" for label, told in _by_source(summary))
     sittings = f" in {summary['sittings']} sittings" if summary["sittings"] > 1 else ""
     return (
         f"{skill} after {summary['steps']} steps and {_duration(summary['wall_s'])}{sittings}; "
         f"report: {Path(run_dir) / 'report.html'}"
         + "".join(f"\nnote: {note}" for note in summary.get("evaluation_notes") or ())
     )
-
-
-def _by_source(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Skill before and after, in words, for each source of a task with several."""
-    for label, of in (summary.get("sources") or {}).items():
-        if summary["is_graded"]:
-            yield label, f"{_number(of['mean_score_before'])} → {_number(of['mean_score_after'])}"
-        else:
-            yield label, f"{_percent(of['accuracy_before'], 1)} → {_percent(of['accuracy_after'], 1)}"
 
 
 def pair_samples(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[SamplePair]:
