@@ -73,10 +73,11 @@ def _is_excused(hit: _Hit, text: str, original: str) -> bool:
         return True
     if hit.category != "hate" and CURIOUS.search(text, begin, hit.end):
         return True
-    first = max(text.rfind(mark, 0, hit.start) for mark in "\n.!?") + 1
-    last = min((place for mark in "\n.!?" if (place := text.find(mark, hit.end)) >= 0), default=len(text))
-    if last - first > 4 * _LONGEST_QUESTION:
-        return False
+    low, high = max(0, hit.start - 2 * _LONGEST_QUESTION), hit.end + 2 * _LONGEST_QUESTION
+    first = max(max(text.rfind(mark, low, hit.start) for mark in "\n.!?") + 1, low)
+    last = min(
+        (place for mark in "\n.!?" if (place := text.find(mark, hit.end, high)) >= 0), default=min(high, len(text))
+    )
     sentence = text[first:last]
     if hit.category == "hate" and compiled(NONSENSE).search(sentence.encode("ascii")):
         return True
