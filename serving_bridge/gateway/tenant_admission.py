@@ -53,8 +53,7 @@ class TenantAdmission:
     def figures(self) -> dict[str, Any]:
         found = self._tenants.figures()
         waiting = {name.removeprefix(_WAITING): value for name, value in found.items() if name.startswith(_WAITING)}
-        rest = {name: value for name, value in found.items() if not name.startswith(_WAITING)}
-        return {"tenants": rest, "waiting": waiting}
+        return {"waiting": waiting, "unwritten_bills": found["unwritten_bills"], "cut_off": found["cut_off"]}
 
 
 @contextmanager

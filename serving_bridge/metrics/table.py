@@ -362,9 +362,9 @@ GATEWAY: tuple[Metric, ...] = (
         "weir_gateway_first_token_seconds_total", "seconds",
         "Time to the first token, summed; divide by the answers begun", "gateway", "first_token_s",
     ),
-    _gauge("weir_gateway_requests_waiting", "requests", "Requests that wait, by class", "gateway", "waiting.*", "class"),
-    _gauge("weir_gateway_unwritten_bills", "answers", "Bills on this host", "gateway", "tenants.unwritten_bills"),
-    _gauge("weir_gateway_cut_off", "1 or 0", "Whether the tenants' database is away", "gateway", "tenants.cut_off"),
+    _gauge("weir_gateway_requests_waiting", "requests", "Waiting, by class", "gateway", "waiting.*", "class"),
+    _gauge("weir_gateway_unwritten_bills", "answers", "Bills on this host", "gateway", "unwritten_bills"),
+    _gauge("weir_gateway_cut_off", "1 or 0", "Whether the tenants' database is away", "gateway", "cut_off"),
     _counter("weir_gateway_replicas_lost_total", "tries", "Tries that a replica failed", "gateway", "replicas_lost"),
 )  # fmt: skip
 

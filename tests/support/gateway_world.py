@@ -220,7 +220,7 @@ async def serve(replica: Replica) -> web.AppRunner:
 
 
 async def _until_open(port: int, running: asyncio.Future[None]) -> None:
-    for _ in range(500):
+    for _ in range(6000):
         if running.done():
             running.result()
         try:
