@@ -50,6 +50,8 @@ NOT_RUN: dict[str, str] = {
     "make demo": _JOB,
     **{f"make {target}": _SUITE for target in ("test", "soak", "properties", "shapes", "check")},
     "pip install": _INSTALLS,
+    "pip download": _INSTALLS,
+    "python -m zipfile": "unpacks what was downloaded",
     "uv pip compile": _INSTALLS,
     "tools/install.sh": _INSTALLS,
     "python -m vllm.entrypoints.openai.api_server": _VLLM,
