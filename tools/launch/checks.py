@@ -95,11 +95,6 @@ def _slurm_findings(config: Config, paths: RunPaths) -> Iterator[Finding]:
 
 def _pod_findings(config: Config) -> Iterator[Finding]:
     for name, role in config.launch.roles().items():
-        if name in ("serving", "database"):
-            yield Finding(
-                f"launch.{name}", "to be absent on Kubernetes", "a table", "deploy that service by its own chart"
-            )
-            continue
         if not role.image:
             yield Finding(f"launch.{name}.image", "a container image", "none", "name one that holds Weir")
         for variable, value in role.variables.items():
@@ -130,7 +125,7 @@ def places(config: Config, paths: RunPaths) -> dict[str, Path]:
     found = {
         "run.directory": paths.directory,
         "store.weights": None if is_url(paths.weights) else Path(paths.weights),
-        "store.blobs": paths.blobs,
+        "store.blobs": None if is_url(paths.blobs) else Path(paths.blobs),
         "model.path": None if hub_model(config.model.path) else _optional(config.model.path),
         **{setting: Path(path) for setting, path in config.task.all_files().items()},
         "learner.loss.kl.reference": _optional(config.learner.loss.kl.reference),

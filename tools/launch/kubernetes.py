@@ -1,4 +1,5 @@
-"""A run as manifests of Kubernetes: a JobSet for the learner, Deployments for workers and fleets, and what guards them.
+"""A run as manifests of Kubernetes: a JobSet for the learner, Deployments for workers and fleets, StatefulSets for
+programs of its user's, and what guards them.
 
 Nothing here asks a cluster. `beside` has no meaning: every role has pods of its own.
 """
@@ -15,6 +16,7 @@ import tomli_w
 from configs.launch import RoleName, RoleSettings, is_reference
 from configs.schema import Config
 from tools.assembly import Planned, RunPaths, fleets_of, hosts_of, in_directory, planned
+from tools.launch.kubernetes_own import own_command, stateful_set, with_number_and_volume
 
 Manifest = dict[str, Any]
 #: where the hosts of a learner meet, and the first port of a fleet's servers where serving.port names none
@@ -24,6 +26,7 @@ _ENV = "env:"
 #: of groups of pods, and of the labels that these get
 _GROUPS, _OF_GROUP = "leaderworkerset.x-k8s.io", "leaderworkerset.sigs.k8s.io"
 _USER = 1000
+_OWN_ROLES: tuple[RoleName, ...] = ("database", "serving")
 _LIMITS = {"gpu": "nvidia.com/gpu", "tpu": "google.com/tpu"}
 _NODES = {"gpu": "nvidia.com/gpu.product", "tpu": "cloud.google.com/gke-tpu-accelerator"}
 
@@ -37,6 +40,7 @@ def manifests(config: Config, paths: RunPaths) -> dict[str, list[Manifest]]:
         "learner.yaml": [run.job_set()],
         "rollout.yaml": [run.workers()],
         "fleet.yaml": [run.fleet(), run.fleet_service()],
+        **{f"{role}.yaml": run.own_programs(role) for role in run.own_roles},
         "disruptions.yaml": run.budgets(),
         "network.yaml": run.policies(),
     }
@@ -147,6 +151,24 @@ class _Run:
         }
         return self._manifest(f"{_GROUPS}/v1", "LeaderWorkerSet", name, spec=spec)
 
+    @property
+    def own_roles(self) -> tuple[RoleName, ...]:
+        """Roles whose program the run's user gives."""
+        return tuple(role for role in _OWN_ROLES if role in self._roles)
+
+    def own_programs(self, role: RoleName) -> list[Manifest]:
+        """A pod for each number, which keeps its name and a volume of its own, and a Service that names them."""
+        name, labels = f"{self._name}-{role}", self._labels(role)
+        container = with_number_and_volume(self._container(role, own_command(self._roles[role].command)))
+        pod = self._pod(role, container, grace_s=60.0, restart="Always")
+        hosts, storage_gib = hosts_of(self._config, role), self._config.launch.storage_gib
+        spec = stateful_set(name, labels, pod, hosts=hosts, storage_gib=storage_gib)
+        named = {"clusterIP": "None", "selector": labels, "publishNotReadyAddresses": True}
+        return [
+            self._manifest("apps/v1", "StatefulSet", name, spec=spec),
+            self._manifest("v1", "Service", name, spec=named),
+        ]
+
     def fleet_service(self) -> Manifest:
         """Names the servers for what scrapes them; workers find them by the registry."""
         serving = self._config.serving
@@ -164,19 +186,27 @@ class _Run:
                 f"{self._name}-{role}",
                 spec={"maxUnavailable": 1, "selector": {"matchLabels": self._labels(role)}},
             )
-            for role in ("fleet", "rollout")
+            for role in ("fleet", "rollout", *self.own_roles)
         ]
 
     def policies(self) -> list[Manifest]:
-        """Only rollout workers reach the servers, only learners reach learners, and nothing reaches workers."""
+        """Only rollout workers and a serving role reach the servers; learners reach learners; nothing reaches workers.
+
+        A database is reached by the run's other roles. Who may reach a serving role is its user's to say.
+        """
         serving = self._config.serving
         ports = [{"protocol": "TCP", "port": serving.port + n} for n in range(serving.replicas)]
         among = [{"from": [self._from("fleet")]}] if serving.hosts_per_replica > 1 else []
-        return [
-            self._policy("fleet", [{"from": [self._from("rollout")], "ports": ports}, *among]),
+        clients = [self._from(role) for role in ("rollout", "serving") if role == "rollout" or role in self.own_roles]
+        policies = [
+            self._policy("fleet", [{"from": clients, "ports": ports}, *among]),
             self._policy("learner", [{"from": [self._from("learner")]}]),
             self._policy("rollout", []),
         ]
+        if "database" in self.own_roles:
+            among_run = [self._from(role) for role in ("learner", "rollout", "fleet", *self.own_roles)]
+            policies.append(self._policy("database", [{"from": among_run}]))
+        return policies
 
     def _policy(self, role: str, ingress: list[Manifest]) -> Manifest:
         spec = {"podSelector": {"matchLabels": self._labels(role)}, "policyTypes": ["Ingress"], "ingress": ingress}

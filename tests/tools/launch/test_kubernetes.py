@@ -22,6 +22,7 @@ from tools.assembly.run_directory import choose
 from tools.launch.checks import require_launchable
 from tools.launch.kubernetes import COORDINATOR_PORT, manifests, name_of
 from tools.launch.kubernetes_backend import Kubernetes, as_yaml
+from tools.launch.kubernetes_own import OWN_FOLDER
 from tools.launch.started import LaunchError
 
 ROLES = (
@@ -191,6 +192,64 @@ def test_a_replica_of_several_hosts_is_a_group_whose_first_pod_leads() -> None:
     assert "ports" not in among
 
 
+OWN = (
+    *(
+        f"launch.{role}.{text}"
+        for role in ("database", "serving")
+        for text in ("cpus=2", "memory_gib=4", "image=r.example/own:1")
+    ),
+    'launch.database.command=["postgres", "-D", "/var/lib/weir/data", "-h", "{address}"]',
+    'launch.serving.command=["gateway", "--number", "{index}"]',
+    *("launch.serving.hosts=3", "launch.database.variables.PGPASSWORD=env:PGPASSWORD"),
+)
+
+
+def test_programs_of_the_user_keep_name_number_and_volume() -> None:
+    config = a_run(*OWN)
+    require_launchable(config, run_paths(config), "kubernetes")
+    found = files(config)
+    for role, count, command in (
+        ("database", 1, ["postgres", "-D", f"{OWN_FOLDER}/data", "-h", "$(POD_IP)"]),
+        ("serving", 3, ["gateway", "--number", "$(WEIR_INDEX)"]),
+    ):
+        stateful, service = found[f"{role}.yaml"]
+        spec = stateful["spec"]
+        assert (stateful["kind"], spec["replicas"]) == ("StatefulSet", count)
+        assert spec["serviceName"] == service["metadata"]["name"] == f"{name_of(config)}-{role}"
+        labels = spec["template"]["metadata"]["labels"]
+        assert service["spec"]["selector"] == spec["selector"]["matchLabels"] == labels
+        (container,) = spec["template"]["spec"]["containers"]
+        assert container["command"] == command
+        variables = {one["name"]: one for one in container["env"]}
+        assert all(part[2:-1] in variables for part in command if part.startswith("$("))
+        index = variables["WEIR_INDEX"]["valueFrom"]["fieldRef"]["fieldPath"]
+        assert index == "metadata.labels['apps.kubernetes.io/pod-index']"
+        volumes = {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+        claimed = {claim["metadata"]["name"] for claim in spec["volumeClaimTemplates"]}
+        assert {mount["name"] for mount in container["volumeMounts"]} == volumes | claimed
+        assert OWN_FOLDER in {mount["mountPath"] for mount in container["volumeMounts"]}
+    secret = {one["name"]: one for one in found["database.yaml"][0]["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert secret["PGPASSWORD"]["valueFrom"]["secretKeyRef"]["key"] == "PGPASSWORD"
+    assert {"database.yaml", "serving.yaml"} <= set(found["kustomization.yaml"][0]["resources"])
+
+
+def test_the_run_reaches_its_database_and_a_serving_role_the_servers() -> None:
+    found = files(a_run(*OWN))
+    policies = {one["spec"]["podSelector"]["matchLabels"]["weir/role"]: one["spec"] for one in found["network.yaml"]}
+
+    def reach(role: str) -> list[str]:
+        (rule,) = policies[role]["ingress"]
+        return [source["podSelector"]["matchLabels"]["weir/role"] for source in rule["from"]]
+
+    assert policies.keys() == {"fleet", "learner", "rollout", "database"}
+    assert reach("fleet") == ["rollout", "serving"]
+    assert reach("database") == ["learner", "rollout", "fleet", "database", "serving"]
+    assert {one["spec"]["selector"]["matchLabels"]["weir/role"] for one in found["disruptions.yaml"]} == {
+        *("fleet", "rollout", "database", "serving"),
+    }
+    assert not {"database.yaml", "serving.yaml"} & set(files(a_run()))
+
+
 def test_the_index_names_every_file_and_every_claim_is_made() -> None:
     found = files(a_run())
     (index,) = found["kustomization.yaml"]
@@ -222,11 +281,11 @@ def test_what_pods_cannot_run_is_refused(overrides: list[str], message: str) -> 
 
 
 def test_files_are_written_and_nothing_is_applied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    start = choose(a_run())
+    start = choose(a_run(*OWN))
     with pytest.raises(LaunchError, match="add --dry-run --out DIR"):
         Kubernetes().start(start, dry=False)
     assert Kubernetes().start(start, dry=True, out=tmp_path / "out") == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(files(a_run()))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(files(a_run(*OWN)))
     assert "config.toml: |" in (tmp_path / "out" / "config.yaml").read_text()
     if (validate := shutil.which("kubernetes-validate")) is not None:
         written = [str(path) for path in (tmp_path / "out").iterdir() if path.name not in _OTHERS]
