@@ -1,7 +1,7 @@
 """Evaluates a model on suites of problems, or on the held-out problems of a run.
 
 python -m tools.evaluate --suite FILE --out DIR --model DIR
-python -m tools.evaluate --suite FILE --out DIR --checkpoint DIR | --weights DIR [--version N]
+python -m tools.evaluate --suite FILE --out DIR --checkpoint DIR | --weights PLACE [--version N]
 python -m tools.evaluate --suite FILE --out DIR --endpoint URL --endpoint-model NAME [--api-key-env NAME]
 python -m tools.evaluate --config runs/demo/config.toml --model runs/demo/final_model   (the run's held-out problems)
 python -m tools.evaluate compare A B   (two results: paired tests, flipped problems, least detectable difference)

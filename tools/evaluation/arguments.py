@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from configs.load import load_config
+from serving_bridge.storage import is_url
 from tools.evaluation.contamination import WORDS, Training
 from tools.evaluation.endpoint import EndpointSettings, RefusedError, base_url
 from tools.evaluation.session import Plan
@@ -33,7 +34,12 @@ def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(suites)
     weights = parser.add_argument_group("weights, which a vLLM server of its own is started on")
     weights.add_argument("--checkpoint", type=Path, metavar="DIR", help="Orbax checkpoint, or a folder: its newest")
-    weights.add_argument("--weights", type=Path, metavar="DIR", help="weight store of a run, e.g. runs/demo/weights")
+    weights.add_argument(
+        "--weights",
+        type=_place,
+        metavar="PLACE",
+        help="weight store of a run: a folder such as runs/demo/weights, or a URL",
+    )
     weights.add_argument("--version", type=_count, metavar="N", help="version of --weights; the newest by default")
     weights.add_argument(
         "--base", type=Path, metavar="DIR", help="folder with config.json and tokenizer, where the source has none"
@@ -116,6 +122,10 @@ def plan_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> P
         max_model_len=arguments.max_model_len,
         training=training_of(arguments) if arguments.contamination is not None else None,
     )
+
+
+def _place(text: str) -> str | Path:
+    return text if is_url(text) else Path(text)
 
 
 def _source(arguments: argparse.Namespace, kind: str) -> Source:

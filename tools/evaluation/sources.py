@@ -14,6 +14,7 @@ import xxhash
 
 from configs.load import load_config
 from learner_jax.contracts import SINGLE_FILE, read_json_object, weight_files
+from serving_bridge.storage import is_url
 from serving_bridge.weights import StoreError, WeightStore, files, read_version
 from tools.assembly import run_paths, start_model_dir
 from tools.evaluation.asking import Identity
@@ -38,14 +39,14 @@ class Source:
     """What is to be evaluated.
 
     Attributes:
-      path: of the folder, checkpoint or weight store.
+      path: of the folder or checkpoint; of the weight store also its URL in object storage.
       version: of the weight store; None for its newest.
       base: folder to take config.json and tokenizer from, where the source has none.
       dtype: of the served weights; None: bfloat16 where config.json says so, else float32.
     """
 
     kind: Literal["folder", "checkpoint", "weights"]
-    path: Path
+    path: Path | str
     version: int | None = None
     base: Path | None = None
     dtype: Dtype | None = None
@@ -69,7 +70,7 @@ def model_folder(source: Source, scratch: Path) -> Iterator[ModelFolder]:
       ConversionError, CheckpointError, StoreError, ModelConfigError: it can't be read; says why.
     """
     if source.kind == "folder":
-        yield _described(source, source.path, str(source.path))
+        yield _described(source, Path(source.path), str(source.path))
         return
     with tempfile.TemporaryDirectory(prefix="model-", dir=scratch) as made:
         folder = Path(made) / "model"
@@ -109,7 +110,7 @@ def _dtype_of(folder: Path) -> Dtype:
 def _from_checkpoint(source: Source, folder: Path) -> None:
     from learner_jax.conversion import to_hf  # needs JAX, which other sources do without
 
-    to_hf(source.path, out=folder, model_dir=source.base, dtype=source.dtype or "float32", family=source.family)
+    to_hf(Path(source.path), out=folder, model_dir=source.base, dtype=source.dtype or "float32", family=source.family)
 
 
 def _from_store(source: Source, folder: Path) -> int:
@@ -131,10 +132,10 @@ def _from_store(source: Source, folder: Path) -> int:
     return version
 
 
-def _base_beside(store: Path) -> Path:
+def _base_beside(store: Path | str) -> Path:
     """The model folder that the run began from whose store this is."""
-    config = store.absolute().parent / "config.toml"
-    if not config.is_file():
+    config = Path(store).absolute().parent / "config.toml"
+    if is_url(store) or not config.is_file():
         raise ResultError(f"{store} has no config.json and tokenizer, and no run beside it: name a folder with --base")
     resolved = load_config(config)
     return start_model_dir(resolved, run_paths(resolved))
