@@ -24,6 +24,7 @@ from serving_bridge.access import MAX_VERSION, Lease
 from serving_bridge.vllm_plugin import MODEL_FAMILY, STORE_ROOT
 from serving_bridge.vllm_plugin.live import LiveWeights, TornError, tensor_of
 from serving_bridge.vllm_plugin.stage import Applied, ModelTensors, Staged, StageError, Stager
+from serving_bridge.vllm_plugin.stages import make_room_between_stages
 from serving_bridge.weights import ShelfOptions, WeightStore
 
 if TYPE_CHECKING:
@@ -62,6 +63,12 @@ class WeirEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         self, config: WeightTransferConfig, vllm_config: VllmConfig, device: torch.device, model: torch.nn.Module
     ) -> None:
         super().__init__(config, vllm_config, device, model)
+        if device.type == "cpu" and vllm_config.parallel_config.pipeline_parallel_size > 1:
+            from vllm.v1.worker.gpu_model_runner import (
+                GPUModelRunner,
+            )  # which a worker has imported, and tests have not
+
+            make_room_between_stages(GPUModelRunner)  # that of the CPU inherits from it
         empty = [name for name, parameter in model.named_parameters() if parameter.numel() == 0]
         if empty:
             raise RuntimeError(

@@ -132,11 +132,12 @@ class LiveWeights:
         """Turns changes of checkpoint tensors into patches of the storages, one for each, on the model's device.
 
         Args:
-          changes: (name, int64[K] flat indices, new words[K], old words[K]).
+          changes: (name, int64[K] flat indices, new words[K], old words[K]); a tensor that no parameter was loaded
+            from is left out, as a load leaves it out.
         """
         parts: dict[int, list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = defaultdict(list)
         for name, indices, new, old in changes:
-            for route in self._routes[name]:
+            for route in self._routes.get(name, ()):  # none for a tensor of another pipeline stage
                 taken, where = route.translate(indices)
                 if taken.size:
                     parts[route.storage].append((where, new[taken], old[taken]))

@@ -45,7 +45,10 @@ def test_a_load_that_breaks_off_or_misses_parameters_is_never_intact(tmp_path: P
     config = SimpleNamespace(hf_config=source.config, model="a", dtype=torch.float32)
     model = Model()
     engine = WeirEngine(
-        SimpleNamespace(), SimpleNamespace(model_config=config, parallel_config=None), torch.device("cpu"), model
+        SimpleNamespace(),
+        SimpleNamespace(model_config=config, parallel_config=SimpleNamespace(pipeline_parallel_size=1)),
+        torch.device("cpu"),
+        model,
     )
     store = WeightStore(tmp_path / "weights", "run")
     manifest = VersionWriter(store).publish(tensors_of(source).items(), step=0, golden=[])
