@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         apply_override(tree, override)
     make_absolute(tree, Path.cwd())
     return parse_config(tree, origin=str(path))
+
+
+def load_past_config(path: str | Path) -> Config:
+    """The configuration of a run that is only read: keys that this build does not know are left out, with a warning.
+
+    Raises:
+      ConfigError: as of `load_config`, for everything but unknown keys.
+    """
+    tree = _read(path)
+    make_absolute(tree, base_of(tree, Path(path)))
+    try:
+        Config.model_validate(tree)
+    except ValidationError as error:
+        unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+        for location in unknown:
+            _remove(tree, location)
+        if unknown:
+            names = ", ".join(".".join(shown(part) for part in location) for location in unknown)
+            print(f"warning: {path}: left out what this build does not know: {names}", file=sys.stderr)
+    return parse_config(tree, origin=str(path))
+
+
+def _remove(tree: Any, location: tuple[Any, ...]) -> None:
+    for part in location[:-1]:
+        tree = tree[part]
+    del tree[location[-1]]
 
 
 def parse_config(tree: dict[str, Any], *, origin: str) -> Config:

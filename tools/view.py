@@ -14,7 +14,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from configs.load import load_config
+from configs.load import load_past_config
 from serving_bridge.telemetry import MetricsTail
 from tools.assembly import clear_errors
 from tools.command_line import command_parser
@@ -26,7 +26,7 @@ _ATTACH_TICK_S = 0.5
 
 def attach(directory: Path, *, tick_s: float = _ATTACH_TICK_S) -> None:
     """Follows a run directory until the run has ended; Ctrl-C leaves the run alone."""
-    config = load_config(directory / "config.toml")
+    config = load_past_config(directory / "config.toml")
     tail = MetricsTail(directory / "metrics.jsonl")
     with LiveView(config, directory) as view:
         while True:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import ConfigError, load_config, parse_config, save_config
+from configs.load import ConfigError, load_config, load_past_config, parse_config, save_config
 from learner_jax.settings.learner import LearnerSettings, LossSettings
 from tests.conftest import REPOSITORY
 
@@ -138,3 +138,18 @@ def test_what_a_run_can_not_do_without_stays(override: str, message: str) -> Non
 def test_none_is_text_to_a_setting_of_text() -> None:
     assert load_config(DEMO, ["run.name=none"]).run.name == "none"
     assert load_config(DEMO, ["learner.remat=none"]).learner.remat == "none"
+
+
+def test_a_past_run_is_read_without_the_keys_that_are_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.toml"
+    save_config(load_config(DEMO), path)
+    whole = path.read_text()
+    path.write_text(whole.replace("[serving]", '[serving]\nextra_args = ["--x"]') + "\n[gone]\nkey = 1\n")
+    with pytest.raises(ConfigError, match=r"serving\.extra_args: unknown key"):
+        load_config(path)
+    assert load_past_config(path) == load_config(DEMO)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == f"warning: {path}: left out what this build does not know: serving.extra_args, gone"
+    path.write_text(re.sub(r"^replicas = \d+$", "replicas = -1", whole, flags=re.MULTILINE))
+    with pytest.raises(ConfigError, match=r"serving\.replicas"):
+        load_past_config(path)

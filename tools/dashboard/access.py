@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tools.dashboard.attempts import Attempts
 from tools.dashboard.errors import DashboardError
 
 #: Shorter ones could be guessed.
@@ -45,6 +46,14 @@ HEADERS: Mapping[str, str] = {
 }
 
 
+class TooManyAttemptsError(DashboardError):
+    """An address gave too many wrong tokens; `wait_s` says when it may give one again."""
+
+    def __init__(self, wait_s: int) -> None:
+        super().__init__(f"too many wrong tokens: try again in {wait_s} s")
+        self.wait_s = wait_s
+
+
 @dataclass(frozen=True)
 class Access:
     """Who is let in.
@@ -60,6 +69,7 @@ class Access:
     hosts: frozenset[str]
     port: int
     clock: Callable[[], float] = time.time
+    _attempts: Attempts = field(default_factory=Attempts, repr=False)
     _key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     @property
@@ -76,14 +86,33 @@ class Access:
         """Whether it is the token; takes the same time for every one that is not."""
         return self.token is not None and hmac.compare_digest(_digest(given), _digest(self.token))
 
-    def lets_in(self, authorization: str, cookie: str) -> bool:
-        """Whether a request with these headers' values, "" where it has none, may read."""
-        if self.token is None:
+    def lets_in(self, authorization: str, cookie: str, address: str = "") -> bool:
+        """Whether a request may read.
+
+        Args:
+          authorization, cookie: these headers' values, "" where it has none.
+          address: where it comes from.
+
+        Raises:
+          TooManyAttemptsError: its token was not looked at.
+        """
+        if self.token is None or self._is_session(cookie):
             return True
         scheme, _, given = authorization.partition(" ")
-        if scheme.lower() == "bearer" and self.is_token(given.strip()):
+        return scheme.lower() == "bearer" and self.admits(given.strip(), address)
+
+    def admits(self, given: str, address: str) -> bool:
+        """As `is_token`; wrong ones of an address are counted.
+
+        Raises:
+          TooManyAttemptsError: there were too many of that address; this one was not looked at.
+        """
+        if wait_s := self._attempts.wait_s(address):
+            raise TooManyAttemptsError(wait_s)
+        if self.is_token(given):
             return True
-        return self._is_session(cookie)
+        self._attempts.was_wrong(address)
+        return False
 
     def new_session(self) -> str:
         """A cookie's value that lets in for `SESSION_S`, as long as this process lives."""

@@ -17,7 +17,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tools.dashboard.access import HEADERS, SESSION_S, Access
+from tools.dashboard.access import HEADERS, SESSION_S, Access, TooManyAttemptsError
 from tools.dashboard.answers import Wanted
 from tools.dashboard.watch import MAX_RUNS, Watch
 
@@ -55,7 +55,12 @@ def build_app(watch: Watch, access: Access) -> ASGIApp:
             return pages["login.html"]
         if not _same_origin(request):
             raise HTTPException(403, "the form was sent by another page")
-        if not access.is_token(await _given_token(request)):
+        given = await _given_token(request)
+        try:
+            is_right = access.admits(given, _address(request))
+        except TooManyAttemptsError as error:
+            return _later(error)
+        if not is_right:
             return Response(pages["login_wrong.html"].body, 401, media_type=_TYPES[".html"])
         response = RedirectResponse("/", 303)
         over_tls = request.headers.get("x-forwarded-proto") == "https" or request.url.scheme == "https"
@@ -139,11 +144,23 @@ class Doorkeeper:
         if any(path == open_ or (open_.endswith("/") and path.startswith(open_)) for open_ in _OPEN):
             return None
         authorization = request.headers.get("authorization", "")
-        if self._access.lets_in(authorization, request.cookies.get(self._access.cookie, "")):
-            return None
+        try:
+            if self._access.lets_in(authorization, request.cookies.get(self._access.cookie, ""), _address(request)):
+                return None
+        except TooManyAttemptsError as error:
+            return _later(error)
         if path == "/" and not authorization:
             return RedirectResponse("/login", 303)
         return _plain("a token is needed\n", 401, {"www-authenticate": "Bearer"})
+
+
+def _address(request: Request) -> str:
+    """Where a request comes from; behind a proxy on this machine, what that says of it."""
+    return request.client.host if request.client is not None else ""
+
+
+def _later(error: TooManyAttemptsError) -> Response:
+    return _plain(f"{error}\n", 429, {"retry-after": str(error.wait_s)})
 
 
 def _static() -> dict[str, Response]:

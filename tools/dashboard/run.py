@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.load import load_config
+from configs.load import load_past_config
 from configs.schema import Config
 from serving_bridge.telemetry import MetricsTail, Record
 from tools.assembly import RunPaths, build_registry, in_directory, run_paths
@@ -199,4 +199,4 @@ def config_of(directory: Path) -> Config:
     path = directory / "config.toml"
     if not path.is_file():
         raise DashboardError(f"{directory} is no run: expected a directory with config.toml, such as runs/demo")
-    return load_config(path)
+    return load_past_config(path)

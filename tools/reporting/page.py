@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from configs.load import load_config
+from configs.load import load_past_config
 from configs.schema import Config
 from learner_jax.runtime import SHARED_MODE, WeirError, printable, write_whole
 from serving_bridge.telemetry import read_metrics
@@ -74,7 +74,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run_dir = Path(run_dir)
     history = _read_history(run_dir)
-    config = load_config(run_dir / "config.toml")
+    config = load_past_config(run_dir / "config.toml")
     summary = summarize(history) | _saved_summary(run_dir)
     environment = page_environment()
     page = environment.get_template("report.html").render(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.dashboard.access import SESSION_S, Access, access_to, is_loopback, read_token
+from tools.dashboard.access import SESSION_S, Access, TooManyAttemptsError, access_to, is_loopback, read_token
+from tools.dashboard.attempts import FREE, WINDOW_S, Attempts
 from tools.dashboard.errors import DashboardError
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -127,3 +128,31 @@ def test_tokens_that_can_be_guessed_or_sent_wrongly_are_refused_without_being_to
 def test_a_missing_variable_is_named(environment: dict[str, str]) -> None:
     with pytest.raises(DashboardError, match="--token-env T: that variable is not set, or empty"):
         read_token("T", None, environment)
+
+
+def test_an_address_that_guesses_waits_and_others_do_not() -> None:
+    now = [0.0]
+    access = Access(TOKEN, frozenset({"localhost"}), 8790, _attempts=Attempts(clock=lambda: now[0]))
+    session = access.new_session()
+    for guess in range(FREE):
+        now[0] = float(guess)
+        assert not access.lets_in(f"Bearer guess-{guess}", "", "10.0.0.1")
+    with pytest.raises(TooManyAttemptsError, match=r"too many wrong tokens: try again in 51 s"):
+        access.lets_in(f"Bearer {TOKEN}", "", "10.0.0.1")  # else it would still tell whether a guess is right
+    assert access.lets_in("", session, "10.0.0.1")
+    assert access.lets_in(f"Bearer {TOKEN}", "", "10.0.0.2")
+    assert not access.lets_in("", "", "10.0.0.1")
+    now[0] = WINDOW_S
+    assert access.admits(TOKEN, "10.0.0.1")
+    assert not access.admits("one-more-guess", "10.0.0.1")
+    with pytest.raises(TooManyAttemptsError):
+        access.admits(TOKEN, "10.0.0.1")
+
+
+def test_only_so_many_addresses_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.dashboard.attempts._MAX_ADDRESSES", 2)
+    attempts = Attempts(clock=lambda: 0.0)
+    for address in ("a", "b", "c"):
+        for _ in range(FREE):
+            attempts.was_wrong(address)
+    assert [attempts.wait_s(address) for address in ("a", "b", "c")] == [0, 60, 60]

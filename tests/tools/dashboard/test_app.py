@@ -112,6 +112,15 @@ def test_without_the_token_nothing_of_a_run_is_shown(locked: TestClient, path: s
     assert locked.get(path, headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
+def test_guesses_are_slowed_down(locked: TestClient) -> None:
+    replies = [locked.post("/login", data={"token": f"guess-{guess}"}) for guess in range(11)]
+    assert [reply.status_code for reply in replies] == [*[401] * 10, 429]
+    assert 50 <= int(replies[-1].headers["retry-after"]) <= 60
+    refused = locked.get("/api/about", headers={"authorization": f"Bearer {TOKEN}"})
+    assert (refused.status_code, refused.text[:21]) == (429, "too many wrong tokens")
+    assert locked.get("/login").status_code == 200
+
+
 def test_the_login_form_gives_a_cookie_that_scripts_and_other_sites_never_have(locked: TestClient) -> None:
     assert locked.get("/").headers["location"] == "/login"
     assert "Log in" in locked.get("/login").text
