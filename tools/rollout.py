@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 from learner_jax.runtime import Waits, keep_freed_memory
 from rewards.environments import create_environment
@@ -32,6 +33,7 @@ from tools.assembly import (
     preflight,
     read_arguments,
     record_limits,
+    traced,
     watched,
     working,
 )
@@ -90,8 +92,9 @@ def main() -> None:
             renew_every_s=config.store.claim_lease_s / 4,
         )
         collect_garbage_less_often()
-        alone = working(paths, f"rollout-{arguments.name}")
-        with alone, reported_waits(waits, log, clock=time.monotonic):
+        name = f"rollout-{arguments.name}"
+        alone = working(paths, name)
+        with alone, reported_waits(waits, log, clock=time.monotonic), traced(config, name) as spans:
             if awaits_work(
                 queue.producer,
                 total_steps=config.learner.steps,
@@ -99,7 +102,7 @@ def main() -> None:
                 waits=waits,
                 should_stop=stop,
             ):
-                asyncio.run(worker.run())
+                asyncio.run(replace(worker, spans=spans).run())
             elif not stop():
                 print(f"run {config.run.name} has made all of its {config.learner.steps} steps: there is nothing to do")
 

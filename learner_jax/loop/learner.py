@@ -17,8 +17,8 @@ from learner_jax.loop.profiling import Profiler
 from learner_jax.loop.publishing import Publishing
 from learner_jax.loop.saving import Saving
 from learner_jax.loop.step_metrics import TrainingError, merged, require_honest_ratios, row_counts
-from learner_jax.loop.step_record import log_engine, log_history, step_record
-from learner_jax.runtime import Waits, crash_point
+from learner_jax.loop.step_record import log_engine, log_history, log_step, step_record
+from learner_jax.runtime import NO_SPANS, Spans, Waits, crash_point
 from learner_jax.training import Engine, Params, PlannedBatch
 
 Log = Callable[..., None]
@@ -64,6 +64,7 @@ class Learner:
         reference_params: Params | None = None,
         profiler: Profiler | None = None,
         waits: Waits | None = None,
+        spans: Spans = NO_SPANS,
     ):
         self._engine, self._settings, self._hosts = engine, engine.settings, engine.hosts
         self._source = source
@@ -88,8 +89,7 @@ class Learner:
             on_arrival=self._kl.arrived,
             waits=waits,
         )
-        self._profiler = profiler
-        self._log = log
+        self._profiler, self._log, self._spans = profiler, log, spans
         self._should_stop = should_stop
         self._ledger = Ledger()
         self._saving = Saving(
@@ -222,7 +222,7 @@ class Learner:
             save_s=ended - published,
             step_s=ended - started,
         )
-        self._log("step", **record)
+        log_step(self._log, self._spans, record, taken.group_ids, published_version=ledger.version)
         return record
 
     def _batch(self, taken: StepGroups) -> tuple[PlannedBatch, BatchStats]:

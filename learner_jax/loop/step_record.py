@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +12,7 @@ from learner_jax.batches import BatchStats
 from learner_jax.loop.feed import StepGroups
 from learner_jax.loop.step_metrics import with_explained_variance
 from learner_jax.models import flops
+from learner_jax.runtime import Spans
 from learner_jax.training import Engine, Mismatch
 
 Log = Callable[..., None]
@@ -91,3 +93,15 @@ def log_history(log: Log, event: str, *, step: int, taken: StepGroups | None = N
         oldest = [min(trajectory.oldest_version for trajectory in group) for group in taken.groups]
         fields |= {"groups": taken.group_ids, "oldest": oldest}
     log(event, step=step, life=os.getpid(), **fields)
+
+
+def log_step(
+    log: Log, spans: Spans, record: Mapping[str, Any], group_ids: Sequence[str], *, published_version: int
+) -> None:
+    """Logs a step that has just ended, and tells the learner's part of the ways of the groups it was trained on."""
+    log("step", **record)
+    at = time.time() - record["step_s"]
+    for name, part in (("lease", "wait_s"), ("train", "train_s"), ("publish", "publish_s")):
+        more = {"published_version": published_version} if name == "publish" else {}
+        spans.past(group_ids, name, at, at + record[part], step=record["step"], version=record["version"], **more)
+        at += record[part]

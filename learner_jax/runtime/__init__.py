@@ -25,6 +25,7 @@ from learner_jax.runtime.plain_files import (
     read_at,
     read_plain,
 )
+from learner_jax.runtime.spans import NO_SPANS, NoSpans, Spans
 from learner_jax.runtime.standing_wait import StandingWait
 from learner_jax.runtime.text import printable
 from learner_jax.runtime.waits import Wait, Waits, WaitState, WaitTimeoutError
@@ -33,15 +34,18 @@ __all__ = [
     "CANNOT_HEAL_STATUS",
     "FILE_MODE",
     "FOLDER_MODE",
+    "NO_SPANS",
     "PLAIN_NAME",
     "SHARED_MODE",
     "Code",
     "Door",
     "DoorError",
+    "NoSpans",
     "Pattern",
     "PatternError",
     "PlainFileError",
     "SlowPatternError",
+    "Spans",
     "StandingWait",
     "Wait",
     "WaitState",

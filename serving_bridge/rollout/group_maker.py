@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from learner_jax.runtime import crash_point
+from learner_jax.runtime import NO_SPANS, Spans, crash_point
 from rewards.contracts import Task
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.rollout.agent_player import AgentPlayer
@@ -17,7 +17,7 @@ from serving_bridge.rollout.episodes import Episode
 from serving_bridge.rollout.groups import BREAKS, GroupError, is_final
 from serving_bridge.rollout.measured import MeasuredCurriculum
 from serving_bridge.rollout.player import Player
-from serving_bridge.rollout.trajectories import Origin, make_trajectories
+from serving_bridge.rollout.trajectories import Origin, group_id_of, make_trajectories
 from serving_bridge.rollout.worker_queue import WorkerQueue
 
 #: tries of a group before it is given up; requests have tries of their own
@@ -52,16 +52,22 @@ class GroupMaker:
         log: Callable[..., None],
         curriculum: MeasuredCurriculum | None,
         delayed: DelayedRewards | None = None,
+        spans: Spans = NO_SPANS,
     ) -> None:
         self.playing: set[int] = set()
         self._task, self._encoder = task, encoder
         self._player, self._queue, self._origin = player, queue, origin
         self._places = asyncio.Semaphore(places)
         self._count, self._sources = count, sources
-        self._log = log
+        self._log, self._spans = log, spans
         self._curriculum, self._delayed = curriculum, delayed
 
     async def make(self, index: int) -> None:
+        """As `_make`, told as one span."""
+        with self._spans.group(group_id_of(self._origin.run, index)):
+            await self._make(index)
+
+    async def _make(self, index: int) -> None:
         """Has the group of a claimed prompt in the queue's hands, or the claim given up for good.
 
         Raises:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 
+from learner_jax.runtime import NO_SPANS, Spans
 from rewards.contracts import AsyncEnvironment, Environment, Message, Problem, Reply
 from serving_bridge.evaluation import PromptEncoder, VerdictWatch
 from serving_bridge.rollout.dialogs import Dialogs
@@ -40,13 +41,14 @@ class Player:
         scoring: Executor,
         count: Counter[str],
         verdicts: VerdictWatch | None = None,
+        spans: Spans = NO_SPANS,
     ) -> None:
         self._encoder = encoder
         self._shows_marks = bool(getattr(environment, "tools", ()))
         self._dialogs = Dialogs(environment, scoring, self._read, limit_s=settings.reward_timeout_s, count=count)
         self._sampler = sampler
         self._settings = settings
-        self._count = count
+        self._count, self._spans = count, spans
         self._verdicts = verdicts or VerdictWatch(settings.max_failed_verdicts, count=count)
         self._max_tokens = settings.episode_tokens(environment.max_turns)
         if bind := getattr(environment, "bind_fleet", None):
@@ -94,7 +96,8 @@ class Player:
                 )
                 prefix = Prefix(replica)
                 context += answer.tokens.tolist()
-                (outcome,) = await dialog.step([answer], is_last=not self._has_room(context))
+                with self._spans.span("score", turn=len(turns)):
+                    (outcome,) = await dialog.step([answer], is_last=not self._has_room(context))
                 if outcome.observation == ():
                     outcome = await dialog.observe(outcome)
                 self._verdicts.add(problem.index, [outcome])
@@ -111,7 +114,8 @@ class Player:
         """`count` episodes of one turn in one request; raises what `play` does."""
         answers, _ = await self._sampler.sample(prompt, n=count, max_tokens=self._settings.max_tokens, prefix=Prefix())
         dialog = await self._dialogs.begin(problem)
-        outcomes = await dialog.step(answers, is_last=True)
+        with self._spans.span("score", answers=count):
+            outcomes = await dialog.step(answers, is_last=True)
         self._verdicts.add(problem.index, outcomes)
         return [
             Episode(problem, (PlayedTurn(tuple(prompt), answer, outcome),))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from learner_jax.runtime import NO_SPANS, Spans
 from serving_bridge.routing import Dispatcher
 from serving_bridge.settings import RolloutSettings
 from serving_bridge.vllm import Aborted, Completion, Malformed, ReplicaError, joined
@@ -50,13 +51,14 @@ class Sampler:
         count: Counter[str],
         log: Log,
         rng: random.Random,
+        spans: Spans = NO_SPANS,
     ) -> None:
         self._dispatcher = dispatcher
         self._settings = settings
         self._stop_token_ids = tuple(stop_token_ids)
         self._count = count
         self._log = log
-        self._rng = rng
+        self._rng, self._spans = rng, spans
 
     async def sample(
         self, tokens: Sequence[int], *, n: int, max_tokens: int, prefix: Prefix
@@ -100,7 +102,8 @@ class Sampler:
             slot = await self._dispatcher.take(n, prefix.replica)
             prefix.replica = slot.target.name
             try:
-                answers = await self._send(slot.target.client, tokens, n, max_tokens)
+                with self._spans.span("request", replica=slot.target.name, answers=n, attempt=attempt + 1):
+                    answers = await self._send(slot.target.client, tokens, n, max_tokens)
             except ReplicaError as error:
                 self._dispatcher.give_back(slot, error)
                 self._count["retries"] += 1

@@ -31,9 +31,14 @@ class Origin:
     tokenizer: str
 
 
+def group_id_of(run: str, index: int) -> str:
+    """The id of the group of a prompt."""
+    return f"{run}/{index}"
+
+
 def make_trajectories(origin: Origin, index: int, episodes: Sequence[Episode]) -> list[Trajectory]:
     """The group of prompt `index`; ids never change between tries, token ids are exactly the sampler's."""
-    group_id = f"{origin.run}/{index}"
+    group_id = group_id_of(origin.run, index)
     return [
         Trajectory(
             trajectory_id=f"{group_id}/{sample}",

@@ -14,7 +14,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from learner_jax.runtime import Waits
+from learner_jax.runtime import NO_SPANS, Spans, Waits
 from rewards.contracts import AsyncEnvironment, Environment, Task
 from rewards.environments import AgentEnvironment, FeedbackEnvironment
 from serving_bridge.access import Keys
@@ -66,6 +66,7 @@ class RolloutWorker:
       queue_thread: runs the calls to queue and registry, a thread of its own if None.
       tick_s: between two looks at the gate.
       renew_every_s: between two renewals of the claims.
+      spans: told how long each group's parts take.
     """
 
     name: str
@@ -92,6 +93,7 @@ class RolloutWorker:
     queue_thread: Executor | None = None
     tick_s: float = 0.05
     renew_every_s: float = 10.0
+    spans: Spans = NO_SPANS
 
     async def run(self) -> None:
         """Works until the learner has finished or `should_stop`.
@@ -137,7 +139,13 @@ def _assembled(
     )
     dispatcher = Dispatcher(settings, lambda row: _client(worker, row, session), worker.waits)
     sampler = Sampler(
-        dispatcher, settings, encoder.tokenizer.eos_ids, count=interval.count, log=worker.log, rng=worker.rng
+        dispatcher,
+        settings,
+        encoder.tokenizer.eos_ids,
+        count=interval.count,
+        log=worker.log,
+        rng=worker.rng,
+        spans=worker.spans,
     )
     verdicts = VerdictWatch(settings.max_failed_verdicts, count=interval.count)
     player: Player | AgentPlayer
@@ -145,7 +153,14 @@ def _assembled(
         player = AgentPlayer(environment, encoder, sampler, settings, count=interval.count, verdicts=verdicts)
     else:
         player = Player(
-            environment, encoder, sampler, settings, scoring=scoring, count=interval.count, verdicts=verdicts
+            environment,
+            encoder,
+            sampler,
+            settings,
+            scoring=scoring,
+            count=interval.count,
+            verdicts=verdicts,
+            spans=worker.spans,
         )
     queue = _queue(worker, interval, queue_thread)
     replicas = KnownReplicas(
@@ -170,6 +185,7 @@ def _assembled(
         count=interval.count,
         sources=interval.sources,
         log=worker.log,
+        spans=worker.spans,
         curriculum=MeasuredCurriculum(worker.leave_out, queue, run=worker.identity.run) if worker.leave_out else None,
         delayed=delayed,
     )
@@ -202,6 +218,7 @@ def _queue(worker: RolloutWorker, interval: Interval, thread: Executor) -> Worke
         renew_every_s=worker.renew_every_s,
         count=interval.count,
         log=worker.log,
+        spans=worker.spans,
     )
 
 

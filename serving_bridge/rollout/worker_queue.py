@@ -7,6 +7,7 @@ full, finished groups are kept and offered again.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -14,7 +15,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from learner_jax.contracts import ContractError, Trajectory
-from learner_jax.runtime import StandingWait, Waits, WaitTimeoutError
+from learner_jax.runtime import NO_SPANS, Spans, StandingWait, Waits, WaitTimeoutError
 from serving_bridge.queue import Delay, Pace, ProblemOutcome, Progress, QueueFullError, QueueProducer
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class WorkerQueue:
         renew_every_s: float,
         count: Counter[str],
         log: Log,
+        spans: Spans = NO_SPANS,
     ) -> None:
         self._queue = queue
         self._worker = worker
@@ -51,7 +53,7 @@ class WorkerQueue:
         self._max_wait_s = max_wait_s
         self._renew_every_s = renew_every_s
         self._count = count
-        self._log = log
+        self._log, self._spans = log, spans
         self._finished: list[tuple[int, list[Trajectory]]] = []
         self._outcomes: dict[int, ProblemOutcome] = {}
         self._delays: dict[int, Delay] = {}
@@ -147,7 +149,9 @@ class WorkerQueue:
                 put = partial(put, outcomes=outcomes)
             if delays := {index: self._delays[index] for index, _ in batch if index in self._delays}:
                 put = partial(put, delays=delays)
+            began_s = time.time()
             await self.call(f"the acceptance of {len(batch)} groups", put)
+            self._spans.past([group[0].group_id for _, group in batch], "put", began_s, time.time(), groups=len(batch))
             for index, _ in batch:
                 self._outcomes.pop(index, None)
                 self._delays.pop(index, None)

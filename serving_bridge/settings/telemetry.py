@@ -27,6 +27,13 @@ class TelemetrySettings(Settings):
         description="address to listen at; anybody who reaches it may read the run's figures, but no text",
     )
     port: PortSettings = PortSettings()
+    traces: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of groups whose way from prompt to version is traced by OpenTelemetry (pip install "
+        "'weir[otel]'), sent to OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
     version_label: bool = Field(
         False, description="also label vLLM's own series with the version: new series for every version, for short runs"
     )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,40 @@ def test_trajectories_carry_exactly_what_was_sampled(tmp_path: Path, tokenizer: 
     assert not first.turn.any()
     assert bench.total("mixed_version_answers") == 4
     assert bench.total("tokens") == 12
+
+
+class Told:
+    """Takes spans; keeps (group, name, attributes)."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[str, str, dict[str, Any]]] = []
+        self._current: ContextVar[str] = ContextVar("group")
+
+    @contextmanager
+    def group(self, group_id: str) -> Iterator[None]:
+        self._current.set(group_id)
+        yield
+        self.spans.append((group_id, "group", {}))
+
+    @contextmanager
+    def span(self, name: str, **attributes: Any) -> Iterator[None]:
+        yield
+        self.spans.append((self._current.get(), name, attributes))
+
+    def past(self, group_ids: Any, name: str, began_s: float, ended_s: float, **attributes: Any) -> None:
+        assert 0 <= ended_s - began_s < 60
+        self.spans += [(group_id, name, {}) for group_id in group_ids]
+
+
+def test_each_part_of_a_groups_way_is_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    bench = Bench(tmp_path, tokenizer, FakeReplica(script=[two(9, finish_reason="abort"), two(9, 1)]))
+    told = bench.worker.spans = Told()
+    bench.ready()
+    bench.run(lambda: bench.num_ready() == 2)
+    names = [name for group_id, name, _ in told.spans if group_id == "run/1"]
+    assert names == ["request", "score", "group", "put"]
+    about = [attributes for group_id, name, attributes in told.spans if (group_id, name) == ("run/0", "request")]
+    assert about[0] == {"replica": "r0", "answers": 2, "attempt": 1}
 
 
 def test_lost_and_garbled_answers_are_asked_for_again_and_never_become_samples(
