@@ -113,7 +113,8 @@ def not_in_storage(tree: dict[str, Any]) -> Iterator[str]:
         for table in _tables(tree, tables):
             text = table.get(key)
             if isinstance(text, str) and is_url(text):
-                yield f"{setting}: {why} on {text.partition('://')[0]}:// is not supported: expected a path"
+                hint = " (store.checkpoints copies checkpoints there)" if setting == "run.directory" else ""
+                yield f"{setting}: {why} on {text.partition('://')[0]}:// is not supported: expected a path{hint}"
 
 
 def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:

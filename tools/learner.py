@@ -29,7 +29,7 @@ from learner_jax.conversion import Watch, to_hf
 from learner_jax.hosts import Hosts, connect, ends_at_once, require_shared
 from learner_jax.loop import Learner, Outcome, Profiler, code_facts, environment_facts, flat, folder_facts
 from learner_jax.models import load_parameters
-from learner_jax.runtime import Waits, keep_freed_memory, tell_once
+from learner_jax.runtime import NO_SPANS, Spans, Waits, keep_freed_memory, tell_once
 from learner_jax.settings import LossSettings, SupervisedSettings, WarmStartSettings
 from learner_jax.training import (
     Engine,
@@ -48,6 +48,7 @@ from tools.assembly import (
     Start,
     StopRequest,
     base_model_dir,
+    build_copies,
     build_encoder,
     build_publisher,
     build_queue,
@@ -61,6 +62,7 @@ from tools.assembly import (
     record_limits,
     run_directory,
     start_model_dir,
+    traced,
     working,
 )
 from tools.command_line import command_parser
@@ -206,7 +208,9 @@ def connect_hosts(config: Config, waits: Waits) -> Hosts:
     return connect(config.learner.hosts, timeout_s=2 * config.learner.max_wait_s + 60, facts=facts, waits=waits)
 
 
-def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_steps: int = 0) -> Outcome:
+def run_reinforcement(
+    config: Config, paths: RunPaths, hosts: Hosts, *, profile_steps: int = 0, spans: Spans = NO_SPANS
+) -> Outcome:
     """Runs the loop until it ends or the process is asked to stop; traces some of its steps if asked to."""
     stop = StopRequest().install()  # a host that only waits for the others has nothing to save
     require_shared(hosts, paths.checkpoints, "run.directory")
@@ -234,6 +238,7 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
         config=config.model_dump(mode="json"),
         log=log,
         waits=hosts.waits,
+        copies=build_copies(config, paths) if hosts.is_leader else None,
     )
     try:
         learner = Learner(
@@ -250,6 +255,7 @@ def run_reinforcement(config: Config, paths: RunPaths, hosts: Hosts, *, profile_
             reference_params=kl_reference(config, engine, model_config),
             profiler=Profiler(paths.profile / f"host-{hosts.index}", profile_steps),
             waits=hosts.waits,
+            spans=spans if hosts.is_leader else NO_SPANS,
         )
         with reported_waits(hosts.waits, log, clock=time.monotonic), hosts.telling():
             outcome = learner.run()
@@ -311,7 +317,8 @@ def main() -> None:
                         found = changes(load_config(paths.config), config)
                         run_directory.record(Start(config, found), paths, process="learner")
                         run_directory.tell(found)
-                    outcome = run_reinforcement(config, paths, hosts, profile_steps=arguments.profile)
+                    with traced(config, f"learner-{hosts.index}") as spans:
+                        outcome = run_reinforcement(config, paths, hosts, profile_steps=arguments.profile, spans=spans)
             if hosts.is_leader:
                 print(f"learner {outcome.reason} after {outcome.position.completed_steps} steps")
 

@@ -44,6 +44,8 @@ rule_files: [/path/to/weir/configs/monitoring/rules.yml]
 - A gauge whose value was not measured is absent. Counters begin at 0 with each start of a process.
 - Label values are plain names, at most 256 of a metric. Others are left out; `weir_labels_refused_total` counts them.
 
+One answer's way through all processes, as a trace: [traces.md](traces.md).
+
 This file is written from the table: `python -m tools.metrics --markdown > docs/metrics.md`.
 """
 _HEADINGS = {

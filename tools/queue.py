@@ -9,7 +9,7 @@ python -m tools.queue runs/demo reward FILE.jsonl   (rewards that came for them)
 python -m tools.queue runs/demo ingress --token-env NAME   (takes rewards over HTTP until it is stopped)
 
 Instead of the run's directory, the URL of its queue: a path, sqlite:///path or postgresql://...?schema=RUN. Payloads in
-files are then found only where the queue keeps them by default, or with --blobs FOLDER.
+files are then found only where the queue keeps them by default, or with --blobs PLACE.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TIMEOUT_S = 5.0
 def main(argv: list[str] | None = None) -> None:
     parser = command_parser("queue", __doc__)
     parser.add_argument("queue", help="a run's directory, e.g. runs/demo, or the URL of a queue")
-    parser.add_argument("--blobs", type=Path, metavar="FOLDER", help="where the queue of a URL keeps big payloads")
+    parser.add_argument("--blobs", metavar="PLACE", help="folder or URL where the queue of a URL keeps big payloads")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     show = commands.add_parser("show", help="how full it is and who holds what (default)")
     dead = commands.add_parser("dead", help="dead letters and why")
@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 @contextmanager
-def opened(where: str, blobs: Path | None) -> Iterator[TrajectoryQueue]:
+def opened(where: str, blobs: str | Path | None) -> Iterator[TrajectoryQueue]:
     """The queue of a run's directory or behind a URL; it must exist.
 
     Raises:
@@ -198,11 +198,11 @@ def requeue_letters(queue: TrajectoryQueue, group_ids: list[str], console: Conso
 
 def print_blobs(queue: TrajectoryQueue, console: Console, *, now: float, sweep: bool) -> None:
     if queue.blobs is None:
-        raise QueueError("where this queue keeps big payloads is not known: give the run's directory or --blobs FOLDER")
+        raise QueueError("where this queue keeps big payloads is not known: give the run's directory or --blobs PLACE")
     wanted = queue.database.read(queue_rows.wanted_files)
     files = {name: (num_bytes, written_s) for name, num_bytes, written_s in queue.blobs.files()}
     spares = {name: (num_bytes, written_s) for name, num_bytes, written_s in queue.blobs.spares()}
-    console.print(f"[bold]{escape(str(queue.blobs.folder))}[/]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{escape(queue.blobs.address)}[/]", highlight=False, soft_wrap=True)
     table = Table("files", box=None)
     for heading in ("number", "size", "oldest"):
         table.add_column(heading, justify="right")

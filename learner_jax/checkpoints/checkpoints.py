@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from learner_jax.checkpoints.copies import Copying
 from learner_jax.checkpoints.folder import (
     Found,
     check,
@@ -34,7 +35,7 @@ from learner_jax.checkpoints.manifest import (
     read_manifest,
 )
 from learner_jax.checkpoints.proof import HASHES_WITHIN_S, Proof
-from learner_jax.contracts import Position
+from learner_jax.contracts import CheckpointCopies, Position
 from learner_jax.models import KEY as VALUE_KEY
 from learner_jax.runtime import Waits, crash_point, disk_failure, this_code
 from learner_jax.training import Params, TrainState
@@ -74,6 +75,7 @@ class Checkpoints:
       config: the run's resolved settings, for the manifest; what JSON can hold.
       log: told of each checkpoint that is committed, from a background thread of the first host, and of slow ones.
       waits: where its waits are seen.
+      copies: where every checkpoint is copied to before it counts as saved, if anywhere.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Checkpoints:
         config: Mapping[str, Any] | None = None,
         log: Callable[..., None] | None = None,
         waits: Waits | None = None,
+        copies: CheckpointCopies | None = None,
     ):
         self._waits = waits or Waits()
         arrays = {item: _array_handler() for item in ("state", "reference")}
@@ -98,6 +101,7 @@ class Checkpoints:
             )
         self._run, self._config, self._code = run, dict(config or {}), this_code()
         self._log = log
+        self._copying = None if copies is None else Copying(copies, self._directory, log=log, waits=self._waits)
         self._proof: Proof | None = None
         self._leftovers = unfinished(self._directory)
 
@@ -135,7 +139,9 @@ class Checkpoints:
 
         if leads:
             folder = self._directory / str(step)
-            self._proof = Proof(folder, manifest, is_writing=self._is_writing, on_end=hashed)
+            self._proof = Proof(
+                folder, manifest, is_writing=self._is_writing, on_end=hashed, copy=lambda: self.keep_copy(step)
+            )
 
     def wait(self, timeout_s: float = 600.0) -> None:
         """Blocks until the save in progress, if any, is committed; on the first host until it is proven and hashed.
@@ -163,11 +169,11 @@ class Checkpoints:
             except CheckpointError:
                 self._proof = None  # of nothing
                 raise
-        self._await_proof()
+        self._await_proof(timeout_s)
 
-    def _await_proof(self) -> None:
+    def _await_proof(self, copied_within_s: float) -> None:
         """Blocks until what was committed is proven; hashes are given up after a while, the rest not."""
-        if self._proof is None:
+        if (proof := self._proof) is None:
             return
         with self._waits.waiting(
             f"{self._name()} to be read back",
@@ -176,12 +182,23 @@ class Checkpoints:
             hint="what it was trained on is not forgotten; see whether that disk is slow",
             error=CheckpointError,
         ) as wait:
-            while self._proof.is_running:
+            while proof.is_running and not proof.is_copying:
                 if wait.waited_s >= HASHES_WITHIN_S:
-                    self._proof.stop()
+                    proof.stop()
                 wait.sleep(_POLL_S)
-        proof, self._proof = self._proof, None
+        if self._copying is not None:
+            self._copying.wait(self._name(), lambda: proof.is_copying, limit_s=copied_within_s)
+        self._proof = None
         proof.require()
+
+    def bring_copy(self) -> int | None:
+        """Brings the newest copy, if it is newer than what is here; returns its step. Raises `CheckpointError`."""
+        return None if self._copying is None else self._copying.bring_newer()
+
+    def keep_copy(self, step: int) -> None:
+        """Copies a checkpoint, unless there is a copy, or no place for them. Raises `CheckpointError`."""
+        if self._copying is not None:
+            self._copying.keep(step)
 
     def _name(self) -> str:
         """What a save in progress is of."""

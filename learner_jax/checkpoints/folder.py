@@ -21,7 +21,8 @@ from learner_jax.checkpoints.arrays import TREE, array_problems
 from learner_jax.checkpoints.hashes import HASHES, FileCheck, check_files
 from learner_jax.checkpoints.manifest import ITEM, CheckpointError, Manifest, read_manifest
 
-_TEMPORARY = ".orbax-checkpoint-tmp"
+#: In the name of what was never committed.
+TEMPORARY = ".orbax-checkpoint-tmp"
 _DESCRIPTION = "_CHECKPOINT_METADATA"
 #: What a checkpoint is renamed to that an ousted learner committed too late.
 OUSTED = ".ousted"
@@ -80,7 +81,7 @@ def steps_in(directory: AnyPath) -> list[int]:
 
 def unfinished(directory: AnyPath) -> tuple[str, ...]:
     """Names of saves that were never committed, in a folder of checkpoints."""
-    return tuple(sorted(path.name for path in directory.glob(f"*{_TEMPORARY}*")))
+    return tuple(sorted(path.name for path in directory.glob(f"*{TEMPORARY}*")))
 
 
 def lives_in(directory: AnyPath) -> dict[int, int | None]:

@@ -34,6 +34,7 @@ class Proof:
       manifest: that was saved.
       is_writing: whether it is still being written.
       on_end: called in the thread with whether there are hashes now, and the seconds that they took.
+      copy: called at the very end; raises `CheckpointError` if a copy could not be made.
     """
 
     def __init__(
@@ -43,17 +44,24 @@ class Proof:
         *,
         is_writing: Callable[[], bool],
         on_end: Callable[[bool, float], None],
+        copy: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder, self._manifest = folder, manifest
-        self._is_writing, self._on_end = is_writing, on_end
+        self._is_writing, self._on_end, self._copy = is_writing, on_end, copy
         self._stop = threading.Event()
         self._failure: Exception | None = None
+        self._is_copying = False
         self._thread = threading.Thread(target=self._run, name="checkpoint-proof", daemon=True)
         self._thread.start()
 
     @property
     def is_running(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether it is proven, and a copy of it being made."""
+        return self._is_copying and self.is_running
 
     def stop(self) -> None:
         """Does without hashes, unless they are there."""
@@ -78,6 +86,8 @@ class Proof:
             started = time.monotonic()
             hashed = self._hash()
             self._on_end(hashed, time.monotonic() - started)
+            self._is_copying = True
+            self._copy()
         except (CheckpointError, OSError) as error:
             self._failure = error
 

@@ -1,6 +1,7 @@
 """The records, protocols and model table by which the learner meets the rest of Weir; free of JAX."""
 
 from learner_jax.contracts.branches import branches_of, longest_sequence, num_sequences
+from learner_jax.contracts.copies import CheckpointCopies, CheckpointCopy
 from learner_jax.contracts.families import (
     BUILT_IN,
     DENSE_ROWS,
@@ -107,6 +108,8 @@ __all__ = [
     "QWEN2",
     "QWEN3",
     "SINGLE_FILE",
+    "CheckpointCopies",
+    "CheckpointCopy",
     "ContractError",
     "GoldenPrompt",
     "Key",

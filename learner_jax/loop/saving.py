@@ -64,13 +64,17 @@ class Saving:
         require_shared(self._hosts, self._checkpoints.directory, "run.directory")
 
         def look() -> list[Any]:
-            life = next_life(self._checkpoints.directory, self._source.take_over())
+            turn = self._source.take_over()
+            if (brought := self._checkpoints.bring_copy()) is not None:
+                self._log("brought", step=brought)
+            life = next_life(self._checkpoints.directory, turn)
             self._told(oust(self._checkpoints.directory, life), life)
             step = self._checkpoints.latest_step()
             if step is None:
                 return [life, None, False]
             verified = self._checkpoints.check(step)
             settle(self._checkpoints.directory / str(step))  # before the queue forgets what it holds
+            self._checkpoints.keep_copy(step)
             return [life, step, verified]
 
         life, step, verified = self._from_leader(look, "checkpoint to go on from")

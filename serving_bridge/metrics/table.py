@@ -156,6 +156,8 @@ LEARNER: tuple[Metric, ...] = (
     _counter("weir_learner_anchor_failures_total", "versions", "Whole versions not stored again", "anchor_failed"),
     _gauge("weir_learner_committed_step", "steps", "Newest checkpoint on the disk", "committed", "step"),
     _gauge("weir_learner_commit_seconds", "seconds", "Time until it was there", "committed", "seconds"),
+    _gauge("weir_learner_copied_step", "steps", "Newest checkpoint in object storage", "copied", "step"),
+    _gauge("weir_learner_copy_seconds", "seconds", "Time until it was there", "copied", "seconds"),
     _counter("weir_learner_late_commits_total", "checkpoints", "Checkpoints slow to reach the disk", "uncommitted"),
     _counter("weir_learner_host_failures_total", "failures", "Hosts that could not go on", "host_failed"),
     _gauge("weir_learner_warm_start_accuracy", _SHARE, "Accuracy of the supervised start", "warm_start", "accuracy"),

@@ -13,10 +13,11 @@ import re
 import stat
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import xxhash
 
@@ -42,7 +43,7 @@ _ID = ".id"
 #: Of every file that is read, renamed or deleted for a row's sake.
 _NAME = re.compile(r"[0-9a-f]{32}")
 _HASH = re.compile(r"[0-9a-f]{32}")
-_MAX_OFFSET = 2**48
+MAX_OFFSET = 2**48
 _ID_NUMBER = re.compile(rb"\d{1,19}")
 #: A process that has run out of something must not take it for the files' fault.
 _OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -69,11 +70,27 @@ class Blob:
     hash: str
 
 
+class Blobs(Protocol):
+    """A place of payloads that all processes of the run reach; `BlobFolder` says what each method does."""
+
+    address: str
+
+    def identity(self) -> int: ...
+    def write(self, payloads: Sequence[bytes]) -> list[Blob]: ...
+    def write_as(self, name: str, payloads: Sequence[bytes]) -> None: ...
+    def holds(self, name: str) -> bool: ...
+    def reader(self, max_bytes: int = MAX_OFFSET) -> AbstractContextManager[Callable[[Blob], bytes]]: ...
+    def release(self, names: Iterable[str]) -> None: ...
+    def files(self) -> Iterator[tuple[str, int, float]]: ...
+    def spares(self) -> Iterator[tuple[str, int, float]]: ...
+    def sweep(self, wanted: Collection[str], *, before_s: float) -> int: ...
+
+
 class BlobFolder:
     """Files in a folder that all processes of the run see; the folder is made when the first is written."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.address = folder, str(folder)
         self._spares = folder / _SPARE
         self._spare_bytes = _SPARE_BYTES  # as far as this process knows
         self._is_durable = False
@@ -108,11 +125,7 @@ class BlobFolder:
         """Stores payloads durably in one file under a name that was never used before; says where each is."""
         name = uuid.uuid4().hex
         self.write_as(name, payloads)
-        blobs, offset = [], 0
-        for payload in payloads:
-            blobs.append(Blob(name, offset, len(payload), xxhash.xxh3_128_hexdigest(payload)))
-            offset += len(payload)
-        return blobs
+        return placed(name, payloads)
 
     def write_as(self, name: str, payloads: Sequence[bytes]) -> None:
         """Stores payloads durably in the file of that name, one after the other."""
@@ -137,7 +150,7 @@ class BlobFolder:
         return (self.folder / name).exists()
 
     @contextmanager
-    def reader(self, max_bytes: int = _MAX_OFFSET) -> Iterator[Callable[[Blob], bytes]]:
+    def reader(self, max_bytes: int = MAX_OFFSET) -> Iterator[Callable[[Blob], bytes]]:
         """What reads blobs of at most `max_bytes`: raises `BlobError` where a file is missing, or is none of this
         folder's, or does not hold what it held.
 
@@ -157,7 +170,7 @@ class BlobFolder:
                 return file, size
 
             def read(blob: Blob) -> bytes:
-                _check_place(blob, max_bytes)
+                check_place(blob, max_bytes)
                 try:
                     file, size = opened(blob.file)
                     data = read_at(file, min(blob.num_bytes, max(0, size - blob.offset)), blob.offset)
@@ -232,11 +245,20 @@ class BlobFolder:
         return False
 
 
-def _check_place(blob: Blob, max_bytes: int) -> None:
+def placed(name: str, payloads: Sequence[bytes]) -> list[Blob]:
+    """Where payloads are that lie one after the other in the file of that name."""
+    blobs, offset = [], 0
+    for payload in payloads:
+        blobs.append(Blob(name, offset, len(payload), xxhash.xxh3_128_hexdigest(payload)))
+        offset += len(payload)
+    return blobs
+
+
+def check_place(blob: Blob, max_bytes: int) -> None:
     """Raises `BlobError` for what no `write` returned."""
     if not _NAME.fullmatch(blob.file):
         raise BlobError(f"{quoted(blob.file, 80)} is no name of a blob, expected 32 hexadecimal digits")
-    if not (type(blob.offset) is int and 0 <= blob.offset < _MAX_OFFSET and 0 < blob.num_bytes <= max_bytes):
+    if not (type(blob.offset) is int and 0 <= blob.offset < MAX_OFFSET and 0 < blob.num_bytes <= max_bytes):
         raise BlobError(
             f"blob {blob.file}: {blob.num_bytes} bytes from {blob.offset}, expected 1 to {max_bytes} "
             f"(store.max_group_bytes) from 0 or above"

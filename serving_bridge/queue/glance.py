@@ -8,7 +8,7 @@ from pathlib import Path
 from learner_jax.contracts import Trajectory
 from serving_bridge.database import Session, look
 from serving_bridge.queue import rows, view
-from serving_bridge.queue.payloads import Payloader
+from serving_bridge.queue.payloads import Payloader, open_blobs
 from serving_bridge.queue.rows import Held
 from serving_bridge.queue.states import LIVE
 from serving_bridge.queue.view import Progress
@@ -37,7 +37,7 @@ def glance(
     """Looks at a queue without opening it for writing.
 
     Args:
-      blobs: folder of payloads in files; None leaves those groups out.
+      blobs: folder, or URL, of payloads in files; None leaves those groups out.
       max_groups: groups whose payload is read, at most.
       max_group_bytes: bigger groups are left out.
       timeout_s: bound on a server.
@@ -58,6 +58,7 @@ def glance(
         return view.progress(session), held
 
     progress, held = look(url, work, timeout_s=timeout_s)
-    payloads = Payloader(None, None if blobs is None else Path(blobs), blob_bytes=0, max_bytes=max_group_bytes)
+    place = None if blobs is None else open_blobs(blobs, storage_timeout_s=timeout_s)
+    payloads = Payloader(None, place, blob_bytes=0, max_bytes=max_group_bytes)
     read = payloads.unpack(held).groups
     return Glance(progress, [read[row.group_id] for row in held if row.group_id in read])

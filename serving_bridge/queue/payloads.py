@@ -21,9 +21,11 @@ from learner_jax.contracts import prompt_index as group_index
 from learner_jax.runtime import crash_point
 from serving_bridge.database import MEMORY, Database, Session, is_postgres, sqlite_path
 from serving_bridge.queue import rows
-from serving_bridge.queue.blobs import Blob, BlobError, BlobFolder
+from serving_bridge.queue.blob_objects import BlobObjects
+from serving_bridge.queue.blobs import Blob, BlobError, BlobFolder, Blobs
 from serving_bridge.queue.bounds import QueueError
 from serving_bridge.queue.rows import Held, Record
+from serving_bridge.storage import FsspecObjects, StorageTimeouts, is_url
 
 #: Blobs without a row that are younger may belong to a `put` that goes on.
 _ORPHAN_AGE_S = 3600.0
@@ -38,22 +40,33 @@ def blobs_beside(database: str) -> Path | None:
     return None if database == MEMORY or is_postgres(database) else Path(f"{sqlite_path(database)}-blobs")
 
 
+def open_blobs(place: str | Path, *, storage_timeout_s: float) -> Blobs:
+    """The place of payloads that a path or a URL names.
+
+    Raises:
+      StorageSetupError: the URL names nothing that can be opened here.
+    """
+    if not is_url(place):
+        return BlobFolder(Path(place))
+    return BlobObjects(FsspecObjects(str(place), timeouts=StorageTimeouts(give_up_s=storage_timeout_s)))
+
+
 class Payloader:
     """What stands between groups and the queue's rows.
 
     Args:
       limits: what the run takes in; None takes all.
-      blobs: folder for payloads above `blob_bytes`; None keeps them in rows.
+      blobs: place for payloads above `blob_bytes`; None keeps them in rows.
       max_bytes: of one group's payload.
     """
 
-    def __init__(self, limits: RecordLimits | None, blobs: Path | None, *, blob_bytes: int, max_bytes: int):
+    def __init__(self, limits: RecordLimits | None, blobs: Blobs | None, *, blob_bytes: int, max_bytes: int):
         self._limits = limits
-        self._blobs = None if blobs is None else BlobFolder(blobs)
+        self._blobs = blobs
         self._blob_bytes, self._max_bytes = blob_bytes, max_bytes
 
     @property
-    def blobs(self) -> BlobFolder | None:
+    def blobs(self) -> Blobs | None:
         return self._blobs
 
     def pack(self, groups: Sequence[tuple[int, Sequence[Trajectory]]]) -> list[Record]:
@@ -150,7 +163,7 @@ class Payloader:
         )
 
 
-def require_one_folder(database: Database, blobs: BlobFolder) -> None:
+def require_one_folder(database: Database, blobs: Blobs) -> None:
     """Closes the database and raises `QueueError` where this host sees another folder than the one it was begun with.
 
     Hosts that share a server may see different folders under one path.
@@ -166,7 +179,7 @@ def require_one_folder(database: Database, blobs: BlobFolder) -> None:
     if database.write(work) != own:
         database.close()
         raise QueueError(
-            f"{blobs.folder} on this host is not the folder that {database.name} was begun with: all hosts must "
+            f"{blobs.address} on this host is not the folder that {database.name} was begun with: all hosts must "
             f"see the same one there (store.blobs)"
         )
 

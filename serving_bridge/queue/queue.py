@@ -20,10 +20,10 @@ from learner_jax.contracts import RecordLimits
 from learner_jax.runtime import Waits
 from serving_bridge.database import Database, is_postgres, open_database
 from serving_bridge.queue.admin import QueueAdmin
-from serving_bridge.queue.blobs import BlobFolder
+from serving_bridge.queue.blobs import Blobs
 from serving_bridge.queue.bounds import QueueBounds
 from serving_bridge.queue.consumer import QueueConsumer
-from serving_bridge.queue.payloads import Payloader, blobs_beside, require_one_folder
+from serving_bridge.queue.payloads import Payloader, blobs_beside, open_blobs, require_one_folder
 from serving_bridge.queue.producer import QueueProducer
 from serving_bridge.queue.repair import RepairingDatabase
 from serving_bridge.queue.rewards import QueueRewards
@@ -40,7 +40,9 @@ class TrajectoryQueue:
       clock: wall clock in seconds, common to all processes that share the queue.
       limits: what the run takes in; groups outside are refused by `put` and buried when leased. None takes all.
       bounds: what the queue holds at most.
-      blobs: folder for payloads above `blob_bytes`, which all processes see; by default beside the SQLite file.
+      blobs: folder, or URL of a place in object storage, for payloads above `blob_bytes`, which all processes reach;
+        by default a folder beside the SQLite file.
+      storage_timeout_s: bound on requests to object storage.
       timeout_s: bound on waiting for the database.
       consumer: name of this process in leases, for people.
       database: takes the place of `url`; its schema must be there (`database.open_database`, `migrations.migrate`).
@@ -68,6 +70,7 @@ class TrajectoryQueue:
         bounds: QueueBounds | None = None,
         blobs: str | Path | None = None,
         blob_bytes: int = 2**16,
+        storage_timeout_s: float = 60.0,
         timeout_s: float = 30.0,
         waits: Waits | None = None,
         consumer: str = "",
@@ -76,8 +79,9 @@ class TrajectoryQueue:
         opened = open_database(url, timeout_s=timeout_s, waits=waits) if database is None else database
         self._db = db = RepairingDatabase(opened)
         bounds = QueueBounds() if bounds is None else bounds
-        folder = Path(blobs) if blobs is not None else blobs_beside(db.name) if database is None else None
-        payloads = Payloader(limits, folder, blob_bytes=blob_bytes, max_bytes=bounds.max_group_bytes)
+        place = blobs if blobs is not None else blobs_beside(db.name) if database is None else None
+        opened_blobs = None if place is None else open_blobs(place, storage_timeout_s=storage_timeout_s)
+        payloads = Payloader(limits, opened_blobs, blob_bytes=blob_bytes, max_bytes=bounds.max_group_bytes)
         self._blobs = payloads.blobs
         if self._blobs is not None and is_postgres(db.name):
             require_one_folder(db, self._blobs)
@@ -99,7 +103,7 @@ class TrajectoryQueue:
         return self._db.inner
 
     @property
-    def blobs(self) -> BlobFolder | None:
+    def blobs(self) -> Blobs | None:
         return self._blobs
 
     def close(self) -> None:

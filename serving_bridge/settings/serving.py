@@ -218,7 +218,11 @@ class StoreSettings(Settings):
         le=_MAX_DATABASE_TIMEOUT_S,
         description="seconds; give up when the database is locked, or its server away, for so long",
     )
-    blobs: str = Field("", description="folder of payloads above blob_bytes; every host must see it under this path")
+    blobs: str = Field(
+        "",
+        description="folder of payloads above blob_bytes, which every host must see under this path, or a place in "
+        "object storage by URL",
+    )
     blob_bytes: int = Field(2**16, gt=0, le=2**30, description="bytes; larger payloads go to files, not rows")
     weights: str = Field(
         "",
@@ -234,6 +238,11 @@ class StoreSettings(Settings):
     )
     storage_timeout_s: float = Field(
         60, ge=1, le=3600, description="seconds for which a request to object storage that fails is tried again"
+    )
+    checkpoints: str = Field(
+        "",
+        description="a place in object storage by URL: each checkpoint is copied there before it counts as saved; a "
+        "learner that lacks the newest one takes it from there (docs/storage.md)",
     )
     keep_versions: int = Field(8, ge=2, description="newest weight versions kept; older ones are deleted")
     anchor_every: int = Field(16, ge=1, description="versions between full ones; 1 publishes every version whole")
@@ -265,11 +274,15 @@ class StoreSettings(Settings):
 
     @model_validator(mode="after")
     def _known_storage(self) -> StoreSettings:
-        if is_url(self.weights) and (problem := unshared(self.weights) or url_problem(self.weights)):
-            raise ValueError(f"weights: {problem}")
-        if is_url(self.blobs):
-            scheme = self.blobs.partition("://")[0]
-            raise ValueError(f"blobs on {scheme}:// are not supported: expected a folder that every host sees")
+        for name in ("weights", "blobs", "checkpoints"):
+            place = getattr(self, name)
+            if is_url(place) and (problem := unshared(place) or url_problem(place)):
+                raise ValueError(f"{name}: {problem}")
+        if self.checkpoints and not is_url(self.checkpoints):
+            raise ValueError(
+                f"checkpoints: {self.checkpoints[:200]!a} is no URL, expected one such as s3://bucket/prefix; in a "
+                f"folder they lie without this setting, in run.directory"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """Object storage by URL (S3, GCS and what else fsspec reaches), and files of it that are kept on this host."""
 
-from serving_bridge.storage.file_cache import ContentError, FileCache
+from serving_bridge.storage.checkpoint_copies import CheckpointObjects
+from serving_bridge.storage.file_cache import FileCache
 from serving_bridge.storage.fsspec_objects import FsspecObjects
 from serving_bridge.storage.objects import (
     ObjectStore,
@@ -12,8 +13,10 @@ from serving_bridge.storage.objects import (
     unshared,
     url_problem,
 )
+from serving_bridge.storage.pieces import ContentError, each
 
 __all__ = [
+    "CheckpointObjects",
     "ContentError",
     "FileCache",
     "FsspecObjects",
@@ -21,6 +24,7 @@ __all__ = [
     "StorageError",
     "StorageSetupError",
     "StorageTimeouts",
+    "each",
     "is_url",
     "storage_variables",
     "unshared",

@@ -11,27 +11,20 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from learner_jax.runtime import FILE_MODE, WeirError, at, make_folder
+from learner_jax.runtime import FILE_MODE, make_folder
 from serving_bridge.storage.objects import ObjectStore
+from serving_bridge.storage.pieces import download
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FILES, _LOCKS = "files", "locks"
 _SUFFIX = ".safetensors"
-_PIECE = 16 << 20
-#: Pieces fetched at the same time: one connection rarely takes all that the network gives.
-_AT_ONCE = 4
 _POLL_S = 0.05
 #: What is still unfinished after so long without a write was left by a process that died.
 _ABANDONED_S = 3600.0
-
-
-class ContentError(WeirError, ValueError):
-    """An object in storage is not what its reader was told that it is."""
 
 
 class FileCache:
@@ -67,7 +60,7 @@ class FileCache:
             self._make_room(num_bytes)
             partial = self._partial(sha256)
             try:
-                _download(objects, key, num_bytes, partial)
+                download(objects, key, num_bytes, partial)
                 os.replace(partial, path)
             except BaseException:
                 partial.unlink(missing_ok=True)
@@ -155,47 +148,3 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _download(objects: ObjectStore, key: str, num_bytes: int, path: Path) -> None:
-    """Writes an object of that size to a new file, several pieces at a time."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
-    try:
-        with at(path):
-            os.truncate(descriptor, num_bytes)
-
-            def fetch(start: int) -> None:
-                size = min(_PIECE, num_bytes - start)
-                piece = objects.get_range(key, start, size)
-                if len(piece) != size:
-                    raise ContentError(
-                        f"{objects.url}/{key} has {start + len(piece)} bytes, expected {num_bytes}: it was cut or "
-                        f"replaced"
-                    )
-                _write(descriptor, piece, start)
-
-            _each(fetch, range(0, num_bytes, _PIECE))
-    finally:
-        os.close(descriptor)
-
-
-def _each(work: Callable[[int], None], starts: range) -> None:
-    if len(starts) <= 1:
-        for start in starts:
-            work(start)
-        return
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        pending = [pool.submit(work, start) for start in starts]
-        try:
-            for future in pending:
-                future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _write(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written

@@ -20,6 +20,8 @@ learner
   ousted      steps (checkpoints of replaced learners that were put aside), life
   committed   step, verified, hash_s, seconds
   uncommitted step, waited_s: a checkpoint that takes long to reach the disk
+  copied      step, bytes, seconds: a checkpoint is in object storage, too (store.checkpoints)
+  brought     step: of the checkpoint that was brought from there
   stopping    step: asked to stop
   host_failed host, error: another host of the learner (or this one) can't go on, and this process ends
   life, consumed, saving   step, life (process id); consumed also version, groups, oldest: with WEIR_RECORD_HISTORY in

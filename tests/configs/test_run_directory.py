@@ -89,7 +89,7 @@ def test_paths_mean_the_same_in_every_setting(text: str, place: str, tmp_path: P
         if setting != "model.path":
             assert _get(config, setting) == expected + _ending(setting), setting
     paths = run_paths(config)
-    assert {str(paths.directory), str(paths.blobs), str(paths.weights), paths.database} == {expected}
+    assert {str(paths.directory), paths.blobs, paths.weights, paths.database} == {expected}
     in_file = here / "mine.toml"
     save_config(config, in_file)
     assert load_config(in_file) == config
@@ -131,7 +131,7 @@ def test_a_run_directory_can_be_moved_renamed_and_copied(tmp_path: Path, monkeyp
     shutil.copytree(run, other)
     monkeypatch.chdir(tmp_path / "elsewhere")
     moved = run_paths(load_config(Path("other/config.toml")))
-    assert (moved.directory, Path(moved.weights), moved.blobs) == (other, other / "w", tmp_path / "blobs")
+    assert (moved.directory, Path(moved.weights), Path(moved.blobs)) == (other, other / "w", tmp_path / "blobs")
     assert moved.database == str(other / "state.db")
 
 

@@ -28,6 +28,16 @@ def test_a_weight_store_in_object_storage_stays_a_url_and_its_registry_is_in_the
     assert run_paths(load_config(tmp_path / "run" / "config.toml")) == paths
 
 
+def test_payloads_and_copies_of_checkpoints_stay_urls(tmp_path: Path) -> None:
+    given = ["store.blobs=s3://bucket/blobs", "store.checkpoints=s3://bucket/checkpoints"]
+    config = load_config(DEMO, [f"run.directory={tmp_path}", *given])
+    save_config(config, tmp_path / "config.toml")
+    paths = run_paths(load_config(tmp_path / "config.toml"))
+    assert (paths.blobs, paths.copies) == ("s3://bucket/blobs", "s3://bucket/checkpoints")
+    assert paths.checkpoints == tmp_path / "checkpoints"
+    assert paths.in_storage == {"store.blobs": paths.blobs, "store.checkpoints": paths.copies}
+
+
 def test_the_registry_of_a_folder_is_beside_the_weights(tmp_path: Path) -> None:
     for given, expected in (("", tmp_path / "weights" / "replicas"), ("/w", Path("/w/replicas"))):
         assert registry_folder(given, tmp_path) == expected
@@ -37,7 +47,10 @@ def test_the_registry_of_a_folder_is_beside_the_weights(tmp_path: Path) -> None:
     ("setting", "message"),
     [
         ("run.directory=s3://bucket/x", r"run.directory: .* with its checkpoints, on s3:// is not supported"),
-        ("store.blobs=s3://bucket/x", "blobs on s3:// are not supported"),
+        ("store.blobs=s3://key:pass@bucket/x", "blobs: .*holds credentials"),
+        ("store.blobs=memory://x", "every process would have one of its own"),
+        ("store.checkpoints=/folder", "checkpoints: .*is no URL, expected one such as"),
+        ("store.checkpoints=s3://", "checkpoints: .*names no place in object storage"),
         ("store.weights=s3://key:pass@bucket/x", "holds credentials"),
         ("store.weights=memory://x", "every process would have one of its own"),
         ("store.weights=file:///x", "give the folder's path instead"),
@@ -56,4 +69,5 @@ def test_credentials_are_handed_on_only_where_storage_is_used(monkeypatch: pytes
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
     assert "AWS_SECRET_ACCESS_KEY" in storage_variables({"AWS_SECRET_ACCESS_KEY": "s"})
     assert "AWS_SECRET_ACCESS_KEY" not in variables_to_hand_on(load_config(DEMO))
-    assert "AWS_SECRET_ACCESS_KEY" in variables_to_hand_on(load_config(DEMO, ["store.weights=s3://bucket/x"]))
+    for setting in ("store.weights", "store.blobs", "store.checkpoints"):
+        assert "AWS_SECRET_ACCESS_KEY" in variables_to_hand_on(load_config(DEMO, [f"{setting}=s3://bucket/x"]))

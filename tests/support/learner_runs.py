@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from learner_jax.checkpoints.checkpoints import Checkpoints, restore_parameters
+from learner_jax.contracts import CheckpointCopies
 from learner_jax.loop.learner import Learner
 from learner_jax.settings.learner import (
     CheckpointSettings,
@@ -66,17 +67,20 @@ def run(
     log: Records | None = None,
     max_staleness: int = 100,
     should_stop: Callable[[], bool] = lambda: False,
+    copies: CheckpointCopies | None = None,
+    weights: Path | None = None,
+    queue_folder: Path | None = None,
 ) -> tuple[Any, Records]:
     log = Records() if log is None else log
-    checkpoints = Checkpoints(directory / "checkpoints", keep=2)
-    queue = TrajectoryQueue(directory / "state.db")
+    checkpoints = Checkpoints(directory / "checkpoints", keep=2, copies=copies, log=None if copies is None else log)
+    queue = TrajectoryQueue((queue_folder or directory) / "state.db")
     try:
         outcome = Learner(
             engine,
             params,
             seed=0,
             source=queue.consumer,
-            publisher=VersionWriter(WeightStore(directory / "weights", "test")),
+            publisher=VersionWriter(WeightStore(weights or directory / "weights", "test")),
             checkpoints=checkpoints,
             golden_prompts=[[1, 2, 3, 4]],
             max_staleness=max_staleness,

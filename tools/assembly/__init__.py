@@ -4,6 +4,7 @@ from tools.assembly.arguments import config_arguments, name_argument, profile_ar
 from tools.assembly.base_model import base_model_dir, base_model_path, make_model, start_model_dir
 from tools.assembly.before_start import PreflightError, looked, preflight
 from tools.assembly.build import (
+    build_copies,
     build_encoder,
     build_keys,
     build_pace,
@@ -13,6 +14,7 @@ from tools.assembly.build import (
     build_store,
     build_task,
     record_limits,
+    traced,
 )
 from tools.assembly.data_survey import DataSurvey, survey_data
 from tools.assembly.dry_run import show_dry_run
@@ -42,6 +44,7 @@ __all__ = [
     "StopRequest",
     "base_model_dir",
     "base_model_path",
+    "build_copies",
     "build_encoder",
     "build_keys",
     "build_pace",
@@ -79,6 +82,7 @@ __all__ = [
     "start_model_dir",
     "subject_of",
     "survey_data",
+    "traced",
     "variables_to_hand_on",
     "watched",
     "working",

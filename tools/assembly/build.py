@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from configs.schema import Config
-from learner_jax.contracts import ModelConfig, RecordLimits, read_model_config
-from learner_jax.runtime import Waits
+from learner_jax.contracts import CheckpointCopies, ModelConfig, RecordLimits, read_model_config
+from learner_jax.runtime import NO_SPANS, Spans, Waits
 from rewards.contracts import Task
 from rewards.environments import declared_tools
 from rewards.tasks import create_task
@@ -15,6 +16,8 @@ from serving_bridge.access import FleetKeys
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.queue import Pace, QueueBounds, TrajectoryQueue
 from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry
+from serving_bridge.storage import CheckpointObjects, FsspecObjects, StorageTimeouts
+from serving_bridge.telemetry import open_traces
 from serving_bridge.text import load_tokenizer
 from serving_bridge.weights import Publisher, ShelfOptions, WeightStore
 from tools.assembly.paths import RunPaths
@@ -61,6 +64,7 @@ def build_queue(
         ),
         blobs=paths.blobs,
         blob_bytes=store.blob_bytes,
+        storage_timeout_s=store.storage_timeout_s,
         timeout_s=store.database_timeout_s,
         waits=waits,
     )
@@ -102,6 +106,31 @@ def build_store(config: Config, paths: RunPaths) -> WeightStore:
 def build_publisher(config: Config, paths: RunPaths, log: Callable[..., None]) -> Publisher:
     """What writes the learner's versions to the store; `log` takes an event's name and its fields."""
     return Publisher(build_store(config, paths), config.store, log=log)
+
+
+def build_copies(config: Config, paths: RunPaths) -> CheckpointCopies | None:
+    """Where the learner's checkpoints are copied to, None if they are not."""
+    if not paths.copies:
+        return None
+    objects = FsspecObjects(paths.copies, timeouts=StorageTimeouts(give_up_s=config.store.storage_timeout_s))
+    return CheckpointObjects(objects, run=config.run.name, keep=config.learner.checkpoint.keep)
+
+
+@contextmanager
+def traced(config: Config, process: str) -> Iterator[Spans]:
+    """Where a process tells its spans, as [telemetry] says; what is left is sent at the end.
+
+    Raises:
+      DoorError: OpenTelemetry is not installed.
+    """
+    if not config.telemetry.traces:
+        yield NO_SPANS
+        return
+    spans = open_traces(run=config.run.name, process=process, share=config.telemetry.traces)
+    try:
+        yield spans
+    finally:
+        spans.close()
 
 
 def build_pace(config: Config) -> Pace:

@@ -75,7 +75,7 @@ def _places(paths: RunPaths) -> list[tuple[str, object]]:
         ("queue", paths.database),
         ("payloads", paths.blobs),
         ("weights", paths.weights),
-        ("checkpoints", paths.checkpoints),
+        ("checkpoints", f"{paths.checkpoints}, copied to {paths.copies}" if paths.copies else paths.checkpoints),
         ("metrics", paths.metrics),
         ("logs", paths.logs),
     ]

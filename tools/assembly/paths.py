@@ -20,13 +20,21 @@ class RunPaths:
     """Where a run keeps what.
 
     Attributes:
-      weights: absolute path, or URL of a place in object storage.
+      blobs, weights: absolute paths, or URLs of places in object storage.
+      copies: URL of a place where checkpoints are copied to; empty if they are not.
     """
 
     directory: Path
     database: str
-    blobs: Path
+    blobs: str
     weights: str
+    copies: str = ""
+
+    @property
+    def in_storage(self) -> dict[str, str]:
+        """Setting -> URL of what the run keeps in object storage."""
+        places = {"store.weights": self.weights, "store.blobs": self.blobs, "store.checkpoints": self.copies}
+        return {setting: place for setting, place in places.items() if is_url(place)}
 
     @property
     def config(self) -> Path:
@@ -81,13 +89,14 @@ def run_paths(config: Config) -> RunPaths:
     return RunPaths(
         directory=directory,
         database=absolute_url(config.store.database or directory / "state.db", schema=config.run.name),
-        blobs=Path(config.store.blobs).absolute() if config.store.blobs else directory / "blobs",
-        weights=_weights(config.store.weights, directory),
+        blobs=_place(config.store.blobs, directory / "blobs"),
+        weights=_place(config.store.weights, directory / "weights"),
+        copies=config.store.checkpoints,
     )
 
 
-def _weights(given: str, directory: Path) -> str:
-    return given if is_url(given) else str(Path(given).absolute() if given else directory / "weights")
+def _place(given: str, default: Path) -> str:
+    return given if is_url(given) else str(Path(given).absolute() if given else default)
 
 
 def in_directory(config: Config, directory: Path) -> Config:

@@ -11,7 +11,8 @@ from typing import Protocol
 from configs.launch import RoleName, RoleSettings, is_reference
 from configs.schema import Config
 from serving_bridge.processes import python_module
-from serving_bridge.storage import is_url, storage_variables
+from serving_bridge.storage import storage_variables
+from tools.assembly.paths import run_paths
 
 Command = list[str]
 _LOOPBACK = "127.0.0.1"
@@ -91,13 +92,18 @@ def python_of(settings: RoleSettings) -> str:
 
 
 def variables_to_hand_on(config: Config) -> tuple[str, ...]:
-    """Names of the variables of this process that roles refer to (`env:NAME`) or need for storage, in order."""
-    return tuple(sorted({*_named(config), *_of_storage(config)}))
+    """Names of variables of this process that roles refer to (`env:NAME`) or need for storage and traces, in order."""
+    return tuple(sorted({*_named(config), *_of_storage(config), *_of_traces(config)}))
 
 
 def _of_storage(config: Config) -> Iterable[str]:
     """Names of the variables by which object storage is reached, where the run uses it."""
-    return storage_variables(os.environ) if is_url(config.store.weights) else ()
+    return storage_variables(os.environ) if run_paths(config).in_storage else ()
+
+
+def _of_traces(config: Config) -> Iterable[str]:
+    """Names of the variables that say where traces go, where the run is traced."""
+    return (name for name in os.environ if name.startswith("OTEL_")) if config.telemetry.traces else ()
 
 
 def _named(config: Config) -> Iterator[str]:

@@ -139,8 +139,9 @@ def require_original(config: Config, paths: RunPaths) -> None:
 def _outside(config: Config, paths: RunPaths) -> list[str]:
     places = {
         "store.database": paths.database,
-        "store.blobs": str(paths.blobs),
+        "store.blobs": paths.blobs,
         "store.weights": paths.weights,
+        **paths.in_storage,
     }
     return [
         f"{setting} {place}"

@@ -17,12 +17,13 @@ from configs.schema import Config
 from learner_jax.contracts import ModelConfig, check_weights
 from rewards.contracts import Split, Task
 from rewards.environments import create_environment
-from serving_bridge.checks import Check, Finding, database_findings, storage_findings
+from serving_bridge.checks import Check, Finding, database_findings
 from serving_bridge.checks import machine as machine_checks
 from serving_bridge.checks import model as model_checks
 from serving_bridge.checks import prompts as prompt_checks
 from serving_bridge.evaluation import PromptEncoder
-from serving_bridge.storage import StorageTimeouts, is_url
+from serving_bridge.storage import is_url
+from serving_bridge.telemetry import require_opentelemetry
 from serving_bridge.vllm import check_engine_args, check_plugin, check_private, detect_platform
 from tools.assembly.base_model import base_model_dir, make_model
 from tools.assembly.build import build_encoder, build_store, build_task
@@ -31,11 +32,12 @@ from tools.assembly.own_code import own_code_findings
 from tools.assembly.paths import RunPaths
 from tools.assembly.placement import hosts_of
 from tools.assembly.row_checks import row_findings
+from tools.assembly.storage_checks import storage_checks
 from tools.installed import LEARNER, VLLM, installed_version, memory_gib, pinned_versions
 
 Part = Literal["train", "warm_start", "learner", "rollout", "serve", "evaluate"]
 
-_SURVEY_S, _DATABASE_S, _STORAGE_S = 6.0, 5.0, 10.0
+_SURVEY_S, _DATABASE_S = 6.0, 5.0
 _WORKER_SAMPLE, _SUPERVISED_SAMPLE = 64, 256
 #: train problems that are looked at: of files all of them, where the time allows; of generators these
 _TRAIN_SAMPLE = 512
@@ -125,10 +127,11 @@ def checks_of(part: Part, subject: Subject) -> Iterator[Check]:
     if part in ("train", "rollout"):
         yield Check("environment", "task.environment", lambda: _environment(subject))
     yield Check("metrics", "telemetry.port", lambda: port_findings(part, config))
+    if config.telemetry.traces:
+        yield Check("traces", "telemetry.traces", _traces)
     yield Check("own code", "run.loggers", lambda: own_code_findings(config))
     yield Check("folders", "run.directory", lambda: machine_checks.folder_findings(_folders(paths)))
-    if is_url(paths.weights) and part in ("train", "learner", "serve"):
-        yield Check("object storage", "store.weights", lambda: _storage(config, paths))
+    yield from storage_checks(part, config, paths)
     if part in ("train", "learner", "rollout"):
         yield Check("database", "store.database", lambda: _database(config, paths))
     if samples:
@@ -185,6 +188,11 @@ def _environment(subject: Subject) -> Iterable[Finding]:
 
 def _weights(subject: Subject) -> Iterable[Finding]:
     check_weights(subject.model_dir, subject.model())
+    return ()
+
+
+def _traces() -> Iterable[Finding]:
+    require_opentelemetry()
     return ()
 
 
@@ -255,13 +263,10 @@ def look_at_problems(part: Part, subject: Subject) -> Iterator[Finding]:
 
 
 def _folders(paths: RunPaths) -> dict[str, Path]:
-    folders = {"run.directory": paths.directory, "store.blobs": paths.blobs}
-    return folders if is_url(paths.weights) else folders | {"store.weights": Path(paths.weights)}
-
-
-def _storage(config: Config, paths: RunPaths) -> Iterable[Finding]:
-    timeouts = StorageTimeouts(give_up_s=min(_STORAGE_S, config.store.storage_timeout_s))
-    return storage_findings("store.weights", paths.weights, timeouts=timeouts)
+    places = {"store.blobs": paths.blobs, "store.weights": paths.weights}
+    return {"run.directory": paths.directory} | {
+        setting: Path(place) for setting, place in places.items() if not is_url(place)
+    }
 
 
 def _database(config: Config, paths: RunPaths) -> Iterable[Finding]:
@@ -348,7 +353,11 @@ def _disk(subject: Subject) -> Iterator[Finding]:
                 start + version + checkpoint * (learner.checkpoint.keep + 1),
             ),
             ("store.weights", *_weights_room(config, paths, version)),
-            ("store.blobs", paths.blobs, group, min(waiting, store.max_queued_bytes)),
+            *(
+                []
+                if is_url(paths.blobs)
+                else [("store.blobs", Path(paths.blobs), group, min(waiting, store.max_queued_bytes))]
+            ),
         ]
     )
 

@@ -27,6 +27,7 @@ _TOLD: Mapping[str, tuple[str, Callable[[Record], str]]] = {
     "version_damaged": (BAD, lambda r: f"version {r.get('version')} is damaged: {r.get('error')}"),
     "anchor_failed": (BAD, lambda r: f"version {r.get('version')} could not be stored whole: {r.get('reason')}"),
     "uncommitted": (WARN, lambda r: f"checkpoint {r.get('step')} not on disk after {_number(r.get('waited_s'))} s"),
+    "brought": (WARN, lambda r: f"checkpoint {r.get('step')} was brought from object storage"),
     "ousted": (WARN, lambda r: f"checkpoints of a replaced learner were put aside: {r.get('steps')}"),
     "unjudged_group": (WARN, lambda r: f"a group was given up: {r.get('judged')} of {r.get('answers')} answers judged"),
 }  # fmt: skip

@@ -117,7 +117,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "serving_bridge/storage/file_cache.py:FileCache._alone",
         "while not (held := _locked(descriptor)) and time.monotonic() < deadline",
     ): _DEADLINE,
-    ("serving_bridge/storage/file_cache.py:_each", "future.result()"): "requests, bounded by store.storage_timeout_s",
+    ("serving_bridge/storage/pieces.py:each", "future.result()"): "requests, bounded by store.storage_timeout_s",
     ("learner_jax/loop/learner.py:Learner._run", "self._publishing.wait()"): "bounded inside, by learner.max_wait_s",
     ("learner_jax/loop/kl_control.py:KLControl.reference", "self._ahead.result()"): "a computation of this process",
     ("learner_jax/training/supervised.py:_prefetch", "pending.result()"): "a computation of this process",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serving_bridge.storage import ContentError, FileCache, StorageError, file_cache
+from serving_bridge.storage import ContentError, FileCache, StorageError, pieces
 
 
 class Objects:
@@ -56,7 +56,7 @@ def names(cache: FileCache) -> list[str]:
 def test_a_file_is_fetched_once_in_pieces_and_for_its_owner_alone(
     cache: FileCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_cache, "_PIECE", 10)
+    monkeypatch.setattr(pieces, "_PIECE", 10)
     objects = Objects(a=os.urandom(35))
     path = fetch(cache, objects, "a")
     assert path.read_bytes() == objects.held["a"]
@@ -97,7 +97,7 @@ def test_an_object_that_was_cut_is_no_file(cache: FileCache, held: bytes) -> Non
 def test_a_fetch_that_fails_leaves_nothing_and_the_next_one_succeeds(
     cache: FileCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_cache, "_PIECE", 10)
+    monkeypatch.setattr(pieces, "_PIECE", 10)
     objects = Objects(a=b"a" * 95)
     objects.fails = 1
     with pytest.raises(StorageError, match="away"):
