@@ -41,6 +41,10 @@ FORKING = (
 
 #: They share a server of object storage.
 ON_S3 = (
+    "tests/learner_jax/loop/test_copies.py",
+    "tests/serving_bridge/queue/test_blob_objects.py",
+    "tests/serving_bridge/storage/test_checkpoint_copies.py",
+    "tests/tools/evaluation/test_sources.py",
     "tests/serving_bridge/weights/test_object_shelf.py",
     "tests/serving_bridge/storage/test_fsspec_objects.py",
     "tests/serving_bridge/vllm_plugin/test_stage_from_storage.py",

@@ -17,10 +17,11 @@ from learner_jax.training.engine import Engine
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.storage import CheckpointObjects, FsspecObjects, StorageTimeouts
 from tests.support.learner_runs import SETTINGS, Crash, Records, assert_same_parameters, fill, run
-from tests.support.s3 import S3, Fault, moto_address, s3
+from tests.support.s3 import S3, Fault
 from tests.support.tiny_model import TINY
 
-__all__ = ["moto_address", "s3"]  # fixtures
+#: one server for all tests on it
+pytest_plugins = ["tests.support.s3_fixtures"]
 
 
 @pytest.fixture(scope="module")

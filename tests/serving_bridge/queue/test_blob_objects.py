@@ -12,10 +12,11 @@ from serving_bridge.queue.blobs import Blob, BlobError
 from serving_bridge.queue.payloads import require_one_folder
 from serving_bridge.storage import StorageError, StorageSetupError
 from tests.support.memory_objects import MemoryObjects
-from tests.support.s3 import S3, Fault, moto_address, s3
+from tests.support.s3 import S3, Fault
 from tests.support.trajectories import make_group
 
-__all__ = ["moto_address", "s3"]  # fixtures
+#: one server for all tests on it
+pytest_plugins = ["tests.support.s3_fixtures"]
 
 URL = "s3://bucket/run/blobs"
 

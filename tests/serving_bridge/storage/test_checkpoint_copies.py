@@ -18,9 +18,10 @@ from learner_jax.contracts import CheckpointCopy
 from serving_bridge.storage import CheckpointObjects, ContentError, FsspecObjects, StorageError, StorageTimeouts
 from tests.conftest import REPOSITORY
 from tests.support.memory_objects import MemoryObjects
-from tests.support.s3 import S3, Fault, moto_address, s3
+from tests.support.s3 import S3, Fault
 
-__all__ = ["moto_address", "s3"]  # fixtures
+#: one server for all tests on it
+pytest_plugins = ["tests.support.s3_fixtures"]
 
 URL = "s3://bucket/run/checkpoints"
 

@@ -11,11 +11,12 @@ from safetensors.numpy import load_file
 
 from serving_bridge.storage import StorageSetupError
 from serving_bridge.weights import ShelfOptions, StoreError, VersionWriter, WeightStore
-from tests.support.s3 import S3, moto_address, s3
+from tests.support.s3 import S3
 from tools.evaluation.errors import ResultError
 from tools.evaluation.sources import Source, model_folder
 
-__all__ = ["moto_address", "s3"]  # fixtures
+#: one server for all tests on it
+pytest_plugins = ["tests.support.s3_fixtures"]
 
 URL = "s3://bucket/run/weights"
 
