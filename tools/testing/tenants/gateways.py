@@ -248,7 +248,8 @@ class Deployment:
         fate = draws.random()
         await asyncio.sleep(draws.expovariate(1.0))
         if fate < 0.05:
-            await asyncio.sleep(POLICY.answer_lease_s + 2 * POLICY.interval_s)  # nobody settles it: the lease does
+            # Nobody settles it: its place is free once its lease, which began with it, is over.
+            await asyncio.sleep(max(0.0, answer.began_s + POLICY.answer_lease_s - self.loop.time()))
             self._ends(answer)
             return
         if fate < 0.1:
