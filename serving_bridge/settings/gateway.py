@@ -29,15 +29,15 @@ class GatewaySettings(Settings):
         ge=1,
         description="longest answer, in tokens; also the bound where a request names none",
     )
-    max_body_bytes: int = Field(4 << 20, ge=1024, description="largest body of a request")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="largest body of a request, in bytes")
     max_connections: int = Field(4096, ge=1, description="open connections of each worker; further ones are closed")
     timeout_s: float = Field(
         600.0,
         gt=0,
-        description="longest time of a request, to its last byte; a request may ask for less",
+        description="seconds that a request may take, to its last byte; a request may ask for less",
     )
     stall_timeout_s: float = Field(
-        60.0, gt=0, description="longest silence of a replica; before the first token another one is asked"
+        60.0, gt=0, description="seconds that a replica may be silent; before the first token another one is asked"
     )
     retries: int = Field(2, ge=0, le=10, description="further replicas that are asked before the first token")
-    drain_timeout_s: float = Field(30.0, ge=0, description="time that answers in flight get after SIGTERM")
+    drain_timeout_s: float = Field(30.0, ge=0, description="seconds that answers in flight get after SIGTERM")

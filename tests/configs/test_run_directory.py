@@ -72,6 +72,7 @@ def _ending(setting: str) -> str:
 
 def _with_all_paths(text: str) -> list[str]:
     given = [f"{setting}={text}{_ending(setting)}" for setting in PATH_SETTINGS if setting != "model.path"]
+    given += ["supervised.steps=1", "supervised.batch_size=1", "supervised.learning_rate=1e-4"]
     return [*given, "task.provider=jsonl_math", "task.name=", "task.chat=true", "task.options={}"]
 
 

@@ -233,10 +233,6 @@ ALLOWED: dict[tuple[str, str], str] = {
         "tools/launch/xmanager_backend.py:XManager.start",
         "subprocess.run(command, env=process_environment(os.environ, also), check=False)",
     ): "the run itself, in the foreground",
-    (
-        "serving_bridge/delayed_rewards/ingress.py:RewardIngress._take",
-        "asyncio.get_running_loop().run_in_executor(self._thread, self._bring, arrivals)",
-    ): "the database bounds it (store.database_timeout_s)",
     ("learner_jax/training/fine_tuning.py:_ahead", "pending.result()"): "a computation of this process",
     ("tools/queue_rewards.py:_serve", "stopped.wait()"): "serves until a person stops it",
     ("tools/view.py:attach", "while True"): "a person watches, and ends it",
