@@ -15,7 +15,7 @@ from learner_jax.contracts import Trajectory
 from learner_jax.hosts import Hosts
 from learner_jax.ledger import Ledger
 from learner_jax.loop import Feed, Learner, Publishing, Saving, StepGroups
-from learner_jax.runtime import Waits
+from learner_jax.runtime import NO_SPANS, Waits
 from serving_bridge.queue import QueueConsumer
 from serving_bridge.settings import StoreSettings
 from serving_bridge.weights import Publisher, WeightStore
@@ -58,7 +58,8 @@ class SimulatedLearner(Learner):
         self._new_identity, self._on_train, self._trace = new_identity, on_train, trace
         self._on_claimed, self._on_published = on_claimed, on_published
         self._source, self._checkpoints, self._log = queue, checkpoints, self._logged  # type: ignore[assignment]
-        self._hosts, self._ledger, self._profiler = Hosts(), Ledger(), None
+        self._hosts, self._ledger = Hosts(), Ledger()
+        self._profiler, self._spans = None, NO_SPANS
         self._should_stop = lambda: False
         self._changed_version, self._peak_flops = -1, 1.0
         self._state: Any = State(Parameters(new_identity()))
@@ -175,7 +176,7 @@ def without_computing(background: Callable[[Callable[[], None]], Any]) -> Iterat
         mock.patch(f"{loop}.publishing.wait", lambda outcomes, timeout: [each.wait(timeout) for each in outcomes]),
         mock.patch(f"{loop}.publishing.export_tensors", lambda params, *_: tensors_of(params.identity)),
         mock.patch(f"{loop}.learner.log_engine", return_value=1.0),
-        mock.patch(f"{loop}.learner.step_record", lambda *_, **fields: {"step": fields["step"], **_METRICS}),
+        mock.patch(f"{loop}.learner.step_record", lambda *_, **fields: {**fields, **_METRICS}),
         mock.patch(f"{loop}.feed._POLL_S", LOOK_S),
         mock.patch("serving_bridge.weights.publisher.threading", _NO_THREADS),
     ):
