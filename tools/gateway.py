@@ -17,10 +17,11 @@ import uvloop
 
 from configs.schema import Config
 from learner_jax.runtime import Waits, printable
-from serving_bridge.gateway import Gateway, TenantAdmission, listener
+from serving_bridge.gateway import Gateway, GuardedGateway, TenantAdmission, listener
 from serving_bridge.metrics import Exporter
 from serving_bridge.processes import Supervisor, python_module
 from serving_bridge.routing import KEYS_FOLDER
+from serving_bridge.safety import AuditLog, Guards
 from serving_bridge.tenants import DeploymentSecret, Tenants
 from serving_bridge.text import load_tokenizer
 from tools.assembly import (
@@ -42,6 +43,8 @@ from tools.command_line import command_parser
 _ADMIN_HOST = "127.0.0.1"
 #: folder in the run's directory: what this host's processes bill, until the database has it
 _SPOOL = "spool"
+#: folder in the run's directory: what the guards decided, a log for each process
+_AUDIT = "audit"
 _RESTARTS = 20
 _POLL_S = 0.2
 #: beyond gateway.drain_timeout_s, for a process to end
@@ -75,6 +78,7 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
     if settings.require_keys:
         secret = DeploymentSecret.in_folder(paths.registry / KEYS_FOLDER, make=True)
         admission = TenantAdmission(Tenants(paths.database, secret, paths.directory / _SPOOL))
+    audit = AuditLog(paths.directory / _AUDIT, name) if config.safety.enabled else None
     gateway = Gateway(
         settings,
         tokenizer,
@@ -85,6 +89,7 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
         log=log,
         should_stop=stop,
         admission=admission,
+        guards=GuardedGateway(Guards(config.safety, audit=audit)) if config.safety.enabled else None,
     )
 
     def ready() -> bytes:
@@ -108,6 +113,9 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
             uvloop.run(gateway.run(bound))
         except KeyboardInterrupt:
             raise SystemExit(130) from None
+        finally:
+            if audit is not None:
+                audit.close()
 
 
 def _supervise(config: Config, paths: RunPaths, arguments: argparse.Namespace, stop: StopRequest) -> None:

@@ -3,6 +3,7 @@
 from serving_bridge.gateway.arms import STABLE, Arms
 from serving_bridge.gateway.callers import Admission, Ask, Caller, Guards, NoGuards, OneTenant, Ticket
 from serving_bridge.gateway.errors import GatewayError
+from serving_bridge.gateway.guarding import GuardedGateway
 from serving_bridge.gateway.process import Gateway, ListenError, TenantsError, listener
 from serving_bridge.gateway.schema import openapi
 from serving_bridge.gateway.tenant_admission import TenantAdmission
@@ -15,6 +16,7 @@ __all__ = [
     "Caller",
     "Gateway",
     "GatewayError",
+    "GuardedGateway",
     "Guards",
     "ListenError",
     "NoGuards",

@@ -19,11 +19,14 @@ CUT = "content_filter"
 class TextGuard(Protocol):
     """Watches the text of one choice; see `serving_bridge.safety`."""
 
-    def push(self, text: str) -> str | None:
+    async def push(self, text: str) -> str | None:
         """What can be released; None where the answer must be cut."""
 
-    def end(self) -> str | None:
+    async def end(self) -> str | None:
         """What was held back; None where the answer must be cut."""
+
+    async def passes(self, text: str) -> bool:
+        """Whether a whole text, such as a call's arguments, may be told."""
 
 
 @dataclass(slots=True)
@@ -67,7 +70,7 @@ class ChoiceReader:
 
     Args:
       prompt: token ids before the answer.
-      guard: None where nobody watches.
+      guard: None where nobody watches. Log-probs name tokens, so they wait for the end of an answer that is watched.
 
     Attributes:
       is_cut_here: it has ended, and the replica does not know.
@@ -83,9 +86,10 @@ class ChoiceReader:
         self._is_named_call = asked.call not in ("", "*")
         self._guard = guard
         self._tells_logprobs = asked.sampling.logprobs is not None
+        self._held_logprobs: list[PositionLogprobs] = []
         self.is_cut_here = False
 
-    def take(self, piece: Piece) -> Delta | None:
+    async def take(self, piece: Piece) -> Delta | None:
         """What a piece adds; None for nothing. A choice that has ended takes nothing more."""
         choice = self.choice
         if piece.spans:
@@ -104,20 +108,18 @@ class ChoiceReader:
             ending = self._calls.end()
             text, calls = text + ending.text, ending.calls
             finish = "tool_calls" if calls and finish == "stop" and not self._is_named_call else finish
-        text, finish = self._guarded(text, finish)
+        logprobs: Sequence[PositionLogprobs] = piece.logprobs if self._tells_logprobs else ()
+        if self._guard is not None:
+            text, finish = await _guarded(self._guard, text, finish, calls)
+            logprobs = self._released(logprobs, finish)
         self.is_cut_here = finish is not None and piece.finish is None
         if finish == CUT:
             calls = ()
-        return self._told(text, piece.logprobs if self._tells_logprobs else (), finish, calls)
+        return self._told(text, logprobs, finish, calls)
 
-    def _guarded(self, text: str, finish: str | None) -> tuple[str, str | None]:
-        if self._guard is None:
-            return text, finish
-        released = self._guard.push(text) if text else ""
-        if released is not None and finish is not None:
-            last = self._guard.end()
-            released = None if last is None else released + last
-        return ("", CUT) if released is None else (released, finish)
+    def _released(self, logprobs: Sequence[PositionLogprobs], finish: str | None) -> Sequence[PositionLogprobs]:
+        self._held_logprobs += logprobs
+        return self._held_logprobs if finish not in (None, CUT) else ()
 
     def _told(
         self, text: str, logprobs: Sequence[PositionLogprobs], finish: str | None, calls: Sequence[ToolCall]
@@ -130,3 +132,17 @@ class ChoiceReader:
             choice.text.append(text)
         choice.logprobs += logprobs
         return Delta(choice.index, text, logprobs, finish, calls)
+
+
+async def _guarded(
+    guard: TextGuard, text: str, finish: str | None, calls: Sequence[ToolCall]
+) -> tuple[str, str | None]:
+    """What of a text can be told now, and why the answer ends; a call that is blocked cuts it, too."""
+    released = await guard.push(text) if text else ""
+    if released is not None and finish is not None:
+        last = await guard.end()
+        released = None if last is None else released + last
+    if released is not None and calls:
+        said = "\n".join(f"{call.name} {call.arguments}" for call in calls)
+        released = released if await guard.passes(said) else None
+    return ("", CUT) if released is None else (released, finish)

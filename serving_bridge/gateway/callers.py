@@ -94,9 +94,6 @@ class Guards(Protocol):
     def stream(self, caller: Caller, response_id: str) -> TextGuard | None:
         """What watches one choice of an answer; None for nothing."""
 
-    async def answer(self, caller: Caller, response_id: str, text: str) -> bool:
-        """Whether a whole answer may be told."""
-
 
 class _Settled:
     priority = 0
@@ -143,6 +140,3 @@ class NoGuards:
 
     def stream(self, caller: Caller, response_id: str) -> TextGuard | None:
         return None
-
-    async def answer(self, caller: Caller, response_id: str, text: str) -> bool:
-        return True

@@ -216,7 +216,8 @@ async def _deltas(flows: Sequence[_Flow], readers: Sequence[ChoiceReader], n: in
     source = _together(flows) if len(flows) > 1 else _alone(flows[0])
     async with aclosing(source):
         async for number, pieces in source:
-            deltas = [delta for piece in pieces if (delta := readers[number * n + piece.index].take(piece)) is not None]
+            taken = [await readers[number * n + piece.index].take(piece) for piece in pieces]
+            deltas = [delta for delta in taken if delta is not None]
             if deltas:
                 yield deltas
             if all(reader.choice.finish is not None for reader in readers) and any(

@@ -1,0 +1,57 @@
+"""The guards of `serving_bridge.safety` at the gateway: refused prompts, answers that are cut, guards that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from serving_bridge.gateway.callers import Caller
+from serving_bridge.gateway.errors import GatewayError
+from serving_bridge.safety import Decision, StreamGuard, Verdict
+from serving_bridge.safety import Guards as SafetyGuards
+
+_RETRY_S = 1.0
+
+
+class GuardedGateway:
+    """Implements `serving_bridge.gateway.Guards`."""
+
+    def __init__(self, guards: SafetyGuards) -> None:
+        self._guards = guards
+
+    async def prompt(self, caller: Caller, response_id: str, messages: Sequence[Mapping[str, Any]]) -> None:
+        decision = await self._guards.prompt(caller.tenant, messages)
+        if not decision.passes:
+            raise _refusal(decision)
+
+    def stream(self, caller: Caller, response_id: str) -> GuardedChoice:
+        return GuardedChoice(self._guards, caller.tenant)
+
+
+class GuardedChoice:
+    """One choice of an answer under guard; implements `serving_bridge.gateway.answers.TextGuard`."""
+
+    def __init__(self, guards: SafetyGuards, tenant: str) -> None:
+        self._guards, self._tenant = guards, tenant
+        self._stream: StreamGuard = guards.stream(tenant)
+
+    async def push(self, text: str) -> str | None:
+        released = await self._stream.push(text)
+        return None if released.cut else released.text
+
+    async def end(self) -> str | None:
+        released = await self._stream.end()
+        return None if released.cut else released.text
+
+    async def passes(self, text: str) -> bool:
+        return (await self._guards.answer(self._tenant, text)).passes
+
+
+def _refusal(decision: Decision) -> GatewayError:
+    """Categories are told, so that people learn what to change; what matched is not."""
+    if decision.verdict is Verdict.ERROR:
+        return GatewayError(
+            503, "the prompt could not be judged now; send it again", code="guard_failed", retry_after_s=_RETRY_S
+        )
+    categories = ", ".join(decision.categories) or "policy"
+    return GatewayError(400, f"the prompt is not answered here: {categories}", code="content_filter", param="messages")
