@@ -25,6 +25,7 @@ from rewards.contracts import (
 )
 from serving_bridge.evaluation.observations import fitted
 from serving_bridge.evaluation.verdicts import reason_text
+from serving_bridge.settings import VLLM_PRIORITY
 from serving_bridge.text import Tokenizer
 from serving_bridge.vllm import Completion, ReplicaError, VllmClient
 
@@ -245,7 +246,7 @@ async def _asked(client: VllmClient, prompts: Sequence[Sequence[int]], **paramet
     attempt = 1
     while True:
         try:
-            return await client.generate_each(prompts, **parameters)
+            return await client.generate_each(prompts, priority=VLLM_PRIORITY["evaluation"], **parameters)
         except ReplicaError as error:
             if not error.retryable or attempt == _TRIES:
                 raise

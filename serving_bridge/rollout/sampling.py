@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from learner_jax.runtime import NO_SPANS, Spans
 from serving_bridge.routing import Dispatcher
-from serving_bridge.settings import RolloutSettings
+from serving_bridge.settings import VLLM_PRIORITY, RolloutSettings
 from serving_bridge.vllm import Aborted, Completion, Malformed, ReplicaError, joined
 
 T = TypeVar("T")
@@ -129,6 +129,7 @@ class Sampler:
             temperature=self._settings.temperature,
             stop_token_ids=self._stop_token_ids,
             timeout_s=self._settings.request_timeout_s,
+            priority=VLLM_PRIORITY["training"],
             unfinished=True,
         )
         if not any(len(answer) for answer in answers):

@@ -1,5 +1,6 @@
 """The tenants of a deployment: their keys, limits, budgets and bills, and who is admitted when."""
 
+from serving_bridge.settings import PRIORITIES, VLLM_PRIORITY, Priority
 from serving_bridge.tenants.accounts import Accounts, NewKey, checked_month
 from serving_bridge.tenants.admission import Ask, Ticket
 from serving_bridge.tenants.api_keys import PATTERN, PREFIX, is_well_formed
@@ -21,13 +22,10 @@ from serving_bridge.tenants.fair_queue import QueueBounds
 from serving_bridge.tenants.money import ANY_MODEL, Price, read_money, read_price, show_money
 from serving_bridge.tenants.records import (
     LIMITS,
-    PRIORITIES,
-    VLLM_PRIORITY,
     Caller,
     KeyInfo,
     Limits,
     MeterRow,
-    Priority,
     Scopes,
     Tenant,
     Usage,

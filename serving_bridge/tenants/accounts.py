@@ -10,6 +10,7 @@ from functools import partial
 
 from learner_jax.contracts import quoted
 from serving_bridge.database import Database, Session
+from serving_bridge.settings import PRIORITIES, Priority
 from serving_bridge.tenants import account_rows as rows
 from serving_bridge.tenants.api_keys import new_key, new_key_id
 from serving_bridge.tenants.errors import TenantError
@@ -18,11 +19,9 @@ from serving_bridge.tenants.records import (
     DEPLOYMENT,
     MAX_COUNT,
     MAX_TEXT,
-    PRIORITIES,
     KeyInfo,
     Limits,
     MeterRow,
-    Priority,
     Scopes,
     Tenant,
     Usage,

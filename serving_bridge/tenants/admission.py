@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from learner_jax.contracts import quoted
+from serving_bridge.settings import PRIORITIES, VLLM_PRIORITY, Priority
 from serving_bridge.tenants.allowances import Allowance, Amount
 from serving_bridge.tenants.directory import Directory
 from serving_bridge.tenants.errors import BudgetSpent, NotAllowed, RateLimited, Shed, TooLarge, Unavailable
@@ -19,11 +20,8 @@ from serving_bridge.tenants.money import price_of
 from serving_bridge.tenants.records import (
     DEPLOYMENT,
     MAX_TEXT,
-    PRIORITIES,
-    VLLM_PRIORITY,
     Caller,
     Limits,
-    Priority,
     tenant_scope,
 )
 from serving_bridge.tenants.shedding import Pressure

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from serving_bridge.database import Database, Session
+from serving_bridge.settings import Priority
 from serving_bridge.tenants import account_rows as rows
 from serving_bridge.tenants.api_keys import is_well_formed
 from serving_bridge.tenants.errors import BadKey, NotAllowed, Unavailable
 from serving_bridge.tenants.money import Price
-from serving_bridge.tenants.records import NO_LIMITS, Caller, Limits, Priority
+from serving_bridge.tenants.records import NO_LIMITS, Caller, Limits
 from serving_bridge.tenants.secret import DeploymentSecret
 
 _BAD_KEY = (

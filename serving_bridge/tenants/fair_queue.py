@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from serving_bridge.settings import PRIORITIES, Priority
 from serving_bridge.tenants.errors import DeadlinePassed, QueueFull, Refusal, Shed
-from serving_bridge.tenants.records import PRIORITIES, Priority
 from serving_bridge.tenants.slices import Slice
 
 #: What a full queue's Retry-After lies between, in seconds.

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
 from learner_jax.contracts import quoted
 from learner_jax.runtime import PLAIN_NAME
+from serving_bridge.settings import Priority
 from serving_bridge.tenants.errors import TenantError
-
-Priority = Literal["paid", "free", "evaluation", "training"]
-
-#: From first to last served.
-PRIORITIES: tuple[Priority, ...] = get_args(Priority)
-#: vLLM's `priority` of a request, where lower goes first (`--scheduling-policy priority`).
-VLLM_PRIORITY: dict[Priority, int] = {"paid": 0, "free": 10, "evaluation": 20, "training": 30}
 
 MAX_NAME = 64
 #: Characters of a label, or of a model's name.

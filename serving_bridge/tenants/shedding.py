@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from serving_bridge.tenants.records import PRIORITIES, Priority
+from serving_bridge.settings import PRIORITIES, Priority
 
 
 @dataclass(frozen=True)

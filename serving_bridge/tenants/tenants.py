@@ -11,6 +11,7 @@ from pathlib import Path
 
 from learner_jax.runtime import WeirError
 from serving_bridge.database import Database, open_database
+from serving_bridge.settings import Priority
 from serving_bridge.tenants.admission import Admission, Ask, Ticket
 from serving_bridge.tenants.answers import Answers
 from serving_bridge.tenants.directory import Directory, check_scopes
@@ -19,7 +20,7 @@ from serving_bridge.tenants.fair_queue import QueueBounds
 from serving_bridge.tenants.holdings import Holdings
 from serving_bridge.tenants.journal import Journal, Left, left_behind
 from serving_bridge.tenants.meter_rows import Bill, at_reservation
-from serving_bridge.tenants.records import Caller, Priority
+from serving_bridge.tenants.records import Caller
 from serving_bridge.tenants.schema import TENANTS
 from serving_bridge.tenants.secret import DeploymentSecret
 from serving_bridge.tenants.shedding import Pressure

@@ -146,6 +146,7 @@ class VllmClient:
         timeout_s: float,
         temperature: float = 1.0,
         greedy: bool = False,
+        priority: int = 0,
     ) -> list[Completion]:
         """Samples one answer to each prompt, in one request; arguments and errors are those of `generate`.
 
@@ -153,7 +154,7 @@ class VllmClient:
         """
         parameters = _sampling(1, max_tokens, 0.0 if greedy else temperature, stop_token_ids)
         body = {"prompts": [list(prompt) for prompt in prompts]}
-        answers = self._read(self._answers, await self._ask(body, parameters, timeout_s))
+        answers = self._read(self._answers, await self._ask(body, parameters, timeout_s, priority))
         if len(answers) != len(prompts):
             raise Malformed(f"{self.base_url} answered {len(answers)} of {len(prompts)} prompts")
         asked = Asked(1, max_tokens, frozenset(stop_token_ids), self._vocab_size)

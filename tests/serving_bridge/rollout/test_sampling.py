@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serving_bridge.settings import VLLM_PRIORITY
 from serving_bridge.text.tokenizer import Tokenizer
 from serving_bridge.vllm.answers import Rejected, Unreachable
 from tests.support.player_table import Table
@@ -50,6 +51,16 @@ def test_an_answer_aborted_at_its_very_end_has_ended(qwen: Tokenizer, ending: st
         table = Table(qwen, {"a": replica})
         (turn,) = (await table.play()).turns
         assert (turn.answer.finish_reason, len(replica.bodies)) == (ending, 1)
+
+    virtually(story())
+
+
+def test_users_go_first_where_a_replica_is_shared(qwen: Tokenizer) -> None:
+    async def story() -> None:
+        replica = FakeReplica(script=[lambda _: reply(choice([5, qwen.eos_ids[0]], logprobs=[-1.0, -1.0]))])
+        await Table(qwen, {"a": replica}).play()
+        (body,) = replica.bodies
+        assert body["priority"] == VLLM_PRIORITY["training"] > VLLM_PRIORITY["evaluation"] > VLLM_PRIORITY["free"]
 
     virtually(story())
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from serving_bridge.database import MEMORY, open_database
+from serving_bridge.settings import PRIORITIES, Priority
 from serving_bridge.tenants import TENANTS, Accounts, Ask, QueueBounds, Refusal, Shed, Tenants, TenantsPolicy
 from serving_bridge.tenants.fair_queue import FairQueue
-from serving_bridge.tenants.records import PRIORITIES, Limits, Priority
+from serving_bridge.tenants.records import Limits
 from serving_bridge.tenants.shedding import Pressure
 from serving_bridge.tenants.slices import Slice, SlicePolicy
 from tests.support.tenant_gateways import tenants_on
