@@ -151,7 +151,9 @@ class WorkerQueue:
                 put = partial(put, delays=delays)
             began_s = time.time()
             await self.call(f"the acceptance of {len(batch)} groups", put)
-            self._spans.past([group[0].group_id for _, group in batch], "put", began_s, time.time(), groups=len(batch))
+            self._spans.past(
+                [group[0].group_id for _, group in batch if group], "put", began_s, time.time(), groups=len(batch)
+            )
             for index, _ in batch:
                 self._outcomes.pop(index, None)
                 self._delays.pop(index, None)

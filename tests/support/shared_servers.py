@@ -11,6 +11,7 @@ FILES = (
     "tests/serving_bridge/access/test_vllm_attacks.py",
     "tests/serving_bridge/rollout/test_on_vllm.py",
     "tests/serving_bridge/rollout/test_tools_on_vllm.py",
+    "tests/serving_bridge/rollout/test_verifiers_on_vllm.py",
     "tests/serving_bridge/gateway/test_on_vllm.py",
     "tests/serving_bridge/fleet/test_weight_round_servers.py",
 )

@@ -15,6 +15,7 @@ from learner_jax.contracts.model import ModelConfig, read_model_config
 from learner_jax.conversion.convert import from_hf
 from learner_jax.loop.host_facts import flat
 from learner_jax.models.hf_folder import load_parameters
+from learner_jax.settings import SupervisedSettings
 from learner_jax.settings.learner import LearnerSettings
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
@@ -56,6 +57,9 @@ def test_a_missing_reference_is_named(stories_model: Path, tmp_path: Path) -> No
 def test_hosts_compare_all_settings_but_where_each_finds_its_folders() -> None:
     """A setting that was renamed must not stay in the list of exceptions under its old name."""
     config = load_config(REPOSITORY / "configs" / "demo.toml", []).model_dump(mode="json")
+    config["supervised"] = SupervisedSettings(data="f.jsonl", steps=1, batch_size=1, learning_rate=1e-4).model_dump(
+        mode="json"
+    )  # the demo has none
     every = flat(config)
     assert set(learner._OF_EACH_HOST) <= every.keys()
     compared = flat(config, without=learner._OF_EACH_HOST)

@@ -32,6 +32,7 @@ from tests.support.installed import PACKAGES, build_wheel
 WITH_VLLM = {"vllm", "torch"}
 #: Run in environments of the peers that Weir is measured beside.
 PEERS = {f"tools/bench/end_to_end/{name}_driver.py" for name in ("trl", "tunix")}
+PEERS |= {"tools/bench/rewards/mathematics.py"}
 #: Runs in XManager's environment.
 PEERS |= {"tools/launch/xm_launch.py"}
 

@@ -29,6 +29,13 @@ class World:
         self.did.append("takes over")
         return 3
 
+    def bring_copy(self) -> int | None:
+        self.did.append("brings a copy")
+        return None
+
+    def keep_copy(self, step: int) -> None:
+        self.did.append(f"keeps a copy of {step}")
+
     def latest_step(self) -> int | None:
         self.did.append("looks")
         return self.latest
@@ -98,7 +105,7 @@ def save(saving: Saving) -> None:
 
 def test_the_queue_is_taken_over_first_and_a_life_begins_after(saving: Saving, world: World) -> None:
     assert saving.begin() is None
-    assert world.did == ["takes over", "looks", "reloads"]
+    assert world.did == ["takes over", "brings a copy", "looks", "reloads"]
     assert saving._ledger.life == 3
     saving.recover(None)
     assert world.did[-1] == ("recovers", (), {"completed_steps": 0, "prompt_cursor": 0})
@@ -107,7 +114,7 @@ def test_the_queue_is_taken_over_first_and_a_life_begins_after(saving: Saving, w
 def test_the_newest_checkpoint_is_checked_and_gone_on_from(saving: Saving, world: World) -> None:
     world.latest = 4
     assert saving.begin() == Start(4, True)
-    assert world.did == ["takes over", "looks", "checks 4", "reloads"]
+    assert world.did == ["takes over", "brings a copy", "looks", "checks 4", "keeps a copy of 4", "reloads"]
 
 
 def test_a_save_is_confirmed_before_the_next_one_begins(saving: Saving, world: World, log: list[Any]) -> None:

@@ -22,7 +22,12 @@ def test_a_checkpoint_that_a_killed_life_left_to_the_system_is_synced_before_any
     manifest.write_text("none that can be read")
     synced: list[str] = []
     checkpoints: Any = SimpleNamespace(
-        directory=tmp_path, latest_step=lambda: 2, check=lambda step: True, reload=lambda: None
+        directory=tmp_path,
+        bring_copy=lambda: None,
+        latest_step=lambda: 2,
+        check=lambda step: True,
+        keep_copy=lambda step: None,
+        reload=lambda: None,
     )
     source: Any = SimpleNamespace(take_over=lambda: 1, recover=lambda *_, **__: synced.extend(effects))
     saving = Saving(checkpoints, source, Hosts(), Ledger(), max_wait_s=1.0, log=lambda event, **_: None)

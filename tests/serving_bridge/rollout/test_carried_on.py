@@ -77,7 +77,7 @@ def test_a_job_that_is_told_to_stop_while_it_starts_starts_no_more(tmp_path: Pat
 
 def test_a_supervised_start_without_a_table_says_what_is_missing(tmp_path: Path) -> None:
     config = load_config(DEMO, [f"run.directory={tmp_path}"]).model_copy(update={"warm_start": None})
-    with pytest.raises(ConfigError, match=r"--warm-start .* add a \[warm_start\] table"):
+    with pytest.raises(ConfigError, match=r"--warm-start .* add a \[warm_start\] or \[supervised\] table"):
         learner.run_warm_start(config, run_paths(config))
 
 
