@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvloop
@@ -22,6 +24,7 @@ from serving_bridge.metrics import Exporter
 from serving_bridge.processes import Supervisor, python_module
 from serving_bridge.routing import KEYS_FOLDER
 from serving_bridge.safety import AuditLog, Guards
+from serving_bridge.settings import GatewaySettings
 from serving_bridge.tenants import DeploymentSecret, Tenants
 from serving_bridge.text import load_tokenizer
 from tools.assembly import (
@@ -78,20 +81,36 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
     if settings.require_keys:
         secret = DeploymentSecret.in_folder(paths.registry / KEYS_FOLDER, make=True)
         admission = TenantAdmission(Tenants(paths.database, secret, paths.directory / _SPOOL))
-    audit = AuditLog(paths.directory / _AUDIT, name) if config.safety.enabled else None
-    gateway = Gateway(
-        settings,
-        tokenizer,
-        build_registry(paths),
-        build_keys(config, paths),
-        name=name,
-        max_context=config.serving.max_model_len,
-        log=log,
-        should_stop=stop,
-        admission=admission,
-        guards=GuardedGateway(Guards(config.safety, audit=audit)) if config.safety.enabled else None,
-    )
+    with working(paths, name), _guards(config, paths, name) as guards:
+        gateway = Gateway(
+            settings,
+            tokenizer,
+            build_registry(paths),
+            build_keys(config, paths),
+            name=name,
+            max_context=config.serving.max_model_len,
+            log=log,
+            should_stop=stop,
+            admission=admission,
+            guards=guards,
+        )
+        _listen(gateway, settings, name, number, log)
 
+
+@contextmanager
+def _guards(config: Config, paths: RunPaths, name: str) -> Iterator[GuardedGateway | None]:
+    """The guards of [safety] with an audit log of this process; None where they are switched off."""
+    if not config.safety.enabled:
+        yield None
+        return
+    audit = AuditLog(paths.directory / _AUDIT, name)
+    try:
+        yield GuardedGateway(Guards(config.safety, audit=audit))
+    finally:
+        audit.close()
+
+
+def _listen(gateway: Gateway, settings: GatewaySettings, name: str, number: int, log: Callable[..., None]) -> None:
     def ready() -> bytes:
         if not gateway.ready:
             raise NotReadyError
@@ -101,7 +120,6 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
     port = settings.admin_port + number if settings.admin_port else 0
     collect_garbage_less_often()
     with (
-        working(paths, name),
         listener(settings.host, settings.port, shared=settings.workers > 1) as bound,
         Exporter(_ADMIN_HOST, port, pages, setting="gateway.admin_port") as admin,
     ):
@@ -113,9 +131,6 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
             uvloop.run(gateway.run(bound))
         except KeyboardInterrupt:
             raise SystemExit(130) from None
-        finally:
-            if audit is not None:
-                audit.close()
 
 
 def _supervise(config: Config, paths: RunPaths, arguments: argparse.Namespace, stop: StopRequest) -> None:

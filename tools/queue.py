@@ -14,6 +14,7 @@ files are then found only where the queue keeps them by default, or with --blobs
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,37 +39,7 @@ _TIMEOUT_S = 5.0
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = command_parser("queue", __doc__)
-    parser.add_argument("queue", help="a run's directory, e.g. runs/demo, or the URL of a queue")
-    parser.add_argument("--blobs", metavar="PLACE", help="folder or URL where the queue of a URL keeps big payloads")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    show = commands.add_parser("show", help="how full it is and who holds what (default)")
-    dead = commands.add_parser("dead", help="dead letters and why")
-    requeue = commands.add_parser("requeue", help="give dead letters another chance")
-    requeue.add_argument("ids", nargs="*", metavar="ID", help="group ids, as `dead` shows them")
-    requeue.add_argument("--all", action="store_true", help="all of them")
-    blobs = commands.add_parser("blobs", help="payloads in files")
-    blobs.add_argument(
-        "--sweep", action="store_true", help="take back files that no group needs and that are old enough"
-    )
-    waiting = commands.add_parser("waiting", help="groups that wait for rewards, and rewards that joined none")
-    waiting.add_argument(
-        "--answers", action="store_true", help="print JSON lines: each answer that waits, with its question and id"
-    )
-    reward = commands.add_parser("reward", help="bring rewards that come later than their answers")
-    reward.add_argument(
-        "file",
-        metavar="FILE",
-        help="JSON lines with trajectory_id, reward, and perhaps reward_id and parts; - for stdin",
-    )
-    ingress = commands.add_parser("ingress", help="take rewards over HTTP: POST /v1/rewards, as lines of `reward`")
-    ingress.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen at")
-    ingress.add_argument("--port", type=int, default=8791, metavar="P", help="port; 0 for any free one")
-    token = ingress.add_mutually_exclusive_group(required=True)
-    token.add_argument("--token-env", metavar="NAME", help="environment variable with the token that senders must have")
-    token.add_argument("--token-file", type=Path, metavar="FILE", help="file with that token, of mode 600")
-    for command in (show, dead, waiting, reward):
-        command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.command == "requeue" and bool(arguments.ids) == arguments.all:
         parser.error("requeue: expected either group ids or --all")
@@ -105,6 +76,41 @@ def main(argv: list[str] | None = None) -> None:
                 serve_rewards(queue, host=arguments.host, port=arguments.port, token=secret)
             case "blobs":
                 print_blobs(queue, console, now=now, sweep=arguments.sweep)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("queue", __doc__)
+    parser.add_argument("queue", help="a run's directory, e.g. runs/demo, or the URL of a queue")
+    parser.add_argument("--blobs", metavar="PLACE", help="folder or URL where the queue of a URL keeps big payloads")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    show = commands.add_parser("show", help="how full it is and who holds what (default)")
+    dead = commands.add_parser("dead", help="dead letters and why")
+    requeue = commands.add_parser("requeue", help="give dead letters another chance")
+    requeue.add_argument("ids", nargs="*", metavar="ID", help="group ids, as `dead` shows them")
+    requeue.add_argument("--all", action="store_true", help="all of them")
+    blobs = commands.add_parser("blobs", help="payloads in files")
+    blobs.add_argument(
+        "--sweep", action="store_true", help="take back files that no group needs and that are old enough"
+    )
+    waiting = commands.add_parser("waiting", help="groups that wait for rewards, and rewards that joined none")
+    waiting.add_argument(
+        "--answers", action="store_true", help="print JSON lines: each answer that waits, with its question and id"
+    )
+    reward = commands.add_parser("reward", help="bring rewards that come later than their answers")
+    reward.add_argument(
+        "file",
+        metavar="FILE",
+        help="JSON lines with trajectory_id, reward, and perhaps reward_id and parts; - for stdin",
+    )
+    ingress = commands.add_parser("ingress", help="take rewards over HTTP: POST /v1/rewards, as lines of `reward`")
+    ingress.add_argument("--host", default="127.0.0.1", metavar="H", help="address to listen at")
+    ingress.add_argument("--port", type=int, default=8791, metavar="P", help="port; 0 for any free one")
+    token = ingress.add_mutually_exclusive_group(required=True)
+    token.add_argument("--token-env", metavar="NAME", help="environment variable with the token that senders must have")
+    token.add_argument("--token-file", type=Path, metavar="FILE", help="file with that token, of mode 600")
+    for command in (show, dead, waiting, reward):
+        command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
 
 
 @contextmanager

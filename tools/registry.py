@@ -10,7 +10,7 @@ python -m tools.registry stage registry 7 passed --reason "..."    (an entry's n
 python -m tools.registry report registry 7 gate.json --verdict passed   (keep an evaluation's report with an entry)
 python -m tools.registry move registry stable=7 previous=5 --reason "..."   (aliases move together, or not at all)
 python -m tools.registry history registry                          (who moved which alias when, and why)
-python -m tools.registry verify registry                           (hash every row and file)
+python -m tools.registry verify registry                           (hash every entry and file)
 python -m tools.registry export registry stable --out DIR          (a model folder, with a model card)
 python -m tools.registry retain registry --keep 20                 (remove weights that nobody needs)
 
@@ -168,15 +168,16 @@ def move(registry: Registry, arguments: argparse.Namespace, console: Console) ->
     namespace = arguments.namespace
     aliases = _assignments(registry, namespace, arguments.aliases)
     expected = _assignments(registry, namespace, arguments.expect)
-    with registry.lease(namespace, f"{arguments.actor} ({os.getpid()})", take_over=arguments.take_over) as lease:
-        number = registry.index.aliases.move(
-            lease,
-            aliases,
-            actor=arguments.actor,
-            reason=arguments.reason,
-            expected=expected,
-            unproven=arguments.unproven,
-        )
+    number = registry.move(
+        namespace,
+        aliases,
+        holder=f"{arguments.actor} ({os.getpid()})",
+        take_over=arguments.take_over,
+        actor=arguments.actor,
+        reason=arguments.reason,
+        expected=expected,
+        unproven=arguments.unproven,
+    )
     said = ", ".join(f"{alias} is {'gone' if to is None else to}" for alias, to in aliases.items())
     console.print(f"move {number} of {namespace}: {said}")
     return 0
@@ -293,7 +294,7 @@ def _parser() -> argparse.ArgumentParser:
     one = command("history", "who moved which alias when, and why", prints=True)
     one.add_argument("--alias")
     one.add_argument("--limit", type=int, default=50, help="how many (default: 50)")
-    command("verify", "hash every row and file", prints=True)
+    command("verify", "hash every entry and file", prints=True)
     one = command("export", "write an entry as a model folder")
     one.add_argument("entry", help="number or alias")
     one.add_argument("--out", type=Path, required=True)

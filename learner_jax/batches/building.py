@@ -69,22 +69,10 @@ def rl_batch(
         overlong = spread.given(np.concatenate(cleaned.penalties))
         episodes = _episodes(trajectories, overlong, mask, settings, updates, hosts)
     else:
-        rewards = cleaned.rewards
-        penalties: np.ndarray | None = None
+        penalties = None
         if settings.kl.use == "reward" and reference_logprobs is not None:
-            estimator = ESTIMATORS[settings.kl.estimator]
-            penalty = np.asarray(estimator(behavior, on_host(reference_logprobs)), np.float64)
-            penalties = kl_coefficient * np.where(mask, penalty, 0.0)
-            cuts = np.cumsum([len(group) for group in groups])[:-1]
-            rewards = [
-                r - p for r, p in zip(rewards, np.split(spread.reduced(penalties.sum(axis=1)), cuts), strict=True)
-            ]
-        if settings.advantage.credit == "turn":
-            estimated = _turn_advantages(groups, cleaned, penalties, mask.shape, settings, spread)
-        else:
-            num_tokens = spread.reduced(mask.sum(axis=1)).astype(np.float64)
-            estimated = spread.given(_answer_advantages(rewards, cleaned.valid, num_tokens, settings, hosts))
-        advantages = (estimated * mask).astype(np.float32)
+            penalties = kl_coefficient * _kl_penalties(behavior, reference_logprobs, mask, settings)
+        advantages = _estimated(groups, cleaned, penalties, mask, settings, spread, hosts)
         episodes = None
     batch = Batch(
         tokens=on_host(rows.tokens),
@@ -99,6 +87,35 @@ def rl_batch(
         shared=on_host(rows.lengths.shared),
     )
     return batch, batch_stats(answers, spread, versions, rows.sampled, trained_version, cleaned.counts, hosts)
+
+
+def _kl_penalties(behavior: np.ndarray, reference: Any, mask: np.ndarray, settings: LossSettings) -> np.ndarray:
+    """float64[B, T]: the KL of each sampled token, as the reward takes it into account."""
+    penalty = np.asarray(ESTIMATORS[settings.kl.estimator](behavior, on_host(reference)), np.float64)
+    return np.where(mask, penalty, 0.0)
+
+
+def _estimated(
+    groups: Sequence[Sequence[Trajectory]],
+    cleaned: CleanedGroups,
+    penalties: np.ndarray | None,
+    mask: np.ndarray,
+    settings: LossSettings,
+    spread: Spread,
+    hosts: Hosts,
+) -> np.ndarray:
+    """float32[B, T]: the advantages of estimators without values; 0 outside the mask."""
+    if settings.advantage.credit == "turn":
+        estimated = _turn_advantages(groups, cleaned, penalties, mask.shape, settings, spread)
+    else:
+        rewards = cleaned.rewards
+        if penalties is not None:
+            cuts = np.cumsum([len(group) for group in groups])[:-1]
+            taken = np.split(spread.reduced(penalties.sum(axis=1)), cuts)
+            rewards = [reward - penalty for reward, penalty in zip(rewards, taken, strict=True)]
+        num_tokens = spread.reduced(mask.sum(axis=1)).astype(np.float64)
+        estimated = spread.given(_answer_advantages(rewards, cleaned.valid, num_tokens, settings, hosts))
+    return (estimated * mask).astype(np.float32)
 
 
 def _parts(trajectories: Sequence[Trajectory], settings: LossSettings) -> dict[str, Part]:

@@ -11,9 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-import xxhash
-
-from serving_bridge.queue.blobs import MAX_OFFSET, Blob, BlobError, check_place, is_blob_name, placed
+from serving_bridge.queue.blobs import MAX_OFFSET, Blob, BlobError, check_place, checked, is_blob_name, placed
 from serving_bridge.storage import ObjectStore, each
 
 _ID = "id"
@@ -72,12 +70,7 @@ class BlobObjects:
                 data = self._objects.get_range(blob.file, blob.offset, blob.num_bytes)
             except FileNotFoundError:
                 raise BlobError(f"blob {blob.file} is not in {self.address} (store.blobs)") from None
-            if xxhash.xxh3_128_hexdigest(data) != blob.hash:
-                raise BlobError(
-                    f"blob {blob.file} in {self.address} is damaged: the {blob.num_bytes} bytes from {blob.offset} are "
-                    f"not what was written"
-                )
-            return data
+            return checked(data, blob, self.address)
 
         yield read
 

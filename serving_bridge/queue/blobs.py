@@ -182,12 +182,7 @@ class BlobFolder:
                     if isinstance(error, OSError) and error.errno in _OWN_TROUBLE:
                         raise
                     raise BlobError(f"blob {blob.file} in {self.folder} can't be read: {error}") from error
-                if xxhash.xxh3_128_hexdigest(data) != blob.hash:
-                    raise BlobError(
-                        f"blob {blob.file} in {self.folder} is damaged: the {blob.num_bytes} bytes from {blob.offset} "
-                        f"are not what was written"
-                    )
-                return data
+                return checked(data, blob, self.folder)
 
             yield read
 
@@ -265,6 +260,16 @@ def check_place(blob: Blob, max_bytes: int) -> None:
         )
     if not isinstance(blob.hash, str) or not _HASH.fullmatch(blob.hash):
         raise BlobError(f"blob {blob.file} has hash {quoted(blob.hash, 80)}, expected 32 hexadecimal digits")
+
+
+def checked(data: bytes, blob: Blob, where: Path | str) -> bytes:
+    """The bytes that were read of a blob. Raises `BlobError` unless they are those that were written."""
+    if xxhash.xxh3_128_hexdigest(data) != blob.hash:
+        raise BlobError(
+            f"blob {blob.file} in {where} is damaged: the {blob.num_bytes} bytes from {blob.offset} are not what was "
+            f"written"
+        )
+    return data
 
 
 def _create(path: Path, *, reuse: bool) -> int:

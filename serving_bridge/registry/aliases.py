@@ -44,9 +44,9 @@ class Aliases:
 
     def take_lease(self, namespace: str, holder: str, duration_s: float, *, by_force: bool = False) -> RegistryLease:
         """The aliases of a namespace, as `leases.take`."""
-        return self.take_files_lease(checked_name(namespace, "namespace"), holder, duration_s, by_force=by_force)
+        return self.take_named_lease(checked_name(namespace, "namespace"), holder, duration_s, by_force=by_force)
 
-    def take_files_lease(
+    def take_named_lease(
         self, namespace: str, holder: str, duration_s: float, *, by_force: bool = False
     ) -> RegistryLease:
         """A lease of another name, for what is not in the database; as `leases.take`."""

@@ -102,13 +102,6 @@ class RegistryIndex:
 
         return self._db.read(work)
 
-    def namespaces(self) -> list[str]:
-        """Those that have entries, sorted."""
-        found = self._db.read(
-            lambda session: session.execute("SELECT DISTINCT namespace FROM entries ORDER BY namespace")
-        )
-        return [name for (name,) in found]
-
     def lineage(self, namespace: str, number: int, *, limit: int = 100) -> list[Standing]:
         """An entry and its ancestors, itself first."""
         if not 1 <= limit <= _MAX_LINEAGE:
@@ -185,10 +178,11 @@ class RegistryIndex:
         return dict(found)
 
     def weights_of(self, namespace: str, content: str) -> int | None:
-        """The kept weight version of this content."""
+        """The weight version of this content that was kept last, if one is kept still."""
         found = self._db.read(
             lambda session: session.execute(
-                "SELECT weight_version FROM entries WHERE namespace = ? AND content = ? AND has_weights = 1 LIMIT 1",
+                "SELECT weight_version FROM entries WHERE namespace = ? AND content = ? AND has_weights = 1 "
+                "ORDER BY number DESC LIMIT 1",
                 (namespace, content),
             )
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from learner_jax.runtime import PlainFileError, make_folder, read_plain, sync_path, write_durably
@@ -29,12 +29,13 @@ class KeptFiles:
         sha256 = hashlib.sha256(content).hexdigest()
         folder = self._root / sha256[:2]
         path = folder / sha256
-        if not self._is_whole(path, sha256):
+        file = RegisteredFile(name, len(content), sha256)
+        if not self._is_whole(file):
             make_folder(self._root)
             make_folder(folder)
             write_durably(path, content)
             sync_path(self._root)
-        return RegisteredFile(name, len(content), sha256)
+        return file
 
     def read(self, file: RegisteredFile) -> bytes:
         """Raises `RegistryIntegrityError` unless the content is there as it was registered; names the file."""
@@ -50,9 +51,9 @@ class KeptFiles:
             raise RegistryIntegrityError(f"{file.name} ({path}) has sha256 {found}, expected {file.sha256}")
         return content
 
-    def _is_whole(self, path: Path, sha256: str) -> bool:
+    def _is_whole(self, file: RegisteredFile) -> bool:
         try:
-            self.read(RegisteredFile("x", 0, sha256))
+            self.read(file)
         except RegistryIntegrityError:
             return False
         return True
@@ -79,10 +80,6 @@ def model_files(folder: Path) -> dict[str, bytes]:
     if "config.json" not in found:
         raise RegistryError(f"{folder} has no config.json: expected the folder of a model in Hugging Face's layout")
     return found
-
-
-def find(files: Iterable[RegisteredFile], name: str) -> RegisteredFile | None:
-    return next((file for file in files if file.name == name), None)
 
 
 def tokenizer_sha256(files: Mapping[str, bytes]) -> str:

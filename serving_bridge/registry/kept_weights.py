@@ -64,7 +64,7 @@ class KeptWeights:
         """Keeps other processes from registering and removing weights of a namespace.
 
         Raises:
-          WaitTimeoutError: another does so for too long.
+          RegistryError: another does so for too long.
         """
         holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         name = f"{checked_name(namespace, 'namespace')}.weights"
@@ -77,7 +77,7 @@ class KeptWeights:
         ) as wait:
             while True:
                 try:
-                    lease = self._index.aliases.take_files_lease(name, holder, _LEASE_S)
+                    lease = self._index.aliases.take_named_lease(name, holder, _LEASE_S)
                     break
                 except NotHolderError:
                     wait.sleep(_POLL_S)

@@ -6,10 +6,11 @@ Weights are copied in, whole, so that a run's own store may forget them, and a t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -176,6 +177,21 @@ class Registry:
         finally:
             self.index.aliases.release_lease(lease)
 
+    def move(
+        self, namespace: str, aliases: Mapping[str, int | None], *, holder: str, take_over: bool = False, **more: Any
+    ) -> int:
+        """As `Aliases.move`, under a lease of its own, once every file of the entries has been hashed.
+
+        Raises:
+          RegistryIntegrityError: a file is not what was registered; names it. Nothing was moved.
+        """
+        for number in sorted({number for number in aliases.values() if number is not None}):
+            standing = self.index.standing(namespace, number)
+            if standing.has_weights and (problems := self.problems(standing)):
+                raise RegistryIntegrityError("; ".join(problems))
+        with self.lease(namespace, holder, take_over=take_over) as lease:
+            return self.index.aliases.move(lease, aliases, **more)
+
     def manifest(self, standing: Standing) -> WeightManifest:
         """The manifest of an entry's weights.
 
@@ -197,10 +213,11 @@ class Registry:
         return manifest
 
     def problems(self, standing: Standing) -> list[str]:
-        """What of an entry's files is not as it was registered: every byte is hashed."""
+        """What of an entry's files, reports among them, is not as it was registered: every byte is hashed."""
         found = []
         entry = standing.entry
-        for file in entry.files:
+        reports = [event.body for event in self.index.events(entry.namespace, entry.number) if event.kind == "report"]
+        for file in (*entry.files, *(msgspec.convert(body["file"], RegisteredFile) for body in reports)):
             try:
                 self.files.read(file)
             except RegistryIntegrityError as error:

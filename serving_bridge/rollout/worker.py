@@ -148,20 +148,7 @@ def _assembled(
         spans=worker.spans,
     )
     verdicts = VerdictWatch(settings.max_failed_verdicts, count=interval.count)
-    player: Player | AgentPlayer
-    if isinstance(environment, AgentEnvironment):
-        player = AgentPlayer(environment, encoder, sampler, settings, count=interval.count, verdicts=verdicts)
-    else:
-        player = Player(
-            environment,
-            encoder,
-            sampler,
-            settings,
-            scoring=scoring,
-            count=interval.count,
-            verdicts=verdicts,
-            spans=worker.spans,
-        )
+    player = _player(worker, environment, sampler, scoring, interval, verdicts)
     queue = _queue(worker, interval, queue_thread)
     replicas = KnownReplicas(
         worker.registry,
@@ -172,9 +159,11 @@ def _assembled(
         waits=worker.waits,
         log=worker.log,
     )
-    delayed = None
-    if worker.rewards is not None and worker.delays:
-        delayed = DelayedRewards(worker.rewards, worker.delays, queue, count=interval.count)
+    delayed = (
+        DelayedRewards(worker.rewards, worker.delays, queue, count=interval.count)
+        if worker.rewards is not None and worker.delays
+        else None
+    )
     groups = GroupMaker(
         worker.task,
         encoder,
@@ -206,6 +195,29 @@ def _assembled(
         delayed=delayed,
     )
     return running, player
+
+
+def _player(
+    worker: RolloutWorker,
+    environment: Environment | AsyncEnvironment,
+    sampler: Sampler,
+    scoring: Executor,
+    interval: Interval,
+    verdicts: VerdictWatch,
+) -> Player | AgentPlayer:
+    settings, encoder, count = worker.settings, worker.encoder, interval.count
+    if isinstance(environment, AgentEnvironment):
+        return AgentPlayer(environment, encoder, sampler, settings, count=count, verdicts=verdicts)
+    return Player(
+        environment,
+        encoder,
+        sampler,
+        settings,
+        scoring=scoring,
+        count=count,
+        verdicts=verdicts,
+        spans=worker.spans,
+    )
 
 
 def _queue(worker: RolloutWorker, interval: Interval, thread: Executor) -> WorkerQueue:

@@ -106,9 +106,3 @@ def vehicle(text: str) -> bool:
         return False
     left = sum(value * weight for value, weight in zip(values, _VIN_WEIGHTS, strict=True)) % 11
     return text[8].upper() == ("X" if left == 10 else str(left))
-
-
-def routing_number(digits: str) -> bool:
-    """Whether nine digits can name a bank in the United States (ABA)."""
-    weights = (3, 7, 1) * 3
-    return len(digits) == 9 and sum(int(d) * w for d, w in zip(digits, weights, strict=True)) % 10 == 0

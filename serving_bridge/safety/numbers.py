@@ -195,7 +195,6 @@ def _is_phone(run: _Run, first: int, last: int, *, plus: bool, extension: bool, 
         return " - " not in text[start:end] and (len(digits) >= 8 or sizes == [3, 4])
     if len(sizes) < 3 or min(sizes) < 2 or not 2 < max(sizes) <= 4 or "/" in text[start:end]:
         return digits.startswith("0") and sizes == [2] * 5
-        return False
     return (digits.startswith("0") and 9 <= len(digits) <= 13) or _is_valid(text[start:end], regions)
 
 

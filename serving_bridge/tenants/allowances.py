@@ -41,10 +41,6 @@ class Budget:
     tokens: int | None
     nanos: int | None
 
-    @property
-    def is_limited(self) -> bool:
-        return self.tokens is not None or self.nanos is not None
-
 
 @dataclass(frozen=True)
 class AllowanceOffer:

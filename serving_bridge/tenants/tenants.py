@@ -85,7 +85,6 @@ class Tenants:
         self._owns_database = database is None
         self._blocking = blocking
         self._directory = Directory(self._db, secret, max_stale_s=policy.max_stale_s, clock=clock, wall=wall)
-        self._spool = spool
         self._left: Sequence[Left] = left_behind(spool) if spool.is_dir() else ()
         self._journal = Journal(spool, self.name)
         self._holdings = Holdings(policy.slices, Answers(self._journal, policy.answer_lease_s), clock())

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tools.bench.queue.postgres_server import NoServerError, running_server
+
+ENGINES = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+@pytest.fixture(params=ENGINES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where no database is yet, on each engine: a path, or a schema of a server."""
+    if request.param == "sqlite":
+        return str(tmp_path / "state.db")
+    from tests.support.queue_engines import fresh_url  # most tests do without the queue
+
+    return fresh_url(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +12,9 @@ import pytest
 from serving_bridge.database.database import Session
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.queue.staleness import Pace
+from tests.support.postgres_server import ENGINES as ENGINES
 from tests.support.trajectories import make_group
 
-ENGINES = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 PACE = Pace(max_staleness=1, groups_per_step=2, total_steps=10)
 
 _schemas = itertools.count()
@@ -46,13 +45,10 @@ class Place:
         return queue
 
 
-@pytest.fixture(params=ENGINES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+@pytest.fixture
+def place(database_url: str) -> Iterator[Place]:
     """A place without a queue yet, on each engine."""
-    if request.param == "sqlite":
-        found = Place(str(tmp_path / "state.db"))
-    else:
-        found = Place(fresh_url(request.getfixturevalue("postgres_url")))
+    found = Place(database_url)
     yield found
     for queue in found.opened:
         queue.close()

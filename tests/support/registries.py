@@ -15,7 +15,7 @@ from serving_bridge.database import open_database
 from serving_bridge.registry import REGISTRY, Candidate, Entry, Origin, RegistryIndex
 from serving_bridge.registry.entry import ENTRY_SCHEMA
 from serving_bridge.weights import VersionWriter, WeightStore
-from tests.support.queue_engines import ENGINES, Clock, fresh_url
+from tests.support.queue_engines import Clock
 
 FILES = {"config.json": b'{"model_type": "qwen2"}', "tokenizer.json": b'{"version": "1.0"}'}
 ORIGIN = Origin("run", "demo", 3, 12)
@@ -40,13 +40,10 @@ class IndexPlace:
             index._db.close()
 
 
-@pytest.fixture(params=ENGINES)
-def index_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[IndexPlace]:
+@pytest.fixture
+def index_place(database_url: str) -> Iterator[IndexPlace]:
     """A place without an index yet, on each engine."""
-    if request.param == "sqlite":
-        found = IndexPlace(str(tmp_path / "index.sqlite"))
-    else:
-        found = IndexPlace(fresh_url(request.getfixturevalue("postgres_url")))
+    found = IndexPlace(database_url)
     yield found
     found.close()
 

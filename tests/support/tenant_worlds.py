@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving_bridge.database import Database, open_database
 from serving_bridge.tenants import TENANTS, Accounts, DeploymentSecret, Directory
-from tests.support.queue_engines import ENGINES, Clock, fresh_url
+from tests.support.queue_engines import Clock
 
 SECRET = DeploymentSecret(bytes(range(32)))
 
@@ -39,13 +38,10 @@ class Deployment:
         return made
 
 
-@pytest.fixture(params=ENGINES)
-def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deployment]:
+@pytest.fixture
+def deployment(database_url: str) -> Iterator[Deployment]:
     """A deployment without tenants, on each engine."""
-    if request.param == "sqlite":
-        found = Deployment(str(tmp_path / "tenants.db"))
-    else:
-        found = Deployment(fresh_url(request.getfixturevalue("postgres_url")))
+    found = Deployment(database_url)
     yield found
     for database in found.opened:
         database.close()

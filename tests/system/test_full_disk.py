@@ -17,17 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import pytest
 
 from learner_jax.checkpoints.checkpoints import Checkpoints, newest_step, unfinished, verify
 from learner_jax.checkpoints.hashes import FileCheck
 from learner_jax.conversion.convert import from_hf, to_hf
-from learner_jax.models import init_parameters
 from learner_jax.runtime import disk_errors
 from learner_jax.runtime.waits import Waits
-from learner_jax.training import objective
 from learner_jax.training.engine import Engine
 from serving_bridge.processes.supervisor import ProcessFailedError, Supervisor
 from serving_bridge.queue.queue import TrajectoryQueue
@@ -39,12 +35,12 @@ from serving_bridge.weights.store import WeightStore
 from tests.conftest import REPOSITORY
 from tests.support.checkpoint_states import make_state, position
 from tests.support.learner_process import demo_run, learner_environment
-from tests.support.learner_runs import SETTINGS, Records, assert_same_parameters, fill, run
+from tests.support.learner_runs import Records, assert_same_parameters, fill, run
 from tests.support.small_disks import KEPT, Disk, make_disk, the_line, until
-from tests.support.tiny_model import TINY
+from tests.support.whole_run import engine, params, whole
 from tools.assembly import DISK_STATUS, clear_errors
 
-__all__ = ["make_disk"]  # a fixture
+__all__ = ["engine", "make_disk", "params", "whole"]  # fixtures
 
 
 @pytest.fixture
@@ -57,27 +53,6 @@ def told_once() -> Iterator[None]:
     sys.unraisablehook = hook
     for logger, given in zip(loggers, filters, strict=True):
         logger.filters[:] = given
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(
-        SETTINGS, TINY, objective=objective.reinforcement(SETTINGS.loss), temperature=1.0, devices=jax.devices()[:1]
-    )
-
-
-@pytest.fixture(scope="module")
-def params() -> Any:
-    return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(3)))
-
-
-@pytest.fixture(scope="module")
-def whole(engine: Engine, params: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
-    directory = tmp_path_factory.mktemp("whole")
-    fill(directory, 12)
-    run(engine, params, directory)
-    return directory
 
 
 def test_the_learner_ends_in_one_line_and_goes_on_once_there_is_space(

@@ -123,6 +123,8 @@ def test_a_damaged_registry_is_named(call: Any, created: Path, tmp_path: Path) -
     said = call("verify", status=1)
     assert "default/1" in said
     assert "weights.safetensors has sha256" in said
+    assert "weights.safetensors has sha256" in call("move", "stable=1", "--unproven", "--reason", "x", status=1)
+    assert json.loads(call("show", 1, "--json"))["aliases"] == []
 
 
 @pytest.mark.parametrize(

@@ -6,56 +6,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import pytest
 
 from learner_jax.checkpoints import CheckpointError, read_manifest
-from learner_jax.models import init_parameters
-from learner_jax.training import objective
 from learner_jax.training.engine import Engine
-from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.storage import CheckpointObjects, FsspecObjects, StorageTimeouts
-from tests.support.learner_runs import SETTINGS, Crash, Records, assert_same_parameters, fill, run
+from tests.support.learner_runs import Crash, Records, assert_same_parameters, fill, run
 from tests.support.s3 import S3, Fault
-from tests.support.tiny_model import TINY
+from tests.support.whole_run import engine, num_acknowledged, params, whole
+
+__all__ = ["engine", "params", "whole"]  # fixtures
 
 #: one server for all tests on it
 pytest_plugins = ["tests.support.s3_fixtures"]
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(
-        SETTINGS, TINY, objective=objective.reinforcement(SETTINGS.loss), temperature=1.0, devices=jax.devices()[:1]
-    )
-
-
-@pytest.fixture(scope="module")
-def params() -> Any:
-    return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(3)))
-
-
-@pytest.fixture(scope="module")
-def whole(engine: Engine, params: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
-    directory = tmp_path_factory.mktemp("whole")
-    fill(directory, 12)
-    run(engine, params, directory)
-    return directory
-
-
 def copies(give_up_s: float = 60.0) -> CheckpointObjects:
     timeouts = StorageTimeouts(give_up_s=give_up_s)
     return CheckpointObjects(FsspecObjects("s3://bucket/run", timeouts=timeouts), run="run", keep=2)
-
-
-def num_acknowledged(folder: Path) -> int:
-    queue = TrajectoryQueue(folder / "state.db")
-    try:
-        return queue.admin.progress().num_acknowledged
-    finally:
-        queue.close()
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ from learner_jax.checkpoints.checkpoints import CheckpointError, Checkpoints
 from learner_jax.contracts.model import hf_shapes
 from learner_jax.loop.feed import StarvedError
 from learner_jax.loop.learner import TrainingError
-from learner_jax.models import init_parameters
 from learner_jax.settings.learner import (
     AdvantageSettings,
     GroupSettings,
@@ -44,18 +43,9 @@ from tests.support.learner_runs import (
 )
 from tests.support.tiny_model import TINY, TINY_JSON
 from tests.support.trajectories import make_group
+from tests.support.whole_run import engine, params
 
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(
-        SETTINGS, TINY, objective=objective.reinforcement(SETTINGS.loss), temperature=1.0, devices=jax.devices()[:1]
-    )
-
-
-@pytest.fixture(scope="module")
-def params() -> Any:
-    return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(3)))
+__all__ = ["engine", "params"]  # fixtures
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 
 from learner_jax.checkpoints import proof as checkpoint_proof
@@ -22,46 +21,18 @@ from learner_jax.checkpoints.hashes import HASHES
 from learner_jax.checkpoints.manifest import read_manifest
 from learner_jax.ledger.ledger import Ledger
 from learner_jax.loop import saving
-from learner_jax.models import init_parameters
 from learner_jax.settings.learner import KLSettings, LossSettings
 from learner_jax.training import objective
 from learner_jax.training.engine import Engine
 from serving_bridge.queue.consumer import QueueConsumer
-from serving_bridge.queue.queue import TrajectoryQueue
 from tests.support import host_processes
 from tests.support.checkpoint_states import data_file
 from tests.support.host_processes import TRAINING, Processes, records
 from tests.support.learner_runs import SETTINGS, Crash, Records, assert_same_parameters, fill, run
 from tests.support.tiny_model import TINY
+from tests.support.whole_run import engine, num_acknowledged, params, whole
 
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine(
-        SETTINGS, TINY, objective=objective.reinforcement(SETTINGS.loss), temperature=1.0, devices=jax.devices()[:1]
-    )
-
-
-@pytest.fixture(scope="module")
-def params() -> Any:
-    return jax.tree.map(np.asarray, init_parameters(TINY, jax.random.key(3)))
-
-
-@pytest.fixture(scope="module")
-def whole(engine: Engine, params: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
-    directory = tmp_path_factory.mktemp("whole")
-    fill(directory, 12)
-    run(engine, params, directory)
-    return directory
-
-
-def num_acknowledged(directory: Path) -> int:
-    queue = TrajectoryQueue(directory / "state.db")
-    try:
-        return queue.admin.progress().num_acknowledged
-    finally:
-        queue.close()
+__all__ = ["engine", "params", "whole"]  # fixtures
 
 
 def assert_same_end(directory: Path, whole: Path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
-from tests.support.queue_engines import ENGINES, fresh_url
+from tests.support.killed_lives import outcomes
+from tests.support.queue_engines import ENGINES
 from tests.support.queue_lives import GROUPS, POINTS, STEPS
 
 SOME = ("after put", "after lease", "before acknowledge", *(point for point in POINTS if "between" in point))
@@ -22,23 +19,8 @@ SOME = ("after put", "after lease", "before acknowledge", *(point for point in P
 def test_no_kill_loses_or_repeats_a_group(
     engine: str, points: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    if engine == "sqlite":
-        urls = [str(tmp_path / f"{i}.db") for i in range(len(points))]
-    else:
-        server = request.getfixturevalue("postgres_url")
-        urls = [fresh_url(server) for _ in points]
-    lives = tmp_path / "lives"
-    lives.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.queue_lives", str(lives), *map("=".join, zip(points, urls, strict=True))],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    outcomes = json.loads(done.stdout)
-    assert [outcome["point"] for outcome in outcomes] == list(points)
     everything = sorted(f"run/{index}" for index in range(STEPS * GROUPS))
-    for outcome in outcomes:
+    for outcome in outcomes("tests.support.queue_lives", engine, points, tmp_path, request):
         point = outcome["point"]
         assert outcome["exits"] == [-signal.SIGKILL, 0], point
         assert sorted(outcome["ledger"]) == everything, point  # each once

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
-from tests.support.queue_engines import ENGINES, fresh_url
+from tests.support.killed_lives import outcomes
+from tests.support.queue_engines import ENGINES
 from tests.support.reward_lives import GROUPS, POINTS, SIZE, expected
 
 SOME = ("after bring", "before settle")
@@ -22,19 +19,7 @@ SOME = ("after bring", "before settle")
 def test_no_kill_loses_or_repeats_a_reward(
     engine: str, points: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    if engine == "sqlite":
-        urls = [str(tmp_path / f"{i}.db") for i in range(len(points))]
-    else:
-        server = request.getfixturevalue("postgres_url")
-        urls = [fresh_url(server) for _ in points]
-    lives = tmp_path / "lives"
-    lives.mkdir()
-    places = map("=".join, zip(points, urls, strict=True))
-    program = [sys.executable, "-m", "tests.support.reward_lives", str(lives), *places]
-    done = subprocess.run(program, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True)
-    outcomes = json.loads(done.stdout)
-    assert [outcome["point"] for outcome in outcomes] == list(points)
-    for outcome in outcomes:
+    for outcome in outcomes("tests.support.reward_lives", engine, points, tmp_path, request):
         point = outcome["point"]
         assert outcome["exits"] == [-signal.SIGKILL, 0], point
         assert sorted(outcome["trained"]) == sorted([name, rewards] for name, rewards in expected().items()), point

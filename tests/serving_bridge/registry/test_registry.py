@@ -81,6 +81,18 @@ def test_a_flipped_byte_is_named_and_not_exported(registry: Registry, tmp_path: 
     assert not (tmp_path / "out").exists()
     again = _register(registry, tmp_path, 1)  # the weights at hand are whole: they are kept anew
     assert registry.problems(registry.index.standing("default", again)) == []
+    _register(registry, tmp_path, 1)
+    assert registry.weights.store("default").versions() == [1, 2], "the whole ones serve for all that come"
+
+
+def test_a_damaged_report_is_named(registry: Registry, tmp_path: Path) -> None:
+    number = _register(registry, tmp_path, 1)
+    file = registry.add_report("default", number, "gate.json", b'{"suites": []}', verdict="passed", actor="gate")
+    standing = registry.index.standing("default", number)
+    assert registry.problems(standing) == []
+    (registry.root / "files" / file.sha256[:2] / file.sha256).write_bytes(b"{}")
+    (problem,) = registry.problems(standing)
+    assert "gate.json" in problem
 
 
 def test_a_damaged_file_is_named(registry: Registry, tmp_path: Path) -> None:
@@ -160,8 +172,8 @@ def test_a_registration_or_retention_that_is_killed_leaves_a_whole_registry(tmp_
     assert registry.index.check_chain("default") == []
     kept = [standing for standing in registry.index.entries("default") if standing.has_weights]
     assert all(registry.problems(standing) == [] for standing in kept)
-    registry.index.aliases.take_files_lease("default.weights", "person", 1, by_force=True)  # the dead one's
-    registry.index.aliases.take_files_lease("default.weights", "person", 1)
+    registry.index.aliases.take_named_lease("default.weights", "person", 1, by_force=True)  # the dead one's
+    registry.index.aliases.take_named_lease("default.weights", "person", 1)
     clock_later = Registry(tmp_path / "registry", clock=lambda: 1e12)
     number = _register(clock_later, tmp_path, 20)
     clock_later.retain("default", Retention(1), actor="ann")
@@ -172,7 +184,7 @@ def test_a_registration_or_retention_that_is_killed_leaves_a_whole_registry(tmp_
 
 
 def test_two_registrations_of_a_namespace_wait_for_each_other(registry: Registry, tmp_path: Path) -> None:
-    registry.index.aliases.take_files_lease("default.weights", "another host", 60)
+    registry.index.aliases.take_named_lease("default.weights", "another host", 60)
     impatient = Registry(tmp_path / "registry", files_wait_s=0.3)
     with pytest.raises(RegistryError, match="the weights of default"):
         _register(impatient, tmp_path, 1)

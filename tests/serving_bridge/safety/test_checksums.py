@@ -33,11 +33,9 @@ def test_addresses_of_wallets() -> None:
     assert not checksums.bech32("bc1qw508d6qejxtdg4y5r3zarvary0c5xw7kv8f3t5")
 
 
-def test_numbers_of_vehicles_banks_and_persons() -> None:
+def test_numbers_of_vehicles_and_persons() -> None:
     assert checksums.vehicle("1M8GDM9AXKP042788")
     assert not checksums.vehicle("1M8GDM9A1KP042788")
-    assert checksums.routing_number("021000021")
-    assert not checksums.routing_number("021000022")
     assert checksums.social_security_number("536221234")
     refused = ["000221234", "666221234", "900221234", "536001234", "536220000"]
     assert not any(map(checksums.social_security_number, refused))

@@ -9,7 +9,10 @@ access in the same round. LiteLLM's proxy runs in an environment of its own, wit
 
     python -m venv ENV && ENV/bin/pip install 'litellm[proxy]'      # then --litellm ENV/bin/litellm
 
-Not covered: tenants and guards, which have benchmarks of their own; networks; long prompts.
+The gateway runs twice: without guards, and with the guards of its default settings, which hold text back until its
+sentence has ended and passed.
+
+Not covered: tenants, which `admission` measures; networks; long prompts.
 """
 
 from __future__ import annotations

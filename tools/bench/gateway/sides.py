@@ -19,7 +19,7 @@ import tokenizers
 from tools.bench import BenchmarkError
 from tools.bench.gateway.engine import TEXT
 
-DIRECT, WEIR, LITELLM = "direct", "weir", "litellm"
+DIRECT, WEIR, GUARDED, LITELLM = "direct", "weir", "weir with guards", "litellm"
 _START_S = 180.0
 _KEY = "sk-benchmark"
 #: as the gateway without tenants: no look-up of keys on either side
@@ -71,14 +71,17 @@ def started(folder: Path, *, pace_ms: float, litellm: Path | None) -> Iterator[l
       BenchmarkError: one does not start.
     """
     make_tokenizer(folder)
-    engine_port, weir_port = _free_port(), _free_port()
+    engine_port = _free_port()
     engine = f"http://127.0.0.1:{engine_port}"
     with ExitStack() as stack:
         options = ["--port", str(engine_port), "--pace-ms", str(pace_ms), "--tokenizer", str(folder)]
         stack.enter_context(_process(folder, "engine", [*_module("engine"), *options], engine_port))
-        options = ["--port", str(weir_port), "--engine", engine, "--folder", str(folder)]
-        weir = stack.enter_context(_process(folder, "weir", [*_module("door"), *options], weir_port))
-        sides = [Side(DIRECT, engine, None), Side(WEIR, f"http://127.0.0.1:{weir_port}", weir)]
+        sides = [Side(DIRECT, engine, None)]
+        for name, more in ((WEIR, []), (GUARDED, ["--guards"])):
+            port = _free_port()
+            options = ["--port", str(port), "--engine", engine, "--folder", str(folder), *more]
+            process = stack.enter_context(_process(folder, name, [*_module("door"), *options], port))
+            sides.append(Side(name, f"http://127.0.0.1:{port}", process))
         if litellm is not None:
             port = _free_port()
             config = folder / "litellm.yaml"
