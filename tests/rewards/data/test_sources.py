@@ -188,7 +188,7 @@ LINE = b'{"question": "a"}\n'
         ("a.jsonl", LINE * 2 + '{"question": "é"}'.encode("latin-1"), r"line 3 is not UTF-8: .*'é' in Latin-1"),
         ("a.jsonl", LINE.decode().encode("utf-16"), "is in UTF-16, .* iconv -f UTF-16"),
         ("a.jsonl", LINE.decode().encode("utf-32"), "is in UTF-32"),
-        ("a.jsonl", gzip.compress(LINE), "is compressed by gzip, .* gunzip -k FILE"),
+        ("a.jsonl", gzip.compress(LINE, mtime=0), "is compressed by gzip, .* gunzip -k FILE"),
         ("a.csv", b"PK\x03\x04xxxx", "is a ZIP archive"),
         ("a.jsonl", LINE + b'{"question": "a", "question": "b"}', "line 2 is not JSON: the key 'question' stands"),
         ("a.jsonl", LINE + b'{"question": NaN}', "line 2 is not JSON: NaN"),
