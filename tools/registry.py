@@ -9,6 +9,8 @@ python -m tools.registry diff registry stable 7                    (what differs
 python -m tools.registry stage registry 7 passed --reason "..."    (an entry's next stage)
 python -m tools.registry report registry 7 gate.json --verdict passed   (keep an evaluation's report with an entry)
 python -m tools.registry move registry stable=7 previous=5 --reason "..."   (aliases move together, or not at all)
+python -m tools.registry split registry --canary 5% --reason "..."  (which share of the conversations canary answers)
+python -m tools.registry traffic registry                          (the traffic split, and who changed it)
 python -m tools.registry history registry                          (who moved which alias when, and why)
 python -m tools.registry verify registry                           (hash every entry and file)
 python -m tools.registry export registry stable --out DIR          (a model folder, with a model card)
@@ -25,7 +27,6 @@ import getpass
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,16 +42,17 @@ from serving_bridge.registry import (
     RegistryError,
     Retention,
     Standing,
+    TrafficChange,
     model_card,
 )
 from tools.assembly import clear_errors
 from tools.command_line import command_parser, print_page
+from tools.registry_shown import differences, entry_fields, entry_table, when
+from tools.registry_traffic import add_traffic_commands, set_traffic, share, show_traffic
 from tools.reporting import terminal
 
 _TIMEOUT_S = 10.0
 _MAX_REPORT_BYTES = 2**26
-#: Columns of `diff`: attribute of an entry -> heading.
-_COMPARED = ("parent", "content", "shape", "tokenizer", "num_parameters", "dtype", "consent", "note", "actor")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -96,9 +98,9 @@ def list_(registry: Registry, arguments: argparse.Namespace, console: Console) -
         arguments.namespace, limit=arguments.limit, before=arguments.before, stage=arguments.stage
     )
     if arguments.json:
-        terminal.print_json([_fields(standing) for standing in standings])
+        terminal.print_json([entry_fields(standing) for standing in standings])
     else:
-        console.print(_table(standings))
+        console.print(entry_table(standings))
     return 0
 
 
@@ -108,7 +110,7 @@ def show(registry: Registry, arguments: argparse.Namespace, console: Console) ->
     if arguments.json:
         children = registry.index.children(standing.entry.namespace, standing.entry.number)
         more = {"events": [_event_fields(event) for event in events], "children": children}
-        terminal.print_json(_fields(standing) | more)
+        terminal.print_json(entry_fields(standing) | more)
     else:
         print_page(model_card(standing, events))
     return 0
@@ -118,15 +120,15 @@ def lineage(registry: Registry, arguments: argparse.Namespace, console: Console)
     number = registry.index.aliases.resolve(arguments.namespace, arguments.entry)
     standings = registry.index.lineage(arguments.namespace, number, limit=arguments.limit)
     if arguments.json:
-        terminal.print_json([_fields(standing) for standing in standings])
+        terminal.print_json([entry_fields(standing) for standing in standings])
     else:
-        console.print(_table(standings))
+        console.print(entry_table(standings))
     return 0
 
 
 def diff(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
     old, new = (_standing(registry, arguments, name) for name in (arguments.old, arguments.new))
-    found = _differences(old, new)
+    found = differences(old, new)
     if arguments.json:
         terminal.print_json({name: {"old": a, "new": b} for name, (a, b) in found.items()})
         return 0
@@ -171,16 +173,21 @@ def move(registry: Registry, arguments: argparse.Namespace, console: Console) ->
     number = registry.move(
         namespace,
         aliases,
-        holder=f"{arguments.actor} ({os.getpid()})",
+        holder=_holder(arguments),
         take_over=arguments.take_over,
         actor=arguments.actor,
         reason=arguments.reason,
         expected=expected,
         unproven=arguments.unproven,
+        traffic=None if arguments.canary_share is None else TrafficChange(arguments.canary_share),
     )
     said = ", ".join(f"{alias} is {'gone' if to is None else to}" for alias, to in aliases.items())
     console.print(f"move {number} of {namespace}: {said}")
     return 0
+
+
+def split(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
+    return set_traffic(registry, arguments, console, holder=_holder(arguments))
 
 
 def history(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
@@ -192,7 +199,7 @@ def history(registry: Registry, arguments: argparse.Namespace, console: Console)
     for one in moves:
         ends = ("-" if number is None else str(number) for number in (one.old, one.new))
         table.add_row(
-            str(one.move), _time(one.created_s), escape(one.alias), *ends, escape(one.actor), escape(one.reason)
+            str(one.move), when(one.created_s), escape(one.alias), *ends, escape(one.actor), escape(one.reason)
         )
     console.print(table)
     return 0
@@ -237,6 +244,8 @@ _COMMANDS: Mapping[str, Callable[[Registry, argparse.Namespace, Console], int]] 
     "stage": stage,
     "report": report,
     "move": move,
+    "split": split,
+    "traffic": show_traffic,
     "history": history,
     "verify": verify,
     "export": export,
@@ -291,6 +300,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--verdict", required=True)
     one.add_argument("--reason", default="")
     _add_move(command("move", "move aliases, all of them or none", acts=True))
+    add_traffic_commands(command)
     one = command("history", "who moved which alias when, and why", prints=True)
     one.add_argument("--alias")
     one.add_argument("--limit", type=int, default=50, help="how many (default: 50)")
@@ -309,6 +319,7 @@ def _add_move(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--expect", action="append", default=[], metavar="ALIAS=ENTRY", help="move only if it is this now (repeatable)"
     )
+    one.add_argument("--canary-share", type=share, metavar="SHARE", help="of the conversations from then on, e.g. 5%%")
     one.add_argument("--unproven", action="store_true", help="also entries that no evaluation gate has passed")
     one.add_argument("--take-over", action="store_true", help="from whoever holds the aliases, e.g. a controller")
 
@@ -332,51 +343,13 @@ def _assignments(registry: Registry, namespace: str, given: list[str]) -> dict[s
     return found
 
 
-def _differences(old: Standing, new: Standing) -> dict[str, tuple[Any, Any]]:
-    found: dict[str, tuple[Any, Any]] = {"stage": (old.stage, new.stage)}
-    found |= {name: (getattr(old.entry, name), getattr(new.entry, name)) for name in _COMPARED}
-    for name in ("kind", "run", "version", "step", "code"):
-        found[f"origin {name}"] = (getattr(old.entry.origin, name), getattr(new.entry.origin, name))
-    files = [{file.name: file.sha256 for file in one.entry.files} for one in (old, new)]
-    tables = {"file": files, "version of": [old.entry.versions, new.entry.versions]}
-    for what, (before, after) in tables.items():
-        found |= {f"{what} {name}": (before.get(name), after.get(name)) for name in sorted({*before, *after})}
-    return {name: (before, after) for name, (before, after) in found.items() if before != after}
-
-
-def _table(standings: list[Standing]) -> Table:
-    table = Table(
-        "entry", "stage", "aliases", "parent", "made by", "step", "content", "weights", "registered", box=None
-    )
-    for standing in standings:
-        entry = standing.entry
-        table.add_row(
-            escape(entry.id),
-            standing.stage,
-            escape(", ".join(standing.aliases)),
-            "-" if entry.parent is None else str(entry.parent),
-            escape(quoted(entry.origin.run, 40)),
-            str(entry.origin.step),
-            entry.content[:12],
-            "kept" if standing.has_weights else "removed",
-            _time(entry.created_s),
-        )
-    return table
-
-
-def _fields(standing: Standing) -> dict[str, Any]:
-    more = {"stage": standing.stage, "aliases": list(standing.aliases), "has_weights": standing.has_weights}
-    fields: dict[str, Any] = msgspec.to_builtins(standing.entry)
-    return fields | more
-
-
 def _event_fields(event: object) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(event)
     return fields
 
 
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+def _holder(arguments: argparse.Namespace) -> str:
+    return f"{arguments.actor} ({os.getpid()})"
 
 
 def _whoami() -> str:

@@ -19,10 +19,21 @@ from serving_bridge.registry.leases import RegistryLease
 from serving_bridge.registry.registry import Registry, Retention
 from serving_bridge.registry.rows import Event, Move, Standing
 from serving_bridge.registry.schema import REGISTRY
+from serving_bridge.registry.traffic import (
+    CANARY,
+    STABLE,
+    Placed,
+    Placement,
+    TrafficChange,
+    TrafficRecord,
+    TrafficSplit,
+)
 
 __all__ = [
+    "CANARY",
     "ENTRY_SCHEMA",
     "REGISTRY",
+    "STABLE",
     "STAGES",
     "Candidate",
     "DataWindow",
@@ -31,6 +42,8 @@ __all__ = [
     "Move",
     "NotHolderError",
     "Origin",
+    "Placed",
+    "Placement",
     "RegisteredFile",
     "Registry",
     "RegistryError",
@@ -39,6 +52,9 @@ __all__ = [
     "RegistryLease",
     "Retention",
     "Standing",
+    "TrafficChange",
+    "TrafficRecord",
+    "TrafficSplit",
     "digest",
     "encode_entry",
     "model_card",

@@ -1,4 +1,4 @@
-"""Aliases of the registry: who may move them, where they are, and where they were."""
+"""Aliases of the registry and the traffic between them: who may change them, what they are, and what they were."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from learner_jax.contracts import quoted
 from serving_bridge.database import Database, Session
 from serving_bridge.registry import leases, rows
+from serving_bridge.registry import traffic as splits
 from serving_bridge.registry.entry import checked_name
 from serving_bridge.registry.errors import RegistryError
 from serving_bridge.registry.leases import RegistryLease
 from serving_bridge.registry.rows import Move
+from serving_bridge.registry.traffic import Placement, TrafficChange, TrafficRecord, TrafficSplit
 
 
 class Aliases:
@@ -75,6 +77,7 @@ class Aliases:
         reason: str,
         expected: Mapping[str, int | None] | None = None,
         stages: Mapping[int, str] | None = None,
+        traffic: TrafficChange | None = None,
         unproven: bool = False,
     ) -> int:
         """Moves aliases together: all of them, or none.
@@ -83,6 +86,8 @@ class Aliases:
           aliases: alias -> number of an entry, or None to remove it.
           expected: what aliases must be before; None for one that must not exist.
           stages: number -> stage that entries get in the same transaction.
+          traffic: the split from now on, set in the same transaction. Without one the split stays, unless the
+            canary became another entry or none: it then begins without traffic.
           unproven: somebody takes the responsibility for entries that no evaluation gate has passed.
 
         Returns:
@@ -91,7 +96,8 @@ class Aliases:
         Raises:
           NotHolderError: the lease is not held any more.
           RegistryError: an entry does not exist, its weights are gone, it was rejected or rolled back, no gate has
-            passed it, or an alias is not what was expected. Nothing was moved.
+            passed it, an alias is not what was expected, or traffic is to go to a canary that is not there. Nothing
+            was moved.
         """
         namespace, now_s = lease.namespace, self._clock()
         for alias in aliases:
@@ -115,9 +121,62 @@ class Aliases:
                     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (namespace, last + 1, alias, current.get(alias), target, lease.token, actor, reason, now_s),
                 )
+            wanted = traffic or splits.after_move(session, namespace, current)
+            if wanted is not None:
+                splits.change(
+                    session,
+                    namespace,
+                    wanted,
+                    move=last + 1,
+                    token=lease.token,
+                    actor=actor,
+                    reason=reason,
+                    now_s=now_s,
+                )
             return last + 1
 
         return self._db.write(work)
+
+    def traffic(self, namespace: str) -> TrafficSplit:
+        """The traffic split as it stands; everything goes to `stable` where none was made."""
+        checked_name(namespace, "namespace")
+        return self._db.read(lambda session: splits.read_split(session, namespace))
+
+    def placement(self, namespace: str) -> Placement:
+        """What aliases name, and the split between them, at one moment: never old aliases with a new split."""
+        checked_name(namespace, "namespace")
+        return self._db.read(lambda session: splits.read_placement(session, namespace))
+
+    def set_traffic(self, lease: RegistryLease, change: TrafficChange, *, actor: str, reason: str) -> TrafficSplit:
+        """Sets the traffic split of a namespace, and leaves its aliases where they are.
+
+        Raises:
+          NotHolderError: the lease is not held any more.
+          RegistryError: traffic is to go to a canary that is not there or may not be served, or no reason is given.
+            Nothing was changed.
+        """
+        now_s = self._clock()
+        if not reason.strip():
+            raise RegistryError("a change of traffic needs a reason")
+
+        def work(session: Session) -> TrafficSplit:
+            leases.check(session, lease)
+            return splits.change(
+                session,
+                lease.namespace,
+                change,
+                move=None,
+                token=lease.token,
+                actor=actor,
+                reason=reason,
+                now_s=now_s,
+            )
+
+        return self._db.write(work)
+
+    def traffic_history(self, namespace: str, *, limit: int = 50) -> list[TrafficRecord]:
+        """The newest changes of the split, newest first."""
+        return self._db.read(lambda session: splits.read_records(session, namespace, limit))
 
     def history(self, namespace: str, *, alias: str | None = None, limit: int = 50) -> list[Move]:
         """The newest moves, newest first."""

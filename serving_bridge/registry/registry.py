@@ -32,6 +32,7 @@ from serving_bridge.registry.kept_weights import KeptWeights
 from serving_bridge.registry.leases import RegistryLease
 from serving_bridge.registry.rows import Standing
 from serving_bridge.registry.schema import REGISTRY
+from serving_bridge.registry.traffic import Placement, TrafficSplit
 from serving_bridge.weights import (
     StoreError,
     Tensor,
@@ -126,7 +127,7 @@ class Registry:
         actor: str,
     ) -> Entry:
         """As `register`, of tensors that were read and checked; `manifest` gives their entries and golden prompts."""
-        self._check_parent(namespace, candidate.parent, manifest, files)
+        _check_parent(self.index, namespace, candidate.parent, manifest, files)
         with self.weights.lease(namespace) as lease:
             kept = [self.files.keep(name, content) for name, content in sorted(files.items())]
             crash_point("registry.files")
@@ -191,6 +192,14 @@ class Registry:
                 raise RegistryIntegrityError("; ".join(problems))
         with self.lease(namespace, holder, take_over=take_over) as lease:
             return self.index.aliases.move(lease, aliases, **more)
+
+    def traffic(self, namespace: str) -> TrafficSplit:
+        """As `Aliases.traffic`."""
+        return self.index.aliases.traffic(namespace)
+
+    def placement(self, namespace: str) -> Placement:
+        """As `Aliases.placement`."""
+        return self.index.aliases.placement(namespace)
 
     def manifest(self, standing: Standing) -> WeightManifest:
         """The manifest of an entry's weights.
@@ -286,20 +295,21 @@ class Registry:
         write_safetensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
         sync_path(folder)
 
-    def _check_parent(
-        self, namespace: str, parent: int | None, manifest: WeightManifest, files: dict[str, bytes]
-    ) -> None:
-        checked_name(namespace, "namespace")
-        if parent is None:
-            return
-        entry = self.index.standing(namespace, parent).entry
-        if entry.shape != shape_sha256(manifest.tensors):
-            raise RegistryError(
-                f"these weights have another shape than their parent {entry.id} ({entry.num_parameters} parameters of "
-                f"{entry.dtype}): register them without a parent, or in a namespace of their own"
-            )
-        if entry.tokenizer != tokenizer_sha256(files):
-            raise RegistryError(
-                f"this model has another tokenizer.json than its parent {entry.id}: conversations can't go on from one "
-                f"to the other; register it without a parent, or in a namespace of its own"
-            )
+
+def _check_parent(
+    index: RegistryIndex, namespace: str, parent: int | None, manifest: WeightManifest, files: dict[str, bytes]
+) -> None:
+    checked_name(namespace, "namespace")
+    if parent is None:
+        return
+    entry = index.standing(namespace, parent).entry
+    if entry.shape != shape_sha256(manifest.tensors):
+        raise RegistryError(
+            f"these weights have another shape than their parent {entry.id} ({entry.num_parameters} parameters of "
+            f"{entry.dtype}): register them without a parent, or in a namespace of their own"
+        )
+    if entry.tokenizer != tokenizer_sha256(files):
+        raise RegistryError(
+            f"this model has another tokenizer.json than its parent {entry.id}: conversations can't go on from one "
+            f"to the other; register it without a parent, or in a namespace of its own"
+        )

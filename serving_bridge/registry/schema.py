@@ -66,5 +66,31 @@ REGISTRY = Schema(
                 ){strict}""",
             ),
         ),
+        Migration(
+            2,
+            (
+                """CREATE TABLE traffic (
+                  namespace TEXT PRIMARY KEY,
+                  canary_share {float} NOT NULL,
+                  shadow_share {float} NOT NULL,
+                  tenants TEXT NOT NULL,
+                  revision {int} NOT NULL
+                ){strict}""",
+                """CREATE TABLE traffic_changes (
+                  sequence {sequence},
+                  namespace TEXT NOT NULL,
+                  canary_share {float} NOT NULL,
+                  shadow_share {float} NOT NULL,
+                  tenants TEXT NOT NULL,
+                  revision {int} NOT NULL,
+                  move {int},
+                  token {int} NOT NULL,
+                  actor TEXT NOT NULL,
+                  reason TEXT NOT NULL,
+                  created_s {float} NOT NULL
+                ){strict}""",
+                "CREATE INDEX traffic_changes_by_namespace ON traffic_changes (namespace, sequence)",
+            ),
+        ),
     ),
 )

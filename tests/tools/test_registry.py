@@ -66,6 +66,7 @@ def test_from_a_run_to_users_and_back(call: Any, created: Path, tmp_path: Path) 
     assert "expected 1: somebody moved it" in call(
         "move", "stable=1", "--expect", "stable=1", "--reason", "x", status=1
     )
+    _split_and_back(call)
     rows = json.loads(call("list", "--json"))
     assert [(row["number"], row["aliases"], row["parent"], row["origin"]["step"]) for row in rows] == [
         (2, ["stable"], 1, 1),
@@ -86,9 +87,23 @@ def test_from_a_run_to_users_and_back(call: Any, created: Path, tmp_path: Path) 
     kinds = [event["kind"] for event in json.loads(call("show", 2, "--json"))["events"]]
     assert kinds == ["registered", "stage", "report"]
     assert "previous" in call("history")
-    assert len(json.loads(call("history", "--json"))) == 3
+    assert len(json.loads(call("history", "--json"))) == 5
     assert "2 entries are as they were registered" in call("verify")
     assert "removed the weights of 0 entries" in call("retain", "--keep", 1)
+
+
+def _split_and_back(call: Any) -> None:
+    assert "default has no alias canary" in call("split", "--canary", "5%", "--reason", "x", status=1)
+    assert "expected a share such as 5% or 0.05" in call("split", "--canary", "5", "--reason", "x", status=2)
+    assert "stable answers everything" in call("traffic")
+    call("move", "canary=1", "--canary-share", "5%", "--reason", "step 1")
+    assert "canary answers 5.00% of the conversations" in call("traffic")
+    said = call("split", "--canary", 0.5, "--tenant", "acme", "--shadow", "10%", "--reason", "step 2", "--actor", "bob")
+    assert "canary answers acme, about 50.00% of the traffic; 10.00% are copied to it" in said
+    call("move", "canary=", "--reason", "worse")
+    found = json.loads(call("traffic", "--json"))
+    assert found["traffic"] == {"canary_share": 0.0, "shadow_share": 0.0, "tenants": [], "revision": 3}
+    assert [(change["canary_share"], change["actor"]) for change in found["changes"]][1] == (0.5, "bob")
 
 
 def test_an_imported_model_comes_out_as_it_went_in(call: Any, created: Path, tmp_path: Path) -> None:

@@ -1,0 +1,217 @@
+"""Traffic splits: which share of a namespace's conversations its canary answers, and which it sees as a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from learner_jax.contracts import quoted
+from learner_jax.runtime import PLAIN_NAME
+from serving_bridge.database import Session
+from serving_bridge.registry import rows
+from serving_bridge.registry.errors import RegistryError
+
+STABLE, CANARY = "stable", "canary"
+MAX_TENANTS = 10_000
+_MAX_TENANT = 64
+
+
+@dataclass(frozen=True)
+class TrafficChange:
+    """What a split shall be from now on; the default sends everything to `stable`.
+
+    Attributes:
+      canary_share: of the conversations, 0 to 1.
+      shadow_share: of the requests that `stable` answers, 0 to 1: the canary gets a copy, and no user its answer.
+      tenants: whose conversations all go to the canary, while nobody else's do; empty for a split by conversation.
+        `canary_share` then says only how much traffic these tenants are, by which replicas are dealt out.
+
+    Raises:
+      RegistryError: a share or a tenant is none.
+    """
+
+    canary_share: float = 0.0
+    shadow_share: float = 0.0
+    tenants: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, share in (("canary_share", self.canary_share), ("shadow_share", self.shadow_share)):
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise RegistryError(f"{name} is {quoted(share, 40)}, expected 0 to 1, e.g. 0.05")
+            object.__setattr__(self, name, float(share))
+        bad = [name for name in self.tenants if not _is_tenant(name)]
+        if bad or len(self.tenants) > MAX_TENANTS:
+            raise RegistryError(
+                f"tenants: {quoted(bad[0] if bad else len(self.tenants), 80)}, expected at most {MAX_TENANTS} names of "
+                f"tenants, e.g. acme"
+            )
+        object.__setattr__(self, "tenants", tuple(sorted(set(self.tenants))))
+        if self.tenants and not self.canary_share:
+            raise RegistryError(
+                "tenants are named for the canary, and canary_share is 0: set it to the share of traffic that they are"
+            )
+
+    @property
+    def needs_canary(self) -> bool:
+        """Whether any request would go to the canary."""
+        return self.canary_share > 0 or self.shadow_share > 0
+
+
+@dataclass(frozen=True)
+class TrafficSplit:
+    """The split of a namespace as it stands; shares and tenants as in `TrafficChange`.
+
+    Attributes:
+      revision: counts the changes; 0 where none was made.
+    """
+
+    namespace: str
+    canary_share: float = 0.0
+    shadow_share: float = 0.0
+    tenants: tuple[str, ...] = ()
+    revision: int = 0
+
+
+@dataclass(frozen=True)
+class TrafficRecord:
+    """One change of a split.
+
+    Attributes:
+      move: number of the move that it was made with; None where no alias moved.
+      token: of the lease that it was made under.
+    """
+
+    split: TrafficSplit
+    move: int | None
+    token: int
+    actor: str
+    reason: str
+    created_s: float
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An entry that an alias names, as who serves it needs it.
+
+    Attributes:
+      weight_version: in the weight store of its namespace.
+      content: identity of the weights.
+    """
+
+    number: int
+    weight_version: int
+    content: str
+    stage: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Aliases and traffic of a namespace at one moment.
+
+    Attributes:
+      aliases: alias -> entry.
+    """
+
+    namespace: str
+    aliases: Mapping[str, Placed]
+    traffic: TrafficSplit
+
+    @property
+    def stable(self) -> Placed | None:
+        return self.aliases.get(STABLE)
+
+    @property
+    def canary(self) -> Placed | None:
+        return self.aliases.get(CANARY)
+
+
+def read_split(session: Session, namespace: str) -> TrafficSplit:
+    """The split as it stands; everything to `stable` where none was ever made."""
+    found = session.execute(
+        "SELECT canary_share, shadow_share, tenants, revision FROM traffic WHERE namespace = ?", (namespace,)
+    )
+    return _split(namespace, *found[0]) if found else TrafficSplit(namespace)
+
+
+def read_placement(session: Session, namespace: str) -> Placement:
+    found = session.execute(
+        "SELECT alias, a.number, weight_version, content, stage FROM aliases a JOIN entries e "
+        "ON e.namespace = a.namespace AND e.number = a.number WHERE a.namespace = ? ORDER BY alias",
+        (namespace,),
+    )
+    return Placement(namespace, {alias: Placed(*row) for alias, *row in found}, read_split(session, namespace))
+
+
+def read_records(session: Session, namespace: str, limit: int) -> list[TrafficRecord]:
+    """The newest changes, newest first."""
+    found = session.execute(
+        "SELECT canary_share, shadow_share, tenants, revision, move, token, actor, reason, created_s "
+        "FROM traffic_changes WHERE namespace = ? ORDER BY sequence DESC LIMIT ?",
+        (namespace, limit),
+    )
+    return [TrafficRecord(_split(namespace, *row[:4]), *row[4:]) for row in found]
+
+
+def after_move(session: Session, namespace: str, before: Mapping[str, int]) -> TrafficChange | None:
+    """What a move that says nothing of traffic does to it: another canary, or none, begins without any."""
+    old = read_split(session, namespace)
+    if rows.aliases(session, namespace).get(CANARY) == before.get(CANARY):
+        return None
+    return TrafficChange() if old.canary_share or old.shadow_share else None
+
+
+def change(
+    session: Session,
+    namespace: str,
+    wanted: TrafficChange,
+    *,
+    move: int | None,
+    token: int,
+    actor: str,
+    reason: str,
+    now_s: float,
+) -> TrafficSplit:
+    """Sets the split and records it. The caller has checked the lease in this transaction.
+
+    Raises:
+      RegistryError: the canary is to get requests, and there is none that may be served.
+    """
+    if wanted.needs_canary:
+        number = rows.aliases(session, namespace).get(CANARY)
+        if number is None:
+            raise RegistryError(
+                f"{namespace} has no alias canary, and the split gives it {wanted.canary_share:.2%} of the traffic and "
+                f"{wanted.shadow_share:.2%} as a shadow: move canary to an entry in the same step, or set both to 0"
+            )
+        rows.check_servable(rows.standing(session, namespace, number), unproven=True)
+    revision = read_split(session, namespace).revision + 1
+    values = (wanted.canary_share, wanted.shadow_share, msgspec.json.encode(wanted.tenants).decode(), revision)
+    session.execute(
+        "INSERT INTO traffic (namespace, canary_share, shadow_share, tenants, revision) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT (namespace) DO UPDATE SET canary_share = excluded.canary_share, "
+        "shadow_share = excluded.shadow_share, tenants = excluded.tenants, revision = excluded.revision",
+        (namespace, *values),
+    )
+    session.execute(
+        "INSERT INTO traffic_changes "
+        "(namespace, canary_share, shadow_share, tenants, revision, move, token, actor, reason, created_s) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (namespace, *values, move, token, quoted(actor, 200), quoted(reason, 1000), now_s),
+    )
+    return _split(namespace, *values)
+
+
+def _split(namespace: str, canary: float, shadow: float, tenants: str, revision: int) -> TrafficSplit:
+    """A row; raises `RegistryError` where it holds what no split can."""
+    try:
+        names = msgspec.json.decode(tenants, type=tuple[str, ...])
+        wanted = TrafficChange(canary, shadow, names)
+    except msgspec.MsgspecError as error:
+        raise RegistryError(f"the traffic split of {namespace} is none: {quoted(str(error))}") from error
+    return TrafficSplit(namespace, wanted.canary_share, wanted.shadow_share, wanted.tenants, revision)
+
+
+def _is_tenant(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= _MAX_TENANT and PLAIN_NAME.fullmatch(name) is not None
