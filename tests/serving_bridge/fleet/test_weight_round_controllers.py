@@ -22,6 +22,9 @@ pytestmark = pytest.mark.slow
 #: one world for all tests of rounds: starting it takes longer than they do
 pytest_plugins = ["tests.support.weight_fixtures"]
 
+#: long enough for a round on a busy machine to stage and to get as far as its swap
+LEASE_S = 2.0
+
 
 def test_a_controller_that_dies_after_any_step_leaves_nothing_that_the_next_round_cannot_mend(world: World):
     models = [world.model_a, world.model_b]
@@ -144,12 +147,12 @@ def test_a_controller_that_was_held_up_past_its_lease_does_not_touch_what_the_ne
 ):
     world.update(world.model_b)
     slow, quick = world.publish(world.model_a), world.publish(world.model_b)
-    monkeypatch.setattr(weight_round, "_lease_s", lambda settings: 0.5)
+    monkeypatch.setattr(weight_round, "_lease_s", lambda settings: LEASE_S)
     outcomes = []
 
     async def be_overtaken(route: str) -> None:
         if route == held_up_at and not outcomes:
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(LEASE_S + 0.1)
             outcomes.append(await run_round(world.client, quick, SETTINGS))
 
     client = meddling(world.client, world.session, before=be_overtaken)
@@ -164,7 +167,7 @@ def test_a_controller_that_was_held_up_past_its_lease_does_not_end_the_next_ones
 ):
     world.update(world.model_b)
     slow, quick = world.publish(world.model_a), world.publish(world.model_b)
-    monkeypatch.setattr(weight_round, "_lease_s", lambda settings: 0.5)
+    monkeypatch.setattr(weight_round, "_lease_s", lambda settings: LEASE_S)
 
     async def overtaken_round() -> tuple[RoundOutcome, RoundOutcome]:
         next_is_halfway, first_has_ended = asyncio.Event(), asyncio.Event()
@@ -178,7 +181,7 @@ def test_a_controller_that_was_held_up_past_its_lease_does_not_end_the_next_ones
 
         async def be_overtaken(route: str) -> None:
             if route == SWAP_ROUTE:
-                await asyncio.sleep(0.6)
+                await asyncio.sleep(LEASE_S + 0.1)
                 following.append(asyncio.create_task(run_round(second, quick, SETTINGS)))
                 await next_is_halfway.wait()
 
