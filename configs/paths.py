@@ -32,6 +32,8 @@ PATH_SETTINGS = (
     "store.cache",
     "learner.loss.kl.reference",
     "serving.keys",
+    "registry.path",
+    "registry.database",
 )
 #: The same in each of [[task.sources]].
 SOURCE_PATHS = tuple(
@@ -49,6 +51,7 @@ _FOLDERS_ONLY = {
     "store.cache": "a host's cache",
     "learner.loss.kl.reference": "a reference model",
     "serving.keys": "the key of a fleet",
+    "registry.path": "a registry",
 }
 #: How the ready-made configurations mark what only their user knows.
 _TO_BE_GIVEN = "give --set "

@@ -13,6 +13,7 @@ from rewards.settings import TaskSettings
 from serving_bridge.settings import (
     EvaluationSettings,
     GatewaySettings,
+    RegistrySettings,
     RolloutSettings,
     SafetySettings,
     ServingSettings,
@@ -106,6 +107,7 @@ class Config(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     store: StoreSettings = StoreSettings()
     gateway: GatewaySettings = GatewaySettings()
+    registry: RegistrySettings = RegistrySettings()
     launch: LaunchSettings = LaunchSettings()
     safety: SafetySettings = SafetySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -132,6 +134,7 @@ class Config(Settings):
                 f"a replica takes weights in its own dtype only; set both to the same"
             )
         self._waits_long_enough()
+        self._has_a_registry()
         self._can_learn()
         self._hosts_are_there()
         if self.model.create and not self.trains_first:
@@ -172,6 +175,15 @@ class Config(Settings):
                 raise ValueError(
                     f"launch.{name}.hosts is {other.hosts}, but the learner beside which it runs has "
                     f"learner.hosts.count {count}"
+                )
+
+    def _has_a_registry(self) -> None:
+        """Raises `ValueError` if aliases are to be followed, and nothing says of which registry."""
+        for name, follow in (("gateway", self.gateway.follow),):
+            if follow == "aliases" and not self.registry.path:
+                raise ValueError(
+                    f'{name}.follow is "aliases", and registry.path is empty: set it to the folder of the registry '
+                    f'(tools.registry), or {name}.follow to "newest"'
                 )
 
     def _waits_long_enough(self) -> None:

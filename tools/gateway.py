@@ -2,9 +2,9 @@
 
     python -m tools.gateway --config runs/demo/config.toml
 
-Answers come from the replicas in the run's registry (`python -m tools.serve`). [gateway] in the configuration says
-where it listens. SIGTERM or Ctrl-C lets answers in flight finish, at most gateway.drain_timeout_s; a second one ends
-everything at once.
+Answers come from the run's replicas (`python -m tools.serve`), or with gateway.follow = "aliases" from those that serve
+what the registry's aliases name. [gateway] in the configuration says where it listens. SIGTERM or Ctrl-C lets answers
+in flight finish, at most gateway.drain_timeout_s; a second one ends everything at once.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 
 import uvloop
 
 from configs.schema import Config
 from learner_jax.runtime import Waits, printable
-from serving_bridge.gateway import Gateway, GuardedGateway, TenantAdmission, listener
+from serving_bridge.gateway import Gateway, GuardedGateway, Split, TenantAdmission, listener, split_of
 from serving_bridge.metrics import Exporter
 from serving_bridge.processes import Supervisor, python_module
+from serving_bridge.registry import Registry
 from serving_bridge.routing import KEYS_FOLDER
 from serving_bridge.safety import AuditLog, Guards
 from serving_bridge.settings import GatewaySettings
@@ -31,8 +32,10 @@ from tools.assembly import (
     RunPaths,
     StopRequest,
     base_model_dir,
+    build_arm_replicas,
     build_keys,
     build_registry,
+    build_serving_registry,
     clear_errors,
     collect_garbage_less_often,
     config_arguments,
@@ -81,18 +84,20 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
     if settings.require_keys:
         secret = DeploymentSecret.in_folder(paths.registry / KEYS_FOLDER, make=True)
         admission = TenantAdmission(Tenants(paths.database, secret, paths.directory / _SPOOL))
-    with working(paths, name), _guards(config, paths, name) as guards:
+    with working(paths, name), _guards(config, paths, name) as guards, _aliases(config) as registry:
+        replicas = build_registry(paths) if registry is None else build_arm_replicas(config, registry)
         gateway = Gateway(
             settings,
             tokenizer,
-            build_registry(paths),
-            build_keys(config, paths),
+            replicas,
+            build_keys(config, paths, replicas),
             name=name,
             max_context=config.serving.max_model_len,
             log=log,
             should_stop=stop,
             admission=admission,
             guards=guards,
+            read_split=None if registry is None else _split_reader(registry, config.registry.namespace),
         )
         _listen(gateway, settings, name, number, log)
 
@@ -108,6 +113,15 @@ def _guards(config: Config, paths: RunPaths, name: str) -> Iterator[GuardedGatew
         yield GuardedGateway(Guards(config.safety, audit=audit))
     finally:
         audit.close()
+
+
+def _aliases(config: Config) -> AbstractContextManager[Registry | None]:
+    """The registry whose aliases are followed; None where the newest version is."""
+    return closing(build_serving_registry(config)) if config.gateway.follow == "aliases" else nullcontext()
+
+
+def _split_reader(registry: Registry, namespace: str) -> Callable[[], Split]:
+    return lambda: split_of(registry.placement(namespace))
 
 
 def _listen(gateway: Gateway, settings: GatewaySettings, name: str, number: int, log: Callable[..., None]) -> None:

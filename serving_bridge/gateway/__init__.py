@@ -1,14 +1,17 @@
 """The door for users: OpenAI's API over the serving replicas, with every answer's policy version."""
 
-from serving_bridge.gateway.arms import STABLE, Arms
+from serving_bridge.gateway.arms import CANARY, FORMER, STABLE, Arms, Split, split_of
 from serving_bridge.gateway.callers import Admission, Ask, Caller, Guards, NoGuards, OneTenant, Ticket
 from serving_bridge.gateway.errors import GatewayError
 from serving_bridge.gateway.guarding import GuardedGateway
+from serving_bridge.gateway.observations import NoObservations, Observation, Observations
 from serving_bridge.gateway.process import Gateway, ListenError, TenantsError, listener
 from serving_bridge.gateway.schema import openapi
 from serving_bridge.gateway.tenant_admission import TenantAdmission
 
 __all__ = [
+    "CANARY",
+    "FORMER",
     "STABLE",
     "Admission",
     "Arms",
@@ -20,10 +23,15 @@ __all__ = [
     "Guards",
     "ListenError",
     "NoGuards",
+    "NoObservations",
+    "Observation",
+    "Observations",
     "OneTenant",
+    "Split",
     "TenantAdmission",
     "TenantsError",
     "Ticket",
     "listener",
     "openapi",
+    "split_of",
 ]

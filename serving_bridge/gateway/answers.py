@@ -73,6 +73,7 @@ class ChoiceReader:
       guard: None where nobody watches. Log-probs name tokens, so they wait for the end of an answer that is watched.
 
     Attributes:
+      is_guarded: whether a guard watches.
       is_cut_here: it has ended, and the replica does not know.
     """
 
@@ -84,7 +85,7 @@ class ChoiceReader:
         self._stops = Stops(asked.sampling.stop)
         self._calls = CallText(must_call=bool(asked.call)) if asked.tools else None
         self._is_named_call = asked.call not in ("", "*")
-        self._guard = guard
+        self._guard, self.is_guarded = guard, guard is not None
         self._tells_logprobs = asked.sampling.logprobs is not None
         self._held_logprobs: list[PositionLogprobs] = []
         self.is_cut_here = False

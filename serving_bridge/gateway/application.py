@@ -28,10 +28,13 @@ from serving_bridge.gateway.bodies import (
     until_gone,
 )
 from serving_bridge.gateway.errors import GatewayError, timed_out
+from serving_bridge.gateway.mirror import Mirror
+from serving_bridge.gateway.observations import Exchange, tell
 from serving_bridge.gateway.openai_form import Form, Tag, usage
+from serving_bridge.gateway.parts import Parts
 from serving_bridge.gateway.requests import Asked, read_chat, read_completion
 from serving_bridge.gateway.schema import openapi
-from serving_bridge.gateway.service import Answer, Parts, Service
+from serving_bridge.gateway.service import Answer, Service
 
 _log = logging.getLogger(__name__)
 
@@ -60,9 +63,9 @@ _MISSING: Mapping[str, str] = {
 }
 
 
-def application(parts: Parts) -> Starlette:
+def application(parts: Parts, mirror: Mirror) -> Starlette:
     """The routes. Errors of every kind have OpenAI's body."""
-    service = Service(parts)
+    service = Service(parts, mirror)
 
     def post(path: str, read: Callable[[bytes], Asked], prefix: str) -> Route:
         return Route(path, _Endpoint(parts, service, read, prefix), methods=["POST"])
@@ -87,9 +90,10 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         counts = self._parts.counts
         reply = _Reply(send, self._prefix + secrets.token_hex(16))
+        exchange = Exchange(reply.response_id, time.monotonic())
         counts.in_flight += 1
         try:
-            await self._answered(scope, receive, reply)
+            await self._answered(scope, receive, reply, exchange)
         except ClientGone:
             reply.status = 0
         except GatewayError as error:
@@ -97,9 +101,13 @@ class _Endpoint:
         finally:
             counts.in_flight -= 1
             counts.statuses[str(reply.status or "gone")] += 1
+            exchange.code = reply.code
+            seen = tell(self._parts.observations, exchange, reply.status, time.monotonic(), self._parts.arms)
+            if seen is not None:
+                counts.arms[seen.arm] += 1
 
-    async def _answered(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
-        began_s = time.monotonic()
+    async def _answered(self, scope: Scope, receive: Receive, reply: _Reply, exchange: Exchange) -> None:
+        began_s = exchange.began_s
         headers = headers_of(scope)
         timeout_s = time_left(headers, self._parts.settings.timeout_s)
         caller = self._parts.admission.authenticate(headers)
@@ -111,8 +119,8 @@ class _Endpoint:
             left_s = timeout_s - (time.monotonic() - began_s)
             try:
                 async with asyncio.timeout(left_s):
-                    async with self._service.answered(asked, caller, reply.response_id, left_s) as answer:
-                        await self._told(asked, answer, reply, began_s)
+                    async with self._service.answered(asked, caller, exchange, left_s) as answer:
+                        await self._told(asked, answer, reply, exchange)
             except TimeoutError:
                 await reply.refuse(timed_out(timeout_s))
             except GatewayError as error:
@@ -122,7 +130,7 @@ class _Endpoint:
 
         await _while_there(work(), receive)
 
-    async def _told(self, asked: Asked, answer: Answer, reply: _Reply, began_s: float) -> None:
+    async def _told(self, asked: Asked, answer: Answer, reply: _Reply, exchange: Exchange) -> None:
         texts = [self._parts.tokenizer.decode(prompt) for prompt in answer.prompts] if asked.echo else []
         form = Form(asked, answer.tag, self._parts.tokenizer, texts)
         totals = self._parts.counts.totals
@@ -132,7 +140,8 @@ class _Endpoint:
         reply.form = form
         async for deltas in answer.deltas:
             if is_first:
-                totals["first_token_s"] += time.monotonic() - began_s
+                exchange.first_s = time.monotonic()
+                totals["first_token_s"] += exchange.first_s - exchange.began_s
                 totals["begun"] += 1
                 is_first = False
             if asked.stream:
@@ -141,7 +150,7 @@ class _Endpoint:
         if asked.stream:
             await reply.write(form.end(used), is_last=True)
         else:
-            await reply.whole(answer.tag, form.whole(answer.choices, used))
+            await reply.whole(answer.tag.as_sampled(answer.choices), form.whole(answer.choices, used))
 
 
 def _events(form: Form, deltas: Sequence[Any], answer: Answer) -> bytes:
@@ -172,12 +181,13 @@ class _Reply:
 
     Attributes:
       status: of the answer; 0 before it began.
+      code: of the error that it ended with; "" for none.
       form: of a stream that began.
     """
 
     def __init__(self, send: Send, response_id: str) -> None:
         self._send, self.response_id = send, response_id
-        self.status = 0
+        self.status, self.code = 0, ""
         self.form: Form | None = None
         self._is_over = False
 
@@ -198,6 +208,7 @@ class _Reply:
         """An error as the answer, or as the last event of a stream."""
         if self._is_over:
             return
+        self.code = error.code or str(error.status)
         if self.status and self.form is not None:
             await self.write(self.form.failed(error), is_last=True)
             return
@@ -216,9 +227,11 @@ def _length(body: bytes) -> tuple[bytes, bytes]:
 
 
 def _tagged(tag: Tag) -> Sequence[tuple[bytes, bytes]]:
+    wanted = () if tag.wanted_arm == tag.arm else ((b"x-weir-wanted-arm", tag.wanted_arm.encode()),)
     return (
         (b"x-request-id", tag.response_id.encode()),
         (b"x-weir-arm", tag.arm.encode()),
+        *wanted,
         (b"x-weir-policy-version", str(tag.version).encode()),
     )
 

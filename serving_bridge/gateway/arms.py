@@ -1,37 +1,130 @@
-"""Which arm of the serving fleet answers a conversation: by shares, and always the same for one conversation."""
+"""Which arm of the serving fleet answers a conversation, and which replicas are of that arm.
+
+A replica is of the arm whose version it serves. Where no replica of an arm is ready, another arm's answers: what an
+answer says of its arm goes by the version that sampled it, never by what was planned.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 
-STABLE = "stable"
+from serving_bridge.registry import Placement, RegistryError
+from serving_bridge.routing import LEAVING, ReplicaRow
+
+STABLE, CANARY, PREVIOUS = "stable", "canary", "previous"
+#: of a version that no arm has, or has any more
+FORMER = "former"
 _RANGE = 2**64
+
+#: How well a replica fits, lower first; None where it may not be taken.
+Rank = Callable[[ReplicaRow], int | None]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What the arms serve and how conversations are dealt out; by default everything is `stable`, whatever is served.
+
+    Attributes:
+      stable, canary: policy version of each arm; None where there is none.
+      previous: version that `stable` was before; it serves users while replicas are on their way to another.
+      canary_share: of the conversations, 0 to 1.
+      shadow_share: of the requests that `stable` answers: a copy goes to the canary.
+      tenants: who goes to the canary whole, and nobody else; empty for a split by conversation.
+      salt: of the deal; the same conversations stay in the canary while it is the same.
+    """
+
+    stable: int | None = None
+    canary: int | None = None
+    previous: int | None = None
+    canary_share: float = 0.0
+    shadow_share: float = 0.0
+    tenants: frozenset[str] = frozenset()
+    salt: str = ""
+
+
+def split_of(placement: Placement) -> Split:
+    """What a registry's aliases and traffic split say.
+
+    Raises:
+      RegistryError: there is no alias `stable`.
+    """
+    stable, canary, traffic = placement.stable, placement.canary, placement.traffic
+    if stable is None:
+        raise RegistryError(
+            f"namespace {placement.namespace} has no alias stable, so nothing can be served: move it to an entry "
+            f"(tools.registry move)"
+        )
+    previous = placement.aliases.get(PREVIOUS)
+    return Split(
+        stable=stable.weight_version,
+        canary=None if canary is None else canary.weight_version,
+        previous=None if previous is None else previous.weight_version,
+        canary_share=traffic.canary_share,
+        shadow_share=traffic.shadow_share,
+        tenants=frozenset(traffic.tenants),
+        salt="" if canary is None else str(canary.number),
+    )
 
 
 class Arms:
-    """Arms by their share of the conversations.
+    """The split that is in force; it changes as a whole.
 
-    A conversation stays in its arm while the shares stay. When a share grows, conversations move into that arm alone.
-
-    Args:
-      shares: name -> share, in the order in which they take up the range from 0 to 1; they sum to 1.
-
-    Raises:
-      ValueError: a share is negative, or they don't sum to 1.
+    A conversation stays in its arm while split and canary stay. When the canary's share grows, conversations only move
+    into it; when it shrinks, only out of it.
     """
 
-    def __init__(self, shares: Mapping[str, float] | None = None) -> None:
-        self._shares = dict(shares or {STABLE: 1.0})
-        if any(share < 0 for share in self._shares.values()) or abs(sum(self._shares.values()) - 1) > 1e-9:
-            raise ValueError(f"shares are {self._shares}, expected none below 0 and a sum of 1")
+    def __init__(self, split: Split | None = None) -> None:
+        self.split = split or Split()
 
-    def of(self, conversation: str) -> str:
-        """The arm of a conversation."""
-        point = int.from_bytes(hashlib.blake2b(conversation.encode(), digest_size=8).digest()) / _RANGE
-        end = 0.0
-        for name, share in self._shares.items():
-            end += share
-            if point < end:
-                return name
-        return next(name for name in reversed(self._shares) if self._shares[name] > 0)
+    def take_over(self, split: Split) -> None:
+        """Deals out from now on by another split."""
+        self.split = split
+
+    def of(self, conversation: str, tenant: str = "") -> str:
+        """The arm that shall answer a conversation."""
+        split = self.split
+        if split.canary is None or not split.canary_share:
+            return STABLE
+        if split.tenants:
+            return CANARY if tenant in split.tenants else STABLE
+        return CANARY if _point(f"{split.salt}\0{conversation}") < split.canary_share else STABLE
+
+    def is_mirrored(self, response_id: str) -> bool:
+        """Whether the canary gets a copy of a request that `stable` answers."""
+        split = self.split
+        return split.canary is not None and _point(response_id) < split.shadow_share
+
+    def of_version(self, version: int, wanted: str = STABLE) -> str:
+        """The arm whose version this is; of two arms with the same version, the wanted one."""
+        split = self.split
+        if split.stable is None:
+            return STABLE
+        versions = {STABLE: split.stable, CANARY: split.canary}
+        if versions.get(wanted) == version:
+            return wanted
+        return next((arm for arm, its in versions.items() if its == version), FORMER)
+
+    def rank(self, arm: str) -> Rank:
+        """How replicas fit a request of an arm: its own, then stable's, then the one before, then whatever serves."""
+        split = self.split
+        own = split.canary if arm == CANARY else split.stable
+        if split.stable is None or own is None:
+            return lambda row: int(row.state != "healthy")
+        order = {split.canary: 3, split.previous: 2, split.stable: 1, own: 0}  # later ones win
+
+        def of(row: ReplicaRow) -> int:
+            return 2 * (5 if row.arm == LEAVING else order.get(row.version, 4)) + (row.state != "healthy")
+
+        return of
+
+    def only_canary(self, row: ReplicaRow) -> int | None:
+        """As `rank`, of a request that nothing but the canary may answer."""
+        fits = self.split.canary is not None and row.version == self.split.canary and row.arm != LEAVING
+        return 0 if fits else None
+
+
+def _point(text: str) -> float:
+    """Where a text stands between 0 and 1, evenly."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / _RANGE

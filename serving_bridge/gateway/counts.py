@@ -15,14 +15,16 @@ class Counts:
       in_flight: requests that are being answered.
       totals: since the last `taken`; times in seconds.
       statuses: answers by HTTP status, those that never began by "gone".
+      arms: requests by the arm that answered or failed them.
     """
 
     in_flight: int = 0
     totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     statuses: Counter[str] = field(default_factory=Counter)
+    arms: Counter[str] = field(default_factory=Counter)
 
     def taken(self) -> dict[str, Any]:
         """The fields of an event; the totals begin anew."""
-        totals, statuses = self.totals, self.statuses
-        self.totals, self.statuses = defaultdict(float), Counter()
-        return {"in_flight": self.in_flight, "statuses": dict(statuses), **totals}
+        totals, statuses, arms = self.totals, self.statuses, self.arms
+        self.totals, self.statuses, self.arms = defaultdict(float), Counter(), Counter()
+        return {"in_flight": self.in_flight, "statuses": dict(statuses), "arms": dict(arms), **totals}

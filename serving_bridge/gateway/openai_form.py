@@ -5,8 +5,8 @@ Beside OpenAI's fields each answer has `weir`: response id, arm, and the policy 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -29,8 +29,11 @@ class Tag:
 
     Attributes:
       response_id: also the `id` of the answer.
+      arm: whose version it is.
       version: policy version that the replica served when it was asked.
       created: unix seconds.
+      wanted_arm: that the conversation belongs to.
+      arm_of: arm of a version.
     """
 
     response_id: str
@@ -38,6 +41,13 @@ class Tag:
     arm: str
     version: int
     created: int
+    wanted_arm: str
+    arm_of: Callable[[int], str] = field(repr=False, compare=False)
+
+    def as_sampled(self, choices: Sequence[Choice]) -> Tag:
+        """By the version that sampled the first token, once the replica has told it."""
+        first = next((span.version for choice in choices for span in choice.spans), None)
+        return self if first in (None, self.version) else replace(self, version=first, arm=self.arm_of(first))
 
     @property
     def fingerprint(self) -> str:
@@ -111,7 +121,8 @@ class Form:
         """The body of an answer that is no stream."""
         make = self._chat_choice if self._is_chat else self._completion_choice
         kind = "chat.completion" if self._is_chat else "text_completion"
-        told = {**_head(self._tag, kind), "choices": [make(choice) for choice in choices], "usage": dict(usage)}
+        head = _head(self._tag.as_sampled(choices), kind)
+        told = {**head, "choices": [make(choice) for choice in choices], "usage": dict(usage)}
         return _encode({**told, "weir": self._weir(choices)})
 
     def _usage_of_chunk(self) -> bytes:
@@ -124,10 +135,12 @@ class Form:
         return b"data: " + _encode(told) + b"\n\n"
 
     def _weir(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        tag = self._tag.as_sampled(choices)
         return {
-            "response_id": self._tag.response_id,
-            "arm": self._tag.arm,
-            "policy_version": self._tag.version,
+            "response_id": tag.response_id,
+            "arm": tag.arm,
+            **({"wanted_arm": tag.wanted_arm} if tag.wanted_arm != tag.arm else {}),
+            "policy_version": tag.version,
             "policy_versions": [[_span(span) for span in choice.spans] for choice in choices],
         }
 

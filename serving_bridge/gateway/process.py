@@ -7,7 +7,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
@@ -17,20 +17,23 @@ import uvicorn
 from learner_jax.runtime import WeirError
 from serving_bridge.access import Keys
 from serving_bridge.gateway.application import application
-from serving_bridge.gateway.arms import Arms
+from serving_bridge.gateway.arms import Arms, Split
 from serving_bridge.gateway.callers import LOOPBACK, Admission, Guards, NoGuards, OneTenant
 from serving_bridge.gateway.connections import protocol_class
 from serving_bridge.gateway.counts import Counts
+from serving_bridge.gateway.mirror import Mirror
+from serving_bridge.gateway.observations import NoObservations, Observations
+from serving_bridge.gateway.parts import Parts
 from serving_bridge.gateway.prompts import Prompts
 from serving_bridge.gateway.replicas import Load, Replicas, Target
-from serving_bridge.gateway.service import Parts
 from serving_bridge.gateway.upstream import client_session
-from serving_bridge.routing import ReplicaRegistry
+from serving_bridge.routing import ReplicaRegistry, ReplicaRow
 from serving_bridge.settings import GatewaySettings
 from serving_bridge.text import Tokenizer
 from serving_bridge.vllm import ReplicaError, VllmClient
 
 _REGISTRY_EVERY_S = 0.5
+_SPLIT_EVERY_S = 0.5
 _LOOK_EVERY_S, _LOOK_TIMEOUT_S = 1.0, 2.0
 _TELL_EVERY_S = 1.0
 _STOP_POLL_S = 0.1
@@ -58,6 +61,9 @@ class Gateway:
       max_context: tokens of prompt and answer together.
       log: takes an event's name and its fields.
       admission: None for one tenant without limits, on loopback alone.
+      read_split: reads how arms are dealt out, and may block; raises `WeirError` where that can't be read now, and the
+        last split stays. None where the replicas follow the newest version.
+      observations: who is told of every request that an arm answered.
 
     Attributes:
       ready: whether it listens, knows a replica that takes requests, and does not drain.
@@ -79,6 +85,8 @@ class Gateway:
         should_stop: Callable[[], bool],
         admission: Admission | None = None,
         guards: Guards | None = None,
+        read_split: Callable[[], Split] | None = None,
+        observations: Observations | None = None,
     ) -> None:
         if admission is None and (settings.require_keys or settings.host not in LOOPBACK):
             raise TenantsError(
@@ -88,7 +96,9 @@ class Gateway:
         self._settings, self._tokenizer, self._registry = settings, tokenizer, registry
         self._name, self._max_context, self._log, self._should_stop = name, max_context, log, should_stop
         self._admission, self._guards = admission or OneTenant(), guards or NoGuards()
+        self._read_split, self._observations = read_split, observations or NoObservations()
         self._replicas = Replicas(keys, time.monotonic)
+        self._arms, self._split_error = Arms(), ""
         self._counts = Counts()
         self.ready = False
 
@@ -97,7 +107,10 @@ class Gateway:
 
         Raises:
           AccessError: the key of the replicas' tokens can't be read.
+          WeirError: the first split can't be read.
         """
+        if self._read_split is not None:
+            self._arms.take_over(await asyncio.to_thread(self._read_split))
         async with client_session() as session:
             parts = Parts(
                 settings=self._settings,
@@ -107,12 +120,14 @@ class Gateway:
                 session=session,
                 admission=self._admission,
                 guards=self._guards,
-                arms=Arms(),
+                arms=self._arms,
                 counts=self._counts,
+                observations=self._observations,
             )
-            self._replicas.update(self._registry.ready())
-            server = _server(parts)
-            loops_ = self._follow(), self._look(session), self._tell()
+            self._replicas.update(self._rows())
+            mirror = Mirror(parts)
+            server = _server(parts, mirror)
+            loops_ = self._follow(), self._look(session), self._tell(), *self._more_loops()
             async with self._admission.running(), _background(*loops_) as loops:
                 serving = asyncio.ensure_future(server.serve(sockets=[listener]))
                 while not serving.done() and not self._should_stop():
@@ -123,15 +138,38 @@ class Gateway:
                 self.ready = False
                 server.should_exit = True
                 await serving  # bounded by gateway.drain_timeout_s
+                await mirror.close()
             self._log("gateway", **self._figures())
 
     async def _follow(self) -> None:
         """Keeps the list of replicas. One that can't be read now is read again."""
         while True:
             with suppress(OSError):
-                self._replicas.update(await asyncio.to_thread(self._registry.ready))
+                self._replicas.update(await asyncio.to_thread(self._rows))
             self.ready = bool(self._replicas.targets) and not self._should_stop()
             await asyncio.sleep(_REGISTRY_EVERY_S)
+
+    def _rows(self) -> list[ReplicaRow]:
+        return self._registry.ready() if self._read_split is None else self._registry.usable()
+
+    def _more_loops(self) -> list[Coroutine[Any, Any, None]]:
+        return [] if self._read_split is None else [self._follow_split(self._read_split)]
+
+    async def _follow_split(self, read: Callable[[], Split]) -> None:
+        """Keeps the split. One that can't be read now is read again, and the last one stays in force."""
+        while True:
+            await asyncio.sleep(_SPLIT_EVERY_S)
+            try:
+                split = await asyncio.to_thread(read)
+            except (WeirError, OSError) as error:
+                if (said := str(error)) != self._split_error:
+                    self._log("split_unread", error=said)
+                self._split_error = said
+                continue
+            self._split_error = ""
+            if split != self._arms.split:
+                self._arms.take_over(split)
+                self._log("split", stable=split.stable, canary=split.canary, canary_share=split.canary_share)
 
     async def _look(self, session: aiohttp.ClientSession) -> None:
         """Asks the replicas how busy they are."""
@@ -205,11 +243,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(parts: Parts) -> _Server:
+def _server(parts: Parts, mirror: Mirror) -> _Server:
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # its words hold nothing, for each bad connection
     settings = parts.settings
     config = uvicorn.Config(
-        application(parts),
+        application(parts, mirror),
         http=protocol_class(settings.max_connections),
         ws="none",
         lifespan="off",

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from serving_bridge.access import Keys
+from serving_bridge.gateway.arms import Rank
 from serving_bridge.gateway.errors import unavailable
 from serving_bridge.routing import ReplicaRow
 
@@ -153,21 +154,25 @@ class Replicas:
                 kept[row.name] = Target(row, self._keys.token("inference", row.url, row.start))
         self._targets = kept
 
-    def take(self, conversation: str, weight: int, avoid: Set[str] = frozenset()) -> Target:
+    def take(self, conversation: str, weight: int, avoid: Set[str] = frozenset(), rank: Rank = lambda row: 0) -> Target:
         """A replica for one request of `weight` answers; must be given back.
 
         Args:
           conversation: names what the request's prefix belongs to.
           avoid: replicas that failed this request already; taken again only where there is no other.
+          rank: of the ones that may be taken, only those that fit best are.
 
         Raises:
           GatewayError: no replica is ready.
         """
         now_s = self._clock()
-        open_ = [target for target in self._targets.values() if self._is_open(target, now_s)]
+        ranks = {name: rank(target.row) for name, target in self._targets.items()}
+        open_ = [t for t in self._targets.values() if ranks[t.name] is not None and self._is_open(t, now_s)]
         usable = [target for target in open_ if target.name not in avoid] or open_
         if not usable:
             raise unavailable("no replica of the model is ready")
+        best = min(ranks[target.name] or 0 for target in usable)
+        usable = [target for target in usable if ranks[target.name] == best]
         target = _chosen(usable, conversation)
         target.in_flight += weight
         target.is_tried = target.failures >= _FAILURES_TO_AVOID

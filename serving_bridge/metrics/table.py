@@ -368,6 +368,11 @@ GATEWAY: tuple[Metric, ...] = (
     _gauge("weir_gateway_unwritten_bills", "answers", "Bills on this host", "gateway", "unwritten_bills"),
     _gauge("weir_gateway_cut_off", "1 or 0", "Whether the tenants' database is away", "gateway", "cut_off"),
     _counter("weir_gateway_replicas_lost_total", "tries", "Tries that a replica failed", "gateway", "replicas_lost"),
+    _counter("weir_gateway_arm_requests_total", "requests", "Requests by their arm", "gateway", "arms.*", "arm"),
+    _gauge("weir_gateway_canary_share", _SHARE, "Share of the conversations on the canary", "split", "canary_share"),
+    _counter("weir_gateway_shadows_total", "requests", "Copies that the canary was given", "gateway", "shadows"),
+    _counter("weir_gateway_shadows_left_out_total", "requests", "Copies left out", "gateway", "shadows_left_out"),
+    _counter("weir_gateway_split_unread_total", "errors", "New reasons why no split could be read", "split_unread"),
 )  # fmt: skip
 
 TRAIN: tuple[Metric, ...] = (

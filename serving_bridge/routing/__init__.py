@@ -4,6 +4,7 @@ from serving_bridge.routing.dispatch import Dispatcher, NoReplicaError
 from serving_bridge.routing.lifecycle import RUNNING, TAKES_REQUESTS, Event, State, advance
 from serving_bridge.routing.registry import (
     KEYS_FOLDER,
+    LEAVING,
     Name,
     ReplicaRegistry,
     ReplicaRow,
@@ -16,6 +17,7 @@ from serving_bridge.routing.registry import (
 
 __all__ = [
     "KEYS_FOLDER",
+    "LEAVING",
     "RUNNING",
     "TAKES_REQUESTS",
     "Dispatcher",

@@ -22,6 +22,8 @@ from serving_bridge.storage import is_url
 
 #: beside the rows, for this user only; see `access.FleetKeys`
 KEYS_FOLDER = "keys"
+#: in place of an arm's name: the replica is on its way to another version, and takes requests only where no other can
+LEAVING = "leaving"
 
 
 Name = Annotated[str, msgspec.Meta(pattern=rf"\A{PLAIN_NAME.pattern}\Z")]
@@ -57,6 +59,7 @@ class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       fleet: whose replica it is, by the controller's name.
       reason: why it is in this state, where that needs words.
       start: names the start of its server, whose tokens are made from it (`access`).
+      arm: of a fleet that follows aliases: the one whose traffic it takes, or `LEAVING`; "" in other fleets.
     """
 
     name: Name
@@ -68,6 +71,7 @@ class ReplicaRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fleet: Text = ""
     reason: Text = ""
     start: Text = ""
+    arm: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9-]{0,40}\Z")] = ""
 
 
 class _Requests(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,10 +109,11 @@ class ReplicaRegistry:
         fleet: str = "",
         reason: str = "",
         start: str = "",
+        arm: str = "",
     ) -> None:
         """Writes a replica's row, by atomic rename; also its heartbeat."""
         reason = quoted(reason, MAX_RECORD_TEXT)
-        row = ReplicaRow(name, url, state, version, step, self._clock(), fleet, reason, start)
+        row = ReplicaRow(name, url, state, version, step, self._clock(), fleet, reason, start, arm)
         write_file(self._folder / f"{name}.json", msgspec.json.encode(row))
 
     def remove(self, name: str) -> None:
@@ -128,6 +133,10 @@ class ReplicaRegistry:
             if rows := [row for row in found if row.url and self.state(row) == state]:
                 return rows
         return []
+
+    def usable(self) -> list[ReplicaRow]:
+        """As `ready`, with the suspect ones beside the healthy ones: for who knows which of them is good for what."""
+        return [row for row in self.replicas() if row.url and self.state(row) in TAKES_REQUESTS]
 
     def state(self, row: ReplicaRow) -> str:
         """A row's state, or "silent" if its controller has not written it for too long to still be believed; or says

@@ -2,7 +2,8 @@
 
 from serving_bridge.settings.engine_args import VLLM_MODULE, command_line, options_of
 from serving_bridge.settings.gateway import GatewaySettings
-from serving_bridge.settings.priorities import PRIORITIES, VLLM_PRIORITY, Priority
+from serving_bridge.settings.priorities import PRIORITIES, SHADOW_PRIORITY, VLLM_PRIORITY, Priority
+from serving_bridge.settings.registry import RegistrySettings
 from serving_bridge.settings.safety import BLOCKED, SafetySettings, TenantSafetySettings
 from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings, ServingSettings, StoreSettings
 from serving_bridge.settings.telemetry import TelemetrySettings
@@ -10,11 +11,13 @@ from serving_bridge.settings.telemetry import TelemetrySettings
 __all__ = [
     "BLOCKED",
     "PRIORITIES",
+    "SHADOW_PRIORITY",
     "VLLM_MODULE",
     "VLLM_PRIORITY",
     "EvaluationSettings",
     "GatewaySettings",
     "Priority",
+    "RegistrySettings",
     "RolloutSettings",
     "SafetySettings",
     "ServingSettings",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from learner_jax.contracts import Settings
@@ -40,4 +42,9 @@ class GatewaySettings(Settings):
         60.0, gt=0, description="seconds that a replica may be silent; before the first token another one is asked"
     )
     retries: int = Field(2, ge=0, le=10, description="further replicas that are asked before the first token")
+    follow: Literal["newest", "aliases"] = Field(
+        "newest",
+        description="ask the replicas of the run, or those of registry.path whose versions its aliases name",
+    )
+    max_shadows: int = Field(4, ge=0, description="copies for the canary that a worker has on replicas at a time")
     drain_timeout_s: float = Field(30.0, ge=0, description="seconds that answers in flight get after SIGTERM")

@@ -11,3 +11,5 @@ Priority = Literal["paid", "free", "evaluation", "training"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 #: vLLM's `priority` of a request, where lower goes first (`--scheduling-policy priority`).
 VLLM_PRIORITY: dict[Priority, int] = {"paid": 0, "free": 10, "evaluation": 20, "training": 30}
+#: Of copies that no user waits for.
+SHADOW_PRIORITY = 40

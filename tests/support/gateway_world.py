@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from serving_bridge.access import FreshKeys, Gate, Refused
-from serving_bridge.gateway import Admission, Gateway, Guards, listener
+from serving_bridge.gateway import Admission, Gateway, Guards, Observations, Split, listener
 from serving_bridge.routing import ReplicaRegistry
 from serving_bridge.settings import GatewaySettings
 from serving_bridge.text import Tokenizer
@@ -35,6 +35,7 @@ class Script:
       status: of its answers; 200 streams.
       lost_after: breaks the connection off after so many tokens.
       finish: reason of each answer's end.
+      version: that it says to have sampled; `row_version` is what its row says, the same where None.
       logprobs: tells some, whatever was asked.
       asked: bodies, in order.
       running, aborted: streams that go on, and that their client left.
@@ -47,6 +48,8 @@ class Script:
     lost_after: int | None = None
     finish: str = "stop"
     version: str = "3"
+    row_version: int | None = None
+    arm: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
     aborted: int = 0
@@ -164,6 +167,8 @@ async def running_gateway(
     *scripts: Script,
     admission: Admission | None = None,
     guards: Guards | None = None,
+    read_split: Callable[[], Split] | None = None,
+    observations: Observations | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """A gateway over one replica for each script, named r0, r1, ..."""
@@ -176,7 +181,7 @@ async def running_gateway(
         control = keys.token("control", replica.url, replica.start)
         replica.gate = Gate(replica.url, control, keys.token("inference", replica.url, replica.start))
         replicas[replica.name] = replica
-        registry.report(replica.name, url=replica.url, state="healthy", version=3, step=3, start=replica.start)
+        report(registry, replica)
     events: list[dict[str, Any]] = []
     stopping: list[bool] = []
     options = {"port": 0, "drain_timeout_s": 2.0, **settings}
@@ -191,6 +196,8 @@ async def running_gateway(
         should_stop=lambda: bool(stopping),
         admission=admission,
         guards=guards,
+        read_split=read_split,
+        observations=observations,
     )
     with listener(HOST, 0, shared=False) as bound:
         port = bound.getsockname()[1]
@@ -205,6 +212,15 @@ async def running_gateway(
             await asyncio.wait_for(running, 30)
             for runner in runners:
                 await runner.cleanup()
+
+
+def report(registry: ReplicaRegistry, replica: Replica, state: str = "healthy") -> None:
+    """Writes a replica's row as its script says."""
+    script = replica.script
+    version = int(script.version) if script.row_version is None else script.row_version
+    registry.report(
+        replica.name, url=replica.url, state=state, version=version, step=3, start=replica.start, arm=script.arm
+    )
 
 
 async def serve(replica: Replica) -> web.AppRunner:

@@ -4,6 +4,7 @@ from tools.assembly.arguments import config_arguments, name_argument, profile_ar
 from tools.assembly.base_model import base_model_dir, base_model_path, make_model, start_model_dir
 from tools.assembly.before_start import PreflightError, looked, preflight
 from tools.assembly.build import (
+    build_arm_replicas,
     build_copies,
     build_encoder,
     build_keys,
@@ -11,6 +12,7 @@ from tools.assembly.build import (
     build_publisher,
     build_queue,
     build_registry,
+    build_serving_registry,
     build_store,
     build_task,
     record_limits,
@@ -44,6 +46,7 @@ __all__ = [
     "StopRequest",
     "base_model_dir",
     "base_model_path",
+    "build_arm_replicas",
     "build_copies",
     "build_encoder",
     "build_keys",
@@ -51,6 +54,7 @@ __all__ = [
     "build_publisher",
     "build_queue",
     "build_registry",
+    "build_serving_registry",
     "build_store",
     "build_task",
     "clear_errors",

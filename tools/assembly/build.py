@@ -15,12 +15,16 @@ from rewards.tasks import create_task
 from serving_bridge.access import FleetKeys
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.queue import Pace, QueueBounds, TrajectoryQueue
-from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry
+from serving_bridge.registry import Registry, RegistryError
+from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry, registry_folder
 from serving_bridge.storage import CheckpointObjects, FsspecObjects, StorageTimeouts
 from serving_bridge.telemetry import open_traces
 from serving_bridge.text import load_tokenizer
 from serving_bridge.weights import Publisher, ShelfOptions, WeightStore
 from tools.assembly.paths import RunPaths
+
+#: waited for the registry's index, by processes that go on with what they knew before
+_INDEX_S = 5.0
 
 
 def build_task(config: Config) -> Task:
@@ -86,10 +90,30 @@ def build_registry(paths: RunPaths) -> ReplicaRegistry:
     return ReplicaRegistry(paths.registry)
 
 
-def build_keys(config: Config, paths: RunPaths) -> FleetKeys:
-    """The keys that the tokens of the run's replicas come from."""
-    given = config.serving.keys
-    return FleetKeys(Path(given).expanduser().absolute() if given else build_registry(paths).folder / KEYS_FOLDER)
+def build_keys(config: Config, paths: RunPaths, replicas: ReplicaRegistry | None = None) -> FleetKeys:
+    """The keys that the tokens of replicas come from; by default of the run's."""
+    given, beside = config.serving.keys, (replicas or build_registry(paths)).folder / KEYS_FOLDER
+    return FleetKeys(Path(given).expanduser().absolute() if given else beside)
+
+
+def build_serving_registry(config: Config) -> Registry:
+    """The registry whose aliases fleets and gateways follow. Its index must answer within seconds.
+
+    Raises:
+      RegistryError: there is none at registry.path.
+    """
+    folder = Path(config.registry.path).expanduser().absolute()
+    if not folder.is_dir():
+        raise RegistryError(
+            f"registry.path {folder} does not exist: expected a registry (tools.registry add makes one)"
+        )
+    return Registry(folder, database=config.registry.database or None, timeout_s=_INDEX_S)
+
+
+def build_arm_replicas(config: Config, registry: Registry) -> ReplicaRegistry:
+    """The list of the replicas that follow a registry's aliases: beside the weights that they load."""
+    store = registry.weights.store(config.registry.namespace)
+    return ReplicaRegistry(registry_folder(str(store.root), store.root))
 
 
 def build_store(config: Config, paths: RunPaths) -> WeightStore:

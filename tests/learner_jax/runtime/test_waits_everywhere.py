@@ -37,6 +37,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "while not serving.done() and (not self._should_stop())",
     ): _GATEWAY,
     ("serving_bridge/gateway/process.py:Gateway._follow", "while True"): _GATEWAY,
+    ("serving_bridge/gateway/process.py:Gateway._follow_split", "while True"): _GATEWAY,
     ("serving_bridge/gateway/process.py:Gateway._look", "while True"): _GATEWAY,
     (
         "serving_bridge/gateway/process.py:Gateway._look",
@@ -47,9 +48,13 @@ ALLOWED: dict[tuple[str, str], str] = {
         "serving_bridge/gateway/process.py:_background",
         "asyncio.gather(*tasks, return_exceptions=True)",
     ): "tasks that were cancelled, and that wait for nothing in ending",
-    ("serving_bridge/gateway/service.py:_together", "found.get()"): _REQUEST,
+    ("serving_bridge/gateway/flows.py:_together", "found.get()"): _REQUEST,
     (
-        "serving_bridge/gateway/service.py:_together",
+        "serving_bridge/gateway/mirror.py:Mirror.close",
+        "asyncio.gather(*tasks, return_exceptions=True)",
+    ): "copies that were cancelled: they close their connections",
+    (
+        "serving_bridge/gateway/flows.py:_together",
         "asyncio.gather(*tasks, return_exceptions=True)",
     ): "tasks that were cancelled, and that wait for nothing in ending",
     ("tools/gateway.py:_supervise", "while not stop()"): "as long as the gateway runs: the processes are looked after",

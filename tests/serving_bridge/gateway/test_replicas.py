@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 
 from serving_bridge.access import FreshKeys
-from serving_bridge.gateway.arms import Arms
 from serving_bridge.gateway.errors import GatewayError
 from serving_bridge.gateway.replicas import Load, Pressure, Replicas
 from serving_bridge.routing import ReplicaRow
@@ -116,15 +115,3 @@ def test_pressure() -> None:
     clock.now_s += 1
     found.looked(b, Load(10, 0, 0.1, queued_s=0.0, begun=0))
     assert found.pressure() == Pressure(0.3, 0.25)
-
-
-def test_arms_keep_a_conversation_and_their_shares() -> None:
-    arms = Arms({"stable": 0.9, "canary": 0.1})
-    found = Counter(arms.of(f"{i}") for i in range(4000))
-    assert 300 < found["canary"] < 500
-    grown = Arms({"stable": 0.75, "canary": 0.25})
-    moved = [(arms.of(f"{i}"), grown.of(f"{i}")) for i in range(4000)]
-    assert ("canary", "stable") not in moved
-    assert Arms().of("x") == "stable"
-    with pytest.raises(ValueError, match="sum of 1"):
-        Arms({"stable": 0.5})
