@@ -7,7 +7,11 @@ python -m tools.convert from-gguf --file FILE --out DIR [--dtype float32]
 
 from-gguf writes a Hugging Face folder, which model.path can name; its weights keep the error of their quantization.
 A checkpoint that is not whole is refused; its files' hashes are checked unless --no-hash-check is given. A conversion
-that was stopped goes on when the same command is given again. Paths may be local, gs://, s3:// or az://.
+that was stopped goes on when the same command is given again.
+
+Checkpoints, models and results may be in object storage (s3://, gs://, az://). What is read there is fetched first, to
+a temporary folder (TMPDIR). A run's store.checkpoints stands for its newest copy; with /40 after it, for step 40's.
+from-gguf works on this machine's disks alone.
 Exit status 1 if something is missing, damaged or different; stderr says what.
 """
 
@@ -25,7 +29,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from learner_jax.conversion import ConversionError, Verification, Watch, from_gguf, from_hf, to_hf, verify
 from learner_jax.runtime import keep_freed_chunks
 from learner_jax.settings import OptimizerSettings
-from tools.assembly import clear_errors
+from serving_bridge.storage import FsspecObjects, is_url
+from tools.assembly import checkpoint_here, clear_errors, model_here
 from tools.command_line import command_parser
 from tools.reporting import SafeConsole
 
@@ -101,9 +106,13 @@ def _watch(what: str) -> Iterator[Watch]:
 
 def _verify(checkpoint: str, hf: str, *, logprobs: bool, check_hashes: bool = True, family: str = "") -> str:
     """What a comparison found, in a sentence; raises if anything differs."""
-    with _watch("verifying") as watch:
+    with (
+        _watch("verifying") as watch,
+        checkpoint_here(checkpoint, progress=watch.progress) as source,
+        model_here(hf, weights=True, progress=watch.progress) as model,
+    ):
         found: Verification = verify(
-            checkpoint, hf, logprobs=logprobs, check_hashes=check_hashes, family=family, watch=watch
+            source.folder, model.folder, logprobs=logprobs, check_hashes=check_hashes, family=family, watch=watch
         )
     if found.problems:
         shown = "\n  ".join(found.problems[:20])
@@ -115,46 +124,78 @@ def _verify(checkpoint: str, hf: str, *, logprobs: bool, check_hashes: bool = Tr
     return f"{text}; log-probs of {found.judge} differ by {found.logprob_difference:.1e} at most"
 
 
+def _to_hf(arguments: argparse.Namespace) -> None:
+    with (
+        _watch("converting") as watch,
+        checkpoint_here(arguments.checkpoint, progress=watch.progress) as source,
+        model_here(arguments.model or "", weights=False) as model,
+    ):
+        to_hf(
+            source.folder,
+            identity=source.identity,
+            model_dir=model.folder or None,
+            out=_target(arguments.out),
+            dtype=arguments.dtype,
+            max_shard_bytes=arguments.max_shard_size,
+            check_hashes=not arguments.no_hash_check,
+            family=arguments.family,
+            watch=watch,
+        )
+
+
+def _from_hf(arguments: argparse.Namespace) -> None:
+    with _watch("converting") as watch, model_here(arguments.model, weights=True, progress=watch.progress) as model:
+        from_hf(
+            model.folder,
+            identity=model.identity,
+            out=_target(arguments.out),
+            optimizer=OptimizerSettings(moments=arguments.moments),
+            family=arguments.family,
+            watch=watch,
+        )
+
+
+def _target(out: str) -> str | FsspecObjects:
+    return FsspecObjects(out) if is_url(out) else out
+
+
+def _from_gguf(arguments: argparse.Namespace) -> None:
+    for place in (arguments.file, arguments.out):
+        if is_url(place):
+            raise ConversionError(f"from-gguf works on this machine's disks, got {place}: expected a path")
+    with _watch("reading"):
+        number = from_gguf(arguments.file, out=arguments.out, dtype=arguments.dtype)
+    print(f"wrote {arguments.out}: {number} tensors in {arguments.dtype}")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    is_forward = arguments.command == "to-hf"
+    try:
+        (_to_hf if is_forward else _from_hf)(arguments)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on with {arguments.out}", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(f"wrote {arguments.out}")
+    if arguments.verify:
+        checkpoint, hf = (arguments.checkpoint, arguments.out) if is_forward else (arguments.out, arguments.model)
+        hashes = not (is_forward and arguments.no_hash_check)
+        logprobs = not arguments.no_logprobs
+        print(_verify(checkpoint, hf, logprobs=logprobs, check_hashes=hashes, family=arguments.family))
+
+
 def main() -> None:
     arguments = _parser().parse_args()
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of a file that a run's checkpoints don't need
     keep_freed_chunks()
     with clear_errors():
         if arguments.command == "from-gguf":
-            with _watch("reading"):
-                number = from_gguf(arguments.file, out=arguments.out, dtype=arguments.dtype)
-            print(f"wrote {arguments.out}: {number} tensors in {arguments.dtype}")
-            return
-        logprobs, family = not arguments.no_logprobs, arguments.family
-        if arguments.command == "verify":
-            hashes = not arguments.no_hash_check
+            _from_gguf(arguments)
+        elif arguments.command == "verify":
+            logprobs, hashes = not arguments.no_logprobs, not arguments.no_hash_check
+            family = arguments.family
             print(_verify(arguments.checkpoint, arguments.hf, logprobs=logprobs, check_hashes=hashes, family=family))
-            return
-        try:
-            with _watch("converting") as watch:
-                if arguments.command == "to-hf":
-                    to_hf(
-                        arguments.checkpoint,
-                        model_dir=arguments.model,
-                        out=arguments.out,
-                        dtype=arguments.dtype,
-                        max_shard_bytes=arguments.max_shard_size,
-                        check_hashes=not arguments.no_hash_check,
-                        family=family,
-                        watch=watch,
-                    )
-                else:
-                    optimizer = OptimizerSettings(moments=arguments.moments)
-                    from_hf(arguments.model, out=arguments.out, optimizer=optimizer, family=family, watch=watch)
-        except KeyboardInterrupt:
-            print(f"stopped; the same command goes on with {arguments.out}", file=sys.stderr)
-            raise SystemExit(130) from None
-        print(f"wrote {arguments.out}")
-        if arguments.verify:
-            is_forward = arguments.command == "to-hf"
-            checkpoint, hf = (arguments.checkpoint, arguments.out) if is_forward else (arguments.out, arguments.model)
-            hashes = not (is_forward and arguments.no_hash_check)
-            print(_verify(checkpoint, hf, logprobs=logprobs, check_hashes=hashes, family=family))
+        else:
+            _convert(arguments)
 
 
 if __name__ == "__main__":

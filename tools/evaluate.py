@@ -33,6 +33,7 @@ from tools.evaluation import (
     add_training_arguments,
     compare,
     load_suite,
+    model_place,
     open_suite,
     overlap_text,
     overlaps,
@@ -66,7 +67,9 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("evaluate", __doc__)
     config_arguments(parser, required=False)
-    parser.add_argument("--model", type=Path, help="Hugging Face folder, e.g. from tools.convert")
+    parser.add_argument(
+        "--model", type=model_place, help="Hugging Face folder, e.g. from tools.convert; with --suite also its URL"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, samples included")
     add_suite_arguments(parser)
     return parser
@@ -77,6 +80,8 @@ def _on_held_out(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("expected --suite with --out and a model, or --config with --model for a run's held-out problems")
     if wrong := [f"--{name}" for name in ("out", "checkpoint", "weights", "endpoint") if getattr(arguments, name)]:
         parser.error(f"{wrong[0]} needs --suite")
+    if not isinstance(arguments.model, Path):
+        parser.error(f"--model {arguments.model} needs --suite: a run's held-out problems take a folder")
     arguments, config, paths = read_arguments(parser)
     preflight("evaluate", config, paths, model_dir=arguments.model)
     result = asyncio.run(evaluate_folder(config, paths, arguments.model))

@@ -2,7 +2,7 @@
 
 from learner_jax.checkpoints.arrays import TREE
 from learner_jax.checkpoints.checkpoints import Checkpoints, restore_parameters
-from learner_jax.checkpoints.folder import AnyPath, Found, find_checkpoint, require_whole, steps_in
+from learner_jax.checkpoints.folder import Found, find_checkpoint, require_whole, steps_in
 from learner_jax.checkpoints.hashes import HASHES, write_hashes
 from learner_jax.checkpoints.lives import next_life, oust
 from learner_jax.checkpoints.manifest import (
@@ -21,7 +21,6 @@ __all__ = [
     "HASHES",
     "ITEM",
     "TREE",
-    "AnyPath",
     "CheckpointError",
     "Checkpoints",
     "Found",

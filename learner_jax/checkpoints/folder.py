@@ -12,10 +12,8 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
-
-from etils import epath
 
 from learner_jax.checkpoints.arrays import TREE, array_problems
 from learner_jax.checkpoints.hashes import HASHES, FileCheck, check_files
@@ -31,9 +29,6 @@ _STEP = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 #: Items that may hold the train state or the parameters: Weir's, what Orbax calls an only item, and none.
 _ITEMS = ("state", "default", "")
 
-#: A path of pathlib; of etils.epath where it is not local.
-AnyPath: TypeAlias = Path | epath.Path
-
 
 @dataclass(frozen=True)
 class Found:
@@ -45,8 +40,8 @@ class Found:
       step: what its name says; None if the folder has another name.
     """
 
-    folder: AnyPath
-    item: AnyPath
+    folder: Path
+    item: Path
     step: int | None
 
     @property
@@ -55,9 +50,11 @@ class Found:
         return not _is_ours(self.folder)
 
 
-def as_path(path: epath.PathLike) -> AnyPath:
-    """An absolute path; `~` is the home directory."""
-    return epath.Path(path) if "://" in str(path) else Path(path).expanduser().absolute()
+def as_path(path: str | PathLike[str]) -> Path:
+    """An absolute path; `~` is the home directory. Raises `CheckpointError` for a URL, which is no folder here."""
+    if "://" in str(path):
+        raise CheckpointError(f"{path} is a URL, expected a folder of this machine")
+    return Path(path).expanduser().absolute()
 
 
 def step_of(name: str) -> int | None:
@@ -65,7 +62,7 @@ def step_of(name: str) -> int | None:
     return int(name) if _STEP.fullmatch(name) else None
 
 
-def steps_in(directory: AnyPath) -> list[int]:
+def steps_in(directory: Path) -> list[int]:
     """Steps of which there is something in a folder of checkpoints, whole or not, in order.
 
     Raises:
@@ -79,23 +76,23 @@ def steps_in(directory: AnyPath) -> list[int]:
         raise CheckpointError(f"checkpoint folder {directory} can't be read: {error}") from error
 
 
-def unfinished(directory: AnyPath) -> tuple[str, ...]:
+def unfinished(directory: Path) -> tuple[str, ...]:
     """Names of saves that were never committed, in a folder of checkpoints."""
     return tuple(sorted(path.name for path in directory.glob(f"*{TEMPORARY}*")))
 
 
-def lives_in(directory: AnyPath) -> dict[int, int | None]:
+def lives_in(directory: Path) -> dict[int, int | None]:
     """Step -> number of the learner's life that saved it; None where there is no readable manifest."""
     return {step: _life(directory / str(step)) for step in steps_in(directory)}
 
 
-def ousted_steps(directory: AnyPath) -> list[int]:
+def ousted_steps(directory: Path) -> list[int]:
     """Steps that a learner committed after another one had taken over and gone on from an earlier step."""
     known = [(step, life) for step, life in lives_in(directory).items() if life is not None]
     return [step for step, life in known if any(earlier < step and later > life for earlier, later in known)]
 
 
-def newest_step(directory: AnyPath) -> int:
+def newest_step(directory: Path) -> int:
     """The newest step of a folder of checkpoints, whole or not; those of an ousted learner do not count.
 
     Raises:
@@ -109,7 +106,7 @@ def newest_step(directory: AnyPath) -> int:
     return max(set(steps) - set(ousted_steps(directory)))
 
 
-def find_checkpoint(path: epath.PathLike) -> Found:
+def find_checkpoint(path: str | PathLike[str]) -> Found:
     """A checkpoint by its own folder, or the newest in a folder of them; `require_whole` says whether it can be used.
 
     Raises:
@@ -122,7 +119,7 @@ def find_checkpoint(path: epath.PathLike) -> Found:
         raise CheckpointError(f"checkpoint folder {folder} can't be read: {error}") from error
 
 
-def _found(folder: AnyPath) -> Found:
+def _found(folder: Path) -> Found:
     if not folder.exists():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
     if _item(folder) is not None or _is_ours(folder):
@@ -157,7 +154,7 @@ def require_whole(found: Found, *, hashes: bool = True, say: Callable[[str], Non
     return checked.hashed
 
 
-def check(folder: AnyPath, *, step: int | None, hashes: bool = True) -> FileCheck:
+def check(folder: Path, *, step: int | None, hashes: bool = True) -> FileCheck:
     """What is wrong with a checkpoint; problems are empty if it is whole.
 
     Args:
@@ -181,7 +178,7 @@ def check(folder: AnyPath, *, step: int | None, hashes: bool = True) -> FileChec
         return FileCheck(hashed=False, problems=(f"{folder}: can't be read: {error}",))
 
 
-def _manifest_problems(folder: AnyPath, step: int | None) -> tuple[str, ...]:
+def _manifest_problems(folder: Path, step: int | None) -> tuple[str, ...]:
     try:
         manifest = read_manifest(folder)
     except CheckpointError as error:
@@ -194,14 +191,12 @@ def _manifest_problems(folder: AnyPath, step: int | None) -> tuple[str, ...]:
     return missing_arrays(folder, manifest)
 
 
-def missing_arrays(folder: AnyPath, manifest: Manifest) -> tuple[str, ...]:
-    """What is missing of the arrays that a manifest names; of a folder that is not local nothing is looked at."""
-    if not isinstance(folder, Path):
-        return ()
+def missing_arrays(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """What is missing of the arrays that a manifest names."""
     return tuple(problem for item, specs in manifest.arrays.items() for problem in array_problems(folder / item, specs))
 
 
-def way_back(directory: AnyPath, damaged: int) -> str:
+def way_back(directory: Path, damaged: int) -> str:
     """The newest whole checkpoint before a damaged one, and how to go on from it."""
     steps = steps_in(directory)
     for older in reversed([step for step in steps if step < damaged and step not in ousted_steps(directory)]):
@@ -229,7 +224,7 @@ def _damaged(found: Found, problems: tuple[str, ...]) -> str:
     return f"checkpoint {found.folder} is damaged: {shown}{more}{back}"
 
 
-def _item(folder: AnyPath) -> AnyPath | None:
+def _item(folder: Path) -> Path | None:
     """The folder of the train state or the parameters in a checkpoint; None if there is none."""
     with contextlib.suppress(PermissionError):
         for name in _ITEMS:
@@ -238,7 +233,7 @@ def _item(folder: AnyPath) -> AnyPath | None:
     return None
 
 
-def _is_ours(folder: AnyPath) -> bool:
+def _is_ours(folder: Path) -> bool:
     """Whether Weir wrote a checkpoint, as far as what is left of it shows."""
     try:
         if (folder / ITEM).exists() or (folder / HASHES).exists():
@@ -248,7 +243,7 @@ def _is_ours(folder: AnyPath) -> bool:
         return False
 
 
-def _life(folder: AnyPath) -> int | None:
+def _life(folder: Path) -> int | None:
     try:
         return read_manifest(folder).position.life
     except CheckpointError:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
-from etils import epath
 
 from learner_jax.runtime import SHARED_MODE, write_durably
 
@@ -79,7 +78,7 @@ def keep_hashes(folder: Path, found: Mapping[str, tuple[int, str]]) -> None:
     write_durably(folder / HASHES, json.dumps(record, indent=1), mode=SHARED_MODE, sync_name=False)
 
 
-def check_files(folder: Path | epath.Path) -> FileCheck:
+def check_files(folder: Path) -> FileCheck:
     """Compares the files below `folder` with its hashes; reads all of them, in blocks."""
     try:
         record = json.loads((folder / HASHES).read_text())
@@ -98,7 +97,7 @@ def check_files(folder: Path | epath.Path) -> FileCheck:
     return FileCheck(hashed=True, problems=(*problems, *_added(folder, set(expected))))
 
 
-def _added(folder: Path | epath.Path, expected: set[str]) -> Iterator[str]:
+def _added(folder: Path, expected: set[str]) -> Iterator[str]:
     """Files among the arrays and the manifest that were not there when the others were hashed."""
     for part in folder.iterdir():
         for path in _below(part) if part.is_dir() else ():
@@ -106,18 +105,13 @@ def _added(folder: Path | epath.Path, expected: set[str]) -> Iterator[str]:
                 yield f"{path}: was added after the checkpoint was written, expected no such file: move it away"
 
 
-def _below(folder: Path | epath.Path) -> Iterator[Path | epath.Path]:
-    """Every file below a folder, also of an object store, for which etils knows no recursive pattern."""
-    for path in folder.iterdir():
-        if path.is_dir():
-            yield from _below(path)
-        else:
-            yield path
+def _below(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if not path.is_dir())
 
 
-def _problem(path: Path | epath.Path, size: int, digest: str) -> str | None:
+def _problem(path: Path, size: int, digest: str) -> str | None:
     try:
-        if isinstance(path, Path) and (got := path.stat().st_size) != size:
+        if (got := path.stat().st_size) != size:
             return f"{path}: expected {size} bytes, got {got}"  # without reading it
         got, found = _hash(path)
         if got != size:
@@ -131,7 +125,7 @@ def _problem(path: Path | epath.Path, size: int, digest: str) -> str | None:
     return None
 
 
-def _hash(path: Path | epath.Path, should_stop: Callable[[], bool] = lambda: False) -> tuple[int, str]:
+def _hash(path: Path, should_stop: Callable[[], bool] = lambda: False) -> tuple[int, str]:
     state, size = xxhash.xxh3_128(), 0
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):

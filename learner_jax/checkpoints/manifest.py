@@ -71,7 +71,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of the checkpoint `<directory>/<step>`, which may be a path of etils.epath.
+    """The manifest of the checkpoint `<directory>/<step>`.
 
     Raises:
       CheckpointError: it is missing, damaged or of another schema.

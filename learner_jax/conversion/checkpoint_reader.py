@@ -13,8 +13,6 @@ import json
 import math
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +21,8 @@ from typing import Any, TypeVar
 import ml_dtypes
 import numpy as np
 import tensorstore as ts
-from etils import epath
 
-from learner_jax.checkpoints import TREE, AnyPath, CheckpointError, Found, find_checkpoint, require_whole
+from learner_jax.checkpoints import TREE, CheckpointError, Found, find_checkpoint, require_whole
 from learner_jax.contracts import ModelConfig, Parameter, parameters
 from learner_jax.conversion.direct_io import supports_direct
 
@@ -33,8 +30,6 @@ from learner_jax.conversion.direct_io import supports_direct
 _BLOCK_BYTES = 16 << 20
 #: Of larger blocks none is read while another is used.
 _OVERLAP_BYTES = 96 << 20
-#: File systems that TensorStore reads itself.
-_DIRECT = ("gs://", "s3://")
 
 _DTYPES = {name: np.dtype(kind) for name, kind in (("float32", "f4"), ("float16", "f2"), ("bfloat16", "bfloat16"))}
 
@@ -52,7 +47,7 @@ class Source:
       files: name, size and time of every file of arrays: tells whether the checkpoint is still the same.
     """
 
-    folder: AnyPath
+    folder: Path
     arrays: Mapping[str, Any]
     files: tuple[tuple[str, int, int], ...]
 
@@ -67,15 +62,13 @@ class Block:
 
 @contextlib.contextmanager
 def open_source(
-    path: epath.PathLike,
+    path: str | os.PathLike[str],
     config: ModelConfig,
     *,
     check_hashes: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Source]:
     """Opens the parameters that a model of this shape has, of a checkpoint or of the newest in a folder of them.
-
-    What neither the local file system nor TensorStore reads is copied to a temporary folder first, whole.
 
     Args:
       check_hashes: whether to compare all files with their hashes first.
@@ -92,15 +85,11 @@ def open_source(
 @contextlib.contextmanager
 def open_found(found: Found, config: ModelConfig) -> Iterator[Source]:
     """As `open_source`, of a checkpoint that is known to be whole."""
-    with contextlib.ExitStack() as stack:
-        yield _opened(found, config, stack)
+    yield _opened(found, config)
 
 
-def _opened(found: Found, config: ModelConfig, stack: contextlib.ExitStack) -> Source:
+def _opened(found: Found, config: ModelConfig) -> Source:
     local, folder = found.item, found.folder
-    if "://" in os.fspath(local) and not os.fspath(local).startswith(_DIRECT):
-        local = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-convert-"))) / "state"
-        _copy_tree(found.item, local)
     try:
         tree = json.loads((local / TREE).read_text())
         names = [ast.literal_eval(key) for key in tree["tree_metadata"]]
@@ -120,16 +109,14 @@ def _opened(found: Found, config: ModelConfig, stack: contextlib.ExitStack) -> S
     return Source(folder, arrays, _files(found.item))
 
 
-def _open(folder: AnyPath, name: str, tree: Mapping[str, Any], checkpoint: AnyPath) -> Any:
+def _open(folder: Path, name: str, tree: Mapping[str, Any], checkpoint: Path) -> Any:
     ocdbt = tree.get("use_ocdbt")
     if ocdbt is None:
         ocdbt = (folder / "manifest.ocdbt").exists()
     base = os.fspath(folder)
     path = f"{base}/" if ocdbt else f"{base}/{name}/"
-    files: Any = path
-    if "://" not in path:
-        mode = {"mode": "direct"} if supports_direct(Path(base) / TREE) else {}
-        files = {"driver": "file", "path": path, "file_io_mode": mode}
+    mode = {"mode": "direct"} if supports_direct(folder / TREE) else {}
+    files = {"driver": "file", "path": path, "file_io_mode": mode}
     store = {"driver": "ocdbt", "base": files, "path": f"{name}/", "cache_pool": "cache_pool#ocdbt"}
     spec = {
         "driver": "zarr3" if tree.get("use_zarr3") else "zarr",
@@ -149,7 +136,7 @@ def _context() -> Any:
     return ts.Context({"cache_pool": {"total_bytes_limit": 0}, "cache_pool#ocdbt": {"total_bytes_limit": 16 << 20}})
 
 
-def _check(row: Parameter, config: ModelConfig, array: Any, folder: AnyPath) -> None:
+def _check(row: Parameter, config: ModelConfig, array: Any, folder: Path) -> None:
     expected = (config.num_layers, *row.shape) if row.stacked else row.shape
     if tuple(array.shape) != expected:
         raise CheckpointError(
@@ -257,38 +244,12 @@ def _result(source: Source, block: Block, future: Any) -> None:
         ) from error
 
 
-def _files(folder: AnyPath) -> tuple[tuple[str, int, int], ...]:
+def _files(folder: Path) -> tuple[tuple[str, int, int], ...]:
     found = []
-    for path in _walk(folder):
-        name = os.fspath(path.relative_to(folder))
-        if "://" in os.fspath(path):
-            remote: Any = path.stat()
-            found.append((name, int(remote.length), int(remote.mtime)))
-        else:
-            local = os.stat(path)
-            found.append((name, local.st_size, local.st_mtime_ns))
+    for path in (path for path in folder.rglob("*") if not path.is_dir()):
+        here = path.stat()
+        found.append((os.fspath(path.relative_to(folder)), here.st_size, here.st_mtime_ns))
     return tuple(sorted(found))
-
-
-def _walk(folder: AnyPath) -> Iterator[AnyPath]:
-    for child in folder.iterdir():
-        if child.is_dir():
-            yield from _walk(child)
-        else:
-            yield child
-
-
-def _copy_tree(source: AnyPath, target: AnyPath) -> None:
-    for path in _walk(source):
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy_file(path, copy)
-
-
-def copy_file(source: AnyPath, target: AnyPath) -> None:
-    """Copies between file systems, a part at a time."""
-    with source.open("rb") as reading, target.open("wb") as writing:
-        shutil.copyfileobj(reading, writing, 16 << 20)
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:

@@ -12,18 +12,15 @@ import importlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from etils import epath
 
 from learner_jax.checkpoints import CheckpointError, Found, find_checkpoint, read_manifest, require_whole
 from learner_jax.contracts import (
-    ADAPTER_FILE,
     BUILT_IN,
     INDEX_FILE,
     ModelConfig,
@@ -35,9 +32,10 @@ from learner_jax.contracts import (
 )
 from learner_jax.conversion import checkpoint_writer
 from learner_jax.conversion import compare as hf_compare
-from learner_jax.conversion.checkpoint_reader import blocks, copy_file, open_found, stream
+from learner_jax.conversion.checkpoint_reader import blocks, open_found, stream
 from learner_jax.conversion.hf_layout import Weights, plan
 from learner_jax.conversion.hf_writer import Shards
+from learner_jax.conversion.upload import Upload, send_checkpoint
 from learner_jax.conversion.work_folder import Work, open_work
 from learner_jax.models import COMPANION_FILES
 from learner_jax.runtime import WeirError, cache_folder
@@ -51,6 +49,7 @@ SOURCE_MODEL = "source_model"
 LOGPROB_TOLERANCE = 1e-3
 
 Dtype = Literal["float32", "bfloat16"]
+AnyPath = str | os.PathLike[str]
 
 
 class ConversionError(WeirError, ValueError):
@@ -71,32 +70,34 @@ _NOBODY = Watch()
 
 
 def to_hf(
-    checkpoint: epath.PathLike,
+    checkpoint: AnyPath,
     *,
-    out: epath.PathLike,
-    model_dir: epath.PathLike | None = None,
+    out: AnyPath | Upload,
+    model_dir: AnyPath | None = None,
     dtype: Dtype = "float32",
     max_shard_bytes: int = 5_000_000_000,
     check_hashes: bool = True,
     family: str = "",
+    identity: str = "",
     watch: Watch = _NOBODY,
 ) -> None:
     """Writes a checkpoint's parameters as a Hugging Face folder that transformers and vLLM load unchanged.
 
     Args:
       checkpoint: one checkpoint, or a folder of them (the newest is taken, and refused if it is not whole).
-      out: any path that etils.epath opens; where it is not local, one file at a time is kept here until it is copied.
+      out: folder, or object storage: then one file at a time is kept here until it is sent.
       model_dir: folder whose config.json, tokenizer and generation settings the new one gets; None to take those that
         the checkpoint keeps or names.
       dtype: of the tensors written; rounding is to nearest even.
       check_hashes: whether to compare the checkpoint's files with their hashes first, which reads all of them.
       family: name of the model's family, where it is none of Weir's (model.family).
+      identity: of the checkpoint's content, where its folder is a passing copy; stopped work on the same is taken up.
 
     Raises:
       CheckpointError, ModelConfigError, ConversionError, WorkError: the message names what is missing, damaged, of
         another shape or in use.
     """
-    target = _path(out)
+    target = _target(out)
     found = find_checkpoint(checkpoint)
     require_whole(found, hashes=check_hashes, say=watch.say)
     model = _path(model_dir) if model_dir is not None else _model_of(found)
@@ -107,8 +108,9 @@ def to_hf(
         companions[INDEX_FILE] = layout.index.encode()
     with open_found(found, config) as source:
         given = {name: hashlib.sha256(data).hexdigest() for name, data in companions.items()}
-        about = [_FORMAT, "to-hf", os.fspath(source.folder), source.files, dtype, max_shard_bytes, given]
-        upload_to = None if _is_local(target) else target
+        content = [identity] if identity else [os.fspath(source.folder), source.files]
+        about = [_FORMAT, "to-hf", *content, dtype, max_shard_bytes, given]
+        upload_to = None if isinstance(target, Path) else target
         with _work(target, about, watch) as work, Shards(work, layout, upload_to) as shards:
             jobs = [(str(number), block) for number, block in enumerate(blocks(source, config))]
             total = sum(file.size - len(file.header) for file in layout.files)
@@ -121,17 +123,18 @@ def to_hf(
                 done += shards.write(number, config, block, values)
                 watch.progress(done, total)
             shards.finish()
-            _write_companions(work.result if _is_local(target) else target, companions)
+            _write_companions(work.result if isinstance(target, Path) else target, companions)
             _publish(work, target)
 
 
 def from_hf(
-    model_dir: epath.PathLike,
+    model_dir: AnyPath,
     *,
-    out: epath.PathLike,
+    out: AnyPath | Upload,
     seed: int = 0,
     optimizer: OptimizerSettings | None = None,
     family: str = "",
+    identity: str = "",
     watch: Watch = _NOBODY,
 ) -> None:
     """Writes a Hugging Face folder's weights as a checkpoint at step 0, with a fresh optimizer.
@@ -139,31 +142,32 @@ def from_hf(
     A run whose `run.directory`/checkpoints this becomes starts from it. The model's config and tokenizer go along.
 
     Args:
-      model_dir: what is not local is copied to a temporary folder first.
+      out: folder, or object storage, where what makes Orbax take a checkpoint for whole goes last.
       optimizer: of the run that will start from it; only the form of its moments matters.
       family: name of the model's family, where it is none of Weir's (model.family).
+      identity: of the model's content, where its folder is a passing copy; stopped work on the same is taken up.
 
     Raises:
       ModelConfigError, WeightFileError, WorkError: `out` holds something already, or the folder is no such model.
     """
-    target = _path(out)
-    with _local_model(_path(model_dir)) as folder:
-        config, companions = _read_companions(epath.Path(folder), family)
-        check_weights(folder, config)
-        settings = optimizer or OptimizerSettings()
-        files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(weight_files(folder))]
-        given = {name: hashlib.sha256(data).hexdigest() for name, data in companions.items()}
-        about = [_FORMAT, "from-hf", os.fspath(folder), files, given, seed, settings.moments]
-        with _work(target, about, watch) as work, Weights(folder) as weights:
-            stage = work.folder / "stage"
-            checkpoint_writer.stage_parameters(work, stage, weights, config, watch.progress)
-            shutil.rmtree(work.result)  # of a try that was killed while it was committed
-            checkpoint_writer.commit(stage, work.result, config, settings, seed=seed)
-            (work.result / SOURCE_MODEL).mkdir()
-            _write_companions(epath.Path(work.result / SOURCE_MODEL), companions)
-            if not _is_local(target):
-                _upload_checkpoint(work.result, target)
-            _publish(work, target)
+    target, folder = _target(out), _path(model_dir)
+    config, companions = _read_companions(folder, family)
+    check_weights(folder, config)
+    settings = optimizer or OptimizerSettings()
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(weight_files(folder))]
+    content = [identity] if identity else [os.fspath(folder), files]
+    given = {name: hashlib.sha256(data).hexdigest() for name, data in companions.items()}
+    about = [_FORMAT, "from-hf", *content, given, seed, settings.moments]
+    with _work(target, about, watch) as work, Weights(folder) as weights:
+        stage = work.folder / "stage"
+        checkpoint_writer.stage_parameters(work, stage, weights, config, watch.progress)
+        shutil.rmtree(work.result)  # of a try that was killed while it was committed
+        checkpoint_writer.commit(stage, work.result, config, settings, seed=seed)
+        (work.result / SOURCE_MODEL).mkdir()
+        _write_companions(work.result / SOURCE_MODEL, companions)
+        if not isinstance(target, Path):
+            send_checkpoint(work.result, target)
+        _publish(work, target)
 
 
 @dataclass(frozen=True)
@@ -184,8 +188,8 @@ class Verification:
 
 
 def verify(
-    checkpoint: epath.PathLike,
-    hf: epath.PathLike,
+    checkpoint: AnyPath,
+    hf: AnyPath,
     *,
     logprobs: bool = True,
     check_hashes: bool = True,
@@ -209,27 +213,27 @@ def verify(
     """
     checked = find_checkpoint(checkpoint)
     require_whole(checked, hashes=check_hashes, say=watch.say)
-    with _local_model(_path(hf)) as model:
-        config, _ = _read_companions(epath.Path(model), family)
-        with open_found(checked, config) as source:
-            total = sum(4 * int(np.prod(array.shape)) for array in source.arrays.values())
-            done = 0
+    model = _path(hf)
+    config, _ = _read_companions(model, family)
+    with open_found(checked, config) as source:
+        total = sum(4 * int(np.prod(array.shape)) for array in source.arrays.values())
+        done = 0
 
-            def progress(nbytes: int) -> None:
-                nonlocal done
-                done += nbytes
-                watch.progress(min(done, total), total)
+        def progress(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            watch.progress(min(done, total), total)
 
-            problems = hf_compare.compare_tensors(source, config, model, progress)
-            if problems or not logprobs:
-                return Verification(tuple(problems), len(hf_shapes(config)))
-            tokens = hf_compare.golden_tokens(config)
-            expected = hf_compare.source_logprobs(source, config, model, tokens)
-        try:
-            judge, found = _folder_logprobs(model, config, tokens)
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
-            problem = f"{hf}: expected that transformers loads it, but: {' '.join(str(error).split())}"
-            return Verification((problem,), len(hf_shapes(config)))
+        problems = hf_compare.compare_tensors(source, config, model, progress)
+        if problems or not logprobs:
+            return Verification(tuple(problems), len(hf_shapes(config)))
+        tokens = hf_compare.golden_tokens(config)
+        expected = hf_compare.source_logprobs(source, config, model, tokens)
+    try:
+        judge, found = _folder_logprobs(model, config, tokens)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        problem = f"{hf}: expected that transformers loads it, but: {' '.join(str(error).split())}"
+        return Verification((problem,), len(hf_shapes(config)))
     difference = float(np.abs(expected - found).mean(axis=1).max())
     if not difference <= LOGPROB_TOLERANCE:
         problems.append(
@@ -255,60 +259,39 @@ def _folder_logprobs(folder: Path, config: ModelConfig, tokens: np.ndarray) -> t
     return "transformers", np.pad(chosen.numpy(), ((0, 0), (1, 0)))
 
 
-def _path(path: epath.PathLike) -> epath.Path:
-    return epath.Path(path) if "://" in os.fspath(path) else epath.Path(Path(path).expanduser().absolute())
+def _path(path: AnyPath) -> Path:
+    if "://" in os.fspath(path):
+        raise ConversionError(f"{os.fspath(path)} is a URL, expected a folder of this machine")
+    return Path(path).expanduser().absolute()
 
 
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)
+def _target(out: AnyPath | Upload) -> Path | Upload:
+    return _path(out) if isinstance(out, str | os.PathLike) else out
 
 
 @contextlib.contextmanager
-def _work(target: epath.Path, about: list[Any], watch: Watch) -> Iterator[Work]:
-    """The work that makes `target`; what another file system is to get is made in the user's cache."""
-    if _is_local(target):
-        local = Path(target)
+def _work(target: Path | Upload, about: list[Any], watch: Watch) -> Iterator[Work]:
+    """The work that makes `target`; what object storage is to get is made in the user's cache."""
+    if isinstance(target, Path):
+        local = target
     else:
         cache = cache_folder() / "convert"
-        local = cache / hashlib.sha256(os.fspath(target).encode()).hexdigest()[:16]
-        about = [*about, os.fspath(target)]
+        local = cache / hashlib.sha256(target.url.encode()).hexdigest()[:16]
+        about = [*about, target.url]
     with open_work(local, about, watch.say) as work:
-        if not _is_local(target) and not work.finished and target.exists() and any(target.iterdir()):
-            raise ConversionError(f"{target} is not empty; name a folder that does not exist yet")
+        if not isinstance(target, Path) and not work.finished and target.list():
+            raise ConversionError(f"{target.url} is not empty; name a place that does not exist yet")
         yield work
 
 
-def _publish(work: Work, target: epath.Path) -> None:
-    if _is_local(target):
+def _publish(work: Work, target: Path | Upload) -> None:
+    if isinstance(target, Path):
         work.publish()
     else:
         shutil.rmtree(work.folder)
 
 
-def _upload_checkpoint(folder: Path, target: epath.Path) -> None:
-    """Copies a folder of checkpoints; what makes Orbax take a checkpoint for whole goes last."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files.sort(key=lambda path: path.name in ("commit_success.txt", "_CHECKPOINT_METADATA"))
-    for path in files:
-        copy = target / path.relative_to(folder).as_posix()
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy_file(epath.Path(path), copy)
-
-
-@contextlib.contextmanager
-def _local_model(folder: epath.Path) -> Iterator[Path]:
-    """The model folder, copied to a temporary one if it is not local."""
-    if _is_local(folder):
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory(prefix="weir-convert-") as temporary:
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if path.name in (*COMPANION_FILES, INDEX_FILE, ADAPTER_FILE) or path.name.endswith(".safetensors"):
-                copy_file(path, epath.Path(temporary) / path.name)
-        yield Path(temporary)
-
-
-def _read_companions(folder: epath.Path, family: str) -> tuple[ModelConfig, dict[str, bytes]]:
+def _read_companions(folder: Path, family: str) -> tuple[ModelConfig, dict[str, bytes]]:
     """The model's shape, and the files of its folder other than weights."""
     if not folder.is_dir():
         raise ModelConfigError(f"model folder {folder} does not exist; name a Hugging Face model folder")
@@ -318,10 +301,13 @@ def _read_companions(folder: epath.Path, family: str) -> tuple[ModelConfig, dict
     return parse_config_file(found["config.json"], origin=str(folder / "config.json"), family=family), found
 
 
-def _write_companions(folder: epath.Path, companions: dict[str, bytes]) -> None:
+def _write_companions(target: Path | Upload, companions: dict[str, bytes]) -> None:
     """config.json last: without it no loader takes a folder for a model."""
     for name in sorted(companions, key=lambda name: name == "config.json"):
-        (folder / name).write_bytes(companions[name])
+        if isinstance(target, Path):
+            (target / name).write_bytes(companions[name])
+        else:
+            target.put(name, companions[name])
 
 
 def _with_dtype(config: bytes, dtype: Dtype) -> bytes:
@@ -333,12 +319,12 @@ def _with_dtype(config: bytes, dtype: Dtype) -> bytes:
     return json.dumps(raw | dict.fromkeys(keys, dtype), indent=2).encode() + b"\n"
 
 
-def _model_of(found: Found) -> epath.Path:
+def _model_of(found: Found) -> Path:
     """The folder with config.json and tokenizer of a checkpoint's model: beside it, its run's, or named in it."""
     folder = found.folder
     root = folder.parent if found.item != folder else folder
     candidates = [root / SOURCE_MODEL, root.parent / "start_model", root.parent / "created_model"]
-    if not found.is_foreign and isinstance(folder, Path):
+    if not found.is_foreign:
         with contextlib.suppress(CheckpointError):  # which is told of when it is opened
             named = (read_manifest(folder).config.get("model") or {}).get("path")
             candidates += [_path(named)] if named else []

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from etils import epath
 
 from learner_jax.contracts import ModelConfig, hf_tensor_names
-from learner_jax.conversion.checkpoint_reader import Block, copy_file
+from learner_jax.conversion.checkpoint_reader import Block
 from learner_jax.conversion.direct_io import File, write_at
 from learner_jax.conversion.hf_layout import DTYPES, Index, Layout, write_part
+from learner_jax.conversion.upload import Upload
 from learner_jax.conversion.work_folder import Settler, Work, require_space
 
 
@@ -29,10 +29,10 @@ class Shards:
 
     Args:
       work: its result is where the files are.
-      upload_to: folder on another file system that each file goes to as soon as it is complete.
+      upload_to: object storage that each file goes to as soon as it is complete.
     """
 
-    def __init__(self, work: Work, layout: Layout, upload_to: epath.Path | None) -> None:
+    def __init__(self, work: Work, layout: Layout, upload_to: Upload | None) -> None:
         self._work, self._layout, self._upload_to = work, layout, upload_to
         self._files = {file.name: file for file in layout.files}
         self._missing = {file.name: file.size - len(file.header) for file in layout.files}
@@ -88,15 +88,14 @@ class Shards:
         return self._open_files[name]
 
     def _upload(self, name: str) -> None:
-        """Copies a file that is complete to where it belongs, and forgets it here."""
+        """Sends a file that is complete to where it belongs, and forgets it here."""
         assert self._upload_to is not None
         if self._missing[name]:
             return
         self._settler.finish()
         if (file := self._open_files.pop(name, None)) is not None:
             file.close()
-        self._upload_to.mkdir(parents=True, exist_ok=True)
-        copy_file(epath.Path(self._work.result / name), self._upload_to / name)
+        self._upload_to.put_file(name, self._work.result / name)
         (self._work.result / name).unlink()
 
     def finish(self) -> None:

@@ -2,6 +2,7 @@
 
 from serving_bridge.storage.checkpoint_copies import CheckpointObjects
 from serving_bridge.storage.file_cache import FileCache
+from serving_bridge.storage.folders import fetch_objects
 from serving_bridge.storage.fsspec_objects import FsspecObjects
 from serving_bridge.storage.objects import (
     ObjectStore,
@@ -25,6 +26,7 @@ __all__ = [
     "StorageSetupError",
     "StorageTimeouts",
     "each",
+    "fetch_objects",
     "is_url",
     "storage_variables",
     "unshared",

@@ -53,16 +53,20 @@ class CheckpointObjects:
     """Implements `CheckpointCopies`.
 
     Args:
-      run: name of the run; another run's copies are refused.
+      run: name of the run, whose copies alone are read; empty to read those of any.
       keep: copies kept; those of earlier lives go first.
     """
 
-    def __init__(self, objects: ObjectStore, *, run: str, keep: int) -> None:
+    def __init__(self, objects: ObjectStore, *, run: str, keep: int = 1) -> None:
         self._objects, self._run, self._keep = objects, run, keep
         self.address = objects.url
 
     def newest(self) -> CheckpointCopy | None:
-        return max((manifest.copy for manifest in self._recent()), default=None)
+        return max(self.recent(), default=None)
+
+    def recent(self) -> list[CheckpointCopy]:
+        """The copies that there are, the earliest commit first."""
+        return [manifest.copy for manifest in self._recent()]
 
     def keep(self, folder: Path, *, step: int, life: int, copied: Callable[[int], None] = lambda _: None) -> int:
         """As `CheckpointCopies.keep`; nothing is copied again that is there.
@@ -195,7 +199,7 @@ def _decoded(raw: bytes, number: int, run: str) -> _Manifest:
     record: Any = json.loads(raw)
     if record["schema"] != _SCHEMA:
         raise ValueError(f"schema {record['schema']!r}, expected {_SCHEMA}")
-    if record["run"] != run:
+    if run and record["run"] != run:
         raise ContentError(
             f"the checkpoints there are of the run {quoted(str(record['run']), 80)}, expected {run}: give "
             f"store.checkpoints another place"
@@ -210,7 +214,7 @@ def _decoded(raw: bytes, number: int, run: str) -> _Manifest:
         if type(size) is not int or size < 0 or not _SHA256.fullmatch(sha256):
             raise ValueError(f"the file {name!r}")
         files[name] = size, sha256
-    return _Manifest(CheckpointCopy(life, step, number), run, folder, files)
+    return _Manifest(CheckpointCopy(life, step, number), str(record["run"]), folder, files)
 
 
 def _sha256(path: Path) -> str:

@@ -127,7 +127,7 @@ class FsspecObjects:
         if prefix:
             check_key(prefix.removesuffix("/"))
         folder = f"{self._root}/{prefix}".rstrip("/")
-        found = self._asked(f"listing {prefix}", lambda fs: _listed(fs, folder))
+        found = self._asked(f"listing {prefix or 'it'}", lambda fs: _listed(fs, folder))
         start = len(self._root) + 1
         return {name[start:]: size for name, size in found.items() if name.startswith(f"{self._root}/")}
 

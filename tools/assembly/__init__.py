@@ -21,6 +21,7 @@ from tools.assembly.build import (
 from tools.assembly.data_survey import DataSurvey, survey_data
 from tools.assembly.dry_run import show_dry_run
 from tools.assembly.error_exit import DISK_STATUS, clear_errors
+from tools.assembly.fetched import Fetched, checkpoint_here, model_here
 from tools.assembly.garbage import collect_garbage_less_often
 from tools.assembly.metrics import learner_metrics_writer, metrics_log
 from tools.assembly.monitoring import TARGETS_FOLDER, watched
@@ -37,6 +38,7 @@ __all__ = [
     "TARGETS_FOLDER",
     "CreateModelError",
     "DataSurvey",
+    "Fetched",
     "Here",
     "Placement",
     "Planned",
@@ -57,6 +59,7 @@ __all__ = [
     "build_serving_registry",
     "build_store",
     "build_task",
+    "checkpoint_here",
     "clear_errors",
     "collect_garbage_less_often",
     "config_arguments",
@@ -73,6 +76,7 @@ __all__ = [
     "make_model",
     "make_private_directory",
     "metrics_log",
+    "model_here",
     "name_argument",
     "planned",
     "preflight",

@@ -4,7 +4,7 @@
 """
 
 from tools.evaluation.answers import AnswerLog
-from tools.evaluation.arguments import add_suite_arguments, add_training_arguments, plan_of, training_of
+from tools.evaluation.arguments import add_suite_arguments, add_training_arguments, model_place, plan_of, training_of
 from tools.evaluation.asking import Identity
 from tools.evaluation.compare import compare, print_comparison
 from tools.evaluation.contamination import Training, overlaps
@@ -36,6 +36,7 @@ __all__ = [
     "compare",
     "examine",
     "load_suite",
+    "model_place",
     "open_suite",
     "overlap_text",
     "overlaps",

@@ -33,10 +33,12 @@ def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_training_arguments(suites)
     weights = parser.add_argument_group("weights, which a vLLM server of its own is started on")
-    weights.add_argument("--checkpoint", type=Path, metavar="DIR", help="Orbax checkpoint, or a folder: its newest")
+    weights.add_argument(
+        "--checkpoint", type=model_place, metavar="DIR", help="Orbax checkpoint, or a folder or URL: its newest"
+    )
     weights.add_argument(
         "--weights",
-        type=_place,
+        type=model_place,
         metavar="PLACE",
         help="weight store of a run: a folder such as runs/demo/weights, or a URL",
     )
@@ -124,7 +126,8 @@ def plan_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> P
     )
 
 
-def _place(text: str) -> str | Path:
+def model_place(text: str) -> str | Path:
+    """A folder, or the URL of one in object storage."""
     return text if is_url(text) else Path(text)
 
 

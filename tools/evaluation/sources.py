@@ -16,7 +16,7 @@ from configs.load import load_config
 from learner_jax.contracts import SINGLE_FILE, read_json_object, weight_files
 from serving_bridge.storage import is_url
 from serving_bridge.weights import StoreError, WeightStore, files, read_version
-from tools.assembly import run_paths, start_model_dir
+from tools.assembly import checkpoint_here, model_here, run_paths, start_model_dir
 from tools.evaluation.asking import Identity
 from tools.evaluation.errors import ResultError
 
@@ -39,7 +39,7 @@ class Source:
     """What is to be evaluated.
 
     Attributes:
-      path: of the folder or checkpoint; of the weight store also its URL in object storage.
+      path: of the folder, checkpoint or weight store, or its URL in object storage.
       version: of the weight store; None for its newest.
       base: folder to take config.json and tokenizer from, where the source has none.
       dtype: of the served weights; None: bfloat16 where config.json says so, else float32.
@@ -70,7 +70,8 @@ def model_folder(source: Source, scratch: Path) -> Iterator[ModelFolder]:
       ConversionError, CheckpointError, StoreError, ModelConfigError: it can't be read; says why.
     """
     if source.kind == "folder":
-        yield _described(source, Path(source.path), str(source.path))
+        with model_here(str(source.path), weights=True) as here:
+            yield _described(source, Path(here.folder), str(source.path))
         return
     with tempfile.TemporaryDirectory(prefix="model-", dir=scratch) as made:
         folder = Path(made) / "model"
@@ -110,7 +111,9 @@ def _dtype_of(folder: Path) -> Dtype:
 def _from_checkpoint(source: Source, folder: Path) -> None:
     from learner_jax.conversion import to_hf  # needs JAX, which other sources do without
 
-    to_hf(Path(source.path), out=folder, model_dir=source.base, dtype=source.dtype or "float32", family=source.family)
+    dtype = source.dtype or "float32"
+    with checkpoint_here(str(source.path)) as here:
+        to_hf(here.folder, out=folder, model_dir=source.base, dtype=dtype, family=source.family)
 
 
 def _from_store(source: Source, folder: Path) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from etils import epath
 
 from learner_jax.checkpoints import folder as checkpoint_folder
 from learner_jax.checkpoints import proof as checkpoint_proof
@@ -18,7 +17,6 @@ from learner_jax.checkpoints.folder import (
     as_path,
     find_checkpoint,
     lives_in,
-    missing_arrays,
     newest_step,
     ousted_steps,
 )
@@ -206,18 +204,13 @@ def test_a_file_of_several_blocks_has_the_hash_of_all(tmp_path: Path, monkeypatc
 # Paths.
 
 
-def test_a_path_is_absolute_and_one_elsewhere_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_path_is_absolute_and_a_url_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert as_path("c") == tmp_path / "c"
     assert as_path("~/c") == tmp_path / "home" / "c"
-    assert str(as_path("gs://bucket/c")) == "gs://bucket/c"
-
-
-def test_arrays_elsewhere_are_not_looked_at(tmp_path: Path) -> None:
-    manifest = read_manifest(write(tmp_path, 1))
-    assert missing_arrays(epath.Path("gs://bucket/1"), manifest) == ()
-    assert missing_arrays(tmp_path / "1", manifest) != ()
+    with pytest.raises(CheckpointError, match="gs://bucket/c is a URL, expected a folder"):
+        as_path("gs://bucket/c")
 
 
 def test_a_folder_of_checkpoints_and_one_of_them_are_told_apart(tmp_path: Path) -> None:

@@ -13,14 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import jax
 import numpy as np
 import pytest
-from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import load_file
 
+from learner_jax.checkpoints import CheckpointError
 from learner_jax.contracts import model as hf_names
 from learner_jax.conversion.checkpoint_reader import blocks, cut, open_source, stream
 from learner_jax.conversion.convert import ConversionError, Watch, from_hf, to_hf, verify
@@ -29,6 +27,7 @@ from tests.conftest import REPOSITORY
 from tests.support.decoders import lively_parameters
 from tests.support.forked_python import HOST_JAX, start_python
 from tests.support.killed_conversion import ALL
+from tests.support.memory_objects import MemoryObjects
 from tests.support.model_folders import (
     CONFIG,
     assert_same,
@@ -96,7 +95,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def interrupted(saved: Path, out: Path, **options: Any) -> None:
+def interrupted(saved: Path, out: Path | MemoryObjects, **options: Any) -> None:
     def stop(done: int, total: int) -> None:
         if done > 20_000:
             raise KeyboardInterrupt
@@ -241,65 +240,76 @@ def test_blocks_are_read_ahead_while_one_is_used(saved: Path) -> None:
             np.testing.assert_array_equal(source.arrays[block.row.path][block.index].read().result(), copy)
 
 
-class _Bucket(MemoryFileSystem):
-    """Stands for a bucket: names below az:// are kept in memory."""
-
-    protocol = "az"
-    store: dict[str, Any] = {}  # noqa: RUF012
-    pseudo_dirs = [""]  # noqa: RUF012
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol.__func__(cls, path.replace("az://", "memory://"))
-
-
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> epath.Path:
-    fsspec.register_implementation("az", _Bucket, clobber=True)
-    monkeypatch.setattr(_Bucket, "store", {})
-    monkeypatch.setattr(_Bucket, "pseudo_dirs", [""])
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MemoryObjects:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return epath.Path("az://bucket/models")
+    return MemoryObjects("s3://bucket/models")
 
 
-def test_both_ways_on_another_file_system(
-    bucket: epath.Path, stories_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for path in stories_model.iterdir():
-        (bucket / "start" / path.name).write_bytes(path.read_bytes())
-    from_hf(bucket / "start", out=bucket / "checkpoint")
-    largest = 0
-    copy = shutil.copyfileobj
+def test_a_result_goes_to_storage_file_by_file(bucket: MemoryObjects, stories_model: Path, tmp_path: Path) -> None:
+    checkpoint, largest = tmp_path / "checkpoint", 0
+    from_hf(stories_model, out=checkpoint)
+    put_file = bucket.put_file
 
-    def watched(*arguments: Any) -> None:
+    def watched(key: str, path: Path) -> None:
         nonlocal largest
         largest = max(largest, sum(p.stat().st_blocks * 512 for p in tmp_path.rglob("*.safetensors")))
-        copy(*arguments)
+        put_file(key, path)
 
-    monkeypatch.setattr(shutil, "copyfileobj", watched)
-    to_hf(bucket / "checkpoint", out=bucket / "hf", max_shard_bytes=600_000)
+    bucket.put_file = watched  # type: ignore[method-assign]
+    to_hf(checkpoint, out=bucket, max_shard_bytes=600_000)
     assert 0 < largest < 1_300_000  # never the whole model of 2.7 MB on the local disk
     found = {}
-    for path in (bucket / "hf").iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-        found |= load_file(tmp_path / path.name) if path.suffix == ".safetensors" else {}
+    for name, content in bucket.held.items():
+        (tmp_path / name).write_bytes(content)
+        found |= load_file(tmp_path / name) if name.endswith(".safetensors") else {}
     assert_same(found, load_file(stories_model / "model.safetensors"))
-    assert (bucket / "hf" / "tokenizer.json").read_bytes() == (stories_model / "tokenizer.json").read_bytes()
-    assert verify(bucket / "checkpoint", bucket / "hf", logprobs=False).problems == ()
+    assert bucket.held["tokenizer.json"] == (stories_model / "tokenizer.json").read_bytes()
+    assert list(bucket.held)[-1] == "config.json"
     assert not any((tmp_path / "cache").rglob("*.safetensors"))
-    with pytest.raises(ConversionError, match="is not empty"):
-        to_hf(bucket / "checkpoint", out=bucket / "hf")
+    with pytest.raises(ConversionError, match="s3://bucket/models is not empty"):
+        to_hf(checkpoint, out=bucket)
 
 
-def test_a_stopped_upload_goes_on(
-    bucket: epath.Path, saved: Path, params: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(Settler.__init__.__kwdefaults__, "every_bytes", 1)
-    interrupted(saved, bucket / "hf", max_shard_bytes=10_000)
-    first = min((bucket / "hf").glob("model-00001-of-*"))
-    before = first.read_bytes()
-    first.write_bytes(b"as it was")
-    to_hf(saved, out=bucket / "hf", max_shard_bytes=10_000)
-    assert first.read_bytes() == b"as it was"  # not sent again
-    first.write_bytes(before)
-    assert verify(saved, bucket / "hf", logprobs=False).problems == ()
+def test_what_makes_a_checkpoint_whole_is_sent_last(bucket: MemoryObjects, stories_model: Path, tmp_path: Path) -> None:
+    from_hf(stories_model, out=bucket)
+    for name, content in bucket.held.items():
+        (tmp_path / "fetched" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fetched" / name).write_bytes(content)
+    assert verify(tmp_path / "fetched", stories_model, logprobs=False).problems == ()
+    last = [name for name in bucket.held if name.endswith(("commit_success.txt", "_CHECKPOINT_METADATA"))]
+    assert len(last) > 1
+    assert sorted(list(bucket.held)[-len(last) :]) == sorted(last)
+
+
+def test_a_stopped_upload_goes_on(bucket: MemoryObjects, saved: Path, tmp_path: Path) -> None:
+    """Also where the checkpoint's folder is another copy of the same."""
+    sent: list[str] = []
+    put_file = bucket.put_file
+
+    def counted(key: str, path: Path) -> None:
+        sent.append(key)
+        put_file(key, path)
+
+    bucket.put_file = counted  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Settler.__init__.__kwdefaults__, "every_bytes", 1)
+        interrupted(saved, bucket, max_shard_bytes=10_000, identity="the same")
+    first = sent.copy()
+    assert first
+    shutil.copytree(saved, tmp_path / "again")
+    to_hf(tmp_path / "again", out=bucket, max_shard_bytes=10_000, identity="the same")
+    assert len(sent) == len(set(sent))  # none twice
+    assert set(first) < set(sent)
+
+
+def test_a_url_is_no_folder(saved: Path, tmp_path: Path) -> None:
+    for call in (
+        lambda: to_hf("s3://bucket/run", out=tmp_path / "a"),
+        lambda: to_hf(saved, out="s3://bucket/a"),
+        lambda: from_hf("s3://bucket/model", out=tmp_path / "a"),
+        lambda: verify(saved, "s3://bucket/model"),
+    ):
+        with pytest.raises((ConversionError, CheckpointError), match="s3://bucket/.* is a URL, expected a folder"):
+            call()
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from serving_bridge.storage import StorageSetupError
+from serving_bridge.storage import ContentError, FsspecObjects, StorageSetupError
 from serving_bridge.weights import ShelfOptions, StoreError, VersionWriter, WeightStore
 from tests.support.s3 import S3
 from tools.evaluation.errors import ResultError
@@ -24,6 +24,22 @@ URL = "s3://bucket/run/weights"
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_a_model_in_object_storage_is_the_one_in_its_folder(s3: S3, stories_model: Path, tmp_path: Path) -> None:
+    objects = FsspecObjects("s3://bucket/model")
+    for path in stories_model.iterdir():
+        objects.put_file(path.name, path)
+    with model_folder(Source("folder", stories_model), tmp_path) as here:
+        expected = here.identity.hash
+    with model_folder(Source("folder", "s3://bucket/model"), tmp_path) as fetched:
+        assert (fetched.identity.hash, fetched.identity.name) == (expected, "s3://bucket/model")
+    assert not fetched.path.exists()
+    with (
+        pytest.raises(ContentError, match="s3://bucket/mode holds no config.json"),
+        model_folder(Source("folder", "s3://bucket/mode"), tmp_path),
+    ):
+        pass
 
 
 def test_a_version_in_object_storage_is_evaluated_as_one_in_a_folder(s3: S3, tmp_path: Path) -> None:
