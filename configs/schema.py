@@ -17,6 +17,7 @@ from serving_bridge.settings import (
     RolloutSettings,
     SafetySettings,
     ServingSettings,
+    SessionsSettings,
     StoreSettings,
     TelemetrySettings,
 )
@@ -110,6 +111,7 @@ class Config(Settings):
     registry: RegistrySettings = RegistrySettings()
     launch: LaunchSettings = LaunchSettings()
     safety: SafetySettings = SafetySettings()
+    sessions: SessionsSettings = SessionsSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @model_validator(mode="after")

@@ -45,6 +45,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "tools.registry", "register candidates, move aliases such as stable, show lineage and history"
         ),
         "tenants": Command("tools.tenants", "add tenants, give and take their API keys, set limits, read bills"),
+        "sessions": Command("tools.sessions", "show recorded conversations of users; withdraw consent"),
         "database": Command("tools.database", "prepare the PostgreSQL database of a run", configured=True),
     },
     "use a model": {

@@ -11,6 +11,7 @@ from __future__ import annotations
 from configs.load import load_config
 from learner_jax.runtime import printable
 from serving_bridge.database import DatabaseError, is_postgres, open_database
+from serving_bridge.recordings import RECORDINGS
 from serving_bridge.tenants import TENANTS
 from tools.assembly import clear_errors, config_arguments, run_paths
 from tools.command_line import command_parser
@@ -38,7 +39,8 @@ def main(argv: list[str] | None = None) -> None:
             "gateway": arguments.gateway,
         }
         if arguments.gateway:
-            open_database(url, timeout_s=config.store.database_timeout_s, schema=TENANTS).close()
+            for schema in (TENANTS, RECORDINGS):
+                open_database(url, timeout_s=config.store.database_timeout_s, schema=schema).close()
         roles = {part: role for part, role in asked.items() if role}
         postgres_roles.prepare(url, roles, timeout_s=config.store.database_timeout_s)
         told = "".join(f", {part} {role}" for part, role in roles.items())

@@ -19,15 +19,17 @@ import uvloop
 
 from configs.schema import Config
 from learner_jax.runtime import Waits, printable
+from serving_bridge.database import open_database
 from serving_bridge.gateway import Gateway, GuardedGateway, Split, TenantAdmission, listener, split_of
 from serving_bridge.metrics import Exporter
 from serving_bridge.processes import Supervisor, python_module
+from serving_bridge.recordings import RECORDINGS, Recorder, RecordingStore, Redaction
 from serving_bridge.registry import Registry
 from serving_bridge.routing import KEYS_FOLDER
-from serving_bridge.safety import AuditLog, Guards
+from serving_bridge.safety import AuditLog, Checker, Guards
 from serving_bridge.settings import GatewaySettings
 from serving_bridge.tenants import DeploymentSecret, Tenants
-from serving_bridge.text import load_tokenizer
+from serving_bridge.text import Tokenizer, load_tokenizer
 from tools.assembly import (
     RunPaths,
     StopRequest,
@@ -51,6 +53,8 @@ _ADMIN_HOST = "127.0.0.1"
 _SPOOL = "spool"
 #: folder in the run's directory: what the guards decided, a log for each process
 _AUDIT = "audit"
+#: folder in the run's directory: recorded answers, until the database has them
+_SESSIONS = "sessions"
 _RESTARTS = 20
 _POLL_S = 0.2
 #: beyond gateway.drain_timeout_s, for a process to end
@@ -84,7 +88,12 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
     if settings.require_keys:
         secret = DeploymentSecret.in_folder(paths.registry / KEYS_FOLDER, make=True)
         admission = TenantAdmission(Tenants(paths.database, secret, paths.directory / _SPOOL))
-    with working(paths, name), _guards(config, paths, name) as guards, _aliases(config) as registry:
+    with (
+        working(paths, name),
+        _guards(config, paths, name) as guards,
+        _aliases(config) as registry,
+        _recorder(config, paths, tokenizer) as recorder,
+    ):
         replicas = build_registry(paths) if registry is None else build_arm_replicas(config, registry)
         gateway = Gateway(
             settings,
@@ -98,6 +107,7 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
             admission=admission,
             guards=guards,
             read_split=None if registry is None else _split_reader(registry, config.registry.namespace),
+            recorder=recorder,
         )
         _listen(gateway, settings, name, number, log)
 
@@ -122,6 +132,21 @@ def _aliases(config: Config) -> AbstractContextManager[Registry | None]:
 
 def _split_reader(registry: Registry, namespace: str) -> Callable[[], Split]:
     return lambda: split_of(registry.placement(namespace))
+
+
+@contextmanager
+def _recorder(config: Config, paths: RunPaths, tokenizer: Tokenizer) -> Iterator[Recorder | None]:
+    """What keeps the conversations of those who consent; None where sessions.record is off."""
+    settings = config.sessions
+    if not settings.record:
+        yield None
+        return
+    database = open_database(paths.database, timeout_s=config.store.database_timeout_s, schema=RECORDINGS)
+    try:
+        redaction = Redaction(Checker(config.safety) if settings.redact else None)
+        yield Recorder(settings, tokenizer, RecordingStore(database), paths.directory / _SESSIONS, redaction)
+    finally:
+        database.close()
 
 
 def _listen(gateway: Gateway, settings: GatewaySettings, name: str, number: int, log: Callable[..., None]) -> None:

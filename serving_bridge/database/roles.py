@@ -53,6 +53,11 @@ _GRANTS: Mapping[Part, Mapping[str, str]] = {
         "allowances": "SELECT, INSERT, UPDATE, DELETE",
         "open_answers": "SELECT, INSERT, DELETE",
         "meter": "SELECT, INSERT",
+        "recorded_sessions": "SELECT, INSERT, UPDATE, DELETE",
+        "recorded_texts": "SELECT, INSERT, DELETE",
+        "recorded_turns": "SELECT, INSERT, DELETE",
+        "recorded_answers": "SELECT, INSERT, DELETE",
+        "consent_generations": "SELECT, INSERT, UPDATE",
         "weir_writers": "SELECT, INSERT, UPDATE, DELETE",
         "weir_schemas": "SELECT",
     },
@@ -64,7 +69,7 @@ _PROGRESS: Mapping[Part, str] = {"worker": "key IN ('next_prompt', 'blobs_id')",
 def prepare(url: str, roles: Mapping[Part, str], *, timeout_s: float = 30.0) -> None:
     """Makes the schema or brings it up to date, as its owner, and gives roles of the server their rights in it.
 
-    A gateway's tables are those of `serving_bridge.tenants`, which must be there.
+    Tables of rooms whose schema was not made here are left out.
 
     Args:
       url: of the queue, as a user who may make the schema, or owns it.
@@ -94,6 +99,8 @@ def _grant(connection: psycopg.Connection, schema: str, part: Part, role: str) -
     run("REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}")
     run("GRANT USAGE ON SCHEMA {schema} TO {role}")
     for table, rights in _GRANTS[part].items():
+        if connection.execute("SELECT to_regclass(%s)", (f'"{schema}"."{table}"',)).fetchone() == (None,):
+            continue
         run(f"GRANT {rights} ON {{table}} TO {{role}}", table=sql.Identifier(schema, table))
     progress, policy = sql.Identifier(schema, "progress"), sql.Identifier(f"weir_{role}"[:63])
     run("ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", table=progress)

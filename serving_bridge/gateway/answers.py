@@ -54,6 +54,8 @@ class Choice:
       num_tokens: sampled so far.
       spans: policy versions of its tokens; empty where the replica did not come to say them.
       finish: why it ended; None while it goes on.
+      tokens, token_logprobs: until it ended, where they are kept; log-probs in nats, fewer where one did not come.
+      is_stopped: whether a stop text cut what the client was told.
     """
 
     index: int
@@ -63,6 +65,9 @@ class Choice:
     text: list[str] = field(default_factory=list)
     calls: Sequence[ToolCall] = ()
     logprobs: list[PositionLogprobs] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    token_logprobs: list[float] = field(default_factory=list)
+    is_stopped: bool = False
 
 
 class ChoiceReader:
@@ -71,6 +76,7 @@ class ChoiceReader:
     Args:
       prompt: token ids before the answer.
       guard: None where nobody watches. Log-probs name tokens, so they wait for the end of an answer that is watched.
+      keeps: whether the sampled tokens are kept, too.
 
     Attributes:
       is_guarded: whether a guard watches.
@@ -78,9 +84,17 @@ class ChoiceReader:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, asked: Asked, prompt: Sequence[int], index: int, guard: TextGuard | None
+        self,
+        tokenizer: Tokenizer,
+        asked: Asked,
+        prompt: Sequence[int],
+        index: int,
+        guard: TextGuard | None,
+        *,
+        keeps: bool = False,
     ) -> None:
         self.choice = Choice(index)
+        self._keeps = keeps
         self._decoder = Decoder(tokenizer, prompt, with_marks=bool(asked.tools))
         self._stops = Stops(asked.sampling.stop)
         self._calls = CallText(must_call=bool(asked.call)) if asked.tools else None
@@ -98,8 +112,12 @@ class ChoiceReader:
         if choice.finish is not None:
             return None
         choice.num_tokens += len(piece.tokens)
+        if self._keeps:
+            choice.tokens += piece.tokens
+            choice.token_logprobs += [position.logprob for position in piece.logprobs]
         text = self._stops.push(self._decoder.push(piece.tokens))
         finish = "stop" if self._stops.found else piece.finish
+        choice.is_stopped = self._stops.found
         if finish is not None:
             text += self._stops.end()
         if self._calls is not None:

@@ -32,6 +32,7 @@ from serving_bridge.gateway.mirror import Mirror
 from serving_bridge.gateway.observations import Exchange, tell
 from serving_bridge.gateway.openai_form import Form, Tag, usage
 from serving_bridge.gateway.parts import Parts
+from serving_bridge.gateway.recording import with_headers
 from serving_bridge.gateway.requests import Asked, read_chat, read_completion
 from serving_bridge.gateway.schema import openapi
 from serving_bridge.gateway.service import Answer, Service
@@ -112,7 +113,7 @@ class _Endpoint:
         timeout_s = time_left(headers, self._parts.settings.timeout_s)
         caller = self._parts.admission.authenticate(headers)
         body = await read_body(headers, receive, max_bytes=self._parts.settings.max_body_bytes)
-        asked = self._read(body)
+        asked = with_headers(self._read(body), headers)
         self._parts.admission.check(caller, scope["path"], asked.model)
 
         async def work() -> None:
@@ -228,7 +229,9 @@ def _length(body: bytes) -> tuple[bytes, bytes]:
 
 def _tagged(tag: Tag) -> Sequence[tuple[bytes, bytes]]:
     wanted = () if tag.wanted_arm == tag.arm else ((b"x-weir-wanted-arm", tag.wanted_arm.encode()),)
+    recorded = ((b"x-weir-session", tag.session.encode()),) if tag.session else ()
     return (
+        *recorded,
         (b"x-request-id", tag.response_id.encode()),
         (b"x-weir-arm", tag.arm.encode()),
         *wanted,

@@ -25,6 +25,7 @@ class Caller:
     Attributes:
       cache_salt: parts the tenant's prefix cache from all others; "" for none.
       consents: whether the tenant lets requests be kept and learned from that ask for it.
+      retention_days: for which they may be kept; 0 keeps none.
       known_as: what the admission knows the caller by.
     """
 
@@ -32,6 +33,7 @@ class Caller:
     key_id: str = ""
     cache_salt: str = ""
     consents: bool = False
+    retention_days: int = 0
     known_as: Any = None
 
 
@@ -106,7 +108,14 @@ class _Settled:
 
 
 class OneTenant:
-    """Everybody who reaches the gateway is one tenant, without limits: for a gateway on loopback."""
+    """Everybody who reaches the gateway is one tenant, without limits: for a gateway on loopback.
+
+    Args:
+      retention_days: for which conversations of requests that ask for it are kept; 0 keeps none.
+    """
+
+    def __init__(self, *, retention_days: int = 0) -> None:
+        self._retention_days = retention_days
 
     def running(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
@@ -117,7 +126,7 @@ class OneTenant:
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         if name.lower() not in LOOPBACK:
             raise GatewayError(421, "the Host is not this server's address", code="invalid_host")
-        return Caller("local")
+        return Caller("local", consents=self._retention_days > 0, retention_days=self._retention_days)
 
     def check(self, caller: Caller, route: str, model: str) -> None:
         return

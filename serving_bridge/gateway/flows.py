@@ -76,9 +76,19 @@ class Flow:
 
 
 def choice_readers(
-    parts: Parts, asked: Asked, caller: Caller, response_id: str, prompts: Sequence[Sequence[int]]
+    parts: Parts,
+    asked: Asked,
+    caller: Caller,
+    response_id: str,
+    prompts: Sequence[Sequence[int]],
+    *,
+    keeps: bool = False,
 ) -> list[ChoiceReader]:
-    """What reads each choice of an answer, those of the first prompt first."""
+    """What reads each choice of an answer, those of the first prompt first.
+
+    Args:
+      keeps: whether the sampled tokens are kept, too.
+    """
     return [
         ChoiceReader(
             parts.tokenizer,
@@ -86,6 +96,7 @@ def choice_readers(
             prompt,
             number * asked.sampling.n + index,
             parts.guards.stream(caller, response_id),
+            keeps=keeps,
         )
         for number, prompt in enumerate(prompts)
         for index in range(asked.sampling.n)

@@ -34,6 +34,8 @@ class Tag:
       created: unix seconds.
       wanted_arm: that the conversation belongs to.
       arm_of: arm of a version.
+      session: that the answer is recorded in; "" where nothing is kept.
+      begins: how it stands to what was recorded there: continued, new or rebuilt.
     """
 
     response_id: str
@@ -43,6 +45,8 @@ class Tag:
     created: int
     wanted_arm: str
     arm_of: Callable[[int], str] = field(repr=False, compare=False)
+    session: str = ""
+    begins: str = ""
 
     def as_sampled(self, choices: Sequence[Choice]) -> Tag:
         """By the version that sampled the first token, once the replica has told it."""
@@ -142,6 +146,7 @@ class Form:
             **({"wanted_arm": tag.wanted_arm} if tag.wanted_arm != tag.arm else {}),
             "policy_version": tag.version,
             "policy_versions": [[_span(span) for span in choice.spans] for choice in choices],
+            **({"session": self._tag.session, "recorded": self._tag.begins} if self._tag.session else {}),
         }
 
     def _chat_choice(self, choice: Choice) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from serving_bridge.gateway.callers import Admission, Guards
 from serving_bridge.gateway.counts import Counts
 from serving_bridge.gateway.observations import Observations
 from serving_bridge.gateway.prompts import Prompts
+from serving_bridge.gateway.recording import Recorders
 from serving_bridge.gateway.replicas import Replicas
 from serving_bridge.settings import GatewaySettings
 from serving_bridge.text import Tokenizer
@@ -30,3 +31,4 @@ class Parts:
     arms: Arms
     counts: Counts
     observations: Observations
+    recorders: Recorders

@@ -8,7 +8,7 @@ import math
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import aiohttp
@@ -25,8 +25,10 @@ from serving_bridge.gateway.mirror import Mirror
 from serving_bridge.gateway.observations import NoObservations, Observations
 from serving_bridge.gateway.parts import Parts
 from serving_bridge.gateway.prompts import Prompts
+from serving_bridge.gateway.recording import Recorders
 from serving_bridge.gateway.replicas import Load, Replicas, Target
 from serving_bridge.gateway.upstream import client_session
+from serving_bridge.recordings import Recorder
 from serving_bridge.routing import ReplicaRegistry, ReplicaRow
 from serving_bridge.settings import GatewaySettings
 from serving_bridge.text import Tokenizer
@@ -64,6 +66,7 @@ class Gateway:
       read_split: reads how arms are dealt out, and may block; raises `WeirError` where that can't be read now, and the
         last split stays. None where the replicas follow the newest version.
       observations: who is told of every request that an arm answered.
+      recorder: keeps conversations of those who consent; None keeps nothing.
 
     Attributes:
       ready: whether it listens, knows a replica that takes requests, and does not drain.
@@ -87,6 +90,7 @@ class Gateway:
         guards: Guards | None = None,
         read_split: Callable[[], Split] | None = None,
         observations: Observations | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         if admission is None and (settings.require_keys or settings.host not in LOOPBACK):
             raise TenantsError(
@@ -95,7 +99,9 @@ class Gateway:
             )
         self._settings, self._tokenizer, self._registry = settings, tokenizer, registry
         self._name, self._max_context, self._log, self._should_stop = name, max_context, log, should_stop
-        self._admission, self._guards = admission or OneTenant(), guards or NoGuards()
+        days = recorder.retention_days if recorder is not None else 0
+        self._admission, self._guards = admission or OneTenant(retention_days=days), guards or NoGuards()
+        self._recorder = recorder
         self._read_split, self._observations = read_split, observations or NoObservations()
         self._replicas = Replicas(keys, time.monotonic)
         self._arms, self._split_error = Arms(), ""
@@ -123,12 +129,14 @@ class Gateway:
                 arms=self._arms,
                 counts=self._counts,
                 observations=self._observations,
+                recorders=Recorders(self._recorder),
             )
             self._replicas.update(self._rows())
             mirror = Mirror(parts)
             server = _server(parts, mirror)
             loops_ = self._follow(), self._look(session), self._tell(), *self._more_loops()
-            async with self._admission.running(), _background(*loops_) as loops:
+            recording = self._recorder.running() if self._recorder is not None else nullcontext()
+            async with self._admission.running(), recording, _background(*loops_) as loops:
                 serving = asyncio.ensure_future(server.serve(sockets=[listener]))
                 while not serving.done() and not self._should_stop():
                     await asyncio.wait([serving, *loops], timeout=_STOP_POLL_S, return_when=asyncio.FIRST_COMPLETED)
@@ -198,7 +206,8 @@ class Gateway:
         self._registry.report_requests(self._name, totals)
 
     def _figures(self) -> dict[str, Any]:
-        return {**self._counts.taken(), "replicas": len(self._replicas.targets), **self._admission.figures()}
+        kept = self._recorder.figures() if self._recorder is not None else {}
+        return {**self._counts.taken(), "replicas": len(self._replicas.targets), **self._admission.figures(), **kept}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 from serving_bridge.gateway.errors import GatewayError, invalid
 from serving_bridge.gateway.requests import Asked
+from serving_bridge.sessions import harmless_value
 from serving_bridge.text import Tokenizer, TokenizerError
 
 #: longer texts are encoded in a thread, so that other requests go on
@@ -97,14 +98,7 @@ class Prompts:
         return list(prompt)
 
     def _harmless(self, value: Any) -> Any:
-        """A value whose texts give no special token; nested at most as deep as requests may be."""
-        if isinstance(value, str):
-            return self._tokenizer.harmless(value)
-        if isinstance(value, Mapping):
-            return {self._harmless(key): self._harmless(part) for key, part in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._harmless(part) for part in value]
-        return value
+        return harmless_value(value, self._tokenizer.harmless)
 
     def _too_long(self, tokens: str) -> GatewayError:
         return invalid(

@@ -27,6 +27,8 @@ _MAX_BIASES = 1024
 _MAX_TOP_LOGPROBS = 20
 _MAX_SCHEMA_BYTES = 64 << 10
 _MAX_NAME_CHARACTERS = 100
+#: in the metadata of a request: "yes" is as store = true
+_CONSENT_KEY = "weir_consent"
 _PATH = re.compile(r" - at `\$\.?([^`]*)`\Z")
 _UNKNOWN = re.compile(r"Object contains unknown field `([^`]*)`")
 _MISSING = re.compile(r"Object missing required field `([^`]*)`")
@@ -136,6 +138,9 @@ class Asked:
       echo: whether the answer begins with the prompt's text.
       conversation: the client's own name for the conversation; "" if it gives none.
       consents: whether this request may be kept and learned from, as far as the request says.
+      user: the client's own name for its user; "" if it gives none.
+      session: the client's name for the session that this is recorded in; "" if it gives none.
+      free_temperature: whether the request leaves the temperature to the server.
     """
 
     kind: Literal["chat", "completion"]
@@ -150,6 +155,9 @@ class Asked:
     usage_in_stream: bool = False
     conversation: str = ""
     consents: bool = False
+    user: str = ""
+    session: str = ""
+    free_temperature: bool = False
 
 
 def read_chat(body: bytes) -> Asked:
@@ -184,7 +192,9 @@ def read_chat(body: bytes) -> Asked:
         stream=bool(asked.stream),
         usage_in_stream=_usage_in_stream(asked),
         conversation=asked.prompt_cache_key or "",
-        consents=bool(asked.store),
+        consents=bool(asked.store) or (asked.metadata or {}).get(_CONSENT_KEY) == "yes",
+        user=asked.safety_identifier or asked.user or "",
+        free_temperature=asked.temperature is None,
     )
 
 
@@ -205,6 +215,8 @@ def read_completion(body: bytes) -> Asked:
         echo=bool(asked.echo),
         stream=bool(asked.stream),
         usage_in_stream=_usage_in_stream(asked),
+        user=asked.user or "",
+        free_temperature=asked.temperature is None,
     )
 
 

@@ -18,6 +18,7 @@ from serving_bridge.gateway.mirror import Mirror
 from serving_bridge.gateway.observations import Exchange
 from serving_bridge.gateway.openai_form import Tag, calls_schema
 from serving_bridge.gateway.parts import Parts
+from serving_bridge.gateway.recording import kept
 from serving_bridge.gateway.requests import Asked
 from serving_bridge.gateway.upstream import Wanted
 
@@ -58,21 +59,26 @@ class Service:
         """
         parts, n, response_id = self._parts, asked.sampling.n, exchange.response_id
         self._check_model(asked.model)
-        prompts = await parts.prompts.ids(asked)
+        recording = await parts.recorders.begin(asked, caller)
+        if recording is not None and recording.temperature is not None:
+            asked = replace(asked, sampling=replace(asked.sampling, temperature=recording.temperature))
+        known = recording.prompt if recording is not None else None
+        prompts = [known] if known is not None else await parts.prompts.ids(asked)
         longest = parts.settings.max_tokens
         rooms = [parts.prompts.room(prompt, asked.sampling.max_tokens, longest) for prompt in prompts]
         await parts.guards.prompt(caller, response_id, _texts(asked))
         ask = Ask(sum(map(len, prompts)), max(rooms), n * len(prompts), asked.model)
         ticket = await parts.admission.admit(caller, ask, response_id, timeout_s)
         conversation = conversation_of(asked, caller.tenant)
+        keeps = recording is not None
         arm = parts.arms.of(conversation, caller.tenant)
-        readers = choice_readers(parts, asked, caller, response_id, prompts)
+        readers = choice_readers(parts, asked, caller, response_id, prompts, keeps=keeps)
         choices = [reader.choice for reader in readers]
         exchange.tenant, exchange.conversation, exchange.wanted_arm = caller.tenant, conversation, arm
         exchange.choices, exchange.prompt_tokens = choices, ask.prompt_tokens
         exchange.is_guarded = any(reader.is_guarded for reader in readers)
         wanted = [
-            self._wanted(asked, caller, ticket, prompt, room, f"{response_id}-{number}")
+            self._wanted(asked, caller, ticket, prompt, room, f"{response_id}-{number}", keeps=keeps)
             for number, (prompt, room) in enumerate(zip(prompts, rooms, strict=True))
         ]
         flows = [Flow(parts, each, conversation, lambda: parts.arms.rank(arm)) for each in wanted]
@@ -82,7 +88,11 @@ class Service:
                     await stack.enter_async_context(aclosing(flow.pieces))
                 await begun(flows)
                 tag = self._tag(asked, response_id, flows[0].version, arm)
-                deltas = await stack.enter_async_context(aclosing(read_deltas(flows, readers, n)))
+                found = read_deltas(flows, readers, n)
+                if recording is not None:
+                    tag = replace(tag, session=recording.session_id, begins=recording.begins)
+                    found = kept(found, recording, asked, tag, prompts[0], choices, rooms[0])
+                deltas = await stack.enter_async_context(aclosing(found))
                 yield Answer(tag, deltas, choices, prompts)
         if parts.arms.of_version(flows[0].version, arm) == STABLE and parts.arms.is_mirrored(response_id):
             self._mirror.offer(asked, caller, exchange, prompts, wanted)
@@ -103,13 +113,21 @@ class Service:
             )
 
     def _wanted(
-        self, asked: Asked, caller: Caller, ticket: Ticket, prompt: Sequence[int], room: int, request_id: str
+        self,
+        asked: Asked,
+        caller: Caller,
+        ticket: Ticket,
+        prompt: Sequence[int],
+        room: int,
+        request_id: str,
+        *,
+        keeps: bool,
     ) -> Wanted:
         sampling = asked.sampling
         if asked.call:
             sampling = replace(sampling, schema=calls_schema(asked.tools, asked.call))
         ends = self._parts.tokenizer.eos_ids
-        return Wanted(request_id, prompt, sampling, room, ends, ticket.priority, caller.cache_salt)
+        return Wanted(request_id, prompt, sampling, room, ends, ticket.priority, caller.cache_salt, keeps)
 
     @contextmanager
     def _settled(

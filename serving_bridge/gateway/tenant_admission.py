@@ -36,7 +36,7 @@ class TenantAdmission:
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         with _in_our_words():
             found = self._tenants.authenticate(headers)
-        return Caller(found.tenant, found.key_id, found.cache_salt, found.consent, known_as=found)
+        return Caller(found.tenant, found.key_id, found.cache_salt, found.consent, found.retention_days, known_as=found)
 
     def check(self, caller: Caller, route: str, model: str) -> None:
         with _in_our_words():

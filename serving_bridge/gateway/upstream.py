@@ -41,6 +41,7 @@ class Wanted:
       ends: token ids that end an answer.
       priority: lower goes first where the replica is full.
       cache_salt: of the tenant, so that nobody learns from the prefix cache what others asked; "" for none.
+      keeps: whether the sampled tokens' log-probs are needed, also where the client does not ask for any.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class Wanted:
     ends: Sequence[int]
     priority: int = 0
     cache_salt: str = ""
+    keeps: bool = False
 
     def body(self) -> bytes:
         """The request as vLLM takes it; what has its default is left out."""
@@ -69,7 +71,7 @@ class Wanted:
             "presence_penalty": sampling.presence_penalty or None,
             "frequency_penalty": sampling.frequency_penalty or None,
             "logit_bias": sampling.logit_bias,
-            "logprobs": sampling.logprobs,
+            "logprobs": 0 if self.keeps and sampling.logprobs is None else sampling.logprobs,
             "structured_outputs": _structure(sampling),
         }
         parameters |= {name: value for name, value in optional.items() if value is not None}

@@ -80,3 +80,18 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool | int | float) and math.isfinite(value):
         return float(value)
     return None
+
+
+def gauge(name: str, unit: str, meaning: str, event: str, field: str, *labels: str, by: str = "") -> Metric:
+    """A number of the newest event."""
+    return Metric(name, "gauge", unit, meaning, event, field, labels, tuple(filter(None, [by])))
+
+
+def counter(name: str, unit: str, meaning: str, event: str, field: str = "", *labels: str, by: str = "") -> Metric:
+    """A sum over events; without a field, their number."""
+    return Metric(name, "counter", unit, meaning, event, field, labels, tuple(filter(None, [by])))
+
+
+def state(name: str, meaning: str, event: str, field: str, *labels: str, by: str = "") -> Metric:
+    """1 for the word that the newest event's field says."""
+    return Metric(name, "state", "1 for the state that holds", meaning, event, field, labels, tuple(filter(None, [by])))

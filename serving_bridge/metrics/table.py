@@ -10,22 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from serving_bridge.metrics.metric import ANY_EVENT, Metric
+from serving_bridge.metrics.metric import counter as _counter
+from serving_bridge.metrics.metric import gauge as _gauge
+from serving_bridge.metrics.metric import state as _state
+from serving_bridge.metrics.sessions import SESSIONS
 
 Role = Literal["learner", "rollout", "fleet", "gateway", "train"]
 ROLES: tuple[Role, ...] = ("learner", "rollout", "fleet", "gateway", "train")
-
-
-def _gauge(name: str, unit: str, meaning: str, event: str, field: str, *labels: str, by: str = "") -> Metric:
-    return Metric(name, "gauge", unit, meaning, event, field, labels, tuple(filter(None, [by])))
-
-
-def _counter(name: str, unit: str, meaning: str, event: str, field: str = "", *labels: str, by: str = "") -> Metric:
-    return Metric(name, "counter", unit, meaning, event, field, labels, tuple(filter(None, [by])))
-
-
-def _state(name: str, meaning: str, event: str, field: str, *labels: str, by: str = "") -> Metric:
-    return Metric(name, "state", "1 for the state that holds", meaning, event, field, labels, tuple(filter(None, [by])))
-
 
 _NATS, _SHARE, _VERSIONS = "nats per token", "share, 0 to 1", "policy versions"
 
@@ -395,6 +386,6 @@ METRICS: Mapping[Role, Sequence[Metric]] = {
     "learner": (*EVERY, *LEARNER),
     "rollout": (*EVERY, *ROLLOUT),
     "fleet": (*EVERY, *FLEET),
-    "gateway": (*EVERY, *GATEWAY),
+    "gateway": (*EVERY, *GATEWAY, *SESSIONS),
     "train": (*EVERY, *TRAIN),
 }

@@ -2,6 +2,7 @@
 
 from serving_bridge.processes.environment import child_environment, is_secret, process_environment
 from serving_bridge.processes.guard import GuardedProcess, GuardError, guarded
+from serving_bridge.processes.journal import Journal, LeftJournal, left_journals
 from serving_bridge.processes.lock import sole, wait_until_free
 from serving_bridge.processes.logs import log_tail
 from serving_bridge.processes.private_folder import PrivateFolder, PrivateFolderError, base_folder
@@ -12,6 +13,8 @@ from serving_bridge.processes.supervisor import ProcessFailedError, Supervisor
 __all__ = [
     "GuardError",
     "GuardedProcess",
+    "Journal",
+    "LeftJournal",
     "PrivateFolder",
     "PrivateFolderError",
     "ProcessFailedError",
@@ -21,6 +24,7 @@ __all__ = [
     "child_environment",
     "guarded",
     "is_secret",
+    "left_journals",
     "log_tail",
     "process_environment",
     "python_module",

@@ -2,13 +2,15 @@
 
 from serving_bridge.sessions.endpoint import MODEL, SessionEndpoint
 from serving_bridge.sessions.errors import SessionError
-from serving_bridge.sessions.messages import ChatMessage, ToolCall, read_messages, read_tools
-from serving_bridge.sessions.session import Answered, Sample, Session, SessionLimits, Text
+from serving_bridge.sessions.messages import ChatMessage, ToolCall, harmless_value, read_messages, read_tools, tools_key
+from serving_bridge.sessions.session import Sample, Session, SessionLimits
+from serving_bridge.sessions.tree import Answered, Place, Text, Tree
 
 __all__ = [
     "MODEL",
     "Answered",
     "ChatMessage",
+    "Place",
     "Sample",
     "Session",
     "SessionEndpoint",
@@ -16,6 +18,9 @@ __all__ = [
     "SessionLimits",
     "Text",
     "ToolCall",
+    "Tree",
+    "harmless_value",
     "read_messages",
     "read_tools",
+    "tools_key",
 ]

@@ -25,8 +25,9 @@ from aiohttp import web
 from serving_bridge.routing import NoReplicaError
 from serving_bridge.sessions.errors import SessionError
 from serving_bridge.sessions.messages import read_messages, read_tools
-from serving_bridge.sessions.session import Answered, Session
+from serving_bridge.sessions.session import Session
 from serving_bridge.sessions.token_route import logprobs_told, read_token_request, tokens_told
+from serving_bridge.sessions.tree import Answered
 from serving_bridge.vllm import ReplicaError
 
 #: what the model is called; requests may call it otherwise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +108,17 @@ def read_tools(values: Any) -> tuple[Mapping[str, Any], ...]:
 def tools_key(tools: Sequence[Mapping[str, Any]]) -> str:
     """Equal for the same tools."""
     return hashlib.sha256(json.dumps(list(tools), sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def harmless_value(value: Any, harmless: Callable[[str], str]) -> Any:
+    """A value whose texts went through `harmless`; nested at most as deep as requests may be."""
+    if isinstance(value, str):
+        return harmless(value)
+    if isinstance(value, Mapping):
+        return {harmless_value(key, harmless): harmless_value(part, harmless) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [harmless_value(part, harmless) for part in value]
+    return value
 
 
 def _message(value: Any, where: str) -> ChatMessage:

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from serving_bridge.sessions.errors import SessionError
-from serving_bridge.sessions.session import Answered
+from serving_bridge.sessions.tree import Answered
 from serving_bridge.vllm import Completion
 
 _MAX_STOPS = 256

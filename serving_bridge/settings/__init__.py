@@ -6,6 +6,7 @@ from serving_bridge.settings.priorities import PRIORITIES, SHADOW_PRIORITY, VLLM
 from serving_bridge.settings.registry import RegistrySettings
 from serving_bridge.settings.safety import BLOCKED, SafetySettings, TenantSafetySettings
 from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings, ServingSettings, StoreSettings
+from serving_bridge.settings.sessions import SessionsSettings
 from serving_bridge.settings.telemetry import TelemetrySettings
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "RolloutSettings",
     "SafetySettings",
     "ServingSettings",
+    "SessionsSettings",
     "StoreSettings",
     "TelemetrySettings",
     "TenantSafetySettings",

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from serving_bridge.access import FreshKeys, Gate, Refused
 from serving_bridge.gateway import Admission, Gateway, Guards, Observations, Split, listener
+from serving_bridge.recordings import Recorder
 from serving_bridge.routing import ReplicaRegistry
 from serving_bridge.settings import GatewaySettings
 from serving_bridge.text import Tokenizer
@@ -50,6 +51,7 @@ class Script:
     version: str = "3"
     row_version: int | None = None
     arm: str = ""
+    logprob: float = -0.5
     asked: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
     aborted: int = 0
@@ -105,7 +107,7 @@ class Replica:
                     choice |= {"finish_reason": script.finish, "weight_versions": spans}
                 if "logprobs" in asked:
                     other = {"token_id": 5, "logprob": -2.0, "rank": 2}
-                    own = {"token_id": token, "logprob": -0.5, "rank": 1}
+                    own = {"token_id": token, "logprob": script.logprob, "rank": 1}
                     choice["logprobs"] = {"content": [{**own, "top_logprobs": [own, other]}]}
                 await response.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
@@ -169,6 +171,7 @@ async def running_gateway(
     guards: Guards | None = None,
     read_split: Callable[[], Split] | None = None,
     observations: Observations | None = None,
+    recorder: Recorder | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """A gateway over one replica for each script, named r0, r1, ..."""
@@ -198,6 +201,7 @@ async def running_gateway(
         guards=guards,
         read_split=read_split,
         observations=observations,
+        recorder=recorder,
     )
     with listener(HOST, 0, shared=False) as bound:
         port = bound.getsockname()[1]

@@ -159,6 +159,11 @@ CASES = [
     *(f"tenants MISSING key create acme --secret {place}" for place in ("FILE", "UNDER", "HUGE", "ODD")),
     "tenants MISSING key create acme",
     "tenants postgresql://nobody@127.0.0.1:1/none list",
+    *(
+        f"sessions {place} list"
+        for place in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "NOCONFIG", "BROKEN", "HUGE", "ODD", "JUNK")
+    ),
+    "sessions postgresql://nobody@127.0.0.1:1/none list",
     "weights verify RUN 99",
     "weights show RUN x",
     "weights rollback EMPTY 3",
@@ -190,7 +195,7 @@ CASES = [
     *("launch stop RUN", "launch logs RUN nobody", "launch --on moon --config demo", "launch --on local"),
     *("role", "role --need MISSING -- true", "role --variable A=file:/no/such -- true", "role -- /no/such/program"),
     *("train", "learner", "evaluate", "queue", "fleet", "weights", "convert", "plan", "view", "report", "database"),
-    *("score", "tenants"),
+    *("score", "tenants", "sessions"),
 ]  # fmt: skip
 
 

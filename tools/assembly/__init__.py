@@ -26,7 +26,16 @@ from tools.assembly.garbage import collect_garbage_less_often
 from tools.assembly.metrics import learner_metrics_writer, metrics_log
 from tools.assembly.monitoring import TARGETS_FOLDER, watched
 from tools.assembly.new_model import CreateModelError, create_model
-from tools.assembly.paths import RunPaths, in_directory, locks, make_private_directory, run_paths, save_for_all, working
+from tools.assembly.paths import (
+    RunPaths,
+    database_of,
+    in_directory,
+    locks,
+    make_private_directory,
+    run_paths,
+    save_for_all,
+    working,
+)
 from tools.assembly.placement import Here, Placement, fleets_of, hosts_of, in_role, python_of, variables_to_hand_on
 from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned
 from tools.assembly.run_directory import Start
@@ -64,6 +73,7 @@ __all__ = [
     "collect_garbage_less_often",
     "config_arguments",
     "create_model",
+    "database_of",
     "fleets_of",
     "fresh_coordinator",
     "hosts_of",

@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from configs.load import save_config
+from configs.load import load_config, save_config
 from configs.schema import Config
-from serving_bridge.database import absolute_url
+from serving_bridge.database import DatabaseError, absolute_url, is_postgres, sqlite_path
 from serving_bridge.processes import sole
 from serving_bridge.routing import registry_folder
 from serving_bridge.storage import is_url
@@ -93,6 +93,22 @@ def run_paths(config: Config) -> RunPaths:
         weights=_place(config.store.weights, directory / "weights"),
         copies=config.store.checkpoints,
     )
+
+
+def database_of(place: str) -> str:
+    """The database of a run's directory, or the URL itself.
+
+    Raises:
+      DatabaseError: there is none.
+    """
+    config = Path(place) / "config.toml"
+    if config.is_file():
+        place = run_paths(load_config(config, [])).database
+    elif Path(place).is_dir():
+        raise DatabaseError(f"{place} has no config.toml: expected the directory of a run, or the URL of a database")
+    if not is_postgres(place) and not sqlite_path(place).is_file():
+        raise DatabaseError(f"{sqlite_path(place)} does not exist: expected the database of a run that has begun")
+    return place
 
 
 def _place(given: str, default: Path) -> str:

@@ -48,6 +48,12 @@ ALLOWED: dict[tuple[str, str], str] = {
         "serving_bridge/gateway/process.py:_background",
         "asyncio.gather(*tasks, return_exceptions=True)",
     ): "tasks that were cancelled, and that wait for nothing in ending",
+    ("serving_bridge/recordings/recorder.py:Recorder._follow", "while True"): _GATEWAY,
+    ("serving_bridge/recordings/recorder.py:Recorder._purging", "while True"): _GATEWAY,
+    (
+        "serving_bridge/recordings/recorder.py:Recorder.running",
+        "asyncio.gather(*loops, return_exceptions=True)",
+    ): "tasks that were cancelled, and that wait for nothing in ending",
     ("serving_bridge/gateway/flows.py:_together", "found.get()"): _REQUEST,
     (
         "serving_bridge/gateway/mirror.py:Mirror.close",

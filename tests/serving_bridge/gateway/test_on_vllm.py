@@ -16,10 +16,12 @@ import openai
 import pytest
 
 from serving_bridge.gateway import Gateway, listener
+from serving_bridge.recordings import Recorder, ids_of, path_of, versions_of
 from serving_bridge.routing import ReplicaRegistry
 from serving_bridge.settings import GatewaySettings
 from tests.support.letters import letters
 from tests.support.node_packages import node_command
+from tests.support.recording_world import Recordings
 from tests.support.weight_world import EOS, SETTINGS, TOLERANCE, World
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -32,7 +34,13 @@ MESSAGES: Any = [{"role": "user", "content": "What is 5 + 7?"}]
 CLIENT = Path(__file__).parents[2] / "support" / "openai_client.mjs"
 
 
-def played(world: World, folder: Path, version: int, test: Callable[[str], Awaitable[None]]) -> None:
+def played(
+    world: World,
+    folder: Path,
+    version: int,
+    test: Callable[[str], Awaitable[None]],
+    recorder: Recorder | None = None,
+) -> None:
     """Runs a test with the URL of a gateway over the world's server."""
     tokenizer = letters(folder / "letters")
     registry = ReplicaRegistry(folder / "replicas")
@@ -48,6 +56,7 @@ def played(world: World, folder: Path, version: int, test: Callable[[str], Await
         max_context=SETTINGS.max_model_len,
         log=lambda *_, **__: None,
         should_stop=lambda: bool(stopping),
+        recorder=recorder,
     )
 
     async def play() -> None:
@@ -123,6 +132,41 @@ def test_log_probs_are_those_of_the_sampled_distribution(world: World, tmp_path:
         assert compared > 8
 
     played(world, tmp_path, version, test)
+
+
+def test_recorded_ids_and_log_probs_are_the_engines(world: World, tmp_path: Path) -> None:
+    """Two turns with a branch, recorded; the server computes the log-probs of the whole path again."""
+    version = world.update(world.model_a).version
+    recordings = Recordings(letters(tmp_path / "own"), tmp_path)
+
+    async def test(url: str) -> None:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            options: dict[str, Any] = {"model": "policy", "max_tokens": 12, "store": True}
+            first = await client.chat.completions.create(messages=MESSAGES, seed=3, n=2, **options)
+            for choice in first.choices:
+                said = {"role": "assistant", "content": choice.message.content}
+                more: Any = [*MESSAGES, said, {"role": "user", "content": "more"}]
+                answer: Any = await client.chat.completions.create(messages=more, temperature=0.6, seed=5, **options)
+                assert answer.model_dump()["weir"]["recorded"] == "continued"
+
+    played(world, tmp_path, version, test, recordings.recorder())
+    (kept,) = recordings.store.each()
+    assert len(kept.answers) == 4
+
+    async def compare() -> None:
+        for answer in kept.answers[:2]:  # at temperature 1, which the server's log-probs of a prompt are of
+            ids: list[int] = []
+            for turn, at in path_of(kept, answer.answer_id):
+                assert turn.tokens is not None
+                assert at.tokens is not None
+                ids += [*ids_of(turn.tokens), *ids_of(at.tokens)]
+            assert answer.logprobs is not None
+            got = np.frombuffer(answer.logprobs, "<f4")
+            want = (await world.client.prompt_logprobs(ids, timeout_s=60))[-len(got) :]
+            np.testing.assert_allclose(got, want, atol=1e-4, rtol=0)
+            assert set(versions_of(answer).tolist()) == {version}
+
+    world.run(compare())
 
 
 def test_openais_node_client(world: World, tmp_path: Path) -> None:

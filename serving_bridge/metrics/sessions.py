@@ -1,0 +1,24 @@
+"""The metrics of recorded sessions, as a gateway's events have them."""
+
+from __future__ import annotations
+
+from serving_bridge.metrics.metric import Metric, counter, gauge
+
+SESSIONS: tuple[Metric, ...] = (
+    counter("weir_sessions_answers_total", "answers", "Answers that were kept", "gateway", "sessions_answers"),
+    counter(
+        "weir_sessions_unkept_total", "answers",
+        "Answers with consent that were not kept: their session could not be looked up or written",
+        "gateway", "sessions_unkept",
+    ),
+    counter(
+        "weir_sessions_rebuilt_total", "requests", "Requests that no recorded answer matched", "gateway",
+        "sessions_rebuilt",
+    ),
+    counter("weir_sessions_redacted_total", "texts", "Texts stored without ids", "gateway", "sessions_redacted"),
+    counter(
+        "weir_sessions_withdrawn_total", "answers", "Answers dropped since consent was withdrawn", "gateway",
+        "sessions_withdrawn",
+    ),
+    gauge("weir_sessions_pending", "answers", "Kept answers that the database lacks", "gateway", "sessions_pending"),
+)  # fmt: skip
