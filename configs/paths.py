@@ -32,6 +32,9 @@ PATH_SETTINGS = (
     "store.cache",
     "learner.loss.kl.reference",
     "serving.keys",
+    "fallback.calibration",
+    "fallback.embeddings",
+    "fallback.previous_run",
     "registry.path",
     "registry.database",
 )
@@ -42,7 +45,7 @@ SOURCE_PATHS = tuple(
     if name.startswith("task.") and not name.startswith("task.episode.")
 )
 #: Tables of paths, by names of the user's.
-PATH_TABLES = ("task.episode.corpora",)
+PATH_TABLES = ("task.episode.corpora", "fallback.corpora")
 #: Settings that can't be a URL of object storage, and what would be kept there.
 _FOLDERS_ONLY = {
     "run.directory": "a run's directory, with its checkpoints,",

@@ -12,6 +12,7 @@ from learner_jax.settings import LearnerSettings, SupervisedSettings, WarmStartS
 from rewards.settings import TaskSettings
 from serving_bridge.settings import (
     EvaluationSettings,
+    FallbackSettings,
     GatewaySettings,
     RegistrySettings,
     RolloutSettings,
@@ -108,6 +109,7 @@ class Config(Settings):
     evaluation: EvaluationSettings = EvaluationSettings()
     store: StoreSettings = StoreSettings()
     gateway: GatewaySettings = GatewaySettings()
+    fallback: FallbackSettings = FallbackSettings()
     registry: RegistrySettings = RegistrySettings()
     launch: LaunchSettings = LaunchSettings()
     safety: SafetySettings = SafetySettings()

@@ -24,6 +24,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         "settings": Command("tools.settings", "list every setting with type, range, default and meaning"),
         "score": Command("tools.score", "score a file of answers with a run's reward or a verifier", configured=True),
         "safety": Command("tools.safety", "judge and redact the texts of a file with the guards"),
+        "confidence": Command("tools.confidence", "fit how probably an answer is right, for the gateway"),
         "plan": Command("tools.plan", "predict the device memory of a train step"),
     },
     "train": {

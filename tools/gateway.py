@@ -41,6 +41,7 @@ from tools.assembly import (
     clear_errors,
     collect_garbage_less_often,
     config_arguments,
+    fallback_of,
     metrics_log,
     read_arguments,
     watched,
@@ -93,6 +94,7 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
         _guards(config, paths, name) as guards,
         _aliases(config) as registry,
         _recorder(config, paths, tokenizer) as recorder,
+        fallback_of(config, paths, name) as fallback,
     ):
         replicas = build_registry(paths) if registry is None else build_arm_replicas(config, registry)
         gateway = Gateway(
@@ -106,6 +108,7 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
             should_stop=stop,
             admission=admission,
             guards=guards,
+            fallback=fallback,
             read_split=None if registry is None else _split_reader(registry, config.registry.namespace),
             recorder=recorder,
         )

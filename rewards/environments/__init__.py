@@ -3,6 +3,7 @@
 from rewards.environments.agent import AgentEnvironment
 from rewards.environments.create import create_environment, declared_tools
 from rewards.environments.feedback import FeedbackEnvironment
+from rewards.environments.final_answer import abstains, citations
 from rewards.environments.own_environment import environment_pool, played
 from rewards.sandbox import ENVIRONMENT
 
@@ -10,6 +11,8 @@ __all__ = [
     "ENVIRONMENT",
     "AgentEnvironment",
     "FeedbackEnvironment",
+    "abstains",
+    "citations",
     "create_environment",
     "declared_tools",
     "environment_pool",

@@ -4,7 +4,7 @@ from rewards.tools.built_in import TOOL, definitions, open_tools
 from rewards.tools.calls import CALL_FORMATS, BadCall, Call, CallFormat, Parsed, parse_calls
 from rewards.tools.corpus import Corpus, Document, read_corpus
 from rewards.tools.definitions import definition_of, distinct, read_definition
-from rewards.tools.search import Index, Search
+from rewards.tools.search import Index, Search, shown
 from rewards.tools.toolbox import Arguments, Result, Tool, Toolbox, ToolError, Used, clean, complaint, error_message
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "parse_calls",
     "read_corpus",
     "read_definition",
+    "shown",
 ]

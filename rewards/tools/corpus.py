@@ -43,13 +43,16 @@ class Corpus:
     digest: str
 
 
-def read_corpus(name: str, path: str) -> Corpus:
+def read_corpus(name: str, path: str, *, setting: str = "task.episode.corpora") -> Corpus:
     """All documents of a file or a folder.
+
+    Args:
+      setting: that names it, for errors.
 
     Raises:
       TaskError: there are none, or one lacks its text or has an id that another has.
     """
-    where, source = f"task.episode.corpora.{name} {path!r}", Path(path)
+    where, source = f"{setting}.{name} {path!r}", Path(path)
     try:
         found = tuple(_of_folder(source, where) if source.is_dir() else _of_file(source, where))
     except OSError as error:

@@ -39,12 +39,13 @@ class Index:
 
     Args:
       embeddings: folder of static embeddings; "" for none.
+      setting: that names the folder, for errors.
 
     Raises:
       TaskError: the embeddings can't be used.
     """
 
-    def __init__(self, corpus: Corpus, *, embeddings: str = "") -> None:
+    def __init__(self, corpus: Corpus, *, embeddings: str = "", setting: str = "task.episode.embeddings") -> None:
         import bm25s  # most runs search nothing
 
         self.corpus = corpus
@@ -54,7 +55,7 @@ class Index:
         self._bm25 = bm25s.BM25(backend="numpy") if self._vocabulary else None
         if self._bm25 is not None:
             self._bm25.index((ids, self._vocabulary), show_progress=False)
-        self._embedder = StaticEmbedder(embeddings) if embeddings else None
+        self._embedder = StaticEmbedder(embeddings, setting) if embeddings else None
         self._vectors = self._embedder.embed(texts) if self._embedder is not None else None
 
     def search(self, query: str, top_k: int) -> list[Document]:
@@ -130,7 +131,7 @@ class StaticEmbedder:
       TaskError: the folder holds something else.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, setting: str = "task.episode.embeddings") -> None:
         from safetensors.numpy import load_file
 
         path = Path(folder)
@@ -139,11 +140,11 @@ class StaticEmbedder:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
             settings = json.loads((path / "config.json").read_text()) if (path / "config.json").is_file() else {}
         except Exception as error:  # the libraries raise what they like
-            raise TaskError(f"task.episode.embeddings {folder!r} can't be read: {error}") from error
+            raise TaskError(f"{setting} {folder!r} can't be read: {error}") from error
         vectors = tensors.get("embeddings")
         if vectors is None or vectors.ndim != 2 or not np.isfinite(vectors).all():
             raise TaskError(
-                f"task.episode.embeddings {folder!r}: model.safetensors holds {', '.join(tensors)[:200]}, expected "
+                f"{setting} {folder!r}: model.safetensors holds {', '.join(tensors)[:200]}, expected "
                 f"'embeddings' of shape [tokens, dimensions]"
             )
         self._vectors = vectors.astype(np.float32)

@@ -5,7 +5,7 @@ from serving_bridge.gateway.callers import Admission, Ask, Caller, Guards, NoGua
 from serving_bridge.gateway.errors import GatewayError
 from serving_bridge.gateway.guarding import GuardedGateway
 from serving_bridge.gateway.observations import NoObservations, Observation, Observations
-from serving_bridge.gateway.process import Gateway, ListenError, TenantsError, listener
+from serving_bridge.gateway.process import Fallback, Gateway, ListenError, TenantsError, listener
 from serving_bridge.gateway.schema import openapi
 from serving_bridge.gateway.tenant_admission import TenantAdmission
 
@@ -17,6 +17,7 @@ __all__ = [
     "Arms",
     "Ask",
     "Caller",
+    "Fallback",
     "Gateway",
     "GatewayError",
     "GuardedGateway",

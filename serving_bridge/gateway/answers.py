@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from serving_bridge.confidence import Sums
 from serving_bridge.gateway.answer_text import CallText, Decoder, Stops
 from serving_bridge.gateway.requests import Asked
 from serving_bridge.gateway.upstream import Piece, PositionLogprobs, Span
@@ -27,6 +28,10 @@ class TextGuard(Protocol):
 
     async def passes(self, text: str) -> bool:
         """Whether a whole text, such as a call's arguments, may be told."""
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the answer was cut because it could not be judged."""
 
 
 @dataclass(slots=True)
@@ -56,6 +61,10 @@ class Choice:
       finish: why it ended; None while it goes on.
       tokens, token_logprobs: until it ended, where they are kept; log-probs in nats, fewer where one did not come.
       is_stopped: whether a stop text cut what the client was told.
+      sums: of the log-probs of its tokens, where they were asked for.
+      confidence: calibrated probability that it is right; None where it is not known.
+      is_unsure: whether that is below what the deployment wants.
+      guard_failed: whether it was cut because no guard could judge it.
     """
 
     index: int
@@ -68,6 +77,10 @@ class Choice:
     tokens: list[int] = field(default_factory=list)
     token_logprobs: list[float] = field(default_factory=list)
     is_stopped: bool = False
+    sums: Sums = field(default_factory=Sums)
+    confidence: float | None = None
+    is_unsure: bool = False
+    guard_failed: bool = False
 
 
 class ChoiceReader:
@@ -115,6 +128,8 @@ class ChoiceReader:
         if self._keeps:
             choice.tokens += piece.tokens
             choice.token_logprobs += [position.logprob for position in piece.logprobs]
+        for position in piece.logprobs:
+            choice.sums.add(position.logprob)
         text = self._stops.push(self._decoder.push(piece.tokens))
         finish = "stop" if self._stops.found else piece.finish
         choice.is_stopped = self._stops.found
@@ -131,6 +146,7 @@ class ChoiceReader:
         if self._guard is not None:
             text, finish = await _guarded(self._guard, text, finish, calls)
             logprobs = self._released(logprobs, finish)
+            choice.guard_failed = self._guard.has_failed
         self.is_cut_here = finish is not None and piece.finish is None
         if finish == CUT:
             calls = ()

@@ -28,14 +28,13 @@ from serving_bridge.gateway.bodies import (
     until_gone,
 )
 from serving_bridge.gateway.errors import GatewayError, timed_out
-from serving_bridge.gateway.mirror import Mirror
 from serving_bridge.gateway.observations import Exchange, tell
 from serving_bridge.gateway.openai_form import Form, Tag, usage
 from serving_bridge.gateway.parts import Parts
 from serving_bridge.gateway.recording import with_headers
 from serving_bridge.gateway.requests import Asked, read_chat, read_completion
 from serving_bridge.gateway.schema import openapi
-from serving_bridge.gateway.service import Answer, Service
+from serving_bridge.gateway.service import Answer, Answering
 
 _log = logging.getLogger(__name__)
 
@@ -64,9 +63,8 @@ _MISSING: Mapping[str, str] = {
 }
 
 
-def application(parts: Parts, mirror: Mirror) -> Starlette:
+def application(parts: Parts, service: Answering) -> Starlette:
     """The routes. Errors of every kind have OpenAI's body."""
-    service = Service(parts, mirror)
 
     def post(path: str, read: Callable[[bytes], Asked], prefix: str) -> Route:
         return Route(path, _Endpoint(parts, service, read, prefix), methods=["POST"])
@@ -85,7 +83,7 @@ def application(parts: Parts, mirror: Mirror) -> Starlette:
 class _Endpoint:
     """One of the two routes that answer."""
 
-    def __init__(self, parts: Parts, service: Service, read: Callable[[bytes], Asked], prefix: str) -> None:
+    def __init__(self, parts: Parts, service: Answering, read: Callable[[bytes], Asked], prefix: str) -> None:
         self._parts, self._service, self._read, self._prefix = parts, service, read, prefix
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,8 +100,9 @@ class _Endpoint:
         finally:
             counts.in_flight -= 1
             counts.statuses[str(reply.status or "gone")] += 1
-            exchange.code = reply.code
-            seen = tell(self._parts.observations, exchange, reply.status, time.monotonic(), self._parts.arms)
+            exchange.code = reply.code or exchange.code
+            status = exchange.covered_status or reply.status
+            seen = tell(self._parts.observations, exchange, status, time.monotonic(), self._parts.arms)
             if seen is not None:
                 counts.arms[seen.arm] += 1
 
@@ -147,7 +146,7 @@ class _Endpoint:
                 is_first = False
             if asked.stream:
                 await reply.write(_events(form, deltas, answer))
-        used = usage(answer.prompts, answer.choices)
+        used = usage(answer.prompts, answer.choices, answer.before)
         if asked.stream:
             await reply.write(form.end(used), is_last=True)
         else:
@@ -228,15 +227,16 @@ def _length(body: bytes) -> tuple[bytes, bytes]:
 
 
 def _tagged(tag: Tag) -> Sequence[tuple[bytes, bytes]]:
-    wanted = () if tag.wanted_arm == tag.arm else ((b"x-weir-wanted-arm", tag.wanted_arm.encode()),)
-    recorded = ((b"x-weir-session", tag.session.encode()),) if tag.session else ()
-    return (
-        *recorded,
-        (b"x-request-id", tag.response_id.encode()),
-        (b"x-weir-arm", tag.arm.encode()),
-        *wanted,
-        (b"x-weir-policy-version", str(tag.version).encode()),
-    )
+    told = [(b"x-request-id", tag.response_id.encode()), (b"x-weir-arm", tag.arm.encode())]
+    if tag.session:
+        told.append((b"x-weir-session", tag.session.encode()))
+    if tag.wanted_arm != tag.arm:
+        told.append((b"x-weir-wanted-arm", tag.wanted_arm.encode()))
+    if tag.version is not None:
+        told.append((b"x-weir-policy-version", str(tag.version).encode()))
+    if tag.fallback is not None:
+        told.append((b"x-weir-fallback", f"{tag.fallback['case']}/{tag.fallback['policy']}".encode()))
+    return told
 
 
 class _Models:

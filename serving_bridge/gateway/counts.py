@@ -15,6 +15,7 @@ class Counts:
       in_flight: requests that are being answered.
       totals: since the last `taken`; times in seconds.
       statuses: answers by HTTP status, those that never began by "gone".
+      fallbacks: answers by case and policy, those that no policy gave by "none".
       arms: requests by the arm that answered or failed them.
     """
 
@@ -22,9 +23,12 @@ class Counts:
     totals: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     statuses: Counter[str] = field(default_factory=Counter)
     arms: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
 
     def taken(self) -> dict[str, Any]:
         """The fields of an event; the totals begin anew."""
-        totals, statuses, arms = self.totals, self.statuses, self.arms
-        self.totals, self.statuses, self.arms = defaultdict(float), Counter(), Counter()
-        return {"in_flight": self.in_flight, "statuses": dict(statuses), "arms": dict(arms), **totals}
+        counted = {"statuses": self.statuses, "arms": self.arms, "fallbacks": self.fallbacks}
+        found = {name: dict(counter) for name, counter in counted.items()}
+        totals, self.totals = self.totals, defaultdict(float)
+        self.statuses, self.arms, self.fallbacks = Counter(), Counter(), Counter()
+        return {"in_flight": self.in_flight, **found, **totals}

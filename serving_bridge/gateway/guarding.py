@@ -7,7 +7,7 @@ from typing import Any
 
 from serving_bridge.gateway.callers import Caller
 from serving_bridge.gateway.errors import GatewayError
-from serving_bridge.safety import Decision, StreamGuard, Verdict
+from serving_bridge.safety import Decision, Released, StreamGuard, Verdict
 from serving_bridge.safety import Guards as SafetyGuards
 
 _RETRY_S = 1.0
@@ -34,17 +34,23 @@ class GuardedChoice:
     def __init__(self, guards: SafetyGuards, tenant: str) -> None:
         self._guards, self._tenant = guards, tenant
         self._stream: StreamGuard = guards.stream(tenant)
+        self.has_failed = False
 
     async def push(self, text: str) -> str | None:
-        released = await self._stream.push(text)
-        return None if released.cut else released.text
+        return self._told(await self._stream.push(text))
 
     async def end(self) -> str | None:
-        released = await self._stream.end()
-        return None if released.cut else released.text
+        return self._told(await self._stream.end())
 
     async def passes(self, text: str) -> bool:
-        return (await self._guards.answer(self._tenant, text)).passes
+        decision = await self._guards.answer(self._tenant, text)
+        self.has_failed = self.has_failed or decision.verdict is Verdict.ERROR
+        return decision.passes
+
+    def _told(self, released: Released) -> str | None:
+        if released.decision is not None and released.decision.verdict is Verdict.ERROR:
+            self.has_failed = True
+        return None if released.cut else released.text
 
 
 def _refusal(decision: Decision) -> GatewayError:

@@ -81,6 +81,7 @@ class Exchange:
       asked_version: of the replica that was asked last; -1 for none.
       first_s: when the first text was there.
       code: of the error that ended it.
+      covered_status: of an error that a fallback stood in for; 0 for none.
     """
 
     response_id: str
@@ -95,6 +96,7 @@ class Exchange:
     is_guarded: bool = False
     first_s: float | None = None
     code: str = field(default="")
+    covered_status: int = 0
 
     def copied(self, began_s: float, choices: Sequence[Choice]) -> Exchange:
         """The same request to another arm, whose answer only we see."""

@@ -30,23 +30,25 @@ class Tag:
     Attributes:
       response_id: also the `id` of the answer.
       arm: whose version it is.
-      version: policy version that the replica served when it was asked.
+      version: policy version that the replica served when it was asked; None where no model wrote the answer.
       created: unix seconds.
       wanted_arm: that the conversation belongs to.
       arm_of: arm of a version.
       session: that the answer is recorded in; "" where nothing is kept.
       begins: how it stands to what was recorded there: continued, new or rebuilt.
+      fallback: of an answer that stands in for the model's own: case, policy, citations.
     """
 
     response_id: str
     model: str
     arm: str
-    version: int
+    version: int | None
     created: int
     wanted_arm: str
     arm_of: Callable[[int], str] = field(repr=False, compare=False)
     session: str = ""
     begins: str = ""
+    fallback: Mapping[str, Any] | None = None
 
     def as_sampled(self, choices: Sequence[Choice]) -> Tag:
         """By the version that sampled the first token, once the replica has told it."""
@@ -56,7 +58,7 @@ class Tag:
     @property
     def fingerprint(self) -> str:
         """OpenAI's `system_fingerprint`."""
-        return f"policy-{self.version}"
+        return "fallback" if self.version is None else f"policy-{self.version}"
 
 
 class Form:
@@ -140,7 +142,7 @@ class Form:
 
     def _weir(self, choices: Sequence[Choice]) -> dict[str, Any]:
         tag = self._tag.as_sampled(choices)
-        return {
+        told: dict[str, Any] = {
             "response_id": tag.response_id,
             "arm": tag.arm,
             **({"wanted_arm": tag.wanted_arm} if tag.wanted_arm != tag.arm else {}),
@@ -148,6 +150,12 @@ class Form:
             "policy_versions": [[_span(span) for span in choice.spans] for choice in choices],
             **({"session": self._tag.session, "recorded": self._tag.begins} if self._tag.session else {}),
         }
+        if any(choice.confidence is not None for choice in choices):
+            told["confidence"] = [choice.confidence for choice in choices]
+            told["low_confidence"] = [choice.is_unsure for choice in choices]
+        if tag.fallback is not None:
+            told["fallback"] = tag.fallback
+        return told
 
     def _chat_choice(self, choice: Choice) -> dict[str, Any]:
         text = "".join(choice.text)
@@ -204,9 +212,16 @@ class Form:
         return str(self._tokenizer.backend.decode([token], skip_special_tokens=False))
 
 
-def usage(prompts: Sequence[Sequence[int]], choices: Sequence[Choice]) -> dict[str, int]:
-    """Tokens of a request: each prompt counts once, however many answers it has."""
-    prompt, sampled = sum(map(len, prompts)), sum(choice.num_tokens for choice in choices)
+def usage(
+    prompts: Sequence[Sequence[int]], choices: Sequence[Choice], before: tuple[int, int] = (0, 0)
+) -> dict[str, int]:
+    """Tokens of a request: each prompt counts once, however many answers it has.
+
+    Args:
+      before: tokens of prompts and answers that came before these and were not told.
+    """
+    prompt = before[0] + sum(map(len, prompts))
+    sampled = before[1] + sum(choice.num_tokens for choice in choices)
     return {"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled}
 
 

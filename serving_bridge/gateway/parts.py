@@ -19,7 +19,11 @@ from serving_bridge.text import Tokenizer
 
 @dataclass(frozen=True)
 class Parts:
-    """What requests are answered with."""
+    """What requests are answered with.
+
+    Attributes:
+      wants_logprobs: whether log-probs are asked for where the request does not.
+    """
 
     settings: GatewaySettings
     tokenizer: Tokenizer
@@ -32,3 +36,4 @@ class Parts:
     counts: Counts
     observations: Observations
     recorders: Recorders
+    wants_logprobs: bool = False

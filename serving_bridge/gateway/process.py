@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -16,21 +17,27 @@ import uvicorn
 
 from learner_jax.runtime import WeirError
 from serving_bridge.access import Keys
+from serving_bridge.confidence import Calibration
+from serving_bridge.fallback import Library, Records, Webhook
 from serving_bridge.gateway.application import application
 from serving_bridge.gateway.arms import Arms, Split
 from serving_bridge.gateway.callers import LOOPBACK, Admission, Guards, NoGuards, OneTenant
 from serving_bridge.gateway.connections import protocol_class
 from serving_bridge.gateway.counts import Counts
+from serving_bridge.gateway.falling_back import FallingBack
+from serving_bridge.gateway.judging import Judge
 from serving_bridge.gateway.mirror import Mirror
 from serving_bridge.gateway.observations import NoObservations, Observations
 from serving_bridge.gateway.parts import Parts
 from serving_bridge.gateway.prompts import Prompts
 from serving_bridge.gateway.recording import Recorders
 from serving_bridge.gateway.replicas import Load, Replicas, Target
+from serving_bridge.gateway.service import Answering, Service
+from serving_bridge.gateway.stand_ins import Means
 from serving_bridge.gateway.upstream import client_session
 from serving_bridge.recordings import Recorder
 from serving_bridge.routing import ReplicaRegistry, ReplicaRow
-from serving_bridge.settings import GatewaySettings
+from serving_bridge.settings import FallbackSettings, GatewaySettings
 from serving_bridge.text import Tokenizer
 from serving_bridge.vllm import ReplicaError, VllmClient
 
@@ -55,6 +62,22 @@ class TenantsError(WeirError, ValueError):
     can_heal = False
 
 
+@dataclass(frozen=True)
+class Fallback:
+    """What a process falls back on, as its settings name it; None for what they don't.
+
+    Attributes:
+      previous: replicas of an older version, and the keys of their tokens.
+    """
+
+    settings: FallbackSettings
+    calibration: Calibration | None = None
+    library: Library | None = None
+    webhook: Webhook | None = None
+    records: Records | None = None
+    previous: tuple[ReplicaRegistry, Keys] | None = None
+
+
 class Gateway:
     """One process of the gateway.
 
@@ -67,6 +90,7 @@ class Gateway:
         last split stays. None where the replicas follow the newest version.
       observations: who is told of every request that an arm answered.
       recorder: keeps conversations of those who consent; None keeps nothing.
+      fallback: None for errors where the model can't answer.
 
     Attributes:
       ready: whether it listens, knows a replica that takes requests, and does not drain.
@@ -91,6 +115,7 @@ class Gateway:
         read_split: Callable[[], Split] | None = None,
         observations: Observations | None = None,
         recorder: Recorder | None = None,
+        fallback: Fallback | None = None,
     ) -> None:
         if admission is None and (settings.require_keys or settings.host not in LOOPBACK):
             raise TenantsError(
@@ -104,6 +129,8 @@ class Gateway:
         self._recorder = recorder
         self._read_split, self._observations = read_split, observations or NoObservations()
         self._replicas = Replicas(keys, time.monotonic)
+        self._fallback = fallback
+        self._older = _Older(*fallback.previous) if fallback is not None and fallback.previous is not None else None
         self._arms, self._split_error = Arms(), ""
         self._counts = Counts()
         self.ready = False
@@ -133,7 +160,7 @@ class Gateway:
             )
             self._replicas.update(self._rows())
             mirror = Mirror(parts)
-            server = _server(parts, mirror)
+            server = _server(*self._answering(parts, mirror))
             loops_ = self._follow(), self._look(session), self._tell(), *self._more_loops()
             recording = self._recorder.running() if self._recorder is not None else nullcontext()
             async with self._admission.running(), recording, _background(*loops_) as loops:
@@ -149,11 +176,32 @@ class Gateway:
                 await mirror.close()
             self._log("gateway", **self._figures())
 
+    def _answering(self, parts: Parts, mirror: Mirror) -> tuple[Parts, Answering]:
+        """What answers: the replicas, and what stands in for them."""
+        fallback, older = self._fallback, self._older
+        if fallback is None:
+            return parts, Service(parts, mirror)
+        judge = Judge(fallback.settings, fallback.calibration)
+        parts = replace(parts, wants_logprobs=judge.wants_logprobs)
+        means = Means(
+            settings=fallback.settings,
+            judge=judge,
+            service=Service(parts, mirror),
+            previous=Service(replace(parts, replicas=older.replicas, arms=Arms()), mirror) if older else None,
+            library=fallback.library,
+            webhook=fallback.webhook,
+            session=parts.session,
+            guards=parts.guards,
+        )
+        return parts, FallingBack(means, parts.counts, fallback.records)
+
     async def _follow(self) -> None:
         """Keeps the list of replicas. One that can't be read now is read again."""
         while True:
             with suppress(OSError):
                 self._replicas.update(await asyncio.to_thread(self._rows))
+                if self._older is not None:
+                    self._older.replicas.update(await asyncio.to_thread(self._older.registry.ready))
             self.ready = bool(self._replicas.targets) and not self._should_stop()
             await asyncio.sleep(_REGISTRY_EVERY_S)
 
@@ -210,6 +258,14 @@ class Gateway:
         return {**self._counts.taken(), "replicas": len(self._replicas.targets), **self._admission.figures(), **kept}
 
 
+class _Older:
+    """Replicas of an older version, as this process knows them."""
+
+    def __init__(self, registry: ReplicaRegistry, keys: Keys) -> None:
+        self.registry, self.replicas = registry, Replicas(keys, time.monotonic)
+        self.replicas.update(registry.ready())
+
+
 @contextmanager
 def listener(host: str, port: int, *, shared: bool) -> Iterator[socket.socket]:
     """A bound socket.
@@ -252,11 +308,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(parts: Parts, mirror: Mirror) -> _Server:
+def _server(parts: Parts, service: Answering) -> _Server:
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # its words hold nothing, for each bad connection
     settings = parts.settings
     config = uvicorn.Config(
-        application(parts, mirror),
+        application(parts, service),
         http=protocol_class(settings.max_connections),
         ws="none",
         lifespan="off",

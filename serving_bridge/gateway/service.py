@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from serving_bridge.gateway.answers import Choice, Delta
 from serving_bridge.gateway.arms import STABLE
@@ -31,12 +31,23 @@ class Answer:
       deltas: lists of what came together; raises `GatewayError` if the answer can't be ended.
       choices: as far as they came.
       prompts: token ids.
+      before: tokens of prompts and answers that came before this one and were not told.
     """
 
     tag: Tag
     deltas: AsyncIterator[list[Delta]]
     choices: Sequence[Choice]
     prompts: Sequence[Sequence[int]]
+    before: tuple[int, int] = (0, 0)
+
+
+class Answering(Protocol):
+    """What answers requests."""
+
+    def answered(
+        self, asked: Asked, caller: Caller, exchange: Exchange, timeout_s: float
+    ) -> AbstractAsyncContextManager[Answer]:
+        """The answer to a request; see `Service.answered`."""
 
 
 class Service:
@@ -126,6 +137,8 @@ class Service:
         sampling = asked.sampling
         if asked.call:
             sampling = replace(sampling, schema=calls_schema(asked.tools, asked.call))
+        if self._parts.wants_logprobs and sampling.logprobs is None:
+            sampling = replace(sampling, logprobs=0)
         ends = self._parts.tokenizer.eos_ids
         return Wanted(request_id, prompt, sampling, room, ends, ticket.priority, caller.cache_salt, keeps)
 

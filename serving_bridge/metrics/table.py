@@ -344,10 +344,7 @@ FLEET: tuple[Metric, ...] = (
 GATEWAY: tuple[Metric, ...] = (
     _gauge("weir_gateway_requests_in_flight", "requests", "Requests that are being answered", "gateway", "in_flight"),
     _gauge("weir_gateway_replicas", "replicas", "Replicas that take requests", "gateway", "replicas"),
-    _counter(
-        "weir_gateway_requests_total", "requests", "Requests by HTTP status; those whose client left first by gone",
-        "gateway", "statuses.*", "status",
-    ),
+    _counter("weir_gateway_requests_total", "requests", "By HTTP status, or gone", "gateway", "statuses.*", "status"),
     _counter("weir_gateway_prompt_tokens_total", "tokens", "Tokens of answered prompts", "gateway", "prompt_tokens"),
     _counter("weir_gateway_completion_tokens_total", "tokens", "Tokens sampled", "gateway", "completion_tokens"),
     _counter("weir_gateway_answers_begun_total", "answers", "Answers with a first token", "gateway", "begun"),
@@ -358,6 +355,7 @@ GATEWAY: tuple[Metric, ...] = (
     _gauge("weir_gateway_requests_waiting", "requests", "Waiting, by class", "gateway", "waiting.*", "class"),
     _gauge("weir_gateway_unwritten_bills", "answers", "Bills on this host", "gateway", "unwritten_bills"),
     _gauge("weir_gateway_cut_off", "1 or 0", "Whether the tenants' database is away", "gateway", "cut_off"),
+    _counter("weir_gateway_fallbacks_total", "answers", "By case and policy", "gateway", "fallbacks.*", "fallback"),
     _counter("weir_gateway_replicas_lost_total", "tries", "Tries that a replica failed", "gateway", "replicas_lost"),
     _counter("weir_gateway_arm_requests_total", "requests", "Requests by their arm", "gateway", "arms.*", "arm"),
     _gauge("weir_gateway_canary_share", _SHARE, "Share of the conversations on the canary", "split", "canary_share"),

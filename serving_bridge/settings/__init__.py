@@ -1,6 +1,7 @@
 """The settings of the serving side."""
 
 from serving_bridge.settings.engine_args import VLLM_MODULE, command_line, options_of
+from serving_bridge.settings.fallback import CASES, POLICIES, Case, FallbackSettings, Policy, TenantFallbackSettings
 from serving_bridge.settings.gateway import GatewaySettings
 from serving_bridge.settings.priorities import PRIORITIES, SHADOW_PRIORITY, VLLM_PRIORITY, Priority
 from serving_bridge.settings.registry import RegistrySettings
@@ -11,12 +12,17 @@ from serving_bridge.settings.telemetry import TelemetrySettings
 
 __all__ = [
     "BLOCKED",
+    "CASES",
+    "POLICIES",
     "PRIORITIES",
     "SHADOW_PRIORITY",
     "VLLM_MODULE",
     "VLLM_PRIORITY",
+    "Case",
     "EvaluationSettings",
+    "FallbackSettings",
     "GatewaySettings",
+    "Policy",
     "Priority",
     "RegistrySettings",
     "RolloutSettings",
@@ -25,6 +31,7 @@ __all__ = [
     "SessionsSettings",
     "StoreSettings",
     "TelemetrySettings",
+    "TenantFallbackSettings",
     "TenantSafetySettings",
     "command_line",
     "options_of",

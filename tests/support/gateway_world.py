@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from serving_bridge.access import FreshKeys, Gate, Refused
-from serving_bridge.gateway import Admission, Gateway, Guards, Observations, Split, listener
+from serving_bridge.gateway import Admission, Fallback, Gateway, Guards, Observations, Split, listener
 from serving_bridge.recordings import Recorder
 from serving_bridge.routing import ReplicaRegistry
 from serving_bridge.settings import GatewaySettings
@@ -37,7 +37,8 @@ class Script:
       lost_after: breaks the connection off after so many tokens.
       finish: reason of each answer's end.
       version: that it says to have sampled; `row_version` is what its row says, the same where None.
-      logprobs: tells some, whatever was asked.
+      texts: of its answers in turn, before `text`.
+      logprob: of every token of the answers in turn; the last one goes on.
       asked: bodies, in order.
       running, aborted: streams that go on, and that their client left.
     """
@@ -51,7 +52,8 @@ class Script:
     version: str = "3"
     row_version: int | None = None
     arm: str = ""
-    logprob: float = -0.5
+    texts: Sequence[str] = ()
+    logprob: Sequence[float] = (-0.5,)
     asked: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
     aborted: int = 0
@@ -89,8 +91,10 @@ class Replica:
         return response
 
     async def _stream(self, response: web.StreamResponse, asked: dict[str, Any], request: web.Request) -> None:
-        script, end = self.script, self.tokenizer.eos_ids[0]
-        tokens = list(script.tokens) or self.tokenizer.backend.encode(script.text, add_special_tokens=False).ids
+        script, end, number = self.script, self.tokenizer.eos_ids[0], len(self.script.asked) - 1
+        text = script.texts[number] if number < len(script.texts) else script.text
+        logprob = script.logprob[min(number, len(script.logprob) - 1)]
+        tokens = list(script.tokens) or self.tokenizer.backend.encode(text, add_special_tokens=False).ids
         tokens = [*tokens, *([end] if script.finish == "stop" else [])]
         for place, token in enumerate(tokens):
             if script.lost_after is not None and place >= script.lost_after:
@@ -107,7 +111,7 @@ class Replica:
                     choice |= {"finish_reason": script.finish, "weight_versions": spans}
                 if "logprobs" in asked:
                     other = {"token_id": 5, "logprob": -2.0, "rank": 2}
-                    own = {"token_id": token, "logprob": script.logprob, "rank": 1}
+                    own = {"token_id": token, "logprob": logprob, "rank": 1}
                     choice["logprobs"] = {"content": [{**own, "top_logprobs": [own, other]}]}
                 await response.write(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
@@ -172,6 +176,7 @@ async def running_gateway(
     read_split: Callable[[], Split] | None = None,
     observations: Observations | None = None,
     recorder: Recorder | None = None,
+    fallback: Fallback | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """A gateway over one replica for each script, named r0, r1, ..."""
@@ -202,6 +207,7 @@ async def running_gateway(
         read_split=read_split,
         observations=observations,
         recorder=recorder,
+        fallback=fallback,
     )
     with listener(HOST, 0, shared=False) as bound:
         port = bound.getsockname()[1]

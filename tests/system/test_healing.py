@@ -24,6 +24,7 @@ from tools.assembly import clear_errors
 PACKAGES = ("learner_jax", "rewards", "serving_bridge", "configs", "tools/assembly")
 #: What was given has to change: settings, model folder, task, database, machine.
 CANNOT_HEAL = {
+    "CalibrationError",
     "ConfigError",
     "ConversionError",
     "CreateModelError",
@@ -31,6 +32,7 @@ CANNOT_HEAL = {
     "EngineArgsError",
     "EvaluationError",
     "FailedVerdictsError",
+    "FallbackError",
     "FineTuningError",
     "InUseError",
     "HubModelError",

@@ -102,6 +102,7 @@ NOT_RUN: dict[str, str] = {
     "testing.tenants": "runs 200 deployments; tests/tools/testing/test_tenants.py runs some",
     "testing.chaos": "kills the processes of real jobs for minutes; tests/tools/testing does",
     "sessions": "needs recorded sessions; tests/tools/test_sessions.py runs each of its commands",
+    "confidence": "reads the reader's own answers; tests/tools/calibrating has some",
     "safety": "reads the reader's own texts and logs; tests/tools/screening has some",
     "registry": "needs a registry with entries; tests/tools/test_registry.py runs each of its commands",
 }

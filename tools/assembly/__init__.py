@@ -21,6 +21,7 @@ from tools.assembly.build import (
 from tools.assembly.data_survey import DataSurvey, survey_data
 from tools.assembly.dry_run import show_dry_run
 from tools.assembly.error_exit import DISK_STATUS, clear_errors
+from tools.assembly.fallback import fallback_of
 from tools.assembly.fetched import Fetched, checkpoint_here, model_here
 from tools.assembly.garbage import collect_garbage_less_often
 from tools.assembly.metrics import learner_metrics_writer, metrics_log
@@ -74,6 +75,7 @@ __all__ = [
     "config_arguments",
     "create_model",
     "database_of",
+    "fallback_of",
     "fleets_of",
     "fresh_coordinator",
     "hosts_of",

@@ -25,6 +25,7 @@ ALLOWED = {
     "ClientGone",
     "EngineDiedError",
     "NotReadyError",
+    "Passed",
     "ReplicaLost",
     "Violation",
     "ProcessDiedError",
