@@ -26,6 +26,8 @@ _ENV = "env:"
 #: of groups of pods, and of the labels that these get
 _GROUPS, _OF_GROUP = "leaderworkerset.x-k8s.io", "leaderworkerset.sigs.k8s.io"
 _USER = 1000
+#: a container's own /dev/shm has 64 MiB, too few for NCCL and vLLM's workers; this one counts as the container's memory
+_MEMORY = "memory"
 _OWN_ROLES: tuple[RoleName, ...] = ("database", "serving")
 _LIMITS = {"gpu": "nvidia.com/gpu", "tpu": "google.com/tpu"}
 _NODES = {"gpu": "nvidia.com/gpu.product", "tpu": "cloud.google.com/gke-tpu-accelerator"}
@@ -170,12 +172,15 @@ class _Run:
         ]
 
     def fleet_service(self) -> Manifest:
-        """Names the servers for what scrapes them; workers find them by the registry."""
+        """Names the servers for what scrapes them; workers find them by the registry.
+
+        A LeaderWorkerSet makes a Service of its own name, for the names of its pods: this one has another.
+        """
         serving = self._config.serving
         ports = [{"name": f"http-{n}", "port": serving.port + n} for n in range(serving.replicas)]
         leads = {f"{_OF_GROUP}/worker-index": "0"} if serving.hosts_per_replica > 1 else {}
         spec = {"clusterIP": "None", "selector": self._labels("fleet") | leads, "ports": ports}
-        return self._manifest("v1", "Service", f"{self._name}-fleet", spec=spec)
+        return self._manifest("v1", "Service", f"{self._name}-servers", spec=spec)
 
     def budgets(self) -> list[Manifest]:
         """None for the learner: it saves when it is evicted, and one that may never be would block every drain."""
@@ -250,6 +255,7 @@ class _Run:
     ) -> Manifest:
         settings = self._roles[role]
         volumes: list[Manifest] = [{"name": "config", "configMap": {"name": self._name}}]
+        volumes.append({"name": _MEMORY, "emptyDir": {"medium": "Memory"}})
         for number in range(len(self._config.launch.shared)):
             claim = {"claimName": f"{self._name}-{number}"}
             volumes.append({"name": f"shared-{number}", "persistentVolumeClaim": claim})
@@ -269,6 +275,7 @@ class _Run:
     def _container(self, role: RoleName, command: list[str], *, computes: bool = True) -> Manifest:
         settings = self._roles[role]
         mounts = [{"name": "config", "mountPath": CONFIG_FOLDER, "readOnly": True}]
+        mounts.append({"name": _MEMORY, "mountPath": "/dev/shm"})
         for number, folder in enumerate(self._config.launch.shared):
             mounts.append({"name": f"shared-{number}", "mountPath": folder})
         wanted: Manifest = {"cpu": settings.cpus, "memory": f"{settings.memory_gib}Gi"}
@@ -281,7 +288,7 @@ class _Run:
             "env": [*_own_facts(), *(self._variable(name, value) for name, value in settings.variables.items())],
             "resources": {"requests": wanted, "limits": dict(wanted)},
             "volumeMounts": mounts,
-            "securityContext": {"allowPrivilegeEscalation": False},
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         }
 
     def _variable(self, name: str, value: str) -> Manifest:

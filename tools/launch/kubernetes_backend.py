@@ -53,7 +53,10 @@ def as_yaml(parts: Sequence[Manifest]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines in YAML's literal style."""
+    """Writes texts of several lines in YAML's literal style, and what stands twice twice, for tools without aliases."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:

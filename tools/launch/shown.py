@@ -12,6 +12,8 @@ from tools.assembly import Placement, RunPaths, hosts_of, planned, python_of
 
 def role_lines(config: Config) -> Iterator[str]:
     """One paragraph a role: hosts, resources, Python and variables."""
+    if not config.launch.roles():
+        yield "none has a table in [launch]: every process runs here, with all that this machine has"
     for name, role in config.launch.roles().items():
         yield f"{name}: {_counted(hosts_of(config, name), 'host')}, each with {_resources(role)}" + (
             f"; on hosts of {role.beside}" if role.beside else ""

@@ -15,6 +15,7 @@ import yaml
 from configs.load import load_config, parse_config
 from configs.schema import Config
 from serving_bridge.access import gate
+from tests.support.kubernetes_kinds import GROUP_LABELS, kind_problems, service_of
 from tests.support.shown_commands import parsed
 from tools.assembly import run_paths
 from tools.assembly.before_start import PreflightError
@@ -67,6 +68,9 @@ def test_every_command_is_what_its_parser_takes_and_its_paths_are_mounted() -> N
         assert (python, flags, module) == ("python", "-P", "-m")
         parsed(command, command, [part.replace("$(POD_NAME)", "x").replace("$(POD_IP)", "10.0.0.1") for part in given],
                is_whole=True)  # fmt: skip
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert {"name": "memory", "emptyDir": {"medium": "Memory"}} in spec["volumes"]
+        assert "/dev/shm" in [mount["mountPath"] for mount in container["volumeMounts"]]
         variables = {variable["name"] for variable in container["env"]}
         assert all(part[2:-1] in variables for part in given if part.startswith("$("))
         mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
@@ -159,8 +163,7 @@ def test_only_workers_reach_the_servers_and_nobody_the_workers() -> None:
 
 
 def test_a_replica_of_several_hosts_is_a_group_whose_first_pod_leads() -> None:
-    config = a_run("launch.fleet.hosts=6", "serving.replicas=1", "serving.hosts_per_replica=2",
-                   "serving.tensor_parallel_size=2")  # fmt: skip
+    config = a_run(*SEVERAL_HOSTS)
     found = files(config)
     groups, service = found["fleet.yaml"]
     assert (groups["kind"], groups["apiVersion"]) == ("LeaderWorkerSet", "leaderworkerset.x-k8s.io/v1")
@@ -190,6 +193,52 @@ def test_a_replica_of_several_hosts_is_a_group_whose_first_pod_leads() -> None:
     assert [source["podSelector"]["matchLabels"]["weir/role"] for source in among["from"]] == ["fleet"]
     assert "ports" in workers
     assert "ports" not in among
+
+
+SEVERAL_HOSTS = (
+    *("launch.fleet.hosts=6", "serving.replicas=1", "serving.hosts_per_replica=2", "serving.tensor_parallel_size=2"),
+)
+
+
+@pytest.mark.parametrize(
+    "overrides", [(), SEVERAL_HOSTS, ("warm_start=none", "model.create=none", "model.path=/data/m")]
+)
+def test_job_sets_and_groups_hold_only_what_their_kinds_take(overrides: tuple[str, ...]) -> None:
+    found = files(a_run(*overrides))
+    custom = [part for parts in found.values() for part in parts if ".x-k8s.io/" in part["apiVersion"]]
+    assert [part["kind"] for part in custom] == (
+        ["JobSet", "LeaderWorkerSet"] if overrides == SEVERAL_HOSTS else ["JobSet"]
+    )
+    for part in custom:
+        assert kind_problems(part) == []
+        # The first job depends on nothing, and each other only on one before it.
+        seen: list[str] = []
+        for job in part["spec"].get("replicatedJobs", ()):
+            assert all(before["name"] in seen for before in job.get("dependsOn", ()))
+            seen.append(job["name"])
+            assert len(f"{part['metadata']['name']}-{job['name']}-0-9999") <= 63
+    # Controllers make headless Services of these names, and take one that is there for theirs.
+    services = {part["metadata"]["name"] for parts in found.values() for part in parts if part["kind"] == "Service"}
+    assert not services & {service_of(part) for part in custom}
+    used = set(re.findall(r"leaderworkerset\.sigs\.k8s\.io/[a-z-]+", as_yaml([p for ps in found.values() for p in ps])))
+    assert used <= GROUP_LABELS
+
+
+def test_the_kinds_see_what_is_wrong() -> None:
+    (groups,) = [part for part in files(a_run(*SEVERAL_HOSTS))["fleet.yaml"] if part["kind"] == "LeaderWorkerSet"]
+    template = groups["spec"]["leaderWorkerTemplate"]
+    template["restartPolicy"] = "Never"
+    template["leaderTemplat"] = template.pop("leaderTemplate")
+    template["workerTemplate"]["spec"]["containers"][0]["readyProbe"] = {}
+    groups["spec"]["replicas"] = "3"
+    said = "\n".join(kind_problems(groups))
+    for word in (
+        "'Never' is not one of",
+        "'leaderTemplat' was unexpected",
+        "'readyProbe' was unexpected",
+        "spec.replicas",
+    ):
+        assert word in said
 
 
 OWN = (
@@ -286,6 +335,7 @@ def test_files_are_written_and_nothing_is_applied(tmp_path: Path, capsys: pytest
         Kubernetes().start(start, dry=False)
     assert Kubernetes().start(start, dry=True, out=tmp_path / "out") == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(files(a_run(*OWN)))
+    assert not re.search(r": [&*]", (tmp_path / "out" / "fleet.yaml").read_text())
     assert "config.toml: |" in (tmp_path / "out" / "config.yaml").read_text()
     if (validate := shutil.which("kubernetes-validate")) is not None:
         written = [str(path) for path in (tmp_path / "out").iterdir() if path.name not in _OTHERS]

@@ -20,6 +20,7 @@ from tools.launch.backends import backend_of
 from tools.launch.checks import require_launchable
 from tools.launch.local import Local
 from tools.launch.logs import show_logs
+from tools.launch.shown import role_lines
 from tools.launch.started import LaunchError, Started, read_started
 
 ROLLOUT = ("launch.rollout.cpus=2", "launch.rollout.memory_gib=4")
@@ -43,6 +44,9 @@ def commands(*overrides: str) -> dict[str, list[str]]:
 def test_without_roles_the_processes_are_those_of_one_machine() -> None:
     found = commands()
     assert list(found) == ["serve", "warm_start", "learner", "rollout", "convert"]
+    assert list(role_lines(load_config("demo", ["run.directory=/r"]))) == [
+        "none has a table in [launch]: every process runs here, with all that this machine has"
+    ]
     assert found["rollout"] == [sys.executable, "-P", "-m", "tools.rollout", "--config", "/r/config.toml"]
 
 
