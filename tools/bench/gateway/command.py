@@ -1,7 +1,7 @@
 """What the gateway adds to a request, beside direct access to the engine and beside LiteLLM's proxy.
 
-python -m tools.bench gateway [--streams 1 64] [--requests 128] [--tokens 64] [--pace-ms 10] [--rounds 5]
-                              [--litellm PROGRAM] [--json PATH]
+python -m tools.bench gateway [--streams 1 64] [--requests 128] [--tokens 64] [--pace-ms 10] [--pause-ms 0]
+                              [--rounds 5] [--litellm PROGRAM] [--json PATH]
 
 The engine is a program that streams the same text at a set pace, so that what is measured is what stands before it.
 Sides take turns in each round, and all texts have to be the same. Added time is a side's median less that of direct
@@ -48,6 +48,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--requests", type=positive, default=128, help="requests of a side in a round (default 128)")
     parser.add_argument("--tokens", type=positive, default=64, help="tokens of an answer (default 64)")
     parser.add_argument("--pace-ms", type=float, default=10.0, help="time of a token (default 10)")
+    parser.add_argument(
+        "--pause-ms", type=float, default=0.0, help="mean pause of a client before a request; 0: all ask at once"
+    )
     parser.add_argument("--rounds", type=positive, default=5, help="turns of each side (default 5)")
     parser.add_argument(
         "--litellm", type=Path, default=None, metavar="PROGRAM", help="LiteLLM's program; none: left out"
@@ -86,7 +89,9 @@ async def _measured(sides: Sequence[Side], streams: int, given: argparse.Namespa
         for number in range(given.rounds):
             found: dict[str, Figures] = {}
             for side in list(sides)[:: 1 if number % 2 == 0 else -1]:
-                found[side.name] = await drive(side, requests=given.requests, streams=streams, tokens=given.tokens)
+                found[side.name] = await drive(
+                    side, requests=given.requests, streams=streams, tokens=given.tokens, pause_ms=given.pause_ms
+                )
                 bar.advance(task)
             if len({figures.text for figures in found.values()}) != 1:
                 raise BenchmarkError("the sides gave different texts")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -34,21 +35,28 @@ class Figures:
     text: str
 
 
-async def drive(side: Side, *, requests: int, streams: int, tokens: int) -> Figures:
-    """Sends requests, so many at a time.
+async def drive(side: Side, *, requests: int, streams: int, tokens: int, pause_ms: float = 0.0) -> Figures:
+    """Sends requests by so many clients, each with one at a time.
+
+    Args:
+      pause_ms: mean time for which a client waits before each request, exponentially distributed. Without it all
+        clients begin at once, and since all answers take equally long, they go on asking at once.
 
     Raises:
       BenchmarkError: an answer is refused, or not like the others.
     """
-    room = asyncio.Semaphore(streams)
+    numbers, pauses, found = iter(range(requests)), random.Random(0), []
     cpu_s = side.cpu_s()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
-        async def one(number: int) -> tuple[float, float, str]:
-            async with room, asyncio.timeout(_REQUEST_S):
-                return await _streamed(session, side, number, tokens)
+        async def client() -> None:
+            for number in numbers:
+                if pause_ms > 0:
+                    await asyncio.sleep(pauses.expovariate(1000 / pause_ms))
+                async with asyncio.timeout(_REQUEST_S):
+                    found.append(await _streamed(session, side, number, tokens))
 
-        found = await asyncio.gather(*map(one, range(requests)))
+        await asyncio.gather(*(client() for _ in range(min(streams, requests))))
     cpu_ms = 1000 * (side.cpu_s() - cpu_s) / requests
     texts = {text for _, _, text in found}
     if len(texts) != 1:

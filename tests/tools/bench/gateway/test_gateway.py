@@ -13,7 +13,7 @@ from tools.bench.gateway.sides import DIRECT, GUARDED, WEIR
 
 def test_it_runs_and_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "gateway.json"
-    few = ["--streams", "2", "--requests", "40", "--tokens", "4", "--pace-ms", "1", "--rounds", "1"]
+    few = ["--streams", "2", "--requests", "40", "--tokens", "4", "--pace-ms", "1", "--pause-ms", "2", "--rounds", "1"]
     assert main(["gateway", *few, "--json", str(out)]) == 0
     assert "2 streams at a time" in capsys.readouterr().out
     results = json.loads(out.read_text())["results"]
