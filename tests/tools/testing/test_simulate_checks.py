@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner_jax.contracts import Trajectory
+from learner_jax.contracts import TensorEntry, Trajectory
 from learner_jax.runtime import Waits
 from serving_bridge.weights import VersionHeader, VersionWriter, WeightStore
 from tests.support.simulated_checks import Bench
@@ -187,13 +187,16 @@ def deleted_in_use(bench: Bench) -> None:
         (folder / "manifest.json").unlink()
 
 
+def publish_update(bench: Bench, entries: Sequence[TensorEntry]) -> None:
+    """The next version, built on version 1."""
+    writer = VersionWriter(WeightStore(bench.weights, run="run"))
+    header = VersionHeader(1, [], writer.claim())
+    writer.publish_update({"stream": np.zeros(1, np.uint8)}, entries, header, base_version=1, num_changed=0)
+
+
 def deleted_base(bench: Bench) -> None:
     folder = bench.publish()
-    store = WeightStore(bench.weights, run="run")
-    entries = store.manifest(1).tensors
-    header = VersionHeader(1, [], VersionWriter(store).claim())
-    streams = {"stream": np.zeros(1, np.uint8)}
-    VersionWriter(store).publish_update(streams, entries, header, base_version=1, num_changed=0)
+    publish_update(bench, WeightStore(bench.weights, run="run").manifest(1).tensors)
     bench.files.look()
     assert bench.violations.first is None
     with bench.disk.watched():
@@ -336,6 +339,19 @@ def test_what_is_allowed_is_not_noted(bench: Bench):
         bench.publish()
         bench.files.published(1)
         (bench.weights / "v00000001" / "manifest.json").read_bytes()
+    assert bench.violations.first is None
+
+
+def test_a_version_is_deleted_once_though_two_remove_what_is_left_of_it(bench: Bench):
+    folder = bench.publish()
+    entries = WeightStore(bench.weights, run="run").manifest(1).tensors
+    bench.publish(2)
+    with bench.disk.watched():
+        (folder / "manifest.json").unlink()  # whoever removes it is killed now
+    publish_update(bench, entries)  # by a learner that was replaced, and knows no better
+    with bench.disk.watched():
+        (folder / "manifest.json").unlink(missing_ok=True)
+    bench.files.look()
     assert bench.violations.first is None
 
 

@@ -101,8 +101,8 @@ class FileChecks:
             self._taken(path.name, effect)
         elif effect.kind == "rename" and path.parent == self._checkpoints and path.name.isdecimal():
             self.proven.discard(int(path.name))  # of a life that was replaced, which was put aside
-        elif effect.kind == "unlink" and path.name == _MANIFESTS[0] and not effect.done:
-            self._deleted(path.parent)
+        elif effect.kind == "unlink" and path.name == _MANIFESTS[0] and not effect.done and path.exists():
+            self._deleted(path.parent)  # once: whoever is killed amid it leaves the rest for the next to remove
         elif effect.kind == "rename" and path.name in _MANIFESTS and effect.source is not None and not effect.done:
             self._appears(path, effect.source)
 
