@@ -21,6 +21,7 @@ from configs.schema import Config
 from learner_jax.runtime import Waits, printable
 from serving_bridge.database import open_database
 from serving_bridge.gateway import Gateway, GuardedGateway, Split, TenantAdmission, listener, split_of
+from serving_bridge.guard_models import served_guards
 from serving_bridge.metrics import Exporter
 from serving_bridge.processes import Supervisor, python_module
 from serving_bridge.recordings import RECORDINGS, Recorder, RecordingStore, Redaction
@@ -123,7 +124,7 @@ def _guards(config: Config, paths: RunPaths, name: str) -> Iterator[GuardedGatew
         return
     audit = AuditLog(paths.directory / _AUDIT, name)
     try:
-        yield GuardedGateway(Guards(config.safety, audit=audit))
+        yield GuardedGateway(Guards(config.safety, models=served_guards(config.safety), audit=audit))
     finally:
         audit.close()
 

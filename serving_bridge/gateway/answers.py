@@ -30,6 +30,10 @@ class TextGuard(Protocol):
         """Whether a whole text, such as a call's arguments, may be told."""
 
     @property
+    def blocks_all(self) -> bool:
+        """Whether the whole answer was blocked, also what was released before."""
+
+    @property
     def has_failed(self) -> bool:
         """Whether the answer was cut because it could not be judged."""
 
@@ -113,6 +117,7 @@ class ChoiceReader:
         self._calls = CallText(must_call=bool(asked.call)) if asked.tools else None
         self._is_named_call = asked.call not in ("", "*")
         self._guard, self.is_guarded = guard, guard is not None
+        self._streams = asked.stream
         self._tells_logprobs = asked.sampling.logprobs is not None
         self._held_logprobs: list[PositionLogprobs] = []
         self.is_cut_here = False
@@ -147,6 +152,8 @@ class ChoiceReader:
             text, finish = await _guarded(self._guard, text, finish, calls)
             logprobs = self._released(logprobs, finish)
             choice.guard_failed = self._guard.has_failed
+            if self._guard.blocks_all and not self._streams:
+                choice.text.clear()
         self.is_cut_here = finish is not None and piece.finish is None
         if finish == CUT:
             calls = ()

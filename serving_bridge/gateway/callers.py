@@ -90,6 +90,9 @@ class Admission(Protocol):
 class Guards(Protocol):
     """What is let through."""
 
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Keeps them at work while the gateway serves."""
+
     async def prompt(self, caller: Caller, response_id: str, messages: Sequence[Mapping[str, Any]]) -> None:
         """Raises `GatewayError` for a prompt that is not answered."""
 
@@ -143,6 +146,9 @@ class OneTenant:
 
 class NoGuards:
     """Lets everything through."""
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     async def prompt(self, caller: Caller, response_id: str, messages: Sequence[Mapping[str, Any]]) -> None:
         return

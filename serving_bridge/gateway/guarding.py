@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from serving_bridge.gateway.callers import Caller
@@ -19,6 +20,9 @@ class GuardedGateway:
     def __init__(self, guards: SafetyGuards) -> None:
         self._guards = guards
 
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return self._guards.running()
+
     async def prompt(self, caller: Caller, response_id: str, messages: Sequence[Mapping[str, Any]]) -> None:
         decision = await self._guards.prompt(caller.tenant, messages)
         if not decision.passes:
@@ -34,13 +38,21 @@ class GuardedChoice:
     def __init__(self, guards: SafetyGuards, tenant: str) -> None:
         self._guards, self._tenant = guards, tenant
         self._stream: StreamGuard = guards.stream(tenant)
-        self.has_failed = False
+        self._said: list[str] = []
+        self.has_failed = self.blocks_all = False
 
     async def push(self, text: str) -> str | None:
+        if self._guards.has_models:
+            self._said.append(text)
         return self._told(await self._stream.push(text))
 
     async def end(self) -> str | None:
-        return self._told(await self._stream.end())
+        """The rest; None where the rules cut it, or a guard model blocks the whole answer."""
+        last = self._told(await self._stream.end())
+        if last is None or not self._said:
+            return last
+        self.blocks_all = not await self.passes("".join(self._said))
+        return None if self.blocks_all else last
 
     async def passes(self, text: str) -> bool:
         decision = await self._guards.answer(self._tenant, text)

@@ -163,7 +163,7 @@ class Gateway:
             server = _server(*self._answering(parts, mirror))
             loops_ = self._follow(), self._look(session), self._tell(), *self._more_loops()
             recording = self._recorder.running() if self._recorder is not None else nullcontext()
-            async with self._admission.running(), recording, _background(*loops_) as loops:
+            async with self._admission.running(), self._guards.running(), recording, _background(*loops_) as loops:
                 serving = asyncio.ensure_future(server.serve(sockets=[listener]))
                 while not serving.done() and not self._should_stop():
                     await asyncio.wait([serving, *loops], timeout=_STOP_POLL_S, return_when=asyncio.FIRST_COMPLETED)

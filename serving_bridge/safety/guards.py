@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from serving_bridge.safety.decisions import Decision, Opinion, Stage, Verdict
 from serving_bridge.safety.personal_data import Redactor
 from serving_bridge.safety.streams import StreamGuard
 from serving_bridge.safety.verdicts import decided
+from serving_bridge.safety.votes import voted
 from serving_bridge.settings import SafetySettings
 
 #: Longer texts are judged in a thread, so that other requests go on.
@@ -38,6 +40,10 @@ class ModelGuard(Protocol):
 
     async def judge(self, messages: Messages, stage: Stage) -> Opinion: ...
 
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Stays open while it is asked."""
+        ...
+
 
 class Guards:
     """Judges on behalf of tenants. A decision's `passes` says whether the text may go on.
@@ -57,6 +63,19 @@ class Guards:
         self._settings, self._models, self._audit, self._clock = settings, tuple(models), audit, clock
         self._checker = Checker(settings)
         self._cache: OrderedDict[tuple[bytes, Stage, bool], tuple[Opinion, ...]] = OrderedDict()
+
+    @property
+    def has_models(self) -> bool:
+        """Whether guard models are asked."""
+        return bool(self._models) and self._settings.enabled
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Keeps the guard models' connections."""
+        async with AsyncExitStack() as stack:
+            for model in self._models:
+                await stack.enter_async_context(model.running())
+            yield
 
     async def prompt(self, tenant: str, messages: Messages) -> Decision:
         """Judges a conversation before a model sees it. Spans are in its contents joined by two line feeds.
@@ -136,10 +155,8 @@ class Guards:
         for task in late:
             task.cancel()
         opinions = [_outcome(model, task, task in late) for model, task in zip(self._models, asked, strict=True)]
-        votes = sum(opinion.verdict is Verdict.BLOCK for opinion in opinions)
-        if votes >= self._settings.votes:
-            return opinions
-        return [replace(o, verdict=Verdict.FLAG) if o.verdict is Verdict.BLOCK else o for o in opinions]
+        weights = [float(getattr(model, "weight", 1.0)) for model in self._models]
+        return voted(opinions, weights, self._settings)
 
     def _recorded(self, tenant: str, stage: Stage, text: str, decision: Decision, seconds: float) -> Decision:
         if self._audit is None:

@@ -5,7 +5,7 @@ from serving_bridge.settings.fallback import CASES, POLICIES, Case, FallbackSett
 from serving_bridge.settings.gateway import GatewaySettings
 from serving_bridge.settings.priorities import PRIORITIES, SHADOW_PRIORITY, VLLM_PRIORITY, Priority
 from serving_bridge.settings.registry import RegistrySettings
-from serving_bridge.settings.safety import BLOCKED, SafetySettings, TenantSafetySettings
+from serving_bridge.settings.safety import BLOCKED, GuardModelSettings, SafetySettings, TenantSafetySettings
 from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings, ServingSettings, StoreSettings
 from serving_bridge.settings.sessions import SessionsSettings
 from serving_bridge.settings.telemetry import TelemetrySettings
@@ -22,6 +22,7 @@ __all__ = [
     "EvaluationSettings",
     "FallbackSettings",
     "GatewaySettings",
+    "GuardModelSettings",
     "Policy",
     "Priority",
     "RegistrySettings",

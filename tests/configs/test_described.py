@@ -77,6 +77,7 @@ def test_there_is_a_description_of_all_that_a_run_can_hold() -> None:
         "task.delayed.",
         "task.rewards.",
         "task.sources.",
+        "safety.models.",
         "supervised.",
     )
     optional = {name for name in BY_NAME if name.startswith(absent)}

@@ -61,6 +61,8 @@ CASES = [
     "safety check --file FILE --out UNDER",
     *(f"safety measure --data {p}" for p in ("MISSING", "EMPTY", "FILE")),
     *(f"safety verify {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "ODD")),
+    *(f"safety train --data {p} --out NEW" for p in ("MISSING", "EMPTY", "FILE")),
+    *(f"safety serve --guard {p}" for p in ("MISSING", "EMPTY", "FILE", "BINARY")),
     "safety",
     *(f"confidence fit --answers {p} --out NEW" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "ODD")),
     "confidence compare --answers MISSING",

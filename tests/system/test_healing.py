@@ -25,6 +25,7 @@ PACKAGES = ("learner_jax", "rewards", "serving_bridge", "configs", "tools/assemb
 #: What was given has to change: settings, model folder, task, database, machine.
 CANNOT_HEAL = {
     "CalibrationError",
+    "ClassifierError",
     "ConfigError",
     "ConversionError",
     "CreateModelError",
@@ -35,6 +36,7 @@ CANNOT_HEAL = {
     "FallbackError",
     "FineTuningError",
     "InUseError",
+    "GuardModelError",
     "HubModelError",
     "MissingLibraryError",
     "ModelConfigError",

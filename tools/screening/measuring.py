@@ -59,6 +59,19 @@ def measured(folder: Path, checker: Checker) -> list[Share]:
     return found
 
 
+def labelled_prompts(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(name, prompts) of each half of the sets of prompts that the folder has."""
+    for start, half in enumerate(("even", "odd")):
+        path = folder / "safety_prompts" / "advbench.csv"
+        if path.is_file():
+            yield f"AdvBench, harmful requests blocked, {half} rows", [row["goal"] for row in _rows(path)[start::2]]
+        path = folder / "xstest" / "xstest_prompts.csv"
+        if path.is_file():
+            for label, name in (("safe", "safe prompts refused"), ("unsafe", "unsafe prompts blocked")):
+                rows = [row["prompt"] for row in _rows(path)[start::2] if row["label"] == label]
+                yield f"XSTest, {name}, {half} rows", rows
+
+
 _Counted = Iterator[tuple[str, tuple[int, int]]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,9 @@ class FailingGuards:
     def __init__(self, stage: str) -> None:
         self._stage = stage
 
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
     async def prompt(self, *_: Any) -> None:
         if self._stage == "prompt":
             raise GatewayError(503, "the prompt could not be judged now", code="guard_failed")
@@ -235,7 +239,7 @@ class FailingGuards:
 
 
 class FailingChoice:
-    has_failed = False
+    has_failed = blocks_all = False
 
     async def push(self, text: str) -> str | None:
         self.has_failed = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ class FailingModel:
     """A guard model that never judges anything."""
 
     name, version = "failing", "1"
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     async def judge(self, messages: Sequence[Any], stage: Stage) -> Opinion:
         raise ConnectionError("no guard model is there")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,9 @@ class Model:
 
     def __init__(self, verdict: Verdict, *, seconds: float = 0.0, error: Exception | None = None) -> None:
         self.verdict, self.seconds, self.error = verdict, seconds, error
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
 
     async def judge(self, messages: Any, stage: Stage) -> Opinion:
         await asyncio.sleep(self.seconds)
