@@ -45,6 +45,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "registry": Command(
             "tools.registry", "register candidates, move aliases such as stable, show lineage and history"
         ),
+        "canary": Command(
+            "tools.canary", "bring a candidate to all users in small steps that undo themselves; pause, abort, replay"
+        ),
         "tenants": Command("tools.tenants", "add tenants, give and take their API keys, set limits, read bills"),
         "sessions": Command("tools.sessions", "show recorded conversations of users; withdraw consent"),
         "database": Command("tools.database", "prepare the PostgreSQL database of a run", configured=True),

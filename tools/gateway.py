@@ -19,6 +19,7 @@ import uvloop
 
 from configs.schema import Config
 from learner_jax.runtime import Waits, printable
+from serving_bridge.canary import Observer
 from serving_bridge.database import open_database
 from serving_bridge.gateway import Gateway, GuardedGateway, Split, TenantAdmission, listener, split_of
 from serving_bridge.guard_models import served_guards
@@ -48,6 +49,7 @@ from tools.assembly import (
     watched,
     working,
 )
+from tools.canary_place import observing
 from tools.command_line import command_parser
 
 _ADMIN_HOST = "127.0.0.1"
@@ -96,6 +98,7 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
         _aliases(config) as registry,
         _recorder(config, paths, tokenizer) as recorder,
         fallback_of(config, paths, name) as fallback,
+        _observer(config) as observer,
     ):
         replicas = build_registry(paths) if registry is None else build_arm_replicas(config, registry)
         gateway = Gateway(
@@ -112,6 +115,7 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
             fallback=fallback,
             read_split=None if registry is None else _split_reader(registry, config.registry.namespace),
             recorder=recorder,
+            observations=observer,
         )
         _listen(gateway, settings, name, number, log)
 
@@ -136,6 +140,14 @@ def _aliases(config: Config) -> AbstractContextManager[Registry | None]:
 
 def _split_reader(registry: Registry, namespace: str) -> Callable[[], Split]:
     return lambda: split_of(registry.placement(namespace))
+
+
+def _observer(config: Config) -> AbstractContextManager[Observer | None]:
+    """What takes note of answers for `tools.canary`; None where no aliases are followed."""
+    where = config.registry
+    return (
+        observing(where.path, where.database, where.namespace) if config.gateway.follow == "aliases" else nullcontext()
+    )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from serving_bridge.database.database import (
     secret_in_url,
     sqlite_path,
 )
-from serving_bridge.database.migrations import QUEUE, REWARD_TABLES, SCHEMA_VERSION, Migration, Schema
+from serving_bridge.database.migrations import QUEUE, REWARD_TABLES, SCHEMA_VERSION, Migration, Schema, migrate
 from serving_bridge.database.postgres_url import split_url
 from serving_bridge.database.read_only import look
 
@@ -36,6 +36,7 @@ __all__ = [
     "absolute_url",
     "is_postgres",
     "look",
+    "migrate",
     "open_database",
     "secret_in_url",
     "split_url",

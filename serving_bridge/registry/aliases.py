@@ -79,6 +79,7 @@ class Aliases:
         stages: Mapping[int, str] | None = None,
         traffic: TrafficChange | None = None,
         unproven: bool = False,
+        also: Callable[[Session], None] | None = None,
     ) -> int:
         """Moves aliases together: all of them, or none.
 
@@ -89,6 +90,7 @@ class Aliases:
           traffic: the split from now on, set in the same transaction. Without one the split stays, unless the
             canary became another entry or none: it then begins without traffic.
           unproven: somebody takes the responsibility for entries that no evaluation gate has passed.
+          also: what else is done in the transaction; what it raises undoes the move.
 
         Returns:
           Number of the move.
@@ -133,9 +135,24 @@ class Aliases:
                     reason=reason,
                     now_s=now_s,
                 )
+            if also is not None:
+                also(session)
             return last + 1
 
         return self._db.write(work)
+
+    def under(self, lease: RegistryLease, also: Callable[[Session], None]) -> None:
+        """Runs `also` in a transaction in which the lease is held.
+
+        Raises:
+          NotHolderError: it is not held any more; nothing was changed.
+        """
+
+        def work(session: Session) -> None:
+            leases.check(session, lease)
+            also(session)
+
+        self._db.write(work)
 
     def traffic(self, namespace: str) -> TrafficSplit:
         """The traffic split as it stands; everything goes to `stable` where none was made."""

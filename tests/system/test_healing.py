@@ -43,6 +43,7 @@ CANNOT_HEAL = {
     "ModelFamilyError",
     "PatternError",
     "PlanError",
+    "PolicyError",
     "SandboxError",
     "ShardingError",
     "StorageSetupError",

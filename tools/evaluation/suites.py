@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from learner_jax.runtime import Pattern, printable
 from rewards.contracts import Split
 from rewards.settings import TaskSettings
+from serving_bridge.text import REFUSALS
 from tools.evaluation.errors import SuiteError
 from tools.evaluation.estimators import MAX_SAMPLES
 
@@ -21,12 +22,6 @@ SHIPPED = Path(__file__).parents[2] / "configs" / "suites"
 #: vLLM samples at this temperature where a lower one is asked for
 _MIN_TEMPERATURE = 0.01
 _MAX_SHOWN = 200
-REFUSALS = (
-    r"^\W*(i'?m|i am) (very |really |so )?(sorry|unable|not able)\b",
-    r"^\W*(sorry|apologies|unfortunately)\b.{0,80}\b(can'?t|cannot|can not|unable|not able|won'?t)\b",
-    r"^\W*i (can'?t|cannot|can not|won'?t|will not|must decline|have to decline)\b",
-    r"^\W*as an ai\b",
-)
 
 
 class _Table(BaseModel):

@@ -4,6 +4,7 @@ python -m tools.study staleness [--out runs/studies/staleness] [--seeds 3] [--wo
 python -m tools.study learning --model DIR [--seeds 4] [--whole-runs RECORD.json ...] [--report-to docs/studies]
 python -m tools.study credit [--seeds 8] [--report-to docs/studies]
 python -m tools.study retrieval [--seeds 8] [--report-to docs/studies]
+python -m tools.study canary [--good 1000] [--bad 100] [--workers 2] [--report-to docs/studies]
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +33,7 @@ from tools.study.retrieval import RetrievalSettings
 from tools.study.turn_credit import CreditSettings
 
 C = TypeVar("C", Cell, LearningCell)
+T = TypeVar("T")
 _CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.toml"
 
 
@@ -78,6 +81,13 @@ def _parse() -> argparse.Namespace:
         study.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page")
         study.add_argument("--seeds", type=_positive, default=8)
         study.add_argument("--steps", type=_positive, default=steps)
+    canary = studies.add_parser("canary", help="how often the canary decides wrongly, on simulated traffic")
+    canary.add_argument("--out", type=Path, default=Path("runs/studies/canary"), help="finished parts")
+    canary.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page and the plot")
+    canary.add_argument("--good", type=_positive, default=1000, help="good candidates (default: 1000)")
+    canary.add_argument("--bad", type=_positive, default=100, help="bad candidates of each kind (default: 100)")
+    canary.add_argument("--workers", type=_positive, default=max(1, min(8, len(os.sched_getaffinity(0)))))
+    canary.set_defaults(run=_canary)
     credit.set_defaults(run=_credit)
     retrieval.set_defaults(run=_retrieval)
     return parser.parse_args()
@@ -115,6 +125,19 @@ def _retrieval(arguments: argparse.Namespace) -> Path:
     settings = replace(RetrievalSettings(), steps=arguments.steps)
     records = retrieval_results.run_study(arguments.out, arguments.seeds, settings, lambda name: print(f"{name} ..."))
     return retrieval_results.write_retrieval_report(records, settings, arguments.report_to)
+
+
+def _canary(arguments: argparse.Namespace) -> Path:
+    from tools.study import canary  # its simulator, which other studies do without
+
+    settings, wanted = canary.CanarySettings(), canary.canary_cells(arguments.good, arguments.bad)
+    todo = canary.unfinished(arguments.out, wanted, settings)
+    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    job = partial(canary.run_cell, arguments.out, settings)
+    pool = multiprocessing.get_context("spawn").Pool(min(arguments.workers, max(len(todo), 1)))
+    with Progress(*columns, TimeRemainingColumn()) as progress, pool:
+        _run(progress, pool, job, todo, lambda cell: cell.kind)
+    return canary.write_canary_report(arguments.out, wanted, settings, arguments.report_to)
 
 
 def _named(cell: Cell) -> str:
@@ -159,7 +182,7 @@ def _workers(arguments: argparse.Namespace, settings: Any, jobs: int) -> Iterato
         yield progress, pool
 
 
-def _run(progress: Progress, pool: Pool, job: Callable[[C], C], todo: Sequence[C], named: Callable[[C], str]) -> None:
+def _run(progress: Progress, pool: Pool, job: Callable[[T], T], todo: Sequence[T], named: Callable[[T], str]) -> None:
     """Runs the cells that have no record yet."""
     bar = progress.add_task("cells", total=len(todo))
     for cell in pool.imap_unordered(job, todo):

@@ -27,6 +27,16 @@ _ASKED = "in vLLM's server, on its engine, as long as the client waits: its boun
 
 #: (module:function, code) -> why it may stand without a bound
 ALLOWED: dict[tuple[str, str], str] = {
+    (
+        "serving_bridge/canary/observer.py:Observer._run",
+        "while not self._stopped.wait(self._every_s if self.flush() else _RETRY_S)",
+    ): "a thread that lives as long as its gateway; stops when it is told to",
+    ("serving_bridge/canary/webhooks.py:Messenger._all", "asyncio.gather(*posts)"): "each has the session's timeout",
+    (
+        "serving_bridge/canary/webhooks.py:Messenger._run",
+        "while not self._stopped.wait(_POLL_S)",
+    ): "a thread that lives as long as the controller; stops when it is told to",
+    ("tools/canary.py:run", "while not stop()"): "the controller runs until it is stopped",
     ("serving_bridge/safety/guards.py:_outcome", "task.result()"): "the task has ended: safety.deadline_s",
     (
         "serving_bridge/gateway/application.py:_while_there",

@@ -1,0 +1,71 @@
+"""From a candidate to all users in small steps that undo themselves: tests, rules, controller and observations."""
+
+from serving_bridge.canary.controller import LEASE_S, Controller, next_decision
+from serving_bridge.canary.errors import CanaryError, PolicyError
+from serving_bridge.canary.evidence import Sums, log_evidence, lower_bounds, upper_bounds
+from serving_bridge.canary.looks import ALL, Arm, Cell, Decision, Finding, Look, State
+from serving_bridge.canary.machine import compare, decide
+from serving_bridge.canary.metrics import MEASURES, SCORE_PREFIX, Measure
+from serving_bridge.canary.moves import PREVIOUS, Place
+from serving_bridge.canary.observations import LogSource, Observation, ObservationLog, Seen, Source
+from serving_bridge.canary.observer import Observer, distinct_pairs, measures
+from serving_bridge.canary.policy import CanaryPolicy, MetricPolicy, StepPolicy, load_policy, parse_policy
+from serving_bridge.canary.rollouts import Decided, Record, Rollout, Rollouts
+from serving_bridge.canary.schema import CANARY, OBSERVATIONS
+from serving_bridge.canary.service import POLL_S, Service
+from serving_bridge.canary.training_note import TrainingNote, read_note
+from serving_bridge.canary.webhooks import DELIVERY_HEADER, SIGNATURE_HEADER, TIME_HEADER, Messenger, signature
+
+__all__ = [
+    "ALL",
+    "CANARY",
+    "DELIVERY_HEADER",
+    "LEASE_S",
+    "MEASURES",
+    "OBSERVATIONS",
+    "POLL_S",
+    "PREVIOUS",
+    "SCORE_PREFIX",
+    "SIGNATURE_HEADER",
+    "TIME_HEADER",
+    "Arm",
+    "CanaryError",
+    "CanaryPolicy",
+    "Cell",
+    "Controller",
+    "Decided",
+    "Decision",
+    "Finding",
+    "LogSource",
+    "Look",
+    "Measure",
+    "Messenger",
+    "MetricPolicy",
+    "Observation",
+    "ObservationLog",
+    "Observer",
+    "Place",
+    "PolicyError",
+    "Record",
+    "Rollout",
+    "Rollouts",
+    "Seen",
+    "Service",
+    "Source",
+    "State",
+    "StepPolicy",
+    "Sums",
+    "TrainingNote",
+    "compare",
+    "decide",
+    "distinct_pairs",
+    "load_policy",
+    "log_evidence",
+    "lower_bounds",
+    "measures",
+    "next_decision",
+    "parse_policy",
+    "read_note",
+    "signature",
+    "upper_bounds",
+]

@@ -1,0 +1,246 @@
+"""Rollouts and their decisions as rows, within transactions that the caller holds or of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from learner_jax.contracts import quoted
+from serving_bridge.canary.errors import CanaryError
+from serving_bridge.canary.looks import Decision, Look, State
+from serving_bridge.canary.policy import CanaryPolicy
+from serving_bridge.database import Database, Row, Session
+
+Phase = Literal["running", "paused", "promoted", "rolled_back", "inconclusive", "aborted"]
+Asked = Literal["", "pause", "resume", "abort", "released"]
+OPEN: tuple[Phase, Phase] = ("running", "paused")
+_COLUMNS = (
+    "rollout, namespace, number, stable, policy, state, first, phase, looks, asked, reason, actor, created_s, looked_s"
+)
+_MAX_REASON = 1000
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A candidate on its way to all users, or back to none.
+
+    Attributes:
+      rollout: its number.
+      number: of the candidate's entry.
+      stable: entry that it is compared with.
+      state: before the next look.
+      first: observation that it began after.
+      looks: that were decided.
+      asked: what somebody wants of the controller, until it was done; `released` where training was let go on.
+      reason: why it is in its phase.
+      looked_s: when the last look was, or when it began.
+    """
+
+    rollout: int
+    namespace: str
+    number: int
+    stable: int
+    policy: CanaryPolicy
+    state: State
+    first: int
+    phase: Phase
+    looks: int
+    asked: Asked
+    reason: str
+    actor: str
+    created_s: float
+    looked_s: float
+
+    @property
+    def is_open(self) -> bool:
+        return self.phase in OPEN
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A decision with all that it rests on, beside the policy and the looks before it."""
+
+    look: Look
+    decision: Decision
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A stored decision: of which look and step, when, and its record."""
+
+    look: int
+    step: int
+    created_s: float
+    record: Record
+
+
+class Rollouts:
+    """Reads rollouts and asks something of them; only a controller changes where they stand."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def open_one(self, namespace: str) -> Rollout | None:
+        """The rollout that is under way; None if there is none."""
+        return self._db.read(lambda session: open_one(session, namespace))
+
+    def latest(self, namespace: str, *, limit: int = 1) -> list[Rollout]:
+        """The newest ones, newest first."""
+        find = f"SELECT {_COLUMNS} FROM rollouts WHERE namespace = ? ORDER BY rollout DESC LIMIT ?"
+        return [_read(row) for row in self._db.read(lambda session: session.execute(find, (namespace, limit)))]
+
+    def one(self, namespace: str, rollout: int) -> Rollout:
+        """Raises `CanaryError` if there is no such rollout."""
+        find = f"SELECT {_COLUMNS} FROM rollouts WHERE namespace = ? AND rollout = ?"
+        rows = self._db.read(lambda session: session.execute(find, (namespace, rollout)))
+        if not rows:
+            raise CanaryError(f"{namespace} has no rollout {rollout}; `history` shows those that it has")
+        return _read(rows[0])
+
+    def decisions(self, rollout: int, *, limit: int | None = None) -> list[Decided]:
+        """Decisions of a rollout, oldest first; with `limit` the newest so many.
+
+        Raises:
+          CanaryError: one is not what was stored.
+        """
+        find = "SELECT look, step, created_s, document FROM decisions WHERE rollout = ? ORDER BY look DESC"
+        rows = self._db.read(
+            lambda session: session.execute(f"{find} LIMIT ?", (rollout, 2**31 - 1 if limit is None else limit))
+        )
+        return [
+            Decided(look, step, at_s, _record(document, rollout, look)) for look, step, at_s, document in reversed(rows)
+        ]
+
+    def ask(self, namespace: str, what: Asked) -> Rollout:
+        """Asks the controller of the open rollout to do something; returns the rollout.
+
+        Raises:
+          CanaryError: no rollout is open, or it can't be done to it.
+        """
+
+        def work(session: Session) -> Rollout:
+            found = open_one(session, namespace)
+            if found is None:
+                raise CanaryError(f"{namespace} has no rollout under way; `start` begins one")
+            if (what, found.phase) in (("pause", "paused"), ("resume", "running")):
+                raise CanaryError(f"rollout {found.rollout} of {namespace} is {found.phase} already")
+            session.execute("UPDATE rollouts SET asked = ? WHERE rollout = ?", (what, found.rollout))
+            return found
+
+        return self._db.write(work)
+
+    def release(self, namespace: str) -> Rollout:
+        """Lets training go on after a rollback. Raises `CanaryError` where it is not held."""
+
+        def work(session: Session) -> Rollout:
+            find = f"SELECT {_COLUMNS} FROM rollouts WHERE namespace = ? ORDER BY rollout DESC LIMIT 1"
+            rows = session.execute(find, (namespace,))
+            if not rows or _read(rows[0]).phase != "rolled_back" or _read(rows[0]).asked == "released":
+                raise CanaryError(f"training of {namespace} is not held: its newest rollout was not rolled back")
+            session.execute("UPDATE rollouts SET asked = 'released' WHERE rollout = ?", (rows[0][0],))
+            return _read(rows[0])
+
+        return self._db.write(work)
+
+
+def open_one(session: Session, namespace: str) -> Rollout | None:
+    rows = session.execute(
+        f"SELECT {_COLUMNS} FROM rollouts WHERE namespace = ? AND phase IN ('running', 'paused')", (namespace,)
+    )
+    return _read(rows[0]) if rows else None
+
+
+def insert(
+    session: Session,
+    namespace: str,
+    *,
+    number: int,
+    stable: int,
+    policy: CanaryPolicy,
+    first: int,
+    actor: str,
+    reason: str,
+    now_s: float,
+) -> Rollout:
+    """Begins a rollout."""
+    state = msgspec.json.encode(State(until=first)).decode()
+    session.execute(
+        "INSERT INTO rollouts (namespace, number, stable, policy, state, first, phase, looks, reason, actor, "
+        "created_s, looked_s) VALUES (?, ?, ?, ?, ?, ?, 'running', 0, ?, ?, ?, ?)",
+        (
+            namespace,
+            number,
+            stable,
+            policy.model_dump_json(),
+            state,
+            first,
+            quoted(reason, _MAX_REASON),
+            quoted(actor, 200),
+            now_s,
+            now_s,
+        ),
+    )
+    made = open_one(session, namespace)
+    assert made is not None
+    return made
+
+
+def decided(session: Session, rollout: Rollout, look: Look, state: State, decision: Decision) -> None:
+    """Keeps a decision and the state after it."""
+    session.execute(
+        "INSERT INTO decisions (rollout, look, step, verdict, document, created_s) VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            rollout.rollout,
+            rollout.looks + 1,
+            rollout.state.step,
+            decision.verdict,
+            msgspec.json.encode(Record(look, decision)).decode(),
+            look.at_s,
+        ),
+    )
+    session.execute(
+        "UPDATE rollouts SET state = ?, looks = ?, looked_s = ? WHERE rollout = ?",
+        (msgspec.json.encode(state).decode(), rollout.looks + 1, look.at_s, rollout.rollout),
+    )
+
+
+def in_phase(session: Session, rollout: Rollout, phase: Phase, reason: str) -> None:
+    """Sets the phase of a rollout; what was asked of it is done by that."""
+    session.execute(
+        "UPDATE rollouts SET phase = ?, reason = ?, asked = '' WHERE rollout = ?",
+        (phase, quoted(reason, _MAX_REASON), rollout.rollout),
+    )
+
+
+def notify(session: Session, policy: CanaryPolicy, body: Mapping[str, Any], now_s: float) -> None:
+    """Puts a message to each of the policy's addresses among those to be sent."""
+    text = msgspec.json.encode(dict(body)).decode()
+    for address in policy.webhooks:
+        session.execute(
+            "INSERT INTO notices (address, body, tries, due_s, state) VALUES (?, ?, 0, ?, 'waiting')",
+            (address, text, now_s),
+        )
+
+
+def _record(document: str, rollout: int, look: int) -> Record:
+    try:
+        return msgspec.json.decode(document, type=Record)
+    except msgspec.MsgspecError as error:
+        raise CanaryError(
+            f"decision {look} of rollout {rollout} is none: its row was changed ({quoted(str(error), 200)})"
+        ) from None
+
+
+def _read(row: Row) -> Rollout:
+    rollout, namespace, number, stable, policy, state, *rest = row
+    return Rollout(
+        rollout,
+        namespace,
+        number,
+        stable,
+        CanaryPolicy.model_validate_json(policy),
+        msgspec.json.decode(state, type=State),
+        *rest,
+    )

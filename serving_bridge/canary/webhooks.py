@@ -1,0 +1,111 @@
+"""Tells addresses what became of a rollout: signed, tried again, and never in the way of a decision."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import threading
+import time
+from collections.abc import Callable
+
+import aiohttp
+
+from learner_jax.contracts import quoted
+from serving_bridge.database import Database, DatabaseError, Session
+
+#: Headers of a message: when it was sent (seconds since the epoch), its number, and HMAC-SHA-256 of "TIME.BODY".
+TIME_HEADER, DELIVERY_HEADER, SIGNATURE_HEADER = "X-Weir-Timestamp", "X-Weir-Delivery", "X-Weir-Signature"
+DEADLINE_S = 10.0
+_MAX_TRIES, _FIRST_PAUSE_S, _MAX_PAUSE_S = 10, 2.0, 600.0
+_AT_ONCE, _POLL_S = 8, 1.0
+
+
+def signature(secret: bytes, sent_s: int, body: str) -> str:
+    """What a receiver computes anew and compares in constant time: `sha256=` and hexadecimal digits."""
+    return "sha256=" + hmac.digest(secret, f"{sent_s}.{body}".encode(), hashlib.sha256).hex()
+
+
+class Messenger:
+    """Sends the messages that wait in the database, from a thread of its own with a connection of its own.
+
+    A message may come twice, when this is killed after it was sent: its number in `X-Weir-Delivery` is then the same.
+
+    Args:
+      clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        secret: bytes,
+        *,
+        deadline_s: float = DEADLINE_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._db, self._secret, self._deadline_s, self._clock = database, secret, deadline_s, clock
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends it; a message that is under way is waited for until its deadline."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(self._deadline_s + 1)
+        self._db.close()
+
+    def send_due(self) -> int:
+        """Sends what is due, several at once, each within the deadline; returns how many were due."""
+        now_s = self._clock()
+        due = self._db.read(
+            lambda session: session.execute(
+                "SELECT sequence, address, body, tries FROM notices WHERE state = 'waiting' AND due_s <= ? "
+                "ORDER BY due_s LIMIT ?",
+                (now_s, _AT_ONCE),
+            )
+        )
+        if due:
+            errors = asyncio.run(self._all(due))
+            self._db.write(lambda session: self._noted(session, due, errors))
+        return len(due)
+
+    async def _all(self, due: list) -> list[str]:
+        timeout = aiohttp.ClientTimeout(total=self._deadline_s)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            posts = [self._post(session, number, address, body) for number, address, body, _ in due]
+            return await asyncio.gather(*posts)  # each has the session's timeout
+
+    async def _post(self, session: aiohttp.ClientSession, number: int, address: str, body: str) -> str:
+        """Why it was not taken; "" if it was."""
+        sent_s = int(self._clock())
+        headers = {
+            "Content-Type": "application/json",
+            TIME_HEADER: str(sent_s),
+            DELIVERY_HEADER: str(number),
+            SIGNATURE_HEADER: signature(self._secret, sent_s, body),
+        }
+        try:
+            async with session.post(address, data=body.encode(), headers=headers, allow_redirects=False) as answer:
+                return "" if 200 <= answer.status < 300 else f"status {answer.status}"
+        except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
+            return quoted(str(error) or type(error).__name__, 200)
+
+    def _noted(self, session: Session, due: list, errors: list[str]) -> None:
+        now_s = self._clock()
+        for (number, _, _, tries), error in zip(due, errors, strict=True):
+            state = "sent" if not error else "given_up" if tries + 1 >= _MAX_TRIES else "waiting"
+            pause_s = min(_FIRST_PAUSE_S * 2**tries, _MAX_PAUSE_S)
+            session.execute(
+                "UPDATE notices SET state = ?, tries = ?, due_s = ?, error = ? WHERE sequence = ?",
+                (state, tries + 1, now_s + pause_s, error, number),
+            )
+
+    def _run(self) -> None:
+        while not self._stopped.wait(_POLL_S):
+            try:
+                self.send_due()
+            except DatabaseError:
+                continue  # what waits goes on waiting

@@ -1,0 +1,210 @@
+"""One candidate from its start to its end, by the real controller on a real registry, in virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving_bridge.canary import (
+    CANARY,
+    LEASE_S,
+    CanaryPolicy,
+    Controller,
+    MetricPolicy,
+    Place,
+    Rollout,
+    Rollouts,
+    StepPolicy,
+    decide,
+)
+from serving_bridge.canary import State as RolloutState
+from serving_bridge.database import MEMORY, Database, migrate, open_database
+from serving_bridge.registry import ENTRY_SCHEMA, REGISTRY, Entry, Origin, RegistryIndex
+from tools.testing.canary.kinds import Kind
+from tools.testing.canary.traffic import ControllerKilled, Traffic
+
+NAMESPACE = "default"
+_EPOCH_S = 1.8e9
+_INTERVAL_S = 300.0
+#: Seeds of which every decision is computed again.
+_REPLAY_EVERY = 5
+#: A look comes at most so long after it is due: a killed controller's lease has to run out.
+_LATE_S = LEASE_S + 1.0
+
+POLICY = CanaryPolicy(
+    interval_s=_INTERVAL_S,
+    metrics=(
+        MetricPolicy(name="error", margin=0.01),
+        MetricPolicy(name="guard", margin=0.01),
+        MetricPolicy(name="refusal", margin=0.02),
+        MetricPolicy(name="ttft_s", margin=0.1),
+        MetricPolicy(name="tokens_per_s", margin=0.1),
+        MetricPolicy(name="length", margin=0.2),
+        MetricPolicy(name="distinct", margin=0.03),
+        MetricPolicy(name="score.judge", margin=0.03, low=0.0, high=1.0, role="goal", coverage=0.2),
+        MetricPolicy(name="thumbs_down", margin=0.03, coverage=0.0, per_tenant=False),
+    ),
+    steps=(
+        StepPolicy(shadow=0.1, min_samples=300),
+        StepPolicy(share=0.01, min_samples=200),
+        StepPolicy(share=0.05, min_samples=500),
+        StepPolicy(share=0.25, min_samples=2000, min_time_s=1800.0, proof="all"),
+        StepPolicy(share=0.5, min_samples=4000, min_time_s=1800.0, proof="all"),
+        StepPolicy(share=1.0, min_samples=4000, min_time_s=3600.0, proof="all"),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one rollout ended.
+
+    Attributes:
+      phase: as `Rollout.phase`; `running` if it did not end in time.
+      hours: of virtual time.
+      step: in which it ended.
+      looks: that were made; `deaths` of controllers beside them.
+      late_s: from the first look with a reason to roll back to weight 0; None where there was none.
+      metric: that ended it; "" for none.
+      violations: what did not hold.
+    """
+
+    kind: str
+    seed: int
+    phase: str
+    hours: float
+    step: str
+    looks: int
+    deaths: int
+    late_s: float | None
+    metric: str
+    reason: str
+    violations: tuple[str, ...]
+
+
+class _Clock:
+    now_s = _EPOCH_S
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def roll_out(
+    kind: Kind, seed: int, *, policy: CanaryPolicy = POLICY, max_hours: float = 72.0, deaths: float = 0.01
+) -> Outcome:
+    """Runs one candidate. The same kind and seed give the same outcome."""
+    rng = np.random.default_rng([seed, *kind.name.encode()])
+    clock = _Clock()
+    clock.now_s += float(rng.uniform(0, 86_400))
+    began_s = clock.now_s
+    database = open_database(MEMORY, schema=REGISTRY)
+    try:
+        _migrated(database)
+        index = RegistryIndex(database, clock=clock)
+        stable, candidate = (_entry(index, clock) for _ in range(2))
+        lease = index.aliases.take_lease(NAMESPACE, "person", 60)
+        index.aliases.move(lease, {"stable": stable}, actor="person", reason="first")
+        index.aliases.release_lease(lease)
+        traffic = Traffic(kind, rng, lambda: index.aliases.traffic(NAMESPACE), clock, deaths=deaths)
+        place = Place(NAMESPACE, index, Rollouts(database), traffic, lambda number: [], clock)
+        controller = Controller(place, holder="controller-0")
+        controller.start(candidate, policy, actor="person", reason="simulated")
+        violations: list[str] = []
+        dead, late_s, first_s = 0, None, None
+        rollout = place.rollouts.open_one(NAMESPACE)
+        while rollout is not None and rollout.is_open and clock.now_s - began_s < 3600 * max_hours:
+            clock.now_s += policy.interval_s * float(rng.uniform(0.98, 1.02))
+            try:
+                rollout = controller.look()
+            except ControllerKilled:
+                dead += 1
+                clock.now_s += _LATE_S
+                controller = Controller(place, holder=f"controller-{dead}")
+                continue
+            assert rollout is not None
+            violations += _disagreements(index, rollout)
+        assert rollout is not None
+        records = place.rollouts.decisions(rollout.rollout)
+        for decided in records:
+            if any(finding.is_worse for finding in decided.record.decision.findings):
+                first_s = decided.created_s if first_s is None else first_s
+        split = index.aliases.traffic(NAMESPACE)
+        if first_s is not None and not split.canary_share:
+            late_s = clock.now_s - first_s
+        if seed % _REPLAY_EVERY == 0:  # it costs as much as the rollout did
+            violations += _replayed(rollout, policy, [one.record for one in records])
+        reason = rollout.reason
+        return Outcome(
+            kind.name,
+            seed,
+            rollout.phase,
+            (clock.now_s - began_s) / 3600,
+            policy.steps[rollout.state.step].name,
+            rollout.looks,
+            dead,
+            late_s,
+            reason.split(" ")[0] if rollout.phase == "rolled_back" else "",
+            reason,
+            tuple(violations),
+        )
+    finally:
+        database.close()
+
+
+def _migrated(database: Database) -> None:
+    database.write(lambda session: migrate(session, database.name, CANARY))
+
+
+def _disagreements(index: RegistryIndex, rollout: Rollout) -> list[str]:
+    """What of alias, split and rollout does not say the same."""
+    placement = index.aliases.placement(NAMESPACE)
+    canary = placement.canary.number if placement.canary else None
+    stable = placement.stable.number if placement.stable else None
+    step = rollout.policy.steps[rollout.state.step]
+    expected: tuple[int | None, int, float, float] = (rollout.number, rollout.stable, step.share, step.shadow)
+    if not rollout.is_open:
+        promoted = rollout.phase == "promoted"
+        expected = (None, rollout.number if promoted else rollout.stable, 0.0, 0.0)
+    found = (canary, stable, placement.traffic.canary_share, placement.traffic.shadow_share)
+    return [] if found == expected else [f"{rollout.phase}: aliases and split are {found}, expected {expected}"]
+
+
+def _replayed(rollout: Rollout, policy: CanaryPolicy, records: list) -> list[str]:
+    state = RolloutState(until=rollout.first)
+    for number, record in enumerate(records, 1):
+        state, decision = decide(policy, state, record.look)
+        if decision != record.decision:
+            return [f"decision {number} replays to {decision.verdict}, was {record.decision.verdict}"]
+    return [] if state == rollout.state else ["the state replays to another one"]
+
+
+def _entry(index: RegistryIndex, clock: _Clock) -> int:
+    """An entry without weights that has passed the evaluation gate."""
+
+    def make(number: int, previous: str, now_s: float) -> Entry:
+        return Entry(
+            schema=ENTRY_SCHEMA,
+            namespace=NAMESPACE,
+            number=number,
+            previous=previous,
+            parent=None,
+            origin=Origin("run", "simulated", number, number),
+            content="ab" * 32,
+            shape="cd" * 32,
+            tokenizer="",
+            weight_version=number,
+            num_parameters=1,
+            dtype="bfloat16",
+            files=[],
+            data=[],
+            versions={},
+            consent="",
+            note="",
+            actor="simulation",
+            created_s=now_s,
+        )
+
+    number = index.add(NAMESPACE, make).number
+    index.set_stage(NAMESPACE, number, "passed", actor="gate", reason="simulated")
+    return number

@@ -1,0 +1,134 @@
+"""Simulated traffic of one deployment: what a controller's observations would be, drawn for whole looks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from learner_jax.runtime import WeirError
+from serving_bridge.canary import Arm, Cell, MetricPolicy, Seen
+from serving_bridge.registry import TrafficSplit
+from tools.testing.canary.kinds import COVERAGE, LOGNORMAL, NORMAL, OF_GATEWAY, RATES, Kind
+
+#: Conversations a minute at noon and at night; the mean is about 420.
+_BUSY, _QUIET = 600.0, 240.0
+_DAY_S, _HOUR_S = 86_400.0, 3600.0
+#: tenant -> share of the conversations
+TENANTS = {"a": 0.5, "b": 0.25, "c": 0.15, "d": 0.1}
+_ANSWERS_EACH = 1.5
+
+
+class ControllerKilled(WeirError):
+    """The controller of the simulation dies here."""
+
+
+class Traffic:
+    """Implements `serving_bridge.canary.Source`.
+
+    Args:
+      split: the split as gateways would read it.
+      clock: seconds of virtual time.
+      deaths: chance that the controller dies in a look.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        rng: np.random.Generator,
+        split: Callable[[], TrafficSplit],
+        clock: Callable[[], float],
+        *,
+        deaths: float = 0.0,
+    ) -> None:
+        self._kind, self._rng, self._split, self._clock, self._deaths = kind, rng, split, clock, deaths
+        self._began_s = self._upto_s = clock()
+        self._number = 0
+
+    def last(self, namespace: str) -> int:
+        return self._number
+
+    def seen(
+        self, namespace: str, after: int, *, canary: int, stable: int, shadow: bool, metrics: Sequence[MetricPolicy]
+    ) -> Seen:
+        if self._rng.random() < self._deaths:
+            raise ControllerKilled("killed")
+        now_s = self._clock()
+        split = self._split()
+        conversations = self._arrivals(now_s)
+        self._upto_s = now_s
+        self._number += 1
+        counts: dict[Arm, int] = {"canary": int(self._rng.binomial(conversations, split.canary_share)), "stable": 0}
+        counts["stable"] = conversations - counts["canary"]
+        if shadow:
+            counts["canary"] = int(self._rng.binomial(counts["stable"], split.shadow_share))
+        cells: list[Cell] = []
+        covered: dict[str, dict[Arm, int]] = {}
+        is_off = split.canary_share >= self._kind.from_share
+        if is_off and self._kind.hides:
+            counts["canary"] = int(self._rng.binomial(counts["canary"], 1 - self._kind.hides))
+        for arm, number in counts.items():
+            of_tenants = [int(n) for n in self._rng.multinomial(number, list(TENANTS.values()))]
+            for metric in metrics:
+                drawn = self._cells(metric, arm, of_tenants, now_s, is_off=is_off and arm == "canary", shadow=shadow)
+                cells += drawn
+                of = covered.setdefault(metric.name, {"canary": 0, "stable": 0})
+                of[arm] = round(_ANSWERS_EACH * sum(cell.n for cell in drawn if cell.tenant == ""))
+        answers = tuple(round(_ANSWERS_EACH * counts[arm]) for arm in ("canary", "stable"))
+        return Seen(
+            until=self._number,
+            answers=(answers[0], answers[1]),
+            conversations=(counts["canary"], counts["stable"]),
+            covered={name: (of["canary"], of["stable"]) for name, of in covered.items()},
+            cells=cells,
+        )
+
+    def _arrivals(self, now_s: float) -> int:
+        noon = (1 - math.cos(2 * math.pi * now_s / _DAY_S)) / 2
+        rate = _QUIET + (_BUSY - _QUIET) * noon
+        return int(self._rng.poisson(rate * (now_s - self._upto_s) / 60))
+
+    def _cells(
+        self, metric: MetricPolicy, arm: Arm, of_tenants: Sequence[int], now_s: float, *, is_off: bool, shadow: bool
+    ) -> list[Cell]:
+        if metric.name in self._kind.missing and arm == "canary":
+            return []
+        if shadow and arm == "canary" and not metric.measure.in_shadow:
+            return []
+        sums: list[tuple[str, int, float, float]] = []
+        for tenant, arrived in zip(TENANTS, of_tenants, strict=True):
+            count = int(self._rng.binomial(arrived, COVERAGE.get(metric.name, 1.0)))
+            differs = is_off and self._kind.tenant in ("", tenant)
+            if self._kind.lies and metric.name in OF_GATEWAY:
+                differs = False
+            values = self._scaled(metric, self._drawn(metric.name, count, now_s, differs=differs))
+            sums.append((tenant, count, float(values.sum()), float((values * values).sum())))
+        number, total, squares = np.array([one[1:] for one in sums]).sum(axis=0).tolist()
+        cells = [Cell(metric.name, arm, "", number, total, squares)]
+        if metric.per_tenant:
+            cells += [Cell(metric.name, arm, tenant, n, total, squares) for tenant, n, total, squares in sums]
+        return [cell for cell in cells if cell.n]
+
+    def _drawn(self, name: str, count: int, now_s: float, *, differs: bool) -> np.ndarray:
+        kind = self._kind
+        added = kind.adds.get(name, 0.0) if differs else 0.0
+        if differs:
+            added += kind.per_hour.get(name, 0.0) * (now_s - self._began_s) / _HOUR_S
+        if name in RATES:
+            return (self._rng.random(count) < min(RATES[name] + added, 1.0)).astype(np.float64)
+        if name in LOGNORMAL:
+            median, sigma = LOGNORMAL[name]
+            busy = 1 + 0.3 * (1 - math.cos(2 * math.pi * now_s / _DAY_S)) / 2 if name == "ttft_s" else 1.0
+            factor = kind.times.get(name, 1.0) if differs else 1.0
+            return median * busy * factor * np.exp(sigma * self._rng.standard_normal(count))
+        mean, deviation = NORMAL[name]
+        return mean + added + deviation * self._rng.standard_normal(count)
+
+    @staticmethod
+    def _scaled(metric: MetricPolicy, values: np.ndarray) -> np.ndarray:
+        measure = metric.measure
+        clipped = np.clip(values, measure.low, measure.high)
+        if measure.is_log:
+            return np.log(clipped / measure.low) / math.log(measure.high / measure.low)
+        return (clipped - measure.low) / (measure.high - measure.low)
