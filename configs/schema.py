@@ -13,6 +13,7 @@ from rewards.settings import TaskSettings
 from serving_bridge.settings import (
     EvaluationSettings,
     FallbackSettings,
+    FeedbackSettings,
     GatewaySettings,
     RegistrySettings,
     RolloutSettings,
@@ -114,6 +115,7 @@ class Config(Settings):
     launch: LaunchSettings = LaunchSettings()
     safety: SafetySettings = SafetySettings()
     sessions: SessionsSettings = SessionsSettings()
+    feedback: FeedbackSettings = FeedbackSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @model_validator(mode="after")

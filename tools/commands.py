@@ -50,6 +50,7 @@ GROUPS: dict[str, dict[str, Command]] = {
         ),
         "tenants": Command("tools.tenants", "add tenants, give and take their API keys, set limits, read bills"),
         "sessions": Command("tools.sessions", "show recorded conversations of users; withdraw consent"),
+        "feedback": Command("tools.feedback", "bring feedback, look at it, and make training data of it"),
         "database": Command("tools.database", "prepare the PostgreSQL database of a run", configured=True),
     },
     "use a model": {

@@ -11,6 +11,7 @@ from __future__ import annotations
 from configs.load import load_config
 from learner_jax.runtime import printable
 from serving_bridge.database import DatabaseError, is_postgres, open_database
+from serving_bridge.feedback import FEEDBACK
 from serving_bridge.recordings import RECORDINGS
 from serving_bridge.tenants import TENANTS
 from tools.assembly import clear_errors, config_arguments, run_paths
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
             "gateway": arguments.gateway,
         }
         if arguments.gateway:
-            for schema in (TENANTS, RECORDINGS):
+            for schema in (TENANTS, RECORDINGS, FEEDBACK):
                 open_database(url, timeout_s=config.store.database_timeout_s, schema=schema).close()
         roles = {part: role for part, role in asked.items() if role}
         postgres_roles.prepare(url, roles, timeout_s=config.store.database_timeout_s)

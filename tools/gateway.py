@@ -20,12 +20,12 @@ import uvloop
 from configs.schema import Config
 from learner_jax.runtime import Waits, printable
 from serving_bridge.canary import Observer
-from serving_bridge.database import open_database
+from serving_bridge.feedback import FeedbackStore
 from serving_bridge.gateway import Gateway, GuardedGateway, Split, TenantAdmission, listener, split_of
 from serving_bridge.guard_models import served_guards
 from serving_bridge.metrics import Exporter
 from serving_bridge.processes import Supervisor, python_module
-from serving_bridge.recordings import RECORDINGS, Recorder, RecordingStore, Redaction
+from serving_bridge.recordings import Recorder, Redaction
 from serving_bridge.registry import Registry
 from serving_bridge.routing import KEYS_FOLDER
 from serving_bridge.safety import AuditLog, Checker, Guards
@@ -45,6 +45,7 @@ from tools.assembly import (
     config_arguments,
     fallback_of,
     metrics_log,
+    opened_recordings,
     read_arguments,
     watched,
     working,
@@ -96,7 +97,7 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
         working(paths, name),
         _guards(config, paths, name) as guards,
         _aliases(config) as registry,
-        _recorder(config, paths, tokenizer) as recorder,
+        _recorded(config, paths, tokenizer) as (recorder, feedback),
         fallback_of(config, paths, name) as fallback,
         _observer(config) as observer,
     ):
@@ -116,6 +117,7 @@ def _serve(config: Config, paths: RunPaths, number: int, stop: StopRequest) -> N
             read_split=None if registry is None else _split_reader(registry, config.registry.namespace),
             recorder=recorder,
             observations=observer,
+            feedback=feedback,
         )
         _listen(gateway, settings, name, number, log)
 
@@ -151,18 +153,18 @@ def _observer(config: Config) -> AbstractContextManager[Observer | None]:
 
 
 @contextmanager
-def _recorder(config: Config, paths: RunPaths, tokenizer: Tokenizer) -> Iterator[Recorder | None]:
-    """What keeps the conversations of those who consent; None where sessions.record is off."""
+def _recorded(
+    config: Config, paths: RunPaths, tokenizer: Tokenizer
+) -> Iterator[tuple[Recorder | None, FeedbackStore | None]]:
+    """What keeps the conversations of those who consent, and feedback; None where sessions.record is off."""
     settings = config.sessions
     if not settings.record:
-        yield None
+        yield None, None
         return
-    database = open_database(paths.database, timeout_s=config.store.database_timeout_s, schema=RECORDINGS)
-    try:
-        redaction = Redaction(Checker(config.safety) if settings.redact else None)
-        yield Recorder(settings, tokenizer, RecordingStore(database), paths.directory / _SESSIONS, redaction)
-    finally:
-        database.close()
+    with opened_recordings(paths.database, timeout_s=config.store.database_timeout_s) as (database, store):
+        checker = Checker(config.safety) if settings.redact else None
+        recorder = Recorder(settings, tokenizer, store, paths.directory / _SESSIONS, Redaction(checker))
+        yield recorder, FeedbackStore(database, config.feedback, checker=checker)
 
 
 def _listen(gateway: Gateway, settings: GatewaySettings, name: str, number: int, log: Callable[..., None]) -> None:

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,9 +25,8 @@ from rich.table import Table
 
 from learner_jax.contracts import quoted
 from learner_jax.runtime import FILE_MODE, write_whole
-from serving_bridge.database import open_database
-from serving_bridge.recordings import RECORDINGS, Recorded, RecordingStore, SessionRow, ids_of, message_of
-from tools.assembly import clear_errors, database_of
+from serving_bridge.recordings import Recorded, RecordingStore, SessionRow, ids_of, message_of
+from tools.assembly import clear_errors, database_of, opened_recordings
 from tools.command_line import command_parser
 from tools.reporting import terminal
 
@@ -40,7 +37,7 @@ _SHOWN = 50
 def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     console = terminal.console()
-    with clear_errors(), _opened(arguments.place) as store:
+    with clear_errors(), opened_recordings(database_of(arguments.place), timeout_s=_TIMEOUT_S) as (_, store):
         match arguments.command:
             case None | "list":
                 _print_sessions(store, arguments, console)
@@ -73,15 +70,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--tenant", default="", metavar="TENANT", help="only this one's")
         command.add_argument("--user", default="", metavar="USER", help="only this user's of the tenant")
     return parser
-
-
-@contextmanager
-def _opened(place: str) -> Iterator[RecordingStore]:
-    database = open_database(database_of(place), timeout_s=_TIMEOUT_S, schema=RECORDINGS)
-    try:
-        yield RecordingStore(database)
-    finally:
-        database.close()
 
 
 def _print_sessions(store: RecordingStore, arguments: argparse.Namespace, console: Console) -> None:

@@ -28,6 +28,7 @@ from serving_bridge.gateway.bodies import (
     until_gone,
 )
 from serving_bridge.gateway.errors import GatewayError, timed_out
+from serving_bridge.gateway.feedback_routes import FeedbackRoutes
 from serving_bridge.gateway.observations import Exchange, tell
 from serving_bridge.gateway.openai_form import Form, Tag, usage
 from serving_bridge.gateway.parts import Parts
@@ -75,6 +76,7 @@ def application(parts: Parts, service: Answering) -> Starlette:
         post("/v1/completions", read_completion, "cmpl-"),
         Route("/v1/models", models.all, methods=["GET"]),
         Route("/v1/models/{name:path}", models.one, methods=["GET"]),
+        *FeedbackRoutes(parts).routes(),
         Route("/openapi.json", _schema_of(parts), methods=["GET"]),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_route, Exception: _failed})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from serving_bridge.feedback import FeedbackStore
 from serving_bridge.gateway.arms import Arms
 from serving_bridge.gateway.callers import Admission, Guards
 from serving_bridge.gateway.counts import Counts
@@ -37,3 +38,4 @@ class Parts:
     observations: Observations
     recorders: Recorders
     wants_logprobs: bool = False
+    feedback: FeedbackStore | None = None

@@ -19,6 +19,7 @@ from learner_jax.runtime import WeirError
 from serving_bridge.access import Keys
 from serving_bridge.confidence import Calibration
 from serving_bridge.fallback import Library, Records, Webhook
+from serving_bridge.feedback import FeedbackStore
 from serving_bridge.gateway.application import application
 from serving_bridge.gateway.arms import Arms, Split
 from serving_bridge.gateway.callers import LOOPBACK, Admission, Guards, NoGuards, OneTenant
@@ -91,6 +92,7 @@ class Gateway:
       observations: who is told of every request that an arm answered.
       recorder: keeps conversations of those who consent; None keeps nothing.
       fallback: None for errors where the model can't answer.
+      feedback: takes what is said of them.
 
     Attributes:
       ready: whether it listens, knows a replica that takes requests, and does not drain.
@@ -116,6 +118,7 @@ class Gateway:
         observations: Observations | None = None,
         recorder: Recorder | None = None,
         fallback: Fallback | None = None,
+        feedback: FeedbackStore | None = None,
     ) -> None:
         if admission is None and (settings.require_keys or settings.host not in LOOPBACK):
             raise TenantsError(
@@ -126,7 +129,7 @@ class Gateway:
         self._name, self._max_context, self._log, self._should_stop = name, max_context, log, should_stop
         days = recorder.retention_days if recorder is not None else 0
         self._admission, self._guards = admission or OneTenant(retention_days=days), guards or NoGuards()
-        self._recorder = recorder
+        self._recorder, self._feedback = recorder, feedback
         self._read_split, self._observations = read_split, observations or NoObservations()
         self._replicas = Replicas(keys, time.monotonic)
         self._fallback = fallback
@@ -157,6 +160,7 @@ class Gateway:
                 counts=self._counts,
                 observations=self._observations,
                 recorders=Recorders(self._recorder),
+                feedback=self._feedback,
             )
             self._replicas.update(self._rows())
             mirror = Mirror(parts)

@@ -21,4 +21,10 @@ SESSIONS: tuple[Metric, ...] = (
         "sessions_withdrawn",
     ),
     gauge("weir_sessions_pending", "answers", "Kept answers that the database lacks", "gateway", "sessions_pending"),
+    *(
+        counter(
+            f"weir_feedback_{outcome}_total", "pieces", f"Feedback that was {outcome}", "gateway", f"feedback_{outcome}"
+        )
+        for outcome in ("joined", "duplicate", "conflict", "late", "unknown", "capped")
+    ),
 )  # fmt: skip

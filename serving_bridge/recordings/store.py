@@ -37,12 +37,19 @@ class RecordingStore:
       database: whose `RECORDINGS` tables are there.
       clock: wall clock, seconds.
       also: what else goes with a session that is withdrawn or whose time is over.
+      after: called when that is durable, for what is in no database.
     """
 
     def __init__(
-        self, database: Database, *, clock: Callable[[], float] = time.time, also: Sequence[Also] = ()
+        self,
+        database: Database,
+        *,
+        clock: Callable[[], float] = time.time,
+        also: Sequence[Also] = (),
+        after: Sequence[Callable[[], object]] = (),
     ) -> None:
-        self._db, self._clock, self._also = database, clock, tuple(also)
+        self._db, self._clock = database, clock
+        self._also, self._after = tuple(also), tuple(after)
 
     def find(self, tenant: str, user: str, conversation: str, *, resume_s: float) -> Found:
         """The session of a conversation, and the generation of its user's consent.
@@ -125,7 +132,10 @@ class RecordingStore:
             )
             return reached
 
-        return self._db.write(work)
+        reached = self._db.write(work)
+        for after in self._after:
+            after()
+        return reached
 
     def purge(self) -> int:
         """Empties sessions whose time is over, and forgets those that were emptied long ago; returns how many ended."""
@@ -149,6 +159,8 @@ class RecordingStore:
             total += len(ended)
             if len(ended) < _AT_ONCE:
                 break
+        for after in self._after if total else ():
+            after()
         return total
 
     def _empty(self, session: Session, session_ids: Sequence[str], state: str) -> None:

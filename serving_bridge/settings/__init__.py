@@ -2,6 +2,7 @@
 
 from serving_bridge.settings.engine_args import VLLM_MODULE, command_line, options_of
 from serving_bridge.settings.fallback import CASES, POLICIES, Case, FallbackSettings, Policy, TenantFallbackSettings
+from serving_bridge.settings.feedback import FeedbackSettings
 from serving_bridge.settings.gateway import GatewaySettings
 from serving_bridge.settings.priorities import PRIORITIES, SHADOW_PRIORITY, VLLM_PRIORITY, Priority
 from serving_bridge.settings.registry import RegistrySettings
@@ -21,6 +22,7 @@ __all__ = [
     "Case",
     "EvaluationSettings",
     "FallbackSettings",
+    "FeedbackSettings",
     "GatewaySettings",
     "GuardModelSettings",
     "Policy",

@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from serving_bridge.access import FreshKeys, Gate, Refused
+from serving_bridge.feedback import FeedbackStore
 from serving_bridge.gateway import Admission, Fallback, Gateway, Guards, Observations, Split, listener
 from serving_bridge.recordings import Recorder
 from serving_bridge.routing import ReplicaRegistry
@@ -177,6 +178,7 @@ async def running_gateway(
     observations: Observations | None = None,
     recorder: Recorder | None = None,
     fallback: Fallback | None = None,
+    feedback: FeedbackStore | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """A gateway over one replica for each script, named r0, r1, ..."""
@@ -208,6 +210,7 @@ async def running_gateway(
         observations=observations,
         recorder=recorder,
         fallback=fallback,
+        feedback=feedback,
     )
     with listener(HOST, 0, shared=False) as bound:
         port = bound.getsockname()[1]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serving_bridge.database import MEMORY, Database, open_database
+from serving_bridge.database.migrations import migrate
+from serving_bridge.feedback import FEEDBACK, Datasets, FeedbackStore, clean_datasets, forget_sessions
 from serving_bridge.recordings import (
     RECORDINGS,
     Made,
@@ -24,7 +28,7 @@ from serving_bridge.recordings import (
 )
 from serving_bridge.safety import Checker
 from serving_bridge.sessions import ChatMessage
-from serving_bridge.settings import SafetySettings, SessionsSettings
+from serving_bridge.settings import FeedbackSettings, SafetySettings, SessionsSettings
 from serving_bridge.text import Tokenizer
 from tests.support.queue_engines import Clock
 
@@ -47,11 +51,23 @@ class Recordings:
 
     def __post_init__(self) -> None:
         self.database = open_database(self.url, schema=RECORDINGS)
+        self.database.write(lambda session: migrate(session, self.url, FEEDBACK))
 
     @property
     def store(self) -> RecordingStore:
         assert self.database is not None
-        return RecordingStore(self.database, clock=self.clock)
+        after = [partial(clean_datasets, self.database)]
+        return RecordingStore(self.database, clock=self.clock, also=[forget_sessions], after=after)
+
+    def datasets(self) -> Datasets:
+        assert self.database is not None
+        checker = Checker(SafetySettings())
+        return Datasets(self.database, self.store, self.feedback(), checker, tokenizer="t", clock=self.clock)
+
+    def feedback(self, *, redact: bool = True, **settings: Any) -> FeedbackStore:
+        assert self.database is not None
+        checker = Checker(SafetySettings()) if redact else None
+        return FeedbackStore(self.database, FeedbackSettings(**settings), checker=checker, clock=self.clock)
 
     def recorder(self, *, redact: bool = True, **settings: Any) -> Recorder:
         self._gateways += 1
@@ -93,3 +109,16 @@ async def told(recording: Recording, tokenizer: Tokenizer, *texts: str, **fields
     choices = [sampled(tokenizer, text, index=index) for index, text in enumerate(texts)]
     await recording.ended(made, recording.prompt or (), choices)
     return response_id
+
+
+def answer(recordings: Recordings, *texts: str, **fields: Any) -> tuple[str, str]:
+    """(id of the session, id of the response) of an answer that is recorded."""
+
+    async def record() -> tuple[str, str]:
+        recorder = recordings.recorder()
+        async with recorder.running():
+            recording = await recorder.begin(request(ChatMessage("user", "hello"), **fields))
+            assert recording is not None
+            return recording.session_id, await told(recording, recordings.tokenizer, *(texts or ("hi",)))
+
+    return asyncio.run(record())

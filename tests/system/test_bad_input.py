@@ -173,6 +173,11 @@ CASES = [
         for place in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "NOCONFIG", "BROKEN", "HUGE", "ODD", "JUNK")
     ),
     "sessions postgresql://nobody@127.0.0.1:1/none list",
+    *(
+        f"feedback {place} list"
+        for place in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "NOCONFIG", "BROKEN", "HUGE", "ODD", "JUNK")
+    ),
+    "feedback postgresql://nobody@127.0.0.1:1/none list",
     "weights verify RUN 99",
     "weights show RUN x",
     "weights rollback EMPTY 3",
@@ -204,7 +209,7 @@ CASES = [
     *("launch stop RUN", "launch logs RUN nobody", "launch --on moon --config demo", "launch --on local"),
     *("role", "role --need MISSING -- true", "role --variable A=file:/no/such -- true", "role -- /no/such/program"),
     *("train", "learner", "evaluate", "queue", "fleet", "weights", "convert", "plan", "view", "report", "database"),
-    *("score", "tenants", "sessions"),
+    *("score", "tenants", "sessions", "feedback"),
 ]  # fmt: skip
 
 

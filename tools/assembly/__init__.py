@@ -39,6 +39,7 @@ from tools.assembly.paths import (
 )
 from tools.assembly.placement import Here, Placement, fleets_of, hosts_of, in_role, python_of, variables_to_hand_on
 from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned
+from tools.assembly.recorded_sessions import opened_recordings
 from tools.assembly.run_directory import Start
 from tools.assembly.start_checks import subject_of
 from tools.assembly.stop_request import StopRequest
@@ -90,6 +91,7 @@ __all__ = [
     "metrics_log",
     "model_here",
     "name_argument",
+    "opened_recordings",
     "planned",
     "preflight",
     "profile_argument",

@@ -58,6 +58,10 @@ ALLOWED: dict[tuple[str, str], str] = {
         "serving_bridge/gateway/process.py:_background",
         "asyncio.gather(*tasks, return_exceptions=True)",
     ): "tasks that were cancelled, and that wait for nothing in ending",
+    (
+        "serving_bridge/feedback/judge.py:NextTurnJudge.judged",
+        "asyncio.gather(*(self._vote(turn, number) for number in range(self.votes)))",
+    ): "each vote has a timeout",
     ("serving_bridge/recordings/recorder.py:Recorder._follow", "while True"): _GATEWAY,
     ("serving_bridge/recordings/recorder.py:Recorder._purging", "while True"): _GATEWAY,
     (

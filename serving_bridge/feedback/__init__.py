@@ -1,0 +1,50 @@
+"""Feedback about recorded answers: joined once, within a window, with consent; and the training data made of it."""
+
+from serving_bridge.feedback.arrival import IMPLICIT, KINDS, Feedback, read_feedback
+from serving_bridge.feedback.datasets import (
+    DATASET_KINDS,
+    DatasetError,
+    DatasetKind,
+    Datasets,
+    clean_datasets,
+    scores_of,
+)
+from serving_bridge.feedback.judge import JudgeError, NextTurnJudge, Turnabout, majority, turnabouts
+from serving_bridge.feedback.schema import FEEDBACK
+from serving_bridge.feedback.scores import Score, score_of
+from serving_bridge.feedback.signals import Raters, RaterSignals, Verdict, binomial_tail, signals
+from serving_bridge.feedback.store import OUTCOMES, FeedbackStore, Outcome, Stored, forget_sessions
+from serving_bridge.feedback.trajectories import group_of, is_sample
+
+__all__ = [
+    "DATASET_KINDS",
+    "FEEDBACK",
+    "IMPLICIT",
+    "KINDS",
+    "OUTCOMES",
+    "DatasetError",
+    "DatasetKind",
+    "Datasets",
+    "Feedback",
+    "FeedbackStore",
+    "JudgeError",
+    "NextTurnJudge",
+    "Outcome",
+    "RaterSignals",
+    "Raters",
+    "Score",
+    "Stored",
+    "Turnabout",
+    "Verdict",
+    "binomial_tail",
+    "clean_datasets",
+    "forget_sessions",
+    "group_of",
+    "is_sample",
+    "majority",
+    "read_feedback",
+    "score_of",
+    "scores_of",
+    "signals",
+    "turnabouts",
+]

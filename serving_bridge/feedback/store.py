@@ -1,0 +1,262 @@
+"""Feedback in the database: each piece is stored once, and joins the answer that it is about, within a window.
+
+| outcome | what came | stored |
+|---|---|---|
+| joined | feedback of a recorded answer, within its window | yes |
+| duplicate | the same again | no |
+| conflict | another one under a name that was used | no |
+| late | feedback after the window | yes, and never used |
+| unknown | of an answer that is not recorded; it joins if that comes within the window | without its text |
+| capped | more than a rater may give in an hour | no |
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from serving_bridge.database import Database, Row, Session
+from serving_bridge.feedback.arrival import Feedback
+from serving_bridge.recordings import cleaned, name_of, user_of
+from serving_bridge.safety import Checker
+from serving_bridge.settings import FeedbackSettings
+
+Outcome = Literal["joined", "duplicate", "conflict", "late", "unknown", "capped"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+_HOUR_S = 3600.0
+_SHOWN = 1000
+_SESSION = "session:"
+_COLUMNS = "answer_id, session_id, outcome, kind, source, rater, value, text, other, position, judge, at_s, received_s"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One stored piece of feedback; `rater` is a hash, times are wall clock."""
+
+    answer_id: str
+    session_id: str
+    outcome: str
+    kind: str
+    source: str
+    rater: str
+    value: float | None
+    text: str | None
+    other: str | None
+    position: int | None
+    judge: str
+    at_s: float
+    received_s: float
+
+
+class FeedbackStore:
+    """Feedback about the answers of one database.
+
+    Args:
+      database: whose `RECORDINGS` and `FEEDBACK` tables are there.
+      checker: takes personal data and secrets out of texts before they are stored; None stores them as they come.
+      clock: wall clock, seconds.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        settings: FeedbackSettings,
+        *,
+        checker: Checker | None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._db, self._settings, self._checker, self._clock = database, settings, checker, clock
+
+    def add(self, tenant: str, arrivals: Sequence[Feedback]) -> list[Outcome]:
+        """Stores feedback of a tenant, durably when this returns; says what became of each, in order."""
+        now = self._clock()
+        ready = [self._ready(tenant, arrival) for arrival in arrivals]
+
+        def work(session: Session) -> list[Outcome]:
+            outcomes = [self._added(session, tenant, arrival, now) for arrival in ready]
+            _count(session, Counter(outcomes))
+            return outcomes
+
+        return self._db.write(work)
+
+    @property
+    def settings(self) -> FeedbackSettings:
+        return self._settings
+
+    def start(self, tenant: str, user: str, name: str) -> bool:
+        """Begins a named session of an agent; False if there is one of this name."""
+        key, now = name_of(tenant, user_of(tenant, user), "session", name), self._clock()
+        return bool(
+            self._db.write(
+                lambda session: session.execute(
+                    "INSERT INTO agent_sessions VALUES (?, ?, NULL) ON CONFLICT DO NOTHING RETURNING conversation",
+                    (key, now),
+                )
+            )
+        )
+
+    def end(self, tenant: str, user: str, name: str) -> bool:
+        """Ends a named session, so that trajectories are made of it; False if none of this name began."""
+        key, now = name_of(tenant, user_of(tenant, user), "session", name), self._clock()
+        return bool(
+            self._db.write(
+                lambda session: session.execute(
+                    "UPDATE agent_sessions SET ended_s = coalesce(ended_s, ?) WHERE conversation = ? "
+                    "RETURNING conversation",
+                    (now, key),
+                )
+            )
+        )
+
+    def settle(self) -> int:
+        """Joins feedback that came before its answer, and forgets what no answer came for; returns how many joined."""
+        now, window_s = self._clock(), self._settings.window_s
+
+        def work(session: Session) -> int:
+            waiting = session.execute(
+                "SELECT sequence, tenant, answer_id, received_s FROM feedback WHERE outcome = 'unknown' "
+                f"ORDER BY sequence LIMIT {_SHOWN}"
+            )
+            joined = 0
+            for sequence, tenant, answer_id, received_s in waiting:
+                found = _answer(session, tenant, answer_id)
+                if found is None:
+                    continue
+                name, session_id, created_s = found
+                outcome: Outcome = "joined" if received_s - created_s <= window_s else "late"
+                session.execute(
+                    "UPDATE feedback SET outcome = ?, answer_id = ?, session_id = ? WHERE sequence = ?",
+                    (outcome, name, session_id, sequence),
+                )
+                _count(session, {"unknown": -1, outcome: 1})
+                joined += outcome == "joined"
+            session.execute("DELETE FROM feedback WHERE outcome = 'unknown' AND received_s < ?", (now - window_s,))
+            return joined
+
+        return self._db.write(work)
+
+    def of_answers(self, *, until_s: float | None = None) -> dict[str, list[Stored]]:
+        """Joined feedback by answer, of raters that are not set aside.
+
+        Args:
+          until_s: only what was received before.
+        """
+        bound = float("inf") if until_s is None else until_s
+        rows = self._db.read(
+            lambda session: session.execute(
+                f"SELECT {_COLUMNS} FROM feedback WHERE outcome = 'joined' AND received_s < ? AND NOT EXISTS "
+                "(SELECT 1 FROM quarantined_raters q WHERE q.tenant = feedback.tenant AND q.rater = feedback.rater) "
+                "ORDER BY sequence",
+                (min(bound, 1e15),),
+            )
+        )
+        found: dict[str, list[Stored]] = {}
+        for row in rows:
+            found.setdefault(row[0], []).append(Stored(*row))
+        return found
+
+    def listed(self, limit: int = 50) -> list[Stored]:
+        """The newest feedback, whatever became of it."""
+        rows = self._db.read(
+            lambda session: session.execute(f"SELECT {_COLUMNS} FROM feedback ORDER BY sequence DESC LIMIT ?", (limit,))
+        )
+        return [Stored(*row) for row in rows]
+
+    def counts(self) -> dict[Outcome, int]:
+        """How many pieces had each outcome, from the first on."""
+        rows: dict[Outcome, int] = dict(
+            self._db.read(lambda session: session.execute("SELECT outcome, number FROM feedback_counts"))
+        )
+        return {outcome: rows.get(outcome, 0) for outcome in OUTCOMES}
+
+    def _ready(self, tenant: str, arrival: Feedback) -> Feedback:
+        """Feedback as it may be stored: the rater as a hash, a text without personal data."""
+        text = arrival.text
+        if text is not None and self._checker is not None:
+            text = cleaned(self._checker, text)
+        answer_id = arrival.answer_id
+        if answer_id.startswith(_SESSION):
+            answer_id = _SESSION + name_of(
+                tenant, user_of(tenant, arrival.user), "session", answer_id.removeprefix(_SESSION)
+            )
+        return replace(arrival, rater=user_of(tenant, arrival.rater), text=text, answer_id=answer_id, user="")
+
+    def _added(self, session: Session, tenant: str, arrival: Feedback, now: float) -> Outcome:
+        digest = arrival.digest
+        known = session.execute(
+            "SELECT digest FROM feedback WHERE tenant = ? AND feedback_id = ?", (tenant, arrival.feedback_id)
+        )
+        if known:
+            return "duplicate" if known == [(digest,)] else "conflict"
+        if arrival.rater and self._is_capped(session, tenant, arrival.rater, now):
+            return "capped"
+        found = _answer(session, tenant, arrival.answer_id)
+        outcome: Outcome = "unknown"
+        if found is not None and (arrival.other is None or _answer(session, tenant, arrival.other) is not None):
+            outcome = "joined" if now - found[2] <= self._settings.window_s else "late"
+        name, session_id = (found[0], found[1]) if outcome != "unknown" and found else (arrival.answer_id, "")
+        text = None if outcome == "unknown" else arrival.text
+        if outcome == "unknown" and arrival.kind == "edit":
+            return "unknown"  # whether its user consents is not known: nothing of the text is kept
+        added = session.execute(
+            f"INSERT INTO feedback (tenant, feedback_id, digest, {_COLUMNS}) "
+            f"VALUES ({','.join('?' * 16)}) ON CONFLICT DO NOTHING RETURNING sequence",
+            (
+                tenant,
+                arrival.feedback_id,
+                digest,
+                name,
+                session_id,
+                outcome,
+                arrival.kind,
+                arrival.source,
+                arrival.rater,
+                arrival.value,
+                text,
+                arrival.other,
+                arrival.position,
+                arrival.judge,
+                now if arrival.at_s is None else arrival.at_s,
+                now,
+            ),
+        )
+        return outcome if added else "duplicate"  # another process stored it at this moment
+
+    def _is_capped(self, session: Session, tenant: str, rater: str, now: float) -> bool:
+        ((number,),) = session.execute(
+            "SELECT count(*) FROM feedback WHERE tenant = ? AND rater = ? AND received_s > ?",
+            (tenant, rater, now - _HOUR_S),
+        )
+        return number >= self._settings.per_rater_hour
+
+
+def _answer(session: Session, tenant: str, answer_id: str) -> tuple[str, str, float] | None:
+    """(id, session, time) of a kept answer of a tenant; of a named session, of its last one."""
+    if answer_id.startswith(_SESSION):
+        where, value = "s.conversation = ?", answer_id.removeprefix(_SESSION)
+    else:
+        where, value = "a.answer_id = ?", answer_id
+    rows: list[Row] = session.execute(
+        "SELECT a.answer_id, a.session_id, a.created_s FROM recorded_answers a "
+        "JOIN recorded_sessions s ON s.session_id = a.session_id "
+        f"WHERE {where} AND s.tenant = ? AND s.state = 'kept' ORDER BY a.sequence DESC LIMIT 1",
+        (value, tenant),
+    )
+    return rows[0] if rows else None
+
+
+def forget_sessions(session: Session, session_ids: Sequence[str]) -> None:
+    """Removes what was said of sessions, in the transaction that empties them; see `RecordingStore`."""
+    for session_id in session_ids:
+        session.execute("DELETE FROM feedback WHERE session_id = ?", (session_id,))
+        session.execute("UPDATE online_groups SET state = 'withdrawn' WHERE session_id = ?", (session_id,))
+
+
+def _count(session: Session, numbers: Counter[Outcome] | dict[Outcome, int]) -> None:
+    session.executemany(
+        "UPDATE feedback_counts SET number = number + ? WHERE outcome = ?",
+        [(number, outcome) for outcome, number in sorted(numbers.items())],
+    )

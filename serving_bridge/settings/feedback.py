@@ -1,0 +1,30 @@
+"""Settings of feedback: for how long it joins, how much one rater may give, and which raters are set aside."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from learner_jax.contracts import Settings
+
+
+class FeedbackSettings(Settings):
+    """Feedback of users and agents about recorded answers (sessions.record)."""
+
+    window_s: float = Field(
+        7 * 86_400.0,
+        gt=0,
+        description="seconds after an answer in which feedback joins it; what is later is unused",
+    )
+    per_rater_hour: int = Field(600, ge=1, description="pieces of feedback that one rater may give in an hour")
+    max_text_chars: int = Field(65_536, ge=1, le=1 << 20, description="longest edit, in characters")
+    flood_factor: float = Field(
+        20.0,
+        gt=1,
+        description="a rater is set aside who gives more than so many times the median of its tenant",
+    )
+    collusion_p: float = Field(
+        1e-4, gt=0, lt=1, description="two raters are set aside who agree so often that chance gives this, or less"
+    )
+    flip_share: float = Field(
+        0.5, gt=0, le=1, description="a rater is set aside who takes back more than this share of at least ten verdicts"
+    )
