@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from serving_bridge.gateway import connections
+from serving_bridge.gateway import NoGuards, connections
 from serving_bridge.text import Tokenizer
 from tests.support.gateway_world import Script, World, running_gateway
 from tests.support.session_world import ADD, tokenizer
@@ -253,7 +253,7 @@ def test_connections_that_send_nothing_are_closed(
 def test_a_fault_of_ours_is_told_without_the_clients_words(
     tmp_path: Path, tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Broken:
+    class Broken(NoGuards):
         async def prompt(self, *arguments: Any) -> None:
             raise ValueError(f"saw {arguments}")
 
