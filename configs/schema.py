@@ -185,7 +185,7 @@ class Config(Settings):
 
     def _has_a_registry(self) -> None:
         """Raises `ValueError` if aliases are to be followed, and nothing says of which registry."""
-        for name, follow in (("gateway", self.gateway.follow),):
+        for name, follow in (("serving", self.serving.follow), ("gateway", self.gateway.follow)):
             if follow == "aliases" and not self.registry.path:
                 raise ValueError(
                     f'{name}.follow is "aliases", and registry.path is empty: set it to the folder of the registry '

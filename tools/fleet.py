@@ -3,6 +3,7 @@
     python -m tools.fleet runs/demo status
     python -m tools.fleet runs/demo scale 3 [--fleet NAME]
     python -m tools.fleet runs/demo restart [--fleet NAME]
+    python -m tools.fleet runs/demo status --aliases              (fleets that follow the registry's aliases)
 
 `scale` sets the number of replicas; `restart` drains and starts them again one by one, with verified weights before
 each serves again, and never leaves fewer than serving.min_healthy. Both return when the controller has taken note;
@@ -13,16 +14,18 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import closing
 from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
 from configs.load import load_config
+from configs.schema import Config
 from learner_jax.runtime import Waits, WeirError
 from serving_bridge.fleet import FleetStatus, OrderBook, known_fleets
 from serving_bridge.routing import ReplicaRegistry
-from tools.assembly import build_registry, clear_errors, run_paths
+from tools.assembly import build_arm_replicas, build_registry, build_serving_registry, clear_errors, run_paths
 from tools.command_line import command_parser
 from tools.reporting import terminal
 
@@ -36,7 +39,9 @@ class FleetToolError(WeirError, RuntimeError):
 
 def status_table(registry: ReplicaRegistry, now_s: float) -> Table:
     """All replicas of all fleets: what each does, and why."""
-    table = Table("replica", "fleet", "state", "version", "answered", "failed", "heard of", "address", "why", box=None)
+    table = Table(
+        "replica", "fleet", "state", "version", "arm", "answered", "failed", "heard of", "address", "why", box=None
+    )
     totals = registry.all_request_totals()
     for row in registry.replicas():
         succeeded, failed = totals.get(row.name, (0, 0))
@@ -45,6 +50,7 @@ def status_table(registry: ReplicaRegistry, now_s: float) -> Table:
             escape(row.fleet) or "-",
             terminal.coloured(registry.state(row)),
             str(row.version) if row.version >= 0 else "-",
+            row.arm or "-",
             str(succeeded),
             str(failed),
             f"{max(0.0, now_s - row.heartbeat_s):.0f} s ago",
@@ -100,13 +106,20 @@ def give_order(book: OrderBook, waits: Waits, *, replicas: int | None, restart: 
     return status
 
 
+def _aliases_replicas(config: Config) -> ReplicaRegistry:
+    with closing(build_serving_registry(config)) as aliases:
+        return build_arm_replicas(config, aliases)
+
+
 def main() -> None:
     parser = command_parser("fleet", __doc__)
     parser.add_argument("run", type=Path, help="run directory, e.g. runs/demo")
     orders = parser.add_subparsers(dest="order", required=True)
-    orders.add_parser("status", help="show all replicas")
+    show = orders.add_parser("status", help="show all replicas")
     scale, restart = orders.add_parser("scale", help="set the number of replicas"), orders.add_parser("restart")
     scale.add_argument("replicas", type=int)
+    for order in (show, scale, restart):
+        order.add_argument("--aliases", action="store_true", help="of fleets that follow the aliases of registry.path")
     for order in (scale, restart):
         order.add_argument("--fleet", default="", help="which fleet, where there are several")
         order.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait until it is done")
@@ -114,7 +127,7 @@ def main() -> None:
     console = terminal.console()
     with clear_errors():
         config = load_config(arguments.run / "config.toml")
-        registry = build_registry(run_paths(config))
+        registry = _aliases_replicas(config) if arguments.aliases else build_registry(run_paths(config))
         if arguments.order == "status":
             for name in known_fleets(registry.folder):
                 if (status := OrderBook(registry.folder, name).status()) is not None:

@@ -1,6 +1,7 @@
-"""Runs a serving fleet: vLLM replicas that follow the run's weight store.
+"""Runs a serving fleet: vLLM replicas that follow the run's weight store, or the aliases of a registry.
 
     python -m tools.serve --config runs/demo/config.toml [--name NAME]
+    python -m tools.serve --config runs/demo/config.toml --name users --set serving.follow=aliases
 
 Another fleet, on this host or another, may join at any time under a name of its own, with replicas of its own, and
 leave again: rollout workers notice within a second or two. `python -m tools.fleet` gives orders to one that runs.
@@ -13,16 +14,23 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from configs.errors import ConfigError
+from configs.schema import Config
 from learner_jax.runtime import Waits
-from serving_bridge.fleet import Fleet, FurtherHost, MeetingPoint, sole_controller
+from serving_bridge.fleet import AliasFollower, Fleet, FurtherHost, MeetingPoint, served_by, sole_controller
+from serving_bridge.registry import Registry
 from serving_bridge.telemetry import reported_waits
 from tools.assembly import (
+    RunPaths,
     StopRequest,
     base_model_dir,
+    build_arm_replicas,
     build_keys,
     build_registry,
+    build_serving_registry,
     build_store,
     clear_errors,
     config_arguments,
@@ -50,44 +58,64 @@ def main() -> None:
                 f"({config.serving.hosts_per_replica})"
             )
         preflight("serve", config, paths)  # what can't be served is refused before vLLM is started
-        model_dir = base_model_dir(config, paths)
-        waits, registry = Waits(), build_registry(paths)
-        events = metrics_log(config, paths, "fleet")
-        process = f"fleet-{arguments.name}" + (f".{arguments.further_host}" if arguments.further_host else "")
-        log = watched(events, config, paths, "fleet", process).write
-        store, should_stop = build_store(config, paths), StopRequest().install()
-        if arguments.further_host:
-            replica = f"{arguments.name}-0"
-            FurtherHost(
-                config.serving,
-                MeetingPoint(registry.folder, replica),
-                number=arguments.further_host,
-                model_dir=model_dir,
-                store=store,
-                log_path=paths.logs / f"{replica}.{arguments.further_host}.log",
-                log=log,
-                model_family=config.model.family,
-            ).run(should_stop)
-            return
-        fleet = Fleet(
+        aliases = build_serving_registry(config) if config.serving.follow == "aliases" else None
+        try:
+            _serve(config, paths, arguments.name, arguments.further_host, aliases)
+        finally:
+            if aliases is not None:
+                aliases.close()
+
+
+def _serve(config: Config, paths: RunPaths, name: str, further_host: int, aliases: Registry | None) -> None:
+    """One fleet, or one further host of its replica."""
+    model_dir, waits = base_model_dir(config, paths), Waits()
+    registry = build_registry(paths) if aliases is None else build_arm_replicas(config, aliases)
+    store = build_store(config, paths) if aliases is None else aliases.weights.store(config.registry.namespace)
+    events = metrics_log(config, paths, "fleet")
+    process = f"fleet-{name}" + (f".{further_host}" if further_host else "")
+    log = watched(events, config, paths, "fleet", process).write
+    should_stop = StopRequest().install()
+    if further_host:
+        replica = f"{name}-0"
+        FurtherHost(
             config.serving,
+            MeetingPoint(registry.folder, replica),
+            number=further_host,
             model_dir=model_dir,
             store=store,
-            registry=registry,
-            log_dir=paths.logs,
-            keep_versions=config.store.keep_versions,
+            log_path=paths.logs / f"{replica}.{further_host}.log",
             log=log,
-            should_stop=should_stop,
-            name=arguments.name,
-            keys=build_keys(config, paths),
             model_family=config.model.family,
-            waits=waits,
-        )
-        with sole_controller(registry.folder, arguments.name), reported_waits(waits, log, clock=time.monotonic):
-            try:
-                asyncio.run(fleet.run())
-            except KeyboardInterrupt:
-                raise SystemExit(130) from None
+        ).run(should_stop)
+        return
+    fleet = Fleet(
+        config.serving,
+        model_dir=model_dir,
+        store=store,
+        registry=registry,
+        log_dir=paths.logs,
+        keep_versions=config.store.keep_versions,
+        log=log,
+        should_stop=should_stop,
+        name=name,
+        keys=build_keys(config, paths, registry),
+        model_family=config.model.family,
+        follower=None if aliases is None else _alias_follower(config, aliases, model_dir, log),
+        waits=waits,
+    )
+    with sole_controller(registry.folder, name), reported_waits(waits, log, clock=time.monotonic):
+        try:
+            asyncio.run(fleet.run())
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
+
+def _alias_follower(config: Config, aliases: Registry, model_dir: Path, log: Callable[..., None]) -> AliasFollower:
+    """Raises `RegistryError` if there is nothing that the fleet can serve."""
+    served = served_by(model_dir, config.serving.dtype, family=config.model.family)
+    follower = AliasFollower(aliases, config.registry.namespace, served, log=log, run_blocking=asyncio.to_thread)
+    follower.require_stable()
+    return follower
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from learner_jax.contracts import WeightManifest
+from serving_bridge.fleet.follower import Follower
 from serving_bridge.fleet.member import Member
-from serving_bridge.fleet.store_follower import StoreFollower
 from serving_bridge.fleet.weight_round import RoundOutcome
 from serving_bridge.processes import GuardError
 from serving_bridge.routing import TAKES_REQUESTS
@@ -34,7 +34,7 @@ class Caretaker:
         self,
         settings: ServingSettings,
         store: WeightStore,
-        follower: StoreFollower,
+        follower: Follower,
         *,
         round_id: str,
         log: Callable[..., None],
@@ -56,7 +56,7 @@ class Caretaker:
                 if member.wish == "leave" and member.state in ("starting", "restarting"):
                     member.work.cancel()
                 return
-            work, member.work, member.in_round = member.work, None, False
+            work, member.work, member.in_round, member.leaving = member.work, None, False, False
             if not work.cancelled():
                 work.result()
         if member.is_running:
@@ -163,8 +163,9 @@ class Caretaker:
         most = self._settings.updates_at_once or len(members)
         if sum(other.in_round for other in members) >= most or _now() < member.retry_s:
             return
-        manifest = self._follower.target(member)
-        if manifest is not None and member.version < manifest.version:
+        manifest = self._follower.due(member, members)
+        if manifest is not None:
+            member.leaving = self._follower.goes_gently(member, members)
             self._begin_round(member, manifest)
         elif member.proof_wanted and member.manifest is not None:
             self._begin_round(member, member.manifest)
@@ -174,6 +175,9 @@ class Caretaker:
         self._work(member, self._update(member, manifest))
 
     async def _update(self, member: Member, manifest: WeightManifest) -> None:
+        if member.leaving:  # nobody's answer is to be of two arms
+            await asyncio.sleep(NOTICE_S)
+            await member.server.drain()
         try:
             outcome = await member.server.update(self._store, manifest, round_id=self._round_id)
         except ReplicaError as error:
@@ -205,12 +209,11 @@ class Caretaker:
         """Has a version stored whole that a replica can't use; False where that can't be asked for now."""
         member.damaged.add(version)
         try:
-            await self._follower.want_anchor(version, reason)
+            return await self._follower.want_whole(version, reason)
         except StorageError as error:  # asked again with the next round
             member.damaged.discard(version)
             self._log("files_failed", what="request for a whole version", error=str(error))
             return False
-        return True
 
     async def _drain(self, member: Member) -> None:
         """Lets a replica finish what it has, then ends its process."""

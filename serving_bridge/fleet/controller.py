@@ -1,4 +1,4 @@
-"""The fleet controller: keeps replicas running, on the newest verified weights, and known to the rollout workers."""
+"""The fleet controller: keeps replicas running, on the weights that they shall serve, and known to who asks them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from learner_jax.runtime import Waits
 from serving_bridge.access import FleetKeys
 from serving_bridge.fleet.caretaker import Caretaker
+from serving_bridge.fleet.follower import Follower
 from serving_bridge.fleet.health import Health
 from serving_bridge.fleet.looks import FleetError, Looks
 from serving_bridge.fleet.meeting import MeetingPoint
@@ -38,7 +39,7 @@ END_S = 20.0
 
 
 class Fleet:
-    """Starts vLLM servers, `settings.replicas` or as many as ordered, and follows the weight store with them.
+    """Starts vLLM servers, `settings.replicas` or as many as ordered, and keeps them on the weights of a store.
 
     A replica takes requests only after a verified weight round, and each time that its process was started anew only
     after another one. `serving_bridge.routing.lifecycle` has the states, `orders` what an operator may order.
@@ -48,6 +49,7 @@ class Fleet:
       keep_versions: versions kept in the store; those that a replica serves are always kept.
       name: of this controller, unique in the registry; its replicas are named after it. The host's name by default.
       keys: of the run, for the tokens of its replicas; by default those beside the registry's rows.
+      follower: says which version each replica shall serve; by default the newest one of the store.
       make_replica: (name, port) -> server; a `Replica` by default. Port 0 lets it pick a free one.
       open_session: HTTP session for the replicas that are made by default.
       run_blocking: runs file work, which may be slow, off the event loop.
@@ -68,6 +70,7 @@ class Fleet:
         name: str = "",
         keys: FleetKeys | None = None,
         model_family: str = "",
+        follower: Follower | None = None,
         make_replica: Callable[[str, int], Server] | None = None,
         open_session: Callable[[], AbstractAsyncContextManager[Any]] = http_session,
         run_blocking: Callable[..., Awaitable[Any]] = asyncio.to_thread,
@@ -91,7 +94,9 @@ class Fleet:
         self._clock = clock
         self._book = OrderBook(registry.folder, self.name)
         self._plan = FleetPlan(settings)
-        self._follower = StoreFollower(store, keep_versions=keep_versions, log=log, run_blocking=run_blocking)
+        self._follower: Follower = follower or StoreFollower(
+            store, keep_versions=keep_versions, log=log, run_blocking=run_blocking
+        )
         # One id for all rounds: what a controller of this name left unfinished, this one goes on with at once.
         self._caretaker = Caretaker(settings, store, self._follower, round_id=self.name, log=log)
         self._roster = Roster(registry, self.name, run_blocking=run_blocking, log=log)
@@ -122,7 +127,7 @@ class Fleet:
         self._plan.begin(await self._run_blocking(self._book.orders))
         for _ in range(self._plan.wanted):
             self._join(must_start=True)
-        self._looks.begin("store", self._store.poll_s, self._follow_store)
+        self._looks.begin("store", self._follower.poll_s, self._follow_store)
         self._looks.begin("registry", _TICK_S, lambda: self._roster.report(self.members))
         self._looks.begin("orders", _ORDERS_S, self._follow_orders)
         self._looks.begin("requests", _REQUESTS_S, lambda: self._roster.count_requests(self.members))
@@ -132,6 +137,7 @@ class Fleet:
         """Looks after everything once, without waiting."""
         self._looks.check()
         self._plan.follow(self.members, join=self._join)
+        self._follower.arrange(self.members)
         for member in list(self.members):
             self._caretaker.tend(member, self.members)
             if member.wish == "leave" and member.state == "stopped" and member.work is None:
@@ -201,7 +207,7 @@ class Fleet:
     async def _check_floor(self) -> None:
         """Ends the fleet when too few replicas serve for too long, once there is something to serve."""
         least = self._settings.min_healthy
-        if self._follower.newest is None or self._num_healthy() >= least:
+        if not self._follower.has_version or self._num_healthy() >= least:
             return
         with self._waits.waiting(
             f"{least} healthy replicas",

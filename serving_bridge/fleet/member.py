@@ -10,7 +10,7 @@ from learner_jax.contracts import WeightManifest
 from serving_bridge.fleet.health import Checked, Health
 from serving_bridge.fleet.weight_round import RoundOutcome
 from serving_bridge.processes import RestartBudget
-from serving_bridge.routing import RUNNING, Event, State, advance
+from serving_bridge.routing import LEAVING, RUNNING, Event, State, advance
 from serving_bridge.weights import WeightStore
 
 
@@ -57,6 +57,7 @@ class Row(NamedTuple):
     step: int
     reason: str
     start: str
+    arm: str
 
 
 @dataclass
@@ -77,6 +78,8 @@ class Member:
       returning: it was restarted by wish and does not serve again yet.
       proof_wanted: a round must prove its weights again, since its requests fail.
       damaged: versions that the store holds in a form that this replica can't use.
+      arm: of a fleet that follows aliases: the one that it is to serve; "" in other fleets.
+      leaving: it is about to be moved to another version, and takes requests only where no other replica can.
     """
 
     index: int
@@ -100,6 +103,8 @@ class Member:
     returning: bool = False
     proof_wanted: bool = False
     damaged: set[int] = field(default_factory=set)
+    arm: str = ""
+    leaving: bool = False
 
     @property
     def name(self) -> str:
@@ -123,7 +128,8 @@ class Member:
     def row(self) -> Row:
         """What the registry says of it."""
         start = self.server.start_id if self.url else ""
-        return Row(self.name, self.url, self.state, self.version, self.step, self.reason, start)
+        arm = LEAVING if self.leaving else self.arm
+        return Row(self.name, self.url, self.state, self.version, self.step, self.reason, start, arm)
 
     def has_hope(self) -> bool:
         """Whether it serves, or may serve again without waiting for restarts to be forgotten."""

@@ -52,7 +52,9 @@ class Roster:
             await self._run_blocking(lambda row=row: self._registry.report(fleet=self._fleet, **row._asdict()))
             self._reported[member.name] = row, at_s
             if row != before:
-                self._log("replica", replica=member.name, state=row.state, version=row.version, reason=row.reason)
+                self._log(
+                    "replica", replica=member.name, state=row.state, version=row.version, arm=row.arm, reason=row.reason
+                )
         for name in self._reported.keys() - {member.name for member in members}:
             await self._run_blocking(self._registry.remove, name)
             del self._reported[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
 from learner_jax.contracts import ContractError, WeightManifest
@@ -12,7 +12,7 @@ from serving_bridge.weights import StoreError, WeightStore
 
 
 class StoreFollower:
-    """Knows the newest version that can be read, and deletes those that nobody needs.
+    """Knows the newest version that can be read, and deletes those that nobody needs; implements `Follower`.
 
     Args:
       keep_versions: versions kept in the store; those in use are always kept.
@@ -27,12 +27,17 @@ class StoreFollower:
         log: Callable[..., None],
         run_blocking: Callable[..., Awaitable[Any]],
     ):
+        self.poll_s = store.poll_s
         self.newest: WeightManifest | None = None
         self._store = store
         self._keep_versions = keep_versions
         self._log = log
         self._run_blocking = run_blocking
         self._unreadable: int | None = None
+
+    @property
+    def has_version(self) -> bool:
+        return self.newest is not None
 
     async def look(self, in_use: Callable[[], Collection[int]]) -> None:
         """Finds the newest version; after a new one, deletes the old ones that are not `in_use`."""
@@ -43,7 +48,7 @@ class StoreFollower:
             self.newest = await self._run_blocking(self._store.best_manifest, versions[-1])
         except (StoreError, ContractError) as error:
             if self._unreadable != versions[-1]:
-                await self.want_anchor(versions[-1], str(error))
+                await self.want_whole(versions[-1], str(error))
                 self._unreadable = versions[-1]
             return
         await self._run_blocking(lambda: self._store.collect(self._keep_versions, in_use()))
@@ -67,7 +72,20 @@ class StoreFollower:
         except StorageError:
             return None  # looked at again
 
-    async def want_anchor(self, version: int, reason: str) -> None:
+    def arrange(self, members: Sequence[Member]) -> None:
+        """All replicas serve the same."""
+
+    def due(self, member: Member, members: Sequence[Member]) -> WeightManifest | None:
+        """The newest version, for a replica that serves an older one or none."""
+        manifest = self.target(member)
+        return manifest if manifest is not None and member.version < manifest.version else None
+
+    def goes_gently(self, member: Member, members: Sequence[Member]) -> bool:
+        """Answers live through a swap: their tokens say of which version they are."""
+        return False
+
+    async def want_whole(self, version: int, reason: str) -> bool:
         """Asks the learner to store a version once more, whole."""
         self._log("version_damaged", version=version, error=reason)
         await self._run_blocking(self._store.want_anchor, version, reason)
+        return True

@@ -14,7 +14,7 @@ from serving_bridge.registry.entry import (
 )
 from serving_bridge.registry.errors import NotHolderError, RegistryError, RegistryIntegrityError
 from serving_bridge.registry.index import RegistryIndex
-from serving_bridge.registry.kept_files import model_files
+from serving_bridge.registry.kept_files import model_files, tokenizer_sha256
 from serving_bridge.registry.leases import RegistryLease
 from serving_bridge.registry.registry import Registry, Retention
 from serving_bridge.registry.rows import Event, Move, Standing
@@ -59,4 +59,5 @@ __all__ = [
     "encode_entry",
     "model_card",
     "model_files",
+    "tokenizer_sha256",
 ]

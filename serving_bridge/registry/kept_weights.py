@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from learner_jax.contracts import WeightManifest
+from learner_jax.contracts import ContractError, WeightManifest
 from learner_jax.runtime import Waits
 from serving_bridge.registry.entry import checked_name
 from serving_bridge.registry.errors import NotHolderError, RegistryError
@@ -45,7 +45,7 @@ class KeptWeights:
             try:
                 store.verify(store.best_manifest(kept))
                 return kept
-            except StoreError:
+            except (StoreError, ContractError):
                 pass  # what is kept is damaged: the weights at hand are not
         header = VersionHeader(manifest.step, manifest.golden)
         return VersionWriter(store).publish_full(tensors, manifest.tensors, header).version

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from learner_jax.contracts import WeightManifest
+from learner_jax.contracts import ContractError, WeightManifest
 from learner_jax.runtime import SHARED_MODE, Waits, crash_point, make_folder, sync_path, write_durably
 from serving_bridge.database import open_database
 from serving_bridge.registry.entry import (
@@ -213,7 +213,7 @@ class Registry:
             raise RegistryError(f"the weights of entry {entry.id} were removed; its row and reports stay")
         try:
             manifest = self.weights.store(entry.namespace).best_manifest(entry.weight_version)
-        except StoreError as error:
+        except (StoreError, ContractError) as error:
             raise RegistryIntegrityError(f"weights of entry {entry.id}: {error}") from error
         if manifest.content_sha256 != entry.content:
             raise RegistryIntegrityError(
@@ -234,7 +234,7 @@ class Registry:
         if standing.has_weights:
             try:
                 self.weights.store(entry.namespace).verify(self.manifest(standing))
-            except (RegistryError, StoreError) as error:
+            except (RegistryError, StoreError, ContractError) as error:
                 found.append(f"entry {entry.id}: {error}")
         return found
 

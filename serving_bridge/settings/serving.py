@@ -18,9 +18,20 @@ _MAX_DATABASE_TIMEOUT_S = 2e6
 
 
 class ServingSettings(Settings):
-    """vLLM replicas that this process starts and keeps on the newest weights."""
+    """vLLM replicas that this process starts and keeps on the weights that they are to serve."""
 
     replicas: int = Field(1, ge=1, description="vLLM servers that this fleet runs")
+    follow: Literal["newest", "aliases"] = Field(
+        "newest",
+        description="serve the newest version of the run, or what the aliases stable and canary of registry.path name",
+    )
+    kept_versions: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="with follow = aliases: versions that a replica keeps in host memory beside the served one; going "
+        "back to one reads nothing",
+    )
     host: str = Field(
         "127.0.0.1",
         min_length=1,

@@ -13,8 +13,10 @@ from serving_bridge.processes import child_environment, python_module, with_own_
 from serving_bridge.settings import ServingSettings, command_line, options_of
 from serving_bridge.vllm.server_checks import Platform, ReplicaStartError
 from serving_bridge.vllm_plugin import (
+    ANY_ORDER,
     BACKEND,
     FURTHER_HOST,
+    KEPT_VERSIONS,
     MIDDLEWARE,
     MODEL_FAMILY,
     SCHEDULER,
@@ -195,6 +197,8 @@ def server_environment(
         BASE_URL: access.base_url,
         STORE_ROOT: access.store,
         MODEL_FAMILY: access.model_family,
+        ANY_ORDER: "1" if settings.follow == "aliases" else "",
+        KEPT_VERSIONS: str(settings.kept_versions),
         ALSO_OPEN: " ".join(access.also_open),
     }
     if settings.hosts_per_replica > 1:

@@ -10,8 +10,10 @@ import time
 from serving_bridge.vllm_plugin.packed import PackedAnswer, PackedChoice, SwapAnswer
 
 __all__ = [
+    "ANY_ORDER",
     "BACKEND",
     "FURTHER_HOST",
+    "KEPT_VERSIONS",
     "MIDDLEWARE",
     "MODEL_FAMILY",
     "OPTION_CHECK",
@@ -36,6 +38,10 @@ MIDDLEWARE = "serving_bridge.vllm_plugin.middleware.GateMiddleware"
 STORE_ROOT = "WEIR_STORE_ROOT"
 #: Environment variable with model.family, where the model is of a family from outside.
 MODEL_FAMILY = "WEIR_MODEL_FAMILY"
+#: environment variable: "1" where the server may be brought back to an older version, since a registry's alias names it
+ANY_ORDER = "WEIR_ANY_VERSION_ORDER"
+#: environment variable: how many versions beside the served one stay in host memory
+KEPT_VERSIONS = "WEIR_KEPT_VERSIONS"
 #: program that runs a server's workers on a further host
 FURTHER_HOST = "serving_bridge.vllm_plugin.further_host"
 #: program that says whether vLLM takes a command line, and what begins the line of its verdict

@@ -21,7 +21,7 @@ from vllm.logger import init_logger
 
 from learner_jax.contracts import hf_shapes, parse_model_config
 from serving_bridge.access import MAX_VERSION, Lease
-from serving_bridge.vllm_plugin import MODEL_FAMILY, STORE_ROOT
+from serving_bridge.vllm_plugin import ANY_ORDER, KEPT_VERSIONS, MODEL_FAMILY, STORE_ROOT
 from serving_bridge.vllm_plugin.live import LiveWeights, TornError, tensor_of
 from serving_bridge.vllm_plugin.stage import Applied, ModelTensors, Staged, StageError, Stager
 from serving_bridge.vllm_plugin.stages import make_room_between_stages
@@ -82,7 +82,12 @@ class WeirEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         )
         dtype = str(self.model_config.dtype).removeprefix("torch.")
         self.live = LiveWeights(model)
-        self.stager = Stager(ModelTensors(hf_shapes(model_config), dtype), self.live)
+        self.stager = Stager(
+            ModelTensors(hf_shapes(model_config), dtype),
+            self.live,
+            any_order=os.environ.get(ANY_ORDER) == "1",
+            kept_versions=int(os.environ.get(KEPT_VERSIONS) or 0),
+        )
         self.lease = Lease()
         root = os.environ.get(STORE_ROOT, "")
         self.store = WeightStore(root, run="", options=ShelfOptions.of_environment(os.environ)) if root else None

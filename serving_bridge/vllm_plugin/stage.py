@@ -60,11 +60,21 @@ class Stager:
 
     Those are tensors of which a worker holds a part only (tensor parallelism), or all of them where the model's
     loaders do more than copy: they stay in host memory, since an update applies to them.
+
+    Args:
+      any_order: also versions below the one that the worker holds; else versions only go up.
+      kept_versions: whole versions that stay in host memory beside the last one applied. Going back to one of them
+        reads nothing.
     """
 
-    def __init__(self, expected: ModelTensors, live: LiveWeights) -> None:
+    def __init__(
+        self, expected: ModelTensors, live: LiveWeights, *, any_order: bool = False, kept_versions: int = 0
+    ) -> None:
         self._expected = expected
         self._live = live
+        self._any_order, self._num_remembered = any_order, kept_versions + 1 if kept_versions else 0
+        #: versions that were applied whole, the last one last
+        self._remembered: dict[Applied, Staged] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._state: StageState = "idle"
@@ -87,6 +97,9 @@ class Stager:
             self._staged, self._error, self._damaged = None, "", False
             if applied == Applied(version, content_sha256):
                 self._state = "applied"
+                return
+            if (remembered := self._remembered.get(Applied(version, content_sha256))) is not None:
+                self._staged, self._state = remembered, "staged"
                 return
             self._state = "reading"
             self._thread = threading.Thread(
@@ -115,8 +128,18 @@ class Stager:
         """Forgets what is applied now, but for the tensors that the next update will need and the model can't give."""
         if not staged.is_update:
             self._kept = {}
+            self._remember(staged)
         self._kept |= {name: tensor for name, tensor in staged.tensors.items() if not self._live.holds(name)}
         self.clear()
+
+    def _remember(self, staged: Staged) -> None:
+        if not self._num_remembered:
+            return
+        key = Applied(staged.version, staged.content_sha256)
+        self._remembered.pop(key, None)
+        self._remembered[key] = staged
+        while len(self._remembered) > self._num_remembered:
+            del self._remembered[next(iter(self._remembered))]
 
     def clear(self) -> None:
         """Forgets the staged tensors and frees their memory."""
@@ -150,7 +173,7 @@ class Stager:
             raise StageError(
                 f"version {version} of {store.address} is {manifest.content_sha256}, expected {content_sha256}"
             )
-        check_order(manifest, applied)
+        check_order(manifest, None if self._any_order else applied)
         check_declared(manifest, self._expected)
         path = store.path(version, applied.version if applied is not None else None)
         is_update = path[0].format == "sparse"

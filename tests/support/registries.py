@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -86,12 +87,12 @@ def passed_entry(index: RegistryIndex, namespace: str = "default", *, parent: in
     return number
 
 
-def published(folder: Path, seed: int = 0, *, rows: int = 8) -> tuple[WeightStore, int]:
+def published(folder: Path, seed: int = 0, *, rows: int = 8, norm_dtype: Any = np.float32) -> tuple[WeightStore, int]:
     """A run's weight store with one more version."""
     rng = np.random.default_rng(seed)
     tensors = {
         "model.embed_tokens.weight": rng.standard_normal((rows, 4)).astype(ml_dtypes.bfloat16),
-        "model.norm.weight": rng.standard_normal(4).astype(np.float32),
+        "model.norm.weight": rng.standard_normal(4).astype(norm_dtype),
     }
     store = WeightStore(folder, "demo")
     golden = [GoldenPrompt(tokens=[1, 2, 3], logprobs=[-0.5, -1.5])]

@@ -13,6 +13,7 @@ import numpy as np
 from learner_jax.contracts.weights import GoldenPrompt, WeightManifest
 from learner_jax.runtime.waits import Waits
 from serving_bridge.fleet.controller import Fleet
+from serving_bridge.fleet.follower import Follower
 from serving_bridge.fleet.member import Member
 from serving_bridge.fleet.weight_round import RoundOutcome
 from serving_bridge.routing.registry import ReplicaRegistry
@@ -131,6 +132,7 @@ class StubFleet:
         *,
         name: str = "host",
         prepare: Callable[[StubServer], None] = lambda server: None,
+        make_follower: Callable[[Callable[..., None]], Follower] | None = None,
         **settings: Any,
     ):
         self.store = WeightStore(folder / "weights", "run")
@@ -139,6 +141,10 @@ class StubFleet:
         self.stop = False
         self._prepare = prepare
         self.registry = ReplicaRegistry(folder / "replicas", clock=self.time)
+
+        def log(event: str, **fields: Any) -> None:
+            self.events.append({"event": event, **fields})
+
         self.fleet = Fleet(
             ServingSettings(max_model_len=8, **settings),
             model_dir=folder,
@@ -146,9 +152,10 @@ class StubFleet:
             registry=self.registry,
             log_dir=folder,
             keep_versions=8,
-            log=lambda event, **fields: self.events.append({"event": event, **fields}),
+            log=log,
             should_stop=lambda: self.stop,
             name=name,
+            follower=make_follower(log) if make_follower is not None else None,
             make_replica=self._make,
             open_session=lambda: nullcontext(None),
             run_blocking=inline,

@@ -85,6 +85,20 @@ def test_a_flipped_byte_is_named_and_not_exported(registry: Registry, tmp_path: 
     assert registry.weights.store("default").versions() == [1, 2], "the whole ones serve for all that come"
 
 
+def test_a_manifest_that_was_cut_is_of_a_named_entry_and_the_weights_can_come_again(
+    registry: Registry, tmp_path: Path
+) -> None:
+    number = _register(registry, tmp_path, 1)
+    path = registry.root / "weights" / "default" / "v00000001" / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    standing = registry.index.standing("default", number)
+    assert "entry default/1: weights of entry default/1: not a weight manifest" in registry.problems(standing)[0]
+    with pytest.raises(RegistryIntegrityError, match="weights of entry default/1"):
+        registry.manifest(standing)
+    again = _register(registry, tmp_path, 1)
+    assert registry.problems(registry.index.standing("default", again)) == []
+
+
 def test_a_damaged_report_is_named(registry: Registry, tmp_path: Path) -> None:
     number = _register(registry, tmp_path, 1)
     file = registry.add_report("default", number, "gate.json", b'{"suites": []}', verdict="passed", actor="gate")

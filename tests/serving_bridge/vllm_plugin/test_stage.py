@@ -15,6 +15,7 @@ from serving_bridge.settings.serving import StoreSettings
 from serving_bridge.weights.files import Tensor
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.store import WeightStore
+from serving_bridge.weights.writer import VersionWriter
 
 pytest.importorskip("torch", reason="torch is not installed")
 from serving_bridge.vllm_plugin.stage import Applied, ModelTensors, StageError, Stager, check_declared, check_order
@@ -179,6 +180,29 @@ def test_versions_only_go_up(world: World) -> None:
     for applied in (first, second):
         with pytest.raises(StageError, match=f"version {first.version} .* is not newer than version {applied.version}"):
             check_order(first, Applied(applied.version, applied.content_sha256))
+
+
+def test_where_aliases_are_followed_versions_go_back_and_those_kept_are_not_read_again(world: World) -> None:
+    def published(value: float) -> WeightManifest:
+        tensors = world.weights | {"a": np.full(4000, value, np.float32)}
+        return VersionWriter(world.store).publish(tensors.items(), step=0, golden=[])
+
+    first, second, third = published(1), published(7), published(8)
+    expected = ModelTensors(dict.fromkeys("abc", (4000,)), "float32")
+    world.stager = Stager(expected, world.model, any_order=True, kept_versions=1)
+
+    def swap(to: WeightManifest, before: WeightManifest | None) -> bool:
+        """Whether it was read from the store."""
+        world.stager._thread = None
+        assert world.stage(to, before)[:2] == ("staged", to.version)
+        staged = world.stager.get(to.version, to.content_sha256)
+        assert staged.tensors["a"].words.view(np.float32)[1] == {1: 1, 2: 7, 3: 8}[to.version]
+        world.stager.finish(staged)
+        return world.stager._thread is not None
+
+    assert [swap(first, None), swap(second, first)] == [True, True]
+    assert [swap(first, second), swap(second, first)] == [False, False]
+    assert [swap(third, second), swap(second, third), swap(first, second)] == [True, False, True], "one beside the last"
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,12 @@ class SimulatedRegistry:
         fleet: str = "",
         reason: str = "",
         start: str = "",
+        arm: str = "",
     ) -> None:
         self._process.check()
         self._on_report(name, url, version)
-        self._rows[name] = ReplicaRow(name, url, state, version, step, self._process.wall_clock(), fleet, reason, start)
+        now_s = self._process.wall_clock()
+        self._rows[name] = ReplicaRow(name, url, state, version, step, now_s, fleet, reason, start, arm)
 
     def remove(self, name: str) -> None:
         self._process.check()
