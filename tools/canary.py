@@ -13,6 +13,9 @@ python -m tools.canary history registry [--rollout 3]                  (rollouts
 python -m tools.canary replay registry 3                               (compute every decision again)
 python -m tools.canary observe registry --file F.jsonl                 (scores and feedback from a file)
 python -m tools.canary policy                                          (the default policy, as a file to begin with)
+python -m tools.canary power --metric refusal --baseline 0.03 --effect 0.05 --per-day 20000   (samples, days)
+python -m tools.canary compare --file F.jsonl                          (a difference with CUPED and strata)
+python -m tools.canary estimate --file F.jsonl                         (a candidate's value by another's logs)
 
 Without --policy the default policy is taken. docs/canary.md has the metrics, steps and rules.
 """
@@ -35,6 +38,7 @@ from serving_bridge.canary import CanaryPolicy, Controller, Messenger, Service, 
 from serving_bridge.registry import NotHolderError
 from tools.assembly import StopRequest, clear_errors
 from tools.canary_inputs import add_observations, replay
+from tools.canary_offline import add_offline_commands, compare, estimate, power
 from tools.canary_place import CanaryPlace, opened_canary, webhook_secret
 from tools.canary_shown import print_decisions, print_dry_run, print_plan, print_policy, print_rollouts, print_status
 from tools.command_line import command_parser
@@ -47,8 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     console = terminal.console()
     with clear_errors():
-        if arguments.command == "policy":
-            print_policy()
+        if arguments.command in _OFFLINE:
+            _OFFLINE[arguments.command](arguments, console)
             return
         with opened_canary(arguments.registry, arguments.database, arguments.observations) as opened:
             status = _COMMANDS[arguments.command](opened, arguments, console)
@@ -191,6 +195,14 @@ _COMMANDS: Mapping[str, Callable[[CanaryPlace, argparse.Namespace, Console], int
 }
 
 
+_OFFLINE: Mapping[str, Callable[[argparse.Namespace, Console], None]] = {
+    "policy": lambda arguments, console: print_policy(),
+    "power": power,
+    "compare": compare,
+    "estimate": estimate,
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser("canary", __doc__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -236,6 +248,7 @@ def _parser() -> argparse.ArgumentParser:
         "--file", type=Path, required=True, metavar="JSONL"
     )
     commands.add_parser("policy", help="print the default policy")
+    add_offline_commands(commands.add_parser)
     return parser
 
 

@@ -1,5 +1,6 @@
 """From a candidate to all users in small steps that undo themselves: tests, rules, controller and observations."""
 
+from serving_bridge.canary.adjusted import Difference, Value, cuped, plain, stratified
 from serving_bridge.canary.controller import LEASE_S, Controller, next_decision
 from serving_bridge.canary.errors import CanaryError, PolicyError
 from serving_bridge.canary.evidence import Sums, log_evidence, lower_bounds, upper_bounds
@@ -9,7 +10,9 @@ from serving_bridge.canary.metrics import MEASURES, SCORE_PREFIX, Measure
 from serving_bridge.canary.moves import PREVIOUS, Place
 from serving_bridge.canary.observations import LogSource, Observation, ObservationLog, Seen, Source
 from serving_bridge.canary.observer import Observer, distinct_pairs, measures
+from serving_bridge.canary.off_policy import Estimate, Logged, OffPolicy, off_policy
 from serving_bridge.canary.policy import CanaryPolicy, MetricPolicy, StepPolicy, load_policy, parse_policy
+from serving_bridge.canary.power import Question, fixed_size, looking_size
 from serving_bridge.canary.rollouts import Decided, Record, Rollout, Rollouts
 from serving_bridge.canary.schema import CANARY, OBSERVATIONS
 from serving_bridge.canary.service import POLL_S, Service
@@ -35,8 +38,11 @@ __all__ = [
     "Controller",
     "Decided",
     "Decision",
+    "Difference",
+    "Estimate",
     "Finding",
     "LogSource",
+    "Logged",
     "Look",
     "Measure",
     "Messenger",
@@ -44,8 +50,10 @@ __all__ = [
     "Observation",
     "ObservationLog",
     "Observer",
+    "OffPolicy",
     "Place",
     "PolicyError",
+    "Question",
     "Record",
     "Rollout",
     "Rollouts",
@@ -56,16 +64,23 @@ __all__ = [
     "StepPolicy",
     "Sums",
     "TrainingNote",
+    "Value",
     "compare",
+    "cuped",
     "decide",
     "distinct_pairs",
+    "fixed_size",
     "load_policy",
     "log_evidence",
+    "looking_size",
     "lower_bounds",
     "measures",
     "next_decision",
+    "off_policy",
     "parse_policy",
+    "plain",
     "read_note",
     "signature",
+    "stratified",
     "upper_bounds",
 ]

@@ -235,3 +235,31 @@ def _disagreement(place: Path) -> str:
         return "" if found == expected else f"{phase}: {found}, expected {expected}"
     finally:
         world.close()
+
+
+def test_calculations_without_a_registry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    power = ["power", "--metric", "refusal", "--baseline", "0.03", "--effect", "0.05", "--per-day", "20000"]
+    main([*power, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["as stable"]["looking_days"] == pytest.approx(found["as stable"]["looking"] / 20000)
+    assert 1000 < found["worse by --effect"]["fixed"] < found["worse by --effect"]["looking"] < 50_000
+    main([*power[:1], "--metric", "ttft_s", "--baseline", "0.3", "--effect", "0.2", "--per-day", "20000"])
+    assert "go on" in capsys.readouterr().out
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        "\n".join(
+            json.dumps({"arm": ("canary", "stable")[n % 2], "value": n % 5, "before": n % 5 + n % 3, "stratum": "a"})
+            for n in range(60)
+        )
+    )
+    main(["compare", "--file", str(file)])
+    page = capsys.readouterr().out
+    assert all(way in page for way in ("plain", "CUPED", "strata"))
+    file.write_text('{"reward": 1, "behavior_logprob": -1, "target_logprob": -1}\n' * 150)
+    main(["estimate", "--file", str(file)])
+    assert "effective sample size 150" in capsys.readouterr().out
+    for bad, match in (("{}", "line 1"), ("", "0 rows"), ('{"reward": 1, "behavior_logprob": -1}', "line 1")):
+        file.write_text(bad)
+        with pytest.raises(SystemExit):
+            main(["estimate", "--file", str(file)])
+        assert match in capsys.readouterr().err

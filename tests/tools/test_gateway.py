@@ -16,6 +16,8 @@ from pathlib import Path
 from configs.load import load_config, save_config
 from configs.schema import Config
 from serving_bridge.access import Gate
+from serving_bridge.canary import OBSERVATIONS
+from serving_bridge.database import open_database
 from serving_bridge.registry import Registry, TrafficChange
 from serving_bridge.text import load_tokenizer
 from tests.support.gateway_world import Replica, Script, report, serve
@@ -118,6 +120,14 @@ def test_a_gateway_that_follows_aliases(tmp_path: Path, stories_model: Path) -> 
     registry.close()
     events = [json.loads(line) for line in paths.metrics.read_text().splitlines()]
     assert sum(event.get("arms", {}).get("canary", 0) for event in events) > 0
+    seen = open_database(folder / "observations.sqlite", schema=OBSERVATIONS)
+    kept = seen.read(lambda session: session.execute("SELECT arm, version, tenant, measures FROM observations"))
+    seen.close()
+    assert len(kept) == 24
+    assert {(arm, version) for arm, version, *_ in kept} == {("stable", 1), ("canary", 2)}
+    assert all({"error", "ttft_s", "refusal", "length"} <= json.loads(measures).keys() for *_, measures in kept)
+    assert "Tom" not in str(kept)
+    assert "Once" not in str(kept)
 
 
 def test_what_can_not_be_followed_is_said_at_the_start(tmp_path: Path, stories_model: Path) -> None:
