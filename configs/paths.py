@@ -131,7 +131,7 @@ def _paths(tree: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
             text = table.get(key)
             if setting == "model.path" and isinstance(text, str) and hub_model(text):
                 continue
-            may_be_function = tables[0] == "task" and key in _MAY_BE_FUNCTIONS
+            may_be_function = key in _MAY_BE_FUNCTIONS
             if isinstance(text, str) and _is_path(text) and (not may_be_function or names_file(text)):
                 yield setting, table, key
     for setting in PATH_TABLES:

@@ -41,7 +41,8 @@ def supervised_examples(
             f"examples that it began with; start another run"
         )
     try:
-        table = open_table(settings.data, _reading(config, settings), setting="supervised.data")
+        reading = _reading(config, settings)
+        table = open_table(settings.data, reading, setting="supervised.data", options=settings.options)
     except TaskError as error:
         raise TaskError(re.sub(r"\btask\.(?=[a-z]+_column\b)", "supervised.", str(error))) from None
     try:
@@ -56,6 +57,7 @@ def _reading(config: Config, settings: SupervisedSettings) -> ProblemSettings:
     return ProblemSettings(
         provider="rows",
         data=settings.data,
+        options=settings.options,
         question_column=settings.question_column,
         answer_column=settings.answer_column,
         messages_column=settings.messages_column,

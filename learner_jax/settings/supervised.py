@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,7 @@ class SupervisedSettings(Settings):
         description="file of JSON lines, .csv, .tsv or .parquet, folder of a saved dataset, or package.module:name of "
         "a function that gives rows",
     )
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the function of data")
     loss: Literal["cross_entropy", "dpo"] = Field(
         "cross_entropy", description="imitate the answers; or DPO, on pairs of a chosen and a rejected answer"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -24,7 +25,7 @@ class FunctionRows:
 
     def __init__(self, name: str, options: Mapping[str, Any], *, setting: str, most: int) -> None:
         self.name, self.origin = name, f"{setting} {name!r}"
-        function = DATA.with_keywords(*options).open(name)
+        function = replace(DATA, setting=setting).with_keywords(*options).open(name)
         try:
             self._rows = list(islice(function(**options), most))
         except WeirError:

@@ -38,7 +38,8 @@ def open_source(
             raise TaskError(f"task.columns is for files and folders; {setting} {data!r} is a function, give them there")
         return FunctionRows(data, options or {}, setting=setting, most=most)
     if options:
-        raise TaskError(f"task.options {', '.join(options)}: a file takes none; a function of {setting} does")
+        name = "task.options" if setting == "task.data" else setting.replace("data", "options")
+        raise TaskError(f"{name} {', '.join(options)}: a file takes none; a function of {setting} does")
     return open_file(data, setting=setting, columns=columns)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -85,6 +85,7 @@ def open_table(
     settings: ProblemSettings,
     *,
     setting: str,
+    options: Mapping[str, Any] | None = None,
     tools: tuple[Message, ...] = (),
     refusal: Refusal | None = None,
     known_by: str = "",
@@ -94,13 +95,13 @@ def open_table(
     Args:
       data: file, folder or function.
       setting: that names it.
+      options: arguments of a function.
       tools: definitions that every row has.
       refusal: asked for every row; `known_by` names it.
 
     Raises:
       TaskError, DoorError: the source or a row can't be used.
     """
-    options = settings.options if setting == "task.data" else {}
     source = open_source(data, setting=setting, options=options, columns=settings.columns, most=settings.num_problems)
     try:
         columns = Columns(settings, tools)

@@ -83,7 +83,15 @@ class ProblemSettings(BaseModel):
     score_confined: bool = Field(
         True, description="own reward or environment: answers are scored without files, network and programs"
     )
-    options: dict[str, Any] = Field(default_factory=dict, description="passed to the provider")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="passed to the provider; rows: arguments of the function of data"
+    )
+    validation_options: dict[str, Any] | None = Field(
+        None, description="rows: arguments of the function of validation_data; unset: options, if data is a function"
+    )
+    heldout_options: dict[str, Any] | None = Field(
+        None, description="rows: arguments of the function of heldout_data; unset: options, if data is a function"
+    )
     prompt_template: str = Field("{question}", description="text sent to the model; {question} is replaced")
     num_problems: int = Field(1_000_000, gt=0, le=2**40, description="problems generated before the stream repeats")
     holdout_percent: int = Field(
@@ -116,6 +124,13 @@ class ProblemSettings(BaseModel):
     def _messages_say_it_all(self) -> ProblemSettings:
         if self.messages_column and self.prompt_template != "{question}":
             raise ValueError("messages_column names whole prompts, which no prompt_template goes around: drop one")
+        return self
+
+    @model_validator(mode="after")
+    def _options_have_a_function(self) -> ProblemSettings:
+        for split in ("validation", "heldout"):
+            if getattr(self, f"{split}_options") is not None and not getattr(self, f"{split}_data"):
+                raise ValueError(f"{split}_options are arguments of a function, and {split}_data names none")
         return self
 
     @model_validator(mode="after")
@@ -158,6 +173,14 @@ class ProblemSettings(BaseModel):
         names = ("path", "tools", "data", "validation_data", "heldout_data")
         given = {name: getattr(self, name) for name in names}
         return {name: path for name, path in given.items() if path and (name in names[:2] or names_file(path))}
+
+    def options_of(self, split: str) -> dict[str, Any]:
+        """Arguments of the function that gives the rows of a split: "train", "validation" or "heldout"."""
+        own = {"validation": self.validation_options, "heldout": self.heldout_options}.get(split)
+        if own is not None or split == "train":
+            return self.options if own is None else own
+        data = self.validation_data if split == "validation" else self.heldout_data
+        return {} if names_file(data) or names_file(self.data) else self.options
 
     def needing_chat(self) -> list[str]:
         """Names of the settings that are given and work with a chat template alone."""

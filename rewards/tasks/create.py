@@ -24,6 +24,8 @@ TASK = Door(
 _OF_ROWS = (
     "validation_data",
     "heldout_data",
+    "validation_options",
+    "heldout_options",
     "columns",
     "id_column",
     "messages_column",

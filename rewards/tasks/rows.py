@@ -141,6 +141,7 @@ def _open_tables(settings: TaskSettings, reward: RowReward | None) -> dict[Split
                     data,
                     settings,
                     setting=setting,
+                    options=settings.options_of(split),
                     tools=tools,
                     refusal=None if judge is None else refusal,
                     known_by="" if judge is None else judge.version,

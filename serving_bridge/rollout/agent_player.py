@@ -76,8 +76,13 @@ class AgentPlayer:
         await self._endpoint.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def play_group(self, problem: Problem, prompt: Sequence[int], size: int) -> list[Episode]:
+    async def play_group(
+        self, problem: Problem, prompt: Sequence[int], size: int, sampled: Callable[[], None] = lambda: None
+    ) -> list[Episode]:
         """A complete group of `size` episodes; the prompt is the program's to make.
+
+        Args:
+          sampled: not called: only a program's end tells that it has asked for all it wants.
 
         Raises:
           GroupError: too few episodes ended well.

@@ -6,10 +6,11 @@ Whatever goes wrong in an environment is a failed verdict, which ends the episod
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence, Sized
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from rewards.contracts import AsyncEnvironment, Environment, EpisodeState, Outcome, Problem, Reply, is_async
@@ -18,6 +19,8 @@ from serving_bridge.vllm import Completion
 
 #: bound on the end of an episode
 _CLOSE_S = 10.0
+#: one thread judges a group's answers so long; then others help
+_ALONE_S = 0.01
 #: (answer, whether there is no room for another turn) -> the answer as environments read it
 Read = Callable[[Completion, bool], Reply]
 
@@ -42,6 +45,8 @@ class Dialogs:
       scoring: threads in which environments run that block; the event loop goes on meanwhile.
       read: called in these threads, too.
       limit_s: bound on each step (`rollout.reward_timeout_s`).
+      num_helpers: of these threads, so many may help with groups that have one already; the others are left for
+        groups that have none.
       count: "environment_close_errors" are counted here.
     """
 
@@ -52,9 +57,11 @@ class Dialogs:
         read: Read,
         *,
         limit_s: float,
+        num_helpers: int,
         count: Counter[str],
     ) -> None:
         self._environment = environment
+        self._helpers = asyncio.Semaphore(num_helpers)
         self._scoring, self._read = scoring, read
         self._limit_s, self._count = limit_s, count
         self.waits = is_async(environment)
@@ -62,43 +69,87 @@ class Dialogs:
     async def begin(self, problem: Problem) -> Dialog:
         """An episode before its first answer."""
         if not self.waits:
-            return _Blocking(self._environment, problem, self._scoring, self._read, self._limit_s)  # type: ignore[arg-type]
+            return _Blocking(
+                self._environment,  # type: ignore[arg-type]
+                problem,
+                self._scoring,
+                self._read,
+                self._limit_s,
+                self._helpers,
+            )
         dialog = _Waiting(self._environment, problem, self._read, self._limit_s, self._count)  # type: ignore[arg-type]
         await dialog.reset()
         return dialog
 
 
 class _Blocking:
-    """Plays an environment that is free of state."""
+    """Plays an environment that is free of state.
+
+    Args:
+      helpers: places in threads for the answers of groups that one thread alone is slow with.
+    """
 
     def __init__(
-        self, environment: Environment, problem: Problem, scoring: Executor, read: Read, limit_s: float
+        self,
+        environment: Environment,
+        problem: Problem,
+        scoring: Executor,
+        read: Read,
+        limit_s: float,
+        helpers: asyncio.Semaphore,
     ) -> None:
         self._environment = environment
         self._state = environment.reset(problem)
         self._scoring, self._read, self._limit_s = scoring, read, limit_s
+        self._helpers = helpers
 
     async def step(self, answers: Sequence[Completion], *, is_last: bool) -> list[Outcome]:
-        judged = list[Outcome]()
-        work = asyncio.get_running_loop().run_in_executor(self._scoring, self._judge, answers, is_last, judged)
+        todo = deque(enumerate(answers))
+        judged: dict[int, Outcome] = {}
         try:
             async with asyncio.timeout(self._limit_s):
-                await work
+                await self._by_threads(partial(self._judge, todo, is_last, judged), todo)
         except TimeoutError:
-            judged = list(judged)  # the thread may come back and add to the other one
-            judged += [unjudged(self._state, "timeout", _late(self._limit_s))] * (len(answers) - len(judged))
-        self._state = judged[-1].state
-        return judged
+            todo.clear()  # a thread that comes back finds nothing more to do
+        late = unjudged(self._state, "timeout", _late(self._limit_s))
+        outcomes = [judged.get(number, late) for number in range(len(answers))]
+        self._state = outcomes[-1].state
+        return outcomes
 
-    def _judge(self, answers: Sequence[Completion], is_last: bool, judged: list[Outcome]) -> None:
-        """Adds one outcome per answer to `judged`, each as soon as it is known."""
+    async def _by_threads(self, judge: Callable[[], None], todo: Sized) -> None:
+        """By one, and by others too if it does not get through at once: quick verdicts cost less than threads do."""
+        loop = asyncio.get_running_loop()
+        running = [loop.run_in_executor(self._scoring, judge)]
+        await asyncio.wait(running, timeout=_ALONE_S)
+
+        async def help_it() -> None:
+            async with self._helpers:
+                if todo:
+                    running.append(loop.run_in_executor(self._scoring, judge))
+                    await running[-1]
+
+        helpers = [asyncio.create_task(help_it()) for _ in range(len(todo))]
+        try:
+            await running[0]  # from then on all answers are taken, and no helper begins
+            await asyncio.gather(*running)
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+
+    def _judge(self, todo: deque[tuple[int, Completion]], is_last: bool, judged: dict[int, Outcome]) -> None:
+        """Takes answers as long as there are any; each outcome is in `judged` as soon as it is known."""
         state = self._state
-        for answer in answers:
+        while todo:
+            try:
+                number, answer = todo.popleft()
+            except IndexError:  # another thread was faster
+                return
             try:
                 outcome = sound(self._environment.step(state, self._read(answer, is_last)))
             except (Exception, SystemExit) as error:  # noqa: BLE001  (isolation: one answer must not end the rollouts)
                 outcome = unjudged(state, "error", f"{type(error).__name__}: {error}")
-            judged.append(outcome)
+            judged[number] = outcome
 
     async def observe(self, outcome: Outcome) -> Outcome:
         return unjudged(outcome.state, "error", "the environment goes on, and says nothing")

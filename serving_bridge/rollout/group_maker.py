@@ -22,13 +22,16 @@ from serving_bridge.rollout.worker_queue import WorkerQueue
 
 #: tries of a group before it is given up; requests have tries of their own
 _GROUP_TRIES = 2
+#: groups that are sampled and wait for verdicts without a place, for each place
+_SCORED_PER_PLACE = 3
 
 
 class GroupMaker:
     """Makes groups of prompts.
 
     Args:
-      places: groups that are played at the same time; prompts beyond wait for a place.
+      places: groups that are played at the same time; prompts beyond wait for a place. A group gives its place to
+        the next one as soon as verdicts alone are missing, so that slow rewards don't hold up sampling.
       count: what became of groups and answers is counted here.
       sources: the same by source, where a task has several.
       curriculum: passes prompts over; None asks all.
@@ -36,6 +39,7 @@ class GroupMaker:
 
     Attributes:
       playing: indices of the prompts whose groups are played now.
+      scoring: those among them that gave their place away.
     """
 
     def __init__(
@@ -55,9 +59,10 @@ class GroupMaker:
         spans: Spans = NO_SPANS,
     ) -> None:
         self.playing: set[int] = set()
+        self.scoring: set[int] = set()
         self._task, self._encoder = task, encoder
         self._player, self._queue, self._origin = player, queue, origin
-        self._places = asyncio.Semaphore(places)
+        self._places, self._most_scored = asyncio.Semaphore(places), _SCORED_PER_PLACE * places
         self._count, self._sources = count, sources
         self._log, self._spans = log, spans
         self._curriculum, self._delayed = curriculum, delayed
@@ -86,8 +91,8 @@ class GroupMaker:
             return
         for attempt in range(1, _GROUP_TRIES + 1):
             try:
-                async with self._place(index):
-                    episodes = await self._player.play_group(problem, prompt, self._origin.group_size)
+                async with self._place(index) as sampled:
+                    episodes = await self._player.play_group(problem, prompt, self._origin.group_size, sampled)
                 if self._teaches(index, episodes):
                     self._accept(index, episodes)
                 else:
@@ -101,13 +106,24 @@ class GroupMaker:
         await self._queue.skip(index)
 
     @asynccontextmanager
-    async def _place(self, index: int) -> AsyncIterator[None]:
-        async with self._places:
-            self.playing.add(index)
-            try:
-                yield
-            finally:
-                self.playing.discard(index)
+    async def _place(self, index: int) -> AsyncIterator[Callable[[], None]]:
+        """Holds a place; gives what is called once verdicts alone are missing."""
+        await self._places.acquire()
+        self.playing.add(index)
+
+        def sampled() -> None:
+            if len(self.scoring) < self._most_scored and index not in self.scoring:
+                self.scoring.add(index)
+                self._places.release()
+
+        try:
+            yield sampled
+        finally:
+            self.playing.discard(index)
+            if index in self.scoring:
+                self.scoring.discard(index)
+            else:
+                self._places.release()
 
     def _teaches(self, index: int, episodes: Sequence[Episode]) -> bool:
         """Whether answers are left to compare; else the group's prompt is given up, and another takes its place."""

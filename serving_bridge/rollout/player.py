@@ -8,7 +8,7 @@ the sampler's log-probs would be wrong.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 from learner_jax.runtime import NO_SPANS, Spans
@@ -45,7 +45,14 @@ class Player:
     ) -> None:
         self._encoder = encoder
         self._shows_marks = bool(getattr(environment, "tools", ()))
-        self._dialogs = Dialogs(environment, scoring, self._read, limit_s=settings.reward_timeout_s, count=count)
+        self._dialogs = Dialogs(
+            environment,
+            scoring,
+            self._read,
+            limit_s=settings.reward_timeout_s,
+            num_helpers=settings.reward_threads * 3 // 4,
+            count=count,
+        )
         self._sampler = sampler
         self._settings = settings
         self._count, self._spans = count, spans
@@ -55,8 +62,13 @@ class Player:
             bind(self._say)
         self._is_single = environment.max_turns == 1 and not self._dialogs.waits
 
-    async def play_group(self, problem: Problem, prompt: Sequence[int], size: int) -> list[Episode]:
+    async def play_group(
+        self, problem: Problem, prompt: Sequence[int], size: int, sampled: Callable[[], None] = lambda: None
+    ) -> list[Episode]:
         """A complete group of `size` episodes; one request where all of it can be known beforehand.
+
+        Args:
+          sampled: called once verdicts alone are missing, where that is known before the end.
 
         Raises:
           GroupError: too few episodes ended well.
@@ -65,7 +77,7 @@ class Player:
         """
         timeout_s = self._settings.episode_timeout_s
         if self._is_single and not self._settings.spare_samples:
-            return await within(self.play_together(problem, prompt, size), timeout_s, self._count)
+            return await within(self.play_together(problem, prompt, size, sampled), timeout_s, self._count)
         shared = Prefix()
         return await complete_group(
             lambda _: self.play(problem, prompt, shared),
@@ -110,9 +122,12 @@ class Player:
         finally:
             await dialog.close()
 
-    async def play_together(self, problem: Problem, prompt: Sequence[int], count: int) -> list[Episode]:
+    async def play_together(
+        self, problem: Problem, prompt: Sequence[int], count: int, sampled: Callable[[], None] = lambda: None
+    ) -> list[Episode]:
         """`count` episodes of one turn in one request; raises what `play` does."""
         answers, _ = await self._sampler.sample(prompt, n=count, max_tokens=self._settings.max_tokens, prefix=Prefix())
+        sampled()
         dialog = await self._dialogs.begin(problem)
         with self._spans.span("score", answers=count):
             outcomes = await dialog.step(answers, is_last=True)

@@ -111,7 +111,8 @@ class RunningRollouts:
         return False
 
     async def _claim(self) -> None:
-        free = self._settings.concurrent_groups + self._num_ahead - len(self._groups)
+        sampled = len(self._groups) - len(self._maker.scoring)
+        free = self._settings.concurrent_groups + self._num_ahead - sampled
         ready = self._replicas.ready
         if ready and free > 0 and not self._queue.is_full:
             served = min(replica.step for replica in ready)

@@ -139,7 +139,9 @@ class RolloutSettings(Settings):
     )
     max_prompt_tokens: int = Field(gt=0, description="longest prompt, in tokens; longer ones are refused")
     max_tokens: int = Field(gt=0, description="longest answer, in tokens")
-    concurrent_groups: int = Field(64, gt=0, description="groups that a worker plays at the same time")
+    concurrent_groups: int = Field(
+        64, gt=0, description="groups that a worker plays at the same time, beside those that only wait for verdicts"
+    )
     max_episode_tokens: int | None = Field(
         None, gt=1, description="prompt, answers and observations; room for task.turns of the longest if unset"
     )

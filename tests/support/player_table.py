@@ -37,7 +37,7 @@ class Table:
         self.dispatcher.update([ReplicaRow(name, f"http://{name}", "healthy", 1, 0, 0.0) for name in replicas])
         self.count: Counter[str] = Counter()
         self.encoder = PromptEncoder(tokenizer, template="{question}", chat=False, max_prompt_tokens=12)
-        sampler = Sampler(
+        self.sampler = Sampler(
             self.dispatcher,
             self.settings,
             tokenizer.eos_ids,
@@ -47,7 +47,7 @@ class Table:
         )
         self.task = AdditionTask()
         environment = FeedbackEnvironment(self.task, turns=turns, discount=0.5, feedback=" no{reasons}\n")
-        self.player = Player(environment, self.encoder, sampler, self.settings, scoring=Inline(), count=self.count)
+        self.player = Player(environment, self.encoder, self.sampler, self.settings, scoring=Inline(), count=self.count)
         self.problem = self.task.problem("train", 0)
         self.prompt = self.encoder.encode(self.problem) or []
 

@@ -31,7 +31,7 @@ def examples(
     if rows is not None:
         path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     table = {"data": str(path), "steps": 1, "batch_size": 1, "learning_rate": 1e-3, **given}
-    named = ", ".join(f"{key} = {json.dumps(value)}" for key, value in table.items())
+    named = ", ".join(f"{key} = {_toml(value)}" for key, value in table.items())
     config: Config = load_config(
         REPOSITORY / "configs" / "demo.toml", ["warm_start=none", f"supervised={{ {named} }}", *overrides]
     )
@@ -39,6 +39,12 @@ def examples(
     template = config.task.prompt_template
     encoder = PromptEncoder(tokenizer, template=template, chat=False, max_prompt_tokens=20)
     return supervised_examples(config, config.supervised, folder / "run", encoder)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + " }"
+    return json.dumps(value)
 
 
 def texts(files: ExampleFiles, tokenizer: Tokenizer) -> list[tuple[str, str]]:
@@ -57,6 +63,14 @@ def test_rows_become_prompts_and_answers(tmp_path: Path, tokenizer: Tokenizer) -
     found = texts(examples(tmp_path, tokenizer, _ROWS), tokenizer)
     assert [answer for _, answer in found] == ["17", "7"]
     assert [prompt.strip() for prompt, _ in found] == ["12+5=", "3+4="]
+
+
+def test_a_function_has_its_arguments(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "def rows(first):\n    return [{'question': f'{n}=', 'answer': str(n)} for n in range(first, first + 2)]\n"
+    (tmp_path / "my_sums.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = texts(examples(tmp_path, tokenizer, None, data="my_sums:rows", options={"first": 7}), tokenizer)
+    assert [answer for _, answer in found] == ["7", "8"]
 
 
 def test_pairs_have_the_chosen_answer_before_the_rejected_one(tmp_path: Path, tokenizer: Tokenizer) -> None:

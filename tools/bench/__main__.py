@@ -5,7 +5,8 @@ python -m tools.bench learner [--cases uniform lognormal prefix head] [--sides w
 python -m tools.bench convert [--gib 4] [--dir FOLDER] [--rounds 3] [--json PATH]
 python -m tools.bench end_to_end [--workload demo|stories|chat] [--sides weir trl tunix] [--model DIR] [--json PATH]
 python -m tools.bench gateway [--streams 1 64] [--requests 128] [--litellm PROGRAM] [--json PATH]
-python -m tools.bench save | sync | queue | rollout | evaluate | dispatch | overlap | rewards | scrape | admission
+python -m tools.bench save | sync | queue | rollout | evaluate | dispatch | overlap | rewards | slow_rewards
+python -m tools.bench scrape | admission
 python -m tools.bench registry [--entries 100000] [--json PATH]
 
 Exit status 1 if the results disagree with the peer's or the peer cannot be had, 2 for arguments that make no sense.
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "rollout": "tools.bench.rollout.rollout",
     "evaluate": "tools.bench.rollout.evaluation",
     "rewards": "tools.bench.rewards.command",
+    "slow_rewards": "tools.bench.rollout.slow_rewards",
     "gateway": "tools.bench.gateway.command",
     "admission": "tools.bench.admission.command",
     "registry": "tools.bench.registry.command",

@@ -203,6 +203,17 @@ ALLOWED: dict[tuple[str, str], str] = {
         "serving_bridge/routing/dispatch.py:Dispatcher.watch",
         "while True",
     ): "a worker's service; each poll has a timeout",
+    ("serving_bridge/rollout/dialogs.py:_Blocking._by_threads", "asyncio.gather(*running)"): (
+        "within rollout.reward_timeout_s, which the caller keeps"
+    ),
+    (
+        "serving_bridge/rollout/dialogs.py:_Blocking._by_threads",
+        "asyncio.gather(*helpers, return_exceptions=True)",
+    ): "of cancelled tasks that catch nothing",
+    (
+        "serving_bridge/rollout/group_maker.py:GroupMaker._place",
+        "self._places.acquire()",
+    ): "groups before it end within rollout.episode_timeout_s, and give their places back",
     ("serving_bridge/rollout/groups.py:complete_group", "while (chosen := _chosen(tasks, size)) is None"): _EPISODES,
     (
         "serving_bridge/rollout/groups.py:complete_group",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from learner_jax.runtime import DoorError
 from rewards.contracts import RewardRequest, RewardResult, Task, TaskError
@@ -242,6 +243,27 @@ def test_options_are_arguments_of_the_function_and_columns_are_chosen(make: Call
     assert score(task, problem.answer).score == 1.0
     with pytest.raises(DoorError, match="missing a required argument: 'size'"):
         make(data="my_rewards:many_of", **columns)
+
+
+@confined
+def test_the_functions_of_other_splits_have_arguments_too(make: Callable[..., Task], folder: Path) -> None:
+    columns: dict[str, Any] = {"question_column": "q", "answer_column": "a"}
+    small, large = {"size": 3, "start": 500}, {"size": 30, "start": 100}
+    of_function = {"data": "my_rewards:many_of", "heldout_data": "my_rewards:many_of", **columns}
+    task = make(options=large, heldout_options=small, **of_function)
+    assert {task.problem("heldout", i).answer for i in range(3)} == {"500", "501", "502"}
+    assert task.num_distinct("heldout") == 3
+    shared = make(options=large, **of_function)  # without some of its own it has those of the task
+    assert {shared.problem("heldout", i).answer for i in range(30)} == {str(n) for n in range(100, 130)}
+    (folder / "rows.jsonl").write_text('{"q": "1", "a": "1"}\n{"q": "2", "a": "2"}\n')
+    beside = make(data="rows.jsonl", validation_data="my_rewards:many_of", validation_options=small, **columns)
+    assert {beside.problem("validation", i).answer for i in range(3)} == {"500", "501", "502"}
+    with pytest.raises(DoorError, match="task.validation_data .*missing a required argument: 'size'"):
+        make(data="rows.jsonl", validation_data="my_rewards:many_of", **columns)
+    with pytest.raises(TaskError, match="task.heldout_options size, start: a file takes none"):
+        make(data="my_rewards:many_of", options=large, heldout_data="rows.jsonl", heldout_options=small, **columns)
+    with pytest.raises(ValidationError, match="heldout_options are arguments of a function, and heldout_data names"):
+        make(data="my_rewards:many_of", options=large, heldout_options=small, **columns)
 
 
 @confined

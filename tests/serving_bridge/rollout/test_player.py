@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from rewards.contracts import Outcome, RewardRequest, RewardResult
+from rewards.environments import FeedbackEnvironment
 from serving_bridge.rollout.episodes import EpisodeError
+from serving_bridge.rollout.player import Player
 from serving_bridge.rollout.sampling import Prefix
 from serving_bridge.text.tokenizer import Tokenizer
 from tests.support.player_table import Table, says
 from tests.support.qwen_tokenizer import qwen as qwen
 from tests.support.qwen_tokenizer import qwen_folder as qwen_folder
-from tests.support.rollout_world import FakeReplica, choice, reply, virtually
+from tests.support.rollout_world import AdditionTask, FakeReplica, choice, reply, virtually
 
 
 def test_a_dialog_ends_with_the_right_answer_and_pays_at_the_turn_that_gave_it(qwen: Tokenizer) -> None:
@@ -156,3 +163,80 @@ def test_a_dialog_ends_as_its_last_answer_did(qwen: Tokenizer) -> None:
         assert table.trajectory(episode).finish_reason == "length"
 
     virtually(story())
+
+
+class Meeting(AdditionTask):
+    """No verdict comes before all answers of a group are being judged at the same time."""
+
+    def __init__(self, size: int) -> None:
+        self._barrier = threading.Barrier(size)
+
+    def score(self, request: RewardRequest) -> RewardResult:
+        self._barrier.wait(timeout=20)
+        return super().score(request)
+
+
+class Stuck(AdditionTask):
+    """The first answer to come is never judged; counts those that are."""
+
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        self.asked: list[str] = []
+
+    def score(self, request: RewardRequest) -> RewardResult:
+        self.asked.append(request.response)
+        if len(self.asked) == 1:
+            self.release.wait(20)
+        return super().score(request)
+
+
+def judged_together(qwen: Tokenizer, task: AdditionTask, answers: int, **options: Any) -> list[Outcome]:
+    """The outcomes of one request's answers, which are 0, 1, ...; judged in real threads and real time."""
+
+    async def story() -> list[Outcome]:
+        replica = FakeReplica()
+        table = Table(qwen, {"a": replica}, **options)
+        ids = [[*qwen.backend.encode(str(i), add_special_tokens=False).ids, qwen.eos_ids[0]] for i in range(answers)]
+        replica.script.append(lambda _: reply(*(choice(tokens, index=i) for i, tokens in enumerate(ids))))
+        with ThreadPoolExecutor(table.settings.reward_threads) as threads:
+            player = Player(
+                FeedbackEnvironment(task),
+                table.encoder,
+                table.sampler,
+                table.settings,
+                scoring=threads,
+                count=table.count,
+            )
+            try:
+                problem = replace(table.problem, answer="2")
+                episodes = await player.play_together(problem, table.prompt, answers)
+            finally:
+                if isinstance(task, Stuck):
+                    task.release.set()
+        return [episode.turns[-1].outcome for episode in episodes]
+
+    return asyncio.run(story())
+
+
+def test_slow_verdicts_on_a_group_are_made_at_the_same_time(qwen: Tokenizer) -> None:
+    outcomes = judged_together(qwen, Meeting(6), 6, reward_threads=8)
+    assert [outcome.reward for outcome in outcomes] == [0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_one_thread_judges_a_group_alone(qwen: Tokenizer) -> None:
+    outcomes = judged_together(qwen, AdditionTask(), 4, reward_threads=1)
+    assert [outcome.reward for outcome in outcomes] == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_an_answer_that_hangs_costs_its_own_verdict_alone(qwen: Tokenizer) -> None:
+    task = Stuck()
+    outcomes = judged_together(qwen, task, 4, reward_threads=4, reward_timeout_s=0.3)
+    assert [outcome.verdict for outcome in outcomes] == ["timeout", "fail", "pass", "fail"]
+    assert len(task.asked) == 4
+
+
+def test_after_the_time_of_a_group_no_thread_goes_on_with_it(qwen: Tokenizer) -> None:
+    task = Stuck()
+    outcomes = judged_together(qwen, task, 4, reward_threads=1, reward_timeout_s=0.1)
+    assert {outcome.verdict for outcome in outcomes} == {"timeout"}
+    assert len(task.asked) == 1

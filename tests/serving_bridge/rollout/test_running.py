@@ -27,6 +27,7 @@ class Noted:
         self.did: list[str] = []
         self.is_full = False
         self.playing: set[int] = set()
+        self.scoring: set[int] = set()
         self.held: set[int] = set()
         self.claimed: list[int] = []
         self.ready = [SimpleNamespace(step=3), SimpleNamespace(step=2)]
@@ -159,6 +160,20 @@ def test_as_many_are_claimed_as_have_a_place_or_wait_for_one(
 
     virtually(story())
     assert noted.asked == asked
+
+
+def test_groups_that_only_wait_for_verdicts_take_no_place() -> None:
+    noted = Noted()
+    noted.scoring = {0, 1, 2}
+
+    async def story() -> None:
+        worker = running(noted, [])
+        worker._start(range(9))
+        await worker._claim()
+        await worker._cancel()
+
+    virtually(story())
+    assert noted.asked == [(4, 2)]
 
 
 def test_only_a_worker_that_could_sample_and_may_not_waits_for_the_gate() -> None:

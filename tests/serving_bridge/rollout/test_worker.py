@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -204,6 +205,33 @@ def test_verifiers_that_block_do_not_hold_up_the_loop_and_one_that_hangs_is_give
     told = [r["failed_verdict_example"] for r in bench.records if "failed_verdict_example" in r]
     assert len(told) == 1
     assert "timeout: no verdict after 0.2 s (rollout.reward_timeout_s)" in told[0]
+
+
+def test_groups_are_sampled_while_verdicts_of_earlier_ones_are_missing(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """With one place: a group being sampled, and three that wait for verdicts, no more."""
+    may_judge = threading.Event()
+
+    class Late(AdditionTask):
+        def score(self, request: RewardRequest) -> RewardResult:
+            assert may_judge.wait(20)
+            return super().score(request)
+
+    replica = FakeReplica()
+    pace = Pace(max_staleness=0, groups_per_step=9, total_steps=1)
+    bench = Bench(tmp_path, tokenizer, replica, pace=pace, task=Late(), concurrent_groups=1, reward_threads=32)
+    bench.ready()
+    seen: list[int] = []
+
+    def all_there() -> bool:
+        if not may_judge.is_set() and len(replica.bodies) >= 4:
+            seen.append(len(replica.bodies))
+            if len(seen) == 10:  # another request had the time to come
+                may_judge.set()
+        return bench.num_ready() == 9
+
+    bench.run(all_there)
+    assert set(seen) == {4}
+    assert bench.total("groups") == 9
 
 
 def test_a_prompt_that_is_too_long_is_skipped(tmp_path: Path, tokenizer: Tokenizer) -> None:

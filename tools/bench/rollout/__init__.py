@@ -1,3 +1,3 @@
-"""Benchmarks of sampling: the worker's own cost, its throughput, and how sampling and training overlap."""
+"""Benchmarks of sampling: the worker's own cost and throughput, slow rewards beside it, sampling beside training."""
 
 __all__ = ()

@@ -29,7 +29,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from rich.table import Table
@@ -39,26 +38,23 @@ from rewards.contracts import Problem, RewardRequest, RewardResult, Split, score
 from serving_bridge.access import FreshKeys, Keys
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.fleet import Replica
-from serving_bridge.queue import Pace, TrajectoryQueue
-from serving_bridge.rollout import RolloutWorker, RunIdentity
-from serving_bridge.routing import ReplicaRegistry
-from serving_bridge.settings import EvaluationSettings, RolloutSettings, ServingSettings
+from serving_bridge.settings import RolloutSettings, ServingSettings
 from serving_bridge.text import load_tokenizer
 from serving_bridge.vllm import SERVED_MODEL_NAME, http_session
 from tools.assembly import collect_garbage_less_often, create_model
 from tools.bench import BenchmarkError
 from tools.bench.processes import Sampler
+from tools.bench.rollout.one_round import Side, play_round
 from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
 
 SIDES = ("weir", "vllm", "bare")
 _CLIENT, _SERVER = "client", "server"
 AIM = 1.0
 #: as configs/demo.toml has it
-_SHAPE = CreateModelSettings(
+SHAPE = CreateModelSettings(
     hidden_size=128, intermediate_size=512, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32
 )
 _MAX_PROMPT_TOKENS = 64
-_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -138,45 +134,18 @@ class Server:
 
     async def weir(self, number: int) -> float:
         """Seconds until all groups of the round are in the queue."""
-        folder, size = self.folder / f"round-{number}", self.work.concurrency * self.work.group_size
-        folder.mkdir()
-        queue, registry = TrajectoryQueue(folder / "state.db"), ReplicaRegistry(folder / "replicas")
-        registry.report("bench", url=self._url, state="healthy", version=0, step=0, start=self.replica.start_id)
-        events: list[dict[str, Any]] = []
-        worker = RolloutWorker(
-            name="bench",
-            identity=RunIdentity("bench", self.work.group_size),
-            task=Additions(number * self.work.groups),
-            encoder=self.encoder,
-            queue=queue.producer,
-            registry=registry,
-            settings=RolloutSettings(
-                group_size=self.work.group_size,
-                max_prompt_tokens=_MAX_PROMPT_TOKENS,
-                max_tokens=self.work.tokens,
-                concurrent_groups=self.work.concurrency,
-                min_concurrency=size,
-                max_concurrency=size,
-            ),
-            evaluation=EvaluationSettings(),
-            pace=Pace(max_staleness=0, groups_per_step=self.work.groups, total_steps=1),
-            log=lambda event, **fields: events.append({"event": event, **fields}),
-            should_stop=lambda: False,
-            keys=self._keys,
+        size = self.work.concurrency * self.work.group_size
+        settings = RolloutSettings(
+            group_size=self.work.group_size,
+            max_prompt_tokens=_MAX_PROMPT_TOKENS,
+            max_tokens=self.work.tokens,
+            concurrent_groups=self.work.concurrency,
+            min_concurrency=size,
+            max_concurrency=size,
         )
-        began = time.perf_counter()
-        running = asyncio.create_task(worker.run())
-        while queue.admin.progress().num_ready < self.work.groups:
-            if running.done():
-                await running
-            await asyncio.sleep(_POLL_S)
-        seconds = time.perf_counter() - began
-        queue.consumer.finish()
-        await running
-        queue.close()
-        if failures := [event for event in events if event["event"] == "retry"]:
-            raise BenchmarkError(f"{len(failures)} requests were tried again, the first: {failures[0]}")
-        return seconds
+        task = Additions(number * self.work.groups)
+        side = Side(self.replica, self._keys, self.encoder, settings)
+        return await play_round(side, task, self.folder / f"round-{number}", groups=self.work.groups)
 
     async def vllm(self, number: int) -> float:
         """Seconds that vLLM's client counts for the same prompts."""
@@ -275,7 +244,7 @@ async def measure(
     """
     model_dir = folder / "model"
     texts = [Additions(0).problem("train", index).question for index in range(2000)]
-    create_model(model_dir, _SHAPE, texts, seed=0)
+    create_model(model_dir, SHAPE, texts, seed=0)
     settings = ServingSettings(
         max_model_len=_MAX_PROMPT_TOKENS + work.tokens + 1, max_num_seqs=work.concurrency * work.group_size
     )
