@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,33 @@ class SlurmCluster:
     def kill_node(self, node: str) -> None:
         """SIGKILL to the node's slurmd; what it started lives on."""
         os.kill(int((self.folder / f"{node}.pid").read_text()), signal.SIGKILL)
+
+    def lose(self, processes: Collection[int]) -> None:
+        """SIGKILL to every slurmd, to the slurmstepds above these processes, and to the processes: as machines that
+        lose power, since nothing reports an end."""
+        for node in NODES:
+            self.kill_node(node)
+        daemons = {above for process in processes for above in _ancestors(process) if _name(above) == "slurmstepd"}
+        for process in [*daemons, *processes]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+
+def _ancestors(process: int) -> Iterator[int]:
+    """The processes above one, the nearest first."""
+    while process > 1:
+        try:
+            # pid (name) state parent ...: a name may hold blanks and brackets
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return
+        yield process
+
+
+def _name(process: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    return ""
 
 
 @contextmanager

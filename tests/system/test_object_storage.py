@@ -1,17 +1,23 @@
-"""A whole run on real vLLM whose weights lie on a real S3 server: as with a folder, and no credential is written."""
+"""Whole runs on real vLLM whose stores lie on a real S3 server: as with folders, and no credential is written."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from serving_bridge.storage import CheckpointObjects, FsspecObjects
 from tests.conftest import REPOSITORY
+from tests.support.run_history import RECORDED, problems
 from tests.support.s3 import CREDENTIALS, S3
-from tests.support.whole_jobs import SMALL_DEMO, environment, train_command
+from tests.support.whole_jobs import SMALL_DEMO, environment, processes_of, steps, train_command, wait_for
 
 #: one server for all tests on it
 pytest_plugins = ["tests.support.s3_fixtures"]
@@ -46,6 +52,70 @@ def test_a_run_publishes_to_s3_and_its_replica_serves_from_there(s3: S3, tmp_pat
     told = [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_bytes()]
     assert told == []
     assert secret.decode() not in done.stdout + done.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_with_all_three_stores_on_s3_a_lost_host_is_made_good(s3: S3, tmp_path: Path) -> None:
+    """Every process is killed at once, checkpoints and cache are lost; the same command finishes, training nothing
+    twice, and the copy on S3 becomes the model that was served last."""
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    command = train_command(
+        "demo.toml",
+        *SMALL_DEMO,
+        "learner.steps=8",
+        f"run.directory={run}",
+        f"store.weights={URL}/weights",
+        f"store.checkpoints={URL}/checkpoints",
+        f"store.blobs={URL}/blobs",
+        "store.blob_bytes=1",
+        f"store.cache={cache}",
+    )
+    copies = CheckpointObjects(FsspecObjects(f"{URL}/checkpoints"), run="")
+    with (tmp_path / "first").open("wb") as output:
+        job = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment() | RECORDED
+        )
+        try:
+            wait_for(lambda: copies.newest() or job.poll() is not None, timeout_s=600, what="a copy of a checkpoint")
+            wait_for(lambda: len(steps(run)) % 2, timeout_s=60, what="a step that no checkpoint holds")
+        finally:
+            for process in [job.pid, *processes_of(run)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            job.wait(60)
+    wait_for(lambda: not processes_of(run), timeout_s=60, what="the end of all processes")
+    copied, trained = copies.newest(), len(steps(run))
+    assert copied is not None, (tmp_path / "first").read_text()
+    assert copied.step < trained < 8
+    assert list(FsspecObjects(f"{URL}/blobs").list())
+    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(cache)
+
+    done = subprocess.run(
+        command, env=environment() | RECORDED, capture_output=True, text=True, timeout=900, check=False, cwd=REPOSITORY
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [(record["event"], record["step"]) for record in records(run) if record["event"] == "brought"] == [
+        ("brought", copied.step)
+    ]
+    assert problems(run) == []
+    newest = copies.newest()
+    assert newest is not None
+    assert newest.step == 8
+    assert newest.life > copied.life
+    assert [record for record in records(run) if record["event"] == "restart"] == []
+    assert FsspecObjects(f"{URL}/blobs").list() == {}
+    convert = [sys.executable, "-m", "tools.convert"]
+    for arguments in (
+        ["to-hf", "--checkpoint", f"{URL}/checkpoints", "--model", str(run / "start_model"), "--out", f"{URL}/model"],
+        ["verify", "--checkpoint", f"{URL}/checkpoints", "--hf", f"{URL}/model"],
+        ["verify", "--checkpoint", f"{URL}/checkpoints", "--hf", str(run / "final_model")],
+    ):
+        told = subprocess.run(
+            [*convert, *arguments], capture_output=True, text=True, timeout=300, check=False, cwd=REPOSITORY
+        )
+        assert told.returncode == 0, told.stdout + told.stderr
 
 
 def weights(*arguments: str) -> str:

@@ -23,7 +23,7 @@ from tools.assembly import (
 )
 from tools.launch.job import Job
 from tools.launch.started import this_process
-from tools.reporting import LiveView, page
+from tools.reporting import LiveView
 
 INTERRUPTED = 130
 #: what is left of an earlier start is ended by its guard sooner than this
@@ -80,6 +80,8 @@ def carry_out(
     if not complete:
         print(f"stopped; the same command goes on from the last checkpoint in {printable(paths.directory)}")
         return INTERRUPTED
+    from tools.reporting import page  # with Matplotlib, which takes a second to import
+
     summary = page.write_summary(paths.directory)
     page.write_report(paths.directory)
     print(printable(page.headline(summary, paths.directory), keep_lines=True))
