@@ -12,6 +12,7 @@ python -m tools.canary release registry                                (training
 python -m tools.canary history registry [--rollout 3]                  (rollouts, or the decisions of one)
 python -m tools.canary replay registry 3                               (compute every decision again)
 python -m tools.canary observe registry --file F.jsonl                 (scores and feedback from a file)
+python -m tools.canary page registry --token-env NAME                  (a page with buttons, http://127.0.0.1:8791/)
 python -m tools.canary policy                                          (the default policy, as a file to begin with)
 python -m tools.canary power --metric refusal --baseline 0.03 --effect 0.05 --per-day 20000   (samples, days)
 python -m tools.canary compare --file F.jsonl                          (a difference with CUPED and strata)
@@ -42,6 +43,7 @@ from tools.canary_offline import add_offline_commands, compare, estimate, power
 from tools.canary_place import CanaryPlace, opened_canary, webhook_secret
 from tools.canary_shown import print_decisions, print_dry_run, print_plan, print_policy, print_rollouts, print_status
 from tools.command_line import command_parser
+from tools.dashboard import read_token
 from tools.reporting import terminal
 
 _DAY_S = 86_400.0
@@ -179,6 +181,21 @@ def observe(opened: CanaryPlace, arguments: argparse.Namespace, console: Console
     return 0
 
 
+def page(opened: CanaryPlace, arguments: argparse.Namespace, console: Console) -> int:
+    from tools.rollout_page import serve  # a web server, which the other commands do without
+
+    serve.serve(
+        opened.place(arguments.namespace),
+        lambda: _holder(arguments),
+        host=arguments.host,
+        port=arguments.port,
+        token=read_token(arguments.token_env, arguments.token_file),
+        more_hosts=arguments.allow_host,
+        say=lambda text: print(text, flush=True),
+    )
+    return 0
+
+
 _COMMANDS: Mapping[str, Callable[[CanaryPlace, argparse.Namespace, Console], int]] = {
     "run": run,
     "start": start,
@@ -192,6 +209,7 @@ _COMMANDS: Mapping[str, Callable[[CanaryPlace, argparse.Namespace, Console], int
     "history": history,
     "replay": replayed,
     "observe": observe,
+    "page": page,
 }
 
 
@@ -244,12 +262,22 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--rollout", type=int, metavar="N")
     one.add_argument("--limit", type=int, default=50, help="how many (default: 50)")
     command("replay", "compute every decision of a rollout again").add_argument("rollout", type=int)
+    _add_page(command("page", "serve a page of the rollouts; buttons need a token", acts=True))
     command("observe", "add scores and feedback from a file").add_argument(
         "--file", type=Path, required=True, metavar="JSONL"
     )
     commands.add_parser("policy", help="print the default policy")
     add_offline_commands(commands.add_parser)
     return parser
+
+
+def _add_page(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--port", type=int, default=8791, metavar="N", help="default 8791; 0 takes any free one")
+    one.add_argument("--host", default="127.0.0.1", metavar="H", help="another than loopback needs a token")
+    token = one.add_mutually_exclusive_group()
+    token.add_argument("--token-env", metavar="NAME", help="environment variable with the admin key")
+    token.add_argument("--token-file", type=Path, metavar="FILE", help="file with that key, of mode 600")
+    one.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="further name of the host")
 
 
 def _policy(arguments: argparse.Namespace) -> CanaryPolicy:

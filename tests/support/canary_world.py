@@ -70,7 +70,8 @@ class CanaryWorld:
 
     def fill(self) -> None:
         """Adds the entries to an empty index."""
-        self.stable, self.candidate = passed_entry(self.index), passed_entry(self.index)
+        self.stable = passed_entry(self.index)
+        self.candidate = passed_entry(self.index, parent=self.stable)
         lease = self.index.aliases.take_lease(NAMESPACE, "ann", 60)
         self.index.aliases.move(lease, {"stable": self.stable}, actor="ann", reason="first")
         self.index.aliases.release_lease(lease)

@@ -125,6 +125,7 @@ CASES = [
     *(f"canary {command} {p}" for command in ("status", "run --once") for p in ("MISSING", "FILE", "UNDER", "HUGE")),
     *(f"canary start EMPTY 1 --reason x --policy {p}" for p in ("MISSING", "EMPTY", "FILE", "BINARY", "HUGE", "ODD")),
     *(f"canary observe EMPTY --file {p}" for p in ("MISSING", "EMPTY", "FILE", "BINARY", "HUGE")),
+    *(f"canary page EMPTY {o}" for o in ("--port 99999", "--host 0.0.0.0", "--token-env NOT_SET_ANYWHERE")),
     *("canary start EMPTY stable --reason x", "canary replay EMPTY 1", "canary abort EMPTY", "canary"),
     *(f"evaluate report {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD", "JUNK")),
     *(f"evaluate compare {p} {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD", "JUNK")),

@@ -3,7 +3,7 @@
 `serve` needs Starlette and uvicorn; whoever serves imports that file.
 """
 
-from tools.dashboard.access import read_token
+from tools.dashboard.access import Access, read_token
 from tools.dashboard.errors import DashboardError
 
-__all__ = ["DashboardError", "read_token"]
+__all__ = ["Access", "DashboardError", "read_token"]

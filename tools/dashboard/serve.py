@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from tools.dashboard.access import access_to
 from tools.dashboard.app import build_app
@@ -45,13 +46,32 @@ def serve(
     """
     access_to(host, port, token, more_hosts)  # refused before anything is read
     watch = Watch(directories)
+    run(
+        lambda port: build_app(watch, access_to(host, port, token, more_hosts)),
+        host,
+        port,
+        lambda address: say(f"{address}  (Ctrl-C ends it; the runs are only read)"),
+    )
+
+
+def run(app_at: Callable[[int], ASGIApp], host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serves an application until SIGINT or SIGTERM.
+
+    Args:
+      app_at: makes it for the port that it got.
+      port: 0 takes any free one.
+      say: told its address once it can be reached.
+
+    Raises:
+      DashboardError: the address can't be had.
+    """
     listener = _listener(host, port)
     with listener:
         port = listener.getsockname()[1]
-        app = build_app(watch, access_to(host, port, token, more_hosts))
+        app = app_at(port)
         os.nice(_NICE)
         shown = f"[{host}]" if ":" in host else host
-        say(f"http://{shown}:{port}/  (Ctrl-C ends it; the runs are only read)")
+        say(f"http://{shown}:{port}/")
         config = uvicorn.Config(
             app,
             lifespan="off",
