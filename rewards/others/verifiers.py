@@ -6,17 +6,25 @@ between. Every taskset that it can load by id works, with every harness that run
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from rewards.others.needed import needed
+from rewards.contracts import TaskError
+from rewards.others.needed import MissingLibraryError, needed
 
 vf: Any = needed("verifiers.v1", extra="verifiers")
 _NO_KEY = "WEIR_NEEDS_NO_KEY"
 _MODEL = "policy"
 _MAX_PARTS = 60
+#: where the harnesses that come with verifiers are; all of them are scripts that `uv` runs
+_HARNESSES = "verifiers.v1.harnesses."
 _SHOWN = 300
 
 
@@ -33,9 +41,21 @@ def rows(
 
     Raises:
       ModuleNotFoundError, ValueError: verifiers knows no such taskset or settings.
+      TaskError: it is an environment of verifiers before 0.4.
+      MissingLibraryError: a harness needs `uv`, which is not installed.
     """
-    settings = _settings(taskset, harness, turns, env or {})
-    for task in _environment(json.dumps(settings, sort_keys=True)).taskset:
+    try:
+        settings = _settings(taskset, harness, turns, env or {})
+        environment = _environment(json.dumps(settings, sort_keys=True))
+    except Exception as error:
+        if _is_old(taskset):
+            raise TaskError(
+                f"{taskset!r} is an environment of verifiers before 0.4: it has load_environment, and no Taskset. Port "
+                f"it to a Taskset, or play it from an agent of your own (docs/extend/agent.md)"
+            ) from error
+        raise
+    _check_programs(environment)
+    for task in environment.taskset:
         data = task.data.model_dump(mode="json", exclude_none=True)
         yield {"question": task.data.prompt_text or str(task.data.name or task.data.idx), "task": data, "env": settings}
 
@@ -47,6 +67,7 @@ async def play(base_url: str, row: Mapping[str, Any]) -> dict[str, float]:
       RuntimeError: verifiers says that the episode failed.
     """
     environment = _environment(json.dumps(row["env"], sort_keys=True))
+    os.environ["PATH"] = _path()
     kind = type(environment.taskset).task_type()
     task = kind(kind.data_type().model_validate(row["task"]), environment.config.taskset.task)
     client = vf.EvalClientConfig(base_url=base_url, api_key_var=_NO_KEY)
@@ -69,6 +90,34 @@ def _settings(taskset: str, harness: str, turns: int | None, env: Mapping[str, A
                 seat.setdefault("max_turns", turns)
             settings[role] = seat
     return settings
+
+
+def _is_old(taskset: str) -> bool:
+    """Whether a module of this name has the door of earlier environments; it is read, not imported."""
+    try:
+        found = importlib.util.find_spec(taskset.rpartition("/")[2].replace("-", "_"))
+        return found is not None and "def load_environment" in Path(found.origin or "").read_text(encoding="utf-8")
+    except (ImportError, ValueError, OSError):
+        return False
+
+
+def _path() -> str:
+    """PATH with the folder of this Python, where pip puts `uv`: a virtual environment need not be active."""
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
+
+
+def _check_programs(environment: Any) -> None:
+    """Raises `MissingLibraryError` where a harness would have `uv` fetched from the network by itself."""
+    seats = [getattr(environment.config, role) for role in type(environment.config).model_fields]
+    for seat in seats:
+        if not isinstance(seat, vf.AgentConfig) or getattr(seat.runtime, "type", "") != "subprocess":
+            continue
+        harness = type(seat.harness).__module__
+        if harness.startswith(_HARNESSES) and shutil.which("uv", path=_path()) is None:
+            raise MissingLibraryError(
+                f"the harness {seat.harness.id!r} is a program that uv runs, and uv is not there: install it with pip "
+                f"install uv, or give the seat another `runtime` in task.options.env"
+            )
 
 
 @lru_cache(maxsize=4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ import tomli_w
 
 from serving_bridge.queue.queue import TrajectoryQueue
 from tests.support.installed import installed
+from tests.support.random_chat import write_model
 from tests.support.session_world import tokenizer as tokenizer
 from tests.support.whole_jobs import environment, steps
 
@@ -37,22 +37,6 @@ async def solve(base_url, row):
             messages += [answer.model_dump(exclude_none=True), {"role": "user", "content": "Go on."}]
         return {"score": said % 7 / 7, "characters": float(said)}
 """
-
-
-def write_model(folder: Path, tokenizer: Any) -> None:
-    """A random small model that speaks ChatML."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=640, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=32, tie_word_embeddings=True, max_position_embeddings=1024,
-        bos_token_id=None, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    Qwen3ForCausalLM(config).float().eval().save_pretrained(folder)
-    for path in Path(tokenizer.model_dir).iterdir():
-        shutil.copy(path, folder / path.name)
 
 
 def test_an_agent_trains_from_an_installed_weir(tokenizer: Any, tmp_path: Path) -> None:

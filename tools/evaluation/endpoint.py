@@ -108,6 +108,11 @@ class Endpoint:
 
     def begin(self, suite: OpenSuite, problem: SuiteProblem) -> Dialog:
         own = problem.problem.prompt
+        if suite.plays_episodes:
+            raise SuiteError(
+                f"suite {suite.name}: its environment has tools, waits for others or is an agent, which is played on "
+                f"token ids: evaluate a model folder, a checkpoint or a weight store"
+            )
         if problem.problem.tools:
             raise SuiteError(f"suite {suite.name}: prompts with tools can be asked of a model folder alone")
         if self._settings.api == "completions":

@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
-from rewards.contracts import EpisodeState, Outcome, Reply, RewardRequest, RewardResult, failed
+from rewards.contracts import Environment, EpisodeState, Outcome, Reply, RewardRequest, RewardResult, failed
 from tools.evaluation.answers import AnswerLog
 from tools.evaluation.asking import Answer, Dialog, Model, Request
+from tools.evaluation.episodes import Episodes
+from tools.evaluation.judged import Judged, short
 from tools.evaluation.problems import OpenSuite, SuiteProblem
 from tools.evaluation.reading import Reader, Reading
+from tools.evaluation.replica import ReplicaModel
 
 #: Beyond the verifier's own deadline: one that does not keep it.
 _VERDICT_S = 3900.0
 _SCORING_THREADS = 16
-_MAX_REASONS = 5
-_MAX_REASON_CHARACTERS = 500
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One sample of one problem.
-
-    Attributes:
-      messages: (role, text) of the whole dialog, prompt and answers.
-      answer: the last one.
-      num_tokens: of all answers; None where an endpoint doesn't say.
-      score: None where the answer was not judged.
-      verdict: "pass", "fail", or why it was not judged.
-      refused: the model declined to answer.
-      well_formed: None where the suite has no format.
-      vote: what maj@k counts.
-    """
-
-    problem: str
-    sample: int
-    messages: tuple[tuple[str, str], ...]
-    answer: str
-    finish_reason: str
-    num_tokens: int | None
-    score: float | None
-    verdict: str
-    reasons: tuple[str, ...]
-    refused: bool
-    well_formed: bool | None
-    vote: str
-
-    @property
-    def passed(self) -> bool:
-        return self.verdict == "pass"
 
 
 async def examine(
@@ -73,11 +42,11 @@ async def examine(
     found: dict[tuple[int, int], Judged] = {}
 
     with ThreadPoolExecutor(min(concurrency, _SCORING_THREADS), thread_name_prefix="weir-score") as threads:
-        judge = _Judge(suite, threads)
+        play = _player(model, suite, log, threads)
 
         async def work() -> None:
             for at, sample in wanted:
-                found[at, sample] = await _one(model, suite, log, judge, suite.problems[at], sample)
+                found[at, sample] = await play(suite.problems[at], sample)
                 progress()
 
         try:
@@ -89,6 +58,16 @@ async def examine(
     return [found[place] for place in sorted(found)]
 
 
+def _player(
+    model: Model, suite: OpenSuite, log: AnswerLog, threads: ThreadPoolExecutor
+) -> Callable[[SuiteProblem, int], Awaitable[Judged]]:
+    """Who plays one sample of a problem."""
+    if suite.plays_episodes:
+        assert isinstance(model, ReplicaModel)  # others refused to begin
+        return Episodes(model, suite, log, threads).play
+    return partial(_one, model, suite, log, _Judge(suite, threads))
+
+
 def prompts(model: Model, suite: OpenSuite) -> Iterator[Dialog]:
     """The first prompt of every problem: what can't be asked is known before anything is."""
     return (model.begin(suite, problem) for problem in suite.problems)
@@ -98,7 +77,8 @@ async def _one(
     model: Model, suite: OpenSuite, log: AnswerLog, judge: _Judge, problem: SuiteProblem, sample: int
 ) -> Judged:
     dialog = model.begin(suite, problem)
-    state = suite.environment.reset(problem.problem) if suite.environment is not None else None
+    environment = cast("Environment | None", suite.environment)  # a dialog of text
+    state = environment.reset(problem.problem) if environment is not None else None
     total, counts, turn = 0.0, list[int | None](), 0
     while True:
         request = Request(dialog, suite.settings.sampling, sample, None).seeded()
@@ -127,10 +107,11 @@ async def _one(
         num_tokens=sum(known) if len(known) == len(counts) else None,
         score=None if outcome.reward is None else total,
         verdict=outcome.verdict,
-        reasons=tuple(reason[:_MAX_REASON_CHARACTERS] for reason in outcome.reasons[:_MAX_REASONS]),
+        reasons=short(outcome.reasons),
         refused=answer.finish_reason == "content_filter" or reading.refused,
         well_formed=reading.well_formed,
         vote=reading.vote,
+        turns=turn,
     )
 
 
@@ -159,8 +140,9 @@ class _Judge:
     def _score(self, problem: SuiteProblem, state: EpisodeState | None, answer: Answer) -> Outcome:
         finished = "length" if answer.finish_reason == "length" else "stop"
         try:
-            if self._suite.environment is not None and state is not None:
-                return self._suite.environment.step(state, Reply(answer.text, finished, is_last=False))
+            if state is not None:
+                environment = cast("Environment", self._suite.environment)
+                return environment.step(state, Reply(answer.text, finished, is_last=False))
             return _outcome(self._suite.task.score(RewardRequest(problem.problem, answer.text, finished)), problem)
         except (Exception, SystemExit) as error:  # noqa: BLE001  (isolation: one answer must not end the evaluation)
             return _outcome(failed(f"{type(error).__name__}: {error}"), problem)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tools.evaluation.estimators import maj_at_k, pass_at_k
-from tools.evaluation.examine import Judged
 from tools.evaluation.intervals import Estimate, mean_interval
+from tools.evaluation.judged import Judged
 from tools.evaluation.suites import SuiteSettings
 
 #: Of what a metric's numbers are: shares lie in [0, 1].
@@ -16,6 +16,7 @@ UNITS = {
     "mean_score": "score",
     "tokens": "tokens",
     "characters": "characters",
+    "turns": "turns",
     "truncated": "share",
     "refused": "share",
     "format_errors": "share",
@@ -53,6 +54,8 @@ def per_problem(metric: str, problem: ProblemSamples) -> float | None:
             return _mean([float(count) for count in counts]) if len(counts) == len(problem.samples) else None
         case "characters":
             return _mean([float(len(one.answer)) for one in problem.samples])
+        case "turns":
+            return _mean([float(one.turns) for one in problem.judged])
         case "truncated":
             return _mean([float(one.finish_reason == "length") for one in problem.samples])
         case "refused":
@@ -67,7 +70,26 @@ def metric_names(settings: SuiteSettings) -> list[str]:
     """The metrics of a suite in the order in which they are shown."""
     names = [f"pass@{k}" for k in settings.ks] + [f"maj@{k}" for k in settings.ks if k > 1]
     names += ["mean_score", "tokens", "characters", "truncated", "refused"]
+    if settings.is_dialog:
+        names.append("turns")
     return [*names, "format_errors"] if settings.format else names
+
+
+def by_turns(samples: Sequence[Judged]) -> list[dict[str, float]]:
+    """Judged samples by their number of turns: how many, mean score, and the share that passed."""
+    found: dict[int, list[Judged]] = {}
+    for one in samples:
+        if one.score is not None:
+            found.setdefault(one.turns, []).append(one)
+    return [
+        {
+            "turns": turns,
+            "samples": len(some),
+            "mean_score": math.fsum(one.score or 0.0 for one in some) / len(some),
+            "passed": sum(one.passed for one in some) / len(some),
+        }
+        for turns, some in sorted(found.items())
+    ]
 
 
 def metrics(settings: SuiteSettings, problems: Sequence[ProblemSamples]) -> dict[str, Estimate]:

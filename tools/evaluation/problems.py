@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rewards.contracts import AsyncEnvironment, Environment, Problem, Task, TaskError, is_async, prompt_text
-from rewards.environments import create_environment
+from rewards.environments import AgentEnvironment, create_environment
 from rewards.settings import TaskSettings
 from rewards.tasks import create_task
 from tools.evaluation.errors import SuiteError
@@ -53,13 +53,21 @@ class OpenSuite:
     settings: SuiteSettings
     problems: Sequence[SuiteProblem]
     task: Task
-    environment: Environment | None
+    environment: Environment | AsyncEnvironment | None
     hash: str
     notes: tuple[str, ...]
 
     @property
     def name(self) -> str:
         return self.settings.name
+
+    @property
+    def plays_episodes(self) -> bool:
+        """Whether its dialogs are more than text against text: with tools, coroutines, or an agent."""
+        one = self.environment
+        if one is None:
+            return False
+        return bool(getattr(one, "tools", ())) or is_async(one) or isinstance(one, AgentEnvironment)
 
     def prompt(self, problem: SuiteProblem) -> str:
         """The prompt, for people."""
@@ -74,7 +82,9 @@ class OpenSuite:
         return (*system, ("user", self.prompt(problem)))
 
     def close(self) -> None:
-        """Ends the processes that score."""
+        """Ends the processes that score and play."""
+        if isinstance(self.environment, AgentEnvironment):
+            self.environment.close()
         self.task.close()
 
 
@@ -145,21 +155,11 @@ def _of_task(suite: Suite) -> OpenSuite:
         found = [task.problem(settings.split, index) for index in range(number)]
         problems = [SuiteProblem(str(index), "", problem) for index, problem in enumerate(found)]
         is_dialog = table.turns > 1 or "environment" in table.model_fields_set
-        environment = _of_text(suite, create_environment(task, table)) if is_dialog else None
+        environment = create_environment(task, table) if is_dialog else None
         return _opened(suite, problems, task, environment)
     except BaseException:
         task.close()
         raise
-
-
-def _of_text(suite: Suite, environment: Environment | AsyncEnvironment) -> Environment:
-    tools: Any = getattr(environment, "tools", None)
-    if tools or is_async(environment):
-        raise SuiteError(
-            f"suite {suite.name}: its environment has tools, or waits for others, and an evaluation plays dialogs of "
-            f"text alone; rollout workers play it"
-        )
-    return cast("Environment", environment)
 
 
 def _from_folder(table: TaskSettings, folder: Path) -> TaskSettings:
@@ -172,7 +172,9 @@ def _from_folder(table: TaskSettings, folder: Path) -> TaskSettings:
     return table.model_copy(update=changed)
 
 
-def _opened(suite: Suite, problems: Sequence[SuiteProblem], task: Task, environment: Environment | None) -> OpenSuite:
+def _opened(
+    suite: Suite, problems: Sequence[SuiteProblem], task: Task, environment: Environment | AsyncEnvironment | None
+) -> OpenSuite:
     settings = suite.settings
     plain = settings.model_dump(mode="json", exclude={"path", "description", "limit"})
     scorer = environment.version if environment is not None else task.version

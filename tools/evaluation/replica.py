@@ -10,6 +10,8 @@ from pathlib import Path
 import aiohttp
 
 from learner_jax.contracts import check_weights, read_model_config
+from rewards.environments import AgentEnvironment
+from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.fleet import Replica
 from serving_bridge.settings import ServingSettings
 from serving_bridge.text import Tokenizer, load_tokenizer
@@ -54,6 +56,8 @@ class FolderPrompts:
 
     def begin(self, suite: OpenSuite, problem: SuiteProblem) -> Dialog:
         settings, text = suite.settings, suite.prompt(problem)
+        if suite.plays_episodes:
+            return self._begin_episode(suite, problem)
         if settings.system and not settings.chat:
             raise SuiteError(f"suite {suite.name} has a system message, which needs chat = true")
         if suite.environment is not None and settings.sampling.stop:
@@ -67,6 +71,15 @@ class FolderPrompts:
             tokens = self.tokenizer.encode_prompt(text, chat=False)
         self._check(suite, problem.id, len(tokens))
         return Dialog(messages, tuple(tokens))
+
+    def _begin_episode(self, suite: OpenSuite, problem: SuiteProblem) -> Dialog:
+        """Its prompt; an agent makes its own."""
+        check_episodes(suite, max_model_len=self.max_model_len)
+        if isinstance(suite.environment, AgentEnvironment):
+            return Dialog(suite.messages(problem))
+        tokens = episode_encoder(suite, self.tokenizer).tokens(problem.problem)
+        self._check(suite, problem.id, len(tokens))
+        return Dialog(suite.messages(problem), tuple(tokens))
 
     def go_on(self, suite: OpenSuite, dialog: Dialog, answer: Answer, observation: str) -> Dialog:
         said = self.tokenizer.encode_observation(observation, chat=suite.settings.chat, after=answer.tokens[-1])
@@ -83,6 +96,30 @@ class FolderPrompts:
                 f"({suite.settings.sampling.max_tokens}) in the server's {self.max_model_len}; raise --max-model-len, "
                 f"or serving.max_model_len of --config, or lower max_tokens"
             )
+
+
+def check_episodes(suite: OpenSuite, *, max_model_len: int) -> None:
+    """Raises `SuiteError` where a suite's episodes can't be played in a context of so many tokens."""
+    sampling = suite.settings.sampling
+    if sampling.stop:
+        raise SuiteError(f"suite {suite.name}: an episode goes on with what was sampled: take out sampling.stop")
+    if sampling.max_tokens + suite.settings.max_observation_tokens > max_model_len:
+        raise SuiteError(
+            f"suite {suite.name}: sampling.max_tokens ({sampling.max_tokens}) and max_observation_tokens "
+            f"({suite.settings.max_observation_tokens}) are more than the server's context ({max_model_len}): lower "
+            f"them, or raise --max-model-len"
+        )
+
+
+def episode_encoder(suite: OpenSuite, tokenizer: Tokenizer) -> PromptEncoder:
+    """How a suite's episodes become token ids, with the tools that its environment shows."""
+    return PromptEncoder(
+        tokenizer,
+        template=suite.settings.prompt_template,
+        chat=suite.settings.chat,
+        max_prompt_tokens=suite.settings.max_observation_tokens,
+        tools=getattr(suite.environment, "tools", ()),
+    )
 
 
 class ReplicaModel:
@@ -102,6 +139,11 @@ class ReplicaModel:
     @property
     def identity(self) -> Identity:
         return self._identity
+
+    @property
+    def prompts(self) -> FolderPrompts:
+        """How its prompts become token ids."""
+        return self._prompts
 
     def begin(self, suite: OpenSuite, problem: SuiteProblem) -> Dialog:
         return self._prompts.begin(suite, problem)

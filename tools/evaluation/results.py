@@ -12,8 +12,8 @@ from typing import Any
 from learner_jax.runtime import write_durably
 from tools.evaluation.asking import Identity
 from tools.evaluation.errors import ResultError
-from tools.evaluation.examine import Judged
-from tools.evaluation.metrics import ProblemSamples, metrics, notes, unit_of
+from tools.evaluation.judged import Judged
+from tools.evaluation.metrics import ProblemSamples, by_turns, metrics, notes, unit_of
 from tools.evaluation.problems import OpenSuite
 
 RESULTS, SCORED = "results.json", "scored.jsonl"
@@ -46,6 +46,7 @@ def suite_result(suite: OpenSuite, judged: Sequence[Judged], **more: Any) -> Sui
         "ks": list(suite.settings.ks),
         "sampling": suite.settings.sampling.model_dump(mode="json"),
         "metrics": {name: {"unit": unit_of(name), **asdict(one)} for name, one in found.items()},
+        **({"by_turns": by_turns(judged)} if suite.settings.is_dialog else {}),
         "notes": [*suite.notes, *notes(grouped, found)],
         **more,
         "problems": [
@@ -120,6 +121,7 @@ def _problem(problem: ProblemSamples, prompt: str) -> Mapping[str, Any]:
         "tokens": [one.num_tokens for one in samples],
         "characters": [len(one.answer) for one in samples],
         "finish_reasons": [one.finish_reason for one in samples],
+        "turns": [one.turns for one in samples],
         "refused": [one.refused for one in samples],
         "well_formed": [one.well_formed for one in samples],
     }

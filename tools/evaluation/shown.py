@@ -20,6 +20,7 @@ TITLES = {
     "truncated": "cut at the longest length",
     "refused": "refused",
     "format_errors": "format errors",
+    "turns": "turns per sample",
 }
 
 
@@ -36,10 +37,21 @@ def print_results(tree: Mapping[str, Any], console: Console) -> None:
                     TITLES.get(name, name), shown(metric["value"], metric["unit"]), interval(metric), number(metric)
                 )
         console.print(table)
+        if "by_turns" in suite:
+            console.print(turns_text(suite), markup=False, highlight=False, soft_wrap=True)
         if "contamination" in suite:
             console.print(overlap_text(suite), markup=False, highlight=False, soft_wrap=True)
         for note in suite["notes"]:
             console.print(f"note: {printable(note)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def turns_text(suite: Mapping[str, Any]) -> str:
+    """How samples of so many turns did, in a sentence."""
+    told = [
+        f"{found['samples']} of {found['turns']} turns: {found['passed']:.1%} passed, mean score {found['mean_score']:.3f}"
+        for found in suite["by_turns"]
+    ]
+    return f"by turns: {'; '.join(told) or 'nothing was judged'}"
 
 
 def overlap_text(suite: Mapping[str, Any]) -> str:

@@ -96,7 +96,15 @@ class SuiteSettings(_Table):
     columns: Columns = Field(default_factory=Columns, description="rows: names of the columns")
     score: Scorer = Field(default_factory=Scorer, description="rows: who scores")
     sampling: Sampling = Field(default_factory=Sampling, description="how answers are sampled")
+    max_observation_tokens: int = Field(
+        1024, gt=0, description="environments with tools, agents: longest result of a tool, in tokens; longer are cut"
+    )
     task: TaskSettings | None = Field(None, description="task: the [task] table of a run, environment included")
+
+    @property
+    def is_dialog(self) -> bool:
+        """Whether a sample may have several turns."""
+        return self.task is not None and (self.task.turns > 1 or "environment" in self.task.model_fields_set)
 
     @field_validator("prompt_template")
     @classmethod
@@ -197,6 +205,9 @@ def parse_suite(tree: Mapping[str, Any], *, folder: Path, origin: str) -> Suite:
     sampling = tree.get("sampling")
     if isinstance(sampling, Mapping) and isinstance(sampling.get("stop"), list):
         lists["sampling"] = {**sampling, "stop": tuple(sampling["stop"])}
+    task = tree.get("task")
+    if tree.get("chat") is True and isinstance(task, Mapping) and "environment" in task:
+        lists["task"] = {"chat": True, **task}  # environments with tools and agents check it
     try:
         settings = SuiteSettings.model_validate({**tree, **lists})
     except ValidationError as error:

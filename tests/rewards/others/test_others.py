@@ -6,6 +6,7 @@ import ast
 import asyncio
 import json
 import socket
+import sys
 import threading
 import time
 import tomllib
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from rewards.contracts import TaskError
 from rewards.others import MissingLibraryError, needed
 from rewards.others.dialog import Shown, played
 from rewards.settings import TaskSettings
@@ -217,6 +219,30 @@ def test_an_episode_that_stops_at_its_turns_is_scored(tokenizer: Tokenizer) -> N
     session, _ = session_of(tokenizer, CALL, CALL, CALL)
     earned = played_over(session, lambda url: verifiers.play(url, row))
     assert (earned["turns"], len(session.answers)) == (2.0, 2)
+
+
+def test_an_environment_of_earlier_verifiers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verifiers = _verifiers()
+    (tmp_path / "old_env.py").write_text("import verifiers as vf\n\ndef load_environment(**given):\n    return vf\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(TaskError, match="'old-env' is an environment of verifiers before 0.4: .*Port it to a Taskset"):
+        next(iter(verifiers.rows("old-env")))
+
+
+def test_a_harness_that_needs_uv_says_so_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifiers = _verifiers()
+    monkeypatch.setattr(verifiers.shutil, "which", lambda program, path: None)
+    with pytest.raises(MissingLibraryError, match="'bash' is a program that uv runs, .*pip install uv"):
+        next(iter(verifiers.rows("vf_adding", harness="bash")))
+    in_container = {"agent": {"runtime": {"type": "docker"}}}
+    assert next(iter(verifiers.rows("vf_adding", harness="bash", env=in_container)))
+    assert next(iter(verifiers.rows("vf_adding")))
+
+
+def test_uv_is_found_beside_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifiers = _verifiers()
+    monkeypatch.setenv("PATH", "/usr/bin")
+    assert verifiers._path().split(":") == ["/usr/bin", str(Path(sys.executable).parent)]
 
 
 def test_what_verifiers_calls_a_failure_is_none_of_the_policy_s(tokenizer: Tokenizer) -> None:

@@ -35,9 +35,13 @@ class AddingTask(vf.Task[AddingData]):
         return float(trace.num_turns)
 
 
-class AddingTaskset(vf.Taskset[AddingTask]):
+class AddingTasksetConfig(vf.TasksetConfig):
+    num_tasks: int = 3
+
+
+class AddingTaskset(vf.Taskset[AddingTask, AddingTasksetConfig]):
     def load(self) -> Iterator[AddingTask]:
-        for a in range(3):
+        for a in range(self.config.num_tasks):
             data = AddingData(prompt=f"{a} + 2?", answer=str(a + 2))
             yield AddingTask(data, self.config.task)
 
