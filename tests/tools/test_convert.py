@@ -125,6 +125,7 @@ def test_of_several_checkpoints_the_newest_is_taken(
         objects.put_file(name, path)
         if not name.startswith("source_model/"):
             objects.put_file(name.replace("0/", "9/", 1), path)
+    objects.put("11", b"a file that is called like a step")
     s3.requests.clear()
     convert("to-hf", "--checkpoint", "s3://bucket/synced", "--out", str(tmp_path / "hf"))
     arrays = [target for method, target in s3.requests if method == "GET" and "/state/params" in target]

@@ -123,7 +123,7 @@ def _newest(objects: FsspecObjects, keys: Mapping[str, int], folder: Path) -> st
     telling = {
         key: size
         for key, size in keys.items()
-        if key.split("/")[0].isdigit() and (key.endswith(_TELLING) or key.split("/")[1] == "manifest")
+        if key.split("/")[0].isdigit() and (key.endswith(_TELLING) or key.split("/")[1:2] == ["manifest"])
     }
     seen = folder.with_name("seen")
     _fetch(objects, telling, seen, lambda done, total: None)
