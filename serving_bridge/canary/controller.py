@@ -98,7 +98,7 @@ class Controller:
             reason=reason,
             expected={STABLE: stable},
             stages=self._moves.stages(number, stage_of(step)),
-            traffic=traffic_of(step),
+            traffic=traffic_of(policy, step),
             also=also,
         )
         crash_point("canary.started")

@@ -92,7 +92,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       silent: conversations that the canary should have had since its last one.
       uncovered: metric -> what is known of it since too few answers had a value.
       kept: of this step.
-      reference: of stable in the step before, which the last step compares with: it has no stable arm.
+      reference: of stable in the step before: first guesses of this step's means.
     """
 
     step: int = 0

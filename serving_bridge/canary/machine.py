@@ -49,8 +49,6 @@ def decide(policy: CanaryPolicy, before: State, look: Look) -> tuple[State, Deci
 def compare(policy: CanaryPolicy, state: State) -> list[Finding]:
     """What is known of each metric and tenant of which both arms have values."""
     kept = _by_key(state.kept)
-    if policy.steps[state.step].share == 1:
-        kept |= {key: one for key, one in _by_key(state.reference).items() if key[1] == "stable"}
     metrics = {metric.name: metric for metric in policy.metrics}
     pairs = [
         _Pair(metrics[name], direction, tenant, canary, stable, _alpha(policy, metrics[name], canary.rank))
@@ -144,17 +142,16 @@ def _taken(policy: CanaryPolicy, step: StepPolicy, state: State, look: Look) -> 
         answers=answers,
         conversations=conversations,
         blind=0,
-        silent=0.0 if look.conversations[0] else state.silent + _expected(step, look.conversations[1]),
+        silent=0.0 if look.conversations[0] else state.silent + _expected(policy, step, look.conversations[1]),
         uncovered=_uncovered(policy, step, state, look),
         kept=_summed(state, look),
     )
 
 
-def _expected(step: StepPolicy, stable: int) -> float:
+def _expected(policy: CanaryPolicy, step: StepPolicy, stable: int) -> float:
     """Conversations that the canary should have had beside so many of stable."""
-    if not step.share:
-        return stable * step.shadow
-    return stable * step.share / (1 - step.share) if step.share < 1 else float(stable)
+    share = policy.share_of(step)
+    return stable * share / (1 - share) if share else stable * step.shadow
 
 
 def _uncovered(policy: CanaryPolicy, step: StepPolicy, state: State, look: Look) -> dict[str, Uncovered]:
@@ -236,12 +233,19 @@ def _missing(policy: CanaryPolicy, step: StepPolicy, state: State, look: Look) -
             )
     if look.dropped > policy.max_dropped * (sum(look.answers) + look.dropped) and look.dropped > _MIN_DROPPED:
         yield f"{look.dropped} observations were dropped beside {sum(look.answers)}: more than max_dropped"
-    if 0 < step.share < 1 and sum(state.conversations) > 0:
-        n, total = (np.array([float(value)]) for value in (sum(state.conversations), state.conversations[0]))
-        level = np.array([policy.alpha * _BALANCE_PART / len(policy.steps)])
-        most = upper_bounds("rate", n, total, total, level)[0]
-        if most < step.share * (1 - policy.balance):
-            yield f"at most {most:.2%} of the conversations were the canary's, and {step.share:.2%} were to be"
+    if step.share and sum(state.conversations) > 0:
+        _, most = _balance(policy, state)
+        share = policy.share_of(step)
+        if most < share * (1 - policy.balance):
+            yield f"at most {most:.2%} of the conversations were the canary's, and {share:.2%} were to be"
+
+
+def _balance(policy: CanaryPolicy, state: State) -> tuple[float, float]:
+    """The canary's share of the conversations: at least (error `beta`), and at most (its part of `alpha`)."""
+    n, total = (np.array([float(value)]) for value in (sum(state.conversations), state.conversations[0]))
+    level = np.array([policy.alpha * _BALANCE_PART / len(policy.steps)])
+    least = lower_bounds("rate", n, total, total, np.array([policy.beta]))[0]
+    return float(least), float(upper_bounds("rate", n, total, total, level)[0])
 
 
 def _worse(finding: Finding) -> str:
@@ -265,6 +269,10 @@ def _waits(policy: CanaryPolicy, step: StepPolicy, state: State, look: Look, fin
         yield f"{state.spent_s:.0f} s of {step.min_time_s:.0f}"
     if state.conversations[0] < step.min_samples:
         yield f"{state.conversations[0]} of {step.min_samples} conversations"
+    if step.proof == "all" and step.share:
+        share = policy.share_of(step)
+        if (least := _balance(policy, state)[0]) < share * (1 - policy.balance):
+            yield f"at least {least:.2%} of the conversations were the canary's, and {share:.2%} were to be"
     pooled = {(one.metric, one.direction): one for one in findings if one.tenant == ALL}
     for metric in policy.metrics:
         if not _is_expected(metric, step):

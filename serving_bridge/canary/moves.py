@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from serving_bridge.canary import rollouts
 from serving_bridge.canary.looks import Decision, State
 from serving_bridge.canary.observations import Source
-from serving_bridge.canary.policy import StepPolicy
+from serving_bridge.canary.policy import CanaryPolicy, StepPolicy
 from serving_bridge.canary.rollouts import Phase, Rollout
 from serving_bridge.database import Session
 from serving_bridge.registry import (
@@ -71,7 +71,7 @@ class Moves:
             reason=reason,
             expected={CANARY: rollout.number, STABLE: rollout.stable},
             stages=self.stages(rollout.number, stage_of(step)),
-            traffic=traffic_of(step),
+            traffic=traffic_of(rollout.policy, step),
             also=work,
         )
 
@@ -160,5 +160,5 @@ def stage_of(step: StepPolicy) -> str:
     return "canary" if step.share else "shadow"
 
 
-def traffic_of(step: StepPolicy) -> TrafficChange:
-    return TrafficChange(canary_share=step.share, shadow_share=step.shadow)
+def traffic_of(policy: CanaryPolicy, step: StepPolicy) -> TrafficChange:
+    return TrafficChange(canary_share=policy.share_of(step), shadow_share=step.shadow)

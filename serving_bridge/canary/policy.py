@@ -115,6 +115,12 @@ class CanaryPolicy(Settings):
     balance: float = Field(
         0.2, gt=0, le=1, description="how far the canary's share of conversations may fall short, as a part of it"
     )
+    holdout: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="share of the conversations that stable keeps until the promotion: the last step compares with it",
+    )
     metrics: tuple[MetricPolicy, ...] = Field(_METRICS, min_length=1, max_length=50)
     steps: tuple[StepPolicy, ...] = Field(_STEPS, min_length=1, max_length=50)
     webhooks: tuple[str, ...] = Field((), max_length=10, description="addresses that are told of every change")
@@ -131,6 +137,11 @@ class CanaryPolicy(Settings):
     def _fits_together(self) -> Self:
         _check_metrics(self)
         _check_steps(self.steps)
+        if any(step.share > 1 - self.holdout for step in self.steps[:-1]):
+            raise ValueError(
+                f"a step before the last has a share above {_percent(1 - self.holdout)}, and stable keeps holdout = "
+                f"{self.holdout:g}; expected a smaller share or holdout"
+            )
         if self.max_hold_s < max(step.min_time_s for step in self.steps) + self.interval_s:
             raise ValueError(
                 f"max_hold_s is {self.max_hold_s:g}, and a step takes at least "
@@ -138,6 +149,10 @@ class CanaryPolicy(Settings):
                 f"interval_s"
             )
         return self
+
+    def share_of(self, step: StepPolicy) -> float:
+        """The share that the canary gets in a step."""
+        return min(step.share, 1 - self.holdout)
 
 
 def _check_metrics(policy: CanaryPolicy) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
@@ -233,6 +234,12 @@ def _record(document: str, rollout: int, look: int) -> Record:
         ) from None
 
 
+@lru_cache(maxsize=16)
+def _policy(text: str) -> CanaryPolicy:
+    """Of a row; the same few are read again and again, and can't change."""
+    return CanaryPolicy.model_validate_json(text)
+
+
 def _read(row: Row) -> Rollout:
     rollout, namespace, number, stable, policy, state, *rest = row
     return Rollout(
@@ -240,7 +247,7 @@ def _read(row: Row) -> Rollout:
         namespace,
         number,
         stable,
-        CanaryPolicy.model_validate_json(policy),
+        _policy(policy),
         msgspec.json.decode(state, type=State),
         *rest,
     )

@@ -30,6 +30,7 @@ from tests.support.registries import passed_entry
 POLICY = CanaryPolicy(
     interval_s=60.0,
     max_hold_s=3600.0,
+    holdout=0.3,
     metrics=(MetricPolicy(name="error", margin=0.1), MetricPolicy(name="ttft_s", margin=0.5, low=0.05, high=5.0)),
     steps=(
         StepPolicy(shadow=0.5, min_samples=20, min_time_s=60.0),

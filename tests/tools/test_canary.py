@@ -20,6 +20,7 @@ from tools.canary import main
 POLICY = """
 [canary]
 interval_s = 0.05
+holdout = 0.5
 max_hold_s = 100000
 max_blind_looks = 3
 metrics = [{ name = "error", margin = 0.2 }]
@@ -226,7 +227,7 @@ def _disagreement(place: Path) -> str:
         rollout = world.rollouts.latest(NAMESPACE)[0]
         step = rollout.policy.steps[rollout.state.step]
         if rollout.is_open:
-            expected = (2, 1, step.share, step.shadow, "canary" if step.share else "shadow")
+            expected = (2, 1, rollout.policy.share_of(step), step.shadow, "canary" if step.share else "shadow")
         elif phase == "promoted":
             expected = (None, 2, 0.0, 0.0, "stable")
         else:

@@ -28,7 +28,7 @@ class CanarySettings:
     """
 
     max_hours: float = 72.0
-    planned_hours: float = 8.0
+    planned_hours: float = 12.0
     deaths: float = 0.01
 
 
@@ -120,7 +120,7 @@ def _tables(outcomes: dict[str, list[dict[str, Any]]], settings: CanarySettings)
         f"In {looks:,} looks {deaths:,} controllers were killed. Alias, split and rollout disagreed, or a decision did "
         f"not replay, {len(violations)} times.",
         f"Of {len(late):,} bad candidates that a metric showed, the longest time from that look to weight 0 was "
-        f"{max(late, default=0.0):.0f} s of virtual time; the interval is 300 s.",
+        f"{max(late, default=0.0):.0f} s of virtual time; the interval is 600 s.",
     ]
     return "\n".join(rows)
 

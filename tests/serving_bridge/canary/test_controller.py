@@ -21,7 +21,7 @@ def to_the_end(world: CanaryWorld, controller=None, *, looks: int = 40) -> Rollo
         if not rollout.is_open:
             return rollout
         step = rollout.policy.steps[rollout.state.step]
-        assert world.agreement() == (rollout.phase, world.candidate, world.stable, step.share, step.shadow)
+        assert world.agreement() == (rollout.phase, world.candidate, world.stable, POLICY.share_of(step), step.shadow)
     raise AssertionError(f"not at its end: {rollout.reason}, {rollout.state.step}")
 
 

@@ -43,8 +43,8 @@ def test_bounds_are_where_the_evidence_is_just_enough(kind: Kind) -> None:
     n, total, variation, alpha = (np.array([x]) for x in (400.0, 100.0, 60.0, 0.01))
     low, high = lower_bounds(kind, n, total, variation, alpha), upper_bounds(kind, n, total, variation, alpha)
     assert 0 < low < 0.25 < high < 1
-    assert log_evidence(kind, n, total, variation, low) == pytest.approx(math.log(100), abs=1e-3)
-    assert log_evidence(kind, n, n - total, variation, 1 - high) == pytest.approx(math.log(100), abs=1e-3)
+    assert log_evidence(kind, n, total, variation, low) == pytest.approx(math.log(100), abs=1e-6)
+    assert log_evidence(kind, n, n - total, variation, 1 - high) == pytest.approx(math.log(100), abs=1e-6)
     nothing = np.zeros(1)
     assert lower_bounds(kind, nothing, nothing, nothing, alpha) == pytest.approx(0, abs=1e-6)
     assert upper_bounds(kind, nothing, nothing, nothing, alpha) == pytest.approx(1, abs=1e-6)

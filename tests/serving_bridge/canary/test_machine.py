@@ -12,6 +12,7 @@ from serving_bridge.canary import CanaryPolicy, Cell, Decision, Look, MetricPoli
 
 POLICY = CanaryPolicy(
     interval_s=60.0,
+    holdout=0.2,
     metrics=(MetricPolicy(name="error", margin=0.05), MetricPolicy(name="distinct", margin=0.1, role="goal")),
     steps=(
         StepPolicy(shadow=0.5, min_samples=20, min_time_s=60.0),
@@ -65,7 +66,7 @@ AT_50 = State(step=1)
 def test_a_good_candidate_goes_through_every_step() -> None:
     state, verdicts = State(), []
     for number in range(40):
-        share = {0: 0.33, 1: 0.5, 2: 1.0}[state.step]
+        share = {0: 0.33, 1: 0.5, 2: 0.8}[state.step]
         state, decision = decide(POLICY, state, look(share=share))
         verdicts.append(decision.verdict)
         if decision.verdict == "success":
@@ -107,7 +108,7 @@ def test_a_guardrail_never_counts_in_favour() -> None:
     state, decision = looked([look(240, canary=0.04, stable=0.04)] * 4, AT_50)
     assert decision.verdict == "next"
     assert not next(one for one in decision.findings if one.metric == "error").is_harmless
-    _, decision = looked([look(240, share=1.0, canary=0.04, distinct=0.95)] * 4, state)
+    _, decision = looked([look(240, share=0.8, canary=0.04, distinct=0.95)] * 4, state)
     assert decision.verdict == "hold"
     assert any(reason.startswith("error: worse by at most") for reason in decision.reasons)
 
@@ -177,12 +178,21 @@ def test_what_never_becomes_clear_is_inconclusive() -> None:
     assert "max_hold_s is over" in decision.reasons[0]
 
 
-def test_the_last_step_compares_with_stable_of_the_step_before() -> None:
-    state, _ = looked([look()] * 3, AT_50)
+def test_the_last_step_compares_with_what_stable_keeps() -> None:
+    """Both arms get worse by the hour of the day; that is no fault of the canary's."""
+    state, _ = looked([look()] * 6, AT_50)
     assert state.step == 2
-    _, decision = decide(POLICY, state, look(share=1.0, canary=0.3))
+    _, decision = decide(POLICY, state, look(4000, share=0.8, canary=0.3, stable=0.3))
+    assert decision.verdict != "failure"
+    _, decision = decide(POLICY, state, look(4000, share=0.8, canary=0.3))
     assert decision.verdict == "failure"
-    assert decision.findings[0].n_stable > 0
+
+
+def test_a_share_that_falls_short_is_never_taken_for_enough() -> None:
+    """Too little to tell from chance that observations are hidden, and not enough to show that they are not."""
+    _, decision = looked([look(400, share=0.66)] * 4, State(step=2))
+    assert decision.verdict == "hold"
+    assert any("of the conversations were the canary's" in reason for reason in decision.reasons)
 
 
 def test_a_state_survives_its_text() -> None:

@@ -32,6 +32,7 @@ LAST = {"share": 1.0, "proof": "all"}
         ({"steps": [{}, LAST]}, "neither share nor shadow"),
         ({"steps": [{"share": 1.0}]}, 'the last step has proof = "none"; expected "all"'),
         ({"steps": [{"share": 1.5}, LAST]}, r"steps\.0\.share"),
+        ({"steps": [{"share": 0.97}, LAST]}, "a share above 90%, and stable keeps holdout = 0.1"),
         ({"metrics": [{"name": "errors", "margin": 0.1}]}, "metric errors is unknown; expected one of error, guard"),
         ({"metrics": [{"name": "score.x", "margin": 0.1}]}, "score.x: expected low and high"),
         ({"metrics": [{"name": "error", "margin": 0.1}] * 2}, "metric error stands there twice"),
@@ -49,7 +50,7 @@ LAST = {"share": 1.0, "proof": "all"}
         ({"webhooks": ["https://me:secret@host/"]}, "no password in it"),
         ([], "policy"),
     ],
-    ids=range(19),
+    ids=range(20),
 )
 def test_what_no_policy_can_be_is_one_clear_error(tree: Any, match: str) -> None:
     with pytest.raises(PolicyError, match=match):

@@ -16,14 +16,14 @@ _QUICK = ("errors", "mode_collapse", "missing", "slow_drift")
 def test_a_good_candidate_reaches_all_users() -> None:
     outcome = roll_out(GOOD[1], 1)
     assert (outcome.phase, outcome.step, outcome.violations) == ("promoted", "100%", ())
-    assert 2 < outcome.hours < 12
+    assert 2 < outcome.hours < 24
 
 
 @pytest.mark.parametrize("kind", [kind for kind in BAD if kind.name in _QUICK], ids=lambda kind: kind.name)
 def test_a_bad_candidate_goes_back(kind: Kind) -> None:
     outcome = roll_out(kind, 0)
     assert (outcome.phase, outcome.violations) == ("rolled_back", ())
-    assert outcome.late_s is None or outcome.late_s <= 300
+    assert outcome.late_s is None or outcome.late_s <= 600
     metric = {"mode_collapse": "distinct", "missing": "guard", "slow_drift": "refusal"}.get(kind.name, "error")
     assert outcome.metric == metric
 
@@ -35,8 +35,8 @@ def test_the_same_seed_gives_the_same_outcome() -> None:
 def test_a_split_that_does_not_follow_the_rollout_is_noticed() -> None:
     real = moves.traffic_of
 
-    def wrong(step):
-        return real(step) if step.shadow else moves.TrafficChange(canary_share=step.share / 2)
+    def wrong(policy, step):
+        return real(policy, step) if step.shadow else moves.TrafficChange(canary_share=step.share / 2)
 
     with mock.patch.object(moves, "traffic_of", wrong):
         assert any("aliases and split are" in violation for violation in roll_out(BAD[0], 0, max_hours=1).violations)

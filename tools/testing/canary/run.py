@@ -26,7 +26,7 @@ from tools.testing.canary.traffic import ControllerKilled, Traffic
 
 NAMESPACE = "default"
 _EPOCH_S = 1.8e9
-_INTERVAL_S = 300.0
+_INTERVAL_S = 600.0
 #: Seeds of which every decision is computed again.
 _REPLAY_EVERY = 5
 #: A look comes at most so long after it is due: a killed controller's lease has to run out.
@@ -162,7 +162,12 @@ def _disagreements(index: RegistryIndex, rollout: Rollout) -> list[str]:
     canary = placement.canary.number if placement.canary else None
     stable = placement.stable.number if placement.stable else None
     step = rollout.policy.steps[rollout.state.step]
-    expected: tuple[int | None, int, float, float] = (rollout.number, rollout.stable, step.share, step.shadow)
+    expected: tuple[int | None, int, float, float] = (
+        rollout.number,
+        rollout.stable,
+        rollout.policy.share_of(step),
+        step.shadow,
+    )
     if not rollout.is_open:
         promoted = rollout.phase == "promoted"
         expected = (None, rollout.number if promoted else rollout.stable, 0.0, 0.0)
