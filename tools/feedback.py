@@ -7,6 +7,7 @@ python -m tools.feedback RUN signals [--set-aside]                       (raters
 python -m tools.feedback RUN take-back --tenant acme --rater HASH
 python -m tools.feedback RUN judge --endpoint http://127.0.0.1:8000/v1 --model NAME
 python -m tools.feedback RUN dataset NAME --kind preferences --until 2026-11-30 --out FOLDER
+python -m tools.feedback RUN online [--once]                             (trajectories for learner.online.share)
 python -m tools.feedback RUN provenance SESSION ...                      (datasets and versions that saw a session)
 
 RUN is a run's directory, or the URL of a database.
@@ -29,6 +30,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from configs.load import load_config
+from configs.schema import Config
 from learner_jax.contracts import ContractError, quoted
 from learner_jax.runtime import WeirError
 from serving_bridge.database import Database
@@ -40,20 +42,35 @@ from serving_bridge.feedback import (
     FeedbackStore,
     JudgeError,
     NextTurnJudge,
+    OnlineFeed,
+    OnlineTerms,
     Raters,
     read_feedback,
     turnabouts,
 )
+from serving_bridge.queue import Pace
 from serving_bridge.recordings import RecordingStore
 from serving_bridge.safety import Checker
 from serving_bridge.settings import FeedbackSettings, SafetySettings
 from serving_bridge.text import load_tokenizer
-from tools.assembly import base_model_dir, clear_errors, database_of, opened_recordings, run_paths
+from tools.assembly import (
+    StopRequest,
+    base_model_dir,
+    build_encoder,
+    build_online_queue,
+    clear_errors,
+    database_of,
+    opened_recordings,
+    record_limits,
+    run_paths,
+    working,
+)
 from tools.command_line import command_parser
 from tools.reporting import terminal
 
 _TIMEOUT_S = 5.0
 _AT_ONCE = 500
+_EVERY_S, _POLL_S = 10.0, 0.2
 _MAX_LINE_BYTES = 1 << 20
 
 
@@ -84,6 +101,8 @@ def main(argv: list[str] | None = None) -> None:
             case "dataset":
                 made = Datasets(database, sessions, store, checker, tokenizer=tokenizer)
                 _dataset(made, arguments, console)
+            case "online":
+                _online(url, database, sessions, store, checker, console, once=arguments.once)
             case "provenance":
                 _provenance(database, sessions, store, checker, arguments, console)
 
@@ -113,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     dataset.add_argument("--kind", choices=DATASET_KINDS, required=True, help="what its lines are")
     dataset.add_argument("--until", required=True, metavar="TIME", help="the cut: 2026-11-30, or 2026-11-30T12:00, UTC")
     dataset.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where its folder is made")
+    online = commands.add_parser("online", help="put scored answers into the learner's online queue, until stopped")
+    online.add_argument("--once", action="store_true", help="put what there is, and end")
     provenance = commands.add_parser("provenance", help="what was made of sessions, withdrawn ones too")
     provenance.add_argument("sessions", nargs="+", metavar="SESSION", help="ids of sessions")
     return parser
@@ -217,6 +238,61 @@ def _time(text: str) -> float:
     except ValueError:
         raise FeedbackFileError(f"--until is {text[:50]!a}, expected a time such as 2026-11-30T12:00") from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+def _online(
+    place: str,
+    database: Database,
+    sessions: RecordingStore,
+    store: FeedbackStore,
+    checker: Checker,
+    console: Console,
+    *,
+    once: bool,
+) -> None:
+    config_file = Path(place) / "config.toml"
+    if not config_file.is_file():
+        raise FeedbackFileError(f"{place}: expected a run's directory, since trajectories are for its learner")
+    config = load_config(config_file, [])
+    if not config.learner.online_groups:
+        raise FeedbackFileError("learner.online.share is 0: the learner takes no online groups; set it above 0")
+    paths = run_paths(config)
+    encoder, model = build_encoder(config, base_model_dir(config, paths))
+    queue = build_online_queue(config, paths, limits=record_limits(config, encoder, model))
+    stop = StopRequest().install()
+    try:
+        feed = OnlineFeed(database, sessions, store, queue, checker, _terms(config, encoder.tokenizer.fingerprint))
+        with working(paths, "online"):
+            while True:
+                told = ", ".join(f"{number:,} {name}" for name, number in sorted(feed.emit().items()) if number)
+                if told or once:
+                    console.print(told or "no answers are ready", highlight=False)
+                if once or stop():
+                    return
+                _pause(stop)
+    finally:
+        queue.close()
+
+
+def _terms(config: Config, tokenizer: str) -> OnlineTerms:
+    learner = config.learner
+    return OnlineTerms(
+        run=config.run.name,
+        tokenizer=tokenizer,
+        temperature=config.rollout.temperature,
+        wait_s=config.feedback.online_wait_s,
+        min_answers=2 if learner.loss.advantage.has_group_baseline else 1,
+        max_tokens=learner.sequence_length,
+        pace=Pace(learner.online.max_staleness, learner.online_groups, learner.steps),
+    )
+
+
+def _pause(stop: StopRequest) -> None:
+    """Waits until feedback may have come, or a stop is asked for."""
+    for _ in range(int(_EVERY_S / _POLL_S)):
+        if stop():
+            return
+        time.sleep(_POLL_S)
 
 
 def _provenance(

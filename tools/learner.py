@@ -56,6 +56,7 @@ from tools.assembly import (
     clear_errors,
     config_arguments,
     learner_metrics_writer,
+    learner_source,
     preflight,
     profile_argument,
     read_arguments,
@@ -240,12 +241,14 @@ def run_reinforcement(
         waits=hosts.waits,
         copies=build_copies(config, paths) if hosts.is_leader else None,
     )
+    sources = contextlib.ExitStack()
     try:
+        source = sources.enter_context(learner_source(config, paths, queue, limits=limits, waits=hosts.waits))
         learner = Learner(
             engine,
             load_parameters(model_dir, model_config, shardings=engine.parameter_shardings),
             seed=config.run.seed,
-            source=queue.consumer,
+            source=source,
             publisher=publisher,
             checkpoints=checkpoints,
             golden_prompts=golden,
@@ -264,6 +267,7 @@ def run_reinforcement(
     finally:
         publisher.close()
         checkpoints.close()
+        sources.close()
         queue.close()
 
 

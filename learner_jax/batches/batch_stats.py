@@ -20,8 +20,10 @@ class BatchStats:
     """Facts about a batch that need no model.
 
     Attributes:
-      staleness_mean: versions that an answer's oldest token lags, on average; `staleness_max` is the largest.
-      staleness_tokens: sampled tokens by the versions that they lag: entry k counts those of k versions.
+      staleness_mean: versions that an answer's oldest token lags, on average; `staleness_max` is the largest. Both are
+        of answers that are not online.
+      staleness_tokens: sampled tokens of these by the versions that they lag: entry k counts those of k versions.
+      online_answers: answers of users' sessions; the figures `online_` are theirs, None or 0 without any.
       reward: mean over the answers that were judged; None if none was. A part's mean is over those that have it.
     """
 
@@ -41,6 +43,11 @@ class BatchStats:
     masked_aborted: int
     failed_verdicts: int
     unjudged_groups: int
+    online_answers: int = 0
+    online_tokens: int = 0
+    online_reward: float | None = None
+    online_staleness_mean: float = 0.0
+    online_staleness_max: int = 0
 
 
 def batch_stats(
@@ -61,31 +68,46 @@ def batch_stats(
     judged = [t for t in trajectories if t.is_judged]
     oldest = spread.reduced(np.where(sampled, versions, MAX_VERSION).min(axis=1), np.minimum)
     newest = spread.reduced(versions.max(axis=1), np.maximum)
+    online = np.array([t.source == "online" for t in trajectories], np.bool_)
+    lags = trained_version - oldest.astype(np.int64)
+    tokens_online = sampled & spread.given(online)[:, None]
+    judged_online = [t for t in judged if t.source == "online"]
     sums = {
         "answers": len(trajectories),
         "judged": len(judged),
         "reward": float(sum(t.total_reward for t in judged)),
-        "lag": int((trained_version - oldest.astype(np.int64)).sum()),
+        "lag": int(lags[~online].sum()),
         "tokens": int(np.count_nonzero(sampled)),
         "truncated": sum(t.finish_reason == "length" for t in trajectories),
         "mixed": int(np.count_nonzero(oldest != newest)),
+        "online_answers": int(online.sum()),
+        "online_judged": len(judged_online),
+        "online_reward": float(sum(t.total_reward for t in judged_online)),
+        "online_lag": int(lags[online].sum()),
+        "online_tokens": int(np.count_nonzero(tokens_online)),
     } | asdict(counts)
     parts = _part_sums(judged)
-    by_lag = np.bincount(np.maximum(trained_version - versions[sampled], 0)).tolist()
-    every = hosts.gather([sums, parts, trained_version - int(oldest.min()), by_lag], "statistics of the batch")
+    by_lag = np.bincount(np.maximum(trained_version - versions[sampled & ~tokens_online], 0)).tolist()
+    largest = [int(lags[~online].max(initial=0)), int(lags[online].max(initial=0))]
+    every = hosts.gather([sums, parts, largest, by_lag], "statistics of the batch")
     total = {name: sum(sums[name] for sums, *_ in every) for name in sums}
     answers = total["answers"]
     return BatchStats(
         reward=total["reward"] / total["judged"] if total["judged"] else None,
         reward_parts=_part_means([parts for _, parts, *_ in every]),
-        staleness_mean=total["lag"] / answers,
-        staleness_max=max(lag for _, _, lag, _ in every),
+        staleness_mean=total["lag"] / max(1, answers - total["online_answers"]),
+        staleness_max=max(largest[0] for _, _, largest, _ in every),
         staleness_tokens=[sum(counts) for counts in zip_longest(*(by_lag for *_, by_lag in every), fillvalue=0)],
         num_tokens=total["tokens"],
         answer_tokens_mean=total["tokens"] / answers,
         truncated_share=total["truncated"] / answers,
         mixed_version_answers=total["mixed"],
         **{name: total[name] for name in asdict(counts)},
+        online_answers=total["online_answers"],
+        online_tokens=total["online_tokens"],
+        online_reward=total["online_reward"] / total["online_judged"] if total["online_judged"] else None,
+        online_staleness_mean=total["online_lag"] / max(1, total["online_answers"]),
+        online_staleness_max=max(largest[1] for _, _, largest, _ in every),
     )
 
 

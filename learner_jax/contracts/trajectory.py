@@ -223,7 +223,7 @@ class RecordLimits:
     Attributes:
       vocab_size: token ids are below it.
       max_length: tokens of a trajectory (learner.sequence_length).
-      group_size: trajectories of a group.
+      group_size: trajectories of a group; 0 takes any number.
       tokenizer: fingerprint that trajectories must carry; "" takes any.
       run: that group ids must begin with; "" takes any.
     """
@@ -257,7 +257,7 @@ def check_group(group: Sequence[Trajectory], limits: RecordLimits) -> None:
     """Raises `ContractError` naming the first limit that a group breaks; `Trajectory.validate` is not repeated."""
     if limits.run and group[0].group_id.rpartition("/")[0] != limits.run:
         raise ContractError(f"group {group[0].group_id} is of another run, expected {limits.run}/<prompt index>")
-    if len(group) != limits.group_size:
+    if limits.group_size and len(group) != limits.group_size:
         raise ContractError(f"group {group[0].group_id} has {len(group)} trajectories, expected {limits.group_size}")
     if len({trajectory.trajectory_id for trajectory in group}) != len(group):
         raise ContractError(f"group {group[0].group_id} holds a trajectory id twice")

@@ -44,6 +44,7 @@ class Feed:
 
     Args:
       max_staleness: versions a group may lag when it is trained on.
+      online_staleness: the same for groups of users' sessions; None where none are taken.
       should_stop: ends a wait for groups; asked on the leader.
       on_arrival: is given this host's groups in the order in which the batch will hold them.
       waits: where its waits are seen.
@@ -59,12 +60,14 @@ class Feed:
         settings: LearnerSettings,
         *,
         max_staleness: int,
+        online_staleness: int | None = None,
         should_stop: Callable[[], bool],
         on_arrival: Callable[[Groups], None],
         waits: Waits | None = None,
     ):
         self._source, self._hosts, self._settings = source, hosts, settings
         self.max_staleness, self._should_stop, self._on_arrival = max_staleness, should_stop, on_arrival
+        self._online_staleness = online_staleness
         self._waits = waits or Waits()
         self._num_dropped = 0
 
@@ -80,10 +83,25 @@ class Feed:
             return self._take_alone(step, trained_version)
         return self._take_shared(step, trained_version)
 
+    @property
+    def takes_older(self) -> bool:
+        """Whether groups of older versions may come."""
+        return bool(self.max_staleness or self._online_staleness)
+
+    def _admitted(
+        self, groups: Sequence[list[Trajectory]], trained_version: int
+    ) -> tuple[list[list[Trajectory]], dict[str, str]]:
+        return admitted(
+            groups,
+            trained_version=trained_version,
+            max_staleness=self.max_staleness,
+            online_staleness=self._online_staleness,
+        )
+
     def _take_alone(self, step: int, trained_version: int) -> StepGroups | None:
         def lease(count: int) -> Groups:
             report = self._source.lease_groups(count, trained_version=trained_version, max_staleness=self.max_staleness)
-            groups, refused = admitted(report.groups, trained_version=trained_version, max_staleness=self.max_staleness)
+            groups, refused = self._admitted(report.groups, trained_version)
             for name, reason in refused.items():
                 self._source.bury(name, reason)
             self._on_arrival(groups)  # while the others are still being sampled
@@ -125,9 +143,7 @@ class Feed:
             for place, (name, _) in zip(places, announced, strict=True):
                 ids[place] = name
             read = self._source.read([ids[place] for place in places if owners[place] == index])
-            taken, refused = admitted(
-                list(read.groups.values()), trained_version=trained_version, max_staleness=self.max_staleness
-            )
+            taken, refused = self._admitted(list(read.groups.values()), trained_version)
             by_name = {group[0].group_id: group for group in taken}
             own |= {place: by_name[ids[place]] for place in places if ids[place] in by_name}
             found = [t.trajectory_id for group in taken for t in group]

@@ -85,6 +85,7 @@ class Learner:
             engine.hosts,
             engine.settings,
             max_staleness=max_staleness,
+            online_staleness=engine.settings.online.max_staleness if engine.settings.online_groups else None,
             should_stop=should_stop,
             on_arrival=self._kl.arrived,
             waits=waits,
@@ -95,8 +96,7 @@ class Learner:
         self._saving = Saving(
             checkpoints, source, engine.hosts, self._ledger, max_wait_s=engine.settings.max_wait_s, log=log
         )
-        self._changed_version = -1
-        self._peak_flops = 0.0
+        self._changed_version, self._peak_flops = -1, 0.0
 
     def run(self) -> Outcome:
         """Trains to the end, or until asked to stop; leaves a committed checkpoint behind in every case.
@@ -170,7 +170,7 @@ class Learner:
 
     def _compile(self) -> None:
         """Compiles what steps need, while the fleet gets ready and the first groups are sampled."""
-        older = self._publishing.weights.values() if self._feed.max_staleness else ()
+        older = self._publishing.weights.values() if self._feed.takes_older else ()
         self._engine.compile(self._state, reference=self._kl.policies, older=older)
 
     def _one_step(self) -> dict[str, Any] | None:

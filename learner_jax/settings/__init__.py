@@ -13,6 +13,7 @@ from learner_jax.settings.learner import (
     ValueSettings,
     WarmStartSettings,
 )
+from learner_jax.settings.online import OnlineSettings
 from learner_jax.settings.supervised import SupervisedSettings
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "LearnerSettings",
     "LossSettings",
     "MeshSettings",
+    "OnlineSettings",
     "OptimizerSettings",
     "PolicySettings",
     "SupervisedSettings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,7 @@ from learner_jax.contracts import Settings
 from learner_jax.settings.advantage import AdvantageSettings
 from learner_jax.settings.doors import OBJECTIVES, ObjectiveName
 from learner_jax.settings.hosts import HostsSettings, MeshSettings
+from learner_jax.settings.online import OnlineSettings
 
 
 class OptimizerSettings(Settings):
@@ -264,6 +266,12 @@ class LearnerSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     loss: LossSettings = LossSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+    online: OnlineSettings = OnlineSettings()
+
+    @property
+    def online_groups(self) -> int:
+        """Online groups that a step takes at most."""
+        return math.floor(self.online.share * self.groups_per_step + 1e-9)
 
     @property
     def row_lengths(self) -> tuple[int, ...]:
@@ -276,6 +284,25 @@ class LearnerSettings(Settings):
             raise ValueError(
                 f"row_tokens is {list(self.row_tokens)}, but sequence_length is {self.sequence_length}: the longest "
                 f"row must hold the longest sequence; raise one of row_tokens to at least that"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _online_data_is_corrected(self) -> LearnerSettings:
+        if not self.online.share:
+            return self
+        if not self.online_groups:
+            raise ValueError(
+                f"online.share is {self.online.share:g} of groups_per_step {self.groups_per_step}, which is no whole "
+                f"group: raise one of them"
+            )
+        policy, estimator = self.loss.policy, self.loss.advantage.estimator
+        truncated = policy.objective in ("decoupled_ppo", "policy_gradient") and policy.importance == "truncated"
+        if estimator != "vtrace" and not truncated:
+            raise ValueError(
+                f"online.share is {self.online.share:g}, and online answers lag by many versions: expected a "
+                f'correction, loss.advantage.estimator = "vtrace", or loss.policy.objective = "decoupled_ppo" or '
+                f'"policy_gradient" with importance = "truncated"; got {estimator} and {policy.objective}'
             )
         return self
 

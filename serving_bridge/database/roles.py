@@ -36,8 +36,10 @@ _GRANTS: Mapping[Part, Mapping[str, str]] = {
         "problems": "SELECT",
         "awaited_rewards": "SELECT, UPDATE",
         "waiting_groups": "SELECT, DELETE",
+        "online_groups": "SELECT, UPDATE",
         "weir_writers": "SELECT, INSERT, UPDATE, DELETE",
         "weir_schema": "SELECT",
+        "weir_schemas": "SELECT",
     },
     # Tenants, keys, limits and prices are the owner's to change (tools.tenants); what was billed stays as it is.
     "gateway": {

@@ -10,6 +10,7 @@ from serving_bridge.feedback.datasets import (
     scores_of,
 )
 from serving_bridge.feedback.judge import JudgeError, NextTurnJudge, Turnabout, majority, turnabouts
+from serving_bridge.feedback.online import OnlineFeed, OnlineTerms, groups_trained, withdrawn_groups
 from serving_bridge.feedback.schema import FEEDBACK
 from serving_bridge.feedback.scores import Score, score_of
 from serving_bridge.feedback.signals import Raters, RaterSignals, Verdict, binomial_tail, signals
@@ -29,6 +30,8 @@ __all__ = [
     "FeedbackStore",
     "JudgeError",
     "NextTurnJudge",
+    "OnlineFeed",
+    "OnlineTerms",
     "Outcome",
     "RaterSignals",
     "Raters",
@@ -40,6 +43,7 @@ __all__ = [
     "clean_datasets",
     "forget_sessions",
     "group_of",
+    "groups_trained",
     "is_sample",
     "majority",
     "read_feedback",
@@ -47,4 +51,5 @@ __all__ = [
     "scores_of",
     "signals",
     "turnabouts",
+    "withdrawn_groups",
 ]

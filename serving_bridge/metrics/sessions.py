@@ -1,4 +1,4 @@
-"""The metrics of recorded sessions, as a gateway's events have them."""
+"""The metrics of recorded sessions, as a gateway's events have them, and of what the learner makes of them."""
 
 from __future__ import annotations
 
@@ -26,5 +26,14 @@ SESSIONS: tuple[Metric, ...] = (
             f"weir_feedback_{outcome}_total", "pieces", f"Feedback that was {outcome}", "gateway", f"feedback_{outcome}"
         )
         for outcome in ("joined", "duplicate", "conflict", "late", "unknown", "capped")
+    ),
+)  # fmt: skip
+
+ONLINE: tuple[Metric, ...] = (
+    gauge("weir_learner_online_answers", "answers", "Answers of users in the newest step", "step", "online_answers"),
+    gauge("weir_learner_online_reward_mean", "reward", "Their mean reward", "step", "online_reward"),
+    gauge(
+        "weir_learner_online_staleness_max", "policy versions", "Largest lag of their oldest token", "step",
+        "online_staleness_max",
     ),
 )  # fmt: skip

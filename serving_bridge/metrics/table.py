@@ -13,7 +13,7 @@ from serving_bridge.metrics.metric import ANY_EVENT, Metric
 from serving_bridge.metrics.metric import counter as _counter
 from serving_bridge.metrics.metric import gauge as _gauge
 from serving_bridge.metrics.metric import state as _state
-from serving_bridge.metrics.sessions import SESSIONS
+from serving_bridge.metrics.sessions import ONLINE, SESSIONS
 
 Role = Literal["learner", "rollout", "fleet", "gateway", "train"]
 ROLES: tuple[Role, ...] = ("learner", "rollout", "fleet", "gateway", "train")
@@ -381,7 +381,7 @@ TRAIN: tuple[Metric, ...] = (
 
 #: Role -> what its processes serve; every one also serves `EVERY`.
 METRICS: Mapping[Role, Sequence[Metric]] = {
-    "learner": (*EVERY, *LEARNER),
+    "learner": (*EVERY, *LEARNER, *ONLINE),
     "rollout": (*EVERY, *ROLLOUT),
     "fleet": (*EVERY, *FLEET),
     "gateway": (*EVERY, *GATEWAY, *SESSIONS),

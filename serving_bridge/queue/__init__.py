@@ -4,6 +4,7 @@ from serving_bridge.queue.admin import QueueAdmin
 from serving_bridge.queue.bounds import QueueBounds, QueueError, QueueFullError
 from serving_bridge.queue.consumer import LeaseLostError, QueueConsumer
 from serving_bridge.queue.glance import Glance, glance
+from serving_bridge.queue.mixed import MixedSource, online_run
 from serving_bridge.queue.problems import ProblemOutcome
 from serving_bridge.queue.producer import QueueProducer
 from serving_bridge.queue.queue import TrajectoryQueue
@@ -18,6 +19,7 @@ __all__ = [
     "Delay",
     "Glance",
     "LeaseLostError",
+    "MixedSource",
     "Overview",
     "Pace",
     "ProblemOutcome",
@@ -34,4 +36,5 @@ __all__ = [
     "TrajectoryQueue",
     "WaitingGroup",
     "glance",
+    "online_run",
 ]

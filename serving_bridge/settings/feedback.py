@@ -16,6 +16,11 @@ class FeedbackSettings(Settings):
         description="seconds after an answer in which feedback joins it; what is later is unused",
     )
     per_rater_hour: int = Field(600, ge=1, description="pieces of feedback that one rater may give in an hour")
+    online_wait_s: float = Field(
+        3600.0,
+        ge=0,
+        description="seconds after an answer before it may become an online trajectory, as scored so far",
+    )
     max_text_chars: int = Field(65_536, ge=1, le=1 << 20, description="longest edit, in characters")
     flood_factor: float = Field(
         20.0,

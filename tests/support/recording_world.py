@@ -94,7 +94,7 @@ def sampled(tokenizer: Tokenizer, text: str, *, index: int = 0, version: int = 3
     """A choice whose tokens are single characters': never the ids that encoding its text gives."""
     tokens = [i for character in text for i in tokenizer.backend.encode(character, add_special_tokens=False).ids]
     tokens.append(tokenizer.eos_ids[0])
-    logprobs = (-np.asarray(tokens) % 97 / 100).astype("<f4").tobytes()
+    logprobs = (-(np.asarray(tokens) % 97) / 100).astype("<f4").tobytes()
     spans = (Span(version, 0, len(tokens)),)
     return Sampled(index, ChatMessage("assistant", text, tuple(calls)), tokens, logprobs, spans, "stop", True)
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.recording_world import Recordings, answer
+from configs.load import load_config, save_config
+from serving_bridge.database import open_database
+from serving_bridge.feedback import Feedback
+from serving_bridge.recordings import Made, Request
+from serving_bridge.text import load_tokenizer
+from tests.support.recording_world import Recordings, answer, sampled
 from tests.support.session_world import tokenizer
+from tools.assembly import base_model_dir, build_online_queue, make_model, run_paths
 from tools.feedback import main
 
 __all__ = ["tokenizer"]
@@ -76,3 +83,57 @@ def test_a_wrong_time(recordings: Recordings, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         main([recordings.url, "dataset", "a", "--kind", "supervised", "--until", "soon", "--out", "x"])
     assert "--until is 'soon'" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run whose learner takes online groups, with the model that it makes for itself."""
+    directory = tmp_path_factory.mktemp("run")
+    policy = "{objective = 'decoupled_ppo', importance = 'truncated'}"
+    options = [f"run.directory={directory}", "learner.online.share=0.5", f"learner.loss.policy={policy}"]
+    config = load_config("demo", [*options, "feedback.online_wait_s=0"])
+    make_model(config, run_paths(config).created_model)
+    save_config(config, directory / "config.toml")
+    return directory
+
+
+def test_scored_answers_go_to_the_learners_online_queue(demo_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(demo_run / "config.toml", [])
+    paths = run_paths(config)
+    text = load_tokenizer(base_model_dir(config, paths))
+    recordings = Recordings(text, demo_run, paths.database)
+    recordings.clock.now_s = time.time() - 60
+
+    async def record() -> None:
+        recorder = recordings.recorder()
+        async with recorder.running():
+            recording = await recorder.begin(Request("acme", "", "c", retention_days=30))
+            assert recording is not None
+            made = Made("r", "stable", "policy", config.rollout.temperature, 4)
+            choices = [sampled(text, answer, index=index) for index, answer in enumerate(("12", "13"))]
+            await recording.ended(made, text.encode("5+7="), choices)
+
+    asyncio.run(record())
+    for index, value in enumerate((1.0, 0.0)):
+        recordings.feedback().add("acme", [Feedback(f"f{index}", f"r/{index}", "rating", value)])
+    main([str(demo_run), "online", "--once"])
+    assert "1 put" in capsys.readouterr().out
+    queue = build_online_queue(config, paths)
+    try:
+        (group,) = queue.consumer.lease_groups(9, trained_version=3, max_staleness=64).groups
+        assert [t.total_reward for t in group] == [1.0, 0.0]
+        assert group[0].group_id == f"{config.run.name}/online/0"
+        assert group[0].tokenizer == text.fingerprint
+    finally:
+        queue.close()
+    main([str(demo_run), "online", "--once"])
+    assert "no answers are ready" in capsys.readouterr().out
+
+
+def test_a_learner_that_takes_no_online_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config("demo", [f"run.directory={tmp_path}"])
+    save_config(config, tmp_path / "config.toml")
+    open_database(tmp_path / "state.db").close()
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "online", "--once"])
+    assert "learner.online.share is 0" in capsys.readouterr().err

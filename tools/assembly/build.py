@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from configs.schema import Config
-from learner_jax.contracts import CheckpointCopies, ModelConfig, RecordLimits, read_model_config
+from learner_jax.contracts import CheckpointCopies, ModelConfig, RecordLimits, TrajectorySource, read_model_config
 from learner_jax.runtime import NO_SPANS, Spans, Waits
 from rewards.contracts import Task
 from rewards.environments import declared_tools
 from rewards.tasks import create_task
 from serving_bridge.access import FleetKeys
 from serving_bridge.evaluation import PromptEncoder
-from serving_bridge.queue import Pace, QueueBounds, TrajectoryQueue
+from serving_bridge.feedback import groups_trained, withdrawn_groups
+from serving_bridge.queue import MixedSource, Pace, QueueBounds, TrajectoryQueue, online_run
 from serving_bridge.registry import Registry, RegistryError
 from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry, registry_folder
 from serving_bridge.storage import CheckpointObjects, FsspecObjects, StorageTimeouts
 from serving_bridge.telemetry import open_traces
 from serving_bridge.text import load_tokenizer
 from serving_bridge.weights import Publisher, ShelfOptions, WeightStore
-from tools.assembly.paths import RunPaths
+from tools.assembly.paths import RunPaths, online_database
+from tools.assembly.recorded_sessions import opened_recordings
 
 #: waited for the registry's index, by processes that go on with what they knew before
 _INDEX_S = 5.0
@@ -72,6 +76,40 @@ def build_queue(
         timeout_s=store.database_timeout_s,
         waits=waits,
     )
+
+
+def build_online_queue(
+    config: Config, paths: RunPaths, *, limits: RecordLimits | None = None, waits: Waits | None = None
+) -> TrajectoryQueue:
+    """The queue of the run's online groups: of any size, beside that of its rollouts."""
+    found = None if limits is None else replace(limits, run=online_run(limits.run), group_size=0)
+    beside = replace(paths, database=online_database(paths.database), blobs=f"{paths.blobs}-online")
+    return build_queue(config, beside, limits=found, waits=waits)
+
+
+@contextmanager
+def learner_source(
+    config: Config, paths: RunPaths, queue: TrajectoryQueue, *, limits: RecordLimits, waits: Waits | None = None
+) -> Iterator[TrajectorySource]:
+    """Where the learner takes groups from: the queue of rollouts; with learner.online.share that of sessions, too."""
+    settings = config.learner
+    if not settings.online_groups:
+        yield queue.consumer
+        return
+    online = build_online_queue(config, paths, limits=limits, waits=waits)
+    try:
+        with opened_recordings(paths.database, timeout_s=config.store.database_timeout_s) as (database, _):
+            yield MixedSource(
+                queue.consumer,
+                online.consumer,
+                run=config.run.name,
+                per_step=settings.online_groups,
+                max_staleness=settings.online.max_staleness,
+                withdrawn=partial(withdrawn_groups, database),
+                trained=partial(groups_trained, database),
+            )
+    finally:
+        online.close()
 
 
 def record_limits(config: Config, encoder: PromptEncoder, model: ModelConfig) -> RecordLimits:

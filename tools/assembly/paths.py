@@ -6,6 +6,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qsl, urlencode
 
 from configs.load import load_config, save_config
 from configs.schema import Config
@@ -93,6 +94,15 @@ def run_paths(config: Config) -> RunPaths:
         weights=_place(config.store.weights, directory / "weights"),
         copies=config.store.checkpoints,
     )
+
+
+def online_database(url: str) -> str:
+    """The database of a run's online groups: a file beside the run's, or a schema beside it on the same server."""
+    if not is_postgres(url):
+        return str(sqlite_path(url).with_name("online.db"))
+    head, _, query = url.partition("?")
+    named = dict(parse_qsl(query, keep_blank_values=True))
+    return f"{head}?{urlencode({**named, 'schema': named.get('schema', 'public') + '_online'})}"
 
 
 def database_of(place: str) -> str:
