@@ -39,6 +39,9 @@ from tools.evaluation import (
     parse_suite,
 )
 
+#: throughput relative to vLLM's client
+AIM = 0.95
+
 
 async def evaluated(server: Server, number: int) -> float:
     """Seconds until every answer of the round is written and scored."""
@@ -97,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
 
         result = asyncio.run(measure(work, given.rounds, Path(folder), done, weir=evaluated))
     out.print(table(result))
-    out.print(verdict(result), highlight=False)
+    out.print(verdict(result, aim=AIM), highlight=False)
     if given.json is not None:
         write_json(given.json, "evaluate", hardware, asdict(work) | {"rounds": given.rounds}, asdict(result))
         out.print(f"wrote {given.json}", highlight=False)

@@ -299,12 +299,12 @@ def summarized(costs: Mapping[str, Sequence[Cost]], tokens: int) -> Result:
     )
 
 
-def verdict(result: Result) -> str:
-    """The aims, and whether the medians meet them."""
-    met = "met" if result.of_vllm.median >= AIM else "NOT met"
+def verdict(result: Result, *, aim: float = AIM) -> str:
+    """The aims, `aim` for throughput, and whether the medians meet them."""
+    met = "met" if result.of_vllm.median >= aim else "NOT met"
     is_cheaper = "met" if result.client_cpu_of_vllm.median < 1 else "NOT met"
     return (
-        f"throughput relative to vLLM's client: {result.of_vllm.show()} (aim {AIM}): {met}\n"
+        f"throughput relative to vLLM's client: {result.of_vllm.show()} (aim {aim}): {met}\n"
         f"CPU time of the client per token, too: {result.client_cpu_of_vllm.show()} (aim below 1): {is_cheaper}\n"
         f"that of client and server together: {result.all_cpu_of_vllm.show()}"
     )

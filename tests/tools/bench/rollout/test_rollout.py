@@ -244,6 +244,7 @@ def test_the_verdict_is_of_the_median(median: float, met: str) -> None:
     of_vllm = Spread(median, 0.1, 9.0)
     first, second, _ = rollout.verdict(dataclasses.replace(RESULT, of_vllm=of_vllm)).splitlines()
     assert first == f"throughput relative to vLLM's client: {of_vllm.show()} (aim 1.0): {met}"
+    assert "(aim 0.95): met" in rollout.verdict(dataclasses.replace(RESULT, of_vllm=of_vllm), aim=0.95)
     assert second.endswith("(aim below 1): met")
     dear = rollout.verdict(dataclasses.replace(RESULT, client_cpu_of_vllm=of_vllm)).splitlines()[1]
     assert dear.endswith("NOT met" if median >= 1 else ": met")
