@@ -44,7 +44,7 @@ def add_suite_arguments(parser: argparse.ArgumentParser) -> None:
     )
     weights.add_argument("--version", type=_count, metavar="N", help="version of --weights; the newest by default")
     weights.add_argument(
-        "--base", type=Path, metavar="DIR", help="folder with config.json and tokenizer, where the source has none"
+        "--base", type=_folder, metavar="DIR", help="folder with config.json and tokenizer, where the source has none"
     )
     weights.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of the served weights; config.json's if unset"
@@ -124,6 +124,12 @@ def plan_of(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> P
         max_model_len=arguments.max_model_len,
         training=training_of(arguments) if arguments.contamination is not None else None,
     )
+
+
+def _folder(text: str) -> Path:
+    if is_url(text):
+        raise argparse.ArgumentTypeError(f"expected a folder of this machine, got {text[:200]!a}")
+    return Path(text)
 
 
 def model_place(text: str) -> str | Path:

@@ -48,7 +48,8 @@ def print_results(tree: Mapping[str, Any], console: Console) -> None:
 def turns_text(suite: Mapping[str, Any]) -> str:
     """How samples of so many turns did, in a sentence."""
     told = [
-        f"{found['samples']} of {found['turns']} turns: {found['passed']:.1%} passed, mean score {found['mean_score']:.3f}"
+        f"{found['samples']} of {found['turns']} turns: {found['passed']:.1%} passed, "
+        f"mean score {found['mean_score']:.3f}"
         for found in suite["by_turns"]
     ]
     return f"by turns: {'; '.join(told) or 'nothing was judged'}"

@@ -239,6 +239,7 @@ def test_the_key_is_sent_and_stored_nowhere(run: Evaluator, monkeypatch: pytest.
         (["--model", "x"], 2, "expected one of --model"),
         (["--version", "3"], 2, "--version is for --weights"),
         (["--concurrency", "0"], 2, "expected a whole number from 1 on"),
+        (["--base", "s3://bucket/x"], 2, "expected a folder of this machine, got 's3://bucket/x'"),
         (["--suite", "missing.toml"], 78, "suite missing.toml does not exist"),
         (["--set", "serving.threads=2"], 2, "--set needs --config"),
     ],
