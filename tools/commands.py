@@ -55,6 +55,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "use a model": {
         "convert": Command("tools.convert", "convert checkpoints to Hugging Face folders and back"),
+        "gate": Command(
+            "tools.gate", "say whether a candidate may be shown to users, by suites and checks", configured=True
+        ),
         "evaluate": Command(
             "tools.evaluate", "evaluate a model on suites of problems, or on a run's held-out ones", configured=True
         ),

@@ -6,7 +6,7 @@ python -m tools.registry list registry                             (the newest e
 python -m tools.registry show registry 7                           (an entry by number or alias, and its history)
 python -m tools.registry lineage registry stable                   (an entry and its ancestors)
 python -m tools.registry diff registry stable 7                    (what differs between two entries)
-python -m tools.registry stage registry 7 passed --reason "..."    (an entry's next stage)
+python -m tools.registry stage registry 7 rejected --reason "..."  (an entry's next stage)
 python -m tools.registry report registry 7 gate.json --verdict passed   (keep an evaluation's report with an entry)
 python -m tools.registry move registry stable=7 previous=5 --reason "..."   (aliases move together, or not at all)
 python -m tools.registry split registry --canary 5% --reason "..."  (which share of the conversations canary answers)
@@ -140,12 +140,23 @@ def diff(registry: Registry, arguments: argparse.Namespace, console: Console) ->
 
 
 def stage(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
-    number = registry.index.aliases.resolve(arguments.namespace, arguments.entry)
-    registry.index.set_stage(
-        arguments.namespace, number, arguments.stage, actor=arguments.actor, reason=arguments.reason
-    )
+    number, reason = registry.index.aliases.resolve(arguments.namespace, arguments.entry), arguments.reason
+    if arguments.stage == "passed" and not _has_passed(registry, arguments.namespace, number):
+        if not arguments.unproven:
+            raise RegistryError(
+                f"no gate has passed entry {arguments.namespace}/{number}: run tools.gate on it, or take the "
+                f"responsibility with a name and a reason (--unproven)"
+            )
+        reason = f"without a gate: {reason}"
+    registry.index.set_stage(arguments.namespace, number, arguments.stage, actor=arguments.actor, reason=reason)
     console.print(f"{arguments.namespace}/{number} is {arguments.stage}")
     return 0
+
+
+def _has_passed(registry: Registry, namespace: str, number: int) -> bool:
+    """Whether the newest report of an entry says so."""
+    reports = [event for event in registry.index.events(namespace, number) if event.kind == "report"]
+    return bool(reports) and reports[-1].body.get("verdict") == "passed"
 
 
 def report(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
@@ -294,6 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("entry", help="number or alias")
     one.add_argument("stage")
     one.add_argument("--reason", required=True)
+    one.add_argument("--unproven", action="store_true", help="also to passed, without a gate's report")
     one = command("report", "keep an evaluation's report with an entry", acts=True)
     one.add_argument("entry", help="number or alias")
     one.add_argument("file", type=Path)

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from serving_bridge.text import Tokenizer, load_tokenizer
-from tests.support.weight_world import EOS
+from tests.support.weight_world import EOS, make_model
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role[0] + ':' + m.content + '<eos>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
 )
+
+
+def letter_model(folder: Path, seed: int) -> Any:
+    """A random model as `make_model`'s, in a folder with the tokenizer of letters; returns it."""
+    model = make_model(folder, seed)
+    letters(folder / "letters")
+    for file in (folder / "letters").iterdir():
+        file.replace(folder / file.name)
+    (folder / "letters").rmdir()
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return model
 
 
 def letters(folder: Path) -> Tokenizer:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -22,8 +20,7 @@ from serving_bridge.registry import Registry, TrafficChange
 from serving_bridge.routing import ReplicaRegistry, registry_folder
 from serving_bridge.telemetry.metrics_log import read_metrics
 from tests.conftest import REPOSITORY
-from tests.support.letters import letters
-from tests.support.weight_world import make_model
+from tests.support.letters import letter_model
 from tools.assembly import registered_run
 
 pytestmark = pytest.mark.soak
@@ -127,14 +124,8 @@ class Drill:
 
     def __init__(self, folder: Path) -> None:
         models = [folder / "a", folder / "b"]
-        letters(folder / "letters")
         for seed, model in enumerate(models):
-            make_model(model, seed)
-            for file in (folder / "letters").iterdir():
-                shutil.copy(file, model / file.name)
-            path = model / "tokenizer_config.json"
-            settings = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-            path.write_text(json.dumps(settings))
+            letter_model(model, seed)
         self.folder, self.run = folder, folder / "run"
         self.run.mkdir()
         text = CONFIG.format(run=self.run, model=models[0], registry=folder / "registry")

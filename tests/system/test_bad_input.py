@@ -127,6 +127,10 @@ CASES = [
     *(f"canary observe EMPTY --file {p}" for p in ("MISSING", "EMPTY", "FILE", "BINARY", "HUGE")),
     *(f"canary page EMPTY {o}" for o in ("--port 99999", "--host 0.0.0.0", "--token-env NOT_SET_ANYWHERE")),
     *("canary start EMPTY stable --reason x", "canary replay EMPTY 1", "canary abort EMPTY", "canary"),
+    *(
+        f"gate --config {DEMO} --gate {p} --registry EMPTY --candidate 1 --out NEW"
+        for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD")
+    ),
     *(f"evaluate report {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD", "JUNK")),
     *(f"evaluate compare {p} {p}" for p in ("MISSING", "EMPTY", "FILE", "UNDER", "BINARY", "HUGE", "ODD", "JUNK")),
     *(f"evaluate contamination --suite stories --contamination {p}" for p in ("MISSING", "EMPTY", "FILE", "HUGE")),

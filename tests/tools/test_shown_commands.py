@@ -104,6 +104,7 @@ NOT_RUN: dict[str, str] = {
     "sessions": "needs recorded sessions; tests/tools/test_sessions.py runs each of its commands",
     "confidence": "reads the reader's own answers; tests/tools/calibrating has some",
     "feedback": "needs recorded sessions; tests/tools/test_feedback.py runs its commands",
+    "gate": "needs a registry with entries; tests/tools/gating holds gates",
     "safety": "reads the reader's own texts and logs; tests/tools/screening has some",
     "canary": "needs a registry with entries; tests/tools/test_canary.py runs each of its commands",
     "registry": "needs a registry with entries; tests/tools/test_registry.py runs each of its commands",

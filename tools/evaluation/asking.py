@@ -87,6 +87,11 @@ class Request:
         return replace(self, seed=int(_digest([*self._parts(), self.sample])[:8], 16) & 0x7FFFFFFF)
 
 
+def first_question(text: str, sampling: Sampling) -> Request:
+    """A request of a user's text alone, in a dialog of its own."""
+    return Request(Dialog((("user", text),)), sampling, 0, None)
+
+
 class Model(Protocol):
     """A model that answers. An answer that can't be had is an error, never made up."""
 

@@ -143,6 +143,13 @@ def _pass_at(k: int, problem: Mapping[str, Any]) -> float | None:
     return pass_at_k(len(judged), sum(judged), k) if len(judged) >= k else None
 
 
+def problem_number(metric: str) -> Callable[[Any], float | None] | None:
+    """What gives a metric's number for one problem of results.json; None for a metric that it does not tell."""
+    if k := _k_of(metric):
+        return partial(_pass_at, k)
+    return _METRICS.get(metric)
+
+
 def _metrics(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Callable[[Any], float | None]]:
     """The metrics of both that can be told from results.json: majorities would need the answers."""
     names = [name for name in first["metrics"] if name in second["metrics"]]

@@ -44,7 +44,7 @@ class Plan:
       training: prompts that the suites may overlap with; None: not looked at.
     """
 
-    suites: Sequence[str]
+    suites: Sequence[str | Suite]
     source: Source | EndpointSettings
     out: Path
     serving: ServingSettings | None = None
@@ -99,8 +99,8 @@ def run_plan(plan: Plan, watch: Watch | None = None) -> dict[str, Any]:
     return tree
 
 
-def _loaded(paths: Sequence[str]) -> list[Suite]:
-    suites = [load_suite(path) for path in paths]
+def _loaded(given: Sequence[str | Suite]) -> list[Suite]:
+    suites = [one if isinstance(one, Suite) else load_suite(one) for one in given]
     names = [suite.name for suite in suites]
     if twice := [name for name in names if names.count(name) > 1]:
         raise SuiteError(f"two suites have the name {twice[0]!r}; results need one name for each")
