@@ -28,6 +28,9 @@ _NUMBER = r"(?:(?<![\w.])-)?[$€£]?\s?-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?
 _JOINER = r"\s*(?:,|;|/|\bor\b|\band\b|,\s*(?:or|and)\b|\s)\s*"
 _RUN = re.compile(rf"(?<![\w.^_\\]){_NUMBER}(?:{_JOINER}{_NUMBER})*")
 _SCALE = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|squared|cubed|factorial)s?\b", re.I)
+_MINUS = re.compile(r"\b(?:minus|negative)\s+$", re.I)
+#: brackets around several numbers: a point or an interval
+_OPENS, _CLOSES = re.compile(r"[(\[]\s*$"), re.compile(r"\s*[)\]]")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 #: what is looked at: of the response, and of its last line or of the sentence that states the answer
 _MAX_CHARACTERS = 200_000
@@ -139,7 +142,15 @@ def _at_the_end(response: str) -> str:
         said = _joined_math(line, first) if first is not spans[-1] else _inside(first)
         return bare(said.rsplit("=", 1)[-1] if "=" in said and "," not in said else said)
     # "7 thousand" is another number than its digits.
-    return bare(runs[-1][0]) if runs and not _SCALE.match(line, runs[-1].end()) else whole
+    return bare(_with_what_is_around(line, runs[-1])) if runs and not _SCALE.match(line, runs[-1].end()) else whole
+
+
+def _with_what_is_around(line: str, run: re.Match[str]) -> str:
+    """A run of numbers with the brackets around several of them, or the sign that stands before in words."""
+    opens, closes = _OPENS.search(line[: run.start()]), _CLOSES.match(line, run.end())
+    if opens and closes and "," in run[0]:
+        return line[opens.start() : closes.end()]
+    return f"-{run[0].lstrip()}" if _MINUS.search(line[: run.start()]) else run[0]
 
 
 def _is_form(text: str) -> bool:

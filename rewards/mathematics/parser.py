@@ -6,6 +6,7 @@ It evaluates nothing and knows no names but those below; what it doesn't read co
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from rewards.mathematics.cursor import TokenCursor
 from rewards.mathematics.expressions import ExpressionParser
@@ -21,6 +22,7 @@ from rewards.mathematics.values import (
     Listing,
     MathError,
     Matrix,
+    Number,
     Quantity,
     Ratio,
     Relation,
@@ -38,6 +40,13 @@ _OUTER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|textnorm
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'\-]*(?:[ ,;/&]+[A-Za-z'\-]+)*[.!]?")
 _CHOICE = re.compile(r"\(?\s*([A-Z])\s*\)?\s*[.:]?|\(\s*([a-zA-Z])\s*\)")
 _BASED = re.compile(r"([0-9A-Za-z]+)\s*_\s*(?:\{\s*(\d{1,2})\s*\}|(\d)(?!\d))")
+#: {x | 0 < x < 1}: a variable, perhaps said to be real, and what holds for it
+_SET_BUILDER = re.compile(
+    r"\\(?:\{|lbrace(?![a-zA-Z]))\s*[a-zA-Z]\s*(?:\\in\s*\\(?:mathbb|mathbf)\s*\{?R\}?)?\s*(?:\\mid(?![a-zA-Z])|\\[lr]?vert(?![a-zA-Z])"
+    r"|\\colon(?![a-zA-Z])|[:|])(.+)\\(?:\}|rbrace(?![a-zA-Z]))",
+    re.S,
+)
+_NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 #: words after a number that change it, or say that it is not the answer
 _SCALES = "hundred thousand million billion trillion dozen half halves third thirds squared cubed factorial"
 _DENIALS = "not no is isn't was wrong incorrect false minus plus times divided over negative less more than but except"
@@ -70,6 +79,13 @@ def _special(text: str) -> Value | None:
     while match := _OUTER.fullmatch(inner):
         inner = match[1].strip()
     inner = re.sub(r"^\((\s*)\\(?:text|textbf|mathrm|mathbf)\s*\{\s*([A-Za-z])\s*\}(\s*)\)$", r"(\2)", inner)
+    if match := _SET_BUILDER.fullmatch(re.sub(r"\\(?:left|right)(?![a-zA-Z])\s*", "", inner)):
+        held = parse(match[1])
+        if not isinstance(held, Relation):
+            raise MathError("what holds for the members of the set is no inequality or equation")
+        return held
+    if (numeral := words_of(inner)) in _NUMERALS:
+        return Scalar(Number(Fraction(_NUMERALS.index(numeral))))
     if match := _CHOICE.fullmatch(inner):
         return Choice((match[1] or match[2]).upper())
     if (match := _BASED.fullmatch(inner)) and (match[1][0].isdigit() or int(match[2] or 0) > 10):

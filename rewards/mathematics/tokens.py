@@ -60,6 +60,8 @@ _NOTHING = re.compile(
 #: thin spaces and braced commas between groups of three digits are no separators of values
 _GROUPED = re.compile(r"(?<![\d.,])(\d{1,3})((?:(?:\\[,!;]|\{,\}|,\\!|\\ )\d{3})+)(?!\d)")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(?:[eE]([+-]?\d{1,4})(?![\w.]))?")
+#: dots over the first and the last of the digits that repeat, as British books write them
+_DOTS = re.compile(r"(?<=[.\d])\\dot\s*(?:\{(\d)\}|(\d))(?:(\d*)\\dot\s*(?:\{(\d)\}|(\d)))?", re.ASCII)
 _REPEATING = re.compile(r"(\d{1,40})\.(?=\s*\\overline)", re.ASCII)
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d])(\.\d+)?")
 _TEXT = re.compile(r"\\(text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|textnormal|mathsf|emph)\s*\{")
@@ -130,6 +132,7 @@ def tokens_of(text: str) -> list[Token]:
     if len(text) > MAX_CHARACTERS:
         raise AbsurdError(f"it has {len(text)} characters, at most {MAX_CHARACTERS} are read")
     text = _GROUPED.sub(lambda match: match[1] + re.sub(r"\D", "", match[2]), text.translate(_UNICODE))
+    text = _DOTS.sub(lambda match: f"\\overline{{{''.join(part or '' for part in match.groups())}}}", text)
     text = _NOTHING.sub(" ", text)
     found: list[Token] = []
     position, depth, spaced = 0, 0, False
