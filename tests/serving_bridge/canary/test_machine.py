@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from serving_bridge.canary import CanaryPolicy, Cell, Decision, Look, MetricPolicy, State, StepPolicy, decide
+from serving_bridge.canary import CanaryPolicy, Cell, Decision, Look, MetricPolicy, State, StepPolicy, decide, machine
 
 POLICY = CanaryPolicy(
     interval_s=60.0,
@@ -193,6 +193,19 @@ def test_a_share_that_falls_short_is_never_taken_for_enough() -> None:
     _, decision = looked([look(400, share=0.66)] * 4, State(step=2))
     assert decision.verdict == "hold"
     assert any("of the conversations were the canary's" in reason for reason in decision.reasons)
+
+
+def test_all_comparisons_of_a_rollout_share_one_error_rate() -> None:
+    """Whatever number of tenants there is, and also where a metric has two directions."""
+    policy = CanaryPolicy()
+    spent = sum(
+        machine._alpha(policy, metric, rank)
+        for metric in policy.metrics
+        for _ in metric.directions
+        for _ in policy.steps
+        for rank in range(machine.MAX_TENANTS + 1)
+    )
+    assert 0.9 * policy.alpha < spent <= (1 - machine._BALANCE_PART) * policy.alpha
 
 
 def test_a_state_survives_its_text() -> None:

@@ -1,0 +1,107 @@
+"""The controller as a process: it looks in time by a clock that nobody sets, survives cuts, and stands by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving_bridge.canary import Service, read_note
+from serving_bridge.database import DatabaseError
+from tests.support.canary_world import NAMESPACE, CanaryWorld, canary_world
+from tests.support.queue_engines import Clock
+
+__all__ = ["canary_world"]  # a fixture
+
+
+def serviced(world: CanaryWorld, root: Path, name: str = "controller") -> tuple[Service, Clock, list[dict[str, Any]]]:
+    ticks, told = Clock(), list[dict[str, Any]]()
+    service = Service(
+        world.place(),
+        world.controller(name),
+        root,
+        monotonic=ticks,
+        purge=lambda: world.log.purge(0.0),
+        log=lambda event, **fields: told.append({"event": event, **fields}),
+    )
+    return service, ticks, told
+
+
+def test_it_looks_once_an_interval_and_ends_with_a_note_to_training(canary_world: CanaryWorld, tmp_path: Path) -> None:
+    world = canary_world
+    service, ticks, told = serviced(world, tmp_path)
+    assert (service.turn(), service.pause_s) == (None, 1.0)
+    world.start(world.controller("cli")).release()
+    world.pass_time()
+    for _ in range(5):
+        service.turn()
+    assert world.rollouts.latest(NAMESPACE)[0].looks == 1, "not before the next interval"
+    world.errors["canary"] = 0.9
+    world.pass_time()
+    ticks.now_s += 60
+    service.turn()
+    assert world.agreement() == ("rolled_back", None, world.stable, 0.0, 0.0)
+    service.turn()
+    note = read_note(tmp_path, NAMESPACE)
+    assert note is not None
+    assert (note.hold, note.entry, note.good_entry) == (True, world.candidate, world.stable)
+    world.rollouts.release(NAMESPACE)
+    service.turn()
+    note = read_note(tmp_path, NAMESPACE)
+    assert note is not None
+    assert not note.hold
+    assert [one["event"] for one in told] == ["look", "rollout", "look", "rollout"]
+    assert world.index.aliases.holder(NAMESPACE) is None, "whoever starts the next one finds the lease free"
+
+
+def test_a_wall_clock_that_is_set_back_delays_no_look(canary_world: CanaryWorld, tmp_path: Path) -> None:
+    world = canary_world
+    service, ticks, _ = serviced(world, tmp_path)
+    world.start(world.controller("cli")).release()
+    service.turn()
+    world.clock.now_s -= 3600
+    world.answers()
+    ticks.now_s += 60
+    service.turn()
+    rollout = world.rollouts.latest(NAMESPACE)[0]
+    assert (rollout.looks, rollout.phase, rollout.state.step) == (2, "running", 0)
+
+
+def test_a_cut_database_is_waited_for_and_nothing_is_decided_twice(
+    canary_world: CanaryWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = canary_world
+    service, _, told = serviced(world, tmp_path)
+    world.start(world.controller("cli")).release()
+    world.pass_time()
+    database = world.index.aliases._db
+    real = database.write
+
+    def lost_after_commit(*given: Any, **more: Any) -> None:
+        real(*given, **more)
+        raise DatabaseError("the connection was lost")
+
+    monkeypatch.setattr(database, "write", lost_after_commit)
+    for _ in range(3):
+        service.turn()
+    assert [one["error"] for one in told] == ["the connection was lost"], "told once"
+    monkeypatch.setattr(database, "write", real)
+    service.turn()
+    rollout = world.rollouts.latest(NAMESPACE)[0]
+    assert [one.look for one in world.rollouts.decisions(rollout.rollout)] == list(range(1, rollout.looks + 1))
+    step = rollout.policy.steps[rollout.state.step]
+    assert world.agreement()[3] == rollout.policy.share_of(step)
+
+
+def test_one_stands_by_while_another_is_at_work(canary_world: CanaryWorld, tmp_path: Path) -> None:
+    world = canary_world
+    world.start(world.controller("first"))
+    second, ticks, told = serviced(world, tmp_path, "second")
+    world.pass_time(5)
+    assert second.turn() is None
+    assert "first holds the aliases" in told[0]["error"]
+    world.clock.now_s += 21
+    ticks.now_s += 1
+    assert second.turn() is not None
+    assert world.rollouts.latest(NAMESPACE)[0].looks == 1
