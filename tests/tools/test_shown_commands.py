@@ -106,6 +106,8 @@ NOT_RUN: dict[str, str] = {
     "feedback": "needs recorded sessions; tests/tools/test_feedback.py runs its commands",
     "gate": "needs a registry with entries; tests/tools/gating holds gates",
     "safety": "reads the reader's own texts and logs; tests/tools/screening has some",
+    "study canary": "runs 2,200 rollouts; tests/tools/testing/test_canary.py runs some",
+    "testing.canary": "runs dozens of rollouts; tests/tools/testing/test_canary.py runs some",
     "canary": "needs a registry with entries; tests/tools/test_canary.py runs each of its commands",
     "registry": "needs a registry with entries; tests/tools/test_registry.py runs each of its commands",
 }
