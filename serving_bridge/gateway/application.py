@@ -278,7 +278,7 @@ def _checked(request: Request, parts: Parts, make: Callable[[], Any]) -> Respons
 
 
 def _schema_of(parts: Parts) -> Callable[[Request], Any]:
-    document = msgspec.json.encode(openapi(parts.settings.model))
+    document = msgspec.json.encode(openapi(parts.settings.model, has_keys=parts.settings.require_keys))
 
     async def schema(request: Request) -> Response:
         return _json(200, document)

@@ -1,11 +1,14 @@
-"""Connections of strangers: bounded in number, in the size of a request's head, and in the time that it may take.
+"""Connections of strangers: bounded in number, in the size and time of a request's head, and in how slowly they read.
 
-uvicorn bounds none of these: a connection that sends nothing stays open, and a head may be of any size.
+uvicorn bounds none of these: a connection that sends or reads nothing stays open, and a head may be of any size.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+import sys
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -15,6 +18,12 @@ from serving_bridge.gateway.errors import GatewayError
 _HEAD_S = 10.0
 _MAX_HEAD_BYTES = 32 << 10
 _MAX_HEADERS = 100
+#: a client that has more waiting than sockets hold must read so much in so long
+_MIN_READ_BYTES, _READ_S = 4 << 10, 10.0
+#: bytes that the system takes beyond what a client has room for: without a bound, megabytes lie there unseen
+_UNSENT_BYTES = 16 << 10
+_RESET = struct.pack("ii", 1, 0)
+_TCP_NOTSENT_LOWAT = 25  # of Linux; Python 3.11 has no name for it
 _REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 
 
@@ -27,26 +36,40 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._head_timer: asyncio.TimerHandle | None = None
-        self._head_bytes = self._num_headers = 0
+        self._head_bytes = self._num_headers = self._num_messages = 0
         self._in_head = True
+        self._read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             transport.abort()
             return
+        if (own := transport.get_extra_info("socket")) is not None and sys.platform == "linux":
+            own.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        if self._read_timer is not None:
+            self._read_timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._watch_reader()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head and self._head_timer is None:
             self._await_head()
-        pending = self._in_head
+        pending, number = self._in_head, self._num_messages
         super().data_received(data)
-        if pending and self._in_head and not self.transport.is_closing():
+        is_all_head = self._in_head and number == self._num_messages  # no whole request came, whose body is no head
+        if pending and is_all_head and not self.transport.is_closing():
             self._head_bytes += len(data)
             self._check_head()
 
@@ -71,11 +94,33 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._in_head = True
+        self._num_messages += 1
 
     def send_400_response(self, msg: str) -> None:
         """To what is no HTTP, or a smuggler's: two lengths, a length and chunks, bare line ends."""
         if not self.transport.is_closing():
             self._refuse(GatewayError(400, "this is no request that the gateway can read", code="invalid_http"))
+
+    def _watch_reader(self) -> None:
+        """Begins to look at how fast what waits is read, where something does."""
+        if self._read_timer is None and (size := self._unread()):
+            self._read_timer = self.loop.call_later(_READ_S, self._look_at_reader, size)
+
+    def _look_at_reader(self, before: int) -> None:
+        """Ends a connection whose client reads too slowly; what it asked for is then broken off."""
+        self._read_timer = None
+        size = self._unread()
+        is_growing = not self.flow.write_paused and self.cycle is not None and not self.cycle.response_complete
+        if size and not is_growing and before - size < _MIN_READ_BYTES:
+            if (own := self.transport.get_extra_info("socket")) is not None:
+                own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)  # else the system goes on sending
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+    def _unread(self) -> int:
+        """Bytes that wait for the client beyond what its socket holds."""
+        return 0 if self.transport is None or self.transport.is_closing() else self.transport.get_write_buffer_size()
 
     def _check_head(self) -> None:
         if self._head_bytes > _MAX_HEAD_BYTES:

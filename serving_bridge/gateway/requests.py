@@ -271,8 +271,9 @@ def _check_texts(value: Any, param: str) -> None:
 def _sampling(
     asked: _Common, limit: int | None, named: str, *, logprobs: int | None, schema: Mapping[str, Any] | None = None
 ) -> Sampling:
-    if limit is not None and limit < 1:
-        raise invalid(f"{named} is {limit}, expected at least 1", named, "integer_below_min_value")
+    for name, value in ((named, limit), ("max_tokens", asked.max_tokens)):
+        if value is not None and value < 1:
+            raise invalid(f"{name} is {value}, expected at least 1", name, "integer_below_min_value")
     if asked.n is not None and not 1 <= asked.n <= MAX_CHOICES:
         raise invalid(f"n is {asked.n}, expected 1 to {MAX_CHOICES}", "n")
     temperature = 1.0 if asked.temperature is None else asked.temperature

@@ -102,6 +102,9 @@ def read_tools(values: Any) -> tuple[Mapping[str, Any], ...]:
             raise SessionError(
                 'expected {"type": "function", "function": {"name": ..., "parameters": ...}}', param=f"tools[{number}]"
             )
+        for name, kind, what in (("parameters", dict, "a JSON schema"), ("description", str, "a text")):
+            if not isinstance(function.get(name), kind | None):
+                raise SessionError(f"expected {what}", param=f"tools[{number}].function.{name}")
     return tuple(values)
 
 
@@ -128,7 +131,8 @@ def _message(value: Any, where: str) -> ChatMessage:
     role = "system" if role == "developer" else role
     if role not in ROLES:
         raise SessionError(f"role is {role!r:.50}, expected one of {', '.join(ROLES)}", param=f"{where}.role")
-    calls = _calls(value.get("tool_calls"), where) if role == "assistant" else ()
+    calls, call_id = _calls(value.get("tool_calls"), where), _word(value.get("tool_call_id"), f"{where}.tool_call_id")
+    calls = calls if role == "assistant" else ()
     content = value.get("content")
     if content is None and not calls:
         raise SessionError("expected text", param=f"{where}.content")
@@ -137,7 +141,7 @@ def _message(value: Any, where: str) -> ChatMessage:
         content=_text(content, f"{where}.content"),
         calls=calls,
         name=_word(value.get("name"), f"{where}.name"),
-        call_id=_word(value.get("tool_call_id"), f"{where}.tool_call_id") if role == "tool" else "",
+        call_id=call_id if role == "tool" else "",
     )
 
 

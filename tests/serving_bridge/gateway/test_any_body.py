@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from typing import Any
 
 import pytest
@@ -11,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving_bridge.gateway.errors import GatewayError
-from serving_bridge.gateway.prompts import Prompts
 from serving_bridge.gateway.requests import ChatRequest, CompletionRequest, read_chat, read_completion
 from serving_bridge.text import Tokenizer
+from tests.support.gateway_requests import refusal
 from tests.support.session_world import ADD, tokenizer
 
 __all__ = ["tokenizer"]
@@ -46,19 +44,6 @@ _BODIES = st.fixed_dictionaries(
     },
 )
 _GOOD = {"model": "policy", "messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi"}
-
-
-def refusal(read: Any, tokenizer: Tokenizer, body: Any) -> GatewayError | None:
-    """Of a body that is read and encoded; None if it passes."""
-    prompts = Prompts(tokenizer, max_context=256)
-    try:
-        asked = read(json.dumps(body).encode())
-        ids = asyncio.run(prompts.ids(asked))
-        rooms = [prompts.room(prompt, asked.sampling.max_tokens, 64) for prompt in ids]
-    except GatewayError as error:
-        return error
-    assert all(0 < room <= 64 for room in rooms)
-    return None
 
 
 def check(error: GatewayError | None) -> None:

@@ -22,6 +22,7 @@ from serving_bridge.settings import GatewaySettings
 from tests.support.letters import letters
 from tests.support.node_packages import node_command
 from tests.support.recording_world import Recordings
+from tests.support.schema_fuzzer import fuzzed, schemathesis
 from tests.support.weight_world import EOS, SETTINGS, TOLERANCE, World
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -45,7 +46,16 @@ def played(
     tokenizer = letters(folder / "letters")
     registry = ReplicaRegistry(folder / "replicas")
     replica = world.replica
-    registry.report("r0", url=replica.base_url, state="healthy", version=version, step=0, start=replica.start_id)
+
+    def report() -> None:
+        registry.report("r0", url=replica.base_url, state="healthy", version=version, step=0, start=replica.start_id)
+
+    async def alive() -> None:
+        while True:
+            await asyncio.sleep(5.0)
+            report()
+
+    report()
     stopping: list[bool] = []
     gateway = Gateway(
         GatewaySettings(port=0, drain_timeout_s=1.0),
@@ -62,11 +72,12 @@ def played(
     async def play() -> None:
         with listener("127.0.0.1", 0, shared=False) as bound:
             url = f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
-            running = asyncio.ensure_future(gateway.run(bound))
+            running, reporting = asyncio.ensure_future(gateway.run(bound)), asyncio.ensure_future(alive())
             try:
                 await asyncio.sleep(0.1)
                 await test(url)
             finally:
+                reporting.cancel()
                 stopping.append(True)
                 await running
 
@@ -236,3 +247,16 @@ def test_an_answer_that_lives_through_a_swap_has_both_versions(world: World, tmp
             assert (spans[0]["start"], spans[-1]["end"]) == (0, 230)
 
     played(world, tmp_path, first, test)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
+def test_schemathesis_finds_nothing_over_vllm(world: World, tmp_path: Path) -> None:
+    program = schemathesis(tmp_path / "venv")
+    version = world.update(world.model_a).version
+
+    async def test(url: str) -> None:
+        status, output = await fuzzed(program, tmp_path, url.removesuffix("/v1"), 30)
+        assert status == 0, output[-6000:]
+
+    played(world, tmp_path, version, test)

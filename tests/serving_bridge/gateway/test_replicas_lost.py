@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving_bridge.text import Tokenizer
+from tests.support.gateway_requests import raw_request, until
 from tests.support.gateway_world import Script, World, running_gateway, text_of
 from tests.support.session_world import tokenizer
 
 __all__ = ["tokenizer"]
 
 CHAT: dict[str, Any] = {"model": "policy", "messages": [{"role": "user", "content": "What is 5 + 7?"}]}
-
-
-async def until(what: Callable[[], bool], limit_s: float = 5.0) -> float:
-    """Seconds until it holds."""
-    began_s = time.monotonic()
-    while not what():
-        assert time.monotonic() - began_s < limit_s, "it never came to hold"
-        await asyncio.sleep(0.01)
-    return time.monotonic() - began_s
 
 
 @pytest.mark.parametrize("bad", [Script(status=500), Script(lost_after=0), Script(finish="abort", text="")])
@@ -106,12 +96,6 @@ def test_a_client_that_leaves_ends_its_answer_at_the_replica(
             del reader
 
     asyncio.run(play())
-
-
-def raw_request(body: Any) -> bytes:
-    payload = json.dumps(body).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-    return head + b"content-length: %d\r\n\r\n" % len(payload) + payload
 
 
 def test_a_request_ends_at_its_deadline(tmp_path: Path, tokenizer: Tokenizer) -> None:
