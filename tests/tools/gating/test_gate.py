@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from serving_bridge.registry import Entry, Registry, model_files
+from serving_bridge.settings import VLLM_MODULE
 from serving_bridge.weights import VersionWriter, WeightStore
 from tests.support.letters import letter_model, letters
 from tests.support.openai_endpoint import openai_endpoint
@@ -130,10 +131,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture
-def call(shared: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    def run(candidate: int | str, out: str, *more: str) -> tuple[int, str]:
-        arguments = ["--config", str(shared.folder / "config.toml"), "--gate", str(shared.folder / "gate.toml")]
-        arguments += ["--candidate", str(candidate), "--out", str(shared.folder / out), *more]
+def call(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Any]:
+    def run(candidate: int | str, out: str, *more: str, place: Place | None = None) -> tuple[int, str]:
+        folder = (place or request.getfixturevalue("shared")).folder
+        arguments = ["--config", str(folder / "config.toml"), "--gate", str(folder / "gate.toml")]
+        arguments += ["--candidate", str(candidate), "--out", str(folder / out), *more]
         monkeypatch.setattr(sys, "argv", ["gate", *arguments])
         with pytest.raises(SystemExit) as ended:
             tool.main()
@@ -172,6 +176,18 @@ def test_the_same_weights_pass_and_others_are_stopped(shared: Place, call: Calla
     assert event.body["verdict"] == "failed"
     status, said = call(3, "other")
     assert "going on" in said, "answers are kept"
+
+
+@pytest.mark.soak
+def test_the_same_on_real_servers(tmp_path: Path, call: Callable[..., Any]) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    place = Place(tmp_path, VLLM_MODULE)
+    place.stable(1)
+    assert [call(number, f"gate-{number}", place=place)[0] for number in (2, 3)] == [0, 1]
+    same, other = (report(place, f"gate-{number}")["checks"][0]["criteria"] for number in (2, 3))
+    assert (same[0]["value"], same[1]["value"]) == (1.0, 0.0)
+    assert other[1]["value"] < -0.9
+    assert [place.registry.index.standing("default", number).stage for number in (2, 3)] == ["passed", "candidate"]
 
 
 def test_problems_that_were_trained_on_retire(shared: Place, call: Callable[..., Any]) -> None:
