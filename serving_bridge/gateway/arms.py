@@ -91,6 +91,13 @@ class Arms:
             return CANARY if tenant in split.tenants else STABLE
         return CANARY if _point(f"{split.salt}\0{conversation}") < split.canary_share else STABLE
 
+    def propensity(self, arm: str, tenant: str = "") -> float:
+        """The probability with which a conversation of a tenant is dealt to an arm."""
+        split = self.split
+        if split.canary is None or not split.canary_share or split.tenants:
+            return 1.0 if arm == self.of("", tenant) else 0.0
+        return split.canary_share if arm == CANARY else 1.0 - split.canary_share
+
     def is_mirrored(self, response_id: str) -> bool:
         """Whether the canary gets a copy of a request that `stable` answers."""
         split = self.split

@@ -75,6 +75,8 @@ async def kept(
     prompt: Sequence[int],
     choices: Sequence[Choice],
     room: int,
+    *,
+    arm_propensity: float,
 ) -> AsyncGenerator[list[Delta], None]:
     """The deltas; after the last one, and before the answer's end is told, the answer is kept.
 
@@ -82,6 +84,7 @@ async def kept(
 
     Args:
       room: tokens that the answer might have had.
+      arm_propensity: probability with which its conversation was dealt to its arm.
     """
     async with aclosing(deltas):
         async for found in deltas:
@@ -96,6 +99,7 @@ async def kept(
         temperature=asked.sampling.temperature,
         max_tokens=room,
         bent=_bent(asked),
+        arm_propensity=arm_propensity,
     )
     await recording.ended(made, prompt, sampled)
 

@@ -102,7 +102,8 @@ class Service:
                 found = read_deltas(flows, readers, n)
                 if recording is not None:
                     tag = replace(tag, session=recording.session_id, begins=recording.begins)
-                    found = kept(found, recording, asked, tag, prompts[0], choices, rooms[0])
+                    chance = parts.arms.propensity(arm, caller.tenant)
+                    found = kept(found, recording, asked, tag, prompts[0], choices, rooms[0], arm_propensity=chance)
                 deltas = await stack.enter_async_context(aclosing(found))
                 yield Answer(tag, deltas, choices, prompts)
         if parts.arms.of_version(flows[0].version, arm) == STABLE and parts.arms.is_mirrored(response_id):

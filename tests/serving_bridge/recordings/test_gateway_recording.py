@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from serving_bridge.gateway import Arms, Split
 from serving_bridge.recordings import Recorded, ids_of, message_of, versions_of
 from serving_bridge.text import Tokenizer
 from tests.support.gateway_world import Script, World, running_gateway, text_of
@@ -243,3 +245,25 @@ def test_wrong_headers(recordings: Recordings, headers: dict[str, str]) -> None:
             assert next(iter(headers)).lower() in error["message"]
 
     assert played(recordings, test) == []
+
+
+def test_an_arm_has_the_propensity_of_its_deal(recordings: Recordings) -> None:
+    split = Split(stable=3, canary=4, canary_share=0.25)
+    arms = Arms(split)
+    assert [arms.propensity(arm) for arm in ("stable", "canary")] == [0.75, 0.25]
+    whole = Arms(replace(split, tenants=frozenset({"acme"})))
+    assert [whole.propensity("canary", tenant) for tenant in ("acme", "local")] == [1.0, 0.0]
+    assert Arms().propensity("stable") == 1.0
+
+    async def play() -> None:
+        recorder = recordings.recorder()
+        script = Script(version="3", row_version=3)
+        async with running_gateway(
+            recordings.folder, recordings.tokenizer, script, recorder=recorder, read_split=lambda: split
+        ) as world:
+            for number in range(8):
+                await world.ask(store=True, prompt_cache_key=f"c{number}")
+
+    asyncio.run(play())
+    found = {(a.arm, a.propensity) for kept in recordings.store.each() for a in kept.answers}
+    assert found == {("stable", 0.75), ("stable", 0.25)}  # the canary has no replica: stable answered in its place
