@@ -22,6 +22,11 @@ pytest.importorskip("verifiers.v1", reason="needs weir[verifiers]")
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1000)]
 
 TASKSETS = Path(__file__).parents[1] / "support" / "tasksets"
+#: judges the one answer of held-out evaluations
+REWARD = """
+def first_answer(prompt, answer, row):
+    return float(row["task"]["answer"] in answer)
+"""
 
 
 def test_a_taskset_with_a_tool_trains_from_an_installed_weir(tokenizer: Any, tmp_path: Path) -> None:
@@ -29,12 +34,14 @@ def test_a_taskset_with_a_tool_trains_from_an_installed_weir(tokenizer: Any, tmp
     folder.mkdir()
     write_model(folder / "model", tokenizer)
     shutil.copy(TASKSETS / "vf_adding.py", folder / "vf_adding.py")
+    (folder / "my_rewards.py").write_text(REWARD)
     harness = {"id": "vf_adding", "insists": 2}
     config = {
         "run": {"name": "tasksets", "directory": str(folder / "run")},
         "model": {"path": str(folder / "model")},
         "task": {
             "provider": "rows", "data": "rewards.others.verifiers:rows", "answer_column": "",
+            "reward": "my_rewards:first_answer", "holdout_percent": 20,
             "options": {"taskset": "vf_adding", "env": {"agent": {"harness": harness}, "taskset": {"num_tasks": 60}}},
             "environment": "agent", "chat": True, "turns": 3,
             "episode": {"agent": "rewards.others.verifiers:play", "agent_processes": 2, "wall_s": 120.0},
