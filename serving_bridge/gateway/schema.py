@@ -18,7 +18,7 @@ _PARTS = {
         "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     },
 }
-_CONTENT = {"anyOf": [{"type": "string"}, _PARTS]}
+_CONTENT = {"anyOf": [{"type": "string"}, _PARTS, {"type": "null"}]}
 _MESSAGES = {
     "type": "array",
     "minItems": 1,
@@ -29,7 +29,7 @@ _MESSAGES = {
             "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
             "content": _CONTENT,
             "name": _WORD,
-            "tool_calls": {"type": "array", "items": {"type": "object"}},
+            "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
             "tool_call_id": _WORD,
         },
     },
