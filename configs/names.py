@@ -52,7 +52,8 @@ def is_named(field: FieldInfo) -> bool:
 
 def nearest(name: str) -> list[str]:
     """The nearest dotted names of the schema, the best first: another spelling, or the key under another table."""
-    rated = sorted(((_likeness(name, known), known) for known in known_names()), key=lambda pair: -pair[0])
+    found = ((_likeness(name, known), known) for known in known_names())
+    rated = sorted(found, key=lambda pair: (-pair[0], pair[1].count(".")))  # of two equals the less special one
     best = rated[0][0]
     return [known for rate, known in rated[:_MOST] if rate >= max(_LEAST, _OF_BEST * best)]
 

@@ -24,7 +24,9 @@ GROUPS: dict[str, dict[str, Command]] = {
         "settings": Command("tools.settings", "list every setting with type, range, default and meaning"),
         "score": Command("tools.score", "score a file of answers with a run's reward or a verifier", configured=True),
         "safety": Command("tools.safety", "judge and redact the texts of a file with the guards"),
-        "confidence": Command("tools.confidence", "fit how probably an answer is right, for the gateway"),
+        "confidence": Command(
+            "tools.confidence", "fit how probably an answer is right, for the gateway", configured=True
+        ),
         "plan": Command("tools.plan", "predict the device memory of a train step"),
     },
     "train": {
