@@ -140,23 +140,17 @@ def diff(registry: Registry, arguments: argparse.Namespace, console: Console) ->
 
 
 def stage(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
-    number, reason = registry.index.aliases.resolve(arguments.namespace, arguments.entry), arguments.reason
-    if arguments.stage == "passed" and not _has_passed(registry, arguments.namespace, number):
-        if not arguments.unproven:
-            raise RegistryError(
-                f"no gate has passed entry {arguments.namespace}/{number}: run tools.gate on it, or take the "
-                f"responsibility with a name and a reason (--unproven)"
-            )
-        reason = f"without a gate: {reason}"
-    registry.index.set_stage(arguments.namespace, number, arguments.stage, actor=arguments.actor, reason=reason)
+    number = registry.index.aliases.resolve(arguments.namespace, arguments.entry)
+    registry.index.set_stage(
+        arguments.namespace,
+        number,
+        arguments.stage,
+        actor=arguments.actor,
+        reason=arguments.reason,
+        unproven=arguments.unproven,
+    )
     console.print(f"{arguments.namespace}/{number} is {arguments.stage}")
     return 0
-
-
-def _has_passed(registry: Registry, namespace: str, number: int) -> bool:
-    """Whether the newest report of an entry says so."""
-    reports = [event for event in registry.index.events(namespace, number) if event.kind == "report"]
-    return bool(reports) and reports[-1].body.get("verdict") == "passed"
 
 
 def report(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:

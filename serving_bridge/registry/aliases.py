@@ -112,7 +112,7 @@ class Aliases:
             current = rows.aliases(session, namespace)
             rows.check_expected(current, expected or {}, namespace)
             for number, stage in (stages or {}).items():
-                rows.set_stage(session, namespace, number, stage, actor, reason, now_s)
+                rows.set_stage(session, namespace, number, stage, actor, reason, now_s, unproven=unproven)
             for number in sorted({number for number in aliases.values() if number is not None}):
                 rows.check_servable(rows.standing(session, namespace, number), unproven=unproven)
             ((last,),) = session.execute("SELECT coalesce(max(move), 0) FROM moves WHERE namespace = ?", (namespace,))

@@ -128,17 +128,22 @@ class RegistryIndex:
         )
         return [child for (child,) in found]
 
-    def set_stage(self, namespace: str, number: int, stage: str, *, actor: str, reason: str) -> None:
-        """Moves an entry to another stage.
+    def set_stage(
+        self, namespace: str, number: int, stage: str, *, actor: str, reason: str, unproven: bool = False
+    ) -> None:
+        """Moves an entry to another stage. A candidate passes by its newest report, whose verdict is "passed".
+
+        Args:
+          unproven: `actor` takes the responsibility for `reason` where there is no such report.
 
         Raises:
-          RegistryError: there is no such entry, or its stage can't be followed by this one.
+          RegistryError: there is no such entry, its stage can't be followed by this one, or no gate has passed it.
         """
         now_s = self._clock()
 
         def work(session: Session) -> None:
             rows.lock(session, namespace)
-            rows.set_stage(session, namespace, number, stage, actor, reason, now_s)
+            rows.set_stage(session, namespace, number, stage, actor, reason, now_s, unproven=unproven)
 
         self._db.write(work)
 
@@ -147,6 +152,7 @@ class RegistryIndex:
         now_s = self._clock()
 
         def work(session: Session) -> None:
+            rows.lock(session, namespace)  # who passes the entry at this moment reads this report, or the one before
             rows.row_of(session, namespace, number)
             rows.record(session, namespace, number, "report", body, actor, reason, now_s)
 

@@ -13,6 +13,8 @@ from serving_bridge.database import Row, Session
 from serving_bridge.registry.entry import CLOSED, UNPROVEN, Entry, checked_stage, decode_entry
 from serving_bridge.registry.errors import RegistryError, RegistryIntegrityError
 
+#: Verdict of a report that lets a candidate pass.
+PASSED = "passed"
 COLUMNS = "number, document, sha256, stage, has_weights"
 
 
@@ -128,11 +130,54 @@ def point(session: Session, namespace: str, alias: str, number: int | None) -> N
     )
 
 
-def set_stage(session: Session, namespace: str, number: int, stage: str, actor: str, reason: str, now_s: float) -> None:
+def set_stage(
+    session: Session,
+    namespace: str,
+    number: int,
+    stage: str,
+    actor: str,
+    reason: str,
+    now_s: float,
+    *,
+    unproven: bool = False,
+) -> None:
+    """Moves an entry to another stage; out of an unproven one only with the report of a gate that it passed.
+
+    Args:
+      unproven: somebody takes the responsibility instead, by `actor` and `reason`; the history says so.
+
+    Raises:
+      RegistryError: the stage can't follow, there is no such report, or nobody takes the responsibility.
+    """
     old = row_of(session, namespace, number)[3]
     checked_stage(old, stage, name=f"{namespace}/{number}")
+    if old in UNPROVEN and stage not in CLOSED and not _has_passed(session, namespace, number):
+        _check_responsible(f"{namespace}/{number}", actor, reason, unproven=unproven)
+        reason = f"without a gate: {reason}"
     session.execute("UPDATE entries SET stage = ? WHERE namespace = ? AND number = ?", (stage, namespace, number))
     record(session, namespace, number, "stage", {"old": old, "new": stage}, actor, reason, now_s)
+
+
+def _has_passed(session: Session, namespace: str, number: int) -> bool:
+    """Whether the newest report of an entry says so."""
+    found = session.execute(
+        "SELECT body FROM events WHERE namespace = ? AND number = ? AND kind = 'report' ORDER BY sequence DESC LIMIT 1",
+        (namespace, number),
+    )
+    return bool(found) and msgspec.json.decode(found[0][0]).get("verdict") == PASSED
+
+
+def _check_responsible(name: str, actor: str, reason: str, *, unproven: bool) -> None:
+    if not unproven:
+        raise RegistryError(
+            f"no gate has passed entry {name}: run tools.gate on it, or take the responsibility with a name and a "
+            f"reason (--unproven)"
+        )
+    if not actor.strip() or not reason.strip():
+        raise RegistryError(
+            f"entry {name} is to pass without a gate, by actor {quoted(actor, 60)} for reason {quoted(reason, 60)}: "
+            f"expected who takes the responsibility, and why"
+        )
 
 
 def record(

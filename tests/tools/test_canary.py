@@ -45,7 +45,7 @@ def place(tmp_path: Path) -> Path:
     for seed in (1, 2):
         store, version = published(tmp_path / "weights", seed)
         number = registry.register(NAMESPACE, store, version, FILES, candidate(), actor="ann").number
-        registry.index.set_stage(NAMESPACE, number, "passed", actor="gate", reason="all suites")
+        registry.index.set_stage(NAMESPACE, number, "passed", actor="ann", reason="all suites", unproven=True)
     registry.move(NAMESPACE, {"stable": 1}, holder="ann", actor="ann", reason="first")
     registry.close()
     (tmp_path / "policy.toml").write_text(POLICY)

@@ -77,7 +77,7 @@ def test_a_gateway_that_follows_aliases(tmp_path: Path, stories_model: Path) -> 
     for seed in (0, 1):
         store, version = published(tmp_path / "weights", seed)
         entry = registry.register("default", store, version, FILES, candidate(), actor="ann")
-        registry.index.set_stage("default", entry.number, "passed", actor="gate", reason="x")
+        registry.index.set_stage("default", entry.number, "passed", actor="ann", reason="x", unproven=True)
     registry.move("default", {"stable": 1}, holder="ann", actor="ann", reason="first")
     rows = build_arm_replicas(config, registry)
     keys = build_keys(config, paths, rows)

@@ -35,7 +35,7 @@ class Place:
     def add(self, seed: int, *, files: dict[str, bytes] = FILES, rows: int = 8, dtype: Any = ml_dtypes.bfloat16) -> int:
         store, version = published(self.folder / f"run-{seed}", seed, rows=rows, norm_dtype=dtype)
         number = self.registry.register("default", store, version, files, candidate(), actor="ann").number
-        self.registry.index.set_stage("default", number, "passed", actor="gate", reason="x")
+        self.registry.index.set_stage("default", number, "passed", actor="ann", reason="x", unproven=True)
         return number
 
     def move(self, canary_share: float | None = None, **aliases: int | None) -> None:

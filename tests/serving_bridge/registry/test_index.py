@@ -143,6 +143,40 @@ def test_entries_added_at_once_get_numbers_of_their_own(index_place: IndexPlace)
     assert index_place.open().check_chain("default") == []
 
 
+def test_a_candidate_passes_by_its_newest_report_or_by_somebody_who_is_named(index: RegistryIndex) -> None:
+    number, other, third = (add_entry(index) for _ in range(3))
+    pass_it = {"actor": "gate", "reason": "all suites"}
+    lease = index.aliases.take_lease("default", "ann", 60)
+    for verdict in ("", "failed", "passed", "failed"):
+        if verdict:
+            index.add_report("default", number, {"verdict": verdict}, actor="gate")
+        if verdict == "passed":
+            continue
+        with pytest.raises(RegistryError, match=f"no gate has passed entry default/{number}: run tools.gate"):
+            index.set_stage("default", number, "passed", **pass_it)
+        with pytest.raises(RegistryError, match="no gate has passed entry"):
+            index.aliases.move(lease, {"stable": number}, actor="x", reason="y", stages={number: "passed"})
+    assert (index.standing("default", number).stage, index.aliases.current("default")) == ("candidate", {})
+    index.add_report("default", number, {"verdict": "passed"}, actor="gate")
+    with pytest.raises(RegistryError, match="no gate has passed entry default/2"):
+        index.set_stage("default", other, "passed", **pass_it)  # the report of another entry
+    index.set_stage("default", number, "passed", **pass_it)
+    for actor, reason in (("", "fine"), ("ann", " ")):
+        with pytest.raises(RegistryError, match="expected who takes the responsibility, and why"):
+            index.set_stage("default", other, "passed", actor=actor, reason=reason, unproven=True)
+    index.set_stage("default", other, "passed", actor="ann", reason="fine", unproven=True)
+    stages = {third: "passed"}
+    index.aliases.move(lease, {"stable": third}, actor="ann", reason="first", stages=stages, unproven=True)
+    last = [index.events("default", one)[-1] for one in (number, other, third)]
+    assert [(event.body["new"], event.actor, event.reason) for event in last] == [
+        ("passed", "gate", "all suites"),
+        ("passed", "ann", "without a gate: fine"),
+        ("passed", "ann", "without a gate: first"),
+    ]
+    rejected = add_entry(index)
+    index.set_stage("default", rejected, "rejected", actor="gate", reason="toxic")  # needs no report
+
+
 def test_stages_follow_each_other_and_leave_a_trace(index: RegistryIndex) -> None:
     number = passed_entry(index)
     with pytest.raises(RegistryError, match="is passed and can't become retired; expected canary, rejected"):
@@ -155,7 +189,7 @@ def test_stages_follow_each_other_and_leave_a_trace(index: RegistryIndex) -> Non
     events = [(event.kind, event.body, event.actor) for event in index.events("default", number)]
     assert events == [
         ("registered", {}, "ann"),
-        ("stage", {"old": "candidate", "new": "passed"}, "gate"),
+        ("stage", {"old": "candidate", "new": "passed"}, "ann"),
         ("stage", {"old": "passed", "new": "canary"}, "controller"),
         ("stage", {"old": "canary", "new": "rolled_back"}, "controller"),
         ("report", {"verdict": "failed"}, "gate"),

@@ -141,7 +141,7 @@ def test_a_child_must_fit_into_its_parents_place(registry: Registry, tmp_path: P
 def test_retention_keeps_what_somebody_needs(registry: Registry, tmp_path: Path) -> None:
     numbers = [_register(registry, tmp_path, seed) for seed in range(7)]
     for number in numbers[:4]:
-        registry.index.set_stage("default", number, "passed", actor="gate", reason="")
+        registry.index.set_stage("default", number, "passed", actor="ann", reason="x", unproven=True)
     with registry.lease("default", "ann") as lease:
         registry.index.aliases.move(lease, {"stable": 1}, actor="ann", reason="first")
         registry.index.aliases.move(lease, {"stable": 2}, actor="ann", reason="better")

@@ -211,5 +211,5 @@ def _entry(index: RegistryIndex, clock: _Clock) -> int:
         )
 
     number = index.add(NAMESPACE, make).number
-    index.set_stage(NAMESPACE, number, "passed", actor="gate", reason="simulated")
+    index.set_stage(NAMESPACE, number, "passed", actor="simulation", reason="simulated", unproven=True)
     return number
