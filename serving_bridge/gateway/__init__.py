@@ -6,6 +6,7 @@ from serving_bridge.gateway.errors import GatewayError
 from serving_bridge.gateway.guarding import GuardedGateway
 from serving_bridge.gateway.observations import NoObservations, Observation, Observations
 from serving_bridge.gateway.process import Fallback, Gateway, ListenError, TenantsError, listener
+from serving_bridge.gateway.replicas import Load, Replicas
 from serving_bridge.gateway.schema import openapi
 from serving_bridge.gateway.tenant_admission import TenantAdmission
 
@@ -23,11 +24,13 @@ __all__ = [
     "GuardedGateway",
     "Guards",
     "ListenError",
+    "Load",
     "NoGuards",
     "NoObservations",
     "Observation",
     "Observations",
     "OneTenant",
+    "Replicas",
     "Split",
     "TenantAdmission",
     "TenantsError",

@@ -1,5 +1,6 @@
 """Which replicas there are, and which one takes a request."""
 
+from serving_bridge.routing.cells import CellState, SpillPolicy, cells_of, choose_cell, limit_shares, may_try_another
 from serving_bridge.routing.dispatch import Dispatcher, NoReplicaError
 from serving_bridge.routing.lifecycle import RUNNING, TAKES_REQUESTS, Event, State, advance
 from serving_bridge.routing.registry import (
@@ -20,6 +21,7 @@ __all__ = [
     "LEAVING",
     "RUNNING",
     "TAKES_REQUESTS",
+    "CellState",
     "Dispatcher",
     "Event",
     "Name",
@@ -27,9 +29,14 @@ __all__ = [
     "ReplicaRegistry",
     "ReplicaRow",
     "Seconds",
+    "SpillPolicy",
     "State",
     "Text",
     "advance",
+    "cells_of",
+    "choose_cell",
+    "limit_shares",
+    "may_try_another",
     "read_record",
     "registry_folder",
     "write_file",

@@ -108,6 +108,7 @@ NOT_RUN: dict[str, str] = {
     "safety": "reads the reader's own texts and logs; tests/tools/screening has some",
     "study canary": "runs 2,200 rollouts; tests/tools/testing/test_canary.py runs some",
     "testing.canary": "runs dozens of rollouts; tests/tools/testing/test_canary.py runs some",
+    "testing.regions": "runs ten thousand replicas for minutes; tests/tools/testing/test_regions.py runs some",
     "canary": "needs a registry with entries; tests/tools/test_canary.py runs each of its commands",
     "registry": "needs a registry with entries; tests/tools/test_registry.py runs each of its commands",
 }
