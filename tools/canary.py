@@ -12,6 +12,7 @@ python -m tools.canary release registry                                (training
 python -m tools.canary history registry [--rollout 3]                  (rollouts, or the decisions of one)
 python -m tools.canary replay registry 3                               (compute every decision again)
 python -m tools.canary observe registry --file F.jsonl                 (scores and feedback from a file)
+python -m tools.canary feedback registry --run runs/demo                (reactions of users, as they come)
 python -m tools.canary page registry --token-env NAME                  (a page with buttons, http://127.0.0.1:8791/)
 python -m tools.canary policy                                          (the default policy, as a file to begin with)
 python -m tools.canary power --metric refusal --baseline 0.03 --effect 0.05 --per-day 20000   (samples, days)
@@ -38,6 +39,7 @@ from rich.console import Console
 from serving_bridge.canary import CanaryPolicy, Controller, Messenger, Service, load_policy
 from serving_bridge.registry import NotHolderError
 from tools.assembly import StopRequest, clear_errors
+from tools.canary_feedback import add_feedback_command, follow_feedback
 from tools.canary_inputs import add_observations, replay
 from tools.canary_offline import add_offline_commands, compare, estimate, power
 from tools.canary_place import CanaryPlace, opened_canary, webhook_secret
@@ -209,6 +211,7 @@ _COMMANDS: Mapping[str, Callable[[CanaryPlace, argparse.Namespace, Console], int
     "history": history,
     "replay": replayed,
     "observe": observe,
+    "feedback": follow_feedback,
     "page": page,
 }
 
@@ -266,6 +269,7 @@ def _parser() -> argparse.ArgumentParser:
     command("observe", "add scores and feedback from a file").add_argument(
         "--file", type=Path, required=True, metavar="JSONL"
     )
+    add_feedback_command(command("feedback", "bring what users said of a run's answers, until it is stopped"))
     commands.add_parser("policy", help="print the default policy")
     add_offline_commands(commands.add_parser)
     return parser

@@ -13,6 +13,7 @@ from serving_bridge.canary.observer import Observer, distinct_pairs, measures
 from serving_bridge.canary.off_policy import Estimate, Logged, OffPolicy, off_policy
 from serving_bridge.canary.policy import CanaryPolicy, MetricPolicy, StepPolicy, load_policy, parse_policy
 from serving_bridge.canary.power import Question, fixed_size, looking_size
+from serving_bridge.canary.reacted import Reacted, observe_reactions
 from serving_bridge.canary.rollouts import Decided, Record, Rollout, Rollouts
 from serving_bridge.canary.schema import CANARY, OBSERVATIONS
 from serving_bridge.canary.service import POLL_S, Service
@@ -54,6 +55,7 @@ __all__ = [
     "Place",
     "PolicyError",
     "Question",
+    "Reacted",
     "Record",
     "Rollout",
     "Rollouts",
@@ -76,6 +78,7 @@ __all__ = [
     "lower_bounds",
     "measures",
     "next_decision",
+    "observe_reactions",
     "off_policy",
     "parse_policy",
     "plain",

@@ -68,6 +68,29 @@ class Observation:
                 raise CanaryError(f"measure {quoted(name, 60)} is {quoted(value, 40)}, expected a finite number")
 
 
+_INSERT = (
+    "INSERT INTO observations (at_s, namespace, kind, arm, version, tenant, conversation, shadow, measures) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+def _rows(observations: Iterable[Observation]) -> list[Row]:
+    return [
+        (
+            one.at_s,
+            one.namespace,
+            one.kind,
+            one.arm,
+            one.version,
+            one.tenant,
+            one.conversation,
+            int(one.shadow),
+            msgspec.json.encode({name: float(value) for name, value in one.measures.items()}).decode(),
+        )
+        for one in observations
+    ]
+
+
 class ObservationLog:
     """Observations in a database, in the order in which they were written."""
 
@@ -76,26 +99,34 @@ class ObservationLog:
 
     def add(self, observations: Iterable[Observation]) -> None:
         """Adds them in one transaction. Not synced: who loses a machine loses its last second."""
-        rows = [
-            (
-                one.at_s,
-                one.namespace,
-                one.kind,
-                one.arm,
-                one.version,
-                one.tenant,
-                one.conversation,
-                int(one.shadow),
-                msgspec.json.encode({name: float(value) for name, value in one.measures.items()}).decode(),
+        if rows := _rows(observations):
+            self._db.write(lambda session: session.executemany(_INSERT, rows), synced=False)
+
+    def mark(self, source: str) -> int:
+        """How far a source was read: the number that it last gave; 0 before it gave any."""
+        find = "SELECT sequence FROM observation_marks WHERE source = ?"
+        found = self._db.read(lambda session: session.execute(find, (source,)))
+        return found[0][0] if found else 0
+
+    def add_marked(self, observations: Iterable[Observation], source: str, before: int, until: int) -> bool:
+        """Adds observations that a source gave after `before` and up to `until`, in one transaction with its mark.
+
+        Returns:
+          False, with nothing added, where the mark is not at `before` any more: another reader was there.
+        """
+        rows = _rows(observations)
+
+        def work(session: Session) -> bool:
+            session.execute("INSERT INTO observation_marks VALUES (?, 0) ON CONFLICT DO NOTHING", (source,))
+            moved = session.execute(
+                "UPDATE observation_marks SET sequence = ? WHERE source = ? AND sequence = ? RETURNING source",
+                (until, source, before),
             )
-            for one in observations
-        ]
-        insert = (
-            "INSERT INTO observations (at_s, namespace, kind, arm, version, tenant, conversation, shadow, measures) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        )
-        if rows:
-            self._db.write(lambda session: session.executemany(insert, rows), synced=False)
+            if moved and rows:
+                session.executemany(_INSERT, rows)
+            return bool(moved)
+
+        return self._db.write(work)
 
     def last(self, namespace: str) -> int:
         """The number of the newest one; 0 where there is none."""

@@ -38,6 +38,8 @@ class Answered(Protocol):
     @property
     def is_shadow(self) -> bool: ...
     @property
+    def is_covered(self) -> bool: ...
+    @property
     def status(self) -> int: ...
     @property
     def ttft_s(self) -> float | None: ...
@@ -54,12 +56,13 @@ class Answered(Protocol):
 def measures(seen: Answered, texts: Sequence[str], refusals: Sequence[Pattern]) -> dict[str, float]:
     """The metrics of one answered request; those that it does not have are left out.
 
-    `error` is a status of 500 or more, or a choice that did not end. A client that left says nothing. `distinct` is the
+    `error` is a status of 500 or more, a choice that did not end, or an answer or error that a fallback stood in for:
+    what users were told then says nothing of the arm. A client that left says nothing. `distinct` is the
     share of different pairs of words among all pairs (distinct-2, arXiv 1510.03055), of answers of ten words or more.
     """
     if seen.status == _CLIENT_LEFT:
         return {}
-    failed = seen.status >= 500 or "" in seen.finishes
+    failed = seen.status >= 500 or "" in seen.finishes or seen.is_covered
     found = {"error": float(failed)}
     if failed:
         return found

@@ -79,5 +79,6 @@ OBSERVATIONS = Schema(
                 "CREATE INDEX observations_by_time ON observations (at_s)",
             ),
         ),
+        Migration(2, ("CREATE TABLE observation_marks (source TEXT PRIMARY KEY, sequence {int} NOT NULL){strict}",)),
     ),
 )

@@ -11,6 +11,7 @@ from serving_bridge.feedback.datasets import (
 )
 from serving_bridge.feedback.judge import JudgeError, NextTurnJudge, Turnabout, majority, turnabouts
 from serving_bridge.feedback.online import OnlineFeed, OnlineTerms, groups_trained, withdrawn_groups
+from serving_bridge.feedback.reactions import Reaction, reactions
 from serving_bridge.feedback.schema import FEEDBACK
 from serving_bridge.feedback.scores import Score, score_of
 from serving_bridge.feedback.signals import Raters, RaterSignals, Verdict, binomial_tail, signals
@@ -35,6 +36,7 @@ __all__ = [
     "Outcome",
     "RaterSignals",
     "Raters",
+    "Reaction",
     "Score",
     "Stored",
     "Turnabout",
@@ -46,6 +48,7 @@ __all__ = [
     "groups_trained",
     "is_sample",
     "majority",
+    "reactions",
     "read_feedback",
     "score_of",
     "scores_of",

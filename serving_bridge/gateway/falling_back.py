@@ -72,7 +72,8 @@ class FallingBack:
                 return
             question = Question(asked, caller, response_id, ends_s, complaint)
             outcome = await self._stood_in(question)
-            if isinstance(found, GatewayError) and outcome.given is not None:  # the arm failed, whatever users see
+            exchange.is_covered = outcome.given is not None  # the arm's own was not good enough, whatever users see
+            if isinstance(found, GatewayError) and exchange.is_covered:
                 exchange.covered_status, exchange.code = found.status, found.code or ""
             try:
                 yield self._chosen(question, found, outcome)

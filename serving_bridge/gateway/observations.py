@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from serving_bridge.gateway.answers import CUT, Choice
@@ -27,6 +27,7 @@ class Observation:
       version: policy version of the first token, or the asked replica's; -1 where no replica was asked.
       is_mixed: several versions sampled it, or answered its prompts.
       is_shadow: a copy, whose answer no user saw.
+      is_covered: users were told what a fallback gave in place of the arm's answer or error.
       status: of HTTP; 0 where the client left before an answer began.
       code: of the error, "" for none; "gone" where the client left.
       ttft_s: from the request's arrival to its first text; None where none came.
@@ -42,6 +43,7 @@ class Observation:
     version: int
     is_mixed: bool
     is_shadow: bool
+    is_covered: bool
     status: int
     code: str
     ttft_s: float | None
@@ -81,7 +83,8 @@ class Exchange:
       asked_version: of the replica that was asked last; -1 for none.
       first_s: when the first text was there.
       code: of the error that ended it.
-      covered_status: of an error that a fallback stood in for; 0 for none.
+      is_covered: a fallback stood in for what the arm gave.
+      covered_status: of the error that it stood in for; 0 for none.
     """
 
     response_id: str
@@ -96,11 +99,22 @@ class Exchange:
     is_guarded: bool = False
     first_s: float | None = None
     code: str = field(default="")
+    is_covered: bool = False
     covered_status: int = 0
 
     def copied(self, began_s: float, choices: Sequence[Choice]) -> Exchange:
         """The same request to another arm, whose answer only we see."""
-        return replace(self, began_s=began_s, is_shadow=True, choices=choices, asked_version=-1, first_s=None, code="")
+        return Exchange(
+            self.response_id,
+            began_s,
+            is_shadow=True,
+            tenant=self.tenant,
+            conversation=self.conversation,
+            wanted_arm=self.wanted_arm,
+            prompt_tokens=self.prompt_tokens,
+            choices=choices,
+            is_guarded=self.is_guarded,
+        )
 
     def ended(self, status: int, now_s: float, arms: Arms) -> Observation | None:
         """What is told of it; None where no arm was concerned."""
@@ -118,6 +132,7 @@ class Exchange:
             version=version,
             is_mixed=len(versions) > 1,
             is_shadow=self.is_shadow,
+            is_covered=self.is_covered,
             status=status,
             code=self.code or ("" if status else "gone"),
             ttft_s=None if self.first_s is None else self.first_s - self.began_s,

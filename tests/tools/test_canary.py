@@ -213,6 +213,17 @@ def test_a_kill_after_the_note_changes_nothing_more(place: Path, capsys: pytest.
     assert note.hold
 
 
+@pytest.mark.parametrize(("command", "phase"), [("pause", "paused"), ("abort", "aborted")])
+def test_a_kill_after_a_command_was_obeyed_does_it_once(place: Path, command: str, phase: str) -> None:
+    start(place)
+    killed_at("canary.obeyed", command, str(place))
+    world = CanaryWorld.of(place)
+    rollout = world.rollouts.latest(NAMESPACE)[0]
+    assert (rollout.phase, rollout.asked, world.stage(2)) == (phase, "", "shadow" if phase == "paused" else "passed")
+    assert world.agreement()[1:] == ((2, 1, 0.0, 0.5) if phase == "paused" else (None, 1, 0.0, 0.0))
+    world.close()
+
+
 def test_a_kill_right_after_the_start_leaves_a_rollout_under_way(place: Path) -> None:
     command = ("start", str(place), "2", "--policy", str(place.parent / "policy.toml"), "--reason", "x")
     killed_at("canary.started", *command)

@@ -37,6 +37,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "while not self._stopped.wait(_POLL_S)",
     ): "a thread that lives as long as the controller; stops when it is told to",
     ("tools/canary.py:run", "while not stop()"): "the controller runs until it is stopped",
+    ("tools/canary_feedback.py:follow_feedback", "while not stop()"): "it follows a run until it is stopped",
     ("serving_bridge/safety/guards.py:_outcome", "task.result()"): "the task has ended: safety.deadline_s",
     (
         "serving_bridge/gateway/application.py:_while_there",

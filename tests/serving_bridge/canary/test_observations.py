@@ -114,6 +114,7 @@ class Answered:
     version: int = 7
     is_mixed: bool = False
     is_shadow: bool = False
+    is_covered: bool = False
     status: int = 200
     ttft_s: float | None = 0.2
     seconds: float = 1.2
@@ -135,13 +136,14 @@ TEXT = "a rose is a rose is a rose is a rose"
         ),
         (Answered(status=503, ttft_s=None), "", {"error": 1}),
         (Answered(finishes=("",)), "half", {"error": 1}),
+        (Answered(is_covered=True), TEXT, {"error": 1}),
         (
             Answered(guard="cut", completion_tokens=1),
             "I'm sorry, but no",
             {"error": 0, "guard": 1, "ttft_s": 0.2, "refusal": 1, "length": 1},
         ),
     ],
-    ids=["whole", "failed", "broken off", "cut"],
+    ids=["whole", "failed", "broken off", "covered", "cut"],
 )
 def test_the_measures_of_an_answer(tmp_path: Path, answered: Answered, text: str, expected: dict[str, float]) -> None:
     log = ObservationLog(open_database(tmp_path / "o.db", schema=OBSERVATIONS))

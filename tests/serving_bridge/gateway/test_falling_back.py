@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 
 from serving_bridge.access import FreshKeys, Gate
+from serving_bridge.canary import CanaryPolicy, MetricPolicy, Observer, StepPolicy
 from serving_bridge.confidence import Calibration
-from serving_bridge.gateway import Fallback, GatewayError, GuardedGateway, Observation
+from serving_bridge.gateway import Fallback, GatewayError, GuardedGateway, Observation, Split
 from serving_bridge.routing import ReplicaRegistry
 from serving_bridge.safety import Guards
 from serving_bridge.settings import FallbackSettings, SafetySettings
 from serving_bridge.text import Tokenizer
+from tests.support.canary_world import NAMESPACE, CanaryWorld
 from tests.support.fallback_world import CALIBRATION, QUESTION, UNSURE, Limited, documents, lines_of, played, told
 from tests.support.gateway_world import Replica, Script, World, running_gateway, serve, text_of
 from tests.support.session_world import ADD, tokenizer
@@ -346,3 +349,44 @@ def test_who_compares_arms_sees_the_error_that_was_covered(tmp_path: Path, token
 
     asyncio.run(play())
     assert [(one.status, one.code) for one in seen] == [(503, "unavailable")]
+
+
+def test_an_arm_whose_answers_are_all_covered_is_rolled_back_although_no_user_sees_an_error(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    canary = CanaryWorld(str(tmp_path / "registry.db"), str(tmp_path / "observations.db"))
+    canary.fill()
+    policy = CanaryPolicy(
+        holdout=0.5,
+        metrics=(MetricPolicy(name="error", margin=0.1),),
+        steps=(StepPolicy(share=1.0, min_samples=20, min_time_s=0.0, proof="all"),),
+    )
+    controller = canary.start(policy=policy)
+    observer = Observer(canary.log, NAMESPACE)
+    split = Split(stable=canary.stable, canary=canary.candidate, canary_share=0.5, salt="7")
+    scripts = (Script(version=str(canary.stable)), Script(version=str(canary.candidate), text="I don't know."))
+    heard: list[tuple[int, bool]] = []
+
+    async def play() -> None:
+        fallback = Fallback(FallbackSettings(unknown=("abstain",)))
+        async with running_gateway(
+            tmp_path, tokenizer, *scripts, fallback=fallback, observations=observer, read_split=lambda: split
+        ) as world:
+            for number in range(60):
+                messages = [{"role": "user", "content": f"What is {number}?"}]
+                status, answer = await world.ask(messages=messages)
+                heard.append((status, answer["weir"].get("fallback") is not None))
+
+    asyncio.run(play())
+    assert observer.flush()
+    rows = canary.log.after(NAMESPACE, 0)
+    errors = {(arm, json.loads(measures)["error"]) for _, _, arm, *_, measures in rows}
+    assert errors == {("canary", 1.0), ("stable", 0.0)}
+    assert len(rows) == 60
+    assert {status for status, _ in heard} == {200}
+    assert sum(covered for _, covered in heard) == sum(row[2] == "canary" for row in rows) > 15
+    canary.clock.now_s += 60
+    rollout = controller.look()
+    assert rollout is not None
+    assert (rollout.phase, rollout.reason.partition(":")[0]) == ("rolled_back", "error is worse")
+    canary.close()
