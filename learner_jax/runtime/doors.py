@@ -22,6 +22,7 @@ from learner_jax.runtime.errors import WeirError
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MAX_LISTED = 30
+_MAX_MESSAGE = 500
 _DIGEST_CHARACTERS = 12
 _ROOT = Path(__file__).resolve().parents[2]
 #: Weir's own packages, whose lines tell a user nothing
@@ -170,8 +171,16 @@ def source_of(target: str) -> Path | None:
 
 
 def raised(error: BaseException) -> str:
-    """An error of a user's code on one line: kind, message, and the file and line of that code that raised it."""
-    said = f"{type(error).__name__}: {error}".replace("\n", " ")
+    """An error of a user's code on one line: kind, message, and the file and line of that code that raised it.
+
+    The message is cut where it is long: it may hold all that the code was given.
+    """
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001  (the error's own code fails)
+        message = "its message can't be read"
+    cut = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}..."
+    said = f"{type(error).__name__}: {cut}".replace("\n", " ")
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     outside = [(file, line) for file, line in frames if not file.startswith(("<", *_OWN_FOLDERS))]
     here = [(file, line) for file, line in outside if file.startswith(os.getcwd())] or outside

@@ -9,9 +9,13 @@ from rewards.contracts.environment import (
     Reply,
     is_async,
 )
-from rewards.contracts.messages import Message, ToolDefinition
+from rewards.contracts.messages import Message, ToolDefinition, schema_fault
 from rewards.contracts.task import (
+    MAX_PART_NAME,
+    MAX_PARTS,
+    MAX_REWARD,
     PASS_SCORE,
+    REWARD_BOUNDS,
     Failure,
     Problem,
     RewardRequest,
@@ -28,7 +32,11 @@ from rewards.contracts.task import (
 )
 
 __all__ = [
+    "MAX_PARTS",
+    "MAX_PART_NAME",
+    "MAX_REWARD",
     "PASS_SCORE",
+    "REWARD_BOUNDS",
     "AsyncEnvironment",
     "Environment",
     "EpisodeState",
@@ -50,5 +58,6 @@ __all__ = [
     "is_failure",
     "is_reward",
     "prompt_text",
+    "schema_fault",
     "scored",
 ]

@@ -44,3 +44,19 @@ class ToolDefinition:
         """The definition as OpenAI's chat API and chat templates have it."""
         function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
         return {"type": "function", "function": function}
+
+
+def schema_fault(schema: Mapping[str, Any]) -> str:
+    """Why an object is no JSON schema; empty if it is one. Nesting beyond what can be checked is a fault, too."""
+    from jsonschema.exceptions import SchemaError  # takes long to import, and most runs have no tools
+    from jsonschema.validators import validator_for
+
+    if not isinstance(schema.get("$schema", ""), str):
+        return f"$schema is {schema['$schema']!r:.100}, expected text"
+    try:
+        validator_for(dict(schema)).check_schema(dict(schema))
+    except SchemaError as error:
+        return f"{error.message[:200]}"
+    except RecursionError:
+        return "it is nested too deeply to be checked"
+    return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
@@ -21,7 +20,11 @@ Verdict = Literal["pass", "fail", Failure]
 #: A score counts as a pass from here on; below 1 by less than float32 rounding.
 PASS_SCORE = 1.0 - 1e-6
 
-_FLOAT32_MAX = 3.4028234e38
+#: Bounds of scores and parts that a record of the queue can hold (`learner_jax.contracts`).
+MAX_REWARD = 1e6
+REWARD_BOUNDS = f"a finite number from {-MAX_REWARD:,.0f} to {MAX_REWARD:,.0f}"
+MAX_PARTS = 64
+MAX_PART_NAME = 128
 
 
 class TaskError(WeirError, ValueError):
@@ -148,10 +151,17 @@ class Task(Protocol):
 def scored(
     score: float, parts: Mapping[str, float], *, reasons: tuple[str, ...] = (), finding: str = ""
 ) -> RewardResult:
-    """The result of a verifier that worked; a failed verdict if its score or a part of it is no finite float32."""
+    """The result of a verifier that worked; a failed verdict if its score or its parts are beyond what records hold."""
+    if len(parts) > MAX_PARTS:
+        return failed(f"the verifier gave {len(parts)} parts, expected at most {MAX_PARTS}")
+    if long := next((name for name in parts if len(name) > MAX_PART_NAME), ""):
+        return failed(
+            f"the verifier gave a part {long[:40]!r}..., expected a name of at most {MAX_PART_NAME} characters"
+        )
     wrong = {name: value for name, value in {"score": score, **parts}.items() if not is_reward(value)}
     if wrong:
-        return failed(f"the verifier gave {', '.join(f'{name} {value}' for name, value in wrong.items())}")
+        told = ", ".join(f"{name} {value}" for name, value in wrong.items())
+        return failed(f"the verifier gave {told}, expected {REWARD_BOUNDS}")
     passed = score >= PASS_SCORE
     verdict: Verdict = "pass" if passed else "fail"
     return RewardResult(float(score), dict(parts), verdict, () if passed else reasons, finding)
@@ -163,5 +173,5 @@ def failed(reason: str, failure: Failure = "error") -> RewardResult:
 
 
 def is_reward(value: float) -> bool:
-    """Whether it can be a reward: finite, also as the float32 in which rewards travel."""
-    return math.isfinite(value) and abs(value) <= _FLOAT32_MAX
+    """Whether it can be a reward: finite, and of a size that records hold."""
+    return -MAX_REWARD <= value <= MAX_REWARD

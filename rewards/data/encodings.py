@@ -6,6 +6,8 @@ from rewards.contracts import TaskError
 
 BOM = b"\xef\xbb\xbf"
 MAX_LINE_BYTES = 4 << 20
+#: Every second of so many first bytes is 0: plain letters in UTF-16. UTF-8 has no such text.
+_LEAST_BYTES = 4
 #: First bytes of files that are no plain text: what they are, and how to make them so.
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "compressed by gzip", "gunzip -k FILE"),
@@ -26,6 +28,12 @@ def require_plain_text(head: bytes, origin: str) -> None:
     for first, what, remedy in _OTHERS:
         if head.startswith(first):
             raise TaskError(f"{origin} is {what}, expected lines of UTF-8; make it so: {remedy}")
+    for offset, order in ((1, "LE"), (0, "BE")):
+        if len(head) >= _LEAST_BYTES and not any(head[offset::2]) and any(head):
+            remedy = f"iconv -f UTF-16{order} -t UTF-8 FILE > NEW"
+            raise TaskError(
+                f"{origin} looks like UTF-16 without a byte order mark, expected UTF-8; make it so: {remedy}"
+            )
 
 
 def decoded(line: bytes, where: str) -> str:

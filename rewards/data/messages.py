@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewards.contracts import TaskError
+from rewards.contracts import TaskError, schema_fault
 from rewards.data.json_lines import read_file, sound_text
 
 Message = Mapping[str, Any]
@@ -200,10 +200,5 @@ def _tool(tool: Any, where: str) -> Mapping[str, Any]:
 def _check_schema(schema: Any, where: str) -> None:
     if not isinstance(schema, Mapping) or schema.get("type", "object") != "object":
         raise TaskError(f"{where} are {schema!r:.200}, expected a JSON schema of an object")
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import validator_for
-
-    try:
-        validator_for(dict(schema)).check_schema(dict(schema))
-    except SchemaError as error:
-        raise TaskError(f"{where} are no JSON schema: {error.message[:200]}") from None
+    if fault := schema_fault(schema):
+        raise TaskError(f"{where} are no JSON schema: {fault}")

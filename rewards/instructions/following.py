@@ -9,6 +9,7 @@ from typing import Any
 
 from rewards.instructions.arguments import Arguments, InstructionError
 from rewards.instructions.kinds import KINDS
+from rewards.instructions.texts import is_blank
 
 _MAX_INSTRUCTIONS = 100
 
@@ -55,7 +56,7 @@ def follows(instruction: Instruction, answer: str) -> bool:
       InstructionError: an argument is missing or wrong.
     """
     is_followed = KINDS[instruction.kind](answer, Arguments(instruction.kind, instruction.arguments))
-    return is_followed and bool(answer.strip())
+    return is_followed and not is_blank(answer)
 
 
 def follows_loosely(instruction: Instruction, answer: str) -> bool:

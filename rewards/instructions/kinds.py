@@ -1,7 +1,8 @@
 """Kinds of instruction, from the descriptions in IFEval's table 1 (arXiv 2311.07911): does a text follow one?
 
 A check gets a text that is not blank and the instruction's arguments, named as in the published data. It raises
-`InstructionError` for arguments that it can't use. Words are sought as they stand, never as regular expressions.
+`InstructionError` for arguments that it can't use. Words are sought as they stand, never as regular expressions. An
+answer tries to look as if it followed: words may be hidden by characters that can't be seen, or be spelled in others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from rewards.instructions import language
 from rewards.instructions.arguments import Arguments, InstructionError
-from rewards.instructions.texts import num_sentences, paragraphs, words
+from rewards.instructions.texts import composed, ends_in, folded, has_words, is_blank, num_sentences, paragraphs, words
 
 Check = Callable[[str, Arguments], bool]
 
@@ -20,35 +21,38 @@ _FENCE = re.compile(r"\A```[A-Za-z]*\s*\n?(.*?)\n?\s*```\Z", re.S)
 _BULLET = re.compile(r"^[ \t]*[*+\-][ \t]+\S", re.M)
 _RULE = re.compile(r"^[ \t]*(?:[*\-][ \t]*){3,}$", re.M)
 _PLACEHOLDER = re.compile(r"\[[^\[\]\n]+\]")
-_TITLE = re.compile(r"<<([^\n<>]+)>>")
+_TICK_BOX = re.compile(r"^[ \t]*[*+\-][ \t]+\[[ xX]\](?=\s|$)", re.M)
+_TITLE = re.compile(r"<<((?:(?!<<|>>)[^\n])+)>>")
 _BOLD = re.compile(r"\*\*(?=\S)[^*\n]*[^*\s]\*\*")
 _EMPHASIS = re.compile(r"(?<![*\\])\*(?=[^\s*])[^*\n]*(?<=\S)\*(?!\*)")
+_STRONG_EMPHASIS = re.compile(r"(?<![\w*])\*\*\*(?=[^\s*])[^*\n]*(?<=[^\s*])\*\*\*(?![\w*])")
 _DIVIDER = re.compile(r"(?<!\*)\*\*\*(?!\*)")
 _RESPONSES = re.compile(r"(?<!\*)\*{6}(?!\*)")
 _FIXED_ANSWERS = ("my answer is yes.", "my answer is no.", "my answer is maybe.")
+#: of Latin, Arabic, Chinese and Japanese texts
+_COMMA = re.compile("[,\u060c\u3001\uff0c\uff64\ufe50\ufe51\ufe10\ufe11]")
 _QUOTES = {'"': '"', "\u201c": "\u201d"}
 
 
 def _existence(text: str, given: Arguments) -> bool:
-    folded = text.lower()
-    return all(keyword.lower() in folded for keyword in given.texts("keywords"))
+    said = folded(text)
+    return all(folded(keyword).strip() in said for keyword in given.texts("keywords"))
 
 
 def _frequency(text: str, given: Arguments) -> bool:
-    return given.holds("relation", text.lower().count(given.text("keyword").lower()), "frequency")
+    return given.holds("relation", folded(text).count(folded(given.text("keyword")).strip()), "frequency")
 
 
 def _forbidden_words(text: str, given: Arguments) -> bool:
-    return not any(
-        re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.I) for word in given.texts("forbidden_words")
-    )
+    said = folded(text)
+    return not any(has_words(said, folded(word)) for word in given.texts("forbidden_words"))
 
 
 def _letter_frequency(text: str, given: Arguments) -> bool:
-    letter = given.text("letter").strip()
+    letter = composed(given.text("letter")).strip()
     if len(letter) != 1:
         raise InstructionError(f"keywords:letter_frequency: letter is {letter!r:.100}, expected one character")
-    return given.holds("let_relation", text.lower().count(letter.lower()), "let_frequency")
+    return given.holds("let_relation", composed(text).lower().count(letter.lower()), "let_frequency")
 
 
 def _response_language(text: str, given: Arguments) -> bool:
@@ -60,7 +64,7 @@ def _response_language(text: str, given: Arguments) -> bool:
 
 def _number_paragraphs(text: str, given: Arguments) -> bool:
     """Paragraphs that the divider *** separates. One between two dividers may not be empty."""
-    parts = [part.strip() for part in _DIVIDER.split(text)]
+    parts = [part.strip() for part in _DIVIDER.split(_STRONG_EMPHASIS.sub("emphasis", text))]
     if parts and not parts[0]:
         parts = parts[1:]
     if parts and not parts[-1]:
@@ -90,11 +94,14 @@ def _postscript(text: str, given: Arguments) -> bool:
     marker = given.text("postscript_marker").strip().lower().rstrip(".")
     letters = [re.escape(letter) for letter in marker.replace(".", "").replace(" ", "")]
     spelled = r"\.\s?".join(letters)
-    return re.search(rf"(?<![\w.]){spelled}(?!\w)", text, re.I) is not None
+    found = re.search(rf"(?<![^\W_])(?<!\.){spelled}(?![^\W_])", text, re.I)
+    return found is not None and any(character.isalnum() for character in text[found.end() :])
 
 
 def _number_placeholders(text: str, given: Arguments) -> bool:
-    return len(_PLACEHOLDER.findall(text)) >= given.count("num_placeholders")
+    """Square brackets with something in them; boxes to tick are none."""
+    found = [match for match in _PLACEHOLDER.findall(_TICK_BOX.sub("", text)) if not is_blank(match[1:-1])]
+    return len(found) >= given.count("num_placeholders")
 
 
 def _number_bullet_lists(text: str, given: Arguments) -> bool:
@@ -102,7 +109,7 @@ def _number_bullet_lists(text: str, given: Arguments) -> bool:
 
 
 def _title(text: str, given: Arguments) -> bool:
-    return any(match[1].strip() for match in _TITLE.finditer(text))
+    return any(not is_blank(match[1]) for match in _TITLE.finditer(text))
 
 
 def _constrained_response(text: str, given: Arguments) -> bool:
@@ -127,7 +134,7 @@ def _json_format(text: str, given: Arguments) -> bool:
     if match := _FENCE.match(bare):
         bare = match[1]
     try:
-        json.loads(bare, parse_constant=_no_constant)
+        json.loads(bare, parse_constant=_no_constant, parse_int=str, parse_float=str)  # numbers may have any length
     except (ValueError, RecursionError):
         return False
     return True
@@ -138,7 +145,7 @@ def _no_constant(name: str) -> object:
 
 
 def _repeat_prompt(text: str, given: Arguments) -> bool:
-    return text.strip().lower().startswith(given.text("prompt_to_repeat").strip().lower())
+    return folded(text).strip().startswith(folded(given.text("prompt_to_repeat")).strip())
 
 
 def _two_responses(text: str, given: Arguments) -> bool:
@@ -164,17 +171,17 @@ def _capital_word_frequency(text: str, given: Arguments) -> bool:
 
 
 def _end_checker(text: str, given: Arguments) -> bool:
-    wanted = given.text("end_phrase").strip().strip('"').lower()
-    return text.strip().strip('"\u201c\u201d').rstrip().lower().endswith(wanted)
+    wanted = folded(given.text("end_phrase")).strip().strip('"').strip()
+    return ends_in(folded(text).strip().strip('"\u201c\u201d').rstrip(), wanted)
 
 
 def _quotation(text: str, given: Arguments) -> bool:
     bare = text.strip()
-    return len(bare) > 1 and bare[-1] == _QUOTES.get(bare[0])
+    return len(bare) > 1 and bare[-1] == _QUOTES.get(bare[0]) and not is_blank(bare[1:-1])
 
 
 def _no_comma(text: str, given: Arguments) -> bool:
-    return "," not in text
+    return _COMMA.search(text) is None
 
 
 KINDS: Mapping[str, Check] = {

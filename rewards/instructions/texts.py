@@ -1,11 +1,28 @@
-"""Words, sentences and paragraphs of a text, counted as a careful reader counts them."""
+"""Words, sentences and paragraphs of a text, counted as a careful reader counts them, in any script."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 
-_WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
-_END = re.compile(r"[.!?\u2026]+[\"'\u201d\u2019)\]*_]*(?=\s|$)|[\u3002\uff01\uff1f\u0964]+")
+import regex
+
+#: letters with their marks, which `re` takes for ends of words: Hindi, Thai, Arabic
+_LETTERS = r"[\p{L}\p{M}\p{N}_]+"
+_NUMBER = r"\p{Nd}{1,3}(?:,\p{Nd}{3})+(?:\.\p{Nd}+)?|\p{Nd}+\.\p{Nd}+"
+_WORD = regex.compile(rf"(?:{_NUMBER})(?![\p{{L}}\p{{M}}\p{{N}}_])|{_LETTERS}(?:['\u2019\-]{_LETTERS})*")
+_FORMAT = regex.compile(r"\p{Cf}+")
+_BLANKS = re.compile(r"\s+")
+#: Unicode's own bound of marks on one letter (UAX 15, Stream-Safe Text Format); sorting more takes quadratic time
+_MANY_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
+_APOSTROPHES = str.maketrans("\u2019\u2018\u02bc", "'''")
+_WORD_BEFORE, _WORD_AFTER = r"(?<![\p{L}\p{M}\p{N}])", r"(?![\p{L}\p{M}\p{N}])"
+#: scripts that put no blanks between words
+_NO_BLANKS = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+#: marks of Chinese, Japanese, Hindi, Arabic, Urdu, Ethiopic and Burmese, after which no blank need follow
+_OTHER_ENDS = "\u3002\uff01\uff1f\uff61\u0964\u0965\u061f\u06d4\u1362\u1367\u104b"
+_END = re.compile(rf"[.!?\u2026]+[\"'\u201d\u2019)\]*_]*(?=\s|$)|[{_OTHER_ENDS}]+")
+_QUOTED = re.compile(r"[!?\u2026]+[\"'\u201d\u2019]")
 _LAST_TOKEN = re.compile(r"(\S+)$")
 #: a full stop after these ends no sentence
 _TITLES = "mr mrs ms dr prof sr jr st rev gen col capt lt sgt hon gov sen rep pres messrs mt ft"
@@ -22,8 +39,50 @@ _MAX_TOKEN = 40
 
 
 def words(text: str) -> list[str]:
-    """The words: letters and digits, with the apostrophes and hyphens inside: "don't" and "well-known" are one each."""
-    return _WORD.findall(text)
+    """The words: letters and digits, with the apostrophes and hyphens inside: "don't" and "well-known" are one each.
+
+    So are "3.14" and "1,000". Characters that can't be seen part no words.
+    """
+    return [word for word in _WORD.findall(composed(text)) if _has_word(word)]
+
+
+def composed(text: str) -> str:
+    """The text with each letter and its marks as one character, where there is one, and nothing that can't be seen."""
+    return unicodedata.normalize("NFC", _seen(text))
+
+
+def folded(text: str) -> str:
+    """The text as words are compared: less case, ligatures, full width, kinds of blanks and of apostrophes.
+
+    Characters that can't be seen, such as soft hyphens, are left out.
+    """
+    plain = unicodedata.normalize("NFKC", _seen(text)).casefold().translate(_APOSTROPHES)
+    return _BLANKS.sub(" ", plain)
+
+
+def has_words(text: str, wanted: str) -> bool:
+    """Whether whole words stand in a text; both are `folded`. Scripts without blanks have no ends of words."""
+    wanted = wanted.strip()
+    before = "" if _NO_BLANKS.match(wanted) else _WORD_BEFORE
+    after = "" if _NO_BLANKS.match(wanted[-1:]) else _WORD_AFTER
+    return regex.search(before + regex.escape(wanted) + after, text) is not None
+
+
+def ends_in(text: str, wanted: str) -> bool:
+    """Whether a text ends in these words; both are `folded`."""
+    if not wanted or not text.endswith(wanted):
+        return False
+    before = text[: -len(wanted)][-1:]
+    return not (before.isalnum() and wanted[0].isalnum()) or _NO_BLANKS.match(wanted) is not None
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing that can be seen."""
+    return not any(character.isprintable() and not character.isspace() for character in text)
+
+
+def _seen(text: str) -> str:
+    return _FORMAT.sub("", _MANY_MARKS.sub(r"\1", text))
 
 
 def num_sentences(text: str) -> int:
@@ -31,6 +90,8 @@ def num_sentences(text: str) -> int:
     count, begin = 0, 0
     for match in _END.finditer(text):
         if match[0].startswith(".") and not _ends(text, begin, match):
+            continue
+        if _QUOTED.search(match[0]) and _following(text, match).islower():  # "Stop!" he said.
             continue
         count += _has_word(text[begin : match.end()])
         begin = match.end()
@@ -52,7 +113,7 @@ def _ends(text: str, begin: int, match: re.Match[str]) -> bool:
     if _LIST_NUMBER.search(before + "."):
         return False
     token = found[1].lstrip("(\"'[*_\u201c\u2018") if (found := _LAST_TOKEN.search(before)) else ""
-    following = text[match.end() :][:80].lstrip(" \t\"'(*_\u201c\u2018")[:1]
+    following = _following(text, match)
     if token.lower() in _MAYBE_LAST:
         return not following or following.isupper() or following == "\n"
     if token.lower() == "no":
@@ -62,3 +123,8 @@ def _ends(text: str, begin: int, match: re.Match[str]) -> bool:
     if token != "I" and _INITIAL.fullmatch(token):
         return not following or following == "\n"
     return True
+
+
+def _following(text: str, match: re.Match[str]) -> str:
+    """The first letter behind a mark, or the end of its line."""
+    return text[match.end() : match.end() + 80].lstrip(" \t\"'(*_\u201c\u2018")[:1]

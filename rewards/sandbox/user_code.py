@@ -10,7 +10,8 @@ import selectors
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rewards.contracts import TaskError, is_reward
+from learner_jax.runtime import printable, raised
+from rewards.contracts import MAX_PART_NAME, MAX_PARTS, REWARD_BOUNDS, TaskError, is_reward
 from rewards.sandbox.killable_pool import VerifierPool, VerifierStartError
 
 _SCORE = "score"
@@ -66,11 +67,18 @@ def read_score(value: Any) -> dict[str, Any]:
     sum.
 
     Raises:
-      TypeError, ValueError: it is something else, or not finite.
+      TypeError, ValueError: it is something else, not finite, or beyond what a record holds.
     """
     if not isinstance(value, Mapping):
         return {_SCORE: _number(value, "a reward")}
-    parts = {str(name): _number(part, f"the part {str(name)!r} of a reward") for name, part in value.items()}
+    if len(value) > MAX_PARTS:
+        raise ValueError(f"a reward is a dict of {len(value)} numbers, expected at most {MAX_PARTS}")
+    parts = {}
+    for key, part in value.items():
+        name = printable(key)
+        if len(name) > MAX_PART_NAME:
+            raise ValueError(f"a part of a reward is called {name:.40}..., expected at most {MAX_PART_NAME} characters")
+        parts[name] = _number(part, f"the part {name!r} of a reward")
     if not parts:
         raise ValueError("a reward is an empty dict, expected named numbers")
     score = parts.pop(_SCORE, None)
@@ -81,7 +89,7 @@ def refused_hint(error: BaseException, *, confined: bool) -> str:
     """What to change where a confined function was refused something."""
     chain: BaseException | None = error
     while confined and chain is not None:
-        if isinstance(chain, PermissionError) or _REFUSED in str(chain):
+        if isinstance(chain, PermissionError) or _REFUSED in raised(chain):
             return (
                 "; answers are scored without files, network and programs: read files where the module is imported, "
                 "or set task.score_confined to false"
@@ -96,5 +104,5 @@ def _number(value: Any, what: str) -> float:
     if not isinstance(value, bool | int | float):
         raise TypeError(f"{what} is {value!r:.100}, expected a number, True or False, or a dict of named numbers")
     if not is_reward(value):
-        raise ValueError(f"{what} is {value}, expected a finite number that fits into a float32")
+        raise ValueError(f"{what} is {value!r:.40}, expected {REWARD_BOUNDS}")
     return float(value)

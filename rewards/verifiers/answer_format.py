@@ -7,13 +7,14 @@ answered in the tags of DeepSeek-R1: `<think>...</think><answer>...</answer>` (a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import regex
 
 from rewards.contracts import RewardResult, failed, scored
+from rewards.instructions import is_blank
 from rewards.verifiers.columns import as_text, wrong
 from rewards.verifiers.verifier import Plain, Row, RowError
 
@@ -21,6 +22,9 @@ DEFAULT_TAGS = ("think", "answer")
 _TIMEOUT_S = 1.0
 _MAX_ITEMS = 100
 _KEYS = ("tags", "sections", "regex")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_COLON = re.compile("[:\uff1a]")
+_LIST_NUMBER = re.compile(r"^\d{1,3}[.)]\s+")
 _TAG = re.compile(r"[A-Za-z][\w.-]{0,63}")
 
 
@@ -31,9 +35,10 @@ def create(*, deadline_s: float, num_workers: int) -> Plain:
 def judge(answer: str, row: Row) -> RewardResult:
     """Whether the answer has the form; each thing that is asked for is a part, and the score is 1 if all are there.
 
-    Tags and sections must stand once each, in this order, and hold more than blanks. Nothing but blanks may stand
-    outside of tags. A section is a line with its name: `# Name`, `**Name**` or `Name:`. A regular expression must match
-    the whole answer, less the blanks around it; it gets one second.
+    Tags and sections must stand once each, in this order, and hold something that can be seen. Nothing but blanks may
+    stand outside of tags. A section is a line with its name, outside of blocks of code: `# Name`, `## 1. Name`,
+    `**Name**` or `Name:`. A regular expression must match the whole answer, less the blanks around it; it gets one
+    second.
 
     Raises:
       RowError: the row asks for something that is not understood.
@@ -91,14 +96,15 @@ def _tags(answer: str, names: list[str]) -> str:
         begin, end = answer.index(opened), answer.index(closed)
         if begin < position or answer[position:begin].strip():
             return f"text, or another tag, stands before {opened}"
-        if end < begin or not answer[begin + len(opened) : end].strip():
+        if end < begin or is_blank(answer[begin + len(opened) : end]):
             return f"{opened} holds nothing"
         position = end + len(closed)
     return "text stands after the last tag" if answer[position:].strip() else ""
 
 
 def _sections(answer: str, names: list[str]) -> str:
-    headings = [_heading(line) for line in answer.splitlines()]
+    lines = answer.splitlines()
+    headings = _headings(lines)
     places: list[int] = []
     for name in names:
         found = [index for index, heading in enumerate(headings) if heading == name.strip(":").casefold()]
@@ -107,25 +113,38 @@ def _sections(answer: str, names: list[str]) -> str:
         places.append(found[0])
     if places != sorted(places):
         return "the sections stand in another order"
-    lines = answer.splitlines()
     for name, begin, end in zip(names, places, [*places[1:], len(lines)], strict=True):
-        if not "".join(lines[begin + 1 : end]).strip() and not _after_colon(lines[begin]):
+        if is_blank("".join(lines[begin + 1 : end])) and not _after_colon(lines[begin]):
             return f"the section {name!r:.100} is empty"
     return ""
+
+
+def _headings(lines: Sequence[str]) -> list[str | None]:
+    """The section that begins with each line; None in blocks of code, whose comments look like headings."""
+    fence, found = "", []
+    for line in lines:
+        marks = match[1] if (match := _FENCE.match(line)) else ""
+        found.append(None if fence or marks else _heading(line))
+        if not fence:
+            fence = marks
+        elif marks.startswith(fence) and not line.strip().strip(marks[0]):
+            fence = ""
+    return found
 
 
 def _heading(line: str) -> str | None:
     """The name of a section that begins with this line, in lower case."""
     line = line[:1000].strip()
     if line.startswith("#"):
-        return line.lstrip("#").strip(" *:").casefold()
+        return _LIST_NUMBER.sub("", line.strip("#").strip(" *:\uff1a")).casefold()
     if line.startswith("**") and "**" in line[2:]:
-        return line[2:].split("**", 1)[0].strip(" :").casefold()
-    return line.split(":", 1)[0].strip().casefold() if ":" in line else None
+        return line[2:].split("**", 1)[0].strip(" :\uff1a").casefold()
+    parts = _COLON.split(line, maxsplit=1)
+    return parts[0].strip().casefold() if len(parts) > 1 else None
 
 
 def _after_colon(line: str) -> bool:
-    return bool(line.partition(":")[2].strip(" *"))
+    return not is_blank("".join(_COLON.split(line, maxsplit=1)[1:]).strip(" *"))
 
 
 @lru_cache(maxsize=1024)

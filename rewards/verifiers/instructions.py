@@ -8,6 +8,8 @@ from rewards.verifiers.columns import wrong
 from rewards.verifiers.verifier import Plain, Row, RowError
 
 _MODES = ("strict", "loose")
+#: Checks take a second or two for so many; answers of 100,000 tokens are shorter.
+_MAX_CHARACTERS = 500_000
 
 
 def create(*, deadline_s: float, num_workers: int) -> Plain:
@@ -20,6 +22,8 @@ def judge(answer: str, row: Row) -> RewardResult:
     The parts are the shares of instructions that are followed "strict" and "loose", and one part for each kind, which
     is 1 if all of it are followed. `row["mode"]` says which share decides; "strict" if there is none.
 
+    An answer of more than 500,000 characters follows none.
+
     Raises:
       RowError: an instruction is unknown, or an argument missing or wrong.
     """
@@ -28,6 +32,9 @@ def judge(answer: str, row: Row) -> RewardResult:
         raise wrong("row.mode", mode, " or ".join(_MODES))
     try:
         instructions = read_instructions(row.get("instruction_id_list"), row.get("kwargs"))
+        if len(answer) > _MAX_CHARACTERS:
+            why = f"the answer has {len(answer)} characters, at most {_MAX_CHARACTERS} are read"
+            return scored(0.0, {"strict": 0.0, "loose": 0.0}, reasons=(why,))
         strict = [follows(instruction, answer) for instruction in instructions]
         loose = [
             is_followed or follows_loosely(instruction, answer)

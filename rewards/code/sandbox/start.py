@@ -1,4 +1,8 @@
-"""From a machine to a pool of sandboxes that were proven on it."""
+"""From a machine to a pool of sandboxes that were proven on it.
+
+There is one tier, bubblewrap: the answer's system calls reach the machine's own kernel through a filter. gVisor's
+`runsc`, which puts a kernel of its own between them, is not supported: it would be another `box.Tier`.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from learner_jax.runtime import Door, DoorError, load_object, source_of
+from learner_jax.runtime import Door, DoorError, load_object, raised, source_of
 from tests.support.user_folder import working_in
 
 REWARD = Door(
@@ -204,3 +204,13 @@ def test_a_module_that_was_written_a_moment_ago_is_found(folder: Path) -> None:
     (folder / "later.py").write_text(OWN)
     os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert REWARD.open("later:exact")("", "", {}) == "own"
+
+
+def test_a_message_of_an_error_is_bounded_and_may_fail_itself() -> None:
+    class Broken(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    assert raised(Broken()) == "Broken: its message can't be read"
+    assert raised(KeyError("x" * 10_000_000)) == f"KeyError: '{'x' * 499}..."
+    assert raised(ValueError("a\nb")) == "ValueError: a b"

@@ -110,6 +110,7 @@ def tool(**function: Any) -> dict[str, Any]:
         ([tool(name="a b")], "tool 1 has the name 'a b', expected letters"),
         ([tool(parameters=[])], r"tool 1 \(a\): parameters are \[\], expected a JSON schema of an object"),
         ([tool(parameters={"type": "string"})], "expected a JSON schema of an object"),
+        ([tool(parameters={"$schema": 3})], r"are no JSON schema: \$schema is 3"),
         ([tool(parameters={"type": "object", "properties": {"x": {"type": "text"}}})], "are no JSON schema: 'text'"),
         ([tool(), tool()], "row 7 defines the tool 'a' twice"),
     ],

@@ -187,6 +187,8 @@ LINE = b'{"question": "a"}\n'
     [
         ("a.jsonl", LINE * 2 + '{"question": "é"}'.encode("latin-1"), r"line 3 is not UTF-8: .*'é' in Latin-1"),
         ("a.jsonl", LINE.decode().encode("utf-16"), "is in UTF-16, .* iconv -f UTF-16"),
+        ("a.jsonl", LINE.decode().encode("utf-16-le"), "like UTF-16 without a byte order mark, .* iconv -f UTF-16LE"),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16-be"), "like UTF-16 without .* iconv -f UTF-16BE"),
         ("a.jsonl", LINE.decode().encode("utf-32"), "is in UTF-32"),
         ("a.jsonl", gzip.compress(LINE, mtime=0), "is compressed by gzip, .* gunzip -k FILE"),
         ("a.csv", b"PK\x03\x04xxxx", "is a ZIP archive"),

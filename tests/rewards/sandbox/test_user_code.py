@@ -21,6 +21,7 @@ from rewards.sandbox.user_code import call_runner, read_score, refused_hint
         ({"a": 0.5, "b": 1}, {"score": 1.5, "parts": {"a": 0.5, "b": 1.0}}),
         ({"a": 0.5, "score": 2, "b": 1}, {"score": 2.0, "parts": {"a": 0.5, "b": 1.0}}),
         ({"score": 0}, {"score": 0.0, "parts": {}}),
+        ({"\x1b\ud800": 1}, {"score": 1.0, "parts": {"\\x1b\\ud800": 1.0}}),
         ({1: np.int64(3)}, {"score": 3.0, "parts": {"1": 3.0}}),
     ],
 )
@@ -34,7 +35,11 @@ def test_numbers_and_named_numbers_are_read(given: Any, read: dict[str, Any]) ->
     ("given", "error", "said"),
     [
         (math.nan, ValueError, "a reward is nan, expected a finite number"),
-        (1e39, ValueError, "that fits into a float32"),
+        (math.inf, ValueError, "a reward is inf, expected a finite number from -1,000,000 to 1,000,000"),
+        (2e6, ValueError, "a reward is 2000000.0, expected a finite number"),
+        (10**400, ValueError, "a reward is 10000000"),
+        ({str(number): 0 for number in range(65)}, ValueError, "a dict of 65 numbers, expected at most 64"),
+        ({"x" * 10_000: 0}, ValueError, r"called x{40}\.\.\., expected at most 128 characters"),
         ({"a": -math.inf}, ValueError, "the part 'a' of a reward is -inf"),
         ({}, ValueError, "an empty dict"),
         ("1", TypeError, "a reward is '1', expected a number"),

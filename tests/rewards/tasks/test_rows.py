@@ -160,7 +160,7 @@ def test_an_async_function_is_waited_for_inside_its_walls(make: Callable[..., Ta
         ("none", "error", "TypeError: a reward is None, expected a number, True or False, or a dict of named numbers"),
         ("text", "error", "a reward is '1', expected a number"),
         ("nan", "error", "a reward is nan, expected a finite number"),
-        ("huge", "error", "a reward is 1e+300, expected a finite number that fits"),
+        ("huge", "error", "a reward is 1e+300, expected a finite number from"),
         ("empty", "error", "an empty dict"),
         ("of text", "error", "the part 'a' of a reward is '1'"),
         ("list", "error", "a reward is [1]"),

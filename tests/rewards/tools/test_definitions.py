@@ -72,6 +72,13 @@ def test_definitions_are_taken_in_both_forms() -> None:
     assert read_definition({"name": "get"}, what="tool").parameters == {"type": "object", "properties": {}}
 
 
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(depth):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -81,6 +88,8 @@ def test_definitions_are_taken_in_both_forms() -> None:
         ({"name": "add", "parameters": {"type": "object", "properties": 3}}, "are no JSON schema"),
         ({"name": "add", "parameters": {"properties": {"a": {"type": "number?"}}}}, "are no JSON schema"),
         ({"name": "add", "parameters": {"properties": {"a": {"$ref": "http://x/y"}}}}, "only references that begin"),
+        ({"name": "add", "parameters": {"$schema": 3}}, r"$schema is 3, expected text"),
+        ({"name": "add", "parameters": nested(400)}, "nested too deeply"),
         ({"name": "add", "description": 3}, "description is no text"),
         ({"name": "add", "arguments": {}}, "has 'arguments'"),
     ],
