@@ -76,7 +76,7 @@ class RewardResult:
     """The verifier's word on one answer. A failed verdict has no score: it says nothing about the answer.
 
     Attributes:
-      score: the reward, finite as float32; None if, and only if, the verdict is one of `FAILURES`.
+      score: the reward, from -MAX_REWARD to MAX_REWARD; None if, and only if, the verdict is one of `FAILURES`.
       parts: named components, for people and metrics.
       verdict: `pass` from `PASS_SCORE` on, `fail` below; else why the answer was not judged.
       reasons: why it is not a pass; for a failed verdict, what went wrong.

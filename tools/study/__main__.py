@@ -4,6 +4,7 @@ python -m tools.study staleness [--out runs/studies/staleness] [--seeds 3] [--wo
 python -m tools.study learning --model DIR [--seeds 4] [--whole-runs RECORD.json ...] [--report-to docs/studies]
 python -m tools.study credit [--seeds 8] [--report-to docs/studies]
 python -m tools.study retrieval [--seeds 8] [--report-to docs/studies]
+python -m tools.study renderers --model DIR --conversations FILE --python PYTHON [--report-to docs/studies]
 python -m tools.study canary [--good 1000] [--bad 100] [--workers 2] [--report-to docs/studies]
 """
 
@@ -88,6 +89,17 @@ def _parse() -> argparse.Namespace:
     canary.add_argument("--bad", type=_positive, default=100, help="bad candidates of each kind (default: 100)")
     canary.add_argument("--workers", type=_positive, default=max(1, min(8, len(os.sched_getaffinity(0)))))
     canary.set_defaults(run=_canary)
+    renderers = studies.add_parser(
+        "renderers", help="which code renders prompts right: Weir's, or the package renderers"
+    )
+    renderers.add_argument("--model", type=Path, required=True, metavar="DIR", help="tokenizer and template, of ChatML")
+    renderers.add_argument(
+        "--conversations", type=Path, required=True, metavar="FILE", help="JSON lines, or .gz of them"
+    )
+    renderers.add_argument("--python", type=Path, required=True, help="of an environment that has renderers")
+    renderers.add_argument("--dialogs", type=_positive, default=600, help="at most (default: 600)")
+    renderers.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page")
+    renderers.set_defaults(run=_renderers)
     credit.set_defaults(run=_credit)
     retrieval.set_defaults(run=_retrieval)
     return parser.parse_args()
@@ -119,6 +131,13 @@ def _credit(arguments: argparse.Namespace) -> Path:
     settings = replace(CreditSettings(), steps=arguments.steps)
     found = credit_results.run_study(arguments.out, arguments.seeds, settings, lambda name: print(f"{name} ..."))
     return credit_results.write_credit_report(found, settings, arguments.report_to)
+
+
+def _renderers(arguments: argparse.Namespace) -> Path:
+    from tools.study.renderers import run_renderers  # its tokenizer, which other studies do without
+
+    given = (arguments.model, arguments.conversations, arguments.python, arguments.dialogs, arguments.report_to)
+    return run_renderers(*given)
 
 
 def _retrieval(arguments: argparse.Namespace) -> Path:
