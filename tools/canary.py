@@ -36,7 +36,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from serving_bridge.canary import CanaryPolicy, Controller, Messenger, Service, load_policy
+from serving_bridge.canary import CanaryPolicy, Controller, Messenger, Service, load_policy, note_newest
 from serving_bridge.registry import NotHolderError
 from tools.assembly import StopRequest, clear_errors
 from tools.canary_feedback import add_feedback_command, follow_feedback
@@ -151,7 +151,9 @@ def rollback(opened: CanaryPlace, arguments: argparse.Namespace, console: Consol
 
 
 def release(opened: CanaryPlace, arguments: argparse.Namespace, console: Console) -> int:
-    rollout = opened.place(arguments.namespace).rollouts.release(arguments.namespace)
+    place = opened.place(arguments.namespace)
+    rollout = place.rollouts.release(arguments.namespace)
+    note_newest(place, arguments.registry)  # a controller that runs would, too
     console.print(f"training of {arguments.namespace} may go on after rollout {rollout.rollout}")
     return 0
 

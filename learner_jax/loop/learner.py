@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from learner_jax.batches import BatchStats, rl_batch
@@ -12,6 +13,7 @@ from learner_jax.checkpoints import Checkpoints
 from learner_jax.contracts import Position, TrajectorySource, WeightPublisher
 from learner_jax.ledger import Ledger
 from learner_jax.loop.feed import Feed, StepGroups
+from learner_jax.loop.holding import Hold, Holding
 from learner_jax.loop.kl_control import KLControl
 from learner_jax.loop.profiling import Profiler
 from learner_jax.loop.publishing import Publishing
@@ -44,6 +46,7 @@ class Learner:
       golden_prompts: token ids of the prompts whose log-probs travel with each version.
       max_staleness: versions a group may lag when it is trained on.
       should_stop: asked between steps; True, on any host, ends the loop after a checkpoint.
+      hold: asked between steps on the leader; while it gives a reason, no step is taken and no version published.
       profiler: traces some of the steps.
       waits: where its waits are seen.
     """
@@ -61,13 +64,14 @@ class Learner:
         max_staleness: int,
         log: Log,
         should_stop: Callable[[], bool],
+        hold: Hold | None = None,
         reference_params: Params | None = None,
         profiler: Profiler | None = None,
         waits: Waits | None = None,
         spans: Spans = NO_SPANS,
     ):
         self._engine, self._settings, self._hosts = engine, engine.settings, engine.hosts
-        self._source = source
+        self._source, self._checkpoints = source, checkpoints
         self._state = engine.init_state(initial_params, seed=seed)
         self._kl = KLControl(engine, self._state.params, reference=reference_params, log=log)
         self._publishing = Publishing(
@@ -79,7 +83,6 @@ class Learner:
             log=log,
             waits=waits,
         )
-        self._checkpoints = checkpoints
         self._feed = Feed(
             source,
             engine.hosts,
@@ -90,12 +93,12 @@ class Learner:
             on_arrival=self._kl.arrived,
             waits=waits,
         )
-        self._profiler, self._log, self._spans = profiler, log, spans
-        self._should_stop = should_stop
-        self._ledger = Ledger()
+        self._profiler, self._log, self._spans, self._ledger = profiler, log, spans, Ledger()
         self._saving = Saving(
             checkpoints, source, engine.hosts, self._ledger, max_wait_s=engine.settings.max_wait_s, log=log
         )
+        meanwhile = partial(self._saving.confirm, wait=False)
+        self._holding = Holding(self._hosts, hold, should_stop, begun=self._save, meanwhile=meanwhile, log=log)
         self._changed_version, self._peak_flops = -1, 0.0
 
     def run(self) -> Outcome:
@@ -124,8 +127,7 @@ class Learner:
             self._compile()
         reason, skipped_in_a_row = "finished", 0
         while ledger.completed_steps < self._settings.steps:
-            asked = self._hosts.gather(self._should_stop(), f"whether to stop before step {ledger.completed_steps + 1}")
-            if any(asked):
+            if not self._holding.may_go_on(ledger.completed_steps + 1):
                 reason = "stopped"
                 break
             if self._profiler is not None:

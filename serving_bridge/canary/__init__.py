@@ -17,7 +17,8 @@ from serving_bridge.canary.reacted import Reacted, observe_reactions
 from serving_bridge.canary.rollouts import Decided, Record, Rollout, Rollouts
 from serving_bridge.canary.schema import CANARY, OBSERVATIONS
 from serving_bridge.canary.service import POLL_S, Service
-from serving_bridge.canary.training_note import TrainingNote, read_note
+from serving_bridge.canary.training_hold import TrainingHold
+from serving_bridge.canary.training_note import TrainingNote, note_newest, read_note, write_note
 from serving_bridge.canary.webhooks import DELIVERY_HEADER, SIGNATURE_HEADER, TIME_HEADER, Messenger, signature
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "State",
     "StepPolicy",
     "Sums",
+    "TrainingHold",
     "TrainingNote",
     "Value",
     "compare",
@@ -78,6 +80,7 @@ __all__ = [
     "lower_bounds",
     "measures",
     "next_decision",
+    "note_newest",
     "observe_reactions",
     "off_policy",
     "parse_policy",
@@ -86,4 +89,5 @@ __all__ = [
     "signature",
     "stratified",
     "upper_bounds",
+    "write_note",
 ]

@@ -9,7 +9,7 @@ from learner_jax.runtime import crash_point
 from serving_bridge.canary.controller import Controller
 from serving_bridge.canary.moves import Place
 from serving_bridge.canary.rollouts import Rollout
-from serving_bridge.canary.training_note import note_of, write_note
+from serving_bridge.canary.training_note import note_newest
 from serving_bridge.database import DatabaseError
 from serving_bridge.registry import NotHolderError, RegistryError
 
@@ -86,11 +86,7 @@ class Service:
 
     def _noted(self) -> None:
         """Keeps the note to training at what the newest rollout means; it may be a moment behind."""
-        newest = self._place.rollouts.latest(self._place.namespace)
-        if newest and not newest[0].is_open:
-            entry = self._place.index.standing
-            namespace = self._place.namespace
-            write_note(self._root, namespace, note_of(newest[0], lambda number: entry(namespace, number).entry))
+        if note_newest(self._place, self._root):
             crash_point("canary.noted")
 
     def _tell(self, before: Rollout, after: Rollout) -> None:

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import msgspec
 
-from learner_jax.runtime import write_durably
+from learner_jax.contracts import quoted
+from learner_jax.runtime import read_plain, write_durably
+from serving_bridge.canary.errors import CanaryError
+from serving_bridge.canary.moves import Place
 from serving_bridge.canary.rollouts import Rollout
 from serving_bridge.registry import Entry
 
 _FOLDER = "training"
+_MAX_BYTES = 2**16
 
 
 class TrainingNote(msgspec.Struct, frozen=True):
@@ -67,7 +71,29 @@ def write_note(root: Path, namespace: str, note: TrainingNote) -> bool:
     return True
 
 
+def note_newest(place: Place, root: Path) -> bool:
+    """Writes what the newest rollout of a namespace means for training; returns whether the note changed."""
+    newest = place.rollouts.latest(place.namespace)
+    if not newest:
+        return False
+    note = note_of(newest[0], lambda number: place.index.standing(place.namespace, number).entry)
+    return write_note(root, place.namespace, note)
+
+
 def read_note(root: Path, namespace: str) -> TrainingNote | None:
-    """The note of a namespace; None where no rollout has been."""
-    path = note_path(root, namespace)
-    return msgspec.json.decode(path.read_bytes(), type=TrainingNote) if path.is_file() else None
+    """The note of a namespace; None where no rollout has been.
+
+    Raises:
+      CanaryError: the registry's folder is not there, or the file is no note.
+      PlainFileError, OSError: it is no plain file of an expected size, or can't be read.
+    """
+    try:
+        payload = read_plain(root, note_path(root, namespace).name, max_bytes=_MAX_BYTES, inside=_FOLDER)
+    except FileNotFoundError as error:
+        if not root.is_dir():
+            raise CanaryError(f"{root} is not there: expected the folder of a registry") from error
+        return None
+    try:
+        return msgspec.json.decode(payload, type=TrainingNote)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CanaryError(f"{note_path(root, namespace)} is no note to training: {quoted(str(error))}") from error

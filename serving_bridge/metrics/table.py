@@ -144,6 +144,8 @@ LEARNER: tuple[Metric, ...] = (
     _gauge("weir_learner_published_version", _VERSIONS, "Newest published version", "published", "version"),
     _gauge("weir_learner_published_bytes", "bytes", "Size of the newest published version", "published", "num_bytes"),
     _gauge("weir_learner_published_seconds", "seconds", "Time of the newest publish", "published", "seconds"),
+    _gauge("weir_learner_held", "1 or 0", "Whether training is held after a rollback", "hold", "held"),
+    _counter("weir_learner_hold_unread_total", "errors", "Times that no note to training could be read", "hold_unread"),
     _counter("weir_learner_anchor_failures_total", "versions", "Whole versions not stored again", "anchor_failed"),
     _gauge("weir_learner_committed_step", "steps", "Newest checkpoint on the disk", "committed", "step"),
     _gauge("weir_learner_commit_seconds", "seconds", "Time until it was there", "committed", "seconds"),

@@ -29,6 +29,7 @@ class RunningRollouts:
     Args:
       pace: the staleness gate.
       should_stop: asked every tick.
+      hold: why training must wait, asked every tick; must answer at once. None where it never has to.
       tick_s: between two looks at the gate.
       delayed: of a task with rewards that come later.
     """
@@ -48,6 +49,7 @@ class RunningRollouts:
         waits: Waits,
         should_stop: Callable[[], bool],
         tick_s: float,
+        hold: Callable[[], str | None] | None = None,
         delayed: DelayedRewards | None = None,
     ) -> None:
         self._settings = settings
@@ -55,7 +57,7 @@ class RunningRollouts:
         self._maker, self._held_out = groups, held_out
         self._pace, self._interval, self._verdicts = pace, interval, verdicts
         self._should_stop, self._tick_s = should_stop, tick_s
-        self._delayed = delayed
+        self._delayed, self._hold = delayed, hold
         self._loop = asyncio.get_running_loop()
         self._groups: dict[int, asyncio.Task[None]] = {}
         # Prompts claimed ahead take the place of groups that end, without waiting for the queue.
@@ -98,6 +100,10 @@ class RunningRollouts:
     async def _look_around(self) -> bool:
         """Learns of replicas and of the learner's progress; returns whether the run has finished."""
         now = self._loop.time()
+        if self._hold is not None and self._hold() is not None:
+            # Somebody decides when the learner goes on: how long that takes says nothing of its health.
+            self._closed.progressed()
+            self._queue.wait_longer()
         if await self._replicas.look(now):
             self._evaluate_if_due()
         if now >= self._progress_s + self._tick_s:

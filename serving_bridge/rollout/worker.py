@@ -54,6 +54,7 @@ class RolloutWorker:
       name: identifies the worker's claims; unique among workers that run at the same time.
       pace: the staleness gate.
       should_stop: asked every tick; once true, running groups get `rollout.drain_s`, and the rest is handed on.
+      hold: why training must wait, asked every tick; while it gives a reason, waiting for the learner has no bound.
       environment: plays the episodes; the task itself, in one turn, if None.
       leave_out: by the label of a source, which of its problems are passed over; measured in `queue`.
       rewards: the queue, where rewards come later; needed with `delays`.
@@ -80,6 +81,7 @@ class RolloutWorker:
     pace: Pace
     log: Log
     should_stop: Callable[[], bool]
+    hold: Callable[[], str | None] | None = None
     environment: Environment | AsyncEnvironment | None = None
     leave_out: Mapping[str, LeaveOut] = field(default_factory=dict)
     rewards: QueueRewards | None = None
@@ -191,6 +193,7 @@ def _assembled(
         verdicts=verdicts,
         waits=worker.waits,
         should_stop=worker.should_stop,
+        hold=worker.hold,
         tick_s=worker.tick_s,
         delayed=delayed,
     )

@@ -107,6 +107,10 @@ class WorkerQueue:
         """Gives a claim up for good."""
         await self.call("the end of a claim", lambda: self._queue.release_claim(index, worker=self._worker))
 
+    def wait_longer(self) -> None:
+        """Begins the bound of the wait for room anew, if that stands."""
+        self._full.progressed()
+
     async def renew(self, held: Sequence[int]) -> set[int]:
         """Renews the claims if it is time; returns those of the `held` that are no longer this worker's."""
         now = asyncio.get_running_loop().time()

@@ -67,6 +67,7 @@ def run(
     log: Records | None = None,
     max_staleness: int = 100,
     should_stop: Callable[[], bool] = lambda: False,
+    hold: Callable[[], str | None] | None = None,
     copies: CheckpointCopies | None = None,
     weights: Path | None = None,
     queue_folder: Path | None = None,
@@ -86,6 +87,7 @@ def run(
             max_staleness=max_staleness,
             log=log,
             should_stop=should_stop,
+            hold=hold,
         ).run()
     finally:
         checkpoints.close()

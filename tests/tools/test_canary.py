@@ -102,6 +102,9 @@ def test_a_rollout_as_an_operator_sees_it(place: Path, capsys: pytest.CaptureFix
     assert note is not None
     assert (note.hold, note.good_entry, note.good_run) == (True, 1, "demo")
     assert "may go on after rollout 2" in told(capsys, place, "release")
+    note = read_note(place, NAMESPACE)
+    assert note is not None
+    assert not note.hold, "also where no controller runs"
 
 
 def test_a_decision_that_was_changed_does_not_replay(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from rewards.contracts import Task
 from rewards.environments import declared_tools
 from rewards.tasks import create_task
 from serving_bridge.access import FleetKeys
+from serving_bridge.canary import TrainingHold
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.feedback import groups_trained, withdrawn_groups
 from serving_bridge.queue import MixedSource, Pace, QueueBounds, TrajectoryQueue, online_run
@@ -146,6 +147,20 @@ def build_serving_registry(config: Config) -> Registry:
             f"registry.path {folder} does not exist: expected a registry (tools.registry add makes one)"
         )
     return Registry(folder, database=config.registry.database or None, timeout_s=_INDEX_S)
+
+
+def build_hold(config: Config, log: Callable[..., None], *, wait_s: float = 2.0) -> Callable[[], str | None] | None:
+    """Why the registry's canary has training wait, None where it may go on; None altogether without a registry.
+
+    Args:
+      log: told of "hold_unread", once, where that can't be read.
+      wait_s: seconds that a call waits for the disk at most.
+    """
+    settings = config.registry
+    if not settings.path:
+        return None
+    root = Path(settings.path).expanduser().absolute()
+    return TrainingHold(root, settings.namespace, say=lambda error: log("hold_unread", error=error), wait_s=wait_s)
 
 
 def build_arm_replicas(config: Config, registry: Registry) -> ReplicaRegistry:

@@ -30,6 +30,9 @@ _NOTHING_RAN_S = 300.0
 #: Names of the phases that `tools.train` begins and ends with.
 FIRST_PHASE, LAST_PHASE = "starting", "finished"
 
+#: Of a run whose learner may take no step.
+HELD_PHASE = "held"
+
 #: A mean score this far from the accuracy is worth telling beside it.
 GRADED_FROM = 0.005
 
@@ -50,6 +53,8 @@ class RunHistory:
       replicas: the last `replica` event of each replica: its state and version.
       problems: (time, line) per event that carries an error or tells of a restart, newest last.
       ended: the learner's last `ended` event, None while it trains.
+      held: the learner's `hold` event while training is held, None otherwise.
+      held_s: seconds for which it was, in holds that are over.
       sittings: how often the run was begun or taken up again.
       totals: sums of some of the rollout workers' counters, over all intervals.
       paused_s: time between sittings, in which nothing ran.
@@ -68,6 +73,8 @@ class RunHistory:
     waits: dict[str, Record] = field(default_factory=dict)
     replicas: dict[str, Record] = field(default_factory=dict)
     ended: Record | None = None
+    held: Record | None = None
+    held_s: float = 0.0
     sittings: int = 1
     paused_s: float = 0.0
     totals: Counter[str] = field(default_factory=Counter)
@@ -84,10 +91,13 @@ class RunHistory:
             self._pass_time(record, when)
         match record["event"]:
             case "step":
-                self.ended = None
+                self.ended = self.held = None
                 self._add_step(record)
             case "ended":
-                self.ended = record
+                self.ended, self.held = record, None
+            case "hold":
+                self.held = record if record.get("held") else None
+                self.held_s += record.get("seconds") or 0.0
             case "interval":
                 self.intervals.append(record)
                 for name in _TOTALS:
@@ -134,6 +144,8 @@ class RunHistory:
     @property
     def phase(self) -> str:
         """What the run is at, also where no `tools.train` says so."""
+        if self.held is not None:
+            return HELD_PHASE
         last = self.phases[-1] if self.phases else None
         learned = next(reversed(self.steps.values()), None) if self.steps else None
         if last is not None and (last["name"] != LAST_PHASE or learned is None or learned["t"] <= last["t"]):
@@ -354,6 +366,7 @@ def summarize(history: RunHistory) -> dict[str, Any]:
         "is_graded": history.is_graded,
         "wall_s": history.wall_s(),
         "sittings": history.sittings,
+        "held_s": history.held_s,
         "train_wall_s": steps[-1]["t"] - steps[0]["t"] + (steps[0].get("step_s") or 0) if steps else None,
         "kl_last": steps[-1].get("kl") if steps else None,
         "staleness_mean": mean(values(steps, "staleness_mean")),

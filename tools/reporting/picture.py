@@ -220,6 +220,8 @@ def _waiting(history: RunHistory, config: Config, steps: Sequence[Record]) -> Re
     lines: list[RenderableType] = [table, _verdict(shares)]
     if shares.bottleneck != "balanced" and (better := balance(shares, config, history.engine)) is not None:
         lines.append(Text(balance_text(better), style="dim"))
+    if history.held is not None:
+        lines.append(Text(f"training is held: {printable(history.held.get('reason'))}", style="bold yellow"))
     for process, wait, waited_s in waits_now(history)[:_MOST_WAITS]:
         left = clock(max(wait["limit_s"] - waited_s, 0))
         lines.append(

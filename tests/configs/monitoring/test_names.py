@@ -31,7 +31,21 @@ VLLM = {
     "vllm:prompt_tokens_total",
     "vllm:generation_tokens_total",
 }
-WORDS = {"by", "on", "sum", "max", "min", "avg", "count", "rate", "increase", "time", "avg_over_time", "clamp_min"}
+WORDS = {
+    "by",
+    "on",
+    "unless",
+    "sum",
+    "max",
+    "min",
+    "avg",
+    "count",
+    "rate",
+    "increase",
+    "time",
+    "avg_over_time",
+    "clamp_min",
+}
 
 
 def names(query: str) -> set[str]:

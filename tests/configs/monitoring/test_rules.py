@@ -58,6 +58,8 @@ CASES = {
         {f"{LEARNER}last_step_timestamp_seconds": "0+60x10 600x20", f"{LEARNER}step_seconds": "60x30"},
         {f"{LEARNER}last_step_timestamp_seconds": "0+60x10 600x20", f"{LEARNER}step_seconds": "600x30"},
     ),
+    "WeirTrainingHeld": gauge(f"{LEARNER}held", 1, 0),
+    "WeirHoldUnread": counted(f"{LEARNER}hold_unread_total"),
     "WeirProcessWaits": gauge("weir_longest_wait_seconds", 400, 20)._replace(labels=PROCESS),
     "WeirNonFiniteSteps": counted(f"{LEARNER}skipped_steps_total"),
     "WeirKlHigh": gauge(f"{LEARNER}kl_nats", 1.5, 0.2),
@@ -185,6 +187,20 @@ def test_an_alert_fires_when_it_should_and_not_on_a_healthy_run(name: str, tmp_p
     path = tmp_path / "test.yml"
     path.write_text(json.dumps(content))
     status, said = promtool("test", "rules", str(path))
+    assert status == 0, said
+
+
+@needs_promtool
+def test_a_learner_that_is_held_does_not_stall(tmp_path: Path) -> None:
+    name = "WeirLearnerStalled"
+    stalled = CASES[name].wrong
+    tests = [
+        judged(name, stalled | {f"{LEARNER}held": "1x30"}, None),
+        judged(name, stalled | {f"{LEARNER}held": "0x30"}, {}),
+    ]
+    content = {"rule_files": [str(without_annotations(tmp_path))], "evaluation_interval": "1m", "tests": tests}
+    (tmp_path / "test.yml").write_text(json.dumps(content))
+    status, said = promtool("test", "rules", str(tmp_path / "test.yml"))
     assert status == 0, said
 
 

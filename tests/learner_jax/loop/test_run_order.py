@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from learner_jax.loop import holding
 from learner_jax.loop import learner as module
 from learner_jax.loop.learner import Learner, TrainingError
 
@@ -21,6 +24,7 @@ class Run:
     Args:
       others: whether each other host is asked to stop, before each step.
       stop: how often this one is not, before it is.
+      hold: why training must wait, before each step.
     """
 
     def __init__(
@@ -32,6 +36,7 @@ class Run:
         others: tuple[bool, ...] = (),
         leads: bool = True,
         broken: str = "",
+        hold: Callable[[], str | None] | None = None,
     ) -> None:
         self.did: list[str] = []
         self._records, self._broken = list(records), broken
@@ -48,14 +53,22 @@ class Run:
         loss = SimpleNamespace(kl=SimpleNamespace(budget=budget))
         made._settings, made._ledger = SimpleNamespace(steps=steps, loss=loss), ledger
         made._engine, made._profiler = None, None
-        made._hosts = SimpleNamespace(is_leader=leads, gather=lambda value, what: [value, *others])
-        made._should_stop = lambda: next(asked)
+        answers = [[other, None] for other in others]
+        made._hosts = SimpleNamespace(is_leader=leads, gather=lambda value, what: [value, *answers])
         made._log = lambda event, **fields: self.note(f"log {event}")
         made._resume, made._publish, made._save = (self.noting(name) for name in ("resume", "publish", "save"))
         made._compile, made._one_step = self.noting("compile"), one_step
         made._position = lambda: "position"
         made._publishing = SimpleNamespace(wait=self.noting("stored"), close=self.noting("close"))
         made._saving = SimpleNamespace(confirm=lambda *, wait: self.note("proven" if wait else "looked at"))
+        made._holding = holding.Holding(
+            made._hosts,
+            hold,
+            lambda: next(asked),
+            begun=made._save,
+            meanwhile=partial(made._saving.confirm, wait=False),
+            log=made._log,
+        )
         made._source = SimpleNamespace(
             mark_trained=lambda ids, *, completed_steps, trained_version: self.note(
                 f"mark {ids} {completed_steps} {trained_version}"
@@ -75,6 +88,7 @@ class Run:
 
 @pytest.fixture(autouse=True)
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding, "_LOOK_S", 0.001)
     monkeypatch.setattr(module, "log_engine", lambda engine, log: log("engine") or 1.0)
 
 
@@ -137,3 +151,17 @@ def test_a_policy_beyond_its_budget_of_kl_ends_the_run_for_all(kl: float, reason
     run = Run({"skipped": False, "kl": kl}, steps=2, budget=0.5)
     assert run.learner.run().reason == reason
     assert run.did == [*BEGIN, *["step"] * steps, *END, "finish", "close"]
+
+
+def test_a_hold_begins_with_a_checkpoint_and_comes_before_the_step() -> None:
+    answers = iter([None, "held", "held", "held", None])
+    run = Run(steps=2, hold=lambda: next(answers))
+    assert run.learner.run().reason == "finished"
+    hold = ["log hold", "save", "looked at", "looked at", "log hold"]
+    assert run.did == [*BEGIN, "step", *hold, "step", *END, "finish", "close"]
+
+
+def test_a_follower_asks_nobody_whether_it_is_held() -> None:
+    run = Run(steps=1, leads=False, hold=lambda: "never asked")
+    assert run.learner.run().reason == "finished"
+    assert "log hold" not in run.did

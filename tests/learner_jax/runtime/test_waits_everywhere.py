@@ -144,6 +144,10 @@ ALLOWED: dict[tuple[str, str], str] = {
         "while not (held := _locked(descriptor)) and time.monotonic() < deadline",
     ): _DEADLINE,
     ("serving_bridge/storage/pieces.py:each", "future.result()"): "requests, bounded by store.storage_timeout_s",
+    (
+        "learner_jax/loop/holding.py:Holding.may_go_on",
+        "while True",
+    ): "training is held until a person lets it go on; a stop is heard at every look",
     ("learner_jax/loop/learner.py:Learner._run", "self._publishing.wait()"): "bounded inside, by learner.max_wait_s",
     ("learner_jax/loop/kl_control.py:KLControl.reference", "self._ahead.result()"): "a computation of this process",
     ("learner_jax/training/supervised.py:_prefetch", "pending.result()"): "a computation of this process",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serving_bridge.canary import Service, read_note
+from serving_bridge.canary import Service, TrainingNote, read_note, write_note
 from serving_bridge.database import DatabaseError
 from tests.support.canary_world import NAMESPACE, CanaryWorld, canary_world
 from tests.support.queue_engines import Clock
@@ -53,6 +53,17 @@ def test_it_looks_once_an_interval_and_ends_with_a_note_to_training(canary_world
     assert not note.hold
     assert [one["event"] for one in told] == ["look", "rollout", "look", "rollout"]
     assert world.index.aliases.holder(NAMESPACE) is None, "whoever starts the next one finds the lease free"
+
+
+def test_the_next_rollout_lets_training_go_on(canary_world: CanaryWorld, tmp_path: Path) -> None:
+    world = canary_world
+    service, _, _ = serviced(world, tmp_path)
+    write_note(tmp_path, NAMESPACE, TrainingNote(True, "worse", 9, world.candidate, "", 0, world.stable, "", 0))
+    world.start(world.controller("cli")).release()
+    service.turn()
+    note = read_note(tmp_path, NAMESPACE)
+    assert note is not None
+    assert (note.hold, note.entry, note.good_entry) == (False, world.candidate, world.stable)
 
 
 def test_a_wall_clock_that_is_set_back_delays_no_look(canary_world: CanaryWorld, tmp_path: Path) -> None:

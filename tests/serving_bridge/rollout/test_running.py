@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,6 +44,9 @@ class Noted:
     async def report_requests(self) -> None:
         self.did.append("report")
 
+    def wait_longer(self) -> None:
+        self.did.append("waits longer")
+
     async def renew(self, held: Sequence[int]) -> set[int]:
         self.held = set(held)
         return self.lost
@@ -68,7 +71,9 @@ class Noted:
         return {}
 
 
-def running(noted: Any, records: list[dict[str, Any]], **changed: Any) -> RunningRollouts:
+def running(
+    noted: Any, records: list[dict[str, Any]], *, hold: Callable[[], str | None] | None = None, **changed: Any
+) -> RunningRollouts:
     settings = RolloutSettings.model_validate(
         {"group_size": 2, "max_tokens": 4, "max_prompt_tokens": 8, "concurrent_groups": 8} | changed
     )
@@ -79,6 +84,7 @@ def running(noted: Any, records: list[dict[str, Any]], **changed: Any) -> Runnin
         verdicts=SimpleNamespace(take=dict),  # type: ignore[arg-type]
         waits=Waits(asyncio.get_running_loop().time),
         should_stop=lambda: False,
+        hold=hold,
         tick_s=0.5,
     )  # fmt: skip
 
@@ -274,6 +280,30 @@ def test_the_run_s_progress_is_asked_for_once_a_tick_and_starts_the_gate_s_bound
         assert began == [0, 6]  # at the first look, and where a step was completed
 
     virtually(story())
+
+
+def test_while_training_is_held_the_gate_s_bound_begins_anew_at_each_look_and_after_it_once() -> None:
+    noted = Noted()
+    reasons = ["held"] * 3 + [None] * 3
+
+    async def look(now_s: float) -> bool:
+        return False
+
+    async def progress() -> Any:
+        return SimpleNamespace(finished=not reasons, completed_steps=7)
+
+    async def story() -> list[float]:
+        noted.look, noted.progress = look, progress  # type: ignore[attr-defined]
+        worker = running(noted, [], hold=lambda: reasons.pop(0), max_wait_s=50)
+        await worker._claim()
+        left = []
+        while not await worker._look_around():
+            left.append(round(worker._closed.remaining_s, 6))
+            await asyncio.sleep(10)
+        return left
+
+    assert virtually(story()) == [50, 50, 50, 40, 30]
+    assert noted.did == ["waits longer"] * 3
 
 
 class Offered:

@@ -89,6 +89,10 @@ def test_processes_that_were_started_by_hand_have_sittings_too(tmp_path: Path):
         ([("step", step(1)), ("phase", {"name": "evaluating"})], "evaluating", False),
         ([("step", step(1)), ("phase", {"name": "finished"})], "finished", True),
         ([("phase", {"name": "finished"}), ("step", step(2))], "training", False),
+        ([("phase", {"name": "training"}), ("hold", {"held": True, "reason": "worse"})], "held", False),
+        ([("step", step(1)), ("hold", {"held": True}), ("hold", {"held": False, "seconds": 9.0})], "training", False),
+        ([("step", step(1)), ("hold", {"held": True}), ("step", step(2))], "training", False),
+        ([("hold", {"held": True}), ("ended", {"reason": "stopped"})], "ended (stopped)", True),
     ],
 )
 def test_the_phase_is_known_with_and_without_train(

@@ -67,6 +67,18 @@ def test_replicas_of_a_killed_fleet_are_silent(tmp_path: Path):
     assert "healthy" not in shown
 
 
+def test_a_run_whose_training_is_held_says_so_until_it_goes_on(tmp_path: Path):
+    write_run(tmp_path, finished=False)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    records.append({"t": 1111.0, "process": "learner", "event": "hold", "held": True, "step": 9, "reason": "worse\x1b"})
+    assert "  held  step" in render(tmp_path, records, terminal=False)
+    shown = render(tmp_path, records, terminal=True, width=200)
+    assert "training is held: worse\\x1b" in shown
+    records.append({"t": 1120.0, "process": "learner", "event": "hold", "held": False, "step": 9, "seconds": 9.0})
+    assert "held  step" not in render(tmp_path, records, terminal=False)
+    assert "training is held" not in render(tmp_path, records, terminal=True, width=200)
+
+
 def test_what_a_model_wrote_cannot_steer_the_terminal(tmp_path: Path):
     hostile = "\x1b]0;owned\x07\x9b2J\u202egnp\ud800"
     write_run(tmp_path, finished=False)

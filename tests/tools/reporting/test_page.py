@@ -50,6 +50,13 @@ def test_an_objective_that_clips_nothing_has_a_chart_of_the_samples_alone(tmp_pa
     assert ("; clipped share from" in page) == clips
 
 
+def test_a_report_says_for_how_long_training_was_held(tmp_path: Path):
+    assert "was held" not in write_report(write_run(tmp_path)).read_text()
+    (tmp_path / "summary.json").unlink(missing_ok=True)
+    write_events(tmp_path, (10.0, "hold", {"held": True}), (100.0, "hold", {"held": False, "seconds": 90.0}))
+    assert "Training was held for 1 min 30 s after a rollback." in write_report(tmp_path).read_text()
+
+
 class _Page(HTMLParser):
     """What a browser would load and what it would run."""
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from unittest import mock
 from learner_jax.contracts import Trajectory
 from learner_jax.hosts import Hosts
 from learner_jax.ledger import Ledger
-from learner_jax.loop import Feed, Learner, Publishing, Saving, StepGroups
+from learner_jax.loop import Feed, Holding, Learner, Publishing, Saving, StepGroups
 from learner_jax.runtime import NO_SPANS, Waits
 from serving_bridge.queue import QueueConsumer
 from serving_bridge.settings import StoreSettings
@@ -33,6 +34,7 @@ class SimulatedLearner(Learner):
     """One life of the learner; its `run` blocks.
 
     Args:
+      hold: why training must wait now; None where it may go on.
       new_identity: gives parameters that nobody had before.
       on_train: told of (groups, version trained from, history before) at each step, before anything is recorded.
       on_claimed: told of (version, identity) when parameters have got their version.
@@ -48,6 +50,7 @@ class SimulatedLearner(Learner):
         weights: Path,
         checkpoints: SimulatedCheckpoints,
         waits: Waits,
+        hold: Callable[[], str | None],
         new_identity: Callable[[], int],
         on_train: Callable[[Sequence[Sequence[Trajectory]], int, set[str]], None],
         on_claimed: Callable[[int, int], None],
@@ -60,7 +63,6 @@ class SimulatedLearner(Learner):
         self._source, self._checkpoints, self._log = queue, checkpoints, self._logged  # type: ignore[assignment]
         self._hosts, self._ledger = Hosts(), Ledger()
         self._profiler, self._spans = None, NO_SPANS
-        self._should_stop = lambda: False
         self._changed_version, self._peak_flops = -1, 1.0
         self._state: Any = State(Parameters(new_identity()))
         self._kl: Any = _NoReference()
@@ -76,7 +78,7 @@ class SimulatedLearner(Learner):
             self._hosts,
             settings,
             max_staleness=plan.max_staleness,
-            should_stop=self._should_stop,
+            should_stop=lambda: False,
             on_arrival=self._kl.arrived,
             waits=waits,
         )
@@ -87,6 +89,10 @@ class SimulatedLearner(Learner):
             self._ledger,
             max_wait_s=plan.max_wait_s,
             log=self._logged,
+        )
+        meanwhile = partial(self._saving.confirm, wait=False)
+        self._holding = Holding(
+            self._hosts, hold, lambda: False, begun=self._save, meanwhile=meanwhile, log=self._logged
         )
 
     @property

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from learner_jax.contracts import Trajectory
 from rewards.contracts import Problem, RewardRequest, RewardResult, scored
 from serving_bridge.fleet import Fleet
 from serving_bridge.rollout import RolloutWorker, RunIdentity
@@ -36,6 +37,15 @@ async def learner(world: World, process: Process) -> None:
         publish_s=lambda: world.draws.uniform(0.0, 0.2),
     )
     waits = world.waits[process.name]
+
+    def trains(groups: Sequence[Sequence[Trajectory]], version: int, history: set[str]) -> None:
+        world.holds.seen("trains", process)
+        world.checks.training(groups, version, history)
+
+    def claims(version: int, identity: int) -> None:
+        world.holds.seen("publishes", process)
+        world.files.claimed(version, identity)
+
     checkpoints = SimulatedCheckpoints(
         world.checkpoints,
         keep=2,
@@ -52,9 +62,10 @@ async def learner(world: World, process: Process) -> None:
         weights=world.weights,
         checkpoints=checkpoints,
         waits=waits,
+        hold=world.holds.reason,
         new_identity=world.new_identity,
-        on_train=world.checks.training,
-        on_claimed=world.files.claimed,
+        on_train=trains,
+        on_claimed=claims,
         on_published=world.files.published,
         trace=world.trace,
     )
@@ -91,6 +102,7 @@ async def rollout(world: World, process: Process) -> None:
         pace=world.setting.pace,
         log=lambda event, **fields: world.log(process, event, fields),
         should_stop=lambda: False,
+        hold=world.holds.reason,
         vocab_size=VOCAB_SIZE,
         waits=world.waits[process.name],
         open_session=lambda: world.network.session(process),

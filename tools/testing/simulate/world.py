@@ -19,6 +19,7 @@ from tools.testing.simulate.blocking import BlockingWork, is_blocking, sleep
 from tools.testing.simulate.checks import RunChecks
 from tools.testing.simulate.disk import Disk, Effect
 from tools.testing.simulate.file_checks import FileChecks
+from tools.testing.simulate.holds import Holds
 from tools.testing.simulate.learner import SimulatedLearner
 from tools.testing.simulate.loop import Process, ProcessDiedError, SimulatedLoop, current_process
 from tools.testing.simulate.network import Network
@@ -81,6 +82,7 @@ class World:
         self.rows = QueueChecks(
             self.violations, self.setting, self.database.real, self.files, self.files.trained_on_disk
         )
+        self.holds = Holds(seed, self.violations, self.loop.time)
         self.processes: dict[str, Process] = {}
         self.finished = False
         self.learner_now: SimulatedLearner | None = None
