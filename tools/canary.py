@@ -25,9 +25,7 @@ Without --policy the default policy is taken. docs/canary.md has the metrics, st
 from __future__ import annotations
 
 import argparse
-import getpass
 import os
-import socket
 import sys
 import threading
 import time
@@ -44,7 +42,7 @@ from tools.canary_inputs import add_observations, replay
 from tools.canary_offline import add_offline_commands, compare, estimate, power
 from tools.canary_place import CanaryPlace, opened_canary, webhook_secret
 from tools.canary_shown import print_decisions, print_dry_run, print_plan, print_policy, print_rollouts, print_status
-from tools.command_line import command_parser
+from tools.command_line import command_parser, registry_arguments
 from tools.dashboard import read_token
 from tools.reporting import terminal
 
@@ -232,16 +230,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str, *, acts: bool = False, prints: bool = False) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=text)
-        one.add_argument("registry", type=Path, help="the registry's folder")
-        one.add_argument("--namespace", default="default", help="whose entries (default: default)")
-        one.add_argument("--database", help="URL of the registry's index")
+        registry_arguments(one, acts=acts, prints=prints)
         one.add_argument(
             "--observations", help="URL of the observations (default: observations.sqlite in the registry's folder)"
         )
-        if acts:
-            one.add_argument("--actor", default=_whoami(), help="who does this (default: user@host)")
-        if prints:
-            one.add_argument("--json", action="store_true", help="print JSON")
         return one
 
     one = command("run", "the controller: looks in intervals, and moves what the rules say", acts=True)
@@ -297,13 +289,6 @@ def _say(console: Console, event: str, fields: Mapping[str, object]) -> None:
 
 def _holder(arguments: argparse.Namespace) -> str:
     return f"{arguments.actor} ({os.getpid()}, {os.urandom(4).hex()})"
-
-
-def _whoami() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}@{socket.gethostname()}"
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import os
 import re
+import socket
 import sys
+from pathlib import Path
 
 from tools.commands import COMMANDS
 
@@ -20,6 +23,30 @@ def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
         program = f"weir {name}"
         text = re.sub(rf"\bpython -m tools\.({'|'.join(COMMANDS)})\b", r"weir \1", text)
     return argparse.ArgumentParser(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def registry_arguments(parser: argparse.ArgumentParser, *, acts: bool = False, prints: bool = False) -> None:
+    """Adds what every command on a registry takes: its folder, a namespace, its database.
+
+    Args:
+      acts: the command changes something, and says who does.
+      prints: what it prints may be JSON.
+    """
+    parser.add_argument("registry", type=Path, help="the registry's folder")
+    parser.add_argument("--namespace", default="default", help="whose entries (default: default)")
+    parser.add_argument("--database", help="URL of the index, e.g. postgresql://...?schema=registry")
+    if acts:
+        parser.add_argument("--actor", default=who_am_i(), help="who does this (default: user@host)")
+    if prints:
+        parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def who_am_i() -> str:
+    """The user and the host, as `user@host`."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):
+        return f"uid {os.getuid()}@{socket.gethostname()}"
 
 
 def print_page(text: str) -> None:

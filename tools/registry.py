@@ -23,9 +23,7 @@ may have entries and aliases of its own: --namespace.
 from __future__ import annotations
 
 import argparse
-import getpass
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -46,7 +44,7 @@ from serving_bridge.registry import (
     model_card,
 )
 from tools.assembly import clear_errors
-from tools.command_line import command_parser, print_page
+from tools.command_line import command_parser, print_page, registry_arguments
 from tools.registry_shown import differences, entry_fields, entry_table, when
 from tools.registry_traffic import add_traffic_commands, set_traffic, share, show_traffic
 from tools.reporting import terminal
@@ -264,13 +262,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str, *, acts: bool = False, prints: bool = False) -> argparse.ArgumentParser:
         one = commands.add_parser(name, help=text)
-        one.add_argument("registry", type=Path, help="the registry's folder")
-        one.add_argument("--namespace", default="default", help="whose entries (default: default)")
-        one.add_argument("--database", help="URL of the index, e.g. postgresql://...?schema=registry")
-        if acts:
-            one.add_argument("--actor", default=_whoami(), help="who does this (default: user@host)")
-        if prints:
-            one.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        registry_arguments(one, acts=acts, prints=prints)
         return one
 
     for name, text in (("add", "register a version of a run"), ("import", "register a model folder from outside")):
@@ -356,13 +348,6 @@ def _event_fields(event: object) -> dict[str, Any]:
 
 def _holder(arguments: argparse.Namespace) -> str:
     return f"{arguments.actor} ({os.getpid()})"
-
-
-def _whoami() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (OSError, KeyError):
-        return f"uid {os.getuid()}@{socket.gethostname()}"
 
 
 if __name__ == "__main__":
