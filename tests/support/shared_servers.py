@@ -61,6 +61,7 @@ INSTALLING = (
     "tests/tools/test_new.py",
     "tests/system/test_own_parts.py",
     "tests/system/test_agent_job.py",
+    "tests/system/test_verifiers_job.py",
 )
 
 _GROUPS = {

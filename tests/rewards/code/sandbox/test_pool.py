@@ -81,7 +81,7 @@ def test_an_event_loop_goes_on_meanwhile(pool: SandboxPool) -> None:
 
     answer, ticks = asyncio.run(both())
     assert answer == [""]
-    assert ticks > 5
+    assert ticks > 1  # one that is blocked wakes up once, when all is over
 
 
 def test_a_deadline_ends_an_answer(pool: SandboxPool) -> None:
