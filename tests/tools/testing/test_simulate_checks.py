@@ -18,6 +18,7 @@ from tests.support.simulated_checks import Bench
 from tests.support.trajectories import make_group
 from tools.testing import simulate
 from tools.testing.simulate.checkpoints import State
+from tools.testing.simulate.holds import Holds
 from tools.testing.simulate.weights import Parameters, logprob_of
 
 FILE = "0" * 32
@@ -246,6 +247,15 @@ def waits_for_ever(bench: Bench) -> None:
         bench.run.waiting("worker-0", waits)
 
 
+def trained_while_held(bench: Bench) -> None:
+    now = [0.0]
+    for seed in range(8):  # every second one draws a hold
+        holds = Holds(seed, bench.violations, lambda: now[0])
+        for now[0] in np.arange(0.0, 8.0, 0.1):
+            if holds.reason():
+                holds.seen("trains", bench.learner)
+
+
 HISTORY = ((1, ("run/0",)), (2, ("run/0",)))
 BROKEN: list[tuple[str, Callable[[Bench], Any]]] = [
     ("acknowledged before the checkpoint", acknowledged),
@@ -309,6 +319,7 @@ BROKEN: list[tuple[str, Callable[[Bench], Any]]] = [
     ("slots", lambda b: [b.run.slots("worker-0", {"url": 0}, 1, {"url": 0}) for _ in range(2)]),
     ("rounds at once", lambda b: b.run.rounds(2, 1)),
     ("wait without a bound", waits_for_ever),
+    ("training while held", trained_while_held),
     ("no last checkpoint", lambda b: b.run.finished(None, 6)),
     ("history", lambda b: b.run.finished((2, State(Parameters(1, HISTORY))), 2)),
 ]
