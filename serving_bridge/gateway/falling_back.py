@@ -62,6 +62,7 @@ class FallingBack:
                 yield replace(first, deltas=self._marked(first))
                 return
             found, complaint = first
+            asked = replace(asked, stream=False)  # whatever is told now was held, and is told as one
             ends_s = began_s + timeout_s
             if isinstance(found, Held):
                 found, complaint = await self._means.judge.judged(
@@ -84,9 +85,10 @@ class FallingBack:
         self, stack: AsyncExitStack, asked: Asked, caller: Caller, exchange: Exchange, timeout_s: float
     ) -> Answer | tuple[Held | GatewayError, Complaint | None]:
         """The model's own answer: on its way where it streams, else whole; or its error, with the case of it."""
-        answered = self._means.service.answered(asked, caller, exchange, timeout_s)
+        service, streams = self._means.service, asked.stream and not self._means.settings.hold_streams
+        answered = service.answered(replace(asked, stream=streams), caller, exchange, timeout_s)
         try:
-            if asked.stream and not self._means.settings.hold_streams:
+            if streams:
                 return await stack.enter_async_context(answered)
             return await held(answered), None
         except GatewayError as error:

@@ -23,7 +23,7 @@ _CASES: dict[str | None, Case] = {"unavailable": "unavailable", "lost": "unavail
 
 @dataclass(frozen=True)
 class Held:
-    """A whole answer of which nothing was told yet."""
+    """A whole answer of which nothing was told yet, to a request that is no stream."""
 
     answer: Answer
     deltas: Sequence[list[Delta]]
@@ -53,9 +53,10 @@ class Held:
         return text_of(self.choices[0])
 
     async def told(self) -> AsyncIterator[list[Delta]]:
-        """What `Answer.deltas` gives."""
+        """What `Answer.deltas` gives; nothing of a choice that was blocked as a whole, after its text had come."""
+        blocked = {choice.index for choice in self.choices if choice.finish == CUT and not choice.text}
         for found in self.deltas:
-            yield found
+            yield [replace(delta, text="") if delta.index in blocked else delta for delta in found]
 
 
 @dataclass(frozen=True)

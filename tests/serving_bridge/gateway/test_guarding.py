@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from serving_bridge.gateway import GuardedGateway
-from serving_bridge.safety import AuditLog, Guards, Opinion, Stage, verify
+from serving_bridge.safety import AuditLog, Guards, Opinion, Stage, Verdict, verify
 from serving_bridge.settings import SafetySettings
 from serving_bridge.text import Tokenizer
+from tests.support import fallback_world
 from tests.support.gateway_world import Script, World, running_gateway, text_of
 from tests.support.session_world import ADD, tokenizer
 
@@ -149,3 +150,27 @@ def test_a_guard_that_fails_holds_back_or_lets_through_as_the_settings_say(
             assert answer["error"]["code"] == "guard_failed"
 
     played(tmp_path, tokenizer, test, Script(HARMLESS), models=[FailingModel()], prompt=prompt)
+
+
+class BlockingModel:
+    """A guard model that blocks every answer once it is whole."""
+
+    name, version = "blocking", "1"
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext()
+
+    async def judge(self, messages: Sequence[Any], stage: Stage) -> Opinion:
+        return Opinion(self.name, self.version, Verdict.BLOCK if stage is Stage.ANSWER else Verdict.ALLOW, ("crime",))
+
+
+def test_a_held_stream_tells_nothing_of_what_a_guard_model_blocks(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def test(world: World) -> None:
+        events = await world.stream()
+        assert text_of(events) == ""
+        assert events[-1]["choices"][0]["finish_reason"] == "content_filter"
+        assert "twelve" not in json.dumps(events)
+
+    guards = GuardedGateway(Guards(SafetySettings(), models=[BlockingModel()]))
+    script = Script("It is twelve. It is late. I am glad to help.")
+    fallback_world.played(tmp_path, tokenizer, test, script, guards=guards, unknown=("abstain",), hold_streams=True)
