@@ -25,6 +25,8 @@ _MAX_NAME = 200
 def with_headers(asked: Asked, headers: Mapping[str, str]) -> Asked:
     """A request with what its head says of consent and session. Raises `GatewayError`."""
     consent, session = headers.get(_CONSENT), headers.get(_SESSION, "")
+    if consent is None and not session:
+        return asked
     if consent is not None and consent not in ("yes", "no"):
         raise invalid(f"the header {_CONSENT} is {consent[:50]!r}, expected yes or no")
     if session and not (len(session) <= _MAX_NAME and session.isascii() and session.isprintable()):

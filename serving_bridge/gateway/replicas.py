@@ -11,9 +11,10 @@ process's own judgement, beside the states that the fleet's controller writes; t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+
+from xxhash import xxh64_intdigest
 
 from serving_bridge.access import Keys
 from serving_bridge.gateway.arms import Rank
@@ -77,6 +78,7 @@ class Target:
 
     Attributes:
       token: of this start of its server.
+      key: its name, as it is hashed.
       version: policy version that it serves, as its row says.
       in_flight: this process's answers on it.
       failures: in a row.
@@ -88,6 +90,7 @@ class Target:
 
     row: ReplicaRow
     token: str
+    key: bytes = b""
     in_flight: int = 0
     failures: int = 0
     avoided_until_s: float = float("-inf")
@@ -151,7 +154,7 @@ class Replicas:
                 known.row = row
                 kept[row.name] = known
             else:
-                kept[row.name] = Target(row, self._keys.token("inference", row.url, row.start))
+                kept[row.name] = Target(row, self._keys.token("inference", row.url, row.start), row.name.encode())
         self._targets = kept
 
     def take(self, conversation: str, weight: int, avoid: Set[str] = frozenset(), rank: Rank = lambda row: 0) -> Target:
@@ -166,14 +169,14 @@ class Replicas:
           GatewayError: no replica is ready.
         """
         now_s = self._clock()
-        ranks = {name: rank(target.row) for name, target in self._targets.items()}
-        open_ = [t for t in self._targets.values() if ranks[t.name] is not None and self._is_open(t, now_s)]
-        usable = [target for target in open_ if target.name not in avoid] or open_
-        if not usable:
+        groups: dict[tuple[bool, int], list[Target]] = {}
+        for target in self._targets.values():
+            fit = rank(target.row)
+            if fit is not None and self._is_open(target, now_s):
+                groups.setdefault((target.name in avoid, fit), []).append(target)
+        if not groups:
             raise unavailable("no replica of the model is ready")
-        best = min(ranks[target.name] or 0 for target in usable)
-        usable = [target for target in usable if ranks[target.name] == best]
-        target = _chosen(usable, conversation)
+        target = _chosen(groups[min(groups)], conversation)
         target.in_flight += weight
         target.is_tried = target.failures >= _FAILURES_TO_AVOID
         return target
@@ -226,12 +229,9 @@ class Replicas:
 def _chosen(usable: Sequence[Target], conversation: str) -> Target:
     if len(usable) == 1:
         return usable[0]
-    own = max(usable, key=lambda target: _weight(target.name, conversation))
+    seed = xxh64_intdigest(conversation.encode())
+    own = max(usable, key=lambda target: xxh64_intdigest(target.key, seed))
     mean = sum(target.busy for target in usable) / len(usable)
     if own.busy <= (1 + _IMBALANCE) * mean + _SLACK:
         return own
     return min(usable, key=lambda target: target.busy)
-
-
-def _weight(name: str, conversation: str) -> bytes:
-    return hashlib.blake2b(f"{name}\0{conversation}".encode(), digest_size=8).digest()

@@ -45,6 +45,13 @@ def test_a_conversation_stays_and_conversations_spread() -> None:
     assert min(homes.values()) > 70
 
 
+def test_without_a_replica_only_its_own_conversations_move() -> None:
+    homes = [replicas(*names)[0] for names in ("abcd", "abc")]
+    found = [[each.take(f"{number}", 0).name for number in range(200)] for each in homes]
+    assert all(before == after or before == "d" for before, after in zip(*found, strict=True))
+    assert found[0].count("d") > 20
+
+
 def test_a_replica_that_is_much_busier_loses_even_its_own_conversations() -> None:
     found, _ = replicas("a", "b")
     home = found.take("x", 1)
