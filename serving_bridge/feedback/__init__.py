@@ -1,6 +1,6 @@
 """Feedback about recorded answers: joined once, within a window, with consent; and the training data made of it."""
 
-from serving_bridge.feedback.arrival import IMPLICIT, KINDS, Feedback, read_feedback
+from serving_bridge.feedback.arrival import IMPLICIT, KINDS, Feedback, FeedbackPiece, read_feedback
 from serving_bridge.feedback.datasets import (
     DATASET_KINDS,
     DatasetError,
@@ -28,6 +28,7 @@ __all__ = [
     "DatasetKind",
     "Datasets",
     "Feedback",
+    "FeedbackPiece",
     "FeedbackStore",
     "JudgeError",
     "NextTurnJudge",

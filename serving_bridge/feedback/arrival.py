@@ -73,7 +73,9 @@ class Feedback:
         return hashlib.blake2b(said, digest_size=16).hexdigest()
 
 
-class _Wire(msgspec.Struct, forbid_unknown_fields=True):
+class FeedbackPiece(msgspec.Struct, forbid_unknown_fields=True):
+    """One piece as its sender writes it."""
+
     kind: str
     response_id: str = ""
     session: str = ""
@@ -89,7 +91,7 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True):
     at: float | None = None
 
 
-_decoder = msgspec.json.Decoder(_Wire)
+_decoder = msgspec.json.Decoder(FeedbackPiece)
 
 
 def read_feedback(content: bytes, *, max_text_chars: int) -> Feedback:

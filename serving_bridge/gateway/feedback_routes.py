@@ -28,7 +28,8 @@ from serving_bridge.gateway.callers import Caller
 from serving_bridge.gateway.errors import GatewayError, invalid, unavailable
 from serving_bridge.gateway.parts import Parts
 
-_MAX_PIECES = 1000
+#: of one request
+MAX_PIECES = 1000
 #: Requests whose feedback is being stored; further ones are told to come back.
 _MAX_WAITING = 32
 
@@ -113,7 +114,7 @@ class FeedbackRoutes:
             self._waiting -= 1
 
     async def _start(self, caller: Caller, body: bytes) -> dict[str, Any]:
-        asked = _decoded(body, _Start)
+        asked = _decoded(body, StartSession)
         name = asked.session or f"agent-{secrets.token_hex(12)}"
         _check_name("session", name)
         assert self._store is not None
@@ -122,7 +123,7 @@ class FeedbackRoutes:
         return {"session_id": name, "headers": {"X-Weir-Session": name, "X-Weir-Consent": "yes"}}
 
     async def _reward(self, caller: Caller, body: bytes) -> dict[str, Any]:
-        asked = _decoded(body, _Reward)
+        asked = _decoded(body, SetReward)
         fields: dict[str, Any] = {"kind": "outcome", "value": asked.reward, "id": asked.id, "user": asked.user}
         if asked.response_id:
             fields |= {"response_id": asked.response_id}
@@ -132,7 +133,7 @@ class FeedbackRoutes:
         return await self._feedback(caller, msgspec.json.encode(fields))
 
     async def _end(self, caller: Caller, body: bytes) -> dict[str, Any]:
-        asked = _decoded(body, _End)
+        asked = _decoded(body, EndSession)
         _check_name("session_id", asked.session_id)
         assert self._store is not None
         if not await self._asked(self._store.end, caller.tenant, asked.user, asked.session_id):
@@ -142,12 +143,16 @@ class FeedbackRoutes:
         return {"session_id": asked.session_id, "ended": True}
 
 
-class _Start(msgspec.Struct, forbid_unknown_fields=True):
+class StartSession(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of /rl/start_session; the gateway makes a name where there is none."""
+
     session: str = ""
     user: str = ""
 
 
-class _Reward(msgspec.Struct, forbid_unknown_fields=True):
+class SetReward(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of /rl/set_reward: of a session, or with `response_id` of one answer."""
+
     reward: float
     session_id: str = ""
     response_id: str = ""
@@ -155,7 +160,9 @@ class _Reward(msgspec.Struct, forbid_unknown_fields=True):
     user: str = ""
 
 
-class _End(msgspec.Struct, forbid_unknown_fields=True):
+class EndSession(msgspec.Struct, forbid_unknown_fields=True):
+    """Body of /rl/end_session."""
+
     session_id: str
     user: str = ""
 
@@ -176,8 +183,8 @@ def _pieces(body: bytes) -> Sequence[bytes | msgspec.Raw]:
         pieces = msgspec.json.decode(found["feedback"], type=list[msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise invalid('expected a JSON object, or {"feedback": [...]}', code="invalid_json") from None
-    if not 0 < len(pieces) <= _MAX_PIECES:
-        raise invalid(f"feedback has {len(pieces)} pieces, expected 1 to {_MAX_PIECES}", "feedback")
+    if not 0 < len(pieces) <= MAX_PIECES:
+        raise invalid(f"feedback has {len(pieces)} pieces, expected 1 to {MAX_PIECES}", "feedback")
     return pieces
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from serving_bridge.gateway.requests import MAX_CHOICES, ChatRequest, CompletionRequest
-from serving_bridge.gateway.schema_answers import ANSWERS
+from serving_bridge.gateway.schema_answers import ANSWERS, ref
+from serving_bridge.gateway.schema_feedback import FEEDBACK_ROUTES, feedback_schemas
 
 _WORD = {"type": ["string", "null"], "maxLength": 256}
 _PARTS = {
@@ -80,7 +81,7 @@ _PROMPT = {
 }
 #: known, and refused with anything but null
 _REFUSED = ("audio", "prediction", "functions", "function_call", "web_search_options")
-_STATUSES = (400, 401, 403, 404, 405, 408, 413, 415, 421, 429, 500, 502, 503, 504)
+_STATUSES = (400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 429, 500, 502, 503, 504)
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 
 
@@ -110,12 +111,13 @@ def openapi(model: str, *, has_keys: bool = True) -> dict[str, Any]:
             "still be refused with 400: fields depend on each other, and prompts must fit the model's context.",
         },
         "paths": {
-            "/v1/chat/completions": {"post": _post("chat", "ChatRequest", "ChatCompletion")},
-            "/v1/completions": {"post": _post("completion", "CompletionRequest", "Completion")},
+            "/v1/chat/completions": {"post": _post("chat", "ChatRequest", "ChatCompletion", streams=True)},
+            "/v1/completions": {"post": _post("completion", "CompletionRequest", "Completion", streams=True)},
+            **{path: {"post": _post(name, request, answer)} for path, name, request, answer in FEEDBACK_ROUTES},
             "/v1/models": {"get": _get("models", "ModelList")},
             "/v1/models/{name}": {"get": {**_get("model", "Model"), "parameters": [_NAME]}},
         },
-        "components": {"schemas": {**components, **ANSWERS}},
+        "components": {"schemas": {**components, **feedback_schemas(), **ANSWERS}},
     }
     if has_keys:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -128,17 +130,15 @@ def _counted(most: int | None) -> dict[str, Any]:
     return {"anyOf": [{"type": "integer", **bounds}, {"type": "null"}]}
 
 
-def _post(name: str, request: str, answer: str) -> dict[str, Any]:
+def _post(name: str, request: str, answer: str, *, streams: bool = False) -> dict[str, Any]:
+    stream: dict[str, Any] = {"text/event-stream": {}} if streams else {}
     return {
         "operationId": name,
-        "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": ref(request)}}},
         "responses": {
             "200": {
                 "description": "the answer",
-                "content": {
-                    "application/json": {"schema": _ref(answer)},
-                    "text/event-stream": {},
-                },
+                "content": {"application/json": {"schema": ref(answer)}, **stream},
             },
             **_errors(),
         },
@@ -146,14 +146,10 @@ def _post(name: str, request: str, answer: str) -> dict[str, Any]:
 
 
 def _get(name: str, answer: str) -> dict[str, Any]:
-    ok = {"description": "what is served", "content": {"application/json": {"schema": _ref(answer)}}}
+    ok = {"description": "what is served", "content": {"application/json": {"schema": ref(answer)}}}
     return {"operationId": name, "responses": {"200": ok, **_errors()}}
 
 
 def _errors() -> dict[str, Any]:
-    content = {"application/json": {"schema": _ref("Error")}}
+    content = {"application/json": {"schema": ref("Error")}}
     return {str(status): {"description": "refused", "content": content} for status in _STATUSES}
-
-
-def _ref(name: str) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{name}"}

@@ -10,7 +10,8 @@ _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 _LOGPROB: dict[str, Any] = {"type": "number", "maximum": 1e-3}
 
 
-def _object(properties: dict[str, Any], *optional: str) -> dict[str, Any]:
+def object_of(properties: dict[str, Any], *optional: str) -> dict[str, Any]:
+    """The schema of an object with these properties and no others."""
     return {
         "type": "object",
         "properties": properties,
@@ -27,7 +28,8 @@ def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, _NULL]}
 
 
-def _ref(name: str) -> dict[str, Any]:
+def ref(name: str) -> dict[str, Any]:
+    """A reference to a component."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -37,32 +39,34 @@ _TOKEN = {
     "bytes": _or_null(_list({"type": "integer", "minimum": 0, "maximum": 255})),
 }
 _FINISHES = ["stop", "length", "tool_calls", "content_filter"]
-_SPAN = _object({"version": {"type": ["integer", "null"]}, "start": _COUNT, "end": _COUNT})
-_FALLBACK = _object({"case": _TEXT, "policy": _TEXT, "citations": _list(_TEXT)})
-_CALL = _object({"id": _TEXT, "type": {"const": "function"}, "function": _object({"name": _TEXT, "arguments": _TEXT})})
+_SPAN = object_of({"version": {"type": ["integer", "null"]}, "start": _COUNT, "end": _COUNT})
+_FALLBACK = object_of({"case": _TEXT, "policy": _TEXT, "citations": _list(_TEXT)})
+_CALL = object_of(
+    {"id": _TEXT, "type": {"const": "function"}, "function": object_of({"name": _TEXT, "arguments": _TEXT})}
+)
 
 
 def _answer(kind: str, choice: str) -> dict[str, Any]:
-    return _object(
+    return object_of(
         {
             "id": _TEXT,
             "object": {"const": kind},
             "created": _COUNT,
             "model": _TEXT,
             "system_fingerprint": _TEXT,
-            "choices": {**_list(_ref(choice)), "minItems": 1},
-            "usage": _ref("Usage"),
-            "weir": _ref("Weir"),
+            "choices": {**_list(ref(choice)), "minItems": 1},
+            "usage": ref("Usage"),
+            "weir": ref("Weir"),
         }
     )
 
 
 ANSWERS: dict[str, dict[str, Any]] = {
     "ChatCompletion": _answer("chat.completion", "ChatChoice"),
-    "ChatChoice": _object(
+    "ChatChoice": object_of(
         {
             "index": _COUNT,
-            "message": _object(
+            "message": object_of(
                 {
                     "role": {"const": "assistant"},
                     "content": {"type": ["string", "null"]},
@@ -72,20 +76,23 @@ ANSWERS: dict[str, dict[str, Any]] = {
                 "tool_calls",
             ),
             "logprobs": _or_null(
-                _object(
-                    {"content": _list(_object({**_TOKEN, "top_logprobs": _list(_object(_TOKEN))})), "refusal": _NULL}
+                object_of(
+                    {
+                        "content": _list(object_of({**_TOKEN, "top_logprobs": _list(object_of(_TOKEN))})),
+                        "refusal": _NULL,
+                    }
                 )
             ),
             "finish_reason": {"enum": _FINISHES},
         }
     ),
     "Completion": _answer("text_completion", "TextChoice"),
-    "TextChoice": _object(
+    "TextChoice": object_of(
         {
             "index": _COUNT,
             "text": _TEXT,
             "logprobs": _or_null(
-                _object(
+                object_of(
                     {
                         "tokens": _list(_TEXT),
                         "token_logprobs": _list(_LOGPROB),
@@ -97,8 +104,8 @@ ANSWERS: dict[str, dict[str, Any]] = {
             "finish_reason": {"enum": _FINISHES},
         }
     ),
-    "Usage": _object({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT}),
-    "Weir": _object(
+    "Usage": object_of({"prompt_tokens": _COUNT, "completion_tokens": _COUNT, "total_tokens": _COUNT}),
+    "Weir": object_of(
         {
             "response_id": _TEXT,
             "arm": _TEXT,
@@ -118,7 +125,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
         "low_confidence",
         "fallback",
     ),
-    "Model": _object(
+    "Model": object_of(
         {
             "id": _TEXT,
             "object": {"const": "model"},
@@ -127,10 +134,10 @@ ANSWERS: dict[str, dict[str, Any]] = {
             "max_model_len": {"type": "integer", "minimum": 1},
         }
     ),
-    "ModelList": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
-    "Error": _object(
+    "ModelList": object_of({"object": {"const": "list"}, "data": _list(ref("Model"))}),
+    "Error": object_of(
         {
-            "error": _object(
+            "error": object_of(
                 {
                     "message": _TEXT,
                     "type": _TEXT,

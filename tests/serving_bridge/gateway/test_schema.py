@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
 import pytest
 
 from serving_bridge.gateway import openapi
+from serving_bridge.gateway.application import application
 from serving_bridge.gateway.requests import read_chat, read_completion
 from serving_bridge.text import Tokenizer
 from tests.support.gateway_requests import refusal
@@ -99,6 +102,29 @@ def test_what_the_schema_forbids_is_refused(fields: dict[str, Any], tokenizer: T
     error = refusal(read, tokenizer, body)
     assert error is not None
     assert error.status == 400
+
+
+def test_every_route_of_the_application_is_described() -> None:
+    settings = SimpleNamespace(model="policy", require_keys=False)
+    parts: Any = SimpleNamespace(settings=settings, feedback=None)
+    service: Any = None
+    served = {getattr(route, "path", "") for route in application(parts, service).routes}
+    assert {path.replace(":path", "") for path in served} - {"/openapi.json"} == set(DOCUMENT["paths"])
+
+
+@pytest.mark.parametrize(
+    ("body", "fits"),
+    [
+        ({"kind": "thumbs", "value": "up", "response_id": "chatcmpl-1"}, True),
+        ({"feedback": [{"kind": "rating", "value": 0.5, "session": "s"}]}, True),
+        ({"feedback": []}, False),
+        ({"kind": "next_turn", "value": 1, "session": "s"}, False),
+        ({"kind": "thumbs", "stars": 5}, False),
+    ],
+)
+def test_feedback_is_described(body: dict[str, Any], fits: bool) -> None:
+    with nullcontext() if fits else pytest.raises(jsonschema.ValidationError):
+        check(body, "FeedbackRequest")
 
 
 def test_a_key_is_asked_for_where_there_are_keys() -> None:
