@@ -5,6 +5,7 @@ from serving_bridge.confidence.calibration import (
     Calibration,
     CalibrationError,
     Method,
+    as_probability,
     read_calibration,
     write_calibration,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Threshold",
     "agreement",
     "area_under_curve",
+    "as_probability",
     "calibration_error",
     "fitted",
     "measured",

@@ -6,17 +6,15 @@ answer says of its arm goes by the version that sampled it, never by what was pl
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from serving_bridge.registry import Placement, RegistryError
-from serving_bridge.routing import LEAVING, ReplicaRow
+from serving_bridge.routing import LEAVING, ReplicaRow, point_of
 
 STABLE, CANARY, PREVIOUS = "stable", "canary", "previous"
 #: of a version that no arm has, or has any more
 FORMER = "former"
-_RANGE = 2**64
 
 #: How well a replica fits, lower first; None where it may not be taken.
 Rank = Callable[[ReplicaRow], int | None]
@@ -89,7 +87,7 @@ class Arms:
             return STABLE
         if split.tenants:
             return CANARY if tenant in split.tenants else STABLE
-        return CANARY if _point(f"{split.salt}\0{conversation}") < split.canary_share else STABLE
+        return CANARY if point_of(f"{split.salt}\0{conversation}") < split.canary_share else STABLE
 
     def propensity(self, arm: str, tenant: str = "") -> float:
         """The probability with which a conversation of a tenant is dealt to an arm."""
@@ -101,7 +99,7 @@ class Arms:
     def is_mirrored(self, response_id: str) -> bool:
         """Whether the canary gets a copy of a request that `stable` answers."""
         split = self.split
-        return split.canary is not None and _point(response_id) < split.shadow_share
+        return split.canary is not None and point_of(response_id) < split.shadow_share
 
     def of_version(self, version: int, wanted: str = STABLE) -> str:
         """The arm whose version this is; of two arms with the same version, the wanted one."""
@@ -130,8 +128,3 @@ class Arms:
         """As `rank`, of a request that nothing but the canary may answer."""
         fits = self.split.canary is not None and row.version == self.split.canary and row.arm != LEAVING
         return 0 if fits else None
-
-
-def _point(text: str) -> float:
-    """Where a text stands between 0 and 1, evenly."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) / _RANGE

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from serving_bridge.gateway.callers import Caller
 from serving_bridge.gateway.errors import GatewayError
@@ -19,6 +19,22 @@ from serving_bridge.gateway.upstream import Wanted
 from serving_bridge.settings import SHADOW_PRIORITY
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request whose user has the whole answer.
+
+    Attributes:
+      prompts: token ids.
+      wanted: what replicas were asked for, by prompt.
+    """
+
+    asked: Asked
+    caller: Caller
+    exchange: Exchange
+    prompts: Sequence[Sequence[int]]
+    wanted: Sequence[Wanted]
 
 
 class Mirror:
@@ -34,19 +50,12 @@ class Mirror:
         self._parts, self._clock = parts, clock
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def offer(
-        self,
-        asked: Asked,
-        caller: Caller,
-        exchange: Exchange,
-        prompts: Sequence[Sequence[int]],
-        wanted: Sequence[Wanted],
-    ) -> None:
+    def offer(self, answered: Answered) -> None:
         """Copies an answered request, or leaves it out; returns at once."""
         if len(self._tasks) >= self._parts.settings.max_shadows:
             self._parts.counts.totals["shadows_left_out"] += 1
             return
-        task = asyncio.ensure_future(self._copied(asked, caller, exchange, prompts, wanted))
+        task = asyncio.ensure_future(self._copied(answered))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -57,16 +66,9 @@ class Mirror:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _copied(
-        self,
-        asked: Asked,
-        caller: Caller,
-        exchange: Exchange,
-        prompts: Sequence[Sequence[int]],
-        wanted: Sequence[Wanted],
-    ) -> None:
-        parts = self._parts
-        readers = choice_readers(parts, asked, caller, exchange.response_id, prompts)
+    async def _copied(self, answered: Answered) -> None:
+        parts, asked, exchange = self._parts, answered.asked, answered.exchange
+        readers = choice_readers(parts, asked, answered.caller, exchange.response_id, answered.prompts)
         copy = exchange.copied(self._clock(), [reader.choice for reader in readers])
         flows = [
             Flow(
@@ -76,7 +78,7 @@ class Mirror:
                 lambda: parts.arms.only_canary,
                 is_shadow=True,
             )
-            for one in wanted
+            for one in answered.wanted
         ]
         status = 200
         try:

@@ -14,7 +14,7 @@ from serving_bridge.gateway.callers import Ask, Caller, Ticket
 from serving_bridge.gateway.conversations import conversation_of
 from serving_bridge.gateway.errors import GatewayError
 from serving_bridge.gateway.flows import Flow, begun, choice_readers, read_deltas
-from serving_bridge.gateway.mirror import Mirror
+from serving_bridge.gateway.mirror import Answered, Mirror
 from serving_bridge.gateway.observations import Exchange
 from serving_bridge.gateway.openai_form import Tag, calls_schema
 from serving_bridge.gateway.parts import Parts
@@ -107,7 +107,7 @@ class Service:
                 deltas = await stack.enter_async_context(aclosing(found))
                 yield Answer(tag, deltas, choices, prompts)
         if parts.arms.of_version(flows[0].version, arm) == STABLE and parts.arms.is_mirrored(response_id):
-            self._mirror.offer(asked, caller, exchange, prompts, wanted)
+            self._mirror.offer(Answered(asked, caller, exchange, prompts, wanted))
 
     def _tag(self, asked: Asked, response_id: str, version: int, wanted_arm: str) -> Tag:
         def arm_of(version: int) -> str:

@@ -11,11 +11,11 @@ rendezvous hashing (Thaler and Ravishankar, 1996): a lost cell's load is spread 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-_RANGE = 2**64
+from serving_bridge.routing.points import point_of
+
 #: answers that say: this cell can't, another may. A limit that is reached is none of them.
 _ELSEWHERE = frozenset({"overloaded", "queue_full"})
 
@@ -84,7 +84,7 @@ def cells_of(
             f"home {home!r} of tenant {tenant!r}: expected one of {', '.join(sorted(allowed)) or 'no cell'}; "
             f"change the home, or what the tenant is bound to"
         )
-    others = sorted(allowed - {home}, key=lambda cell: _point(f"{tenant}\0{cell}"))
+    others = sorted(allowed - {home}, key=lambda cell: point_of(f"{tenant}\0{cell}"))
     return (home, *others[:alternates])
 
 
@@ -126,9 +126,9 @@ def choose_cell(
     if not alive:
         return None
     home = order[0]
-    others = sorted((cell for cell in alive if cell != home), key=lambda cell: _point(f"{cell}\0{conversation}"))
+    others = sorted((cell for cell in alive if cell != home), key=lambda cell: point_of(f"{cell}\0{conversation}"))
     lenders = [cell for cell in others if policy.lends(alive[cell])]
-    if home in alive and (not lenders or _point(conversation) >= policy.share(alive[home])):
+    if home in alive and (not lenders or point_of(conversation) >= policy.share(alive[home])):
         return home
     if lenders:
         return lenders[0]
@@ -143,8 +143,3 @@ def may_try_another(status: int | None, code: str | None) -> bool:
       code: of the error's body.
     """
     return status is None or status == 503 or (status == 429 and code in _ELSEWHERE)
-
-
-def _point(text: str) -> float:
-    """Where a text stands between 0 and 1, evenly."""
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest()) / _RANGE

@@ -1,4 +1,4 @@
-"""The study of the canary: its cells, its tables, its interval."""
+"""The study of the canary: its cells and its tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tools.study.canary import (
     canary_cells,
     run_cell,
     unfinished,
-    wilson,
     write_canary_report,
 )
 from tools.study.records import StudyError
@@ -23,12 +22,6 @@ def test_cells_deal_out_the_candidates() -> None:
     assert sum(cell.seeds for cell in cells if cell.kind in ("same", "better", "within")) == 1000
     assert sum(cell.seeds for cell in cells if cell.kind == "slow") == 100
     assert len({(cell.kind, cell.first) for cell in cells}) == len(cells)
-
-
-def test_the_interval_is_wilsons() -> None:
-    """Values of scipy.stats.binomtest(...).proportion_ci(method="wilson")."""
-    assert wilson(0, 1000) == pytest.approx((0.0, 0.003827), abs=1e-5)
-    assert wilson(3, 1000) == pytest.approx((0.001021, 0.008783), abs=1e-5)
 
 
 def test_a_page_is_written_from_finished_cells(tmp_path: Path) -> None:

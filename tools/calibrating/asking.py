@@ -103,9 +103,11 @@ async def _posted(session: aiohttp.ClientSession, asking: Asking, fields: Mappin
     route = "/chat/completions" if asking.chat else "/completions"
     try:
         async with session.post(asking.url.rstrip("/") + route, json=body, allow_redirects=False) as response:
-            content = await response.content.read(_MAX_BYTES)
-            while block := await response.content.read(_MAX_BYTES):
+            content = b""
+            async for block in response.content.iter_any():
                 content += block
+                if len(content) > _MAX_BYTES:
+                    raise AskError(f"{printable(asking.url)[:200]} answered with more than {_MAX_BYTES} bytes")
         found = msgspec.json.decode(content)
     except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError) as error:
         raise AskError(f"{printable(asking.url)[:200]} gave no answer: {printable(str(error))[:200]}") from None

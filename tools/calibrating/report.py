@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -16,6 +15,7 @@ from serving_bridge.confidence import (
     Measured,
     Method,
     ScoreName,
+    as_probability,
     fitted,
     measured,
     thresholds,
@@ -47,7 +47,7 @@ def fitted_on(answers: Sequence[KnownAnswer], name: ScoreName, method: Method) -
         raise CalibrationError("no answers are left to measure on: give more questions")
     calibration = fitted(name, method, scores_of(fit, name), [answer.correct for answer in fit])
     scores, right = scores_of(held, name), [answer.correct for answer in held]
-    raw = [score if name == "agreement" else math.exp(min(score, 0.0)) for score in scores]
+    raw = [as_probability(name, score) for score in scores]
     told = [calibration.probability(score) for score in scores]
     before, after = measured(raw, right), measured(told, right)
     report = {

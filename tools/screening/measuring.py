@@ -11,12 +11,12 @@ from pathlib import Path
 
 from learner_jax.runtime import WeirError
 from serving_bridge.safety import REDACTED, Checker, Stage, Verdict
+from tools.shares import wilson
 
 #: Marked kinds that have a form; names, places and titles have none and need a model.
 STRUCTURED = frozenset(
     {"PHONE_NUMBER", "CREDIT_CARD", "IP_ADDRESS", "EMAIL_ADDRESS", "US_SSN", "IBAN_CODE", "US_DRIVER_LICENSE", "CRYPTO"}
 )
-_Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,7 @@ class Share:
 
     @property
     def interval(self) -> tuple[float, float]:
-        if not self.total:
-            return 0.0, 1.0
-        rate, spread = self.count / self.total, _Z**2 / self.total
-        middle = (rate + spread / 2) / (1 + spread)
-        half = _Z / (1 + spread) * (rate * (1 - rate) / self.total + spread / (4 * self.total)) ** 0.5
-        return max(0.0, middle - half), min(1.0, middle + half)
+        return wilson(self.count, self.total)
 
 
 def measured(folder: Path, checker: Checker) -> list[Share]:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+from tools.shares import wilson
 from tools.study.records import finished, keep, put_tables, require_all
 from tools.testing.canary import BAD, GOOD, Kind, roll_out
 
@@ -127,14 +128,6 @@ def _tables(outcomes: dict[str, list[dict[str, Any]]], settings: CanarySettings)
 
 def _share(outcomes: Sequence[dict[str, Any]], phase: str) -> str:
     return _rate(sum(one["phase"] == phase for one in outcomes), len(outcomes))
-
-
-def wilson(number: int, of: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson 1927)."""
-    share, width = number / of, z * z / of
-    middle = (share + width / 2) / (1 + width)
-    half = z * np.sqrt(share * (1 - share) / of + width / (4 * of)) / (1 + width)
-    return max(float(middle - half), 0.0), min(float(middle + half), 1.0)
 
 
 def _rate(number: int, of: int) -> str:

@@ -140,3 +140,17 @@ def test_a_gateway_that_refuses_is_told(tmp_path: Path, tokenizer: Tokenizer) ->
                 _ = [answer async for answer in asked_answers(Counting(), asking, 1)]  # type: ignore[arg-type]
 
     asyncio.run(play())
+
+
+def test_a_gateway_that_answers_without_end_is_told(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tools.calibrating.asking._MAX_BYTES", 100)
+
+    async def play() -> None:
+        async with running_gateway(tmp_path, tokenizer, Script()) as world:
+            asking = Asking(f"{world.url}/v1", "policy", True, "{question}")
+            with pytest.raises(AskError, match="more than 100 bytes"):
+                _ = [answer async for answer in asked_answers(Counting(), asking, 1)]  # type: ignore[arg-type]
+
+    asyncio.run(play())
