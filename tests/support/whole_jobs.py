@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from serving_bridge.telemetry.metrics_log import read_metrics
 from tests.conftest import QUICK_COMPILE, REPOSITORY
@@ -94,3 +97,24 @@ def run_and_kill(directory: Path, victim: str, *overrides: str) -> list[dict[str
             job.kill()
     wait_for(lambda: not processes_of(run), timeout_s=30, what="the end of all processes")
     return read_metrics(run / "metrics.jsonl")
+
+
+def trained_outside(folder: Path, config: Mapping[str, Any], *python_path: str) -> list[dict[str, Any]]:
+    """Records of the three steps of a job in `folder`, without the repository on its path; log-probs must agree."""
+    (folder / "config.toml").write_text(tomli_w.dumps(config))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "tools.train", "--config", "config.toml"],
+        cwd=folder,
+        env=environment() | {"PYTHONPATH": os.pathsep.join(python_path)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    trained = steps(folder / "run")
+    assert [record["step"] for record in trained] == [1, 2, 3]
+    measured = [record["mismatch_mean_abs_logprob"] for record in trained if record["mismatch_tokens"]]
+    assert measured
+    assert max(measured) <= 1e-4
+    return trained

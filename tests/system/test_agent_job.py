@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from serving_bridge.queue.queue import TrajectoryQueue
 from tests.support.installed import installed
 from tests.support.random_chat import write_model
 from tests.support.session_world import tokenizer as tokenizer
-from tests.support.whole_jobs import environment, steps
+from tests.support.whole_jobs import trained_outside
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytest.importorskip("openai", reason="OpenAI's client is not installed")
@@ -61,21 +57,6 @@ def test_an_agent_trains_from_an_installed_weir(tokenizer: Any, tmp_path: Path) 
         "serving": {"dtype": "float32", "max_model_len": 448},
         "evaluation": {"num_problems": 2},
     }  # fmt: skip
-    (folder / "config.toml").write_text(tomli_w.dumps(config))
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "tools.train", "--config", "config.toml"],
-        cwd=folder,
-        env={**environment(), "PATH": os.environ["PATH"], "PYTHONPATH": str(weir)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    trained = steps(folder / "run")
-    assert [record["step"] for record in trained] == [1, 2, 3]
-    measured = [record["mismatch_mean_abs_logprob"] for record in trained if record["mismatch_tokens"]]
-    assert measured
-    assert max(measured) <= 1e-4
+    trained = trained_outside(folder, config, str(weir))
     assert all(record["reward_parts"]["characters"] > 0 for record in trained)
     assert TrajectoryQueue(folder / "run" / "state.db").admin.progress().num_acknowledged == 6

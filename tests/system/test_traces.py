@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import subprocess
-import threading
 from collections import defaultdict
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,43 +13,25 @@ import pytest
 from serving_bridge.telemetry import trace_id
 from serving_bridge.telemetry.metrics_log import read_metrics
 from tests.conftest import REPOSITORY
+from tests.support.otlp import Receiver, otlp_receiver
 from tests.support.run_history import RECORDED
 from tests.support.whole_jobs import SMALL_DEMO, environment, steps, train_command
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="OpenTelemetry is not installed")
 
 
-class Collector(BaseHTTPRequestHandler):
-    """Takes what OTLP exporters post."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        body = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
-        self.server.bodies.append(body)  # type: ignore[attr-defined]
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
-
-
 @pytest.fixture
-def collector() -> Iterator[Any]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
-        server.bodies = []  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, args=[0.05])
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def collector() -> Iterator[Receiver]:
+    with otlp_receiver() as receiver:
+        yield receiver
 
 
-def received(bodies: list[bytes]) -> list[dict[str, Any]]:
+def received(posts: list[tuple[str, bytes]]) -> list[dict[str, Any]]:
     """Every span: trace, name, parent, begin, end, process."""
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
     found = []
-    for body in bodies:
+    for _, body in posts:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             about = {pair.key: pair.value.string_value for pair in resource.resource.attributes}
             found += [
@@ -73,7 +52,7 @@ def received(bodies: list[bytes]) -> list[dict[str, Any]]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-def test_every_trained_group_is_one_trace_from_prompt_to_published_version(collector: Any, tmp_path: Path) -> None:
+def test_every_trained_group_is_one_trace_from_prompt_to_published_version(collector: Receiver, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = train_command(
         "demo.toml",
@@ -83,13 +62,13 @@ def test_every_trained_group_is_one_trace_from_prompt_to_published_version(colle
         "evaluation.every=0",
         "telemetry.traces=1.0",
     )
-    told = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}"}
+    told = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url}
     done = subprocess.run(
         command, env=environment() | RECORDED | told, capture_output=True, text=True, timeout=900, check=False
     , cwd=REPOSITORY)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     traces: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for span in received(collector.bodies):
+    for span in received(collector.posts):
         traces[span["trace"]].append(span)
     consumed = [record for record in read_metrics(run / "metrics.jsonl") if record["event"] == "consumed"]
     groups = [group for record in consumed for group in record["groups"]]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tomli_w
 
 from tests.support.installed import installed
 from tests.support.random_chat import write_model
 from tests.support.session_world import tokenizer as tokenizer
-from tests.support.whole_jobs import environment, steps
+from tests.support.whole_jobs import trained_outside
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytest.importorskip("verifiers.v1", reason="needs weir[verifiers]")
@@ -54,22 +51,7 @@ def test_a_taskset_with_a_tool_trains_from_an_installed_weir(tokenizer: Any, tmp
         "serving": {"dtype": "float32", "max_model_len": 640},
         "evaluation": {"num_problems": 2, "every": 0},
     }  # fmt: skip
-    (folder / "config.toml").write_text(tomli_w.dumps(config))
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "tools.train", "--config", "config.toml"],
-        cwd=folder,
-        env={**environment(), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join((str(weir), *_more()))},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    trained = steps(folder / "run")
-    assert [record["step"] for record in trained] == [1, 2, 3]
-    measured = [record["mismatch_mean_abs_logprob"] for record in trained if record["mismatch_tokens"]]
-    assert measured
-    assert max(measured) <= 1e-4
+    trained = trained_outside(folder, config, str(weir), *_more())
     assert all(1 <= record["reward_parts"]["turns"] <= 3 for record in trained)
 
 

@@ -207,6 +207,7 @@ def test_a_command_is_what_its_parser_takes(shown: Shown, capsys: pytest.Capture
         found = parsed(module_of(name), f"weir {name}", filled(given), is_whole=shown.is_whole)
     except SystemExit:
         pytest.fail(capsys.readouterr().err)
+    assert found is not None or not shown.is_whole
     config, overrides = getattr(found, "config", None), getattr(found, "overrides", ())
     if config is None and not overrides:
         return

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -15,6 +12,7 @@ from learner_jax.loop.step_record import log_step
 from learner_jax.runtime import NO_SPANS, DoorError
 from serving_bridge.telemetry import OpenTelemetrySpans, first_span_id, open_traces, require_opentelemetry, trace_id
 from serving_bridge.telemetry.traces import is_traced
+from tests.support.otlp import Receiver, otlp_receiver
 
 sdk = pytest.importorskip("opentelemetry.sdk.trace.export", reason="OpenTelemetry is not installed")
 memory = pytest.importorskip("opentelemetry.sdk.trace.export.in_memory_span_exporter")
@@ -98,39 +96,20 @@ def test_a_share_of_groups_is_traced_and_all_processes_agree_on_it() -> None:
     assert sorted(span.name for span in exporter.get_finished_spans()) == expected
 
 
-class Receiver(BaseHTTPRequestHandler):
-    """Takes what an OTLP exporter posts."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        body = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
-        self.server.bodies.append((self.path, body))  # type: ignore[attr-defined]
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
-
-
 @pytest.fixture
-def receiver() -> Iterator[Any]:
-    with HTTPServer(("127.0.0.1", 0), Receiver) as server:
-        server.bodies = []  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, args=[0.02])
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+def receiver() -> Iterator[Receiver]:
+    with otlp_receiver() as receiver:
+        yield receiver
 
 
-def test_spans_arrive_at_a_collector_by_otlp(receiver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_arrive_at_a_collector_by_otlp(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{receiver.server_port}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
     spans = open_traces(run="run", process="learner-0", share=1.0)
     log_step(quiet, spans, RECORD, ["run/4"], published_version=7)
     spans.close()
-    ((path, body),) = receiver.bodies
+    ((path, body),) = receiver.posts
     assert path == "/v1/traces"
     (resource,) = ExportTraceServiceRequest.FromString(body).resource_spans
     told = [span for scope in resource.scope_spans for span in scope.spans]
