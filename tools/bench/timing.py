@@ -15,7 +15,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -192,6 +193,14 @@ def console(file: TextIO | None = None) -> Console:
 def progress() -> Progress:
     """A bar on stderr that vanishes when done."""
     return Progress(console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def sides_progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar over so many runs on a server that starts first; gives a function that is told each side that is done."""
+    with progress() as bar:
+        task = bar.add_task("starting the server", total=total)
+        yield lambda side: bar.update(task, advance=1, description=f"{side} is done")
 
 
 def positive(text: str) -> int:

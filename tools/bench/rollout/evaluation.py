@@ -27,7 +27,7 @@ from serving_bridge.vllm import VllmClient
 from tools.assembly import collect_garbage_less_often
 from tools.bench import BenchmarkError
 from tools.bench.rollout.rollout import SIDES, Additions, Server, Work, measure, table, verdict
-from tools.bench.timing import console, json_path, positive, progress, this_hardware, write_json
+from tools.bench.timing import console, json_path, positive, sides_progress, this_hardware, write_json
 from tools.evaluation import (
     AnswerLog,
     FolderPrompts,
@@ -92,12 +92,7 @@ def main(argv: Sequence[str]) -> None:
     out.print(str(hardware), highlight=False, soft_wrap=True)
     collect_garbage_less_often()
     work = Work(given.requests, 1, given.tokens, given.concurrency)
-    with progress() as bar, tempfile.TemporaryDirectory() as folder:
-        task = bar.add_task("starting the server", total=(given.rounds + 1) * len(SIDES))
-
-        def done(side: str) -> None:
-            bar.update(task, advance=1, description=f"{side} is done")
-
+    with sides_progress((given.rounds + 1) * len(SIDES)) as done, tempfile.TemporaryDirectory() as folder:
         result = asyncio.run(measure(work, given.rounds, Path(folder), done, weir=evaluated))
     out.print(table(result))
     out.print(verdict(result, aim=AIM), highlight=False)

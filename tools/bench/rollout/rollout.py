@@ -45,7 +45,17 @@ from tools.assembly import collect_garbage_less_often, create_model
 from tools.bench import BenchmarkError
 from tools.bench.processes import Sampler
 from tools.bench.rollout.one_round import Side, play_round
-from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
+from tools.bench.timing import (
+    Spread,
+    console,
+    json_path,
+    positive,
+    ratio,
+    sides_progress,
+    spread,
+    this_hardware,
+    write_json,
+)
 
 SIDES = ("weir", "vllm", "bare")
 _CLIENT, _SERVER = "client", "server"
@@ -339,16 +349,8 @@ def main(argv: Sequence[str]) -> None:
     out.print(str(hardware), highlight=False, soft_wrap=True)
     collect_garbage_less_often()
     work = Work(given.groups, given.group_size, given.tokens, given.concurrency)
-    with progress() as bar, tempfile.TemporaryDirectory() as folder:
-        task = bar.add_task("starting the server", total=(given.rounds + 1) * len(SIDES))
-        result = asyncio.run(
-            measure(
-                work,
-                given.rounds,
-                Path(folder),
-                lambda side: bar.update(task, advance=1, description=f"{side} is done"),
-            )
-        )
+    with sides_progress((given.rounds + 1) * len(SIDES)) as done, tempfile.TemporaryDirectory() as folder:
+        result = asyncio.run(measure(work, given.rounds, Path(folder), done))
     out.print(table(result))
     out.print(verdict(result), highlight=False)
     if given.json is not None:

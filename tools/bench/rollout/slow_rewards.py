@@ -48,7 +48,17 @@ from serving_bridge.vllm import http_session
 from tools.assembly import collect_garbage_less_often, create_model
 from tools.bench.rollout.one_round import Side, play_round
 from tools.bench.rollout.rollout import SHAPE
-from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
+from tools.bench.timing import (
+    Spread,
+    console,
+    json_path,
+    positive,
+    ratio,
+    sides_progress,
+    spread,
+    this_hardware,
+    write_json,
+)
 
 QUICK, SLOW, RATIO = "quick", "slow", "slow over quick"
 #: side -> reward
@@ -236,16 +246,8 @@ def main(argv: Sequence[str]) -> None:
     out.print(str(hardware), highlight=False, soft_wrap=True)
     collect_garbage_less_often()
     work = Work(given.groups, given.group_size, given.tokens, given.concurrency, given.places, given.scored)
-    with progress() as bar, tempfile.TemporaryDirectory() as folder:
-        task = bar.add_task("starting the server", total=(given.rounds + 1) * len(REWARDS))
-        sampled = asyncio.run(
-            measure(
-                work,
-                given.rounds,
-                Path(folder),
-                lambda side: bar.update(task, advance=1, description=f"{side} is done"),
-            )
-        )
+    with sides_progress((given.rounds + 1) * len(REWARDS)) as done, tempfile.TemporaryDirectory() as folder:
+        sampled = asyncio.run(measure(work, given.rounds, Path(folder), done))
     found = figures(sampled)
     out.print(table(found))
     relative = found["tokens_per_s"][RATIO]
