@@ -202,17 +202,15 @@ async def evaluate(
     # A verdict's time begins when it is asked for: a queue of verdicts without bound would run some of them out of it.
     limit, judging = asyncio.Semaphore(concurrency // at_once), asyncio.Semaphore(concurrency)
 
-    async def answered(prompts: Sequence[list[int]]) -> list[Completion]:
-        async with limit:
-            return await _asked(
-                client,
-                prompts,
-                max_tokens=max_tokens,
-                greedy=temperature == 0,
-                temperature=temperature or 1.0,
-                stop_token_ids=encoder.tokenizer.eos_ids,
-                timeout_s=timeout_s,
-            )
+    answered = partial(
+        _asked,
+        client,
+        max_tokens=max_tokens,
+        greedy=temperature == 0,
+        temperature=temperature or 1.0,
+        stop_token_ids=encoder.tokenizer.eos_ids,
+        timeout_s=timeout_s,
+    )
 
     async def judged(problem: Problem, completion: Completion) -> _Examined:
         text = encoder.tokenizer.decode(completion.tokens.tolist())
@@ -222,7 +220,8 @@ async def evaluate(
         return _Examined(problem, completion, text, result)
 
     async def examined(asked: Sequence[tuple[Problem, list[int]]]) -> list[_Examined]:
-        answers = await answered([prompt for _, prompt in asked])
+        async with limit:
+            answers = await answered([prompt for _, prompt in asked])
         return await asyncio.gather(*(judged(problem, a) for (problem, _), a in zip(asked, answers, strict=True)))
 
     problems = [task.problem("heldout", index) for index in range(num_problems)]

@@ -37,7 +37,7 @@ class ProblemSamples:
 
 
 def unit_of(metric: str) -> str:
-    """share, score, tokens or characters."""
+    """share, score, tokens, characters or turns."""
     return UNITS.get(metric, "share")
 
 
