@@ -132,7 +132,7 @@ def _to_hf(arguments: argparse.Namespace) -> None:
     ):
         to_hf(
             source.folder,
-            identity=source.identity,
+            identity=source.identity(),
             model_dir=model.folder or None,
             out=_target(arguments.out),
             dtype=arguments.dtype,
@@ -147,7 +147,7 @@ def _from_hf(arguments: argparse.Namespace) -> None:
     with _watch("converting") as watch, model_here(arguments.model, weights=True, progress=watch.progress) as model:
         from_hf(
             model.folder,
-            identity=model.identity,
+            identity=model.identity(),
             out=_target(arguments.out),
             optimizer=OptimizerSettings(moments=arguments.moments),
             family=arguments.family,

@@ -10,9 +10,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from learner_jax.conversion import from_hf
+from learner_jax.runtime import WeirError
 from serving_bridge.storage import CheckpointObjects, FsspecObjects
 from tests.support.model_folders import assert_same
 from tests.support.s3 import CREDENTIALS, S3, Fault
+from tools.assembly import checkpoint_here
 from tools.convert import main
 
 #: one server for all tests on it
@@ -158,3 +160,20 @@ def test_what_can_not_be_is_one_clear_error(
     said = refused("to-hf", "--checkpoint", "s3://bucket/run", *out)
     assert "s3://bucket/run failed at listing it" in said
     assert "is it reachable from here?" in said
+
+
+class _StatusError(WeirError):
+    """Has more to tell than a message."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def test_an_error_about_a_passing_copy_tells_the_url_and_stays_what_it_is(s3: S3, made: Path) -> None:
+    objects = FsspecObjects("s3://bucket/named")
+    for path in (path for path in made.rglob("*") if path.is_file()):
+        objects.put_file(path.relative_to(made).as_posix(), path)
+    with pytest.raises(_StatusError) as caught, checkpoint_here("s3://bucket/named/0") as here:
+        raise _StatusError(f"{here.folder}/state is odd", status=7)
+    assert (str(caught.value), caught.value.status) == ("s3://bucket/named/0/state is odd", 7)

@@ -26,11 +26,15 @@ class Fetched:
     """A folder of this machine.
 
     Attributes:
-      identity: a hash of the content where the folder is a passing copy, else empty.
+      is_copy: whether it is a passing copy of what a URL names.
     """
 
     folder: str
-    identity: str = ""
+    is_copy: bool = False
+
+    def identity(self) -> str:
+        """A hash of a passing copy's content, which reads all files; empty for another folder."""
+        return _digest(Path(self.folder)) if self.is_copy else ""
 
 
 @contextmanager
@@ -53,7 +57,7 @@ def checkpoint_here(place: str, *, progress: Progress = lambda done, total: None
         checkpoints.mkdir(parents=True)
         folder, exactly = _checkpoint(place.rstrip("/"), checkpoints, progress)
         with _named(exactly, folder):
-            yield Fetched(str(folder), _digest(folder))
+            yield Fetched(str(folder), is_copy=True)
 
 
 @contextmanager
@@ -81,7 +85,7 @@ def model_here(place: str, *, weights: bool, progress: Progress = lambda done, t
         folder = Path(made) / "model"
         _fetch(objects, sizes, folder, progress)
         with _named(place, folder):
-            yield Fetched(str(folder), _digest(folder))
+            yield Fetched(str(folder), is_copy=True)
 
 
 def _is_weights(key: str) -> bool:
@@ -167,10 +171,9 @@ def _digest(folder: Path) -> str:
 
 @contextmanager
 def _named(url: str, folder: Path) -> Iterator[None]:
-    """The URL for the passing folder in the texts of errors."""
+    """The URL for the passing folder in the texts of errors, which stay what they are."""
     try:
         yield
     except WeirError as error:
-        if str(folder) not in str(error):
-            raise
-        raise type(error)(str(error).replace(str(folder), url)) from error
+        error.args = tuple(part.replace(str(folder), url) if isinstance(part, str) else part for part in error.args)
+        raise
