@@ -13,6 +13,8 @@ _NUMBER = r"\p{Nd}{1,3}(?:,\p{Nd}{3})+(?:\.\p{Nd}+)?|\p{Nd}+\.\p{Nd}+"
 _WORD = regex.compile(rf"(?:{_NUMBER})(?![\p{{L}}\p{{M}}\p{{N}}_])|{_LETTERS}(?:['\u2019\-]{_LETTERS})*")
 _FORMAT = regex.compile(r"\p{Cf}+")
 _BLANKS = re.compile(r"\s+")
+#: what shows ink; fillers of Hangul, selectors of variants and the empty Braille cell are letters or marks without any
+_SEEN = regex.compile(r"[^\s\p{C}\p{Z}\p{Default_Ignorable_Code_Point}\u2800]")
 #: Unicode's own bound of marks on one letter (UAX 15, Stream-Safe Text Format); sorting more takes quadratic time
 _MANY_MARKS = regex.compile(r"(\p{M}{30})\p{M}+")
 _APOSTROPHES = str.maketrans("\u2019\u2018\u02bc", "'''")
@@ -78,7 +80,7 @@ def ends_in(text: str, wanted: str) -> bool:
 
 def is_blank(text: str) -> bool:
     """Whether a text has nothing that can be seen."""
-    return not any(character.isprintable() and not character.isspace() for character in text)
+    return _SEEN.search(text) is None
 
 
 def _seen(text: str) -> str:

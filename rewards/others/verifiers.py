@@ -103,7 +103,8 @@ def _is_old(taskset: str) -> bool:
 
 def _path() -> str:
     """PATH with the folder of this Python, where pip puts `uv`: a virtual environment need not be active."""
-    return os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))
+    path, folder = os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)
+    return path if folder in path.split(os.pathsep) else os.pathsep.join((path, folder))
 
 
 def _check_programs(environment: Any) -> None:

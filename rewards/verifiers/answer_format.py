@@ -19,6 +19,7 @@ from rewards.verifiers.columns import as_text, wrong
 from rewards.verifiers.verifier import Plain, Row, RowError
 
 DEFAULT_TAGS = ("think", "answer")
+#: of processor time of the whole process, as `regex` counts it: beside other work it takes longer by the clock
 _TIMEOUT_S = 1.0
 _MAX_ITEMS = 100
 _KEYS = ("tags", "sections", "regex")
@@ -37,8 +38,8 @@ def judge(answer: str, row: Row) -> RewardResult:
 
     Tags and sections must stand once each, in this order, and hold something that can be seen. Nothing but blanks may
     stand outside of tags. A section is a line with its name, outside of blocks of code: `# Name`, `## 1. Name`,
-    `**Name**` or `Name:`. A regular expression must match the whole answer, less the blanks around it; it gets one
-    second.
+    `**Name**` or `Name:`. A regular expression must match the whole answer, less the blanks around it. It ends after a
+    second of the process's processor time, that of its other threads included.
 
     Raises:
       RowError: the row asks for something that is not understood.
@@ -54,7 +55,7 @@ def judge(answer: str, row: Row) -> RewardResult:
         try:
             is_match = compiled.fullmatch(answer.strip(), timeout=_TIMEOUT_S) is not None
         except TimeoutError:
-            return failed(f"row.regex took longer than {_TIMEOUT_S:g} s", "timeout")
+            return failed(f"row.regex took more than {_TIMEOUT_S:g} s of processor time", "timeout")
         found["regex"] = "" if is_match else f"it doesn't match {compiled.pattern!r:.100}"
     parts = {name: float(not why) for name, why in found.items()}
     reasons = tuple(why for why in found.values() if why)

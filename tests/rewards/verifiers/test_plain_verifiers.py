@@ -96,6 +96,7 @@ def test_format(answer: str, row: dict[str, Any], why: str) -> None:
 def test_a_regular_expression_that_never_ends_is_a_timeout() -> None:
     result = judged("format", "a" * 60 + "!", regex="(a|a)*$")
     assert (result.score, result.verdict) == (None, "timeout")
+    assert result.reasons == ("row.regex took more than 1 s of processor time",)
 
 
 @pytest.mark.parametrize("row", [{"regex": "("}, {"tags": "a b"}, {"tags": [7, {}]}, {"format": {"regx": "a"}}])
