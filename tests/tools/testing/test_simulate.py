@@ -176,3 +176,28 @@ def test_a_standstill_is_an_error_and_not_a_hang():
     with pytest.raises(StalledError):
         loop.run_until_complete(loop.create_task(forever()))
     loop.abandon()
+
+
+def test_tasks_that_ended_are_forgotten_and_those_that_did_not_are_unwound():
+    loop = SimulatedLoop()
+    unwound: list[int] = []
+
+    async def nothing() -> None:
+        await asyncio.sleep(0)
+
+    async def forever(number: int) -> None:
+        try:
+            await loop.create_future()
+        finally:
+            unwound.append(number)
+
+    async def world() -> None:
+        waiting = [loop.create_task(forever(number)) for number in range(3)]
+        for _ in range(3000):
+            await loop.create_task(nothing())
+        assert len(waiting) == 3
+
+    loop.run_until_complete(loop.create_task(world()))
+    assert len(loop._tasks) < 600
+    loop.abandon()
+    assert unwound == [0, 1, 2]

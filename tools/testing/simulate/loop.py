@@ -24,6 +24,8 @@ EPOCH_S = 1.7e9
 _TICK_S = 1e-6
 #: timers that are no further apart go off together
 _RESOLUTION_S = 1e-9
+#: tasks that are remembered before those that ended are forgotten
+_FEW_TASKS = 256
 #: a dead coroutine that waits more often than this while it is unwound is left as it is
 _MAX_CLOSES = 20
 
@@ -140,7 +142,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, _Handle]] = []
         self._executor_delay = executor_delay
         self._numbers = 0
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks: list[asyncio.Task[Any]] = []  # that have not ended, and some that have
+        self._most_tasks = _FEW_TASKS
         self.set_task_factory(self._make_task)
         self.set_exception_handler(lambda loop, context: None)
 
@@ -203,13 +206,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         # What that code starts while it is unwound becomes a task of this loop, and is closed in its turn.
         asyncio._set_running_loop(self)
         try:
-            for task in self._tasks:
-                if not task.done():
-                    task._log_destroy_pending = False  # type: ignore[attr-defined]
-                    _unwind(task.get_coro())
+            while self._tasks:
+                tasks, self._tasks = self._tasks, []
+                for task in tasks:
+                    if not task.done():
+                        task._log_destroy_pending = False  # type: ignore[attr-defined]
+                        _unwind(task.get_coro())
         finally:
             asyncio._set_running_loop(None)
-        self._tasks.clear()
         self.close()
 
     def _set_timer(self, when: float, handle: _Handle) -> None:
@@ -261,6 +265,9 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._numbers += 1
         task = _OrderedTask(work, number=self._numbers, loop=loop, **options)
         self._tasks.append(task)
+        if len(self._tasks) > self._most_tasks:
+            self._tasks = [task for task in self._tasks if not task.done()]
+            self._most_tasks = max(_FEW_TASKS, 2 * len(self._tasks))
         return task
 
 
