@@ -41,6 +41,13 @@ def registry_arguments(parser: argparse.ArgumentParser, *, acts: bool = False, p
         parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
+def positive(text: str) -> int:
+    """A number above 0, as a type of arguments."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text[:50]!a}")
+    return int(text)
+
+
 def who_am_i() -> str:
     """The user and the host, as `user@host`."""
     try:

@@ -65,7 +65,7 @@ from tools.assembly import (
     run_paths,
     working,
 )
-from tools.command_line import command_parser
+from tools.command_line import command_parser, positive
 from tools.reporting import terminal
 
 _TIMEOUT_S = 5.0
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(limit=50)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     listing = commands.add_parser("list", help="the newest feedback")
-    listing.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many")
+    listing.add_argument("--limit", type=positive, default=50, metavar="N", help="at most so many")
     add = commands.add_parser("add", help="bring the feedback of a file; the same again changes nothing")
     add.add_argument("--file", type=Path, required=True, metavar="F.jsonl", help="lines as POST /v1/feedback has them")
     add.add_argument("--tenant", required=True, metavar="TENANT", help="whose answers it is about; local without keys")
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     judge = commands.add_parser("judge", help="judge answers by what the user said next")
     judge.add_argument("--endpoint", required=True, metavar="URL", help="an OpenAI-compatible API, with its /v1")
     judge.add_argument("--model", required=True, metavar="NAME", help="the judge's model")
-    judge.add_argument("--votes", type=int, default=3, metavar="N", help="times that it is asked")
+    judge.add_argument("--votes", type=positive, default=3, metavar="N", help="times that it is asked")
     judge.add_argument("--key-env", default="", metavar="NAME", help="environment variable of the endpoint's key")
     dataset = commands.add_parser("dataset", help="write a dataset, cut by time")
     dataset.add_argument("name", metavar="NAME", help="of the dataset; used once")

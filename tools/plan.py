@@ -27,7 +27,7 @@ from rich.table import Table
 
 from learner_jax.contracts import ModelConfig, ModelConfigError, parse_model_config
 from tools.assembly import clear_errors
-from tools.command_line import command_parser
+from tools.command_line import command_parser, positive
 from tools.planning import (
     AXES,
     GB,
@@ -204,14 +204,8 @@ def run_scale(arguments: argparse.Namespace, console: Console) -> dict[str, Any]
     return {"inputs": inputs.model_dump(), "plans": [dataclasses.asdict(planned) for planned in plans]}
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return int(text)
-
-
 def _add_scale(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--gpus", type=_positive, nargs="+", default=[8, 64, 512], help="numbers of GPUs")
+    command.add_argument("--gpus", type=positive, nargs="+", default=[8, 64, 512], help="numbers of GPUs")
     command.add_argument("--model", nargs="+", help="as of `memory`; by default three public shapes")
     command.add_argument("--shapes", type=Path, help='{"models": {name: config.json}}')
     command.add_argument("--family", default="", help="family of the models, where it is none of Weir's")

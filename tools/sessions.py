@@ -25,9 +25,11 @@ from rich.table import Table
 
 from learner_jax.contracts import quoted
 from learner_jax.runtime import FILE_MODE, write_whole
+from serving_bridge.database import Database
+from serving_bridge.feedback import uncleaned_datasets
 from serving_bridge.recordings import Recorded, RecordingStore, SessionRow, ids_of, message_of
 from tools.assembly import clear_errors, database_of, opened_recordings
-from tools.command_line import command_parser
+from tools.command_line import command_parser, positive
 from tools.reporting import terminal
 
 _TIMEOUT_S = 5.0
@@ -37,7 +39,7 @@ _SHOWN = 50
 def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     console = terminal.console()
-    with clear_errors(), opened_recordings(database_of(arguments.place), timeout_s=_TIMEOUT_S) as (_, store):
+    with clear_errors(), opened_recordings(database_of(arguments.place), timeout_s=_TIMEOUT_S) as (database, store):
         match arguments.command:
             case None | "list":
                 _print_sessions(store, arguments, console)
@@ -48,8 +50,10 @@ def main(argv: list[str] | None = None) -> None:
             case "withdraw":
                 reached = store.withdraw(tenant=arguments.tenant, user=arguments.user, session_id=arguments.session)
                 console.print(f"{len(reached):,} sessions are withdrawn, with all that was made of them")
+                _warn_of_datasets(database, console)
             case "purge":
                 console.print(f"{store.purge():,} sessions were past their time, and are emptied")
+                _warn_of_datasets(database, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(tenant="", user="", limit=_SHOWN, json=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     listing = commands.add_parser("list", help="sessions, those that were gone on with last first (default)")
-    listing.add_argument("--limit", type=int, default=_SHOWN, metavar="N", help="at most so many")
+    listing.add_argument("--limit", type=positive, default=_SHOWN, metavar="N", help="at most so many")
     listing.add_argument("--json", action="store_true", help="print JSON instead of a table")
     commands.add_parser("show", help="a session with its branches").add_argument("session", metavar="SESSION")
     export = commands.add_parser("export", help="kept sessions as JSON lines")
@@ -70,6 +74,16 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--tenant", default="", metavar="TENANT", help="only this one's")
         command.add_argument("--user", default="", metavar="USER", help="only this user's of the tenant")
     return parser
+
+
+def _warn_of_datasets(database: Database, console: Console) -> None:
+    for folder in uncleaned_datasets(database):
+        console.print(
+            f"[yellow]not cleaned: the dataset {escape(quoted(folder, 300))} can't be reached, or is damaged; mend it, "
+            "and run `purge`",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _print_sessions(store: RecordingStore, arguments: argparse.Namespace, console: Console) -> None:

@@ -8,6 +8,7 @@ from serving_bridge.feedback.datasets import (
     Datasets,
     clean_datasets,
     scores_of,
+    uncleaned_datasets,
 )
 from serving_bridge.feedback.judge import JudgeError, NextTurnJudge, Turnabout, majority, turnabouts
 from serving_bridge.feedback.online import OnlineFeed, OnlineTerms, groups_trained, withdrawn_groups
@@ -55,5 +56,6 @@ __all__ = [
     "scores_of",
     "signals",
     "turnabouts",
+    "uncleaned_datasets",
     "withdrawn_groups",
 ]

@@ -7,10 +7,13 @@ nothing that a guard of training data blocks, and lose the lines of a session th
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -156,7 +159,7 @@ class Datasets:
     def _examples(self, kind: DatasetKind, left_out: Counter[str]) -> Iterator[Example]:
         said = self._feedback.of_answers()
         make = {"supervised": _edits, "preferences": _pairs, "trajectories": self._trajectories}[kind]
-        for recorded in self._sessions.each():
+        for recorded in self._sessions.whole(sessions_of(said)):
             own = {a.answer_id: said[a.answer_id] for a in recorded.answers if a.answer_id in said}
             if not own:
                 continue
@@ -201,8 +204,29 @@ class Datasets:
 def clean_datasets(database: Database) -> dict[str, int]:
     """Removes the lines of sessions that are not kept any more; returns how many, by dataset.
 
-    A folder that can't be reached is tried again with the next call.
+    A folder that can't be reached, or whose files are damaged, is tried again with the next call.
     """
+    removed: dict[str, int] = {}
+    for (name, folder), session_ids in _still_there(database).items():
+        try:
+            with _alone(Path(folder)):
+                number = _stripped(Path(folder), session_ids)
+        except (OSError, msgspec.MsgspecError, LookupError, TypeError):
+            continue  # the others must be cleaned all the same
+        if number is None:
+            continue
+        removed[name] = number
+        database.write(partial(_mark_removed, name=name, session_ids=sorted(session_ids)))
+    return removed
+
+
+def uncleaned_datasets(database: Database) -> list[str]:
+    """Folders of datasets that still have lines of sessions that are not kept any more."""
+    return sorted(folder for _, folder in _still_there(database))
+
+
+def _still_there(database: Database) -> dict[tuple[str, str], set[str]]:
+    """(dataset, folder) -> sessions whose lines must go."""
     rows = database.read(
         lambda session: session.execute(
             "SELECT d.name, d.folder, u.session_id FROM feedback_datasets d JOIN dataset_sessions u "
@@ -213,14 +237,23 @@ def clean_datasets(database: Database) -> dict[str, int]:
     gone: dict[tuple[str, str], set[str]] = {}
     for name, folder, session_id in rows:
         gone.setdefault((name, folder), set()).add(session_id)
-    removed: dict[str, int] = {}
-    for (name, folder), session_ids in gone.items():
-        number = _stripped(Path(folder), session_ids)
-        if number is None:
-            continue
-        removed[name] = number
-        database.write(partial(_mark_removed, name=name, session_ids=sorted(session_ids)))
-    return removed
+    return gone
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """While no other process of this host cleans a folder: one would write back what the other removed."""
+    file = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def sessions_of(said: Mapping[str, Sequence[Stored]]) -> list[str]:
+    """Ids of the sessions that feedback is about, each once, in the order in which it came."""
+    return list(dict.fromkeys(one.session_id for pieces in said.values() for one in pieces))
 
 
 def scores_of(said: Mapping[str, Sequence[Stored]]) -> dict[str, Score]:

@@ -104,7 +104,9 @@ class NextTurnJudge:
         url = f"{self.base_url.rstrip('/')}/chat/completions"
         try:
             async with self.session.post(url, json=body, headers=headers, timeout=timeout) as response:
-                payload = await response.content.read(_MAX_BYTES)
+                payload = b""
+                while len(payload) < _MAX_BYTES and (piece := await response.content.read(_MAX_BYTES - len(payload))):
+                    payload += piece
                 if response.status != 200:
                     raise JudgeError(f"the judge at {self.base_url} answered {response.status}")
         except (aiohttp.ClientError, OSError, TimeoutError) as error:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from learner_jax.contracts import ContractError, Trajectory
 from serving_bridge.database import Database, Session
-from serving_bridge.feedback.datasets import scores_of
+from serving_bridge.feedback.datasets import scores_of, sessions_of
 from serving_bridge.feedback.scores import Score
 from serving_bridge.feedback.store import FeedbackStore
 from serving_bridge.feedback.trajectories import group_of
@@ -98,13 +98,13 @@ class OnlineFeed:
         said = self._feedback.of_answers()
         known = {turn for (turn,) in self._db.read(lambda s: s.execute("SELECT turn_id FROM online_groups"))}
         before_s = self._clock() - self._terms.wait_s
-        for recorded in self._sessions.each():
+        for recorded in self._sessions.whole(sessions_of(said)):
             scores = scores_of({a.answer_id: said[a.answer_id] for a in recorded.answers if a.answer_id in said})
             for turn in recorded.turns:
                 own = {a.answer_id: a for a in recorded.answers if a.turn_id == turn.turn_id and a.answer_id in scores}
                 if not own or turn.turn_id in known or max(a.created_s for a in own.values()) > before_s:
                     continue
-                if not self._is_open(recorded):
+                if self._goes_on(recorded):
                     counts["not ended"] += 1
                     continue
                 if len(self._built(recorded, turn.turn_id, scores, 0)) < self._terms.min_answers:
@@ -114,11 +114,14 @@ class OnlineFeed:
                 else:
                     yield recorded, turn.turn_id, scores
 
-    def _is_open(self, recorded: Recorded) -> bool:
-        """Whether the session is none of an agent's that goes on."""
-        return not self._db.read(
-            lambda s: s.execute(
-                "SELECT 1 FROM agent_sessions WHERE conversation = ? AND ended_s IS NULL", (recorded.row.conversation,)
+    def _goes_on(self, recorded: Recorded) -> bool:
+        """Whether the session is an agent's that has not ended."""
+        return bool(
+            self._db.read(
+                lambda s: s.execute(
+                    "SELECT 1 FROM agent_sessions WHERE conversation = ? AND ended_s IS NULL",
+                    (recorded.row.conversation,),
+                )
             )
         )
 

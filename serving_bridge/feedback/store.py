@@ -6,7 +6,7 @@
 | duplicate | the same again | no |
 | conflict | another one under a name that was used | no |
 | late | feedback after the window | yes, and never used |
-| unknown | of an answer that is not recorded; it joins if that comes within the window | without its text |
+| unknown | of an answer that is not recorded; it joins if that comes within the window | yes, but no edits |
 | capped | more than a rater may give in an hour | no |
 """
 
@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 from serving_bridge.database import Database, Row, Session
@@ -27,7 +28,8 @@ from serving_bridge.settings import FeedbackSettings
 Outcome = Literal["joined", "duplicate", "conflict", "late", "unknown", "capped"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 _HOUR_S = 3600.0
-_SHOWN = 1000
+#: Pieces that one transaction looks at.
+_AT_ONCE = 1000
 _SESSION = "session:"
 _COLUMNS = "answer_id, session_id, outcome, kind, source, rater, value, text, other, position, judge, at_s, received_s"
 
@@ -114,43 +116,49 @@ class FeedbackStore:
     def settle(self) -> int:
         """Joins feedback that came before its answer, and forgets what no answer came for; returns how many joined."""
         now, window_s = self._clock(), self._settings.window_s
-
-        def work(session: Session) -> int:
-            waiting = session.execute(
-                "SELECT sequence, tenant, answer_id, received_s FROM feedback WHERE outcome = 'unknown' "
-                f"ORDER BY sequence LIMIT {_SHOWN}"
+        joined, after = 0, 0
+        while True:
+            found, last = self._db.write(partial(self._settled, after=after))
+            joined += found
+            if last is None:
+                break
+            after = last
+        self._db.write(
+            lambda session: session.execute(
+                "DELETE FROM feedback WHERE outcome = 'unknown' AND received_s < ?", (now - window_s,)
             )
-            joined = 0
-            for sequence, tenant, answer_id, received_s in waiting:
-                found = _answer(session, tenant, answer_id)
-                if found is None:
-                    continue
-                name, session_id, created_s = found
-                outcome: Outcome = "joined" if received_s - created_s <= window_s else "late"
-                session.execute(
-                    "UPDATE feedback SET outcome = ?, answer_id = ?, session_id = ? WHERE sequence = ?",
-                    (outcome, name, session_id, sequence),
-                )
-                _count(session, {"unknown": -1, outcome: 1})
-                joined += outcome == "joined"
-            session.execute("DELETE FROM feedback WHERE outcome = 'unknown' AND received_s < ?", (now - window_s,))
-            return joined
+        )
+        return joined
 
-        return self._db.write(work)
+    def _settled(self, session: Session, after: int) -> tuple[int, int | None]:
+        """How many of the next pieces joined, and the sequence to go on from; None at the end."""
+        waiting = session.execute(
+            "SELECT sequence, tenant, answer_id, received_s FROM feedback WHERE outcome = 'unknown' AND sequence > ? "
+            "ORDER BY sequence LIMIT ?",
+            (after, _AT_ONCE),
+        )
+        joined = 0
+        for sequence, tenant, answer_id, received_s in waiting:
+            found = _answer(session, tenant, answer_id)
+            if found is None:
+                continue
+            name, session_id, created_s = found
+            outcome: Outcome = "joined" if received_s - created_s <= self._settings.window_s else "late"
+            session.execute(
+                "UPDATE feedback SET outcome = ?, answer_id = ?, session_id = ? WHERE sequence = ?",
+                (outcome, name, session_id, sequence),
+            )
+            _count(session, {"unknown": -1, outcome: 1})
+            joined += outcome == "joined"
+        return joined, waiting[-1][0] if len(waiting) == _AT_ONCE else None
 
-    def of_answers(self, *, until_s: float | None = None) -> dict[str, list[Stored]]:
-        """Joined feedback by answer, of raters that are not set aside.
-
-        Args:
-          until_s: only what was received before.
-        """
-        bound = float("inf") if until_s is None else until_s
+    def of_answers(self) -> dict[str, list[Stored]]:
+        """Joined feedback by answer, of raters that are not set aside."""
         rows = self._db.read(
             lambda session: session.execute(
-                f"SELECT {_COLUMNS} FROM feedback WHERE outcome = 'joined' AND received_s < ? AND NOT EXISTS "
+                f"SELECT {_COLUMNS} FROM feedback WHERE outcome = 'joined' AND NOT EXISTS "
                 "(SELECT 1 FROM quarantined_raters q WHERE q.tenant = feedback.tenant AND q.rater = feedback.rater) "
-                "ORDER BY sequence",
-                (min(bound, 1e15),),
+                "ORDER BY sequence"
             )
         )
         found: dict[str, list[Stored]] = {}
@@ -198,7 +206,6 @@ class FeedbackStore:
         if found is not None and (arrival.other is None or _answer(session, tenant, arrival.other) is not None):
             outcome = "joined" if now - found[2] <= self._settings.window_s else "late"
         name, session_id = (found[0], found[1]) if outcome != "unknown" and found else (arrival.answer_id, "")
-        text = None if outcome == "unknown" else arrival.text
         if outcome == "unknown" and arrival.kind == "edit":
             return "unknown"  # whether its user consents is not known: nothing of the text is kept
         added = session.execute(
@@ -215,7 +222,7 @@ class FeedbackStore:
                 arrival.source,
                 arrival.rater,
                 arrival.value,
-                text,
+                arrival.text,
                 arrival.other,
                 arrival.position,
                 arrival.judge,

@@ -21,17 +21,19 @@ class Live:
     Attributes:
       answer_ids: by the answer's number in the tree.
       known: digests of texts that were recorded.
+      last_s: when it was last gone on with, wall clock; 0 if that is when it was made.
     """
 
     head: SessionHead
     tree: Tree
     answer_ids: list[str] = field(default_factory=list)
     known: set[str] = field(default_factory=set)
+    last_s: float = 0.0
 
     @classmethod
     def of(cls, recorded: Recorded, head: SessionHead, text: Text) -> Live:
         """A session as it was recorded; what was redacted can't be gone on from."""
-        live = cls(head, Tree(text), known=set(recorded.texts))
+        live = cls(head, Tree(text), known=set(recorded.texts), last_s=recorded.row.last_s)
         turns = {turn.turn_id: turn for turn in recorded.turns}
         numbers: dict[str, int] = {}
         for answer in recorded.answers:
@@ -48,6 +50,7 @@ class Live:
     def take(self, place: Place, completion: Completion, answer: Answer, text: str) -> Answered:
         """Takes up a recorded answer whose message is kept as `text`."""
         self.answer_ids.append(answer.answer_id)
+        self.last_s = max(self.last_s, answer.created_s)
         return self.tree.add(place, completion, message_of(text), goes_on=answer.goes_on)
 
     def parent_id(self, place: Place) -> str:

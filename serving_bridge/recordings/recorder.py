@@ -45,6 +45,8 @@ _FLUSH_EVERY_S, _RETRY_S = 5.0, 1.0
 _PURGE_EVERY_S = 60.0
 #: Lines that wait for a database that is away; further requests are not kept.
 _MAX_PENDING = 20_000
+#: A journal that is never idle is written anew from here on, without what the database has.
+_JOURNAL_BYTES = 32 * 2**20
 
 Blocking = Callable[..., Awaitable[Any]]
 
@@ -138,6 +140,9 @@ class Recorder:
         self._forget(set(refused))
         if not self._pending:
             self._journal.clear()  # what is in the database may be withdrawn there, and must not stand here
+        elif self._journal.num_bytes > _JOURNAL_BYTES:
+            with suppress(OSError):  # it stays as it is, and is tried again
+                self._journal.replace(msgspec.json.encode(line) for line in self._pending)
         return not self._pending
 
     def figures(self) -> dict[str, Any]:
@@ -197,7 +202,7 @@ class Recorder:
         return SessionHead(session_id, request.tenant, user, key, generation, created_s, days)
 
     def _is_old(self, live: Live) -> bool:
-        return self._clock() - live.head.created_s > self._settings.resume_s
+        return self._clock() - max(live.head.created_s, live.last_s) > self._settings.resume_s
 
     async def _place(self, tree: Tree, request: Request) -> Place | None:
         size = sum(len(message.content) for message in request.messages)

@@ -190,6 +190,15 @@ def listed(session: Session, where: str, parameters: Sequence[object], limit: in
     ]
 
 
+def kept(session: Session, where: str, parameters: Sequence[object]) -> list[str]:
+    """Ids of all kept sessions, those that were gone on with last first."""
+    found = session.execute(
+        f"SELECT session_id FROM recorded_sessions WHERE {where} AND state = 'kept' ORDER BY last_s DESC, session_id",
+        tuple(parameters),
+    )
+    return [session_id for (session_id,) in found]
+
+
 def counts(session: Session) -> dict[str, int]:
     """Sessions by state, and answers."""
     found: dict[str, int] = dict(session.execute("SELECT state, count(*) FROM recorded_sessions GROUP BY state"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,7 +37,7 @@ class RecordingStore:
       database: whose `RECORDINGS` tables are there.
       clock: wall clock, seconds.
       also: what else goes with a session that is withdrawn or whose time is over.
-      after: called when that is durable, for what is in no database.
+      after: called when that is durable, and with each purge, for what is in no database.
     """
 
     def __init__(
@@ -92,9 +92,14 @@ class RecordingStore:
         return self._db.read(rows.counts)
 
     def each(self, *, tenant: str = "", user: str = "") -> Iterator[Recorded]:
-        """Kept sessions whole, one transaction for each."""
-        for row in self.listed(tenant=tenant, user=user):
-            found = self._db.read(partial(rows.read, session_id=row.session_id)) if row.state == "kept" else None
+        """Kept sessions whole, all of them, those that were gone on with last first."""
+        where, parameters = _whose(tenant, user)
+        yield from self.whole(self._db.read(lambda session: rows.kept(session, where, parameters)))
+
+    def whole(self, session_ids: Iterable[str]) -> Iterator[Recorded]:
+        """Those of these sessions that are kept, one transaction for each."""
+        for session_id in session_ids:
+            found = self._db.read(partial(rows.read, session_id=session_id))
             if found is not None and found.row.state == "kept":
                 yield found
 
@@ -159,7 +164,7 @@ class RecordingStore:
             total += len(ended)
             if len(ended) < _AT_ONCE:
                 break
-        for after in self._after if total else ():
+        for after in self._after:  # also where nothing ended: what it could not reach before is tried again
             after()
         return total
 

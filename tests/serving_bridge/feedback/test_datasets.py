@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 
 from rewards.data import open_table
 from rewards.settings import ProblemSettings
-from serving_bridge.feedback import DatasetError, Datasets, Feedback
+from serving_bridge.feedback import DatasetError, Datasets, Feedback, uncleaned_datasets
+from serving_bridge.feedback import datasets as datasets_module
 from serving_bridge.sessions import ChatMessage
 from serving_bridge.text import Tokenizer
 from tests.support.recording_world import Recordings, request, told
@@ -166,3 +168,43 @@ def test_names(recordings: Recordings, name: str) -> None:
     made(recordings, "pairs", "preferences")
     with pytest.raises(DatasetError):
         made(recordings, name, "preferences")
+
+
+def test_a_damaged_dataset_keeps_no_other_from_being_cleaned(recordings: Recordings) -> None:
+    before = made(recordings, "a", "supervised")
+    made(recordings, "b", "supervised")
+    kept = (recordings.folder / "a" / "train.jsonl").read_bytes()
+    (recordings.folder / "a" / "train.jsonl").unlink()
+    recordings.store.withdraw(tenant="acme", user="jane")
+    assert read(recordings.folder / "b") == {"train": [], "heldout": before["heldout"]}
+    assert recordings.database is not None
+    assert uncleaned_datasets(recordings.database) == [str(recordings.folder / "a")]
+    (recordings.folder / "a" / "train.jsonl").write_bytes(kept)
+    recordings.store.purge()
+    assert read(recordings.folder / "a") == {"train": [], "heldout": before["heldout"]}
+    assert uncleaned_datasets(recordings.database) == []
+
+
+def test_two_that_clean_one_dataset_bring_nothing_back(recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = recordings.folder / "pairs"
+    made(recordings, "pairs", "preferences")
+    first, second = (read(folder)[part][0]["session_id"] for part in ("train", "heldout"))
+    real, others = datasets_module.write_durably, list[threading.Thread]()
+
+    def clean(session_id: str) -> None:
+        with datasets_module._alone(folder):
+            datasets_module._stripped(folder, {session_id})
+
+    def late(path: Path, content: bytes) -> None:
+        if not others:
+            others.append(threading.Thread(target=clean, args=(second,)))
+            others[0].start()
+            others[0].join(0.2)  # time enough, were it not to wait
+        real(path, content)
+
+    monkeypatch.setattr(datasets_module, "write_durably", late)
+    clean(first)
+    others[0].join()
+    assert read(folder) == {"train": [], "heldout": []}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["removed"], manifest["files"]["train"]["examples"]) == (6, 0)

@@ -25,6 +25,12 @@ def judged(words: list[Any], *, status: int = 200, votes: int = 3) -> tuple[Any,
         told = word if isinstance(word, dict) else {"choices": [{"message": {"content": word}}]}
         return web.Response(text=json.dumps(told), status=status)
 
+    return judged_by(complete, votes=votes), asked
+
+
+def judged_by(complete: Any, *, votes: int = 1) -> Any:
+    """The feedback of a judge whose endpoint is this handler."""
+
     async def run() -> Any:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", complete)
@@ -38,7 +44,7 @@ def judged(words: list[Any], *, status: int = 200, votes: int = 3) -> tuple[Any,
         finally:
             await runner.cleanup()
 
-    return asyncio.run(run()), asked
+    return asyncio.run(run())
 
 
 def test_the_majority_counts_and_the_version_is_kept() -> None:
@@ -71,3 +77,15 @@ def test_majority() -> None:
     assert majority(["good", "good", None, None]) == "neutral"
     assert majority(["good", "good", "bad"]) == "good"
     assert majority([]) == "neutral"
+
+
+def test_an_answer_that_comes_in_pieces_is_read_whole() -> None:
+    async def complete(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for piece in (b'{"choices": [{"message": ', b'{"content": "good"}}]}'):
+            await response.write(piece)
+            await asyncio.sleep(0.05)
+        return response
+
+    assert judged_by(complete).value == 1.0

@@ -129,3 +129,21 @@ def test_comparisons_need_both_answers(recordings: Recordings) -> None:
     for other, outcome in ((f"{response_id}/1", "joined"), ("nobody/0", "unknown")):
         piece = Feedback(other, f"{response_id}/0", "comparison", 1.0, other=other)
         assert store.add("acme", [piece]) == [outcome]
+
+
+def test_feedback_of_unknown_answers_holds_up_nothing(recordings: Recordings) -> None:
+    """However many pieces wait for answers that never come: one behind them joins."""
+    store = recordings.feedback()
+    store.add("others", [thumbs("nobody", f"f{number}") for number in range(1001)])
+    assert store.add("acme", [thumbs("early")]) == ["unknown"]
+
+    async def record() -> None:
+        recorder = recordings.recorder()
+        async with recorder.running():
+            recording = await recorder.begin(request(ChatMessage("user", "hello")))
+            assert recording is not None
+            await told(recording, recordings.tokenizer, "hi", response_id="early")
+
+    asyncio.run(record())
+    assert store.settle() == 1
+    assert list(store.of_answers()) == ["early/0"]

@@ -11,6 +11,7 @@ import pytest
 
 from serving_bridge.database import DatabaseError
 from serving_bridge.recordings import Recorder, RecordingError
+from serving_bridge.recordings import recorder as recorder_module
 from serving_bridge.sessions import ChatMessage
 from serving_bridge.text import Tokenizer
 from tests.support.recording_world import Recordings, request, told
@@ -159,3 +160,61 @@ def test_nobody_is_named(recordings: Recordings) -> None:
         recordings.store.listed(user="jane")
     with pytest.raises(RecordingError, match="there is no session 'x'"):
         recordings.store.withdraw(session_id="x")
+
+
+def test_a_session_goes_on_as_long_as_it_is_gone_on_with(recordings: Recordings) -> None:
+    """`sessions.resume_s` counts from its last answer, in memory as in the database."""
+
+    async def work(recorder: Recorder) -> list[str]:
+        names = []
+        for pause_s in (0, 60, 60, 101):
+            recordings.clock.now_s += pause_s
+            names.append(await said(recorder, recordings.tokenizer))
+        return names
+
+    names = recorded(recordings, work, resume_s=100)
+    assert [names.index(name) for name in names] == [0, 0, 0, 3]
+
+
+def test_a_kept_session_is_given_however_many_were_withdrawn_after_it(recordings: Recordings) -> None:
+    async def work(recorder: Recorder) -> str:
+        return await said(recorder, recordings.tokenizer)
+
+    name = recorded(recordings, work)
+    database, late_s = recordings.database, recordings.clock.now_s + 1
+    assert database is not None
+    empty = [(f"gone-{number}", late_s, late_s, late_s) for number in range(10_001)]
+    database.write(
+        lambda session: session.executemany(
+            "INSERT INTO recorded_sessions VALUES (?, 'acme', '', '', '0.0', 'withdrawn', ?, ?, ?)", empty
+        )
+    )
+    assert [kept.row.session_id for kept in recordings.store.each()] == [name]
+    assert [kept.row.session_id for kept in recordings.store.each(tenant="acme")] == [name]
+
+
+def test_a_journal_that_is_never_idle_stays_small(recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers that come while the database writes: what it has leaves the journal, and what it lacks stays."""
+    monkeypatch.setattr(recorder_module, "_JOURNAL_BYTES", 2000)
+
+    async def work() -> tuple[int, int]:
+        recorder = recordings.recorder()
+
+        async def busy(call: Any, *arguments: Any) -> Any:
+            if arguments:
+                await said(recorder, recordings.tokenizer)
+            return call(*arguments)
+
+        recorder._blocking = busy
+        await said(recorder, recordings.tokenizer)
+        for _ in range(20):
+            assert not await recorder.flush()
+        size = recorder._journal.num_bytes
+        recorder._journal.close(remove=False)  # killed
+        return size, len(recorder._pending)
+
+    size, pending = asyncio.run(work())
+    assert (size < 5000, pending) == (True, 1)
+    recorded(recordings, lambda recorder: recorder.flush())
+    (kept,) = recordings.store.each()
+    assert len(kept.answers) == 21
