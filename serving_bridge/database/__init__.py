@@ -15,6 +15,7 @@ from serving_bridge.database.database import (
     secret_in_url,
     sqlite_path,
 )
+from serving_bridge.database.lists import marks, pieces
 from serving_bridge.database.migrations import QUEUE, REWARD_TABLES, SCHEMA_VERSION, Migration, Schema, migrate
 from serving_bridge.database.postgres_url import split_url
 from serving_bridge.database.read_only import look
@@ -36,8 +37,10 @@ __all__ = [
     "absolute_url",
     "is_postgres",
     "look",
+    "marks",
     "migrate",
     "open_database",
+    "pieces",
     "secret_in_url",
     "split_url",
     "sqlite_path",

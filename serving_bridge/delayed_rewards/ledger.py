@@ -21,14 +21,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, get_args
 
-from serving_bridge.database import Session
+from serving_bridge.database import Session, marks, pieces
 from serving_bridge.delayed_rewards.arrival import Arrival
-
-T = TypeVar("T")
 
 Outcome = Literal["joined", "duplicate", "conflict", "extra", "late", "unknown"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -37,8 +35,6 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 MAX_KEPT = 10_000
 #: Subjects that await nothing any more and are remembered, so that what comes again is known.
 _MAX_REMEMBERED = 100_000
-#: Engines bound the parameters of a statement.
-_PIECE = 500
 #: Kept rewards whose subject waits for one.
 _EARLY = (
     "FROM kept_rewards AS kept JOIN awaited_rewards AS awaited ON awaited.subject = kept.subject "
@@ -99,8 +95,8 @@ def expect(session: Session, awaited: Iterable[Awaited]) -> None:
         "ON CONFLICT (subject) DO NOTHING",
         rows,
     )
-    for piece in _pieces([subject for subject, _, _ in rows]):
-        _join_kept(session, f"kept.subject IN ({_marks(piece)})", piece)
+    for piece in pieces([subject for subject, _, _ in rows]):
+        _join_kept(session, f"kept.subject IN ({marks(piece)})", piece)
     _forget(session)
 
 
@@ -140,9 +136,9 @@ def any_early(session: Session) -> bool:
 
 def hold(session: Session, holders: Sequence[str]) -> None:
     """Makes others wait that would change these holders, until the transaction ends."""
-    for piece in _pieces(sorted(holders)):
+    for piece in pieces(sorted(holders)):
         session.execute(
-            f"SELECT subject FROM awaited_rewards WHERE holder IN ({_marks(piece)}) ORDER BY sequence"
+            f"SELECT subject FROM awaited_rewards WHERE holder IN ({marks(piece)}) ORDER BY sequence"
             + session.dialect.for_update,
             piece,
         )
@@ -152,9 +148,9 @@ def holders_of(session: Session, subjects: Sequence[str]) -> list[str]:
     """Holders of the subjects that are known, each once, in order."""
     found = {
         holder
-        for piece in _pieces(subjects)
+        for piece in pieces(subjects)
         for (holder,) in session.execute(
-            f"SELECT DISTINCT holder FROM awaited_rewards WHERE subject IN ({_marks(piece)})", piece
+            f"SELECT DISTINCT holder FROM awaited_rewards WHERE subject IN ({marks(piece)})", piece
         )
     }
     return sorted(found)
@@ -164,9 +160,9 @@ def complete(session: Session, holders: Sequence[str]) -> list[str]:
     """Those holders that wait for nothing any more, in order."""
     found = [
         holder
-        for piece in _pieces(holders)
+        for piece in pieces(holders)
         for (holder,) in session.execute(
-            f"SELECT holder FROM awaited_rewards WHERE holder IN ({_marks(piece)}) GROUP BY holder "
+            f"SELECT holder FROM awaited_rewards WHERE holder IN ({marks(piece)}) GROUP BY holder "
             "HAVING sum(CASE state WHEN 'waiting' THEN 1 ELSE 0 END) = 0",
             piece,
         )
@@ -185,9 +181,9 @@ def overdue(session: Session, now: float, limit: int) -> list[str]:
 
 def end(session: Session, holders: Sequence[str]) -> None:
     """Closes the windows of holders: what comes for them from now on is late."""
-    for piece in _pieces(holders):
+    for piece in pieces(holders):
         session.execute(
-            f"UPDATE awaited_rewards SET state = 'ended' WHERE holder IN ({_marks(piece)}) AND state = 'waiting'", piece
+            f"UPDATE awaited_rewards SET state = 'ended' WHERE holder IN ({marks(piece)}) AND state = 'waiting'", piece
         )
 
 
@@ -240,10 +236,10 @@ def _locked(session: Session, subjects: Sequence[str]) -> dict[str, _Known]:
     hold(session, holders_of(session, subjects))
     return {
         subject: _Known(*row)
-        for piece in _pieces(subjects)
+        for piece in pieces(subjects)
         for subject, *row in session.execute(
             "SELECT subject, holder, due_s, state, reward_id, value FROM awaited_rewards "
-            f"WHERE subject IN ({_marks(piece)})",
+            f"WHERE subject IN ({marks(piece)})",
             piece,
         )
     }
@@ -252,9 +248,9 @@ def _locked(session: Session, subjects: Sequence[str]) -> dict[str, _Known]:
 def _kept_of(session: Session, subjects: Sequence[str]) -> dict[tuple[str, str], float]:
     return {
         (subject, reward_id): value
-        for piece in _pieces(subjects)
+        for piece in pieces(subjects)
         for subject, reward_id, value in session.execute(
-            f"SELECT subject, reward_id, value FROM kept_rewards WHERE subject IN ({_marks(piece)})", piece
+            f"SELECT subject, reward_id, value FROM kept_rewards WHERE subject IN ({marks(piece)})", piece
         )
     }
 
@@ -321,11 +317,3 @@ def _forget(session: Session) -> None:
 
 def _packed(parts: Mapping[str, float]) -> str:
     return json.dumps({name: float(value) for name, value in parts.items()}, sort_keys=True)
-
-
-def _pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[start : start + _PIECE] for start in range(0, len(items), _PIECE))
-
-
-def _marks(items: Sequence[Any]) -> str:
-    return ",".join("?" * len(items))

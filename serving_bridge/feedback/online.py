@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from learner_jax.contracts import ContractError, Trajectory
-from serving_bridge.database import Database, Session
+from serving_bridge.database import Database, Session, marks
 from serving_bridge.feedback.datasets import scores_of, sessions_of
 from serving_bridge.feedback.scores import Score
 from serving_bridge.feedback.store import FeedbackStore
@@ -193,10 +193,9 @@ class OnlineFeed:
 def withdrawn_groups(database: Database, group_ids: Sequence[str]) -> set[str]:
     """Those of the online groups that must not be trained on: withdrawn ones, and those that nobody wrote down."""
     numbers = {int(name.rpartition("/")[2]): name for name in group_ids}
-    marks = ",".join("?" * len(numbers))
     rows = database.read(
         lambda session: session.execute(
-            f"SELECT number FROM online_groups WHERE state = 'put' AND number IN ({marks})", list(numbers)
+            f"SELECT number FROM online_groups WHERE state = 'put' AND number IN ({marks(numbers)})", list(numbers)
         )
     )
     return set(numbers.values()) - {numbers[number] for (number,) in rows}

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from serving_bridge.database import Database, Row, Session
+from serving_bridge.database import Database, Row, Session, marks, pieces
 from serving_bridge.recordings import Span
 
 _LIMIT = 5000
-_MANY = 500
 #: Mean of thumbs and ratings, 0 to 1, below which they are bad.
 _BAD = 0.5
 
@@ -96,11 +95,10 @@ def _said(session: Session, answer_ids: Sequence[str]) -> dict[str, tuple[bool, 
     """answer -> (its verdicts are bad, it was regenerated), of those that somebody reacted to."""
     verdicts: dict[str, dict[tuple[str, str], float]] = {}
     regenerated: set[str] = set()
-    for start in range(0, len(answer_ids), _MANY):
-        piece = answer_ids[start : start + _MANY]
+    for piece in pieces(answer_ids):
         rows = session.execute(
             "SELECT sequence, answer_id, kind, rater, value FROM feedback WHERE outcome = 'joined' "
-            f"AND kind IN ('thumbs', 'rating', 'regenerate') AND answer_id IN ({','.join('?' * len(piece))}) "
+            f"AND kind IN ('thumbs', 'rating', 'regenerate') AND answer_id IN ({marks(piece)}) "
             "AND NOT EXISTS (SELECT 1 FROM quarantined_raters q WHERE q.tenant = feedback.tenant "
             "AND q.rater = feedback.rater) ORDER BY sequence",
             piece,

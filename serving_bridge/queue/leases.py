@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from serving_bridge.database import Session
-from serving_bridge.queue.rows import ROW, Held, change, held, marks, pieces
+from serving_bridge.database import Session, marks, pieces
+from serving_bridge.queue.rows import ROW, Held, change, held
 from serving_bridge.queue.states import State
 
 

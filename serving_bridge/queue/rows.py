@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from learner_jax.contracts import ContractError, quoted
-from serving_bridge.database import Row, Session
+from serving_bridge.database import Row, Session, marks, pieces
 from serving_bridge.queue.blobs import Blob
 from serving_bridge.queue.staleness import is_stale
 from serving_bridge.queue.states import ENDED, LIVE, STATES, TRANSITIONS, Event, State
 
-T = TypeVar("T")
-
-#: Engines bound the parameters of a statement; longer lists are cut into such pieces.
-_PIECE = 500
 #: States in which a group's payload is kept.
 _HELD = tuple(state for state in STATES if state not in ENDED)
 #: A size that sums can take: a row may say anything.
@@ -59,14 +55,6 @@ class Queued:
     num_ready: int
     num_groups: int
     num_bytes: int
-
-
-def pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[start : start + _PIECE] for start in range(0, len(items), _PIECE))
-
-
-def marks(items: Sequence[object]) -> str:
-    return ",".join("?" * len(items))
 
 
 def _among(states: Sequence[State]) -> str:

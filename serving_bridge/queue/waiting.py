@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from learner_jax.contracts import ContractError, Trajectory, decode_group, encode_group
-from serving_bridge.database import Session
+from serving_bridge.database import Session, marks, pieces
 from serving_bridge.delayed_rewards import (
     Awaited,
     JoinedReward,
@@ -86,9 +86,9 @@ def known(session: Session, group_ids: Sequence[str]) -> set[str]:
     """Those of the groups that wait."""
     return {
         group_id
-        for piece in rows.pieces(group_ids)
+        for piece in pieces(group_ids)
         for (group_id,) in session.execute(
-            f"SELECT group_id FROM waiting_groups WHERE group_id IN ({rows.marks(piece)})", piece
+            f"SELECT group_id FROM waiting_groups WHERE group_id IN ({marks(piece)})", piece
         )
     }
 
@@ -158,7 +158,7 @@ def drop_stale(session: Session, trained_version: int, max_staleness: int, now: 
     if not versions:
         return 0
     found = session.execute(
-        f"SELECT group_id FROM waiting_groups WHERE oldest_version IN ({rows.marks(versions)}) ORDER BY group_id",
+        f"SELECT group_id FROM waiting_groups WHERE oldest_version IN ({marks(versions)}) ORDER BY group_id",
         versions,
     )
     stale = [group_id for (group_id,) in found]
@@ -166,9 +166,9 @@ def drop_stale(session: Session, trained_version: int, max_staleness: int, now: 
     end(session, stale)
     gone = [
         Record(group_id, prompt_index, oldest_version, b"")
-        for piece in rows.pieces(stale)
+        for piece in pieces(stale)
         for group_id, prompt_index, oldest_version in session.execute(
-            f"DELETE FROM waiting_groups WHERE group_id IN ({rows.marks(piece)}) "
+            f"DELETE FROM waiting_groups WHERE group_id IN ({marks(piece)}) "
             "RETURNING group_id, prompt_index, oldest_version",
             piece,
         )
@@ -204,9 +204,9 @@ def payloads(session: Session, group_ids: Sequence[str]) -> dict[str, bytes]:
     """Payloads of waiting groups by id, as they were put."""
     return {
         group_id: payload
-        for piece in rows.pieces(group_ids)
+        for piece in pieces(group_ids)
         for group_id, payload in session.execute(
-            f"SELECT group_id, payload FROM waiting_groups WHERE group_id IN ({rows.marks(piece)})", piece
+            f"SELECT group_id, payload FROM waiting_groups WHERE group_id IN ({marks(piece)})", piece
         )
     }
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from serving_bridge.database import Session
+from serving_bridge.database import Session, marks, pieces
 from serving_bridge.recordings.records import Answer, Kept, SessionHead, Turn
 
-T = TypeVar("T")
 _DAY_S = 86_400.0
-_PIECE = 500
 #: of a user: all users of a tenant
 EVERYBODY = "*"
 _HEAD = "session_id, tenant, user_name, conversation, generation, state, created_s, last_s, expires_s"
@@ -47,14 +45,6 @@ class Recorded:
     texts: dict[str, str]
     turns: list[Turn]
     answers: list[Answer]
-
-
-def pieces(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (items[start : start + _PIECE] for start in range(0, len(items), _PIECE))
-
-
-def marks(items: Sequence[object]) -> str:
-    return ",".join("?" * len(items))
 
 
 def generation(session: Session, tenant: str, user: str, lock: str = "") -> str:
