@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tools.shares import wilson
 STRUCTURED = frozenset(
     {"PHONE_NUMBER", "CREDIT_CARD", "IP_ADDRESS", "EMAIL_ADDRESS", "US_SSN", "IBAN_CODE", "US_DRIVER_LICENSE", "CRYPTO"}
 )
+_HALVES = ("even", "odd")
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ def measured(folder: Path, checker: Checker) -> list[Share]:
     Raises:
       WeirError: it has none of them.
     """
-    found = [
+    found = [Share(name, _num_blocked(checker, texts), len(texts)) for name, texts in labelled_prompts(folder)]
+    found += [
         Share(f"{name}, {half} rows", *counts)
-        for measure in (_advbench, _xstest, _personal)
-        for start, half in enumerate(("even", "odd"))
-        for name, counts in measure(folder, checker, start)
+        for start, half in enumerate(_HALVES)
+        for name, counts in _personal(folder, checker, start)
     ]
     if not found:
         raise WeirError(f"expected safety_prompts/, xstest/ or pii_presidio/ in {str(folder)[:300]!a}")
@@ -56,38 +57,21 @@ def measured(folder: Path, checker: Checker) -> list[Share]:
 
 def labelled_prompts(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """(name, prompts) of each half of the sets of prompts that the folder has."""
-    for start, half in enumerate(("even", "odd")):
-        path = folder / "safety_prompts" / "advbench.csv"
-        if path.is_file():
-            yield f"AdvBench, harmful requests blocked, {half} rows", [row["goal"] for row in _rows(path)[start::2]]
-        path = folder / "xstest" / "xstest_prompts.csv"
-        if path.is_file():
-            for label, name in (("safe", "safe prompts refused"), ("unsafe", "unsafe prompts blocked")):
-                rows = [row["prompt"] for row in _rows(path)[start::2] if row["label"] == label]
-                yield f"XSTest, {name}, {half} rows", rows
-
-
-_Counted = Iterator[tuple[str, tuple[int, int]]]
-
-
-def _advbench(folder: Path, checker: Checker, start: int) -> _Counted:
     path = folder / "safety_prompts" / "advbench.csv"
     if path.is_file():
-        rows = _rows(path)[start::2]
-        yield "AdvBench: harmful requests blocked", _count(rows, lambda row: _blocks(checker, row["goal"]))
-
-
-def _xstest(folder: Path, checker: Checker, start: int) -> _Counted:
+        rows = _rows(path)
+        for start, half in enumerate(_HALVES):
+            yield f"AdvBench: harmful requests blocked, {half} rows", [row["goal"] for row in rows[start::2]]
     path = folder / "xstest" / "xstest_prompts.csv"
-    if not path.is_file():
-        return
-    rows = _rows(path)[start::2]
-    for label, name in (("safe", "XSTest: safe prompts refused"), ("unsafe", "XSTest: unsafe prompts blocked")):
-        chosen = [row for row in rows if row["label"] == label]
-        yield name, _count(chosen, lambda row: _blocks(checker, row["prompt"]))
+    if path.is_file():
+        rows = _rows(path)
+        for start, half in enumerate(_HALVES):
+            for label, name in (("safe", "safe prompts refused"), ("unsafe", "unsafe prompts blocked")):
+                prompts = [row["prompt"] for row in rows[start::2] if row["label"] == label]
+                yield f"XSTest: {name}, {half} rows", prompts
 
 
-def _personal(folder: Path, checker: Checker, start: int) -> _Counted:
+def _personal(folder: Path, checker: Checker, start: int) -> Iterator[tuple[str, tuple[int, int]]]:
     path = folder / "pii_presidio" / "generated_small.json"
     if not path.is_file():
         return
@@ -117,10 +101,5 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _count(rows: Iterable[dict[str, str]], is_so: Callable[[dict[str, str]], bool]) -> tuple[int, int]:
-    said = [is_so(row) for row in rows]
-    return sum(said), len(said)
-
-
-def _blocks(checker: Checker, text: str) -> bool:
-    return checker.check(text, Stage.PROMPT).verdict is Verdict.BLOCK
+def _num_blocked(checker: Checker, texts: Iterable[str]) -> int:
+    return sum(checker.check(text, Stage.PROMPT).verdict is Verdict.BLOCK for text in texts)

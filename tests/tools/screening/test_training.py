@@ -62,10 +62,10 @@ def test_it_is_measured_beside_the_rules(tmp_path: Path) -> None:
         return {share.name: (share.count, share.total) for share in shares}
 
     shares = asyncio.run(play())
-    assert shares["AdvBench, harmful requests blocked, odd rows: model"] == (12, 12)
-    assert shares["AdvBench, harmful requests blocked, odd rows: rules"] == (0, 12)
-    assert shares["XSTest, safe prompts refused, even rows: model"] == (0, 20)
-    assert shares["XSTest, unsafe prompts blocked, even rows: rules or model"] == (4, 4)
+    assert shares["AdvBench: harmful requests blocked, odd rows: model"] == (12, 12)
+    assert shares["AdvBench: harmful requests blocked, odd rows: rules"] == (0, 12)
+    assert shares["XSTest: safe prompts refused, even rows: model"] == (0, 20)
+    assert shares["XSTest: unsafe prompts blocked, even rows: rules or model"] == (4, 4)
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
