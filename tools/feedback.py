@@ -211,11 +211,14 @@ async def _judge(
         judge = NextTurnJudge(session, arguments.endpoint, arguments.model, api_key=key, votes=arguments.votes)
         for recorded in sessions.each():
             for turn in turnabouts(recorded):
+                if store.has(recorded.row.tenant, judge.feedback_id(turn.answer_id)):
+                    counted["judged before"] += 1
+                    continue
                 try:
                     verdict = await judge.judged(turn)
                 except JudgeError:
-                    if not counted:
-                        raise
+                    if not counted.keys() - {"judged before"}:
+                        raise  # the first that is asked: the endpoint is the wrong one, or away
                     counted["failed"] += 1
                     continue
                 counted.update(store.add(recorded.row.tenant, [verdict]))

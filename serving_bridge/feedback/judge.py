@@ -78,12 +78,16 @@ class NextTurnJudge:
         """Name of the model, and a hash of what it is told."""
         return f"{self.model}/{hashlib.blake2b(_PROMPT.encode(), digest_size=4).hexdigest()}/{self.votes}"
 
+    def feedback_id(self, answer_id: str) -> str:
+        """What the verdict on an answer is stored under."""
+        return f"next_turn/{answer_id}/{self.version}"
+
     async def judged(self, turn: Turnabout) -> Feedback:
         """The verdict on an answer, as feedback. Raises `JudgeError`."""
         said = await asyncio.gather(*(self._vote(turn, number) for number in range(self.votes)))
         verdict = majority(said)
         return Feedback(
-            feedback_id=f"next_turn/{turn.answer_id}/{self.version}",
+            feedback_id=self.feedback_id(turn.answer_id),
             answer_id=turn.answer_id,
             kind="next_turn",
             value=_VALUES[verdict],

@@ -84,6 +84,16 @@ class FeedbackStore:
 
         return self._db.write(work)
 
+    def has(self, tenant: str, feedback_id: str) -> bool:
+        """Whether a tenant's feedback of this name is stored."""
+        return bool(
+            self._db.read(
+                lambda session: session.execute(
+                    "SELECT 1 FROM feedback WHERE tenant = ? AND feedback_id = ?", (tenant, feedback_id)
+                )
+            )
+        )
+
     @property
     def settings(self) -> FeedbackSettings:
         return self._settings

@@ -11,10 +11,11 @@ import pytest
 
 from configs.load import load_config, save_config
 from serving_bridge.database import open_database
-from serving_bridge.feedback import Feedback
+from serving_bridge.feedback import Feedback, JudgeError, NextTurnJudge, Turnabout
 from serving_bridge.recordings import Made, Request
+from serving_bridge.sessions import ChatMessage
 from serving_bridge.text import load_tokenizer
-from tests.support.recording_world import Recordings, answer, sampled
+from tests.support.recording_world import Recordings, answer, request, sampled, told
 from tests.support.session_world import tokenizer
 from tools.assembly import base_model_dir, build_online_queue, make_model, run_paths
 from tools.feedback import main
@@ -60,6 +61,40 @@ def test_from_a_file_to_a_dataset(recordings: Recordings, capsys: pytest.Capture
     assert "jane" not in said(recordings, capsys, "signals", "--set-aside")
     back = said(recordings, capsys, "take-back", "--tenant", "acme", "--rater", "x")
     assert "no such rater" in back
+
+
+def test_an_answer_is_judged_once(
+    recordings: Recordings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def vote(self: NextTurnJudge, turn: Turnabout, number: int) -> str:
+        if turn.answer == "one":
+            raise JudgeError("away")
+        asked.append(turn.answer)
+        return "good"
+
+    async def talk() -> None:
+        recorder, first = recordings.recorder(), ChatMessage("user", "hello")
+        async with recorder.running():
+            for said_first in ("two", "one"):
+                recording = await recorder.begin(request(first, conversation=said_first))
+                assert recording is not None
+                await told(recording, recordings.tokenizer, said_first)
+                dialog = (first, ChatMessage("assistant", said_first), ChatMessage("user", "thanks"))
+                recording = await recorder.begin(request(*dialog, conversation=said_first))
+                assert recording is not None
+                await told(recording, recordings.tokenizer, "gladly")
+                recordings.clock.now_s -= 1
+
+    asyncio.run(talk())
+    monkeypatch.setattr(NextTurnJudge, "_vote", vote)
+    given = ("judge", "--endpoint", "http://judge/v1", "--model", "m")
+    assert "1 failed, 1 joined" in said(recordings, capsys, *given)
+    assert asked == ["two"] * 3
+    with pytest.raises(SystemExit):  # none that is asked now has an answer
+        said(recordings, capsys, *given)
+    assert asked == ["two"] * 3
 
 
 @pytest.mark.parametrize(
