@@ -88,6 +88,11 @@ def _sizes(
     baseline = measure.scaled(arguments.baseline)
     if baseline is None or effect <= -1:
         raise CanaryError(f"--baseline {arguments.baseline} or --effect {effect} is no number of metric {metric.name}")
+    if not 0 < arguments.per_day < math.inf or not 0 <= arguments.deviation < math.inf:
+        raise CanaryError(
+            f"--per-day is {arguments.per_day:g} and --deviation {arguments.deviation:g}: expected conversations a day "
+            f"above 0, and a deviation from 0 on"
+        )
     worsening = measure.scaled_margin(effect)
     level = policy.alpha / _PARTS if effect > metric.margin else policy.beta
     more = metric.directions[0] > 0

@@ -38,6 +38,8 @@ def main() -> None:
         if arguments.registry is not None:
             named = config.registry.model_copy(update={"path": str(arguments.registry)})
             config = config.model_copy(update={"registry": named})
+        if arguments.concurrency < 1:
+            parser.error(f"--concurrency is {arguments.concurrency}, expected a whole number from 1 on")
         if not config.registry.path:
             parser.error("expected --registry, or registry.path in the configuration")
         gate = load_gate(arguments.gate)  # what is wrong with it is told before anything is read

@@ -119,14 +119,14 @@ class Controller:
         if rollout is None:
             return None
         lease = self.hold()
-        if rollout.asked:
-            rollout = self._obey(lease, rollout)
-        elif (moved := self._moved(rollout)) is not None:
-            self._moves.end(lease, rollout, "aborted", moved, leave_aliases=True)
-            rollout = place.rollouts.one(place.namespace, rollout.rollout)
-        if not rollout.is_open:
-            return rollout
         try:
+            if rollout.asked:
+                rollout = self._obey(lease, rollout)
+            elif (moved := self._moved(rollout)) is not None:
+                self._moves.end(lease, rollout, "aborted", moved, leave_aliases=True)
+                rollout = place.rollouts.one(place.namespace, rollout.rollout)
+            if not rollout.is_open:
+                return rollout
             self._decide(lease, rollout)
         except _Interrupted:
             return self.look()
@@ -136,8 +136,12 @@ class Controller:
         """Does what was asked of the open rollout, and looks at nothing. Errors as of `look`."""
         place = self._place
         rollout = place.rollouts.open_one(place.namespace)
-        if rollout is not None and rollout.asked:
+        if rollout is None or not rollout.asked:
+            return
+        try:
             self._obey(self.hold(), rollout)
+        except _Interrupted:
+            self.obey()
 
     def hold(self) -> RegistryLease:
         """The registry's lease, taken or renewed."""
@@ -225,6 +229,7 @@ class Controller:
             phase: Phase = "paused" if rollout.asked == "pause" else "running"
 
             def work(session: Session) -> None:
+                self._check_unchanged(session, rollout)  # else an abort that came in between would be forgotten
                 rollouts.in_phase(session, rollout, phase, f"somebody asked for it: {rollout.asked}")
                 self._moves.notice(session, rollout, rollout.asked, [])
 
@@ -241,7 +246,7 @@ class Controller:
         return None
 
     def _check_unchanged(self, session: Session, rollout: Rollout) -> None:
-        now = rollouts.open_one(session, rollout.namespace)
+        now = rollouts.open_one(session, rollout.namespace, locked=True)
         if now is None or (now.rollout, now.looks, now.asked) != (rollout.rollout, rollout.looks, rollout.asked):
             raise _Interrupted
 

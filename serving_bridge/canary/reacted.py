@@ -44,6 +44,8 @@ def observe_reactions(log: ObservationLog, namespace: str, source: str, read: Re
     """
     before = log.mark(source)
     found, until = read(before)
+    if until == before:
+        return 0
     observations = [one for reacted in found if (one := _observation(namespace, reacted, now_s)) is not None]
     return len(observations) if log.add_marked(observations, source, before, until) else 0
 

@@ -127,7 +127,12 @@ class Rollouts:
                 raise CanaryError(f"{namespace} has no rollout under way; `start` begins one")
             if (what, found.phase) in (("pause", "paused"), ("resume", "running")):
                 raise CanaryError(f"rollout {found.rollout} of {namespace} is {found.phase} already")
-            session.execute("UPDATE rollouts SET asked = ? WHERE rollout = ?", (what, found.rollout))
+            if not session.execute(
+                "UPDATE rollouts SET asked = ? WHERE rollout = ? AND phase = ? AND (asked <> 'abort' OR ? = 'abort') "
+                "RETURNING rollout",
+                (what, found.rollout, found.phase, what),
+            ):
+                raise CanaryError(f"rollout {found.rollout} of {namespace} is being ended: look at its status")
             return found
 
         return self._db.write(work)
@@ -146,9 +151,11 @@ class Rollouts:
         return self._db.write(work)
 
 
-def open_one(session: Session, namespace: str) -> Rollout | None:
+def open_one(session: Session, namespace: str, *, locked: bool = False) -> Rollout | None:
+    """The rollout that is under way; `locked`: nobody else changes it until the transaction ends."""
+    lock = session.dialect.for_update if locked else ""
     rows = session.execute(
-        f"SELECT {_COLUMNS} FROM rollouts WHERE namespace = ? AND phase IN ('running', 'paused')", (namespace,)
+        f"SELECT {_COLUMNS} FROM rollouts WHERE namespace = ? AND phase IN ('running', 'paused'){lock}", (namespace,)
     )
     return _read(rows[0]) if rows else None
 

@@ -58,7 +58,7 @@ class Service:
             if self._monotonic() >= self._purge_due_s:
                 self._purge_due_s = self._monotonic() + _PURGE_EVERY_S
                 self._purge()
-        except (NotHolderError, DatabaseError, RegistryError) as error:
+        except (NotHolderError, DatabaseError, RegistryError, OSError) as error:  # files: the note, those of an entry
             if (told := str(error)) != self._said:
                 self._log("waits", error=told)
             self._said = told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import threading
@@ -19,6 +20,9 @@ TIME_HEADER, DELIVERY_HEADER, SIGNATURE_HEADER = "X-Weir-Timestamp", "X-Weir-Del
 DEADLINE_S = 10.0
 _MAX_TRIES, _FIRST_PAUSE_S, _MAX_PAUSE_S = 10, 2.0, 600.0
 _AT_ONCE, _POLL_S = 8, 1.0
+#: Deadlines after which a message that was claimed and not noted is due again.
+_CLAIM = 3.0
+_FIND = "SELECT sequence FROM notices WHERE state = 'waiting' AND due_s <= ? ORDER BY due_s LIMIT ?"
 
 
 def signature(secret: bytes, sent_s: int, body: str) -> str:
@@ -29,7 +33,8 @@ def signature(secret: bytes, sent_s: int, body: str) -> str:
 class Messenger:
     """Sends the messages that wait in the database, from a thread of its own with a connection of its own.
 
-    A message may come twice, when this is killed after it was sent: its number in `X-Weir-Delivery` is then the same.
+    Of several at work, as beside a controller that stands by, one sends a message. It may come twice, when that one is
+    killed after it was sent: its number in `X-Weir-Delivery` is then the same.
 
     Args:
       clock: seconds since the epoch.
@@ -51,26 +56,30 @@ class Messenger:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends it; a message that is under way is waited for until its deadline."""
+        """Ends it, once what is due was tried: a last round, after one that is under way, each within the deadline."""
         self._stopped.set()
         if self._thread.is_alive():
-            self._thread.join(self._deadline_s + 1)
+            self._thread.join(2 * self._deadline_s + 1)
         self._db.close()
 
     def send_due(self) -> int:
         """Sends what is due, several at once, each within the deadline; returns how many were due."""
         now_s = self._clock()
-        due = self._db.read(
-            lambda session: session.execute(
-                "SELECT sequence, address, body, tries FROM notices WHERE state = 'waiting' AND due_s <= ? "
-                "ORDER BY due_s LIMIT ?",
-                (now_s, _AT_ONCE),
-            )
-        )
+        if not self._db.read(lambda session: session.execute(_FIND, (now_s, 1))):
+            return 0  # most looks find nothing, and write nothing
+        due = self._db.write(lambda session: self._claimed(session, now_s))
         if due:
             errors = asyncio.run(self._all(due))
             self._db.write(lambda session: self._noted(session, due, errors))
         return len(due)
+
+    def _claimed(self, session: Session, now_s: float) -> list:
+        """What is due, kept from others until it was tried, or until whoever claimed it must have been killed."""
+        return session.execute(
+            f"UPDATE notices SET due_s = ? WHERE sequence IN ({_FIND}) AND state = 'waiting' AND due_s <= ? "
+            f"RETURNING sequence, address, body, tries",
+            (now_s + _CLAIM * self._deadline_s, now_s, _AT_ONCE, now_s),
+        )
 
     async def _all(self, due: list) -> list[str]:
         timeout = aiohttp.ClientTimeout(total=self._deadline_s)
@@ -105,7 +114,9 @@ class Messenger:
 
     def _run(self) -> None:
         while not self._stopped.wait(_POLL_S):
-            try:
-                self.send_due()
-            except DatabaseError:
-                continue  # what waits goes on waiting
+            self._try_due()
+        self._try_due()  # a rollout's end is told also by a controller that ends with it
+
+    def _try_due(self) -> None:
+        with contextlib.suppress(DatabaseError):  # what waits goes on waiting
+            self.send_due()

@@ -135,11 +135,13 @@ class AliasFollower:
 
     async def _follow(self, arm: str, placed: Placed | None) -> None:
         if placed is None:
+            self._refused.pop(arm, None)
             if arm == CANARY:  # users are never left without what `stable` was last
                 self._manifests.pop(arm, None)
             return
         known = self._manifests.get(arm)
         if known is not None and known.content_sha256 == placed.content and known.version == placed.weight_version:
+            self._refused.pop(arm, None)
             return
         try:
             manifest = await self._run_blocking(self._read, placed.number)

@@ -19,35 +19,19 @@ import aiohttp
 from serving_bridge.registry import Registry, TrafficChange
 from serving_bridge.routing import ReplicaRegistry, registry_folder
 from tests.conftest import REPOSITORY
+from tests.support.served_run import served_config
 from tools.assembly import registered_run
 
 CLIENTS = 6
 #: for two servers to start on a busy machine
 START_S = 300.0
-CONFIG = """
-[run]
-name = "users"
-directory = "{run}"
-[model]
-path = "{model}"
-[task]
-provider = "reasoning_gym"
-name = "basic_arithmetic"
-[learner]
-steps = 1
-groups_per_step = 1
-sequence_length = 256
-microbatch_rows = 1
-publish_dtype = "float32"
-[rollout]
-max_prompt_tokens = 40
-max_tokens = 200
-[serving]
+SERVING = """
 follow = "aliases"
 kept_versions = 1
-max_model_len = 256
 replicas = 2
 drain_timeout_s = 8.0
+"""
+MORE = """
 [gateway]
 follow = "aliases"
 port = 0
@@ -94,7 +78,7 @@ class Load:
                     if response.status != 200:
                         self.errors.append(f"{response.status}: {answer}")
                         continue
-            except aiohttp.ClientError as error:
+            except (aiohttp.ClientError, TimeoutError) as error:
                 self.errors.append(repr(error))
                 continue
             self.told(answer)
@@ -128,7 +112,9 @@ class Drill:
     def __init__(self, folder: Path, models: Sequence[Path], more: str = "") -> None:
         self.folder, self.run = folder, folder / "run"
         self.run.mkdir()
-        text = CONFIG.format(run=self.run, model=models[0], registry=folder / "registry", more=more)
+        more = MORE.format(registry=folder / "registry", more=more)
+        learner = 'publish_dtype = "float32"'
+        text = served_config("users", self.run, models[0], learner=learner, serving=SERVING, more=more)
         (self.run / "config.toml").write_text(text)
         self.registry = Registry(folder / "registry")
         for model in models:
@@ -202,4 +188,5 @@ class Drill:
             finally:
                 for task in tasks:
                     task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                ended = await asyncio.gather(*tasks, return_exceptions=True)
+                load.errors += [repr(end) for end in ended if not isinstance(end, asyncio.CancelledError)]

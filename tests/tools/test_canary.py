@@ -258,6 +258,10 @@ def test_calculations_without_a_registry(tmp_path: Path, capsys: pytest.CaptureF
     found = json.loads(capsys.readouterr().out)
     assert found["as stable"]["looking_days"] == pytest.approx(found["as stable"]["looking"] / 20000)
     assert 1000 < found["worse by --effect"]["fixed"] < found["worse by --effect"]["looking"] < 50_000
+    for wrong in (["--per-day", "0"], ["--deviation", "-2"]):
+        with pytest.raises(SystemExit):
+            main([*power, *wrong])
+        assert "expected conversations a day above 0" in capsys.readouterr().err
     main([*power[:1], "--metric", "ttft_s", "--baseline", "0.3", "--effect", "0.2", "--per-day", "20000"])
     assert "go on" in capsys.readouterr().out
     file = tmp_path / "rows.jsonl"

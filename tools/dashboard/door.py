@@ -131,12 +131,18 @@ def same_origin(request: Request) -> bool:
     return origin is None or urlsplit(origin).netloc == request.headers.get("host")
 
 
-async def _given_token(request: Request) -> str:
+async def short_body(request: Request) -> bytes:
+    """What was sent: 4 KiB at most, or `HTTPException` 413."""
     body = b""
     async for piece in request.stream():
         body += piece
         if len(body) > _MAX_BODY:
-            raise HTTPException(413, "expected a short form")
+            raise HTTPException(413, "expected a short request")
+    return body
+
+
+async def _given_token(request: Request) -> str:
+    body = await short_body(request)
     fields = parse_qs(body.decode("utf-8", "replace"), max_num_fields=8)
     return fields.get("token", [""])[0].strip()
 

@@ -16,11 +16,10 @@ from starlette.types import ASGIApp
 
 from learner_jax.runtime import WeirError
 from serving_bridge.canary import Controller, Place
+from serving_bridge.database import DatabaseError
 from serving_bridge.registry import NotHolderError
 from tools.dashboard import Access, door
 from tools.rollout_page.shown import page_data
-
-_MAX_BODY = 4096
 
 
 class Act(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,7 +49,10 @@ def build_rollout_app(place: Place, access: Access, controller: Callable[[], Con
         return pages["rollouts.html"]
 
     async def rollouts(request: Request) -> Response:
-        data = await run_in_threadpool(page_data, place, can_act=can_act)
+        try:
+            data = await run_in_threadpool(page_data, place, can_act=can_act)
+        except WeirError as error:
+            raise _refused(error) from None
         return Response(msgspec.json.encode(data | {"locked": can_act}), media_type="application/json")
 
     async def act(request: Request) -> Response:
@@ -74,13 +76,8 @@ def build_rollout_app(place: Place, access: Access, controller: Callable[[], Con
 
 
 async def _asked(request: Request) -> Act:
-    body = b""
-    async for piece in request.stream():
-        body += piece
-        if len(body) > _MAX_BODY:
-            raise HTTPException(413, "expected a short request")
     try:
-        return _decoder.decode(body)
+        return _decoder.decode(await door.short_body(request))
     except msgspec.MsgspecError as error:
         raise HTTPException(400, str(error)) from None
 
@@ -105,7 +102,11 @@ def _done(place: Place, make: Callable[[], Controller], asked: Act) -> str:
             controller.release()
         return f"rollout {rollout.rollout}: {asked.what} is done"
     except WeirError as error:
-        raise HTTPException(409, str(error)) from None
+        raise _refused(error) from None
+
+
+def _refused(error: WeirError) -> HTTPException:
+    return HTTPException(503 if isinstance(error, DatabaseError) else 409, str(error))
 
 
 def _rolled_back(place: Place, controller: Controller, asked: Act) -> str:

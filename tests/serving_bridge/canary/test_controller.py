@@ -6,7 +6,7 @@ import pytest
 
 from serving_bridge.canary import CanaryError, Rollout, State, decide
 from serving_bridge.database import DatabaseError
-from serving_bridge.registry import NotHolderError, RegistryError
+from serving_bridge.registry import NotHolderError, RegistryError, RegistryLease
 from tests.support.canary_world import NAMESPACE, POLICY, CanaryWorld, canary_world
 
 __all__ = ["canary_world"]  # a fixture
@@ -61,6 +61,24 @@ def test_a_bad_candidate_is_back_within_one_look(canary_world: CanaryWorld) -> N
     assert world.rollouts.release(NAMESPACE).rollout == rollout.rollout
     with pytest.raises(CanaryError, match="is not held"):
         world.rollouts.release(NAMESPACE)
+
+
+def test_an_abort_beside_another_wish_is_not_forgotten(canary_world: CanaryWorld) -> None:
+    world = canary_world
+    controller = world.start()
+    world.rollouts.ask(NAMESPACE, "pause")
+    hold = controller.hold
+
+    def abort_comes_in_between() -> RegistryLease:
+        controller.hold = hold  # type: ignore[method-assign]
+        world.rollouts.ask(NAMESPACE, "abort")
+        with pytest.raises(CanaryError, match="is being ended"):
+            world.rollouts.ask(NAMESPACE, "pause")
+        return hold()
+
+    controller.hold = abort_comes_in_between  # type: ignore[method-assign]
+    controller.obey()
+    assert world.agreement() == ("aborted", None, world.stable, 0.0, 0.0)
 
 
 def test_pause_resume_and_abort(canary_world: CanaryWorld) -> None:

@@ -116,3 +116,16 @@ def test_one_stands_by_while_another_is_at_work(canary_world: CanaryWorld, tmp_p
     ticks.now_s += 1
     assert second.turn() is not None
     assert world.rollouts.latest(NAMESPACE)[0].looks == 1
+
+
+def test_files_out_of_reach_are_told_and_the_next_turn_tries_again(canary_world: CanaryWorld, tmp_path: Path) -> None:
+    world = canary_world
+    (tmp_path / "training").write_text("no folder")
+    service, _, told = serviced(world, tmp_path)
+    world.start(world.controller("cli")).release()
+    for _ in range(2):
+        assert service.turn() is None
+    assert [one["event"] for one in told if one["event"] == "waits"] == ["waits"]
+    (tmp_path / "training").unlink()
+    assert service.turn() is not None
+    assert read_note(tmp_path, NAMESPACE) is not None

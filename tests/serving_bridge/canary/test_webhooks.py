@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -132,3 +133,33 @@ def test_one_that_hangs_delays_neither_others_nor_a_decision(canary_world: Canar
         lambda session: session.execute("SELECT state, address FROM notices WHERE tries > 0 ORDER BY sequence")
     )
     assert rows == [("waiting", hangs), ("sent", takes)]
+
+
+def test_of_two_messengers_one_sends(canary_world: CanaryWorld, receiver: Receiver) -> None:
+    clock, url = Clock(), canary_world.url
+    both = [Messenger(open_database(url, schema=CANARY), SECRET, clock=clock) for _ in range(2)]
+    put(both[0]._db, f"http://127.0.0.1:{receiver.server_port}/")
+    meanwhile = list[int]()
+    post = both[0]._all
+
+    async def slowly(due: list) -> list[str]:
+        meanwhile.append(both[1].send_due())
+        return await post(due)
+
+    both[0]._all = slowly  # type: ignore[method-assign]
+    assert (both[0].send_due(), meanwhile, len(receiver.got)) == (1, [0], 1)
+    put(both[0]._db, f"http://127.0.0.1:{receiver.server_port}/")
+    both[0]._db.write(lambda session: both[0]._claimed(session, clock.now_s))  # and killed
+    assert both[1].send_due() == 0
+    clock.now_s += 31
+    assert both[1].send_due() == 1
+    for messenger in both:
+        messenger.close()
+
+
+def test_the_last_message_is_sent_by_who_ends(database: Database, tmp_path: Path, receiver: Receiver) -> None:
+    messenger = Messenger(open_database(tmp_path / "index.sqlite", schema=CANARY), SECRET)
+    messenger.start()
+    put(database, f"http://127.0.0.1:{receiver.server_port}/")
+    messenger.close()
+    assert states(database) == [("sent", 1, "")]

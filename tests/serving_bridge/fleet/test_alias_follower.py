@@ -158,6 +158,11 @@ def test_a_canary_that_does_not_fit_is_named_and_serves_nobody(place: Place, wha
             (refused,) = fleet.named("arm_refused")
             assert refused["arm"] == "canary"
             assert re.search(expected, refused["error"]), refused["error"]
+            place.move(canary=None)
+            await fleet.until(lambda: fleet.named("aliases")[-1]["canary"] is None, 5)
+            if what != "damage":  # which a move finds itself
+                place.move(0.5, canary=number)
+                await fleet.until(lambda: len(fleet.named("arm_refused")) == 2, 5)
             place.move(0.5, canary=3)
             await until(fleet, [("stable", 1), ("canary", 3)])
 

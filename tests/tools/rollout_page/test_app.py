@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serving_bridge.canary import Controller
+from serving_bridge.database import DatabaseError
 from tests.support.canary_world import NAMESPACE, CanaryWorld
 from tools.dashboard import access
 from tools.rollout_page import build_rollout_app
@@ -107,3 +108,17 @@ def test_nobody_presses_a_button_without_the_admin_key(world: CanaryWorld) -> No
         assert page.get("/api/rollouts").json()["can_act"] is False
         assert page.post("/api/act", json=body).status_code == 403
     assert world.agreement()[0] == "running"
+
+
+def test_a_database_that_is_away_is_no_mistake_of_the_reader(
+    world: CanaryWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise DatabaseError("the database is away")
+
+    with client(world) as page:
+        monkeypatch.setattr(world.rollouts, "latest", away)
+        monkeypatch.setattr(world.rollouts, "open_one", away)
+        shown = page.get("/api/rollouts", headers=KEY)
+        pressed = page.post("/api/act", json={"what": "abort", "confirm": "abort 1"}, headers=KEY)
+    assert [(one.status_code, one.text) for one in (shown, pressed)] == [(503, "the database is away\n")] * 2
