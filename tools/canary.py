@@ -34,11 +34,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from serving_bridge.canary import CanaryPolicy, Controller, Messenger, Service, load_policy, note_newest
+from serving_bridge.canary import CanaryPolicy, Controller, Messenger, Service, load_policy, note_newest, replay
 from serving_bridge.registry import NotHolderError
 from tools.assembly import StopRequest, clear_errors
 from tools.canary_feedback import add_feedback_command, follow_feedback
-from tools.canary_inputs import add_observations, replay
+from tools.canary_inputs import add_observations
 from tools.canary_offline import add_offline_commands, compare, estimate, power
 from tools.canary_place import CanaryPlace, opened_canary, webhook_secret
 from tools.canary_shown import print_decisions, print_dry_run, print_plan, print_policy, print_rollouts, print_status

@@ -1,16 +1,15 @@
-"""What `tools.canary` reads: observations from a file, and stored decisions that are computed again."""
+"""Observations that `tools.canary` reads from a file."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from learner_jax.contracts import quoted
-from serving_bridge.canary import CanaryError, Decided, Observation, ObservationLog, Rollout, State, decide
+from serving_bridge.canary import CanaryError, Observation, ObservationLog
 
 _BATCH = 1000
 _MAX_LINE = 2**16
@@ -64,21 +63,3 @@ def _observation(namespace: str, line: bytes, where: str) -> Observation:
         )
     except (msgspec.MsgspecError, CanaryError, UnicodeDecodeError) as error:
         raise CanaryError(f"{where}: {quoted(str(error), 300)}") from None
-
-
-def replay(rollout: Rollout, decisions: Sequence[Decided]) -> list[str]:
-    """Where the decisions of a rollout come out in another way than they were stored; nothing if they all agree."""
-    state, differences = State(until=rollout.first), list[str]()
-    for number, decided in enumerate(decisions, 1):
-        if decided.look != number:
-            return [*differences, f"decision {number} is missing: the next one is {decided.look}"]
-        state, decision = decide(rollout.policy, state, decided.record.look)
-        stored = decided.record.decision
-        if decision != stored:
-            differences.append(
-                f"decision {number} comes out as {decision.verdict} ({'; '.join(decision.reasons)}), stored is "
-                f"{stored.verdict} ({'; '.join(stored.reasons)})"
-            )
-    if not differences and state != rollout.state:
-        differences.append("the state after the last decision is another one than the stored")
-    return differences

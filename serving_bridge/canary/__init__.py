@@ -14,9 +14,10 @@ from serving_bridge.canary.off_policy import Estimate, Logged, OffPolicy, off_po
 from serving_bridge.canary.policy import CanaryPolicy, MetricPolicy, StepPolicy, load_policy, parse_policy
 from serving_bridge.canary.power import Question, fixed_size, looking_size
 from serving_bridge.canary.reacted import Reacted, observe_reactions
+from serving_bridge.canary.replaying import replay
 from serving_bridge.canary.rollouts import Decided, Record, Rollout, Rollouts
 from serving_bridge.canary.schema import CANARY, OBSERVATIONS
-from serving_bridge.canary.service import POLL_S, Service
+from serving_bridge.canary.service import Service
 from serving_bridge.canary.training_hold import TrainingHold
 from serving_bridge.canary.training_note import TrainingNote, note_newest, read_note, write_note
 from serving_bridge.canary.webhooks import DELIVERY_HEADER, SIGNATURE_HEADER, TIME_HEADER, Messenger, signature
@@ -28,7 +29,6 @@ __all__ = [
     "LEASE_S",
     "MEASURES",
     "OBSERVATIONS",
-    "POLL_S",
     "PREVIOUS",
     "SCORE_PREFIX",
     "SIGNATURE_HEADER",
@@ -86,6 +86,7 @@ __all__ = [
     "parse_policy",
     "plain",
     "read_note",
+    "replay",
     "signature",
     "stratified",
     "upper_bounds",

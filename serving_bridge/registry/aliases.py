@@ -11,7 +11,7 @@ from serving_bridge.registry import traffic as splits
 from serving_bridge.registry.entry import checked_name
 from serving_bridge.registry.errors import RegistryError
 from serving_bridge.registry.leases import RegistryLease
-from serving_bridge.registry.rows import Move
+from serving_bridge.registry.rows import By, Move
 from serving_bridge.registry.traffic import Placement, TrafficChange, TrafficRecord, TrafficSplit
 
 
@@ -115,29 +115,14 @@ class Aliases:
                 rows.set_stage(session, namespace, number, stage, actor, reason, now_s, unproven=unproven)
             for number in sorted({number for number in aliases.values() if number is not None}):
                 rows.check_servable(rows.standing(session, namespace, number), unproven=unproven)
-            ((last,),) = session.execute("SELECT coalesce(max(move), 0) FROM moves WHERE namespace = ?", (namespace,))
-            for alias, target in sorted(aliases.items()):
-                rows.point(session, namespace, alias, target)
-                session.execute(
-                    "INSERT INTO moves (namespace, move, alias, old, new, token, actor, reason, created_s) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (namespace, last + 1, alias, current.get(alias), target, lease.token, actor, reason, now_s),
-                )
+            by = By(lease.token, actor, reason, now_s)
+            move = rows.record_move(session, namespace, current, aliases, by)
             wanted = traffic or splits.after_move(session, namespace, current)
             if wanted is not None:
-                splits.change(
-                    session,
-                    namespace,
-                    wanted,
-                    move=last + 1,
-                    token=lease.token,
-                    actor=actor,
-                    reason=reason,
-                    now_s=now_s,
-                )
+                splits.change(session, namespace, wanted, by, move=move)
             if also is not None:
                 also(session)
-            return last + 1
+            return move
 
         return self._db.write(work)
 
@@ -178,16 +163,7 @@ class Aliases:
 
         def work(session: Session) -> TrafficSplit:
             leases.check(session, lease)
-            return splits.change(
-                session,
-                lease.namespace,
-                change,
-                move=None,
-                token=lease.token,
-                actor=actor,
-                reason=reason,
-                now_s=now_s,
-            )
+            return splits.change(session, lease.namespace, change, By(lease.token, actor, reason, now_s), move=None)
 
         return self._db.write(work)
 

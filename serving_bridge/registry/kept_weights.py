@@ -46,7 +46,7 @@ class KeptWeights:
                 store.verify(store.best_manifest(kept))
                 return kept
             except (StoreError, ContractError):
-                pass  # what is kept is damaged: the weights at hand are not
+                pass  # kept once more; entries of the damaged copy are refused, by name, when verified, moved or served
         header = VersionHeader(manifest.step, manifest.golden)
         return VersionWriter(store).publish_full(tensors, manifest.tensors, header).version
 

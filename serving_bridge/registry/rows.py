@@ -61,6 +61,16 @@ class Move:
     created_s: float
 
 
+@dataclass(frozen=True)
+class By:
+    """Who changes aliases or traffic, why and when, under which lease."""
+
+    token: int
+    actor: str
+    reason: str
+    now_s: float
+
+
 def lock(session: Session, namespace: str) -> None:
     """Has other writers of a namespace wait until the transaction ends."""
     session.execute("INSERT INTO registry_leases VALUES (?, '', 0, 0) ON CONFLICT (name) DO NOTHING", (namespace,))
@@ -128,6 +138,21 @@ def point(session: Session, namespace: str, alias: str, number: int | None) -> N
         "INSERT INTO aliases VALUES (?, ?, ?) ON CONFLICT (namespace, alias) DO UPDATE SET number = excluded.number",
         (namespace, alias, number),
     )
+
+
+def record_move(
+    session: Session, namespace: str, before: Mapping[str, int], wanted: Mapping[str, int | None], by: By
+) -> int:
+    """Points aliases to their entries, each with a row in the history; returns the number of the move."""
+    ((last,),) = session.execute("SELECT coalesce(max(move), 0) FROM moves WHERE namespace = ?", (namespace,))
+    for alias, target in sorted(wanted.items()):
+        point(session, namespace, alias, target)
+        session.execute(
+            "INSERT INTO moves (namespace, move, alias, old, new, token, actor, reason, created_s) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (namespace, last + 1, alias, before.get(alias), target, by.token, by.actor, by.reason, by.now_s),
+        )
+    return last + 1
 
 
 def set_stage(

@@ -162,17 +162,7 @@ def after_move(session: Session, namespace: str, before: Mapping[str, int]) -> T
     return TrafficChange() if old.canary_share or old.shadow_share else None
 
 
-def change(
-    session: Session,
-    namespace: str,
-    wanted: TrafficChange,
-    *,
-    move: int | None,
-    token: int,
-    actor: str,
-    reason: str,
-    now_s: float,
-) -> TrafficSplit:
+def change(session: Session, namespace: str, wanted: TrafficChange, by: rows.By, *, move: int | None) -> TrafficSplit:
     """Sets the split and records it. The caller has checked the lease in this transaction.
 
     Raises:
@@ -198,7 +188,7 @@ def change(
         "INSERT INTO traffic_changes "
         "(namespace, canary_share, shadow_share, tenants, revision, move, token, actor, reason, created_s) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (namespace, *values, move, token, quoted(actor, 200), quoted(reason, 1000), now_s),
+        (namespace, *values, move, by.token, quoted(by.actor, 200), quoted(by.reason, 1000), by.now_s),
     )
     return _split(namespace, *values)
 

@@ -30,6 +30,7 @@ from serving_bridge.vllm.client import Completion, ReplicaError, VllmClient
 from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionWriter
 from tests.conftest import REPOSITORY
+from tests.support.served_run import served_config
 from tests.support.weight_world import golden_of, make_model, tensors_of
 from tools.fleet import FleetToolError, choose_fleet, give_order, status_table
 
@@ -37,28 +38,10 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 T = TypeVar("T")
 TOKEN_S = 0.02
-CONFIG = """
-[run]
-name = "run"
-directory = "{run}"
-[model]
-path = "{model}"
-[task]
-provider = "reasoning_gym"
-name = "basic_arithmetic"
-[learner]
-steps = 1
-groups_per_step = 1
-sequence_length = 256
-microbatch_rows = 1
-[rollout]
-max_prompt_tokens = 40
-max_tokens = 200
-[serving]
-max_model_len = 256
+SERVING = f"""
 replicas = 2
 server_module = "tools.testing.fake_vllm.server"
-engine_args = {{ token_s = {token_s} }}
+engine_args = {{ token_s = {TOKEN_S} }}
 health_interval_s = 0.2
 hang_s = 4.0
 drain_timeout_s = 8.0
@@ -136,7 +119,7 @@ class Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     directory = tmp_path_factory.mktemp("run")
     model = make_model(directory / "model", 0)
-    text = CONFIG.format(run=directory, model=directory / "model", token_s=TOKEN_S)
+    text = served_config("run", directory, directory / "model", serving=SERVING)
     (directory / "config.toml").write_text(text)
     store = WeightStore(directory / "weights", "run")
     VersionWriter(store).publish(tensors_of(model).items(), step=0, golden=golden_of(model))

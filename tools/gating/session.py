@@ -66,10 +66,7 @@ def run_gate(contest: Contest, say: Callable[[str], None] = lambda _: None) -> G
         stable = None if contest.stable is None else _asked(contest, contest.stable, "stable", suites, say)
         checks = [held(terms, check, candidate, stable, retired) for check in settings.check]
         outcome = worst([check["outcome"] for check in checks])
-        open_ = {check["suite"] for check in checks if check["outcome"] == "inconclusive"}
-        if outcome != "inconclusive" or not any(
-            suite.settings.sampling.temperature for suite in gate.suites if suite.name in open_
-        ):
+        if outcome != "inconclusive" or not _can_grow(gate, checks):
             break
     report = {
         "format": FORMAT,

@@ -16,6 +16,7 @@ from serving_bridge.weights import VersionWriter, WeightStore
 from tests.support.letters import letter_model, letters
 from tests.support.openai_endpoint import openai_endpoint
 from tests.support.registries import candidate
+from tests.support.served_run import served_config
 from tests.support.weight_world import greedy, tensors_of
 from tools import gate as tool
 from tools import registry as registry_tool
@@ -23,29 +24,6 @@ from tools.gating import GateError, load_gate
 
 FAKE = "tools.testing.fake_vllm.server"
 ROWS, ANSWER_TOKENS = 30, 2
-CONFIG = """
-[run]
-name = "gated"
-directory = "{folder}/run"
-[model]
-path = "{folder}/models/0"
-[task]
-provider = "reasoning_gym"
-name = "basic_arithmetic"
-[learner]
-steps = 1
-groups_per_step = 1
-sequence_length = 256
-microbatch_rows = 1
-[rollout]
-max_prompt_tokens = 40
-max_tokens = 200
-[serving]
-max_model_len = 256
-server_module = "{module}"
-[registry]
-path = "{folder}/registry"
-"""
 SUITE = """
 name = "words"
 source = "jsonl"
@@ -90,7 +68,9 @@ class Place:
         self.folder = folder
         (folder / "models").mkdir()
         models = [letter_model(folder / "models" / str(seed), seed) for seed in (0, 1)]
-        (folder / "config.toml").write_text(CONFIG.format(folder=folder, module=module))
+        serving, more = f'server_module = "{module}"', f'[registry]\npath = "{folder}/registry"\n'
+        text = served_config("gated", folder / "run", folder / "models" / "0", serving=serving, more=more)
+        (folder / "config.toml").write_text(text)
         self.registry = Registry(folder / "registry")
         self.files = model_files(folder / "models" / "0")
         self.store = WeightStore(folder / "weights", "demo")

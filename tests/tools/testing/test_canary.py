@@ -51,7 +51,7 @@ def test_a_decision_that_depends_on_anything_else_is_noticed() -> None:
         return verdict, [*reasons, f"call {len(calls)}"]
 
     with mock.patch.object(machine, "_verdict", moody):
-        assert any("replays to" in violation for violation in roll_out(BAD[5], 0, max_hours=1).violations)
+        assert any("comes out as" in violation for violation in roll_out(BAD[5], 0, max_hours=1).violations)
 
 
 @pytest.mark.soak

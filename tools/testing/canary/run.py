@@ -15,10 +15,8 @@ from serving_bridge.canary import (
     Place,
     Rollout,
     Rollouts,
-    StepPolicy,
-    decide,
+    replay,
 )
-from serving_bridge.canary import State as RolloutState
 from serving_bridge.database import MEMORY, Database, migrate, open_database
 from serving_bridge.registry import ENTRY_SCHEMA, REGISTRY, Entry, Origin, RegistryIndex
 from tools.testing.canary.kinds import Kind
@@ -32,26 +30,16 @@ _REPLAY_EVERY = 5
 #: A look comes at most so long after it is due: a killed controller's lease has to run out.
 _LATE_S = LEASE_S + 1.0
 
+#: The default steps and metrics, with more room for the length, and with what judges and users say.
 POLICY = CanaryPolicy(
     interval_s=_INTERVAL_S,
     metrics=(
-        MetricPolicy(name="error", margin=0.01),
-        MetricPolicy(name="guard", margin=0.01),
-        MetricPolicy(name="refusal", margin=0.02),
-        MetricPolicy(name="ttft_s", margin=0.1),
-        MetricPolicy(name="tokens_per_s", margin=0.1),
-        MetricPolicy(name="length", margin=0.2),
-        MetricPolicy(name="distinct", margin=0.03),
+        *(
+            MetricPolicy(name="length", margin=0.2) if metric.name == "length" else metric
+            for metric in CanaryPolicy().metrics
+        ),
         MetricPolicy(name="score.judge", margin=0.03, low=0.0, high=1.0, role="goal", coverage=0.2),
         MetricPolicy(name="thumbs_down", margin=0.03, coverage=0.0, per_tenant=False),
-    ),
-    steps=(
-        StepPolicy(shadow=0.1, min_samples=300),
-        StepPolicy(share=0.01, min_samples=200),
-        StepPolicy(share=0.05, min_samples=500),
-        StepPolicy(share=0.25, min_samples=2000, min_time_s=1800.0, proof="all"),
-        StepPolicy(share=0.5, min_samples=4000, min_time_s=1800.0, proof="all"),
-        StepPolicy(share=1.0, min_samples=4000, min_time_s=3600.0, proof="all"),
     ),
 )
 
@@ -133,7 +121,7 @@ def roll_out(
         if first_s is not None and not split.canary_share:
             late_s = clock.now_s - first_s
         if seed % _REPLAY_EVERY == 0:  # it costs as much as the rollout did
-            violations += _replayed(rollout, policy, [one.record for one in records])
+            violations += replay(rollout, records)
         reason = rollout.reason
         return Outcome(
             kind.name,
@@ -173,15 +161,6 @@ def _disagreements(index: RegistryIndex, rollout: Rollout) -> list[str]:
         expected = (None, rollout.number if promoted else rollout.stable, 0.0, 0.0)
     found = (canary, stable, placement.traffic.canary_share, placement.traffic.shadow_share)
     return [] if found == expected else [f"{rollout.phase}: aliases and split are {found}, expected {expected}"]
-
-
-def _replayed(rollout: Rollout, policy: CanaryPolicy, records: list) -> list[str]:
-    state = RolloutState(until=rollout.first)
-    for number, record in enumerate(records, 1):
-        state, decision = decide(policy, state, record.look)
-        if decision != record.decision:
-            return [f"decision {number} replays to {decision.verdict}, was {record.decision.verdict}"]
-    return [] if state == rollout.state else ["the state replays to another one"]
 
 
 def _entry(index: RegistryIndex, clock: _Clock) -> int:
