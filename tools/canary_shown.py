@@ -32,7 +32,7 @@ def print_status(place: Place, console: Console, *, as_json: bool) -> None:
     rollout = newest[0]
     console.print(_line(rollout), soft_wrap=True)
     split = place.index.aliases.traffic(place.namespace)
-    console.print(f"traffic: canary {split.canary_share:.4g} of 1, shadow {split.shadow_share:.4g}")
+    console.print(f"traffic: {escape(split.told())}", soft_wrap=True)
     decisions = place.rollouts.decisions(rollout.rollout, limit=1)
     if decisions:
         _print_decision(decisions[-1].record.decision, console)

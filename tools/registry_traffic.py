@@ -14,8 +14,6 @@ from serving_bridge.registry import Placement, Registry, RegistryError, TrafficC
 from tools.registry_shown import when
 from tools.reporting import terminal
 
-_SHOWN_TENANTS = 5
-
 
 def show_traffic(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
     """The split as it stands, the entries behind it, and the newest changes."""
@@ -24,7 +22,7 @@ def show_traffic(registry: Registry, arguments: argparse.Namespace, console: Con
     if arguments.json:
         terminal.print_json(_fields(placement, records))
         return 0
-    console.print(_said(placement.traffic), soft_wrap=True)
+    console.print(escape(placement.traffic.told()), soft_wrap=True)
     for alias in ("stable", "canary"):
         placed = placement.aliases.get(alias)
         console.print(f"{alias}: {'no entry' if placed is None else f'entry {placed.number}, {placed.stage}'}")
@@ -36,7 +34,7 @@ def show_traffic(registry: Registry, arguments: argparse.Namespace, console: Con
                 when(one.created_s),
                 f"{one.split.canary_share:.2%}",
                 f"{one.split.shadow_share:.2%}",
-                escape(_names(one.split)),
+                escape(one.split.named()),
                 "-" if one.move is None else str(one.move),
                 escape(one.actor),
                 escape(one.reason),
@@ -47,10 +45,12 @@ def show_traffic(registry: Registry, arguments: argparse.Namespace, console: Con
 
 def set_traffic(registry: Registry, arguments: argparse.Namespace, console: Console, *, holder: str) -> int:
     """Sets the split alone, under a lease of its own."""
-    change = TrafficChange(arguments.canary, arguments.shadow, tuple(arguments.tenant))
+    change = TrafficChange(
+        arguments.canary, arguments.shadow, tuple(arguments.tenant), arguments.tenant_share, arguments.within
+    )
     with registry.lease(arguments.namespace, holder, take_over=arguments.take_over) as lease:
         split = registry.index.aliases.set_traffic(lease, change, actor=arguments.actor, reason=arguments.reason)
-    console.print(f"change {split.revision} of {escape(arguments.namespace)}: {_said(split)}", soft_wrap=True)
+    console.print(f"change {split.revision} of {escape(arguments.namespace)}: {escape(split.told())}", soft_wrap=True)
     return 0
 
 
@@ -62,6 +62,8 @@ def add_traffic_commands(command: Callable[..., argparse.ArgumentParser]) -> Non
     one.add_argument("--canary", type=share, required=True, metavar="SHARE", help="of the conversations, e.g. 5%% or 0")
     one.add_argument("--shadow", type=share, default=0.0, metavar="SHARE", help="of stable's requests, copied")
     one.add_argument("--tenant", action="append", default=[], help="whole, and nobody else (repeatable)")
+    one.add_argument("--tenant-share", type=share, default=0.0, metavar="SHARE", help="of all tenants, likewise")
+    one.add_argument("--within", type=share, default=1.0, metavar="SHARE", help="of these tenants' conversations")
     one.add_argument("--reason", required=True)
     one.add_argument("--take-over", action="store_true", help="from whoever holds the aliases, e.g. a controller")
 
@@ -81,22 +83,6 @@ def share(text: str) -> float:
     return found
 
 
-def _said(split: TrafficSplit) -> str:
-    if not split.canary_share:
-        said = "stable answers everything"
-    elif split.tenants:
-        said = f"canary answers {escape(_names(split))}, about {split.canary_share:.2%} of the traffic"
-    else:
-        said = f"canary answers {split.canary_share:.2%} of the conversations"
-    return f"{said}; {split.shadow_share:.2%} are copied to it" if split.shadow_share else said
-
-
-def _names(split: TrafficSplit) -> str:
-    shown = ", ".join(split.tenants[:_SHOWN_TENANTS])
-    more = len(split.tenants) - _SHOWN_TENANTS
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
 def _fields(placement: Placement, records: list[TrafficRecord]) -> dict[str, object]:
     return {
         "traffic": _split_fields(placement.traffic),
@@ -114,5 +100,7 @@ def _split_fields(split: TrafficSplit) -> dict[str, object]:
         "canary_share": split.canary_share,
         "shadow_share": split.shadow_share,
         "tenants": list(split.tenants),
+        "tenant_share": split.tenant_share,
+        "within": split.within,
         "revision": split.revision,
     }

@@ -264,10 +264,17 @@ def _look(place: Place, rollout: Rollout) -> Look:
         place.index.standing(place.namespace, number).entry.weight_version
         for number in (rollout.number, rollout.stable)
     )
-    shadow, metrics = not rollout.policy.steps[state.step].share, rollout.policy.metrics
+    step, metrics = rollout.policy.steps[state.step], rollout.policy.metrics
+    cohort = rollout.policy.cohort_of(step, rollout.number)
     try:
         seen = place.source.seen(
-            place.namespace, state.until, canary=canary, stable=stable, shadow=shadow, metrics=metrics
+            place.namespace,
+            state.until,
+            canary=canary,
+            stable=stable,
+            shadow=not step.share,
+            metrics=metrics,
+            cohort=cohort,
         )
     except DatabaseError as error:
         return Look(now_s, passed_s, state.until, failure=quoted(str(error), 300), paused=paused)

@@ -161,4 +161,7 @@ def stage_of(step: StepPolicy) -> str:
 
 
 def traffic_of(policy: CanaryPolicy, step: StepPolicy) -> TrafficChange:
-    return TrafficChange(canary_share=policy.share_of(step), shadow_share=step.shadow)
+    share = policy.share_of(step)
+    if not step.has_cohort:
+        return TrafficChange(canary_share=share, shadow_share=step.shadow)
+    return TrafficChange(step.traffic_share * share, 0.0, step.tenants, step.tenant_share, share)

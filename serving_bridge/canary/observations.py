@@ -15,6 +15,7 @@ from serving_bridge.canary.errors import CanaryError
 from serving_bridge.canary.looks import ALL, ARMS, Arm, Cell
 from serving_bridge.canary.policy import MetricPolicy
 from serving_bridge.database import Database, Row, Session
+from serving_bridge.registry import Cohort
 
 Kind = Literal["answer", "score", "feedback", "dropped"]
 KINDS: tuple[Kind, ...] = ("answer", "score", "feedback", "dropped")
@@ -171,13 +172,22 @@ class Source(Protocol):
         """The newest observation; a rollout begins after it."""
 
     def seen(
-        self, namespace: str, after: int, *, canary: int, stable: int, shadow: bool, metrics: Sequence[MetricPolicy]
+        self,
+        namespace: str,
+        after: int,
+        *,
+        canary: int,
+        stable: int,
+        shadow: bool,
+        metrics: Sequence[MetricPolicy],
+        cohort: Cohort | None,
     ) -> Seen:
         """What came after an observation.
 
         Args:
           canary, stable: weight versions of the entries behind the arms.
           shadow: the canary's answers are those that no user saw.
+          cohort: the only tenants that are compared: nobody else is dealt out at random; None for all.
         """
 
 
@@ -189,16 +199,31 @@ class LogSource:
         self.last = log.last
 
     def seen(
-        self, namespace: str, after: int, *, canary: int, stable: int, shadow: bool, metrics: Sequence[MetricPolicy]
+        self,
+        namespace: str,
+        after: int,
+        *,
+        canary: int,
+        stable: int,
+        shadow: bool,
+        metrics: Sequence[MetricPolicy],
+        cohort: Cohort | None = None,
     ) -> Seen:
         rows = self._log.after(namespace, after)
-        return summed(rows, after, versions={"canary": canary, "stable": stable}, shadow=shadow, metrics=metrics)
+        versions = {"canary": canary, "stable": stable}
+        return summed(rows, after, versions=versions, shadow=shadow, metrics=metrics, cohort=cohort)
 
 
 def summed(
-    rows: Sequence[Row], after: int, *, versions: Mapping[str, int], shadow: bool, metrics: Sequence[MetricPolicy]
+    rows: Sequence[Row],
+    after: int,
+    *,
+    versions: Mapping[str, int],
+    shadow: bool,
+    metrics: Sequence[MetricPolicy],
+    cohort: Cohort | None = None,
 ) -> Seen:
-    """The sums of rows as `ObservationLog.after` gives them; rows of other versions than the arms' are left out.
+    """The sums of rows as `ObservationLog.after` gives them; rows of other versions or tenants than asked are left out.
 
     The answers of a conversation are not independent: a conversation counts once, with the mean of its values.
     """
@@ -215,6 +240,8 @@ def summed(
             dropped += int(found.get("count", 1))
             continue
         if version not in (-1, versions[arm]) or bool(is_shadow) != (shadow and arm == "canary"):
+            continue
+        if cohort is not None and not cohort.has(tenant):
             continue
         talk = f"{tenant}/{conversation}"
         if kind == "answer":

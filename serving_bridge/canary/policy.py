@@ -11,8 +11,10 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from learner_jax.contracts import Settings, quoted
+from learner_jax.runtime import PLAIN_NAME
 from serving_bridge.canary.errors import PolicyError
 from serving_bridge.canary.metrics import Measure, Worse, measure_of
+from serving_bridge.registry import MAX_TENANT, Cohort, cohort_of
 
 Proof = Literal["none", "goals", "all"]
 _MAX_BYTES = 2**18
@@ -60,18 +62,54 @@ class MetricPolicy(Settings):
 class StepPolicy(Settings):
     """One step of a rollout: its traffic, and what it needs before the next."""
 
-    share: float = Field(0.0, ge=0, le=1, description="of the conversations that the canary answers")
+    share: float = Field(
+        0.0, ge=0, le=1, description="of the conversations that the canary answers; stable keeps holdout of them"
+    )
     shadow: float = Field(0.0, ge=0, le=1, description="of stable's requests that the canary gets a copy of")
     min_samples: int = Field(500, ge=1, description="conversations that the canary needs at least")
     min_time_s: float = Field(600.0, ge=0, description="seconds that the step takes at least")
     proof: Proof = Field(
         "none", description="metrics that must be shown to be within their margin: none, goals (and no guardrail), all"
     )
+    tenants: tuple[str, ...] = Field(
+        (), max_length=1000, description="only these tenants, and those of tenant_share; share is then of theirs"
+    )
+    tenant_share: float = Field(
+        0.0, ge=0, le=1, description="only so many of all tenants, by the hash of their names, and those of tenants"
+    )
+    traffic: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of all traffic that these tenants are, by which the canary gets replicas; tenants need it",
+    )
+
+    @field_validator("tenants")
+    @classmethod
+    def _are_in_order(cls, tenants: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(tenants)))
 
     @property
     def name(self) -> str:
-        """As people read it: `shadow`, `5%`."""
-        return _percent(self.share) if self.share else "shadow"
+        """As people read it: `shadow`, `5%`, `100% of acme`."""
+        if not self.has_cohort:
+            return _percent(self.share) if self.share else "shadow"
+        more = f" and {len(self.tenants) - 2} more" if len(self.tenants) > 2 else ""
+        shard = f"{_percent(self.tenant_share)} of tenants" if self.tenant_share else ""
+        named = ", ".join(self.tenants[:2]) + more
+        return f"{_percent(self.share)} of {' and '.join(filter(None, (named, shard)))}"
+
+    @property
+    def has_cohort(self) -> bool:
+        """Whether the canary answers some tenants alone."""
+        return bool(self.tenants or self.tenant_share)
+
+    @property
+    def traffic_share(self) -> float:
+        """Share of all traffic that the step's tenants are."""
+        if not self.has_cohort:
+            return 1.0
+        return self.tenant_share if self.traffic is None else self.traffic
 
 
 def _percent(share: float) -> str:
@@ -137,7 +175,7 @@ class CanaryPolicy(Settings):
     def _fits_together(self) -> Self:
         _check_metrics(self)
         _check_steps(self.steps)
-        if any(step.share > 1 - self.holdout for step in self.steps[:-1]):
+        if any(step.share > 1 - self.holdout for step in self.steps[:-1] if not step.has_cohort):
             raise ValueError(
                 f"a step before the last has a share above {_percent(1 - self.holdout)}, and stable keeps holdout = "
                 f"{self.holdout:g}; expected a smaller share or holdout"
@@ -153,6 +191,10 @@ class CanaryPolicy(Settings):
     def share_of(self, step: StepPolicy) -> float:
         """The share that the canary gets in a step."""
         return min(step.share, 1 - self.holdout)
+
+    def cohort_of(self, step: StepPolicy, entry: int) -> Cohort | None:
+        """The tenants whose conversations a step deals out and compares; None for everybody's."""
+        return cohort_of(step.tenants, step.tenant_share, str(entry))
 
 
 def _check_metrics(policy: CanaryPolicy) -> None:
@@ -175,17 +217,51 @@ def _check_metrics(policy: CanaryPolicy) -> None:
 
 def _check_steps(steps: tuple[StepPolicy, ...]) -> None:
     shares = [step.share for step in steps]
-    told = ", ".join(_percent(share) for share in shares)
-    if shares[-1] != 1:
-        raise ValueError(f"steps end at {_percent(shares[-1])} ({told}); expected the last at share = 1.0")
-    if any(later < earlier or later == earlier > 0 for earlier, later in pairwise(shares)):
-        raise ValueError(f"steps are {told}; expected shares that grow")
+    told = ", ".join(step.name for step in steps)
+    if shares[-1] != 1 or steps[-1].has_cohort:
+        raise ValueError(f"steps end at {steps[-1].name} ({told}); expected the last at share = 1.0 of all tenants")
+    for earlier, later in pairwise(steps):
+        _check_grows(earlier, later, told)
+    for step in steps:
+        _check_cohort(step)
     if any(step.share > 0 and step.shadow > 0 for step in steps):
         raise ValueError("a step has both share and shadow; expected shadow only in steps without a share")
     if any(not step.share and not step.shadow for step in steps):
         raise ValueError("a step has neither share nor shadow: the canary would see nothing; expected one of them")
     if steps[-1].proof != "all":
         raise ValueError(f'the last step has proof = "{steps[-1].proof}"; expected "all": it decides for all users')
+
+
+def _check_grows(earlier: StepPolicy, later: StepPolicy, told: str) -> None:
+    """A conversation that the canary answers stays with it: no tenant's share falls from one step to the next."""
+    wider = set(earlier.tenants) <= set(later.tenants) and earlier.tenant_share <= later.tenant_share
+    if earlier.share and later.has_cohort and not (earlier.has_cohort and wider):
+        raise ValueError(
+            f"steps are {told}: step {later.name} takes the canary from tenants that had it before; expected a "
+            f"step with tenants to name those of the step before, too, and to come before steps for everybody"
+        )
+    is_more = later.has_cohort != earlier.has_cohort or (later.tenants, later.tenant_share) != (
+        earlier.tenants,
+        earlier.tenant_share,
+    )
+    if later.share < earlier.share or (later.share == earlier.share > 0 and not is_more):
+        raise ValueError(f"steps are {told}; expected shares that grow")
+
+
+def _check_cohort(step: StepPolicy) -> None:
+    bad = [name for name in step.tenants if not (PLAIN_NAME.fullmatch(name) and len(name) <= MAX_TENANT)]
+    if bad:
+        raise ValueError(f"tenants: {quoted(bad[0], 80)}; expected names of tenants, e.g. acme")
+    if step.has_cohort and not step.share:
+        raise ValueError(
+            f"step {step.name} names tenants and has no share; expected a share of theirs, e.g. 1.0 for whole tenants"
+        )
+    if step.tenants and step.traffic is None:
+        raise ValueError(
+            f"step {step.name} names tenants: expected traffic, the share of all traffic that they are, e.g. 0.1"
+        )
+    if step.traffic is not None and not step.has_cohort:
+        raise ValueError(f"step {step.name} has traffic, which is for steps with tenants; expected none")
 
 
 def load_policy(path: Path) -> CanaryPolicy:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from serving_bridge.registry import Placement, RegistryError
+from serving_bridge.registry import Cohort, Placement, RegistryError
 from serving_bridge.routing import LEAVING, ReplicaRow, point_of
 
 STABLE, CANARY, PREVIOUS = "stable", "canary", "previous"
@@ -29,7 +29,8 @@ class Split:
       previous: version that `stable` was before; it serves users while replicas are on their way to another.
       canary_share: of the conversations, 0 to 1.
       shadow_share: of the requests that `stable` answers: a copy goes to the canary.
-      tenants: who goes to the canary whole, and nobody else; empty for a split by conversation.
+      cohort: the only tenants that the canary may answer; None for a split by conversation, whoever asks.
+      within: share of the cohort's conversations that go to the canary.
       salt: of the deal; the same conversations stay in the canary while it is the same.
     """
 
@@ -38,7 +39,8 @@ class Split:
     previous: int | None = None
     canary_share: float = 0.0
     shadow_share: float = 0.0
-    tenants: frozenset[str] = frozenset()
+    cohort: Cohort | None = None
+    within: float = 1.0
     salt: str = ""
 
 
@@ -55,14 +57,16 @@ def split_of(placement: Placement) -> Split:
             f"(tools.registry move)"
         )
     previous = placement.aliases.get(PREVIOUS)
+    salt = "" if canary is None else str(canary.number)
     return Split(
         stable=stable.weight_version,
         canary=None if canary is None else canary.weight_version,
         previous=None if previous is None else previous.weight_version,
         canary_share=traffic.canary_share,
         shadow_share=traffic.shadow_share,
-        tenants=frozenset(traffic.tenants),
-        salt="" if canary is None else str(canary.number),
+        cohort=traffic.cohort(salt),
+        within=traffic.within,
+        salt=salt,
     )
 
 
@@ -82,19 +86,21 @@ class Arms:
 
     def of(self, conversation: str, tenant: str = "") -> str:
         """The arm that shall answer a conversation."""
-        split = self.split
-        if split.canary is None or not split.canary_share:
-            return STABLE
-        if split.tenants:
-            return CANARY if tenant in split.tenants else STABLE
-        return CANARY if point_of(f"{split.salt}\0{conversation}") < split.canary_share else STABLE
+        return CANARY if point_of(f"{self.split.salt}\0{conversation}") < self._canary_share(tenant) else STABLE
 
     def propensity(self, arm: str, tenant: str = "") -> float:
         """The probability with which a conversation of a tenant is dealt to an arm."""
+        share = self._canary_share(tenant)
+        return share if arm == CANARY else 1.0 - share
+
+    def _canary_share(self, tenant: str) -> float:
+        """Of a tenant's conversations."""
         split = self.split
-        if split.canary is None or not split.canary_share or split.tenants:
-            return 1.0 if arm == self.of("", tenant) else 0.0
-        return split.canary_share if arm == CANARY else 1.0 - split.canary_share
+        if split.canary is None or not split.canary_share:
+            return 0.0
+        if split.cohort is None:
+            return split.canary_share
+        return split.within if split.cohort.has(tenant) else 0.0
 
     def is_mirrored(self, response_id: str) -> bool:
         """Whether the canary gets a copy of a request that `stable` answers."""
@@ -118,8 +124,11 @@ class Arms:
         if split.stable is None or own is None:
             return lambda row: int(row.state != "healthy")
         order = {split.canary: 3, split.previous: 2, split.stable: 1, own: 0}  # later ones win
+        spares = arm == STABLE and split.cohort is not None  # nobody else gets what was tried on some tenants alone
 
-        def of(row: ReplicaRow) -> int:
+        def of(row: ReplicaRow) -> int | None:
+            if spares and order.get(row.version) == 3:
+                return None
             return 2 * (5 if row.arm == LEAVING else order.get(row.version, 4)) + (row.state != "healthy")
 
         return of

@@ -1,6 +1,7 @@
 """What may be served: candidates with their lineage, aliases such as `stable`, and the history of both."""
 
 from serving_bridge.registry.card import model_card
+from serving_bridge.registry.cohort import Cohort
 from serving_bridge.registry.entry import (
     ENTRY_SCHEMA,
     STAGES,
@@ -21,21 +22,25 @@ from serving_bridge.registry.rows import Event, Move, Standing
 from serving_bridge.registry.schema import REGISTRY
 from serving_bridge.registry.traffic import (
     CANARY,
+    MAX_TENANT,
     STABLE,
     Placed,
     Placement,
     TrafficChange,
     TrafficRecord,
     TrafficSplit,
+    cohort_of,
 )
 
 __all__ = [
     "CANARY",
     "ENTRY_SCHEMA",
+    "MAX_TENANT",
     "REGISTRY",
     "STABLE",
     "STAGES",
     "Candidate",
+    "Cohort",
     "DataWindow",
     "Entry",
     "Event",
@@ -55,6 +60,7 @@ __all__ = [
     "TrafficChange",
     "TrafficRecord",
     "TrafficSplit",
+    "cohort_of",
     "digest",
     "encode_entry",
     "model_card",

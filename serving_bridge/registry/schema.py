@@ -92,5 +92,13 @@ REGISTRY = Schema(
                 "CREATE INDEX traffic_changes_by_namespace ON traffic_changes (namespace, sequence)",
             ),
         ),
+        Migration(
+            3,
+            tuple(
+                f"ALTER TABLE {table} ADD COLUMN {column} {{float}} NOT NULL DEFAULT {default}"
+                for table in ("traffic", "traffic_changes")
+                for column, default in (("tenant_share", 0), ("within", 1))
+            ),
+        ),
     ),
 )

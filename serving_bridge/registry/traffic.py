@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -11,11 +11,14 @@ from learner_jax.contracts import quoted
 from learner_jax.runtime import PLAIN_NAME
 from serving_bridge.database import Session
 from serving_bridge.registry import rows
+from serving_bridge.registry.cohort import Cohort
 from serving_bridge.registry.errors import RegistryError
 
 STABLE, CANARY = "stable", "canary"
 MAX_TENANTS = 10_000
-_MAX_TENANT = 64
+MAX_TENANT = 64
+_SHOWN_TENANTS = 5
+_COLUMNS = "canary_share, shadow_share, tenants, revision, tenant_share, within"
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,11 @@ class TrafficChange:
     Attributes:
       canary_share: of the conversations, 0 to 1.
       shadow_share: of the requests that `stable` answers, 0 to 1: the canary gets a copy, and no user its answer.
-      tenants: whose conversations all go to the canary, while nobody else's do; empty for a split by conversation.
-        `canary_share` then says only how much traffic these tenants are, by which replicas are dealt out.
+      tenants: whose conversations go to the canary, while nobody else's do.
+      tenant_share: of all tenants, 0 to 1, of which the same holds; they are chosen by the hash of their names. Without
+        `tenants` and `tenant_share` the split is by conversation, whoever asks.
+      within: share of these tenants' conversations that go to the canary. `canary_share` then says only how much
+        traffic the canary gets, by which replicas are dealt out.
 
     Raises:
       RegistryError: a share or a tenant is none.
@@ -35,9 +41,12 @@ class TrafficChange:
     canary_share: float = 0.0
     shadow_share: float = 0.0
     tenants: tuple[str, ...] = ()
+    tenant_share: float = 0.0
+    within: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, share in (("canary_share", self.canary_share), ("shadow_share", self.shadow_share)):
+        for name in ("canary_share", "shadow_share", "tenant_share", "within"):
+            share = getattr(self, name)
             if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
                 raise RegistryError(f"{name} is {quoted(share, 40)}, expected 0 to 1, e.g. 0.05")
             object.__setattr__(self, name, float(share))
@@ -48,10 +57,13 @@ class TrafficChange:
                 f"tenants, e.g. acme"
             )
         object.__setattr__(self, "tenants", tuple(sorted(set(self.tenants))))
-        if self.tenants and not self.canary_share:
+        has_cohort = bool(self.tenants or self.tenant_share)
+        if has_cohort and not self.canary_share:
             raise RegistryError(
                 "tenants are named for the canary, and canary_share is 0: set it to the share of traffic that they are"
             )
+        if not has_cohort and self.within != 1:
+            raise RegistryError(f"within is {self.within:g}, and no tenants are named; expected 1")
 
     @property
     def needs_canary(self) -> bool:
@@ -72,6 +84,30 @@ class TrafficSplit:
     shadow_share: float = 0.0
     tenants: tuple[str, ...] = ()
     revision: int = 0
+    tenant_share: float = 0.0
+    within: float = 1.0
+
+    def cohort(self, salt: str) -> Cohort | None:
+        """Who may be answered by the canary; None for everybody. `salt` is the canary's entry, as text."""
+        return cohort_of(self.tenants, self.tenant_share, salt)
+
+    def named(self) -> str:
+        """The tenants that it is for, as people read it; "" for everybody."""
+        names, more = ", ".join(self.tenants[:_SHOWN_TENANTS]), len(self.tenants) - _SHOWN_TENANTS
+        named = f"{names} and {more} more" if more > 0 else names
+        shard = f"{self.tenant_share:.2%} of all tenants" if self.tenant_share else ""
+        return " and ".join(filter(None, (named, shard)))
+
+    def told(self) -> str:
+        """The split as people read it."""
+        if not self.canary_share:
+            said = "stable answers everything"
+        elif named := self.named():
+            part = f"{self.within:.2%} of the conversations of " if self.within < 1 else ""
+            said = f"canary answers {part}{named}, about {self.canary_share:.2%} of the traffic"
+        else:
+            said = f"canary answers {self.canary_share:.2%} of the conversations"
+        return f"{said}; {self.shadow_share:.2%} are copied to it" if self.shadow_share else said
 
 
 @dataclass(frozen=True)
@@ -129,9 +165,7 @@ class Placement:
 
 def read_split(session: Session, namespace: str) -> TrafficSplit:
     """The split as it stands; everything to `stable` where none was ever made."""
-    found = session.execute(
-        "SELECT canary_share, shadow_share, tenants, revision FROM traffic WHERE namespace = ?", (namespace,)
-    )
+    found = session.execute(f"SELECT {_COLUMNS} FROM traffic WHERE namespace = ?", (namespace,))
     return _split(namespace, *found[0]) if found else TrafficSplit(namespace)
 
 
@@ -147,11 +181,11 @@ def read_placement(session: Session, namespace: str) -> Placement:
 def read_records(session: Session, namespace: str, limit: int) -> list[TrafficRecord]:
     """The newest changes, newest first."""
     found = session.execute(
-        "SELECT canary_share, shadow_share, tenants, revision, move, token, actor, reason, created_s "
+        f"SELECT {_COLUMNS}, move, token, actor, reason, created_s "
         "FROM traffic_changes WHERE namespace = ? ORDER BY sequence DESC LIMIT ?",
         (namespace, limit),
     )
-    return [TrafficRecord(_split(namespace, *row[:4]), *row[4:]) for row in found]
+    return [TrafficRecord(_split(namespace, *row[:6]), *row[6:]) for row in found]
 
 
 def after_move(session: Session, namespace: str, before: Mapping[str, int]) -> TrafficChange | None:
@@ -177,31 +211,38 @@ def change(session: Session, namespace: str, wanted: TrafficChange, by: rows.By,
             )
         rows.check_servable(rows.standing(session, namespace, number), unproven=True)
     revision = read_split(session, namespace).revision + 1
-    values = (wanted.canary_share, wanted.shadow_share, msgspec.json.encode(wanted.tenants).decode(), revision)
+    tenants = msgspec.json.encode(wanted.tenants).decode()
+    values = (wanted.canary_share, wanted.shadow_share, tenants, revision, wanted.tenant_share, wanted.within)
     session.execute(
-        "INSERT INTO traffic (namespace, canary_share, shadow_share, tenants, revision) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT (namespace) DO UPDATE SET canary_share = excluded.canary_share, "
-        "shadow_share = excluded.shadow_share, tenants = excluded.tenants, revision = excluded.revision",
+        f"INSERT INTO traffic (namespace, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace) DO UPDATE "
+        f"SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS.split(', '))}",
         (namespace, *values),
     )
     session.execute(
-        "INSERT INTO traffic_changes "
-        "(namespace, canary_share, shadow_share, tenants, revision, move, token, actor, reason, created_s) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO traffic_changes (namespace, {_COLUMNS}, move, token, actor, reason, created_s) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (namespace, *values, move, by.token, quoted(by.actor, 200), quoted(by.reason, 1000), by.now_s),
     )
     return _split(namespace, *values)
 
 
-def _split(namespace: str, canary: float, shadow: float, tenants: str, revision: int) -> TrafficSplit:
+def cohort_of(tenants: Iterable[str], share: float, salt: str) -> Cohort | None:
+    """Named tenants and a share of all; None where neither is given."""
+    named = frozenset(tenants)
+    return Cohort(named, share, salt) if named or share else None
+
+
+def _split(
+    namespace: str, canary: float, shadow: float, tenants: str, revision: int, tenant_share: float, within: float
+) -> TrafficSplit:
     """A row; raises `RegistryError` where it holds what no split can."""
     try:
         names = msgspec.json.decode(tenants, type=tuple[str, ...])
-        wanted = TrafficChange(canary, shadow, names)
+        wanted = TrafficChange(canary, shadow, names, tenant_share, within)
     except msgspec.MsgspecError as error:
         raise RegistryError(f"the traffic split of {namespace} is none: {quoted(str(error))}") from error
-    return TrafficSplit(namespace, wanted.canary_share, wanted.shadow_share, wanted.tenants, revision)
+    return TrafficSplit(namespace, canary, shadow, wanted.tenants, revision, tenant_share, within)
 
 
 def _is_tenant(name: object) -> bool:
-    return isinstance(name, str) and len(name) <= _MAX_TENANT and PLAIN_NAME.fullmatch(name) is not None
+    return isinstance(name, str) and len(name) <= MAX_TENANT and PLAIN_NAME.fullmatch(name) is not None

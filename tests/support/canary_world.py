@@ -23,6 +23,7 @@ from serving_bridge.canary import (
     StepPolicy,
 )
 from serving_bridge.database import Database, open_database
+from serving_bridge.gateway import Arms, split_of
 from serving_bridge.registry import REGISTRY, RegistryIndex
 from tests.support.queue_engines import Clock
 from tests.support.registries import passed_entry
@@ -47,6 +48,7 @@ class CanaryWorld:
 
     Attributes:
       errors: arm -> rate of errors of its answers.
+      hurt: the only tenant that has errors; "" for all.
       problems: what the next check of files finds.
     """
 
@@ -54,6 +56,7 @@ class CanaryWorld:
     observations: str
     clock: Clock = field(default_factory=Clock)
     errors: dict[str, float] = field(default_factory=lambda: {"canary": 0.0, "stable": 0.0})
+    hurt: str = ""
     problems: list[str] = field(default_factory=list)
     opened: list[Database] = field(default_factory=list)
     _rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(3))
@@ -92,22 +95,25 @@ class CanaryWorld:
 
     def answers(self, n: int = 400) -> None:
         """Adds the observations of `n` conversations, dealt out as the split says now."""
-        split = self.index.aliases.traffic(NAMESPACE)
+        arms = Arms(split_of(self.index.aliases.placement(NAMESPACE)))
         rows = []
         for number in range(n):
-            arm = "canary" if self._rng.random() < split.canary_share else "stable"
+            arm = arms.of(self._talk(number), f"t{number % 2}")
             rows.append(self._row(arm, number, shadow=False))
-            if arm == "stable" and self._rng.random() < split.shadow_share:
+            if arm == "stable" and arms.is_mirrored(self._talk(number)):
                 rows.append(self._row("canary", number, shadow=True))
         self.log.add(rows)
 
+    def _talk(self, number: int) -> str:
+        return f"c{self.clock.now_s:.0f}-{number}"
+
     def _row(self, arm: str, number: int, *, shadow: bool) -> Observation:
-        measures = {"error": float(self._rng.random() < self.errors[arm]), "ttft_s": float(self._rng.uniform(0.2, 0.4))}
+        tenant = f"t{number % 2}"
+        rate = self.errors[arm] if self.hurt in ("", tenant) else 0.0
+        measures = {"error": float(self._rng.random() < rate), "ttft_s": float(self._rng.uniform(0.2, 0.4))}
         version = self.candidate if arm == "canary" else self.stable
-        name = f"c{self.clock.now_s:.0f}-{number}"
-        return Observation(
-            NAMESPACE, "answer", arm, version, f"t{number % 2}", name, measures, shadow, self.clock.now_s
-        )
+        talk = self._talk(number)
+        return Observation(NAMESPACE, "answer", arm, version, tenant, talk, measures, shadow, self.clock.now_s)
 
     def pass_time(self, seconds: float = 60.0, n: int = 400) -> None:
         """Traffic of an interval."""

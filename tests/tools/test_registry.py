@@ -101,10 +101,15 @@ def _split_and_back(call: Any) -> None:
     assert "canary answers 5.00% of the conversations" in call("traffic")
     said = call("split", "--canary", 0.5, "--tenant", "acme", "--shadow", "10%", "--reason", "step 2", "--actor", "bob")
     assert "canary answers acme, about 50.00% of the traffic; 10.00% are copied to it" in said
+    shard = ("--canary", "20%", "--tenant", "acme", "--tenant-share", "10%", "--within", "90%")
+    assert "90.00% of the conversations of acme and 10.00% of all tenants" in call(
+        "split", *shard, "--reason", "step 3"
+    )
     call("move", "canary=", "--reason", "worse")
     found = json.loads(call("traffic", "--json"))
-    assert found["traffic"] == {"canary_share": 0.0, "shadow_share": 0.0, "tenants": [], "revision": 3}
-    assert [(change["canary_share"], change["actor"]) for change in found["changes"]][1] == (0.5, "bob")
+    alone = {"canary_share": 0.0, "shadow_share": 0.0, "tenants": [], "tenant_share": 0.0, "within": 1.0}
+    assert found["traffic"] == alone | {"revision": 4}
+    assert [(change["canary_share"], change["actor"]) for change in found["changes"]][2] == (0.5, "bob")
 
 
 def test_an_imported_model_comes_out_as_it_went_in(call: Any, created: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def page_data(place: Place, *, can_act: bool) -> dict[str, Any]:
     """
     namespace, aliases = place.namespace, place.index.aliases
     placement = aliases.placement(namespace)
+    traffic = placement.traffic
     holder = aliases.holder(namespace)
     rollouts = place.rollouts.latest(namespace, limit=_ROLLOUTS)
     decisions = place.rollouts.decisions(rollouts[0].rollout, limit=_LOOKS) if rollouts else []
@@ -27,7 +28,7 @@ def page_data(place: Place, *, can_act: bool) -> dict[str, Any]:
         "namespace": namespace,
         "can_act": can_act,
         "controller": None if holder is None else holder.holder,
-        "traffic": {"canary": placement.traffic.canary_share, "shadow": placement.traffic.shadow_share},
+        "traffic": {"canary": traffic.canary_share, "shadow": traffic.shadow_share, "said": traffic.told()},
         "aliases": {alias: placed.number for alias, placed in placement.aliases.items()},
         "entries": [_entry(standing) for standing in place.index.entries(namespace, limit=_ENTRIES)],
         "rollouts": [_rollout(one) for one in rollouts],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serving_bridge.canary import CanaryError, Rollout, State, decide
+from serving_bridge.canary import CanaryError, Rollout, State, StepPolicy, decide
 from serving_bridge.database import DatabaseError
 from serving_bridge.registry import NotHolderError, RegistryError, RegistryLease
 from tests.support.canary_world import NAMESPACE, POLICY, CanaryWorld, canary_world
@@ -20,8 +20,9 @@ def to_the_end(world: CanaryWorld, controller=None, *, looks: int = 40) -> Rollo
         assert rollout is not None
         if not rollout.is_open:
             return rollout
-        step = rollout.policy.steps[rollout.state.step]
-        assert world.agreement() == (rollout.phase, world.candidate, world.stable, POLICY.share_of(step), step.shadow)
+        step, policy = rollout.policy.steps[rollout.state.step], rollout.policy
+        share = step.traffic_share * policy.share_of(step)
+        assert world.agreement() == (rollout.phase, world.candidate, world.stable, share, step.shadow)
     raise AssertionError(f"not at its end: {rollout.reason}, {rollout.state.step}")
 
 
@@ -42,6 +43,51 @@ def test_a_good_candidate_becomes_stable_and_every_decision_replays(canary_world
         state, decision = decide(rollout.policy, state, one.record.look)
         assert decision == one.record.decision
     assert state == rollout.state
+
+
+BY_TENANTS = POLICY.model_copy(
+    update={
+        "steps": (
+            StepPolicy(share=1.0, tenants=("t0",), traffic=0.5, min_samples=50, min_time_s=60.0),
+            POLICY.steps[-1],
+        )
+    }
+)
+
+
+def answered(world: CanaryWorld) -> set[str]:
+    """Tenants that the canary has answered."""
+    return {row[4] for row in world.log.after(NAMESPACE, 0) if row[2] == "canary"}
+
+
+def test_whole_tenants_come_one_after_the_other_and_nobody_who_was_not_asked(canary_world: CanaryWorld) -> None:
+    world = canary_world
+    controller = world.start(policy=BY_TENANTS)
+    split = world.index.aliases.traffic(NAMESPACE)
+    assert (split.tenants, split.within, split.canary_share) == (("t0",), 0.7, 0.35)
+    world.pass_time()
+    assert answered(world) == {"t0"}
+    rollout = controller.look()
+    assert rollout is not None
+    assert rollout.state.step == 1
+    world.pass_time()
+    assert answered(world) == {"t0", "t1"}
+    to_the_end(world, controller)
+    assert world.agreement() == ("promoted", None, world.candidate, 0.0, 0.0)
+    assert world.index.aliases.traffic(NAMESPACE).tenants == ()
+
+
+@pytest.mark.parametrize(("hurt", "answered_before"), [("t0", {"t0"}), ("t1", {"t0", "t1"})])
+def test_one_tenant_that_is_hurt_takes_the_candidate_back(
+    canary_world: CanaryWorld, hurt: str, answered_before: set[str]
+) -> None:
+    world = canary_world
+    world.errors["canary"], world.hurt = 0.6, hurt
+    rollout = to_the_end(world, world.start(policy=BY_TENANTS), looks=10)
+    assert rollout.phase == "rolled_back"
+    assert f"error for tenant {hurt} is worse" in rollout.reason
+    assert answered(world) == answered_before, "where the first tenant is hurt, no other gets the candidate"
+    assert world.agreement()[1:] == (None, world.stable, 0.0, 0.0)
 
 
 def test_a_bad_candidate_is_back_within_one_look(canary_world: CanaryWorld) -> None:

@@ -22,6 +22,7 @@ from serving_bridge.canary import (
     distinct_pairs,
 )
 from serving_bridge.database import DatabaseError, open_database
+from serving_bridge.registry import Cohort
 
 METRICS = (
     MetricPolicy(name="error", margin=0.1),
@@ -73,6 +74,17 @@ def test_a_conversation_counts_once_with_the_mean_of_its_values(log: Observation
     assert (found.until, seen(log, found.until).answers) == (9, (0, 0))
     shadows = seen(log, shadow=True)
     assert (shadows.answers, dict(shadows.covered)["error"]) == ((1, 1), (1, 1))
+
+
+def test_only_the_tenants_of_a_step_are_compared(log: ObservationLog) -> None:
+    """Nobody else is dealt out at random: stable's answers to others would be compared with nothing of theirs."""
+    for tenant in ("acme", "beta"):
+        log.add([row("stable", f"s-{tenant}", version=5, tenant=tenant), row(talk=f"c-{tenant}", tenant=tenant)])
+    of_acme = LogSource(log).seen(
+        "default", 0, canary=7, stable=5, shadow=False, metrics=METRICS, cohort=Cohort(frozenset({"acme"}))
+    )
+    assert (of_acme.answers, of_acme.conversations, of_acme.until) == ((1, 1), (1, 1), 4)
+    assert {cell.tenant for cell in of_acme.cells} == {"", "acme"}
 
 
 def test_old_ones_go_and_damaged_rows_are_answers_without_values(log: ObservationLog) -> None:

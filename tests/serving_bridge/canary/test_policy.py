@@ -21,6 +21,29 @@ def test_the_default_policy_is_as_documented_and_survives_its_file(tmp_path: Pat
 
 
 LAST = {"share": 1.0, "proof": "all"}
+ACME = {"tenants": ["acme"], "traffic": 0.1}
+
+
+def test_whole_tenants_may_come_before_everybody() -> None:
+    steps = [
+        {"shadow": 0.1},
+        {"share": 0.5, "tenant_share": 0.1},
+        {"share": 1.0, "tenants": ["beta", "acme", "beta"], "tenant_share": 0.1, "traffic": 0.3},
+        {"share": 1.0, "tenants": ["acme", "beta", "gamma"], "tenant_share": 0.3, "traffic": 0.5},
+        LAST,
+    ]
+    policy = parse_policy({"steps": steps}, origin="p.toml")
+    assert [step.name for step in policy.steps] == [
+        "shadow",
+        "50% of 10% of tenants",
+        "100% of acme, beta and 10% of tenants",
+        "100% of acme, beta and 1 more and 30% of tenants",
+        "100%",
+    ]
+    assert [policy.share_of(step) for step in policy.steps] == [0.0, 0.5, 0.9, 0.9, 0.9], (
+        "stable keeps holdout of theirs"
+    )
+    assert [step.traffic_share for step in policy.steps] == [1.0, 0.1, 0.3, 0.5, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -49,8 +72,30 @@ LAST = {"share": 1.0, "proof": "all"}
         ({"webhooks": ["file:///etc/passwd"]}, "expected http:// or https://"),
         ({"webhooks": ["https://me:secret@host/"]}, "no password in it"),
         ([], "policy"),
+        ({"steps": [{"share": 0.1}, {"share": 1.0, **ACME}, LAST]}, "step 100% of acme takes the canary from tenants"),
+        (
+            {"steps": [{"share": 0.5, **ACME}, {"share": 0.5, "tenants": ["beta"], "traffic": 0.1}, LAST]},
+            "step 50% of beta takes the canary from tenants",
+        ),
+        (
+            {"steps": [{"share": 0.5, "tenant_share": 0.2}, {"share": 0.5, "tenant_share": 0.1}, LAST]},
+            "takes the canary",
+        ),
+        (
+            {"steps": [{"share": 0.9, **ACME}, {"share": 0.5}, LAST]},
+            "steps are 90% of acme, 50%, 100%; expected shares",
+        ),
+        ({"steps": [{"share": 0.9, **ACME}, {"share": 0.9, **ACME}, LAST]}, "expected shares that grow"),
+        ({"steps": [{"shadow": 0.9, **ACME}, LAST]}, "names tenants and has no share"),
+        ({"steps": [{"share": 0.9, "tenants": ["acme"]}, LAST]}, "expected traffic, the share of all traffic"),
+        ({"steps": [{"share": 0.9, "traffic": 0.1}, LAST]}, "traffic, which is for steps with tenants"),
+        ({"steps": [{"share": 0.9, "tenants": ["a b"], "traffic": 0.1}, LAST]}, "tenants: a b; expected names"),
+        (
+            {"steps": [LAST | ACME]},
+            r"steps end at 100% of acme \(100% of acme\); expected the last at share = 1.0 of all",
+        ),
     ],
-    ids=range(20),
+    ids=range(30),
 )
 def test_what_no_policy_can_be_is_one_clear_error(tree: Any, match: str) -> None:
     with pytest.raises(PolicyError, match=match):

@@ -14,7 +14,7 @@ import pytest
 
 from serving_bridge.gateway import Observation, Split
 from serving_bridge.gateway.arms import Arms
-from serving_bridge.registry import RegistryError
+from serving_bridge.registry import Cohort, RegistryError
 from serving_bridge.routing import LEAVING, ReplicaRow
 from serving_bridge.text import Tokenizer
 from tests.support.gateway_world import Script, World, report, running_gateway
@@ -63,9 +63,32 @@ def test_another_canary_gets_other_conversations() -> None:
 
 
 def test_whole_tenants() -> None:
-    split = replace(SPLIT, canary_share=0.1, tenants=frozenset({"acme"}))
+    split = replace(SPLIT, canary_share=0.1, cohort=Cohort(frozenset({"acme"})))
     assert dealt(split, tenant="acme").all()
     assert not dealt(split, tenant="beta").any()
+    assert [Arms(split).propensity("canary", tenant) for tenant in ("acme", "beta")] == [1.0, 0.0]
+
+
+def test_a_part_of_whole_tenants_and_a_shard_of_all_others() -> None:
+    split = replace(SPLIT, canary_share=0.1, cohort=Cohort(frozenset({"acme"}), 0.2, SPLIT.salt), within=0.75)
+    assert abs(dealt(split, tenant="acme").mean() - 0.75) < 0.03
+    chosen = {f"t{n}" for n in range(1000) if dealt(split, 40, f"t{n}").any()}
+    assert abs(len(chosen) - 200) < 50
+    more = replace(split, cohort=Cohort(frozenset(), 0.3, SPLIT.salt))
+    assert chosen <= {f"t{n}" for n in range(1000) if dealt(more, 40, f"t{n}").any()}, "a tenant left a growing shard"
+    grown = replace(split, cohort=None, canary_share=0.75)
+    assert np.array_equal(dealt(split, tenant="acme"), dealt(grown, tenant="acme")), "conversations changed their arm"
+    one = next(iter(chosen))
+    assert Arms(split).propensity("canary", one) == 0.75
+
+
+def test_nobody_else_is_answered_by_what_was_tried_on_some_tenants() -> None:
+    """Not even where nothing else is ready; with a split by conversation anything is better than nothing."""
+    split = replace(SPLIT, cohort=Cohort(frozenset({"acme"})))
+    assert Arms(split).rank("stable")(row(4)) is None
+    assert Arms(split).rank("canary")(row(3)) is not None
+    assert Arms(SPLIT).rank("stable")(row(4)) is not None
+    assert Arms(replace(split, canary=3)).rank("stable")(row(3)) == 0
 
 
 def test_without_a_canary_or_a_share_everything_is_stable() -> None:

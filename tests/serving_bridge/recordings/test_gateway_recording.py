@@ -13,6 +13,7 @@ import pytest
 
 from serving_bridge.gateway import Arms, Split
 from serving_bridge.recordings import Recorded, ids_of, message_of, versions_of
+from serving_bridge.registry import Cohort
 from serving_bridge.text import Tokenizer
 from tests.support.gateway_world import Script, World, running_gateway, text_of
 from tests.support.recording_world import Recordings
@@ -251,7 +252,7 @@ def test_an_arm_has_the_propensity_of_its_deal(recordings: Recordings) -> None:
     split = Split(stable=3, canary=4, canary_share=0.25)
     arms = Arms(split)
     assert [arms.propensity(arm) for arm in ("stable", "canary")] == [0.75, 0.25]
-    whole = Arms(replace(split, tenants=frozenset({"acme"})))
+    whole = Arms(replace(split, cohort=Cohort(frozenset({"acme"}))))
     assert [whole.propensity("canary", tenant) for tenant in ("acme", "local")] == [1.0, 0.0]
     assert Arms().propensity("stable") == 1.0
 

@@ -51,7 +51,10 @@ def test_it_shows_versions_traffic_and_the_numbers_of_a_verdict(world: CanaryWor
         (2, "rolled_back", []),
         (1, "passed", ["stable"]),
     ]
-    assert (found["traffic"], found["can_act"]) == ({"canary": 0.0, "shadow": 0.0}, True)
+    assert (found["traffic"], found["can_act"]) == (
+        {"canary": 0.0, "shadow": 0.0, "said": "stable answers everything"},
+        True,
+    )
     assert [one["verdict"] for one in found["looks"]] == ["next", "failure"]
     assert found["rollouts"][0]["reason"].startswith("error is worse: more by at least")
     assert any(one["is_worse"] for one in found["decision"]["findings"])

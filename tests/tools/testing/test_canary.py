@@ -10,7 +10,7 @@ from serving_bridge.canary import machine, moves
 from tools.testing.canary import BAD, GOOD, Kind, roll_out
 
 #: A seed that ends soon, for each kind that the short form runs.
-_QUICK = ("errors", "mode_collapse", "missing", "slow_drift")
+_QUICK = ("errors", "mode_collapse", "missing", "slow_drift", "first_tenant", "last_tenant")
 
 
 def test_a_good_candidate_reaches_all_users() -> None:

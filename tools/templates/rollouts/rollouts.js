@@ -52,7 +52,7 @@ function now(rollout) {
     h("p", { class: "soft" }, rollout.reason),
     s("svg", { viewBox: "0 0 100 4", preserveAspectRatio: "none", width: "100%", height: "14", role: "img", "aria-label": "traffic by arm" },
       s("rect", { x: 0, y: 0, width: 100, height: 4, class: "of-stable" }), s("rect", { x: 0, y: 0, width: 100 * canary, height: 4, class: "of-canary" })),
-    h("p", {}, `Traffic: canary ${percent(canary)}, stable ${percent(1 - canary)}; ${percent(data.traffic.shadow)} copied to the canary.`),
+    h("p", {}, `Traffic: ${data.traffic.said}.`),
     newest ? h("p", { class: "soft" }, `Last look ${time(newest.at_s)}: ${newest.canary} answers of the canary, ${newest.stable} of stable; ${newest.verdict}`) : null,
     h("p", { class: "soft" }, data.controller ? `Controller: ${data.controller}` : "No controller is at work."),
     rollout.asked && open ? h("p", {}, `Asked: ${rollout.asked}`) : null,

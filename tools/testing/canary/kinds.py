@@ -28,6 +28,7 @@ class Kind:
       lies: whether a gateway then says of the candidate what it says of stable.
       hides: share of the candidate's observations that never come.
       missing: metrics that the candidate's answers do not have.
+      by_tenants: whether the steps are whole tenants, one after the other.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Kind:
     lies: bool = False
     hides: float = 0.0
     missing: tuple[str, ...] = ()
+    by_tenants: bool = False
 
 
 GOOD: tuple[Kind, ...] = (
@@ -55,6 +57,7 @@ GOOD: tuple[Kind, ...] = (
         adds={"error": 0.002, "refusal": 0.004, "score.judge": -0.006, "distinct": -0.006},
         times={"ttft_s": 1.02},
     ),
+    Kind("by_tenants", "as stable in everything; whole tenants one after the other", by_tenants=True),
 )
 BAD: tuple[Kind, ...] = (
     Kind("errors", "errors 0.4% to 3%", adds={"error": 0.026}),
@@ -70,6 +73,20 @@ BAD: tuple[Kind, ...] = (
     Kind("mode_collapse", "distinct-2 down by 0.2", adds={"distinct": -0.2}, times={"length": 0.7}),
     Kind("slow_drift", "refusals rise by 4 points an hour", per_hour={"refusal": 0.04}),
     Kind("one_tenant", "errors of one tenant of four, 10% of the traffic, 0.4% to 8%", {"error": 0.076}, tenant="d"),
+    Kind(
+        "first_tenant",
+        "errors of one tenant 0.4% to 8%; whole tenants, this one first",
+        {"error": 0.076},
+        tenant="d",
+        by_tenants=True,
+    ),
+    Kind(
+        "last_tenant",
+        "errors of one tenant 0.4% to 3.4%; whole tenants, this one last",
+        {"error": 0.03},
+        tenant="a",
+        by_tenants=True,
+    ),
     Kind("missing", "no verdicts of guards from the candidate", missing=("guard",)),
     Kind("turns", "errors 0.4% to 3% from 50% of the traffic on", adds={"error": 0.026}, from_share=0.5),
     Kind(

@@ -15,10 +15,11 @@ from serving_bridge.canary import (
     Place,
     Rollout,
     Rollouts,
+    StepPolicy,
     replay,
 )
 from serving_bridge.database import MEMORY, Database, migrate, open_database
-from serving_bridge.registry import ENTRY_SCHEMA, REGISTRY, Entry, Origin, RegistryIndex
+from serving_bridge.registry import ENTRY_SCHEMA, REGISTRY, Cohort, Entry, Origin, RegistryIndex, TrafficSplit
 from tools.testing.canary.kinds import Kind
 from tools.testing.canary.traffic import ControllerKilled, Traffic
 
@@ -40,6 +41,20 @@ POLICY = CanaryPolicy(
         ),
         MetricPolicy(name="score.judge", margin=0.03, low=0.0, high=1.0, role="goal", coverage=0.2),
         MetricPolicy(name="thumbs_down", margin=0.03, coverage=0.0, per_tenant=False),
+    ),
+)
+
+
+#: Whole tenants one after the other, the smallest first; then everybody.
+BY_TENANTS = CanaryPolicy(
+    interval_s=_INTERVAL_S,
+    metrics=POLICY.metrics,
+    steps=(
+        POLICY.steps[0],
+        StepPolicy(share=1.0, tenants=("d",), traffic=0.1, min_samples=200, min_time_s=1800.0),
+        StepPolicy(share=1.0, tenants=("d", "c"), traffic=0.25, min_samples=1000, min_time_s=1800.0),
+        StepPolicy(share=1.0, tenants=("d", "c", "b"), traffic=0.5, min_time_s=1800.0, proof="all"),
+        POLICY.steps[-1],
     ),
 )
 
@@ -79,10 +94,11 @@ class _Clock:
 
 
 def roll_out(
-    kind: Kind, seed: int, *, policy: CanaryPolicy = POLICY, max_hours: float = 72.0, deaths: float = 0.01
+    kind: Kind, seed: int, *, policy: CanaryPolicy | None = None, max_hours: float = 72.0, deaths: float = 0.01
 ) -> Outcome:
     """Runs one candidate. The same kind and seed give the same outcome."""
     rng = np.random.default_rng([seed, *kind.name.encode()])
+    policy = policy or (BY_TENANTS if kind.by_tenants else POLICY)
     clock = _Clock()
     clock.now_s += float(rng.uniform(0, 86_400))
     began_s = clock.now_s
@@ -94,7 +110,7 @@ def roll_out(
         lease = index.aliases.take_lease(NAMESPACE, "person", 60)
         index.aliases.move(lease, {"stable": stable}, actor="person", reason="first")
         index.aliases.release_lease(lease)
-        traffic = Traffic(kind, rng, lambda: index.aliases.traffic(NAMESPACE), clock, deaths=deaths)
+        traffic = Traffic(kind, rng, lambda: _split(index), clock, deaths=deaths)
         place = Place(NAMESPACE, index, Rollouts(database), traffic, lambda number: [], clock)
         controller = Controller(place, holder="controller-0")
         controller.start(candidate, policy, actor="person", reason="simulated")
@@ -140,6 +156,13 @@ def roll_out(
         database.close()
 
 
+def _split(index: RegistryIndex) -> tuple[TrafficSplit, Cohort | None]:
+    """The split that gateways would deal out by, and to whom."""
+    placement = index.aliases.placement(NAMESPACE)
+    salt = "" if placement.canary is None else str(placement.canary.number)
+    return placement.traffic, placement.traffic.cohort(salt)
+
+
 def _migrated(database: Database) -> None:
     database.write(lambda session: migrate(session, database.name, CANARY))
 
@@ -149,17 +172,14 @@ def _disagreements(index: RegistryIndex, rollout: Rollout) -> list[str]:
     placement = index.aliases.placement(NAMESPACE)
     canary = placement.canary.number if placement.canary else None
     stable = placement.stable.number if placement.stable else None
-    step = rollout.policy.steps[rollout.state.step]
-    expected: tuple[int | None, int, float, float] = (
-        rollout.number,
-        rollout.stable,
-        rollout.policy.share_of(step),
-        step.shadow,
-    )
+    step, traffic = rollout.policy.steps[rollout.state.step], placement.traffic
+    share, named = rollout.policy.share_of(step), (step.tenants, step.tenant_share)
+    expected: tuple[object, ...] = (rollout.number, rollout.stable, share, step.shadow, named)
     if not rollout.is_open:
         promoted = rollout.phase == "promoted"
-        expected = (None, rollout.number if promoted else rollout.stable, 0.0, 0.0)
-    found = (canary, stable, placement.traffic.canary_share, placement.traffic.shadow_share)
+        expected = (None, rollout.number if promoted else rollout.stable, 0.0, 0.0, ((), 0.0))
+    of_theirs = traffic.within if traffic.tenants or traffic.tenant_share else traffic.canary_share
+    found = (canary, stable, of_theirs, traffic.shadow_share, (traffic.tenants, traffic.tenant_share))
     return [] if found == expected else [f"{rollout.phase}: aliases and split are {found}, expected {expected}"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from learner_jax.runtime import WeirError
 from serving_bridge.canary import Arm, Cell, MetricPolicy, Seen
-from serving_bridge.registry import TrafficSplit
+from serving_bridge.registry import Cohort, TrafficSplit
 from tools.testing.canary.kinds import COVERAGE, LOGNORMAL, NORMAL, OF_GATEWAY, RATES, Kind
 
 #: Conversations a minute at noon and at night; the mean is about 420.
@@ -28,7 +28,7 @@ class Traffic:
     """Implements `serving_bridge.canary.Source`.
 
     Args:
-      split: the split as gateways would read it.
+      split: the split as gateways would read it, and the only tenants that it is for; None for all.
       clock: seconds of virtual time.
       deaths: chance that the controller dies in a look.
     """
@@ -37,7 +37,7 @@ class Traffic:
         self,
         kind: Kind,
         rng: np.random.Generator,
-        split: Callable[[], TrafficSplit],
+        split: Callable[[], tuple[TrafficSplit, Cohort | None]],
         clock: Callable[[], float],
         *,
         deaths: float = 0.0,
@@ -50,26 +50,32 @@ class Traffic:
         return self._number
 
     def seen(
-        self, namespace: str, after: int, *, canary: int, stable: int, shadow: bool, metrics: Sequence[MetricPolicy]
+        self,
+        namespace: str,
+        after: int,
+        *,
+        canary: int,
+        stable: int,
+        shadow: bool,
+        metrics: Sequence[MetricPolicy],
+        cohort: Cohort | None,
     ) -> Seen:
         if self._rng.random() < self._deaths:
             raise ControllerKilled("killed")
         now_s = self._clock()
-        split = self._split()
-        conversations = self._arrivals(now_s)
+        split, dealt = self._split()
+        arrived = self._rng.multinomial(self._arrivals(now_s), list(TENANTS.values()))
         self._upto_s = now_s
         self._number += 1
-        counts: dict[Arm, int] = {"canary": int(self._rng.binomial(conversations, split.canary_share)), "stable": 0}
-        counts["stable"] = conversations - counts["canary"]
-        if shadow:
-            counts["canary"] = int(self._rng.binomial(counts["stable"], split.shadow_share))
+        is_off = split.canary_share >= self._kind.from_share
+        hidden = self._kind.hides if is_off else 0.0
+        arms = self._dealt(arrived, split, dealt, shadow=shadow, hidden=hidden)
+        is_compared = np.array([cohort is None or cohort.has(tenant) for tenant in TENANTS])
+        counts: dict[Arm, int] = {arm: int(numbers[is_compared].sum()) for arm, numbers in arms.items()}
         cells: list[Cell] = []
         covered: dict[str, dict[Arm, int]] = {}
-        is_off = split.canary_share >= self._kind.from_share
-        if is_off and self._kind.hides:
-            counts["canary"] = int(self._rng.binomial(counts["canary"], 1 - self._kind.hides))
-        for arm, number in counts.items():
-            of_tenants = [int(n) for n in self._rng.multinomial(number, list(TENANTS.values()))]
+        for arm, numbers in arms.items():
+            of_tenants = [int(n) for n in numbers * is_compared]
             for metric in metrics:
                 drawn = self._cells(metric, arm, of_tenants, now_s, is_off=is_off and arm == "canary", shadow=shadow)
                 cells += drawn
@@ -83,6 +89,17 @@ class Traffic:
             covered={name: (of["canary"], of["stable"]) for name, of in covered.items()},
             cells=cells,
         )
+
+    def _dealt(
+        self, arrived: np.ndarray, split: TrafficSplit, cohort: Cohort | None, *, shadow: bool, hidden: float
+    ) -> dict[Arm, np.ndarray]:
+        """Conversations of each tenant in each arm, of which some of the canary's are hidden."""
+        shares = [split.canary_share if cohort is None else split.within * cohort.has(tenant) for tenant in TENANTS]
+        canary = self._rng.binomial(arrived, shares)
+        stable = arrived - canary
+        if shadow:
+            canary = self._rng.binomial(stable, split.shadow_share)
+        return {"canary": self._rng.binomial(canary, 1 - hidden) if hidden else canary, "stable": stable}
 
     def _arrivals(self, now_s: float) -> int:
         noon = (1 - math.cos(2 * math.pi * now_s / _DAY_S)) / 2
