@@ -21,6 +21,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,9 +49,10 @@ from serving_bridge.feedback import (
     read_feedback,
     turnabouts,
 )
+from serving_bridge.guard_models import served_guards
 from serving_bridge.queue import Pace
 from serving_bridge.recordings import RecordingStore
-from serving_bridge.safety import Checker
+from serving_bridge.safety import Checker, Guards, GuardsForTraining, RulesForTraining, TrainingGuard
 from serving_bridge.settings import FeedbackSettings, SafetySettings
 from serving_bridge.text import load_tokenizer
 from tools.assembly import (
@@ -82,9 +84,11 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     console = terminal.console()
     url = arguments.place
-    with clear_errors(), opened_recordings(database_of(url), timeout_s=_TIMEOUT_S) as (database, sessions):
+    with clear_errors(), ExitStack() as stack:
+        opened = opened_recordings(database_of(url), timeout_s=_TIMEOUT_S)
+        database, sessions = stack.enter_context(opened)
         settings, safety, tokenizer = _settings(url)
-        checker = Checker(safety)
+        checker, guard = Checker(safety), stack.enter_context(_training_guard(safety))
         store = FeedbackStore(database, settings, checker=checker)
         match arguments.command:
             case None | "list":
@@ -99,12 +103,12 @@ def main(argv: list[str] | None = None) -> None:
             case "judge":
                 asyncio.run(_judge(store, sessions, arguments, console))
             case "dataset":
-                made = Datasets(database, sessions, store, checker, tokenizer=tokenizer)
+                made = Datasets(database, sessions, store, guard, tokenizer=tokenizer)
                 _dataset(made, arguments, console)
             case "online":
-                _online(url, database, sessions, store, checker, console, once=arguments.once)
+                _online(url, database, sessions, store, guard, console, once=arguments.once)
             case "provenance":
-                _provenance(database, sessions, store, checker, arguments, console)
+                _provenance(database, sessions, store, guard, arguments, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -148,6 +152,17 @@ def _settings(place: str) -> tuple[FeedbackSettings, SafetySettings, str]:
     folder = Path(base_model_dir(loaded, run_paths(loaded)))
     tokenizer = load_tokenizer(folder).fingerprint if (folder / "tokenizer.json").is_file() else ""
     return loaded.feedback, loaded.safety, tokenizer
+
+
+@contextmanager
+def _training_guard(settings: SafetySettings) -> Iterator[TrainingGuard]:
+    """What judges training data: the rules, and the guard models of [safety], if there are any."""
+    guards = Guards(settings, models=served_guards(settings))
+    if not guards.has_models:
+        yield RulesForTraining(Checker(settings))
+        return
+    with GuardsForTraining(guards) as guard:
+        yield guard
 
 
 def _print(store: FeedbackStore, console: Console, *, listed: bool, limit: int) -> None:
@@ -248,7 +263,7 @@ def _online(
     database: Database,
     sessions: RecordingStore,
     store: FeedbackStore,
-    checker: Checker,
+    guard: TrainingGuard,
     console: Console,
     *,
     once: bool,
@@ -264,7 +279,7 @@ def _online(
     queue = build_online_queue(config, paths, limits=record_limits(config, encoder, model))
     stop = StopRequest().install()
     try:
-        feed = OnlineFeed(database, sessions, store, queue, checker, _terms(config, encoder.tokenizer.fingerprint))
+        feed = OnlineFeed(database, sessions, store, queue, guard, _terms(config, encoder.tokenizer.fingerprint))
         with working(paths, "online"):
             while True:
                 told = ", ".join(f"{number:,} {name}" for name, number in sorted(feed.emit().items()) if number)
@@ -302,11 +317,11 @@ def _provenance(
     database: Database,
     sessions: RecordingStore,
     store: FeedbackStore,
-    checker: Checker,
+    guard: TrainingGuard,
     arguments: argparse.Namespace,
     console: Console,
 ) -> None:
-    for name, uses in Datasets(database, sessions, store, checker).uses(arguments.sessions).items():
+    for name, uses in Datasets(database, sessions, store, guard).uses(arguments.sessions).items():
         versions = ", ".join(f"{version} and later" for version in uses["versions"][:1]) or "none"
         console.print(
             f"{escape(quoted(name, 80))}: datasets {', '.join(uses['datasets']) or 'none'}; policy versions {versions}",

@@ -27,7 +27,7 @@ from serving_bridge.feedback.scores import Score, score_of
 from serving_bridge.feedback.store import FeedbackStore, Stored
 from serving_bridge.feedback.trajectories import group_of
 from serving_bridge.recordings import Recorded, RecordingStore, message_of, path_of
-from serving_bridge.safety import Checker, Stage
+from serving_bridge.safety import Messages, TrainingGuard, Verdict
 from serving_bridge.sessions import ChatMessage
 
 DatasetKind = Literal["supervised", "preferences", "trajectories"]
@@ -45,12 +45,17 @@ class DatasetError(WeirError, ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """One line; `known_s` is when the last feedback came that it counts, `made_s` when the last answer did."""
+    """One line; `known_s` is when the last feedback came that it counts, `made_s` when the last answer did.
+
+    Attributes:
+      conversations: what guards judge: each answer in it, behind what it answers.
+    """
 
     session_id: str
     made_s: float
     known_s: float
     fields: Mapping[str, Any]
+    conversations: Sequence[Messages]
 
 
 class Datasets:
@@ -58,7 +63,7 @@ class Datasets:
 
     Args:
       database: whose `RECORDINGS` and `FEEDBACK` tables are there.
-      checker: judges texts as training data; what it blocks, or can't judge, is left out.
+      guard: judges conversations as training data; what it blocks, or can't judge, is left out.
       clock: wall clock, seconds.
     """
 
@@ -67,12 +72,12 @@ class Datasets:
         database: Database,
         sessions: RecordingStore,
         feedback: FeedbackStore,
-        checker: Checker,
+        guard: TrainingGuard,
         *,
         tokenizer: str = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._db, self._sessions, self._feedback, self._checker = database, sessions, feedback, checker
+        self._db, self._sessions, self._feedback, self._guard = database, sessions, feedback, guard
         self._tokenizer, self._clock = tokenizer, clock
 
     def make(self, name: str, kind: DatasetKind, folder: Path, *, until_s: float) -> dict[str, Any]:
@@ -164,10 +169,11 @@ class Datasets:
             if not own:
                 continue
             for example in make(recorded, own, left_out):
-                if self._passes(example.fields):
+                verdicts = self._guard.judged(example.conversations)
+                if (reason := why_left_out(verdicts)) is None:
                     yield example
                 else:
-                    left_out["blocked by a guard"] += 1
+                    left_out[reason] += 1
 
     def _trajectories(
         self, recorded: Recorded, said: Mapping[str, list[Stored]], left_out: Counter[str]
@@ -181,6 +187,7 @@ class Datasets:
             left_out["no exact samples"] += len(scored) - len(group)
             known_s = max(scores[answer.answer_id].newest_s for answer in scored)
             made_s = max(answer.created_s for answer in scored)
+            conversations = [conversation_of(recorded, answer.answer_id) for answer in scored]
             for trajectory in group:
                 fields = {
                     "turn_id": turn.turn_id,
@@ -193,12 +200,7 @@ class Datasets:
                 }
                 for array in ("tokens", "loss_mask", "behavior_logprobs", "policy_version", "turn", "rewards"):
                     fields[array] = getattr(trajectory, array).tolist()
-                yield Example(recorded.row.session_id, made_s, known_s, fields)
-
-    def _passes(self, fields: Mapping[str, Any]) -> bool:
-        texts = [value for value in fields.values() if isinstance(value, str)]
-        texts += [message["content"] for message in fields.get("messages", ())]
-        return all(self._checker.check(text, Stage.TRAINING_DATA).passes for text in texts if text)
+                yield Example(recorded.row.session_id, made_s, known_s, fields, conversations)
 
 
 def clean_datasets(database: Database) -> dict[str, int]:
@@ -268,7 +270,9 @@ def _edits(recorded: Recorded, said: Mapping[str, list[Stored]], left_out: Count
         edits = [one for one in pieces if one.kind == "edit" and one.text]
         if edits and (context := _context(recorded, answer_id, left_out)) is not None:
             fields = {**context, "answer": edits[-1].text, "why": "edit"}
-            yield Example(recorded.row.session_id, _made(recorded, answer_id), edits[-1].received_s, fields)
+            said_instead = [[*context["messages"], {"role": "assistant", "content": edits[-1].text}]]
+            made_s, known_s = _made(recorded, answer_id), edits[-1].received_s
+            yield Example(recorded.row.session_id, made_s, known_s, fields, said_instead)
 
 
 def _pairs(recorded: Recorded, said: Mapping[str, list[Stored]], left_out: Counter[str]) -> Iterator[Example]:
@@ -301,17 +305,36 @@ def _pair(
 ) -> Iterator[Example]:
     if (context := _context(recorded, answer_id, left_out)) is not None:
         fields = {**context, "answer": chosen, "rejected": rejected, "why": why}
-        yield Example(recorded.row.session_id, _made(recorded, answer_id), known_s, fields)
+        both = [[*context["messages"], {"role": "assistant", "content": text}] for text in (chosen, rejected)]
+        yield Example(recorded.row.session_id, _made(recorded, answer_id), known_s, fields, both)
+
+
+def why_left_out(verdicts: Sequence[Verdict]) -> str | None:
+    """Why what has these verdicts may not be trained on; None where it may."""
+    if Verdict.BLOCK in verdicts:
+        return "blocked by a guard"
+    return "not judged: a guard failed" if Verdict.ERROR in verdicts else None
+
+
+def conversation_of(recorded: Recorded, answer_id: str) -> Messages:
+    """The messages of a session up to an answer, with it, as guards see them."""
+    return [
+        {"role": message.role, "content": message.content, "tool_calls": [call.as_openai() for call in message.calls]}
+        for message in _messages(recorded, answer_id)
+    ]
+
+
+def _messages(recorded: Recorded, answer_id: str) -> list[ChatMessage]:
+    """The messages of a session up to an answer, with it."""
+    messages: list[ChatMessage] = []
+    for turn, answer in path_of(recorded, answer_id):
+        messages += [message_of(recorded.texts[digest]) for digest in (*turn.texts, answer.text)]
+    return messages
 
 
 def _context(recorded: Recorded, answer_id: str, left_out: Counter[str]) -> dict[str, Any] | None:
     """What stood before an answer, as messages; None where tools had a part in it."""
-    path = path_of(recorded, answer_id)
-    messages: list[ChatMessage] = []
-    for number, (turn, answer) in enumerate(path):
-        messages += [message_of(recorded.texts[digest]) for digest in turn.texts]
-        if number < len(path) - 1:
-            messages.append(message_of(recorded.texts[answer.text]))
+    messages = _messages(recorded, answer_id)[:-1]
     if not messages or any(message.role not in _PLAIN_ROLES or message.calls for message in messages):
         left_out["with tools"] += 1
         return None

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 from learner_jax.contracts import ContractError, Trajectory
 from serving_bridge.database import Database, Session, marks
-from serving_bridge.feedback.datasets import scores_of, sessions_of
+from serving_bridge.feedback.datasets import conversation_of, scores_of, sessions_of, why_left_out
 from serving_bridge.feedback.scores import Score
 from serving_bridge.feedback.store import FeedbackStore
 from serving_bridge.feedback.trajectories import group_of
 from serving_bridge.queue import Pace, TrajectoryQueue, online_run
-from serving_bridge.recordings import Recorded, RecordingStore, message_of
-from serving_bridge.safety import Checker, Stage
+from serving_bridge.recordings import Recorded, RecordingStore
+from serving_bridge.safety import TrainingGuard
 
 _WORKER = "online"
 _SAME_TEMPERATURE = 1e-6
@@ -55,7 +55,7 @@ class OnlineFeed:
     Args:
       database: whose `RECORDINGS` and `FEEDBACK` tables are there.
       queue: of online groups alone.
-      checker: judges texts as training data.
+      guard: judges conversations as training data.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class OnlineFeed:
         sessions: RecordingStore,
         feedback: FeedbackStore,
         queue: TrajectoryQueue,
-        checker: Checker,
+        guard: TrainingGuard,
         terms: OnlineTerms,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._db, self._sessions, self._feedback, self._queue = database, sessions, feedback, queue
-        self._checker, self._terms, self._clock = checker, terms, clock
+        self._guard, self._terms, self._clock = guard, terms, clock
 
     def emit(self, limit: int = 64) -> Counter[str]:
         """Puts groups as far as the queue's pace lets it; returns what happened."""
@@ -109,8 +109,8 @@ class OnlineFeed:
                     continue
                 if len(self._built(recorded, turn.turn_id, scores, 0)) < self._terms.min_answers:
                     counts["too few exact samples"] += 1
-                elif not self._passes(recorded):
-                    counts["blocked by a guard"] += 1
+                elif (reason := self._why_left_out(recorded)) is not None:
+                    counts[reason] += 1
                 else:
                     yield recorded, turn.turn_id, scores
 
@@ -144,9 +144,11 @@ class OnlineFeed:
             )
         )
 
-    def _passes(self, recorded: Recorded) -> bool:
-        texts = [message_of(text).content for digest, text in recorded.texts.items() if text.startswith("{")]
-        return all(self._checker.check(text, Stage.TRAINING_DATA).passes for text in texts if text)
+    def _why_left_out(self, recorded: Recorded) -> str | None:
+        """What guards have against the session; None for nothing."""
+        return why_left_out(
+            self._guard.judged([conversation_of(recorded, answer.answer_id) for answer in recorded.answers])
+        )
 
     def _next(
         self, number: int, candidates: Iterator[tuple[Recorded, str, dict[str, Score]]]

@@ -10,6 +10,7 @@ from serving_bridge.confidence import Sums
 from serving_bridge.gateway.answer_text import CallText, Decoder, Stops
 from serving_bridge.gateway.requests import Asked
 from serving_bridge.gateway.upstream import Piece, PositionLogprobs, Span
+from serving_bridge.safety import call_text
 from serving_bridge.sessions import ToolCall
 from serving_bridge.text import Tokenizer
 
@@ -185,6 +186,6 @@ async def _guarded(
         last = await guard.end()
         released = None if last is None else released + last
     if released is not None and calls:
-        said = "\n".join(f"{call.name} {call.arguments}" for call in calls)
+        said = "\n".join(call_text(call.name, call.arguments) for call in calls)
         released = released if await guard.passes(said) else None
     return ("", CUT) if released is None else (released, finish)

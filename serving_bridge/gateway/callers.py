@@ -6,13 +6,14 @@ himself, and nothing is filtered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from serving_bridge.gateway.answers import TextGuard
 from serving_bridge.gateway.errors import GatewayError
+from serving_bridge.safety import Messages
 
 #: names under which a gateway without tenants is reached
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -93,11 +94,11 @@ class Guards(Protocol):
     def running(self) -> AbstractAsyncContextManager[None]:
         """Keeps them at work while the gateway serves."""
 
-    async def prompt(self, caller: Caller, response_id: str, messages: Sequence[Mapping[str, Any]]) -> None:
-        """Raises `GatewayError` for a prompt that is not answered."""
+    async def prompt(self, caller: Caller, response_id: str, messages: Messages, param: str) -> None:
+        """Raises `GatewayError` for a prompt that is not answered; `param` is the request's field that holds it."""
 
-    def stream(self, caller: Caller, response_id: str) -> TextGuard | None:
-        """What watches one choice of an answer; None for nothing."""
+    def stream(self, caller: Caller, response_id: str, messages: Messages) -> TextGuard | None:
+        """What watches one choice of an answer to these messages; None for nothing."""
 
 
 class _Settled:
@@ -150,8 +151,8 @@ class NoGuards:
     def running(self) -> AbstractAsyncContextManager[None]:
         return nullcontext()
 
-    async def prompt(self, caller: Caller, response_id: str, messages: Sequence[Mapping[str, Any]]) -> None:
+    async def prompt(self, caller: Caller, response_id: str, messages: Messages, param: str) -> None:
         return
 
-    def stream(self, caller: Caller, response_id: str) -> TextGuard | None:
+    def stream(self, caller: Caller, response_id: str, messages: Messages) -> TextGuard | None:
         return None

@@ -14,6 +14,7 @@ from serving_bridge.gateway.parts import Parts
 from serving_bridge.gateway.replicas import Target
 from serving_bridge.gateway.requests import Asked
 from serving_bridge.gateway.upstream import Piece, ReplicaLost, Wanted, opened
+from serving_bridge.safety import Messages
 
 
 class Flow:
@@ -81,12 +82,14 @@ def choice_readers(
     caller: Caller,
     response_id: str,
     prompts: Sequence[Sequence[int]],
+    shown: Sequence[Messages],
     *,
     keeps: bool = False,
 ) -> list[ChoiceReader]:
     """What reads each choice of an answer, those of the first prompt first.
 
     Args:
+      shown: the conversation before the answers to each prompt.
       keeps: whether the sampled tokens are kept, too.
     """
     return [
@@ -95,10 +98,10 @@ def choice_readers(
             asked,
             prompt,
             number * asked.sampling.n + index,
-            parts.guards.stream(caller, response_id),
+            parts.guards.stream(caller, response_id, messages),
             keeps=keeps,
         )
-        for number, prompt in enumerate(prompts)
+        for number, (prompt, messages) in enumerate(zip(prompts, shown, strict=True))
         for index in range(asked.sampling.n)
     ]
 

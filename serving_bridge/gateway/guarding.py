@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
 
 from serving_bridge.gateway.callers import Caller
 from serving_bridge.gateway.errors import GatewayError
-from serving_bridge.safety import Decision, Released, StreamGuard, Verdict
+from serving_bridge.safety import Decision, Messages, Released, StreamGuard, Verdict
 from serving_bridge.safety import Guards as SafetyGuards
 
 _RETRY_S = 1.0
@@ -23,20 +21,24 @@ class GuardedGateway:
     def running(self) -> AbstractAsyncContextManager[None]:
         return self._guards.running()
 
-    async def prompt(self, caller: Caller, response_id: str, messages: Sequence[Mapping[str, Any]]) -> None:
+    async def prompt(self, caller: Caller, response_id: str, messages: Messages, param: str) -> None:
         decision = await self._guards.prompt(caller.tenant, messages)
         if not decision.passes:
-            raise _refusal(decision)
+            raise _refusal(decision, param)
 
-    def stream(self, caller: Caller, response_id: str) -> GuardedChoice:
-        return GuardedChoice(self._guards, caller.tenant)
+    def stream(self, caller: Caller, response_id: str, messages: Messages) -> GuardedChoice:
+        return GuardedChoice(self._guards, caller.tenant, messages)
 
 
 class GuardedChoice:
-    """One choice of an answer under guard; implements `serving_bridge.gateway.answers.TextGuard`."""
+    """One choice of an answer under guard; implements `serving_bridge.gateway.answers.TextGuard`.
 
-    def __init__(self, guards: SafetyGuards, tenant: str) -> None:
-        self._guards, self._tenant = guards, tenant
+    Args:
+      messages: what it answers.
+    """
+
+    def __init__(self, guards: SafetyGuards, tenant: str, messages: Messages) -> None:
+        self._guards, self._tenant, self._messages = guards, tenant, messages
         self._stream: StreamGuard = guards.stream(tenant)
         self._said: list[str] = []
         self.has_failed = self.blocks_all = False
@@ -55,7 +57,7 @@ class GuardedChoice:
         return None if self.blocks_all else last
 
     async def passes(self, text: str) -> bool:
-        decision = await self._guards.answer(self._tenant, text)
+        decision = await self._guards.answer(self._tenant, text, self._messages)
         self.has_failed = self.has_failed or decision.verdict is Verdict.ERROR
         return decision.passes
 
@@ -65,11 +67,11 @@ class GuardedChoice:
         return None if released.cut else released.text
 
 
-def _refusal(decision: Decision) -> GatewayError:
+def _refusal(decision: Decision, param: str) -> GatewayError:
     """Categories are told, so that people learn what to change; what matched is not."""
     if decision.verdict is Verdict.ERROR:
         return GatewayError(
             503, "the prompt could not be judged now; send it again", code="guard_failed", retry_after_s=_RETRY_S
         )
     categories = ", ".join(decision.categories) or "policy"
-    return GatewayError(400, f"the prompt is not answered here: {categories}", code="content_filter", param="messages")
+    return GatewayError(400, f"the prompt is not answered here: {categories}", code="content_filter", param=param)

@@ -16,6 +16,7 @@ from serving_bridge.gateway.observations import Exchange, tell
 from serving_bridge.gateway.parts import Parts
 from serving_bridge.gateway.requests import Asked
 from serving_bridge.gateway.upstream import Wanted
+from serving_bridge.safety import Messages
 from serving_bridge.settings import SHADOW_PRIORITY
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class Answered:
 
     Attributes:
       prompts: token ids.
+      shown: what guards are shown of each prompt.
       wanted: what replicas were asked for, by prompt.
     """
 
@@ -34,6 +36,7 @@ class Answered:
     caller: Caller
     exchange: Exchange
     prompts: Sequence[Sequence[int]]
+    shown: Sequence[Messages]
     wanted: Sequence[Wanted]
 
 
@@ -68,7 +71,7 @@ class Mirror:
 
     async def _copied(self, answered: Answered) -> None:
         parts, asked, exchange = self._parts, answered.asked, answered.exchange
-        readers = choice_readers(parts, asked, answered.caller, exchange.response_id, answered.prompts)
+        readers = choice_readers(parts, asked, answered.caller, exchange.response_id, answered.prompts, answered.shown)
         copy = exchange.copied(self._clock(), [reader.choice for reader in readers])
         flows = [
             Flow(

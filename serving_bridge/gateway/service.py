@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from serving_bridge.gateway.answers import Choice, Delta
 from serving_bridge.gateway.arms import STABLE
@@ -20,6 +20,7 @@ from serving_bridge.gateway.openai_form import Tag, calls_schema
 from serving_bridge.gateway.parts import Parts
 from serving_bridge.gateway.recording import kept
 from serving_bridge.gateway.requests import Asked
+from serving_bridge.gateway.shown import conversations
 from serving_bridge.gateway.upstream import Wanted
 
 
@@ -77,13 +78,15 @@ class Service:
         prompts = [known] if known is not None else await parts.prompts.ids(asked)
         longest = parts.settings.max_tokens
         rooms = [parts.prompts.room(prompt, asked.sampling.max_tokens, longest) for prompt in prompts]
-        await parts.guards.prompt(caller, response_id, _texts(asked))
+        shown = await conversations(asked, prompts, parts.tokenizer)
+        whole = [message for messages in shown for message in messages]
+        await parts.guards.prompt(caller, response_id, whole, "messages" if asked.kind == "chat" else "prompt")
         ask = Ask(sum(map(len, prompts)), max(rooms), n * len(prompts), asked.model)
         ticket = await parts.admission.admit(caller, ask, response_id, timeout_s)
         conversation = conversation_of(asked, caller.tenant)
         keeps = recording is not None
         arm = parts.arms.of(conversation, caller.tenant)
-        readers = choice_readers(parts, asked, caller, response_id, prompts, keeps=keeps)
+        readers = choice_readers(parts, asked, caller, response_id, prompts, shown, keeps=keeps)
         choices = [reader.choice for reader in readers]
         exchange.tenant, exchange.conversation, exchange.wanted_arm = caller.tenant, conversation, arm
         exchange.choices, exchange.prompt_tokens = choices, ask.prompt_tokens
@@ -107,7 +110,7 @@ class Service:
                 deltas = await stack.enter_async_context(aclosing(found))
                 yield Answer(tag, deltas, choices, prompts)
         if parts.arms.of_version(flows[0].version, arm) == STABLE and parts.arms.is_mirrored(response_id):
-            self._mirror.offer(Answered(asked, caller, exchange, prompts, wanted))
+            self._mirror.offer(Answered(asked, caller, exchange, prompts, shown, wanted))
 
     def _tag(self, asked: Asked, response_id: str, version: int, wanted_arm: str) -> Tag:
         def arm_of(version: int) -> str:
@@ -166,10 +169,3 @@ class Service:
                 ticket.settle(asked, sampled)
             else:
                 ticket.cancel()
-
-
-def _texts(asked: Asked) -> list[Mapping[str, Any]]:
-    """What a guard of prompts is shown: a chat's messages, or a completion's texts as a user's."""
-    if asked.kind == "chat":
-        return [message.as_chat() for message in asked.messages]
-    return [{"role": "user", "content": prompt} for prompt in asked.prompts if isinstance(prompt, str)]

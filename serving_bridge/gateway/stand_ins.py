@@ -19,6 +19,7 @@ from serving_bridge.gateway.judging import Complaint, Held, Judge, exchange_of, 
 from serving_bridge.gateway.openai_form import Tag
 from serving_bridge.gateway.requests import Asked
 from serving_bridge.gateway.service import Answer, Answering
+from serving_bridge.gateway.shown import chat_shown
 from serving_bridge.sessions import read_messages
 from serving_bridge.settings import Case, FallbackSettings, Policy
 
@@ -210,7 +211,7 @@ async def _handed_over(means: Means, question: Question) -> StandIn:
 
 async def _passed(text: str, means: Means, question: Question) -> str:
     """A text that the guards let through, as they do with a model's. Raises `Passed` for another one."""
-    guard = means.guards.stream(question.caller, question.response_id)
+    guard = means.guards.stream(question.caller, question.response_id, chat_shown(question.asked.messages))
     if guard is None:
         return text
     first = await guard.push(text)

@@ -134,7 +134,7 @@ def turns_of(messages: Messages, stage: Stage) -> list[tuple[str, str]]:
             turns[-1] = role, f"{turns[-1][1]}\n\n{text}"
         else:
             turns.append((role, text))
-    if stage is not Stage.ANSWER and turns and turns[-1][0] == "assistant":  # a prompt that ends with an answer
+    if stage is Stage.PROMPT and turns and turns[-1][0] == "assistant":  # a prompt that ends with an answer
         turns[-1] = "user", turns[-1][1]
     return turns or [("user", "")]
 

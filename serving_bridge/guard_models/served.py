@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import aiohttp
 import msgspec
 
 from learner_jax.runtime import WeirError
 from serving_bridge.guard_models.formats import FORMATS, Said
-from serving_bridge.safety import Opinion, Stage, Verdict
+from serving_bridge.safety import Messages, Opinion, Stage, Verdict, content_of
 from serving_bridge.settings import GuardModelSettings, SafetySettings
 
 _MAX_BYTES = 1 << 20
-#: longer texts are judged by their beginning and end: a guard has a context of its own
+#: of a conversation: a guard has a context of its own
 _MAX_CHARS = 24_000
+#: of these, what the messages before the judged one get where that is long, too
+_BEFORE_CHARS = 8_000
+_LEFT_OUT = "\n...\n"
 
 
 class GuardModelError(WeirError, ValueError):
@@ -63,11 +65,12 @@ class ServedGuard:
             finally:
                 self._session = None
 
-    async def judge(self, messages: Sequence[Mapping[str, Any]], stage: Stage) -> Opinion:
-        said = await self._said([_plain(message) for message in messages], stage)
+    async def judge(self, messages: Messages, stage: Stage) -> Opinion:
+        """Judges the last message in its conversation, of which it is shown at most 24,000 characters."""
+        said = await self._said(bounded(messages, _MAX_CHARS, before=_BEFORE_CHARS), stage)
         return Opinion(self.name, self.version, said.verdict, said.categories, reason=said.reason)
 
-    async def _said(self, messages: Sequence[Mapping[str, str]], stage: Stage) -> Said:
+    async def _said(self, messages: Messages, stage: Stage) -> Said:
         if self._session is None:
             raise RuntimeError("the guard is not running")
         body = {"model": self._settings.model, **self._format.body(messages, stage)}
@@ -109,11 +112,38 @@ def served_guards(settings: SafetySettings, environment: Mapping[str, str] = os.
     return found
 
 
-def _plain(message: Mapping[str, Any]) -> dict[str, str]:
-    content = message.get("content")
-    if isinstance(content, list | tuple):
-        content = "\n".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
-    text = str(content or "")
-    if len(text) > _MAX_CHARS:
-        text = f"{text[: _MAX_CHARS // 2]}\n...\n{text[-_MAX_CHARS // 2 :]}"
-    return {"role": str(message.get("role") or "user"), "content": text}
+def bounded(messages: Messages, limit: int, *, before: int) -> list[dict[str, str]]:
+    """Messages with role and content, of at most so many characters together.
+
+    Short messages stay whole. Of long ones the beginning and the end are kept, so that nothing is hidden by what is put
+    behind it. The last message gets what the others leave, and they get `before` where it is long, too.
+    """
+    texts = [content_of(message) for message in messages]
+    if sum(map(len, texts)) > limit:
+        earlier = [len(text) for text in texts[:-1]]
+        given = _shares(earlier, max(before, limit - len(texts[-1])))
+        given.append(limit - sum(given))
+        texts = [_cut(text, most) for text, most in zip(texts, given, strict=True)]
+    return [
+        {"role": str(message.get("role") or "user"), "content": text}
+        for message, text in zip(messages, texts, strict=True)
+    ]
+
+
+def _shares(sizes: Sequence[int], limit: int) -> list[int]:
+    """What each gets of a limit: the small ones all they need, the others the same."""
+    shares, left = [0] * len(sizes), limit
+    for number, place in enumerate(sorted(range(len(sizes)), key=lambda at: sizes[at])):
+        shares[place] = min(sizes[place], left // (len(sizes) - number))
+        left -= shares[place]
+    return shares
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning and the end of a text, with a sign between them where there is room for it."""
+    if len(text) <= most:
+        return text
+    sign = _LEFT_OUT if most > 4 * len(_LEFT_OUT) else ""
+    first = (most - len(sign) + 1) // 2
+    last = most - len(sign) - first
+    return text[:first] + sign + text[len(text) - last :]

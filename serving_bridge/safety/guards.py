@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from serving_bridge.safety.audit import AuditError, AuditLog
 from serving_bridge.safety.checking import Checker, is_closed
+from serving_bridge.safety.contents import Messages, content_of
 from serving_bridge.safety.decisions import Decision, Opinion, Stage, Verdict
 from serving_bridge.safety.personal_data import Redactor
 from serving_bridge.safety.streams import StreamGuard
@@ -25,8 +26,6 @@ _INLINE_CHARS = 8_000
 _CACHED = 4_096
 #: Roles whose content nobody at the keyboard wrote.
 _DOCUMENT_ROLES = frozenset({"tool", "function"})
-
-Messages = Sequence[Mapping[str, Any]]
 
 
 class ModelGuard(Protocol):
@@ -81,23 +80,29 @@ class Guards:
         """Judges a conversation before a model sees it. Spans are in its contents joined by two line feeds.
 
         Args:
-          messages: with "role" and "content", a text or a list of parts with "text"; of the role "tool" as documents.
+          messages: as `content_of` reads them; of the role "tool" as documents.
         """
-        parts = [(_text_of(message), message.get("role") in _DOCUMENT_ROLES) for message in messages]
-        return await self._decide(tenant, Stage.PROMPT, parts, messages)
+        return await self._decide(tenant, Stage.PROMPT, _parts(messages), messages)
 
-    async def answer(self, tenant: str, text: str, messages: Messages = ()) -> Decision:
-        """Judges a whole answer; `messages` is what it answers, for guard models."""
-        said = [*messages, {"role": "assistant", "content": text}]
+    async def answer(self, tenant: str, text: str, messages: Messages) -> Decision:
+        """Judges a whole answer; guard models judge it in its conversation.
+
+        Args:
+          messages: what it answers; empty only where nobody knows that.
+        """
+        # Without a word in it a guard model would judge what was asked instead.
+        said = [*messages, {"role": "assistant", "content": text}] if text.strip() else None
         return await self._decide(tenant, Stage.ANSWER, [(text, False)], said)
 
-    async def training_data(self, tenant: str, text: str) -> Decision:
-        """Judges what would be trained on; a guard that fails always holds it back."""
-        said = [{"role": "user", "content": text}]
-        return await self._decide(tenant, Stage.TRAINING_DATA, [(text, False)], said)
+    async def training_data(self, tenant: str, messages: Messages) -> Decision:
+        """Judges what would be trained on; a guard that fails always holds it back.
+
+        Guards without a model judge every message, guard models the last one in its conversation.
+        """
+        return await self._decide(tenant, Stage.TRAINING_DATA, _parts(messages), messages)
 
     def stream(self, tenant: str) -> StreamGuard:
-        """A guard for one answer on its way; ask `answer` too before the whole is stored."""
+        """A guard for one answer on its way, without guard models; ask `answer` too when it is whole."""
 
         async def judge(text: str) -> Decision:
             return await self._decide(tenant, Stage.ANSWER, [(text, False)], None)
@@ -195,11 +200,6 @@ def _says(opinion: Opinion) -> bool:
     return opinion.verdict is not Verdict.ALLOW or bool(opinion.reason) or not opinion.spans
 
 
-def _text_of(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        texts = [part.get("text") for part in content if isinstance(part, Mapping)]
-        return "\n".join(text for text in texts if isinstance(text, str))
-    return ""
+def _parts(messages: Messages) -> list[tuple[str, bool]]:
+    """The text of each message, and whether it is a document's."""
+    return [(content_of(message), message.get("role") in _DOCUMENT_ROLES) for message in messages]

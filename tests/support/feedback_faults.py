@@ -18,7 +18,7 @@ from serving_bridge.database import Database, DatabaseError, Session
 from serving_bridge.feedback import Datasets, Feedback, FeedbackStore, OnlineFeed, OnlineTerms, withdrawn_groups
 from serving_bridge.queue import Pace, TrajectoryQueue
 from serving_bridge.recordings import Recorder, RecordingStore, Redaction, Request
-from serving_bridge.safety import Checker
+from serving_bridge.safety import Checker, RulesForTraining
 from serving_bridge.sessions import ChatMessage
 from serving_bridge.settings import FeedbackSettings, SafetySettings, SessionsSettings
 from serving_bridge.text import Tokenizer
@@ -185,8 +185,8 @@ class Deployment:
     def _feed(self) -> OnlineFeed:
         terms = OnlineTerms("run", "t", 1.0, 0.0, 1, 10_000, _PACE)
         store = RecordingStore(self.cut, clock=self.clock)
-        checker = Checker(SafetySettings())
-        return OnlineFeed(self.cut, store, self.feedback(), self.queue, checker, terms, clock=self.clock)
+        guard = RulesForTraining(Checker(SafetySettings()))
+        return OnlineFeed(self.cut, store, self.feedback(), self.queue, guard, terms, clock=self.clock)
 
     async def _train(self) -> None:
         groups = self.queue.consumer.lease_groups(2, trained_version=3, max_staleness=50).groups
@@ -247,9 +247,8 @@ class Deployment:
         return found + self._dataset_violations(wanted)
 
     def _dataset_violations(self, wanted: set[str]) -> list[str]:
-        datasets = Datasets(
-            self.cut, self.recordings.store, self.feedback(), Checker(SafetySettings()), clock=self.clock
-        )
+        guard = RulesForTraining(Checker(SafetySettings()))
+        datasets = Datasets(self.cut, self.recordings.store, self.feedback(), guard, clock=self.clock)
         datasets.make("all", "supervised", self.folder, until_s=self.clock.now_s + 1e9)
         lines = (self.folder / "all" / "train.jsonl").read_text().splitlines()
         live = {self.ended[answer_id][0] for answer_id in wanted}

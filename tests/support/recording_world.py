@@ -26,7 +26,7 @@ from serving_bridge.recordings import (
     Sampled,
     Span,
 )
-from serving_bridge.safety import Checker
+from serving_bridge.safety import Checker, RulesForTraining, TrainingGuard
 from serving_bridge.sessions import ChatMessage
 from serving_bridge.settings import FeedbackSettings, SafetySettings, SessionsSettings
 from serving_bridge.text import Tokenizer
@@ -59,10 +59,10 @@ class Recordings:
         after = [partial(clean_datasets, self.database)]
         return RecordingStore(self.database, clock=self.clock, also=[forget_sessions], after=after)
 
-    def datasets(self) -> Datasets:
+    def datasets(self, guard: TrainingGuard | None = None) -> Datasets:
         assert self.database is not None
-        checker = Checker(SafetySettings())
-        return Datasets(self.database, self.store, self.feedback(), checker, tokenizer="t", clock=self.clock)
+        guard = guard or RulesForTraining(Checker(SafetySettings()))
+        return Datasets(self.database, self.store, self.feedback(), guard, tokenizer="t", clock=self.clock)
 
     def feedback(self, *, redact: bool = True, **settings: Any) -> FeedbackStore:
         assert self.database is not None

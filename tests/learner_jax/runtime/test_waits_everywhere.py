@@ -40,6 +40,10 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("tools/canary_feedback.py:follow_feedback", "while not stop()"): "it follows a run until it is stopped",
     ("serving_bridge/safety/guards.py:_outcome", "task.result()"): "the task has ended: safety.deadline_s",
     (
+        "serving_bridge/safety/training.py:GuardsForTraining._all",
+        "asyncio.gather(*map(one, conversations))",
+    ): "every guard of each has safety.deadline_s",
+    (
         "serving_bridge/gateway/application.py:_while_there",
         "asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)",
     ): _REQUEST,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rewards.data import open_table
 from rewards.settings import ProblemSettings
 from serving_bridge.feedback import DatasetError, Datasets, Feedback, uncleaned_datasets
 from serving_bridge.feedback import datasets as datasets_module
+from serving_bridge.safety import Checker, Messages, Stage, Verdict, content_of
 from serving_bridge.sessions import ChatMessage
 from serving_bridge.text import Tokenizer
 from tests.support.recording_world import Recordings, request, told
@@ -208,3 +210,57 @@ def test_two_that_clean_one_dataset_bring_nothing_back(recordings: Recordings, m
     assert read(folder) == {"train": [], "heldout": []}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["removed"], manifest["files"]["train"]["examples"]) == (6, 0)
+
+
+class ListeningGuard:
+    """Allows all but conversations that say something; remembers what it judged."""
+
+    def __init__(self, blocked: str = "", verdict: Verdict = Verdict.BLOCK) -> None:
+        self.blocked, self.verdict = blocked, verdict
+        self.seen: list[list[tuple[str, str]]] = []
+
+    def judged(self, conversations: Sequence[Messages]) -> list[Verdict]:
+        told = [[(m["role"], content_of(m)) for m in messages] for messages in conversations]
+        self.seen += told
+        return [self.verdict if self.blocked and self.blocked in str(said) else Verdict.ALLOW for said in told]
+
+
+BEFORE = [("user", "hello of jane"), ("assistant", "two"), ("user", "more")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers"),
+    [
+        ("supervised", {"as jane wants it"}),
+        ("preferences", {"as jane wants it", "better", "worse"}),
+        ("trajectories", {"better", "worse"}),
+    ],
+)
+def test_each_answer_is_judged_in_its_conversation(recordings: Recordings, kind: Any, answers: set[str]) -> None:
+    guard = ListeningGuard()
+    recordings.datasets(guard).make("judged", kind, recordings.folder, until_s=CUT)
+    assert {said[-1] for said in guard.seen if said[:-1] == BEFORE} == {("assistant", text) for text in answers}
+    assert all(len(said) % 2 == 0 for said in guard.seen), "every conversation ends with an answer"
+
+
+@pytest.mark.parametrize("verdict", [Verdict.BLOCK, Verdict.ERROR])
+def test_trajectories_of_answers_that_a_guard_holds_back_are_left_out(recordings: Recordings, verdict: Verdict) -> None:
+    made = recordings.datasets(ListeningGuard("worse", verdict))
+    manifest = made.make("judged", "trajectories", recordings.folder, until_s=CUT)
+    assert manifest["files"]["train"]["examples"] == 0
+    (reason,) = set(manifest["left_out"]) - {"across the cut", "no exact samples"}
+    assert reason == {Verdict.BLOCK: "blocked by a guard", Verdict.ERROR: "not judged: a guard failed"}[verdict]
+
+
+def test_rules_judge_the_answers_of_trajectories(recordings: Recordings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their lines hold token ids, whose text nobody reads."""
+    judged: list[str] = []
+    real = Checker.check
+
+    def check(self: Checker, text: str, stage: Stage, *more: Any) -> Any:
+        judged.append(text)
+        return real(self, text, stage, *more)
+
+    monkeypatch.setattr(Checker, "check", check)
+    made(recordings, "samples", "trajectories")
+    assert {"better", "worse", "hello of jane"} <= set(judged)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from learner_jax.contracts import RecordLimits
 from serving_bridge.feedback import Feedback, OnlineFeed, OnlineTerms, groups_trained, withdrawn_groups
 from serving_bridge.queue import Pace, TrajectoryQueue
-from serving_bridge.safety import Checker
+from serving_bridge.safety import Checker, Messages, RulesForTraining, TrainingGuard, Verdict
 from serving_bridge.settings import SafetySettings
 from serving_bridge.text import Tokenizer
 from tests.support.recording_world import Recordings, answer
@@ -34,13 +34,15 @@ class World:
         self.feedback = self.recordings.feedback()
         self.queue = TrajectoryQueue(folder / "online.db", limits=LIMITS, clock=self.recordings.clock, claim_lease_s=5)
 
-    def feed(self, *, min_answers: int = 1, pace: Pace = PACE, **changes: Any) -> OnlineFeed:
+    def feed(
+        self, *, min_answers: int = 1, pace: Pace = PACE, guard: TrainingGuard | None = None, **changes: Any
+    ) -> OnlineFeed:
         assert self.recordings.database is not None
         given = {"run": "run", "tokenizer": "t", "temperature": 1.0, "wait_s": 60.0, "max_tokens": 500, **changes}
         terms = OnlineTerms(min_answers=min_answers, pace=pace, **given)
         return OnlineFeed(
-            self.recordings.database, self.recordings.store, self.feedback, self.queue, Checker(SafetySettings()),
-            terms, clock=self.recordings.clock,
+            self.recordings.database, self.recordings.store, self.feedback, self.queue,
+            guard or RulesForTraining(Checker(SafetySettings())), terms, clock=self.recordings.clock,
         )  # fmt: skip
 
     def answered(self, *scores: float, **fields: Any) -> tuple[str, str]:
@@ -78,6 +80,26 @@ def test_each_turn_goes_once_with_its_exact_ids(world: World) -> None:
         assert trajectory.behavior_logprobs[trajectory.loss_mask].tobytes() == recorded.logprobs
         assert kept.turns[0].tokens == np.asarray(trajectory.tokens[~trajectory.loss_mask], "<i4").tobytes()
         trajectory.validate()
+
+
+def test_a_guard_that_fails_holds_a_turn_back_until_it_can_judge_it(world: World) -> None:
+    class Failing:
+        def __init__(self) -> None:
+            self.verdict = Verdict.ERROR
+
+        def judged(self, conversations: Sequence[Messages]) -> list[Verdict]:
+            assert [[m["role"] for m in messages] for messages in conversations] == [["user", "assistant"]]
+            return [self.verdict]
+
+    world.answered(1.0)
+    world.recordings.clock.now_s += 61
+    guard = Failing()
+    feed = world.feed(guard=guard)
+    assert feed.emit() == {"not judged: a guard failed": 1}
+    guard.verdict = Verdict.BLOCK
+    assert feed.emit() == {"blocked by a guard": 1}
+    guard.verdict = Verdict.FLAG
+    assert feed.emit()["put"] == 1
 
 
 @pytest.mark.parametrize("where", ["before the number", "before the group", "after the group"])

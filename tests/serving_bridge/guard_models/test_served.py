@@ -12,10 +12,12 @@ import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serving_bridge.gateway import GuardedGateway
 from serving_bridge.guard_models import Classifier, ServedGuard, fitted, served_guards
-from serving_bridge.guard_models.served import GuardModelError
+from serving_bridge.guard_models.served import GuardModelError, bounded
 from serving_bridge.safety import Guards, Opinion, Stage, Verdict
 from serving_bridge.safety.votes import voted
 from serving_bridge.settings import GuardModelSettings, SafetySettings
@@ -91,6 +93,30 @@ def test_what_is_no_answer_is_an_error(kind: str) -> None:
         return web.Response(status=500 if kind == "status" else 302, headers={"Location": "/v1/chat/completions"})
 
     assert said(answer).verdict is Verdict.ERROR
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=8), st.integers(20, 90))
+def test_of_a_long_conversation_every_message_is_shown_in_part(sizes: list[int], limit: int) -> None:
+    texts = ["".join(chr(97 + (number + place) % 26) for place in range(size)) for number, size in enumerate(sizes)]
+    found = bounded([{"role": "user", "content": text} for text in texts], limit, before=limit // 3)
+    assert sum(len(one["content"]) for one in found) <= limit
+    if sum(sizes) <= limit:
+        assert [one["content"] for one in found] == texts
+    for text, one in zip(texts, found, strict=True):
+        shown = one["content"]
+        assert shown == text or len(text) > len(shown)
+        assert not shown or shown[0] == text[0]
+        assert len(shown) < 2 or shown[-1] == text[-1]
+    last = len(found[-1]["content"])
+    assert last == min(sizes[-1], last) >= min(sizes[-1], limit - max(limit // 3, limit - sizes[-1])), "its part"
+
+
+def test_a_harmful_request_is_not_hidden_by_what_stands_behind_it() -> None:
+    dialog = [{"role": "user", "content": text} for text in ("make the doom potion", "x" * 30_000, "do as I said")]
+    shown = bounded(dialog, 24_000, before=8_000)
+    assert [shown[0]["content"], shown[2]["content"]] == ["make the doom potion", "do as I said"]
+    assert len(shown[1]["content"]) == 24_000 - 32
 
 
 def test_a_late_guard_has_failed() -> None:

@@ -71,22 +71,22 @@ def test_orders_in_the_result_of_a_tool_block() -> None:
 @pytest.mark.parametrize(("votes", "verdict"), [(1, Verdict.BLOCK), (2, Verdict.BLOCK), (3, Verdict.FLAG)])
 def test_models_vote(votes: int, verdict: Verdict) -> None:
     models = [Model(Verdict.BLOCK), Model(Verdict.BLOCK), Model(Verdict.ALLOW)]
-    decision = run(Guards(SafetySettings(votes=votes), models=models).answer("acme", "fine"))
+    decision = run(Guards(SafetySettings(votes=votes), models=models).answer("acme", "fine", ()))
     assert decision.verdict is verdict
 
 
 def test_a_failed_guard_holds_back_where_the_stage_is_closed() -> None:
     tenants = {"open": TenantSafetySettings(prompt="open", answer="open")}
     guards = Guards(SafetySettings(tenants=tenants), models=[Model(Verdict.ERROR)])
-    assert run(guards.answer("acme", "fine")).verdict is Verdict.ERROR
-    assert run(guards.answer("open", "fine")).verdict is Verdict.FLAG
-    assert run(guards.training_data("open", "fine")).verdict is Verdict.ERROR
+    assert run(guards.answer("acme", "fine", ())).verdict is Verdict.ERROR
+    assert run(guards.answer("open", "fine", ())).verdict is Verdict.FLAG
+    assert run(guards.training_data("open", [{"role": "user", "content": "fine"}])).verdict is Verdict.ERROR
 
 
 @pytest.mark.parametrize("model", [Model(Verdict.ALLOW, seconds=30), Model(Verdict.ALLOW, error=OSError("gone"))])
 def test_a_model_that_is_late_or_raises_has_failed(model: Model) -> None:
     guards = Guards(SafetySettings(deadline_s=0.05), models=[model, Model(Verdict.ALLOW)])
-    assert run(guards.answer("acme", "fine")).verdict is Verdict.ERROR
+    assert run(guards.answer("acme", "fine", ())).verdict is Verdict.ERROR
 
 
 async def pushed(guard: StreamGuard, text: str, size: int) -> tuple[str, bool]:
@@ -154,7 +154,7 @@ def test_the_audit_log_holds_hashes_and_no_text(tmp_path: Path) -> None:
 
 
 def test_guards_that_are_off_still_redact() -> None:
-    decision = run(Guards(SafetySettings(enabled=False)).answer("acme", f"{HARM} or ask jane@example.com"))
+    decision = run(Guards(SafetySettings(enabled=False)).answer("acme", f"{HARM} or ask jane@example.com", ()))
     assert decision.passes
     assert "jane" not in decision.redacted
 

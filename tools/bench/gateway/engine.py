@@ -42,6 +42,9 @@ class Engine:
             finish = "length" if is_last else None
             choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish, "stop_reason": None}
             choice |= {"token_ids": [self._ids[place]], "weight_versions": spans, "routed_experts": None}
+            if "logprobs" in asked["sampling_params"]:
+                own = {"token_id": self._ids[place], "logprob": -0.5, "rank": 1}
+                choice["logprobs"] = {"content": [{**own, "top_logprobs": [own]}]}
             return {"request_id": "r", "choices": [choice]}
 
         return await self._stream(request, count, event)

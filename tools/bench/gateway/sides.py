@@ -71,11 +71,8 @@ def started(folder: Path, *, pace_ms: float, litellm: Path | None) -> Iterator[l
       BenchmarkError: one does not start.
     """
     make_tokenizer(folder)
-    engine_port = _free_port()
-    engine = f"http://127.0.0.1:{engine_port}"
     with ExitStack() as stack:
-        options = ["--port", str(engine_port), "--pace-ms", str(pace_ms), "--tokenizer", str(folder)]
-        stack.enter_context(_process(folder, "engine", [*_module("engine"), *options], engine_port))
+        engine = stack.enter_context(engine_running(folder, pace_ms=pace_ms))
         sides = [Side(DIRECT, engine, None)]
         for name, more in ((WEIR, []), (GUARDED, ["--guards"])):
             port = _free_port()
@@ -91,6 +88,15 @@ def started(folder: Path, *, pace_ms: float, litellm: Path | None) -> Iterator[l
             process = stack.enter_context(_process(folder, "litellm", [*command, "--num_workers", "1"], port))
             sides.append(Side(LITELLM, f"http://127.0.0.1:{port}", process))
         yield sides
+
+
+@contextmanager
+def engine_running(folder: Path, *, pace_ms: float) -> Iterator[str]:
+    """Address of an engine whose tokenizer lies in the folder; it ends with the block."""
+    port = _free_port()
+    options = ["--port", str(port), "--pace-ms", str(pace_ms), "--tokenizer", str(folder)]
+    with _process(folder, "engine", [*_module("engine"), *options], port):
+        yield f"http://127.0.0.1:{port}"
 
 
 def make_tokenizer(folder: Path) -> None:
