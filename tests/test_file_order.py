@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.conftest import REPOSITORY
 from tests.support.file_order import LONG_FILES, longest_first
-from tests.support.shared_servers import FILES, FORKING, INSTALLING, LOADING_VLLM, ON_S3, scope_of
+from tests.support.shared_servers import FILES, FORKING, INSTALLING, LOADING_VLLM, ON_CLOUDS, ON_S3, scope_of
 
 FIXTURES = 'pytest_plugins = ["tests.support.weight_fixtures"]'
 
@@ -36,7 +36,8 @@ def test_all_files_whose_programs_are_forked_are_listed() -> None:
 
 
 def test_all_files_on_object_storage_are_listed() -> None:
-    assert files_with(r'pytest_plugins = \["tests\.support\.s3_fixtures"\]') == set(ON_S3)
+    assert files_with(r'pytest_plugins = \["tests\.support\.s3_fixtures"') == set(ON_S3)
+    assert files_with(r'pytest_plugins = \["tests\.support\.clouds_fixtures"') == set(ON_CLOUDS)
 
 
 def test_all_files_that_install_weir_are_listed() -> None:

@@ -39,7 +39,12 @@ _EXTRA = "pip install -e '.[{}]'   (in a virtual environment of its own)"
 
 _BRIDGE = ("aiohttp", "apsw", "msgspec", "numpy", "pydantic", "safetensors", "tokenizers", "xxhash", "zstandard")
 _REWARDS = ("reasoning-gym",)
-_STORAGE = ("fsspec", "s3fs")
+#: what holds weights -> (example of a URL, packages, extra)
+_STORAGE: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "S3": ("s3://bucket/prefix", ("fsspec", "s3fs"), "s3"),
+    "Google Cloud Storage": ("gs://bucket/prefix", ("fsspec", "gcsfs"), "gcs"),
+    "Azure": ("az://container/prefix", ("fsspec", "adlfs"), "azure"),
+}
 _VIEW = ("rich", "matplotlib", "jinja2")
 _PLUGIN_GROUP, _PLUGIN_NAME = "vllm.general_plugins", "weir"
 
@@ -121,7 +126,17 @@ def gather(*, timeout_s: float = _PROBE_TIMEOUT_S) -> Facts:
             lambda code: probe(code, timeout_s=timeout_s), (_JAX_PROBE, _TORCH_PROBE, _VLLM_PROBE, _SQLITE_PROBE)
         )
         tested = pinned_versions()
-        names = dict.fromkeys((*LEARNER, *_BRIDGE, *_REWARDS, *_VIEW, *_STORAGE, "torch", *VLLM))
+        names = dict.fromkeys(
+            (
+                *LEARNER,
+                *_BRIDGE,
+                *_REWARDS,
+                *_VIEW,
+                *(one for _, needed, _ in _STORAGE.values() for one in needed),
+                "torch",
+                *VLLM,
+            )
+        )
         packages = {name: Package(name, installed_version(name), tested.get(canonical(name), "")) for name in names}
         jax, torch, vllm, sqlite = probes
     return Facts(
@@ -185,8 +200,10 @@ def diagnose(facts: Facts) -> list[Job]:
         Job("serving on TPU", "python -m tools.serve", (*_serving_lacks(facts, "tpu"), *bridge), _EXTRA.format("tpu")),
         Job("convert", "python -m tools.convert", (*learner, *bridge), _EXTRA.format("cpu")),
         Job("evaluate", "python -m tools.evaluate", (*bridge, *rewards, *serving), _INSTALL),
-        Job("weights on S3", "store.weights = s3://bucket/prefix", _packages_lack(facts, _STORAGE),
-            _EXTRA.format("s3")),
+        *(
+            Job(f"weights on {name}", f"store.weights = {url}", _packages_lack(facts, needed), _EXTRA.format(extra))
+            for name, (url, needed, extra) in _STORAGE.items()
+        ),
     ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from serving_bridge.storage.objects import StorageError, StorageSetupError, StorageTimeouts, check_key, url_problem
+from serving_bridge.storage.providers import provider_of, said
 
 Result = TypeVar("Result")
 
@@ -22,27 +23,6 @@ _FIRST_PAUSE_S, _MAX_PAUSE_S = 0.2, 5.0
 _CLIENTS = frozenset(
     {"aiobotocore", "aiohttp", "azure", "botocore", "fsspec", "gcsfs", "google", "requests", "urllib3"}
 )
-#: botocore's errors about what it was given; no request was made.
-_NOT_GIVEN = frozenset(
-    {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError", "CredentialRetrievalError"}
-)
-#: S3's codes that no further try changes, and what to look at.
-_REFUSED = {
-    "NoSuchBucket": "there is no such bucket: make it, or correct the URL",
-    "InvalidBucketName": "that is no name of a bucket: correct the URL",
-    "PermanentRedirect": "the bucket is in another region: set AWS_REGION",
-    "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_REGION",
-}
-_CREDENTIALS = (
-    "the credentials were refused: look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and rights"
-)
-_S3 = ("s3", "s3a")
-#: Of files that are uploaded in parts, several at a time, which are held in memory.
-_PART_BYTES = 32 << 20
-#: Packages that fsspec needs, by scheme, for the error.
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-#: An answer of one of these says that storage knows no conditional writes.
-_UNCONDITIONAL = ("NotImplemented", "501")
 
 
 class FsspecObjects:
@@ -70,6 +50,7 @@ class FsspecObjects:
         self._timeouts = timeouts or StorageTimeouts()
         self._sleep, self._clock = sleep, clock
         self._scheme, _, self._root = self.url.partition("://")
+        self._provider = provider_of(self._scheme)
         self._is_conditional = True
         self._client: tuple[int, Any] | None = None
         self._require()
@@ -81,7 +62,7 @@ class FsspecObjects:
     def put_new(self, key: str, content: bytes) -> bool:
         path = self._path(key)
         try:
-            self._asked(f"writing {key}", lambda fs: _create(fs, path, content))
+            self._asked(f"writing {key}", lambda fs: self._create(fs, path, content))
         except FileExistsError:
             # The answer to a try that had succeeded may have been lost.
             return self._holds(key, content)
@@ -106,14 +87,14 @@ class FsspecObjects:
     def get(self, key: str, *, max_bytes: int) -> bytes:
         path = self._path(key)
         # One byte more than may be there says that there is too much, without a request for the size.
-        content: bytes = self._asked(f"reading {key}", lambda fs: _read(fs, path, 0, max_bytes + 1))
+        content: bytes = self._asked(f"reading {key}", lambda fs: self._read(fs, path, 0, max_bytes + 1))
         if len(content) > max_bytes:
             raise ValueError(f"{self.url}/{key} has more than {max_bytes} bytes")
         return content
 
     def get_range(self, key: str, start: int, num_bytes: int) -> bytes:
         path = self._path(key)
-        return self._asked(f"reading {key}", lambda fs: _read(fs, path, start, start + num_bytes))
+        return self._asked(f"reading {key}", lambda fs: self._read(fs, path, start, start + num_bytes))
 
     def size(self, key: str) -> int | None:
         path = self._path(key)
@@ -127,7 +108,7 @@ class FsspecObjects:
         if prefix:
             check_key(prefix.removesuffix("/"))
         folder = f"{self._root}/{prefix}".rstrip("/")
-        found = self._asked(f"listing {prefix or 'it'}", lambda fs: _listed(fs, folder))
+        found = self._asked(f"listing {prefix or 'it'}", lambda fs: self._listed(fs, folder))
         start = len(self._root) + 1
         return {name[start:]: size for name, size in found.items() if name.startswith(f"{self._root}/")}
 
@@ -165,16 +146,18 @@ class FsspecObjects:
             tries += 1
             try:
                 return request(self._filesystem())
+            except StorageSetupError:
+                raise
             except (FileNotFoundError, FileExistsError) as error:
-                if refusal := _refusal(error):
+                if refusal := self._provider.refusal(error):
                     raise StorageSetupError(f"{self.url}, {what}: {refusal}") from None
                 raise
             except Exception as error:
-                if refusal := _refusal(error):
+                if refusal := self._provider.refusal(error):
                     raise StorageSetupError(f"{self.url}, {what}: {refusal}") from None
                 if not _is_storages(error):
                     raise
-                failure = _said(error)
+                failure = said(error)
             waited_s = self._clock() - began
             if waited_s + pause_s > self._timeouts.give_up_s:
                 raise StorageError(
@@ -186,8 +169,7 @@ class FsspecObjects:
             pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     def _upload(self, fs: Any, path: Path, target: str) -> None:
-        options = {"chunksize": _PART_BYTES} if self._scheme in _S3 else {}
-        fs.put_file(str(path), target, **options)
+        fs.put_file(str(path), target, **self._provider.upload)
         expected, arrived = path.stat().st_size, fs.info(target)["size"]
         if arrived != expected:
             raise OSError(f"{arrived} bytes arrived of {expected}")
@@ -201,10 +183,7 @@ class FsspecObjects:
         process = os.getpid()
         if self._client is None or self._client[0] != process:
             with self._clear_setup():
-                fsspec = importlib.import_module("fsspec")
-                made = fsspec.filesystem(self._scheme, skip_instance_cache=True, **self._options())
-            if hasattr(made, "retries"):
-                made.retries = 1  # ours are bounded, and know what can't be helped
+                made = self._provider.make(self._scheme, self._timeouts)
             self._client = process, made
         return self._client[1]
 
@@ -213,84 +192,45 @@ class FsspecObjects:
         try:
             yield
         except ImportError as error:
-            package = _PACKAGES.get(self._scheme, f"fsspec's package for {self._scheme}://")
+            package = self._provider.package
             raise StorageSetupError(f"{self.url} needs {package}: pip install {package} ({error})") from None
         except ValueError as error:
             raise StorageSetupError(f"{self.url}: {error}") from None
 
-    def _options(self) -> dict[str, Any]:
-        """Of fsspec's client: nothing remembered between requests, every wait bounded."""
-        options: dict[str, Any] = {"use_listings_cache": False}
-        if self._scheme in _S3:
-            options["config_kwargs"] = {
-                "connect_timeout": self._timeouts.connect_s,
-                "read_timeout": self._timeouts.read_s,
-                "retries": {"total_max_attempts": 1},
-            }
-        return options
+    def _create(self, fs: Any, path: str, content: bytes) -> None:
+        try:
+            fs.pipe_file(path, content, mode="create")
+        except FileExistsError:
+            raise
+        except Exception as error:
+            if self._provider.is_unconditional(error):
+                raise _NotConditionalError from None
+            raise
+
+    def _read(self, fs: Any, path: str, start: int, end: int) -> bytes:
+        try:
+            content: bytes = fs.cat_file(path, start=start, end=end)
+        except Exception as error:
+            if self._provider.is_beyond_end(error):  # it ends before, as an empty object does
+                return b""
+            raise
+        return content
+
+    def _listed(self, fs: Any, folder: str) -> dict[str, int]:
+        try:
+            found: Mapping[str, Mapping[str, Any]] = fs.find(folder, detail=True)
+        except FileNotFoundError as error:
+            if self._provider.code(error):  # the bucket is missing, not what it would hold
+                raise
+            return {}
+        return {name.lstrip("/"): int(info["size"]) for name, info in found.items() if info.get("type") == "file"}
 
 
 class _NotConditionalError(Exception):
     """Storage knows no conditional writes."""
 
 
-def _create(fs: Any, path: str, content: bytes) -> None:
-    try:
-        fs.pipe_file(path, content, mode="create")
-    except OSError as error:
-        if _code(error) in _UNCONDITIONAL:
-            raise _NotConditionalError from None
-        raise
-
-
-def _read(fs: Any, path: str, start: int, end: int) -> bytes:
-    try:
-        content: bytes = fs.cat_file(path, start=start, end=end)
-    except OSError as error:
-        if _code(error) in ("InvalidRange", "416"):  # it ends before, as an empty object does
-            return b""
-        raise
-    return content
-
-
-def _listed(fs: Any, folder: str) -> dict[str, int]:
-    try:
-        found: Mapping[str, Mapping[str, Any]] = fs.find(folder, detail=True)
-    except FileNotFoundError as error:
-        if _code(error):  # the bucket is missing, not what it would hold
-            raise
-        return {}
-    return {name.lstrip("/"): int(info["size"]) for name, info in found.items() if info.get("type") == "file"}
-
-
-def _code(error: BaseException) -> str:
-    """The code that storage gave its refusal, empty where it gave none."""
-    for one in (error, error.__cause__, error.__context__):
-        response = getattr(one, "response", None)
-        if isinstance(response, Mapping):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
-
-
-def _refusal(error: BaseException) -> str | None:
-    """Why no further try can succeed, None if one may."""
-    code = _code(error)
-    if code in _REFUSED:
-        return _REFUSED[code]
-    if isinstance(error, PermissionError):
-        return f"{_CREDENTIALS} ({_said(error)})"
-    if type(error).__name__ in _NOT_GIVEN:
-        return f"{_said(error)}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-    return None
-
-
 def _is_storages(error: BaseException) -> bool:
     """Whether an error is of storage or of the way to it, not of this program."""
     modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     return isinstance(error, OSError) or not modules.isdisjoint(_CLIENTS)
-
-
-def _said(error: BaseException) -> str:
-    """An error in one line of bounded length."""
-    text = " ".join(str(error).split())[:300]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

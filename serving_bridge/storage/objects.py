@@ -20,7 +20,16 @@ _KEY = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
 #: Schemes that fsspec knows and that hosts do not share.
 _NOT_SHARED = {"memory": "every process would have one of its own", "file": "give the folder's path instead"}
 #: Variables by which the clients of object storage find credentials and endpoints.
-_PREFIXES = ("AWS_", "AZURE_STORAGE_", "BOTO_", "FSSPEC_", "GCSFS_", "GOOGLE_")
+_PREFIXES = ("AWS_", "AZURE_CLIENT_", "AZURE_STORAGE_", "BOTO_", "FSSPEC_", "GCSFS_", "GOOGLE_")
+_VARIABLES = frozenset(
+    {
+        "AZURE_AUTHORITY_HOST",
+        "AZURE_FEDERATED_TOKEN_FILE",
+        "AZURE_TENANT_ID",
+        "CLOUDSDK_CONFIG",
+        "STORAGE_EMULATOR_HOST",
+    }
+)
 
 
 class StorageError(WeirError, OSError):
@@ -118,4 +127,4 @@ def check_key(key: str) -> str:
 
 def storage_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables by which clients of object storage find credentials and endpoints; secrets are among them."""
-    return {name: value for name, value in environment.items() if name.startswith(_PREFIXES)}
+    return {name: value for name, value in environment.items() if name.startswith(_PREFIXES) or name in _VARIABLES}

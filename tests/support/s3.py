@@ -158,7 +158,8 @@ def _handler(address: tuple[str, int]) -> type[BaseHTTPRequestHandler]:
             for name, value in headers.items():
                 if name.lower() not in ("connection", "transfer-encoding", "content-length"):
                     self.send_header(name, value)
-            length = headers.get("Content-Length", str(len(body))) if self.command == "HEAD" else str(len(body))
+            told = next((value for name, value in headers.items() if name.lower() == "content-length"), None)
+            length = told if told is not None and self.command == "HEAD" else str(len(body))
             self.send_header("Content-Length", length)
             self.end_headers()
             if self.command != "HEAD":

