@@ -1,4 +1,4 @@
-"""Object storage by URL (S3, Google's, Azure's and what else fsspec reaches), and files of it that are kept on this host."""
+"""Object storage by URL (S3, Google's, Azure's, others of fsspec's), and files of it that are kept on this host."""
 
 from serving_bridge.storage.checkpoint_copies import CheckpointObjects
 from serving_bridge.storage.file_cache import FileCache
