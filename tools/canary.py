@@ -8,7 +8,7 @@ python -m tools.canary pause registry                                  (nothing 
 python -m tools.canary resume registry
 python -m tools.canary abort registry                                  (all traffic back to stable)
 python -m tools.canary rollback registry --reason "..."                (stable becomes the entry before it)
-python -m tools.canary release registry                                (training may go on after a rollback)
+python -m tools.canary release registry [--anew]                       (training may go on after a rollback)
 python -m tools.canary history registry [--rollout 3]                  (rollouts, or the decisions of one)
 python -m tools.canary replay registry 3                               (compute every decision again)
 python -m tools.canary observe registry --file F.jsonl                 (scores and feedback from a file)
@@ -150,9 +150,10 @@ def rollback(opened: CanaryPlace, arguments: argparse.Namespace, console: Consol
 
 def release(opened: CanaryPlace, arguments: argparse.Namespace, console: Console) -> int:
     place = opened.place(arguments.namespace)
-    rollout = place.rollouts.release(arguments.namespace)
+    rollout = place.rollouts.release(arguments.namespace, anew=arguments.anew)
     note_newest(place, arguments.registry)  # a controller that runs would, too
-    console.print(f"training of {arguments.namespace} may go on after rollout {rollout.rollout}")
+    anew = f", anew with the weights of entry {rollout.stable}" if arguments.anew else ""
+    console.print(f"training of {arguments.namespace} may go on after rollout {rollout.rollout}{anew}")
     return 0
 
 
@@ -254,7 +255,8 @@ def _parser() -> argparse.ArgumentParser:
     one = command("rollback", "make the entry before stable again", acts=True)
     one.add_argument("--reason", required=True)
     one.add_argument("--take-over", action="store_true", help="from whoever holds the aliases")
-    command("release", "let training go on after a rollback")
+    one = command("release", "let training go on after a rollback")
+    one.add_argument("--anew", action="store_true", help="with the weights of the stable entry, not where it stands")
     one = command("history", "rollouts, or the decisions of one", prints=True)
     one.add_argument("--rollout", type=int, metavar="N")
     one.add_argument("--limit", type=int, default=50, help="how many (default: 50)")

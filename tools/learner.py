@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from learner_jax.checkpoints import Checkpoints, Position, restore_parameters
 from learner_jax.contracts import ModelConfig
 from learner_jax.conversion import Watch, to_hf
 from learner_jax.hosts import Hosts, connect, ends_at_once, require_shared
-from learner_jax.loop import Learner, Outcome, Profiler, code_facts, environment_facts, flat, folder_facts
+from learner_jax.loop import Anew, Learner, Outcome, Profiler, code_facts, environment_facts, flat, folder_facts
 from learner_jax.models import load_parameters
 from learner_jax.runtime import NO_SPANS, Spans, Waits, keep_freed_memory, tell_once
 from learner_jax.settings import LossSettings, SupervisedSettings, WarmStartSettings
@@ -47,6 +48,7 @@ from tools.assembly import (
     RunPaths,
     Start,
     StopRequest,
+    anew_calls,
     base_model_dir,
     build_copies,
     build_encoder,
@@ -215,6 +217,15 @@ def run_reinforcement(
 ) -> Outcome:
     """Runs the loop until it ends or the process is asked to stop; traces some of its steps if asked to."""
     stop = StopRequest().install()  # a host that only waits for the others has nothing to save
+    while True:
+        outcome = _one_life(config, paths, hosts, stop, profile_steps=profile_steps, spans=spans)
+        if outcome.reason != "anew":
+            return outcome
+
+
+def _one_life(
+    config: Config, paths: RunPaths, hosts: Hosts, stop: StopRequest, *, profile_steps: int, spans: Spans
+) -> Outcome:
     require_shared(hosts, paths.checkpoints, "run.directory")
     log = learner_metrics_writer(config, paths, hosts.index)
     hosts.log_failures(log)
@@ -245,6 +256,8 @@ def run_reinforcement(
     sources = contextlib.ExitStack()
     try:
         source = sources.enter_context(learner_source(config, paths, queue, limits=limits, waits=hosts.waits))
+        hold = build_hold(config, log) if hosts.is_leader else None
+        load = partial(load_parameters, config=model_config, shardings=engine.parameter_shardings)
         learner = Learner(
             engine,
             load_parameters(model_dir, model_config, shardings=engine.parameter_shardings),
@@ -256,7 +269,8 @@ def run_reinforcement(
             max_staleness=config.rollout.max_staleness,
             log=log,
             should_stop=stop,
-            hold=build_hold(config, log) if hosts.is_leader else None,
+            hold=hold,
+            anew=Anew(paths.anew, **anew_calls(config, hold), load=load) if config.registry.path else None,
             reference_params=kl_reference(config, engine, model_config),
             profiler=Profiler(paths.profile / f"host-{hosts.index}", profile_steps),
             waits=hosts.waits,
@@ -264,7 +278,8 @@ def run_reinforcement(
         )
         with reported_waits(hosts.waits, log, clock=time.monotonic), hosts.telling():
             outcome = learner.run()
-        log("ended", reason=outcome.reason, step=outcome.position.completed_steps)
+        if outcome.reason != "anew":
+            log("ended", reason=outcome.reason, step=outcome.position.completed_steps)
         return outcome
     finally:
         publisher.close()

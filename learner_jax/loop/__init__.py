@@ -1,5 +1,6 @@
 """The learner's loop: lease, train, publish, save, acknowledge."""
 
+from learner_jax.loop.anew import Anew
 from learner_jax.loop.feed import Feed, StepGroups
 from learner_jax.loop.holding import Holding
 from learner_jax.loop.host_facts import code_facts, environment_facts, flat, folder_facts
@@ -9,6 +10,7 @@ from learner_jax.loop.publishing import Publishing
 from learner_jax.loop.saving import Saving
 
 __all__ = [
+    "Anew",
     "Feed",
     "Holding",
     "Learner",

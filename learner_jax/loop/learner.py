@@ -12,14 +12,15 @@ from learner_jax.batches import BatchStats, rl_batch
 from learner_jax.checkpoints import Checkpoints
 from learner_jax.contracts import Position, TrajectorySource, WeightPublisher
 from learner_jax.ledger import Ledger
+from learner_jax.loop.anew import Anew, begun, is_asked
 from learner_jax.loop.feed import Feed, StepGroups
 from learner_jax.loop.holding import Hold, Holding
 from learner_jax.loop.kl_control import KLControl
 from learner_jax.loop.profiling import Profiler
 from learner_jax.loop.publishing import Publishing
 from learner_jax.loop.saving import Saving
-from learner_jax.loop.step_metrics import TrainingError, merged, require_honest_ratios, row_counts
-from learner_jax.loop.step_record import log_engine, log_history, log_step, step_record
+from learner_jax.loop.step_metrics import NOT_FINITE, TrainingError, merged, require_honest_ratios, row_counts
+from learner_jax.loop.step_record import log_engine, log_history, log_step, seconds, step_record
 from learner_jax.runtime import NO_SPANS, Spans, Waits, crash_point
 from learner_jax.training import Engine, Params, PlannedBatch
 
@@ -28,7 +29,7 @@ Log = Callable[..., None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of the loop ended: "finished", "stopped" (asked to) or "kl_budget"."""
+    """How a run of the loop ended: "finished", "stopped" (asked to), "kl_budget", or "anew" (in another life)."""
 
     reason: str
     position: Position
@@ -47,9 +48,12 @@ class Learner:
       max_staleness: versions a group may lag when it is trained on.
       should_stop: asked between steps; True, on any host, ends the loop after a checkpoint.
       hold: asked between steps on the leader; while it gives a reason, no step is taken and no version published.
+      anew: exchanges the weights of a life that begins, where that is asked for; asked between steps, too.
       profiler: traces some of the steps.
       waits: where its waits are seen.
     """
+
+    _anew: Anew | None = None
 
     def __init__(
         self,
@@ -65,13 +69,14 @@ class Learner:
         log: Log,
         should_stop: Callable[[], bool],
         hold: Hold | None = None,
+        anew: Anew | None = None,
         reference_params: Params | None = None,
         profiler: Profiler | None = None,
         waits: Waits | None = None,
         spans: Spans = NO_SPANS,
     ):
         self._engine, self._settings, self._hosts = engine, engine.settings, engine.hosts
-        self._source, self._checkpoints = source, checkpoints
+        self._source, self._checkpoints, self._anew = source, checkpoints, anew
         self._state = engine.init_state(initial_params, seed=seed)
         self._kl = KLControl(engine, self._state.params, reference=reference_params, log=log)
         self._publishing = Publishing(
@@ -130,6 +135,9 @@ class Learner:
             if not self._holding.may_go_on(ledger.completed_steps + 1):
                 reason = "stopped"
                 break
+            if is_asked(self._anew, self._hosts):
+                reason = "anew"
+                break
             if self._profiler is not None:
                 self._profiler.before_step()
             record = self._one_step()
@@ -141,10 +149,7 @@ class Learner:
             skipped_in_a_row = skipped_in_a_row + 1 if record["skipped"] else 0
             if skipped_in_a_row >= 3:
                 self._save()
-                raise TrainingError(
-                    "the loss or its gradient was not finite in 3 steps in a row; parameters are those before them: "
-                    "lower learner.optimizer.learning_rate or look at the rewards"
-                )
+                raise TrainingError(NOT_FINITE)
             if (budget := self._settings.loss.kl.budget) is not None and record["kl"] > budget:
                 reason = "kl_budget"
                 break
@@ -153,7 +158,7 @@ class Learner:
         self._save()
         self._publishing.wait()
         self._saving.confirm(wait=True)
-        if reason != "stopped" and self._hosts.is_leader:
+        if reason not in ("stopped", "anew") and self._hosts.is_leader:
             self._source.finish()
         return Outcome(reason, self._position())
 
@@ -168,6 +173,7 @@ class Learner:
             consumed = len(position.consumed_trajectory_ids)
             self._log("resumed", step=position.completed_steps, consumed=consumed, verified=start.verified)
         self._saving.recover(position)
+        self._state = begun(self._anew, self._engine, self._state, self._ledger.completed_steps, self._log)
         log_history(self._log, "life", step=self._ledger.completed_steps)
 
     def _compile(self) -> None:
@@ -217,12 +223,7 @@ class Learner:
             kl_coefficient=kl_coefficient if self._kl.is_on else None,
             dropped_stale=taken.num_dropped_stale,
             peak_flops=self._peak_flops,
-            wait_s=waited - started,
-            prepare_s=prepared - waited,
-            train_s=trained - waited,
-            publish_s=published - trained,
-            save_s=ended - published,
-            step_s=ended - started,
+            **seconds(started, waited, prepared, trained, published, ended),
         )
         log_step(self._log, self._spans, record, taken.group_ids, published_version=ledger.version)
         return record

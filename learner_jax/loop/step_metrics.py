@@ -17,6 +17,12 @@ _HONEST_FROM_TOKENS = 16
 _OF_ANY_UPDATE = ("grad_norm", "shared_prompts")
 
 
+NOT_FINITE = (
+    "the loss or its gradient was not finite in 3 steps in a row; parameters are those before them: "
+    "lower learner.optimizer.learning_rate or look at the rewards"
+)
+
+
 class TrainingError(WeirError, RuntimeError):
     """Training can't go on soundly."""
 

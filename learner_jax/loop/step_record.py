@@ -42,6 +42,20 @@ def log_engine(engine: Engine, log: Log) -> float:
     return peak * mesh.size
 
 
+def seconds(
+    started: float, waited: float, prepared: float, trained: float, published: float, ended: float
+) -> dict[str, float]:
+    """The times of `step_record`, from the moments at which the parts of a step ended."""
+    return {
+        "wait_s": waited - started,
+        "prepare_s": prepared - waited,
+        "train_s": trained - waited,
+        "publish_s": published - trained,
+        "save_s": ended - published,
+        "step_s": ended - started,
+    }
+
+
 def step_record(
     stats: BatchStats,
     metrics: Mapping[str, float],

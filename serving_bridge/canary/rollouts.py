@@ -16,7 +16,7 @@ from serving_bridge.canary.policy import CanaryPolicy
 from serving_bridge.database import Database, Row, Session
 
 Phase = Literal["running", "paused", "promoted", "rolled_back", "inconclusive", "aborted"]
-Asked = Literal["", "pause", "resume", "abort", "released"]
+Asked = Literal["", "pause", "resume", "abort", "released", "anew"]
 OPEN: tuple[Phase, Phase] = ("running", "paused")
 _COLUMNS = (
     "rollout, namespace, number, stable, policy, state, first, phase, looks, asked, reason, actor, created_s, looked_s"
@@ -35,7 +35,8 @@ class Rollout:
       state: before the next look.
       first: observation that it began after.
       looks: that were decided.
-      asked: what somebody wants of the controller, until it was done; `released` where training was let go on.
+      asked: what somebody wants of the controller, until it was done; `released` where training was let go on,
+        `anew` where it was to begin anew with the stable entry's weights.
       reason: why it is in its phase.
       looked_s: when the last look was, or when it began.
     """
@@ -137,15 +138,20 @@ class Rollouts:
 
         return self._db.write(work)
 
-    def release(self, namespace: str) -> Rollout:
-        """Lets training go on after a rollback. Raises `CanaryError` where it is not held."""
+    def release(self, namespace: str, *, anew: bool = False) -> Rollout:
+        """Lets training go on after a rollback, where it stands or `anew` with the stable entry's weights.
+
+        Raises:
+          CanaryError: it is not held.
+        """
 
         def work(session: Session) -> Rollout:
             find = f"SELECT {_COLUMNS} FROM rollouts WHERE namespace = ? ORDER BY rollout DESC LIMIT 1"
             rows = session.execute(find, (namespace,))
-            if not rows or _read(rows[0]).phase != "rolled_back" or _read(rows[0]).asked == "released":
+            if not rows or _read(rows[0]).phase != "rolled_back" or _read(rows[0]).asked in ("released", "anew"):
                 raise CanaryError(f"training of {namespace} is not held: its newest rollout was not rolled back")
-            session.execute("UPDATE rollouts SET asked = 'released' WHERE rollout = ?", (rows[0][0],))
+            asked: Asked = "anew" if anew else "released"
+            session.execute("UPDATE rollouts SET asked = ? WHERE rollout = ?", (asked, rows[0][0]))
             return _read(rows[0])
 
         return self._db.write(work)

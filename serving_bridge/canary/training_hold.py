@@ -55,6 +55,12 @@ class TrainingHold:
             self._take(0.0)
         return _reason(self._note)
 
+    def anew(self, run: str) -> TrainingNote | None:
+        """The note, where it says that this run is to begin anew; looks as a call does."""
+        self()
+        note = self._note
+        return note if note is not None and note.anew and not note.hold and note.run == run else None
+
     def _take(self, wait_s: float) -> None:
         """What the look found, if it has ended or does within `wait_s`."""
         assert self._reading is not None

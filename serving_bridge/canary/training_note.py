@@ -24,7 +24,8 @@ class TrainingNote(msgspec.Struct, frozen=True):
     Attributes:
       hold: whether training should wait: the newest rollout was taken back.
       run, version: that the candidate came from.
-      good_run, good_version: of the stable entry, from which training may begin anew.
+      good_run, good_version: of the stable entry.
+      anew: whether the candidate's run is to begin anew with that entry's weights.
     """
 
     hold: bool
@@ -36,6 +37,7 @@ class TrainingNote(msgspec.Struct, frozen=True):
     good_entry: int
     good_run: str
     good_version: int
+    anew: bool = False
 
 
 def note_path(root: Path, namespace: str) -> Path:
@@ -45,7 +47,7 @@ def note_path(root: Path, namespace: str) -> Path:
 
 def note_of(rollout: Rollout, entry: Callable[[int], Entry]) -> TrainingNote:
     """What follows from the newest rollout; `entry` gives an entry by its number."""
-    hold = rollout.phase == "rolled_back" and rollout.asked != "released"
+    hold = rollout.phase == "rolled_back" and rollout.asked not in ("released", "anew")
     good = rollout.number if rollout.phase == "promoted" else rollout.stable
     origin, good_origin = entry(rollout.number).origin, entry(good).origin
     return TrainingNote(
@@ -58,6 +60,7 @@ def note_of(rollout: Rollout, entry: Callable[[int], Entry]) -> TrainingNote:
         good,
         good_origin.run,
         good_origin.version,
+        rollout.asked == "anew",
     )
 
 

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from learner_jax.checkpoints.checkpoints import Checkpoints, restore_parameters
 from learner_jax.contracts import CheckpointCopies
+from learner_jax.loop.anew import Anew
 from learner_jax.loop.learner import Learner
 from learner_jax.settings.learner import (
     CheckpointSettings,
@@ -68,6 +69,7 @@ def run(
     max_staleness: int = 100,
     should_stop: Callable[[], bool] = lambda: False,
     hold: Callable[[], str | None] | None = None,
+    anew: Anew | None = None,
     copies: CheckpointCopies | None = None,
     weights: Path | None = None,
     queue_folder: Path | None = None,
@@ -88,6 +90,7 @@ def run(
             log=log,
             should_stop=should_stop,
             hold=hold,
+            anew=anew,
         ).run()
     finally:
         checkpoints.close()

@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from serving_bridge.canary import TrainingNote, write_note
 from serving_bridge.telemetry.metrics_log import read_metrics
 from serving_bridge.weights.store import WeightStore
-from tests.conftest import REPOSITORY
-from tests.support.learner_process import demo_run, learner_environment
-from tests.support.whole_jobs import wait_for
+from tests.support.learner_process import LearnerLife, demo_run
 
 
 def note(*, hold: bool) -> TrainingNote:
     return TrainingNote(hold, "error is worse", 3, 7, "demo", 9, 5, "demo", 4)
-
-
-class Learner:
-    """One life of the process; its errors are in a file."""
-
-    def __init__(self, command: list[str], errors: Path) -> None:
-        self._errors = errors
-        with errors.open("ab") as output:
-            self._process = subprocess.Popen(
-                command, cwd=REPOSITORY, env=learner_environment(), stdout=subprocess.DEVNULL, stderr=output
-            )
-
-    def reaches(self, condition: Callable[[], bool], what: str) -> None:
-        wait_for(lambda: condition() or self._process.poll() is not None, timeout_s=120, what=what)
-        assert self._process.poll() is None, self._errors.read_text()
-
-    def stops(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        assert self._process.wait(30) == 0, self._errors.read_text()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait(30)
 
 
 @pytest.mark.soak
@@ -61,12 +30,12 @@ def test_a_learner_is_held_stopped_released_and_held_again(tmp_path: Path) -> No
         return [record for record in found if record["event"] == name]
 
     write_note(registry, "default", note(hold=True))
-    with Learner(command, tmp_path / "errors") as first:
+    with LearnerLife(command, tmp_path / "errors") as first:
         first.reaches(lambda: bool(events("hold")) and bool(events("committed")), "a hold with its save")
         first.stops()
     assert [record["reason"] for record in events("ended")] == ["stopped"]
     assert events("step") == []
-    with Learner(command, tmp_path / "errors") as second:
+    with LearnerLife(command, tmp_path / "errors") as second:
         second.reaches(lambda: len(events("hold")) == 3, "a hold in the next life")
         write_note(registry, "default", note(hold=False))
         second.reaches(lambda: len(events("step")) > 2, "steps")

@@ -4,6 +4,7 @@ from tools.assembly.arguments import config_arguments, name_argument, profile_ar
 from tools.assembly.base_model import base_model_dir, base_model_path, make_model, start_model_dir
 from tools.assembly.before_start import PreflightError, looked, preflight
 from tools.assembly.build import (
+    anew_calls,
     build_arm_replicas,
     build_copies,
     build_encoder,
@@ -60,6 +61,7 @@ __all__ = [
     "RunPaths",
     "Start",
     "StopRequest",
+    "anew_calls",
     "base_model_dir",
     "base_model_path",
     "build_arm_replicas",

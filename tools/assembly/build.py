@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypedDict
 
 from configs.schema import Config
 from learner_jax.contracts import CheckpointCopies, ModelConfig, RecordLimits, TrajectorySource, read_model_config
@@ -149,7 +150,7 @@ def build_serving_registry(config: Config) -> Registry:
     return Registry(folder, database=config.registry.database or None, timeout_s=_INDEX_S)
 
 
-def build_hold(config: Config, log: Callable[..., None], *, wait_s: float = 2.0) -> Callable[[], str | None] | None:
+def build_hold(config: Config, log: Callable[..., None], *, wait_s: float = 2.0) -> TrainingHold | None:
     """Why the registry's canary has training wait, None where it may go on; None altogether without a registry.
 
     Args:
@@ -161,6 +162,39 @@ def build_hold(config: Config, log: Callable[..., None], *, wait_s: float = 2.0)
         return None
     root = Path(settings.path).expanduser().absolute()
     return TrainingHold(root, settings.namespace, say=lambda error: log("hold_unread", error=error), wait_s=wait_s)
+
+
+class AnewCalls(TypedDict):
+    """What `learner_jax.loop.Anew` is told by a registry."""
+
+    asked: Callable[[], int | None]
+    fetch: Callable[[int, Path], None]
+
+
+def anew_calls(config: Config, hold: TrainingHold | None) -> AnewCalls:
+    """What a registry says of beginning anew: the number of the rollout after which, and that entry's model folder.
+
+    Args:
+      hold: None on hosts that are not asked.
+    """
+    run = config.run.name
+
+    def asked() -> int | None:
+        note = hold.anew(run) if hold is not None else None
+        return None if note is None else note.rollout
+
+    def fetch(number: int, folder: Path) -> None:
+        note = hold.anew(run) if hold is not None else None
+        if note is None or note.rollout != number:
+            raise RegistryError(f"what {run} was to begin anew with after rollout {number} is not asked for any more")
+        registry = build_serving_registry(config)
+        try:
+            standing = registry.index.standing(config.registry.namespace, note.good_entry)
+            registry.export(standing, folder, readme=f"{standing.entry.id}: {run} began anew with it.\n")
+        finally:
+            registry.close()
+
+    return AnewCalls(asked=asked, fetch=fetch)
 
 
 def build_arm_replicas(config: Config, registry: Registry) -> ReplicaRegistry:

@@ -59,6 +59,11 @@ class RunPaths:
         return self.directory / "checkpoints"
 
     @property
+    def anew(self) -> Path:
+        """Weights that the run began anew with, and when."""
+        return self.directory / "anew"
+
+    @property
     def profile(self) -> Path:
         """Traces of the learner's steps, for Perfetto or XProf."""
         return self.directory / "profile"

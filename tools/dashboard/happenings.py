@@ -19,6 +19,7 @@ _TOLD: Mapping[str, tuple[str, Callable[[Record], str]]] = {
     "ended": (PLAIN, lambda r: f"learner ended at step {r.get('step')}: {r.get('reason')}"),
     "hold": (WARN, lambda r: f"training is held at step {r.get('step')}: {r.get('reason')}" if r.get("held")
              else f"the hold at step {r.get('step')} is over after {_number(r.get('seconds'))} s"),
+    "anew": (WARN, lambda r: f"began anew at step {r.get('step')} after rollout {r.get('number')}"),
     "stopping": (WARN, lambda r: f"asked to stop at step {r.get('step')}"),
     "restart": (BAD, lambda r: f"{r.get('name')} ended with status {r.get('status')}; restarted"),
     "replica_started": (PLAIN, lambda r: f"{r.get('replica')} serves after {_number(r.get('seconds'))} s"),

@@ -54,7 +54,7 @@ def test_a_rollout_is_drawn_and_aborted_after_a_confirmation(tmp_path: Path) -> 
         await tab.open(address)
         await tab.run(f"document.getElementById('token').value = {TOKEN!r}, document.forms[0].submit()")
         await tab.until(f"{TEXT}.includes('Rollout 1: entry 2 against 1, running')")
-        await tab.until(f"{TEXT}.includes('Traffic: canary 20%, stable 80%')")
+        await tab.until(f"{TEXT}.includes('Traffic: canary answers 20.00% of the conversations')")
         await tab.until("document.querySelectorAll('#graph rect.node').length === 2")
         assert await tab.run("document.querySelectorAll('#graph path.edge').length") == 1
         assert "error" in await tab.run("document.getElementById('metrics').innerText")
