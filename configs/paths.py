@@ -37,6 +37,7 @@ PATH_SETTINGS = (
     "fallback.previous_run",
     "registry.path",
     "registry.database",
+    "registry.trusted_key",
 )
 #: The same in each of [[task.sources]].
 SOURCE_PATHS = tuple(
@@ -55,6 +56,7 @@ _FOLDERS_ONLY = {
     "learner.loss.kl.reference": "a reference model",
     "serving.keys": "the key of a fleet",
     "registry.path": "a registry",
+    "registry.trusted_key": "a key",
 }
 #: How the ready-made configurations mark what only their user knows.
 _TO_BE_GIVEN = "give --set "

@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.command in _OFFLINE:
             _OFFLINE[arguments.command](arguments, console)
             return
-        with opened_canary(arguments.registry, arguments.database, arguments.observations) as opened:
+        with opened_canary(
+            arguments.registry, arguments.database, arguments.observations, trusted_key=arguments.trusted_key
+        ) as opened:
             status = _COMMANDS[arguments.command](opened, arguments, console)
     if status:
         sys.exit(status)

@@ -20,7 +20,7 @@ from serving_bridge.canary import (
     Rollouts,
 )
 from serving_bridge.database import Database, is_postgres, open_database
-from serving_bridge.registry import Registry
+from serving_bridge.registry import Registry, read_trusted_keys
 
 OBSERVATIONS_FILE = "observations.sqlite"
 _INDEX_FILE = "index.sqlite"
@@ -56,8 +56,13 @@ def _observations(root: Path, database: str | None) -> str | Path:
 
 
 @contextmanager
-def opened_canary(root: Path, database: str | None, observations: str | None) -> Iterator[CanaryPlace]:
+def opened_canary(
+    root: Path, database: str | None, observations: str | None, *, trusted_key: Path | None = None
+) -> Iterator[CanaryPlace]:
     """The registry of a folder with its rollouts and observations.
+
+    Args:
+      trusted_key: file of the public keys that signatures are demanded by; None where they are not.
 
     Raises:
       CanaryError: there is no such folder.
@@ -66,7 +71,8 @@ def opened_canary(root: Path, database: str | None, observations: str | None) ->
     if not root.is_dir():
         raise CanaryError(f"{root} does not exist: expected the folder of a registry (tools.registry add makes one)")
     index = database or root / _INDEX_FILE
-    registry = Registry(root, database=database, timeout_s=_TIMEOUT_S)
+    trusted = None if trusted_key is None else read_trusted_keys(trusted_key)
+    registry = Registry(root, database=database, timeout_s=_TIMEOUT_S, trusted=trusted)
 
     def another() -> Database:
         return open_database(index, timeout_s=_TIMEOUT_S, schema=CANARY)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from tools.commands import COMMANDS
 
+#: Environment variable of the file of public keys that commands demand signatures by.
+TRUSTED_KEY_VARIABLE = "WEIR_TRUSTED_KEY"
+
 
 def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser for the command of this name, whose help is the module's docstring.
@@ -35,6 +38,13 @@ def registry_arguments(parser: argparse.ArgumentParser, *, acts: bool = False, p
     parser.add_argument("registry", type=Path, help="the registry's folder")
     parser.add_argument("--namespace", default="default", help="whose entries (default: default)")
     parser.add_argument("--database", help="URL of the index, e.g. postgresql://...?schema=registry")
+    parser.add_argument(
+        "--trusted-key",
+        type=Path,
+        default=os.environ.get(TRUSTED_KEY_VARIABLE) or None,
+        metavar="PEM",
+        help=f"public keys, one of which must have signed what is moved or shown (default: ${TRUSTED_KEY_VARIABLE})",
+    )
     if acts:
         parser.add_argument("--actor", default=who_am_i(), help="who does this (default: user@host)")
     if prints:

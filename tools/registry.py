@@ -12,7 +12,8 @@ python -m tools.registry move registry stable=7 previous=5 --reason "..."   (ali
 python -m tools.registry split registry --canary 5% --reason "..."  (which share of the conversations canary answers)
 python -m tools.registry traffic registry                          (the traffic split, and who changed it)
 python -m tools.registry history registry                          (who moved which alias when, and why)
-python -m tools.registry verify registry                           (hash every entry and file)
+python -m tools.registry sign registry 7 --key KEY.pem             (sign an entry; others verify it by the public key)
+python -m tools.registry verify registry --trusted-key PUBLIC.pem  (hash every entry and file, and check signatures)
 python -m tools.registry export registry stable --out DIR          (a model folder, with a model card)
 python -m tools.registry retain registry --keep 20                 (remove weights that nobody needs)
 
@@ -42,10 +43,12 @@ from serving_bridge.registry import (
     Standing,
     TrafficChange,
     model_card,
+    read_trusted_keys,
 )
 from tools.assembly import clear_errors
 from tools.command_line import command_parser, print_page, registry_arguments
 from tools.registry_shown import differences, entry_fields, entry_table, when
+from tools.registry_signing import add_sign_command, check_before, sign, sign_exported, sign_new
 from tools.registry_traffic import add_traffic_commands, set_traffic, share, show_traffic
 from tools.reporting import terminal
 
@@ -62,7 +65,15 @@ def main(argv: list[str] | None = None) -> None:
             raise RegistryError(
                 f"{arguments.registry} does not exist: expected the folder of a registry (`add` makes one)"
             )
-        registry = Registry(arguments.registry, database=arguments.database, timeout_s=_TIMEOUT_S)
+        key = arguments.trusted_key
+        trusted = None if key is None else read_trusted_keys(key)
+        registry = Registry(
+            arguments.registry,
+            database=arguments.database,
+            storage=getattr(arguments, "storage", ""),  # of `add` and `import`
+            timeout_s=_TIMEOUT_S,
+            trusted=trusted,
+        )
         try:
             status = _COMMANDS[arguments.command](registry, arguments, console)
         finally:
@@ -74,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
 def add(registry: Registry, arguments: argparse.Namespace, console: Console) -> int:
     from tools.assembly import registered_run  # knows of runs, which the other commands do without
 
+    check_before(arguments)
     parent = _parent(registry, arguments)
     if arguments.command == "import":
         folder = registered_run.of_folder(arguments.model, parent=parent, note=arguments.note)
@@ -88,6 +100,7 @@ def add(registry: Registry, arguments: argparse.Namespace, console: Console) -> 
             arguments.namespace, run.store, run.version, run.files, run.candidate, actor=arguments.actor
         )
     console.print(f"{entry.id} is a candidate: {entry.num_parameters:,} parameters, content {entry.content[:12]}")
+    sign_new(registry, arguments, entry.number, console)
     return 0
 
 
@@ -227,6 +240,7 @@ def export(registry: Registry, arguments: argparse.Namespace, console: Console) 
     standing = _standing(registry, arguments, arguments.entry)
     events = registry.index.events(standing.entry.namespace, standing.entry.number)
     registry.export(standing, arguments.out, readme=model_card(standing, events))
+    sign_exported(arguments)
     console.print(f"{standing.entry.id} is in {escape(str(arguments.out))}", soft_wrap=True)
     return 0
 
@@ -250,6 +264,7 @@ _COMMANDS: Mapping[str, Callable[[Registry, argparse.Namespace, Console], int]] 
     "split": split,
     "traffic": show_traffic,
     "history": history,
+    "sign": sign,
     "verify": verify,
     "export": export,
     "retain": retain,
@@ -275,6 +290,13 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--model", type=Path, required=True, help="a folder in Hugging Face's layout")
         one.add_argument("--parent", metavar="ENTRY", help="entry that it was trained from (number or alias)")
         one.add_argument("--note", default="", help="a line for people")
+        one.add_argument("--sign-with", type=Path, metavar="PEM", help="private key that signs the entry")
+        one.add_argument(
+            "--storage",
+            default="",
+            metavar="URL",
+            help="of a new registry: keep weights and files at s3://bucket/prefix",
+        )
     one = command("list", "the newest entries", prints=True)
     one.add_argument("--limit", type=int, default=50, help="how many (default: 50)")
     one.add_argument("--before", type=int, metavar="NUMBER", help="older ones than this entry")
@@ -302,10 +324,12 @@ def _parser() -> argparse.ArgumentParser:
     one = command("history", "who moved which alias when, and why", prints=True)
     one.add_argument("--alias")
     one.add_argument("--limit", type=int, default=50, help="how many (default: 50)")
-    command("verify", "hash every entry and file", prints=True)
+    add_sign_command(command)
+    command("verify", "hash every entry and file, and check signatures with --trusted-key", prints=True)
     one = command("export", "write an entry as a model folder")
     one.add_argument("entry", help="number or alias")
     one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--sign-with", type=Path, metavar="PEM", help="private key that signs the folder, as model.sig")
     one = command("retain", "remove weights that nobody needs", acts=True)
     one.add_argument("--keep", type=int, required=True, help="newest entries whose weights stay")
     return parser

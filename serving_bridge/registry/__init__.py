@@ -20,6 +20,15 @@ from serving_bridge.registry.leases import RegistryLease
 from serving_bridge.registry.registry import Registry, Retention
 from serving_bridge.registry.rows import Event, Move, Standing
 from serving_bridge.registry.schema import REGISTRY
+from serving_bridge.registry.signatures import (
+    PASSWORD_VARIABLE,
+    SIGNATURE_NAME,
+    TrustedKeys,
+    check_private_key,
+    read_trusted_keys,
+    sign_folder,
+    verify_folder,
+)
 from serving_bridge.registry.traffic import (
     CANARY,
     MAX_TENANT,
@@ -36,7 +45,9 @@ __all__ = [
     "CANARY",
     "ENTRY_SCHEMA",
     "MAX_TENANT",
+    "PASSWORD_VARIABLE",
     "REGISTRY",
+    "SIGNATURE_NAME",
     "STABLE",
     "STAGES",
     "Candidate",
@@ -60,10 +71,15 @@ __all__ = [
     "TrafficChange",
     "TrafficRecord",
     "TrafficSplit",
+    "TrustedKeys",
+    "check_private_key",
     "cohort_of",
     "digest",
     "encode_entry",
     "model_card",
     "model_files",
+    "read_trusted_keys",
+    "sign_folder",
     "tokenizer_sha256",
+    "verify_folder",
 ]

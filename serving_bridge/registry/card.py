@@ -44,6 +44,13 @@ def model_card(standing: Standing, events: Sequence[Event]) -> str:
             f"{_code(event.body.get('file', {}).get('name', ''))} | {_code(event.actor)} |"
             for event in reports
         ]
+    signatures = [event for event in events if event.kind == "signature"]
+    if signatures:
+        lines += ["", "## Signatures", "", "| when | key | by |", "|---|---|---|"]
+        lines += [
+            f"| {_time(event.created_s)} | {_code(event.body.get('key', ''))} | {_code(event.actor)} |"
+            for event in signatures
+        ]
     lines += ["", "## History", ""]
     lines += [f"- {_time(event.created_s)}: {_event(event)}" for event in events]
     lines += ["", "## Files", "", "| file | bytes | sha256 |", "|---|---|---|"]

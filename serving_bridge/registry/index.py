@@ -149,12 +149,21 @@ class RegistryIndex:
 
     def add_report(self, namespace: str, number: int, body: Mapping[str, Any], *, actor: str, reason: str = "") -> None:
         """Keeps an evaluation's result with an entry. Raises `RegistryError` if there is no such entry."""
+        self._add_event(namespace, number, "report", body, actor=actor, reason=reason)
+
+    def add_signature(self, namespace: str, number: int, body: Mapping[str, Any], *, actor: str) -> None:
+        """Keeps a signature with an entry. Raises `RegistryError` if there is no such entry."""
+        self._add_event(namespace, number, "signature", body, actor=actor, reason="")
+
+    def _add_event(
+        self, namespace: str, number: int, kind: str, body: Mapping[str, Any], *, actor: str, reason: str
+    ) -> None:
         now_s = self._clock()
 
         def work(session: Session) -> None:
             rows.lock(session, namespace)  # who passes the entry at this moment reads this report, or the one before
             rows.row_of(session, namespace, number)
-            rows.record(session, namespace, number, "report", body, actor, reason, now_s)
+            rows.record(session, namespace, number, kind, body, actor, reason, now_s)
 
         self._db.write(work)
 

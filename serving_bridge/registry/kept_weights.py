@@ -15,7 +15,7 @@ from serving_bridge.registry.entry import checked_name
 from serving_bridge.registry.errors import NotHolderError, RegistryError
 from serving_bridge.registry.index import RegistryIndex
 from serving_bridge.registry.leases import RegistryLease
-from serving_bridge.weights import StoreError, Tensor, VersionHeader, VersionWriter, WeightStore
+from serving_bridge.weights import ShelfOptions, StoreError, Tensor, VersionHeader, VersionWriter, WeightStore
 
 #: While some are copied in or removed: a process that died keeps others out so long.
 _LEASE_S = 3600.0
@@ -23,19 +23,23 @@ _POLL_S = 0.2
 
 
 class KeptWeights:
-    """The weight stores below a folder.
+    """The weight stores below a folder, or a URL of object storage.
 
     Args:
+      options: how object storage is used; a folder needs none of it.
       wait_s: bound on waiting for another process that copies or removes weights in the same namespace.
     """
 
-    def __init__(self, root: Path, index: RegistryIndex, *, wait_s: float, waits: Waits) -> None:
-        self._root, self._index = root, index
+    def __init__(
+        self, root: str | Path, index: RegistryIndex, options: ShelfOptions, *, wait_s: float, waits: Waits
+    ) -> None:
+        self._root, self._index, self._options = root, index, options
         self._wait_s, self._waits = wait_s, waits
 
     def store(self, namespace: str) -> WeightStore:
         """The weight store of a namespace; serving fleets load from it."""
-        return WeightStore(self._root / checked_name(namespace, "namespace"), f"registry-{namespace}")
+        name = checked_name(namespace, "namespace")
+        return WeightStore(f"{self._root}/{name}", f"registry-{name}", self._options)
 
     def keep(self, namespace: str, tensors: dict[str, Tensor], manifest: WeightManifest) -> int:
         """Copies weights unless the same are kept already, whole; returns their version. The caller holds `lease`."""

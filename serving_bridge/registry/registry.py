@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from learner_jax.contracts import ContractError, WeightManifest
-from learner_jax.runtime import SHARED_MODE, Waits, crash_point, make_folder, sync_path, write_durably
+from learner_jax.contracts import WeightManifest
+from learner_jax.runtime import Waits, crash_point, make_folder
 from serving_bridge.database import open_database
 from serving_bridge.registry.entry import (
     ENTRY_SCHEMA,
@@ -27,18 +27,20 @@ from serving_bridge.registry.entry import (
 )
 from serving_bridge.registry.errors import RegistryError, RegistryIntegrityError
 from serving_bridge.registry.index import RegistryIndex
+from serving_bridge.registry.kept_entries import KeptEntries
 from serving_bridge.registry.kept_files import KeptFiles, tokenizer_sha256
 from serving_bridge.registry.kept_weights import KeptWeights
 from serving_bridge.registry.leases import RegistryLease
+from serving_bridge.registry.place import storage_of, use_storage
 from serving_bridge.registry.rows import Standing
 from serving_bridge.registry.schema import REGISTRY
+from serving_bridge.registry.signatures import TrustedKeys
 from serving_bridge.registry.traffic import Placement, TrafficSplit
 from serving_bridge.weights import (
-    StoreError,
+    ShelfOptions,
     Tensor,
     WeightStore,
     read_version,
-    write_safetensors,
 )
 
 _LEASE_S = 60.0
@@ -61,16 +63,23 @@ class Registry:
     """Entries, aliases and files of a deployment.
 
     Layout of `root`: `index.sqlite` (unless a database is named), `weights/<namespace>/v00000001/...`, `files/...`.
+    The index may name object storage for the last two (`use_storage`).
 
     Args:
       root: a folder; it is made if absent.
       database: URL of the index, by default the file in `root`.
       timeout_s: bound on waiting for the database.
       files_wait_s: bound on waiting for another process that registers or removes weights in the same namespace.
+      storage: URL of the object storage that a new registry uses; "" for what the index says, or the folder.
+      options: how object storage is used.
+      trusted: keys of which one must have signed an entry before its weights are loaded or an alias moves to it;
+        None where signatures are not demanded.
       clock: seconds since the epoch.
 
     Raises:
       DatabaseError: the index can't be opened.
+      RegistryError: `storage` is another place than the index says, or none.
+      StorageSetupError: object storage can't be used from here.
     """
 
     def __init__(
@@ -80,6 +89,9 @@ class Registry:
         database: str | None = None,
         timeout_s: float = 30.0,
         files_wait_s: float = 600.0,
+        storage: str = "",
+        options: ShelfOptions | None = None,
+        trusted: TrustedKeys | None = None,
         clock: Callable[[], float] = time.time,
         waits: Waits | None = None,
     ) -> None:
@@ -87,8 +99,12 @@ class Registry:
         make_folder(root)
         self._db = open_database(database or root / "index.sqlite", timeout_s=timeout_s, schema=REGISTRY)
         self.index = RegistryIndex(self._db, clock=clock)
-        self.files = KeptFiles(root / "files")
-        self.weights = KeptWeights(root / "weights", self.index, wait_s=files_wait_s, waits=waits or Waits())
+        if storage:
+            use_storage(self._db, storage.rstrip("/"))
+        place, options = storage_of(self._db) or root, options or ShelfOptions()
+        self.files = KeptFiles(f"{place}/files", timeout_s=options.timeout_s)
+        self.weights = KeptWeights(f"{place}/weights", self.index, options, wait_s=files_wait_s, waits=waits or Waits())
+        self._entries = KeptEntries(self.index, self.files, self.weights, trusted)
 
     def close(self) -> None:
         self._db.close()
@@ -202,41 +218,20 @@ class Registry:
         return self.index.aliases.placement(namespace)
 
     def manifest(self, standing: Standing) -> WeightManifest:
-        """The manifest of an entry's weights.
-
-        Raises:
-          RegistryError: they were removed.
-          RegistryIntegrityError: they are not those that were registered.
-        """
-        entry = standing.entry
-        if not standing.has_weights:
-            raise RegistryError(f"the weights of entry {entry.id} were removed; its row and reports stay")
-        try:
-            manifest = self.weights.store(entry.namespace).best_manifest(entry.weight_version)
-        except (StoreError, ContractError) as error:
-            raise RegistryIntegrityError(f"weights of entry {entry.id}: {error}") from error
-        if manifest.content_sha256 != entry.content:
-            raise RegistryIntegrityError(
-                f"weights of entry {entry.id} have content {manifest.content_sha256}, expected {entry.content}"
-            )
-        return manifest
+        """As `KeptEntries.manifest`."""
+        return self._entries.manifest(standing)
 
     def problems(self, standing: Standing) -> list[str]:
-        """What of an entry's files, reports among them, is not as it was registered: every byte is hashed."""
-        found = []
-        entry = standing.entry
-        reports = [event.body for event in self.index.events(entry.namespace, entry.number) if event.kind == "report"]
-        for file in (*entry.files, *(msgspec.convert(body["file"], RegisteredFile) for body in reports)):
-            try:
-                self.files.read(file)
-            except RegistryIntegrityError as error:
-                found.append(f"entry {entry.id}: {error}")
-        if standing.has_weights:
-            try:
-                self.weights.store(entry.namespace).verify(self.manifest(standing))
-            except (RegistryError, StoreError, ContractError) as error:
-                found.append(f"entry {entry.id}: {error}")
-        return found
+        """As `KeptEntries.problems`."""
+        return self._entries.problems(standing)
+
+    def sign(self, standing: Standing, private_key: Path, *, password: str | None = None, actor: str) -> str:
+        """As `KeptEntries.sign`."""
+        return self._entries.sign(standing, private_key, password=password, actor=actor)
+
+    def export(self, standing: Standing, folder: Path, *, readme: str) -> None:
+        """As `KeptEntries.export`."""
+        self._entries.export(standing, folder, readme=readme)
 
     def retain(self, namespace: str, retention: Retention, *, actor: str) -> list[int]:
         """Removes weights that nobody needs, and returns the entries that lost them; rows, reports and files stay.
@@ -273,27 +268,6 @@ class Registry:
             for standing in standings
             if standing.has_weights and standing.entry.weight_version not in versions
         ]
-
-    def export(self, standing: Standing, folder: Path, *, readme: str) -> None:
-        """Writes an entry as a model folder in Hugging Face's layout, with its card as README.md.
-
-        Raises:
-          RegistryError: the folder is not empty.
-          RegistryIntegrityError: a file is not what was registered; the folder is left without weights.
-        """
-        if folder.exists() and any(folder.iterdir()):
-            raise RegistryError(f"{folder} is not empty: expected a new folder")
-        manifest = self.manifest(standing)
-        contents = {file.name: self.files.read(file) for file in standing.entry.files}
-        store = self.weights.store(standing.entry.namespace)
-        store.verify(manifest)
-        tensors = read_version(store, manifest.version)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            write_durably(folder / name, content, mode=SHARED_MODE)
-        write_durably(folder / "README.md", readme, mode=SHARED_MODE)
-        write_safetensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
-        sync_path(folder)
 
 
 def _check_parent(

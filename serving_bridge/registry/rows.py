@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from learner_jax.contracts import quoted
 from serving_bridge.database import Row, Session
-from serving_bridge.registry.entry import CLOSED, UNPROVEN, Entry, checked_stage, decode_entry
+from serving_bridge.registry.entry import CLOSED, UNPROVEN, Entry, RegisteredFile, checked_stage, decode_entry
 from serving_bridge.registry.errors import RegistryError, RegistryIntegrityError
 
 #: Verdict of a report that lets a candidate pass.
@@ -25,12 +25,14 @@ class Standing:
     Attributes:
       aliases: that name it, sorted.
       has_weights: whether its weights are still kept.
+      document: of the entry, as it was registered.
     """
 
     entry: Entry
     stage: str
     aliases: tuple[str, ...]
     has_weights: bool
+    document: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,17 @@ class By:
     now_s: float
 
 
+def kept_file(event: Event) -> RegisteredFile:
+    """The file that a report or a signature is in. Raises `RegistryIntegrityError` for a row that names none."""
+    try:
+        return msgspec.convert(event.body.get("file"), RegisteredFile)
+    except msgspec.ValidationError as error:
+        raise RegistryIntegrityError(
+            f"{event.kind} of entry {event.namespace}/{event.number} (event {event.sequence}) names no file: "
+            f"{quoted(str(error), 200)}; its row was changed"
+        ) from error
+
+
 def lock(session: Session, namespace: str) -> None:
     """Has other writers of a namespace wait until the transaction ends."""
     session.execute("INSERT INTO registry_leases VALUES (?, '', 0, 0) ON CONFLICT (name) DO NOTHING", (namespace,))
@@ -93,7 +106,7 @@ def read(row: Row, namespace: str, names: Mapping[int, tuple[str, ...]]) -> Stan
     entry = decode_entry(document, sha256, name=f"{namespace}/{number}")
     if (entry.namespace, entry.number) != (namespace, number):
         raise RegistryIntegrityError(f"entry {namespace}/{number} says that it is {entry.id}: rows were exchanged")
-    return Standing(entry, stage, names.get(number, ()), bool(has_weights))
+    return Standing(entry, stage, names.get(number, ()), bool(has_weights), document)
 
 
 def aliases(session: Session, namespace: str) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from serving_bridge.database import Migration, Schema
 
 #: `entries` and `events` only grow. `stage` and `weights` of an entry are the sum of its events, kept for queries.
+#: `registry_storage` has a row where weights and files are in object storage.
 REGISTRY = Schema(
     "registry",
     (
@@ -98,6 +99,15 @@ REGISTRY = Schema(
                 f"ALTER TABLE {table} ADD COLUMN {column} {{float}} NOT NULL DEFAULT {default}"
                 for table in ("traffic", "traffic_changes")
                 for column, default in (("tenant_share", 0), ("within", 1))
+            ),
+        ),
+        Migration(
+            4,
+            (
+                """CREATE TABLE registry_storage (
+                  one {int} PRIMARY KEY,
+                  url TEXT NOT NULL
+                ){strict}""",
             ),
         ),
     ),

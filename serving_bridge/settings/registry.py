@@ -19,6 +19,12 @@ class RegistrySettings(Settings):
         "default", pattern=r"^[a-z0-9][a-z0-9-]{0,39}$", description="whose entries, aliases and traffic split"
     )
 
+    trusted_key: str = Field(
+        "",
+        description="PEM file of public keys, one of which must have signed an entry before it is served, promoted or "
+        "evaluated (tools.registry sign; needs 'weir[signing]'); empty: signatures are not demanded",
+    )
+
     @model_validator(mode="after")
     def _no_secrets(self) -> RegistrySettings:
         if problem := secret_in_url(self.database):

@@ -90,19 +90,18 @@ class WeightStore:
           StoreError: there is no such version.
           ContractError: the manifest is damaged or of another schema.
         """
-        try:
-            return self._read_manifest(version, MANIFEST_NAME)
-        except FileNotFoundError:
-            raise StoreError(
-                f"weight store {self.address} holds no version {version}; it holds {self.versions()}"
-            ) from None
+        return self._own_manifest(version)[0]
 
     def best_manifest(self, version: int) -> WeightManifest:
         """The manifest to load a version by: that of its anchor, if one was added, else its own."""
+        return self.best_document(version)[0]
+
+    def best_document(self, version: int) -> tuple[WeightManifest, bytes]:
+        """As `best_manifest`, with the bytes that it was decoded from."""
         try:
             return self._read_manifest(version, ANCHOR_MANIFEST_NAME)
         except FileNotFoundError:
-            return self.manifest(version)
+            return self._own_manifest(version)
 
     def path(self, version: int, applied: int | None = None) -> list[WeightManifest]:
         """What to load, in order, to bring weights of version `applied` (None: of no version) to `version`.
@@ -182,7 +181,15 @@ class WeightStore:
         except (StoreError, ContractError):
             return None  # damaged: nothing can be loaded by it
 
-    def _read_manifest(self, version: int, name: str) -> WeightManifest:
+    def _own_manifest(self, version: int) -> tuple[WeightManifest, bytes]:
+        try:
+            return self._read_manifest(version, MANIFEST_NAME)
+        except FileNotFoundError:
+            raise StoreError(
+                f"weight store {self.address} holds no version {version}; it holds {self.versions()}"
+            ) from None
+
+    def _read_manifest(self, version: int, name: str) -> tuple[WeightManifest, bytes]:
         path = self.shelf.place(version, name)
         payload = self.shelf.read(version, name, max_bytes=MAX_MANIFEST_BYTES)
         manifest = decode_manifest(payload)
@@ -190,4 +197,4 @@ class WeightStore:
             raise WeightIntegrityError(f"{path} says version {manifest.version}, expected {version}")
         if manifest.base_version is not None and manifest.base_version >= version:
             raise WeightIntegrityError(f"{path} builds on version {manifest.base_version}, expected an older one")
-        return manifest
+        return manifest, payload

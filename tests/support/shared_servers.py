@@ -44,6 +44,7 @@ FORKING = (
 ON_S3 = (
     "tests/learner_jax/loop/test_copies.py",
     "tests/serving_bridge/queue/test_blob_objects.py",
+    "tests/serving_bridge/registry/test_storage.py",
     "tests/serving_bridge/storage/test_checkpoint_copies.py",
     "tests/tools/test_convert.py",
     "tests/tools/evaluation/test_sources.py",

@@ -84,13 +84,13 @@ def _is_declared(module: str, declared: set[str]) -> bool:
 
 
 def test_every_imported_package_is_declared():
-    declared = set(_requirements("cpu", "parquet"))
+    declared = set(_requirements("cpu", "parquet", "signing"))
     missing = {m: files - PEERS for m, files in _third_party(PACKAGES).items() if not _is_declared(m, declared)}
     assert {m: files for m, files in missing.items() if files and m not in WITH_VLLM} == {}
 
 
 def test_the_serving_side_needs_no_jax():
-    declared = set(_requirements("serving", "parquet"))
+    declared = set(_requirements("serving", "parquet", "signing"))
     assert not declared & {"jax", "flax", "optax", "orbax-checkpoint"}
     for module, files in _third_party(("serving_bridge", "rewards", "configs")).items():
         files -= {"learner_jax/conversion/convert.py"}

@@ -12,6 +12,7 @@ from configs.load import load_config, save_config
 from learner_jax.contracts import GoldenPrompt
 from serving_bridge.weights import VersionWriter, WeightStore
 from tests.support.new_models import created
+from tests.support.signing_keys import private_key, public_of
 from tools import registry as tool
 
 __all__ = ["created"]  # a fixture
@@ -133,6 +134,32 @@ def test_an_imported_model_comes_out_as_it_went_in(call: Any, created: Path, tmp
         logprobs = model(torch.tensor([golden.tokens])).logits.float().log_softmax(-1)[0]
     expected = [float(logprobs[t, token]) for t, token in enumerate(golden.tokens[1:])]
     assert golden.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_only_what_is_signed_is_moved_to_where_a_key_is_trusted(
+    call: Any, created: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann, eve = private_key(tmp_path / "ann.pem"), private_key(tmp_path / "eve.pem", seed=9)
+    trust = ("--trusted-key", public_of(ann))
+    call("import", "--model", created)
+    reasoned = ("--reason", "x", "--unproven")
+    assert "it has no signature" in call("move", "stable=1", *reasoned, *trust, status=1)
+    assert "default/1 is signed by key" in call("sign", 1, "--key", eve)
+    assert "which is not trusted" in call("move", "stable=1", *reasoned, *trust, status=1)
+    assert "which is not trusted" in call("verify", *trust, status=1)
+    call("sign", 1, "--key", ann)
+    assert "1 entries are as they were registered" in call("verify", *trust)
+    call("move", "stable=1", *reasoned, *trust)
+    assert "## Signatures" in call("show", 1)
+    # A folder that is signed goes out and comes in, by the same key.
+    call("export", "stable", "--out", tmp_path / "out", "--sign-with", ann)
+    monkeypatch.setenv("WEIR_TRUSTED_KEY", str(public_of(ann)))
+    assert "default/2 is a candidate" in call("import", "--model", tmp_path / "out")
+    assert "is not signed" in call("import", "--model", created, status=1)
+    monkeypatch.setenv("WEIR_SIGNING_PASSWORD", "not needed by this key")
+    assert "can't sign" in call("import", "--model", created, "--sign-with", ann, status=1)
+    monkeypatch.delenv("WEIR_SIGNING_PASSWORD")
+    assert "default/3 is signed" in call("import", "--model", created, "--sign-with", ann)
 
 
 def test_a_damaged_registry_is_named(call: Any, created: Path, tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ NOT_RUN: dict[str, str] = {
     "launch --on slurm": "submits a job; tests/system/test_slurm.py does, and tests/tools/launch makes dry runs",
     "launch --on kubernetes": "needs roles and images; tests/tools/launch/test_kubernetes.py writes manifests",
     "kubectl apply": "needs a cluster",
+    "openssl": "another project's program; tests/serving_bridge/registry signs with keys like these",
     "learner": _JOB,
     "rollout": _JOB,
     "gateway": "serves until it is stopped; tests/tools/test_gateway.py runs one",

@@ -20,7 +20,7 @@ from serving_bridge.canary import TrainingHold
 from serving_bridge.evaluation import PromptEncoder
 from serving_bridge.feedback import groups_trained, withdrawn_groups
 from serving_bridge.queue import MixedSource, Pace, QueueBounds, TrajectoryQueue, online_run
-from serving_bridge.registry import Registry, RegistryError
+from serving_bridge.registry import Registry, RegistryError, read_trusted_keys
 from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry, registry_folder
 from serving_bridge.storage import CheckpointObjects, FsspecObjects, StorageTimeouts
 from serving_bridge.telemetry import open_traces
@@ -140,14 +140,22 @@ def build_serving_registry(config: Config) -> Registry:
     """The registry whose aliases fleets and gateways follow. Its index must answer within seconds.
 
     Raises:
-      RegistryError: there is none at registry.path.
+      RegistryError: there is none at registry.path, or registry.trusted_key is no key.
     """
     folder = Path(config.registry.path).expanduser().absolute()
     if not folder.is_dir():
         raise RegistryError(
             f"registry.path {folder} does not exist: expected a registry (tools.registry add makes one)"
         )
-    return Registry(folder, database=config.registry.database or None, timeout_s=_INDEX_S)
+    key = config.registry.trusted_key
+    trusted = read_trusted_keys(Path(key).expanduser().absolute()) if key else None
+    return Registry(
+        folder,
+        database=config.registry.database or None,
+        timeout_s=_INDEX_S,
+        options=_shelf_options(config),
+        trusted=trusted,
+    )
 
 
 def build_hold(config: Config, log: Callable[..., None], *, wait_s: float = 2.0) -> TrainingHold | None:
@@ -198,20 +206,24 @@ def anew_calls(config: Config, hold: TrainingHold | None) -> AnewCalls:
 
 
 def build_arm_replicas(config: Config, registry: Registry) -> ReplicaRegistry:
-    """The list of the replicas that follow a registry's aliases: beside the weights that they load."""
-    store = registry.weights.store(config.registry.namespace)
-    return ReplicaRegistry(registry_folder(str(store.root), store.root))
+    """The list of the replicas that follow a registry's aliases: in its folder, also where weights are elsewhere."""
+    namespace = config.registry.namespace
+    beside = registry.root / "weights" / namespace
+    return ReplicaRegistry(registry_folder(registry.weights.store(namespace).address, beside))
 
 
 def build_store(config: Config, paths: RunPaths) -> WeightStore:
     """The store of the run's policy versions."""
+    return WeightStore(paths.weights, config.run.name, _shelf_options(config))
+
+
+def _shelf_options(config: Config) -> ShelfOptions:
     store = config.store
-    options = ShelfOptions(
+    return ShelfOptions(
         cache=Path(store.cache).expanduser().absolute() if store.cache else None,
         cache_bytes=store.cache_bytes,
         timeout_s=store.storage_timeout_s,
     )
-    return WeightStore(paths.weights, config.run.name, options)
 
 
 def build_publisher(config: Config, paths: RunPaths, log: Callable[..., None]) -> Publisher:

@@ -13,10 +13,11 @@ import pytest
 
 from serving_bridge.database import DatabaseError
 from serving_bridge.fleet.alias_follower import AliasFollower, Served
-from serving_bridge.registry import Registry, RegistryError, TrafficChange
+from serving_bridge.registry import Registry, RegistryError, TrafficChange, read_trusted_keys
 from serving_bridge.registry.kept_files import tokenizer_sha256
 from serving_bridge.routing import LEAVING
 from tests.support.registries import FILES, candidate, published
+from tests.support.signing_keys import private_key, public_of
 from tests.support.stub_fleet import SLACK_S, StubFleet
 from tests.support.virtual_time import inline
 from tests.support.virtual_time import run as virtually
@@ -167,6 +168,32 @@ def test_a_canary_that_does_not_fit_is_named_and_serves_nobody(place: Place, wha
             await until(fleet, [("stable", 1), ("canary", 3)])
 
     virtually(test())
+
+
+def test_what_no_trusted_key_signed_is_named_and_serves_nobody_until_it_is_signed(place: Place) -> None:
+    key = private_key(place.folder / "ann.pem")
+    unsigned = place.registry.index.standing("default", 2)
+    place.registry.sign(place.registry.index.standing("default", 1), key, actor="ann")
+    demanding = Registry(place.registry.root, trusted=read_trusted_keys(public_of(key)))
+
+    def follower(log: Callable[..., None]) -> AliasFollower:
+        return AliasFollower(demanding, "default", SERVED, log=log, run_blocking=inline)
+
+    async def test() -> None:
+        fleet = StubFleet(place.folder / "fleet", make_follower=follower, follow="aliases", replicas=2, min_healthy=1)
+        async with fleet.running():
+            await until(fleet, [("stable", 1)] * 2)
+            place.move(0.5, canary=2)  # by somebody who demands nothing
+            await fleet.until(lambda: fleet.named("arm_refused"), 5)
+            await fleet.until(lambda: fleet.time() > 30, 40)
+            assert arms(fleet) == {"host-0": ("stable", 1), "host-1": ("stable", 1)}
+            (refused,) = fleet.named("arm_refused")
+            assert "default/2: it has no signature" in refused["error"]
+            demanding.sign(unsigned, key, actor="ann")
+            await until(fleet, [("stable", 1), ("canary", 2)])
+
+    virtually(test())
+    demanding.close()
 
 
 def test_an_index_that_is_away_changes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
