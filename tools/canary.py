@@ -39,6 +39,7 @@ from serving_bridge.registry import NotHolderError
 from tools.assembly import StopRequest, clear_errors
 from tools.canary_feedback import add_feedback_command, follow_feedback
 from tools.canary_inputs import add_observations
+from tools.canary_metrics import add_metrics_arguments, served
 from tools.canary_offline import add_offline_commands, compare, estimate, power
 from tools.canary_place import CanaryPlace, opened_canary, webhook_secret
 from tools.canary_shown import print_decisions, print_dry_run, print_plan, print_policy, print_rollouts, print_status
@@ -68,26 +69,33 @@ def run(opened: CanaryPlace, arguments: argparse.Namespace, console: Console) ->
     stop = StopRequest().install()
     place = opened.place(arguments.namespace)
     controller = Controller(place, holder=_holder(arguments), take_over=arguments.take_over)
-    service = Service(
-        place,
-        controller,
-        arguments.registry,
-        monotonic=time.monotonic,
-        purge=lambda: opened.log.purge(time.time() - arguments.keep_days * _DAY_S),
-        log=lambda event, **fields: _say(console, event, fields),
-    )
-    messenger = Messenger(opened.another(), webhook_secret(arguments.registry))
-    messenger.start()
     nap = threading.Event()
-    try:
-        while not stop():
-            service.turn()
-            if arguments.once and place.rollouts.open_one(arguments.namespace) is None:
-                break
-            nap.wait(service.pause_s)
-    finally:
-        controller.release()
-        messenger.close()
+    with served(arguments.registry, arguments) as metrics:
+
+        def log(event: str, **fields: object) -> None:
+            metrics.event(event, **fields)
+            _say(console, event, fields)
+
+        service = Service(
+            place,
+            controller,
+            arguments.registry,
+            monotonic=time.monotonic,
+            purge=lambda: opened.log.purge(time.time() - arguments.keep_days * _DAY_S),
+            log=log,
+            standing=metrics.standing,
+        )
+        messenger = Messenger(opened.another(), webhook_secret(arguments.registry))
+        messenger.start()
+        try:
+            while not stop():
+                service.turn()
+                if arguments.once and place.rollouts.open_one(arguments.namespace) is None:
+                    break
+                nap.wait(service.pause_s)
+        finally:
+            controller.release()
+            messenger.close()
     return 0
 
 
@@ -243,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--once", action="store_true", help="end with the rollout that is under way")
     one.add_argument("--keep-days", type=float, default=14.0, help="how long observations stay (default: 14)")
     one.add_argument("--take-over", action="store_true", help="from a controller that hangs")
+    add_metrics_arguments(one)
     one = command("start", "begin a rollout", acts=True)
     one.add_argument("entry", help="number or alias")
     one.add_argument("--policy", type=Path, metavar="FILE")

@@ -32,6 +32,8 @@ scrape_configs:
 rule_files: [/path/to/weir/configs/monitoring/rules.yml]
 ```
 
+- The canary's controller writes its address to `telemetry/` in the registry's folder: add that to the files. Its label
+  `weir_run` is the namespace.
 - `telemetry.host` and `telemetry.port` set other addresses; `telemetry.metrics = false` serves none.
 - Whoever reaches an address can read the figures. They hold no text of users or models.
 - Prometheus must run as the user of the run, who alone can read its directory.
@@ -55,6 +57,7 @@ _HEADINGS = {
     "fleet": "Fleets",
     "gateway": "Gateways",
     "train": "The run, served by the process that starts the others",
+    "canary": "Canary controllers",
 }
 
 

@@ -27,6 +27,7 @@ class Service:
       monotonic: seconds that no clock change moves; looks come by it.
       purge: removes old observations; called now and then.
       log: takes an event's name and its fields.
+      standing: takes where the newest rollout stands after each turn, as `serving_bridge.metrics` names it.
     """
 
     def __init__(
@@ -38,9 +39,10 @@ class Service:
         monotonic: Callable[[], float],
         purge: Callable[[], object],
         log: Log,
+        standing: Callable[..., None] = lambda **fields: None,
     ) -> None:
         self._place, self._controller, self._root = place, controller, root
-        self._monotonic, self._purge, self._log = monotonic, purge, log
+        self._monotonic, self._purge, self._log, self._standing = monotonic, purge, log, standing
         self._due_s = self._purge_due_s = monotonic()
         self._said, self._is_open = "", False
 
@@ -63,9 +65,10 @@ class Service:
                 self._log("waits", error=told)
             self._said = told
             self._controller.forget()
-            self._is_open = False
-            return None
-        self._said = ""
+            self._is_open, rollout = False, None
+        else:
+            self._said = ""
+        self._tell_standing(leads=rollout is not None)
         return rollout
 
     def _turn(self) -> Rollout | None:
@@ -89,10 +92,33 @@ class Service:
         if note_newest(self._place, self._root):
             crash_point("canary.noted")
 
+    def _tell_standing(self, *, leads: bool) -> None:
+        try:
+            newest = self._place.rollouts.latest(self._place.namespace)
+        except DatabaseError:
+            self._standing(leads=0)
+            return
+        if not newest:
+            self._standing(open=0, leads=0)
+            return
+        one = newest[0]
+        self._standing(
+            open=int(one.is_open),
+            leads=int(leads),
+            phase=one.phase,
+            rollout=one.rollout,
+            entry=one.number,
+            step=one.state.step + 1,
+            step_s=one.state.spent_s,
+            max_hold_s=one.policy.max_hold_s,
+            interval_s=one.policy.interval_s,
+            looked_s=one.looked_s,
+        )
+
     def _tell(self, before: Rollout, after: Rollout) -> None:
         step = after.policy.steps[after.state.step].name
         self._log("look", rollout=after.rollout, look=after.looks, step=step, phase=after.phase)
         if after.phase != before.phase or after.state.step != before.state.step:
-            self._log(
-                "rollout", rollout=after.rollout, entry=after.number, phase=after.phase, step=step, reason=after.reason
-            )
+            ends = {f"{phase}": int(after.phase == phase) for phase in ("promoted", "rolled_back", "inconclusive")}
+            about = {"rollout": after.rollout, "entry": after.number, "phase": after.phase, "step": step}
+            self._log("rollout", **about, reason=after.reason, **ends)

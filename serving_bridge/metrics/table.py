@@ -13,9 +13,11 @@ from serving_bridge.metrics.metric import ANY_EVENT, Metric
 from serving_bridge.metrics.metric import counter as _counter
 from serving_bridge.metrics.metric import gauge as _gauge
 from serving_bridge.metrics.metric import state as _state
+from serving_bridge.metrics.rollouts import CANARY
 from serving_bridge.metrics.sessions import ONLINE, SESSIONS
 
-Role = Literal["learner", "rollout", "fleet", "gateway", "train"]
+Role = Literal["learner", "rollout", "fleet", "gateway", "train", "canary"]
+#: Of a run's processes; the canary's controller is a registry's.
 ROLES: tuple[Role, ...] = ("learner", "rollout", "fleet", "gateway", "train")
 
 _NATS, _SHARE, _VERSIONS = "nats per token", "share, 0 to 1", "policy versions"
@@ -388,4 +390,5 @@ METRICS: Mapping[Role, Sequence[Metric]] = {
     "fleet": (*EVERY, *FLEET),
     "gateway": (*EVERY, *GATEWAY, *SESSIONS),
     "train": (*EVERY, *TRAIN),
+    "canary": (*EVERY, *CANARY),
 }

@@ -35,6 +35,7 @@ WORDS = {
     "by",
     "on",
     "unless",
+    "and",
     "sum",
     "max",
     "min",

@@ -50,7 +50,7 @@ def counted(name: str, **labels: str) -> Case:
     return Case({name: "0x28 1x2"}, {name: "0x30"}, labels)
 
 
-LEARNER, PROCESS = "weir_learner_", {"weir_process": "p"}
+LEARNER, CANARY, PROCESS = "weir_learner_", "weir_canary_", {"weir_process": "p"}
 CASES = {
     "WeirProcessDown": Case({"up": "1x27 0x5"}, {"up": "1x27 0x0 1x5"}, {**PROCESS, "weir_role": "r"}),
     "WeirProcessRestarted": counted("weir_run_restarts_total"),
@@ -59,6 +59,21 @@ CASES = {
         {f"{LEARNER}last_step_timestamp_seconds": "0+60x10 600x20", f"{LEARNER}step_seconds": "600x30"},
     ),
     "WeirTrainingHeld": gauge(f"{LEARNER}held", 1, 0),
+    "WeirCanaryRolledBack": counted(f"{CANARY}rollbacks_total"),
+    "WeirCanaryHeld": Case(
+        {f"{CANARY}step_seconds": "0+2000x30", f"{CANARY}max_hold_seconds": "86400x30", f"{CANARY}open": "1x30"},
+        {f"{CANARY}step_seconds": "0+2000x30", f"{CANARY}max_hold_seconds": "86400x30", f"{CANARY}open": "0x30"},
+    ),
+    "WeirCanaryNoDecisions": Case(
+        {f"{CANARY}last_look_timestamp_seconds": "0+60x15 900x15", f"{CANARY}interval_seconds": "60x30"}
+        | {f"{CANARY}open": "1x30"},
+        {f"{CANARY}last_look_timestamp_seconds": "0+60x15 900x15", f"{CANARY}interval_seconds": "60x30"}
+        | {f"{CANARY}open": "0x30"},
+    ),
+    "WeirCanaryUnattended": Case(
+        {"weir_gateway_canary_share": "0.05x30", f"{CANARY}open": "1x15 _x15"},
+        {"weir_gateway_canary_share": "0.05x30", f"{CANARY}open": "1x30"},
+    ),
     "WeirHoldUnread": counted(f"{LEARNER}hold_unread_total"),
     "WeirProcessWaits": gauge("weir_longest_wait_seconds", 400, 20)._replace(labels=PROCESS),
     "WeirNonFiniteSteps": counted(f"{LEARNER}skipped_steps_total"),

@@ -15,7 +15,10 @@ from tests.support.queue_engines import Clock
 __all__ = ["canary_world"]  # a fixture
 
 
-def serviced(world: CanaryWorld, root: Path, name: str = "controller") -> tuple[Service, Clock, list[dict[str, Any]]]:
+def serviced(
+    world: CanaryWorld, root: Path, name: str = "controller", standing: list[dict[str, Any]] | None = None
+) -> tuple[Service, Clock, list[dict[str, Any]]]:
+    standing = [] if standing is None else standing
     ticks, told = Clock(), list[dict[str, Any]]()
     service = Service(
         world.place(),
@@ -24,6 +27,7 @@ def serviced(world: CanaryWorld, root: Path, name: str = "controller") -> tuple[
         monotonic=ticks,
         purge=lambda: world.log.purge(0.0),
         log=lambda event, **fields: told.append({"event": event, **fields}),
+        standing=lambda **fields: standing.append(fields),
     )
     return service, ticks, told
 
@@ -129,3 +133,25 @@ def test_files_out_of_reach_are_told_and_the_next_turn_tries_again(canary_world:
     (tmp_path / "training").unlink()
     assert service.turn() is not None
     assert read_note(tmp_path, NAMESPACE) is not None
+
+
+def test_it_tells_where_a_rollout_stands_and_whether_it_leads(canary_world: CanaryWorld, tmp_path: Path) -> None:
+    world = canary_world
+    first, second = list[dict[str, Any]](), list[dict[str, Any]]()
+    leader, ticks, _ = serviced(world, tmp_path, "leader", first)
+    other, _, _ = serviced(world, tmp_path, "other", second)
+    leader.turn()
+    assert first[-1] == {"open": 0, "leads": 0}
+    world.start(world.controller("cli")).release()
+    world.pass_time()
+    leader.turn()
+    other.turn()
+    assert (first[-1]["open"], first[-1]["leads"], first[-1]["phase"], first[-1]["step"]) == (1, 1, "running", 2)
+    assert second[-1] == first[-1] | {"leads": 0}, "who stands by tells the same, also after the leader has gone"
+    world.errors["canary"] = 0.9
+    world.pass_time()
+    ticks.now_s += 60
+    leader.turn()
+    assert (first[-1]["open"], first[-1]["phase"], first[-1]["looked_s"]) == (0, "rolled_back", world.clock.now_s)
+    leader.turn()
+    assert first[-1]["leads"] == 0
