@@ -38,6 +38,7 @@ from learner_jax.training import (
     TrainState,
     fine_tune,
     fine_tuning_objective,
+    keep_compiled,
     objective,
     warm_start,
 )
@@ -327,6 +328,9 @@ def main() -> None:
     with ends_at_once(), clear_errors():
         arguments, config, paths = read_arguments(parser, joins=True)
         preflight("warm_start" if arguments.warm_start else "learner", config, paths)
+        if config.learner.compilation_cache and config.learner.hosts.count == 1:
+            # Hosts that compile together wait for each other: all of them must find a program, or none.
+            keep_compiled(_warn)
         if arguments.warm_start:
             with working(paths, "warm_start"):
                 print(train_first(config, paths))

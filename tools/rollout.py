@@ -35,6 +35,7 @@ from tools.assembly import (
     read_arguments,
     record_limits,
     traced,
+    wait_while_held,
     watched,
     working,
 )
@@ -97,10 +98,13 @@ def main() -> None:
         name = f"rollout-{arguments.name}"
         alone = working(paths, name)
         with alone, reported_waits(waits, log, clock=time.monotonic), traced(config, name) as spans:
+            bound = config.rollout.max_wait_s
+            if not wait_while_held(paths.workers_held, max_wait_s=bound, waits=waits, should_stop=stop):
+                return
             if awaits_work(
                 queue.producer,
                 total_steps=config.learner.steps,
-                max_wait_s=config.rollout.max_wait_s,
+                max_wait_s=bound,
                 waits=waits,
                 should_stop=stop,
             ):

@@ -257,6 +257,11 @@ class LearnerSettings(Settings):
     mismatch_versions: int = Field(0, ge=0, description="older versions kept in memory for that comparison")
     num_golden: int = Field(4, gt=0, description="golden prompts sent with each version")
     cpu_cores: int = Field(0, ge=0, description="cores for reinforcement learning on a CPU shared with vLLM; 0 for all")
+    compilation_cache: bool = Field(
+        True,
+        description="keep compiled programs in the user's cache folder, for later starts on the same kind of machine; "
+        "with several hosts only where JAX_COMPILATION_CACHE_DIR names a folder",
+    )
     max_wait_s: float = Field(600, gt=0, description="give up when no group came for so many seconds")
     peak_tflops: float = Field(
         0.0, ge=0, description="of one device, for the utilisation in the log; 0 measures a large matmul at the start"

@@ -1,5 +1,6 @@
 """The train step and what is compiled around it."""
 
+from learner_jax.training.compiled_programs import keep_compiled
 from learner_jax.training.engine import Engine
 from learner_jax.training.fine_tuning import fine_tune, fine_tuning_objective
 from learner_jax.training.lagging import Mismatch
@@ -24,6 +25,7 @@ __all__ = [
     "fine_tuning_objective",
     "golden_prompts",
     "init_state",
+    "keep_compiled",
     "make_optimizer",
     "reinforcement",
     "warm_start",

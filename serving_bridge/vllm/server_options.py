@@ -10,7 +10,7 @@ from typing import Any
 from learner_jax.runtime import cache_folder
 from serving_bridge.access import ALSO_OPEN, BASE_URL, CONTROL_TOKEN, INFERENCE_TOKEN
 from serving_bridge.processes import child_environment, python_module, with_own_packages
-from serving_bridge.settings import ServingSettings, command_line, options_of
+from serving_bridge.settings import VLLM_MODULE, ServingSettings, command_line, options_of
 from serving_bridge.vllm.server_checks import Platform, ReplicaStartError
 from serving_bridge.vllm_plugin import (
     ANY_ORDER,
@@ -19,6 +19,7 @@ from serving_bridge.vllm_plugin import (
     KEPT_VERSIONS,
     MIDDLEWARE,
     MODEL_FAMILY,
+    QUICK_START,
     SCHEDULER,
     STORE_ROOT,
     WORKER_EXTENSION,
@@ -77,7 +78,7 @@ def server_command(
     further = options_of(settings.engine_args)
     if platform == "cpu":
         _check_for_cpu(further)
-    command = python_module(settings.server_module)
+    command = _server_program(settings)
     for name, value in _set_by_weir(model_dir, settings, platform, port).items():
         command += [f"--{name}", str(value)]
     command += ["--enable-scale-out"]
@@ -107,13 +108,19 @@ def further_host_command(
       ReplicaStartError: as of `server_command`.
     """
     command = server_command(model_dir, settings, platform, port=0)
-    arguments = command[len(python_module(settings.server_module)) :]
+    arguments = command[len(_server_program(settings)) :]
     return [
         *python_module(FURTHER_HOST),
         *arguments,
         *_together(settings, meeting),
         *("--node-rank", str(number), "--headless"),
     ]
+
+
+def _server_program(settings: ServingSettings) -> list[str]:
+    """vLLM's own server is loaded by a program that saves time; another one is run as it is."""
+    module = settings.server_module
+    return [*python_module(QUICK_START), module] if module == VLLM_MODULE else python_module(module)
 
 
 def _together(settings: ServingSettings, meeting: tuple[str, int]) -> list[str]:

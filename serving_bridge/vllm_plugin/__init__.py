@@ -18,6 +18,7 @@ __all__ = [
     "MODEL_FAMILY",
     "OPTION_CHECK",
     "OPTION_VERDICT",
+    "QUICK_START",
     "SCHEDULER",
     "STORE_ROOT",
     "WORKER_EXTENSION",
@@ -44,6 +45,8 @@ ANY_ORDER = "WEIR_ANY_VERSION_ORDER"
 KEPT_VERSIONS = "WEIR_KEPT_VERSIONS"
 #: program that runs a server's workers on a further host
 FURTHER_HOST = "serving_bridge.vllm_plugin.further_host"
+#: program that runs vLLM's server, loaded in less time
+QUICK_START = "serving_bridge.vllm_plugin.quick_start"
 #: program that says whether vLLM takes a command line, and what begins the line of its verdict
 OPTION_CHECK = "serving_bridge.vllm_plugin.option_check"
 OPTION_VERDICT = "weir-verdict "

@@ -47,6 +47,7 @@ from tools.assembly.recorded_sessions import opened_recordings
 from tools.assembly.run_directory import Start
 from tools.assembly.start_checks import subject_of
 from tools.assembly.stop_request import StopRequest
+from tools.assembly.worker_hold import WorkerHold, wait_while_held
 
 __all__ = [
     "DISK_STATUS",
@@ -61,6 +62,7 @@ __all__ = [
     "RunPaths",
     "Start",
     "StopRequest",
+    "WorkerHold",
     "anew_calls",
     "base_model_dir",
     "base_model_path",
@@ -114,6 +116,7 @@ __all__ = [
     "survey_data",
     "traced",
     "variables_to_hand_on",
+    "wait_while_held",
     "watched",
     "working",
 ]

@@ -55,6 +55,11 @@ class RunPaths:
         return self.directory / "logs"
 
     @property
+    def workers_held(self) -> Path:
+        """There while rollout workers must wait (`WorkerHold`)."""
+        return self.directory / "workers_held"
+
+    @property
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
 

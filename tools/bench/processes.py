@@ -41,7 +41,7 @@ def weir_role(words: Sequence[str], name: str, parent: str) -> str:
             return role
     own = list(words[: words.index("--")] if "--" in words else words)  # what follows is what a guard guards
     module = own[own.index("-m") + 1] if "-m" in own[:-1] else ""
-    if module == _SERVER_MODULE:  # the engine may be forked from the server, and then has its command line
+    if _SERVER_MODULE in own:  # the engine may be forked from the server, and then has its command line
         return _BELOW.get(parent, SERVER)
     return _MODULES.get(module, parent)
 

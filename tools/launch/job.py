@@ -6,7 +6,8 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from configs.schema import Config
@@ -21,6 +22,7 @@ from tools.assembly import (
     Placement,
     Planned,
     RunPaths,
+    WorkerHold,
     base_model_dir,
     build_registry,
     fresh_coordinator,
@@ -45,6 +47,8 @@ _TICK_S = 0.25
 #: between two starts of a worker that ended well while the learner goes on
 _WORKER_AGAIN_S = 5.0
 _EVALUATION_TRIES = 3
+#: what is started when training has ended
+_AT_THE_END = ("convert", "evaluate")
 
 
 class Job:
@@ -73,6 +77,8 @@ class Job:
         self._metrics = watched(metrics_log(config, paths, "train"), config, paths, "train", "train")
         self._tail = MetricsTail(paths.metrics)
         self._waits = Waits()
+        self._hold = WorkerHold(paths.workers_held)
+        self._worker_starts_s: dict[str, float] = {}
 
     def run(self) -> bool:
         """Returns whether the run is complete (and not stopped in between)."""
@@ -81,6 +87,7 @@ class Job:
         with (
             reported_waits(self._waits, self._metrics.write, clock=time.monotonic),
             Supervisor(self._paths.logs, self._metrics.write, waits=self._waits, also=also) as supervisor,
+            self._workers_held(),
         ):
             for part in (self._begin, self._train, self._measure_after):
                 part(supervisor)
@@ -89,15 +96,28 @@ class Job:
         self._phase("finished")
         return True
 
+    @contextmanager
+    def _workers_held(self) -> Iterator[None]:
+        """Workers that are started wait until `_train`, if skill before training is still to be measured."""
+        self._hold.lift()
+        if not self._measured("before"):
+            self._hold.set()
+        try:
+            yield
+        finally:
+            self._hold.lift()
+
     def _begin(self, supervisor: Supervisor) -> None:
-        """Starts all but the rollouts, one after the other, unless a stop is asked for meanwhile."""
+        """Starts all, one after the other, unless a stop is asked for meanwhile; workers load while engines do."""
         self._phase("starting")
         for process in self._planned():
-            if self._should_stop() or process.role == "rollout":
+            if self._should_stop() or process.name in _AT_THE_END:
                 break
             if process.name == "warm_start":
                 self._phase("supervised start")
             self._start(supervisor, process)
+            if process.role == "rollout":
+                self._worker_starts_s[process.name] = time.monotonic()
             if process.name == "warm_start":
                 self._watch(supervisor, until=lambda: supervisor.has_finished("warm_start"))
         if not self._should_stop():
@@ -105,11 +125,9 @@ class Job:
 
     def _train(self, supervisor: Supervisor) -> None:
         self._phase("training")
-        processes = self._planned()
-        workers = [process for process in processes if process.role == "rollout"]
-        started = dict.fromkeys((worker.name for worker in workers), time.monotonic())
-        for worker in workers:
-            self._start(supervisor, worker)
+        self._hold.lift()
+        workers = [process for process in self._planned() if process.role == "rollout"]
+        started = self._worker_starts_s
 
         def keep_up() -> None:
             """A worker that met the run as it had finished before ends well, and is needed all the same."""
@@ -168,6 +186,7 @@ class Job:
         self._update_view()
 
     def _update_view(self) -> None:
+        self._hold.renew()
         self._view.update(self._tail.read())
 
     def _phase(self, name: str) -> None:

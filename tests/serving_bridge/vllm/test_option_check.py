@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serving_bridge.processes import python_module, with_own_packages
-from serving_bridge.settings import ServingSettings
+from serving_bridge.settings import VLLM_MODULE, ServingSettings
 from serving_bridge.settings.engine_args import OWN
 from serving_bridge.vllm import option_check
 from serving_bridge.vllm.option_check import EngineArgsError, check_engine_args
@@ -74,7 +74,7 @@ def vllm_said(model: Path) -> tuple[list[str], list[list[str]]]:
     """What vLLM says of each case, and the names of each of its options, from one process that loads it once."""
     pytest.importorskip("vllm", reason="vLLM is not installed")
     commands = [server_command(model, settings(engine_args), "cpu", 8000) for engine_args, _ in TRIED]
-    arguments = [command[command.index("-m") + 2 :] for command in commands]
+    arguments = [command[command.index(VLLM_MODULE) + 1 :] for command in commands]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _PROGRAM, json.dumps(arguments)],
         env=with_own_packages({"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}),

@@ -38,6 +38,16 @@ def test_what_a_server_is_always_told() -> None:
     assert {name: found[name] for name in expected} == expected
 
 
+def test_vllm_itself_is_loaded_by_the_program_that_saves_time() -> None:
+    command = server_command(Path("/model"), settings(), "cpu", 1)
+    assert command[1:5] == ["-P", "-m", "serving_bridge.vllm_plugin.quick_start", "vllm.entrypoints.openai.api_server"]
+    assert server_command(Path("/model"), settings(server_module="own.server"), "cpu", 1)[1:4] == [
+        "-P",
+        "-m",
+        "own.server",
+    ]
+
+
 def test_memory_and_batches_are_those_of_the_platform() -> None:
     cpu, gpu = (options(platform, cpu_kv_cache_gib=3, gpu_memory_utilization=0.5) for platform in ("cpu", "gpu"))
     assert (cpu["kv-cache-memory-bytes"], cpu["max-num-batched-tokens"]) == (str(3 * 2**30), "8192")

@@ -24,6 +24,7 @@ PYTHON = "/some/python"
         ([PYTHON, "guard.py", "--", PYTHON, "-m", "tools.learner"], "python", "supervisor", "supervisor"),
         ([PYTHON, "guard.py", "--", PYTHON, "-m", "vllm.entrypoints.openai.api_server"], "python", "fleet", "fleet"),
         ([PYTHON, "-m", "vllm.entrypoints.openai.api_server"], "python", "fleet", "vLLM server"),
+        ([PYTHON, "-m", "quick_start", "vllm.entrypoints.openai.api_server"], "python", "fleet", "vLLM server"),
         ([PYTHON, "-m", "vllm.entrypoints.openai.api_server"], "python", "vLLM server", "vLLM engine"),
         ([PYTHON, "-m", "vllm.entrypoints.openai.api_server"], "python", "vLLM engine", "vLLM worker"),
         (["VLLM::EngineCore"], "VLLM::EngineCor", "vLLM server", "vLLM engine"),
