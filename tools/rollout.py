@@ -72,6 +72,8 @@ def main() -> None:
         stop = StopRequest().install()
         limits = record_limits(config, encoder, model_config)
         queue = build_queue(config, paths, limits=limits, waits=waits)
+        played = played_task(task, config.task)
+        environment = create_environment(played, config.task)
         worker = RolloutWorker(
             name=arguments.name,
             identity=RunIdentity(config.run.name, config.rollout.group_size),
@@ -86,7 +88,8 @@ def main() -> None:
             waits=waits,
             should_stop=stop,
             hold=build_hold(config, log, wait_s=0.0),
-            environment=create_environment(played_task(task, config.task), config.task),
+            environment=environment,
+            heldout_environment=environment if played is task else create_environment(task, config.task),
             leave_out=left_out_by(config.task),
             rewards=queue.rewards,
             delays=delays_by(config.task),

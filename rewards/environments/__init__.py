@@ -1,7 +1,7 @@
 """The dialogs that come with Weir, and the way of a user's own."""
 
 from rewards.environments.agent import AgentEnvironment
-from rewards.environments.create import create_environment, declared_tools
+from rewards.environments.create import create_environment, declared_tools, end_environment
 from rewards.environments.feedback import FeedbackEnvironment
 from rewards.environments.final_answer import abstains, citations
 from rewards.environments.own_environment import environment_pool, played
@@ -15,6 +15,7 @@ __all__ = [
     "citations",
     "create_environment",
     "declared_tools",
+    "end_environment",
     "environment_pool",
     "played",
 ]

@@ -7,8 +7,11 @@ from typing import Any
 
 from learner_jax.runtime import DoorError, WeirError, raised, require_call
 from rewards.contracts import AsyncEnvironment, Environment, Task, ToolDefinition
+from rewards.environments.agent import AgentEnvironment
 from rewards.environments.own_environment import OwnEnvironment
 from rewards.environments.own_tools import tools_of_class
+from rewards.environments.tool_environment import ToolEnvironment
+from rewards.environments.user_simulator import UserSimulator
 from rewards.sandbox import ENVIRONMENT
 from rewards.settings import TaskSettings
 from rewards.tools import definitions, distinct, read_definition
@@ -53,6 +56,14 @@ def create_environment(task: Task, settings: TaskSettings) -> Environment | Asyn
             f"the definitions, which is read before anything is made"
         )
     return environment
+
+
+def end_environment(environment: Environment | AsyncEnvironment) -> None:
+    """Ends the processes and threads that an environment which comes with Weir has; others keep theirs."""
+    if isinstance(environment, ToolEnvironment | UserSimulator):
+        environment.end()
+    elif isinstance(environment, OwnEnvironment | AgentEnvironment):
+        environment.close()
 
 
 def declared_tools(settings: TaskSettings) -> tuple[ToolDefinition, ...]:

@@ -132,6 +132,10 @@ class UserSimulator:
     async def close(self, state: EpisodeState) -> None:
         """Nothing is held between turns."""
 
+    def end(self) -> None:
+        """Ends its threads, once they have judged what they began."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
 
 def user_simulator(task: Task, settings: TaskSettings) -> UserSimulator:
     """The environment with the user that the settings name."""

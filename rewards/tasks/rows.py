@@ -9,7 +9,7 @@ from learner_jax.runtime import raised
 from rewards.contracts import Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
 from rewards.data import LeftOut, RowTable, SplitRows, open_table, read_tools_file
 from rewards.environments import environment_pool, played
-from rewards.sandbox import ENVIRONMENT, VerifierError, VerifierPool, printable
+from rewards.sandbox import AGENT, ENVIRONMENT, VerifierError, VerifierPool, printable
 from rewards.settings import TaskSettings
 from rewards.tasks.row_reward import RowReward, check_names_reward, create_row_reward
 from rewards.verifiers import VERIFIER
@@ -20,13 +20,15 @@ _EXPECTED = 'a file, such as "prompts.jsonl", or a function that gives rows, suc
 class RowsTask:
     """Problems from rows, scored by a function; implements `rewards.contracts.task.Task`.
 
-    Without a function, answers get what the user's environment gives to the first answer of an episode.
+    Without a function, answers get what the user's environment gives to the first answer of an episode. Where an agent
+    plays, which says itself what its episodes earned, none is needed; what it leaves to the task is refused then.
     """
 
     def __init__(self, settings: TaskSettings, *, seed: int, deadline_s: float, num_workers: int) -> None:
         has_reward = bool(settings.immediate_reward or settings.rewards)
         by_environment = not has_reward and settings.environment not in ENVIRONMENT.built_in
-        if not by_environment:
+        by_agent = not has_reward and settings.environment == "agent"
+        if not by_environment and not by_agent:
             check_names_reward(settings)
         if not settings.data:
             raise TaskError(f"task.data is empty; a task of rows needs {_EXPECTED}")
@@ -37,6 +39,9 @@ class RowsTask:
             if by_environment:
                 self._what = f"{ENVIRONMENT.setting} {settings.environment!r}"
                 scored_by = ENVIRONMENT.version(settings.environment)
+            elif by_agent:
+                self._what = f"{AGENT.setting} {settings.episode.agent!r}"
+                scored_by = AGENT.version(settings.episode.agent)
             else:
                 self._what = "task.rewards" if settings.rewards else f"task.reward {settings.immediate_reward!r}"
                 self._reward = create_row_reward(settings, deadline_s=deadline_s, num_workers=num_workers)
@@ -99,7 +104,8 @@ class RowsTask:
     def _scored(self, problem: Problem, answer: str) -> RewardResult:
         if self._reward is not None:
             return self._reward.score(problem.question, answer, problem.metadata)
-        assert self._pool is not None
+        if self._pool is None:
+            return failed("the program returned no score, and task.reward is empty: return one, or set it", "refused")
         try:
             verified = played(self._pool, problem, answer)
             return scored(verified.judged_score, {printable(name): value for name, value in verified.parts.items()})

@@ -7,7 +7,9 @@ from concurrent.futures import Executor
 from dataclasses import asdict
 
 from rewards.contracts import Task
-from serving_bridge.evaluation.skill import EvaluationError, PromptEncoder, evaluate
+from serving_bridge.evaluation.figures import EvaluationError
+from serving_bridge.evaluation.single_answers import SingleAnswers
+from serving_bridge.evaluation.skill import Play, PromptEncoder, evaluate
 from serving_bridge.routing import ReplicaRow
 from serving_bridge.settings import EvaluationSettings, RolloutSettings
 from serving_bridge.vllm import ReplicaError, VllmClient
@@ -18,6 +20,7 @@ class HeldOut:
 
     Args:
       scoring: threads in which answers are scored.
+      play: plays the problems as episodes; each gets one answer if None.
     """
 
     def __init__(
@@ -29,11 +32,11 @@ class HeldOut:
         *,
         scoring: Executor,
         log: Callable[..., None],
+        play: Play | None = None,
     ) -> None:
         self._task, self._encoder = task, encoder
-        self._settings, self._rollout = settings, rollout
-        self._scoring = scoring
-        self._log = log
+        self._settings, self._log = settings, log
+        self._play = play or single_answers(task, encoder, settings, rollout, scoring=scoring)
         self._next_step = 0
 
     def is_due(self, step: int) -> bool:
@@ -50,13 +53,9 @@ class HeldOut:
                 client,
                 self._task,
                 self._encoder,
+                self._play,
                 num_problems=self._settings.num_problems,
-                max_tokens=self._settings.max_tokens or self._rollout.max_tokens,
                 num_samples=self._settings.num_samples_shown,
-                timeout_s=self._rollout.request_timeout_s,
-                temperature=self._settings.temperature,
-                scoring=self._scoring,
-                reward_timeout_s=self._rollout.reward_timeout_s,
             )
         except (ReplicaError, EvaluationError) as error:
             self._log("retry", error=f"held-out evaluation at version {replica.version}: {error}")
@@ -75,3 +74,23 @@ class HeldOut:
             samples=[asdict(sample) for sample in result.samples],
             **({"sources": result.sources} if result.sources else {}),
         )
+
+
+def single_answers(
+    task: Task,
+    encoder: PromptEncoder,
+    settings: EvaluationSettings,
+    rollout: RolloutSettings,
+    *,
+    scoring: Executor | None = None,
+) -> SingleAnswers:
+    """One answer to each problem, as a run's settings ask for it."""
+    return SingleAnswers(
+        task,
+        encoder,
+        max_tokens=settings.max_tokens or rollout.max_tokens,
+        timeout_s=rollout.request_timeout_s,
+        temperature=settings.temperature,
+        scoring=scoring,
+        reward_timeout_s=rollout.reward_timeout_s,
+    )

@@ -3,6 +3,7 @@
 from serving_bridge.rollout.agent_player import AgentPlayer
 from serving_bridge.rollout.carried_on import awaits_work
 from serving_bridge.rollout.episodes import Episode, EpisodeError
+from serving_bridge.rollout.heldout_episodes import HeldOutEpisodes, plays_episodes
 from serving_bridge.rollout.measured import LeaveOut
 from serving_bridge.rollout.player import Player
 from serving_bridge.rollout.sampling import Prefix, Sampler
@@ -12,6 +13,7 @@ __all__ = [
     "AgentPlayer",
     "Episode",
     "EpisodeError",
+    "HeldOutEpisodes",
     "LeaveOut",
     "Player",
     "Prefix",
@@ -19,4 +21,5 @@ __all__ = [
     "RunIdentity",
     "Sampler",
     "awaits_work",
+    "plays_episodes",
 ]

@@ -18,7 +18,7 @@ from rewards.contracts import EpisodeState, Outcome, Problem, RewardResult, is_f
 from serving_bridge.evaluation import PromptEncoder, VerdictWatch, reason_text, sound
 from serving_bridge.rollout.episodes import Episode, EpisodeError, PlayedTurn
 from serving_bridge.rollout.groups import complete_group
-from serving_bridge.rollout.sampling import Prefix, Sampler
+from serving_bridge.rollout.sampling import Prefix, Samples
 from serving_bridge.routing import NoReplicaError
 from serving_bridge.sessions import Session, SessionEndpoint, SessionLimits
 from serving_bridge.settings import RolloutSettings
@@ -52,7 +52,7 @@ class AgentPlayer:
         self,
         agent: Agent,
         encoder: PromptEncoder,
-        sampler: Sampler,
+        sampler: Samples,
         settings: RolloutSettings,
         *,
         count: Counter[str],
@@ -137,7 +137,7 @@ class _Line:
       broken: the latest error of a request that had no answer.
     """
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Samples) -> None:
         self.broken: ReplicaError | NoReplicaError | None = None
         self._sampler, self._prefix = sampler, Prefix()
 

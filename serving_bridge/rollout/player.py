@@ -17,7 +17,7 @@ from serving_bridge.evaluation import PromptEncoder, VerdictWatch
 from serving_bridge.rollout.dialogs import Dialogs
 from serving_bridge.rollout.episodes import Episode, EpisodeError, PlayedTurn
 from serving_bridge.rollout.groups import complete_group, within
-from serving_bridge.rollout.sampling import Prefix, Sampler
+from serving_bridge.rollout.sampling import Prefix, Samples
 from serving_bridge.settings import RolloutSettings
 from serving_bridge.vllm import Completion
 
@@ -35,7 +35,7 @@ class Player:
         self,
         environment: Environment | AsyncEnvironment,
         encoder: PromptEncoder,
-        sampler: Sampler,
+        sampler: Samples,
         settings: RolloutSettings,
         *,
         scoring: Executor,

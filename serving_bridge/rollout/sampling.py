@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from learner_jax.runtime import NO_SPANS, Spans
 from serving_bridge.routing import Dispatcher
@@ -33,8 +33,25 @@ class Prefix:
     replica: str = ""
 
 
+class Samples(Protocol):
+    """Gives whole answers to contexts of token ids."""
+
+    async def sample(
+        self, tokens: Sequence[int], *, n: int, max_tokens: int, prefix: Prefix
+    ) -> tuple[list[Completion], str]:
+        """`n` answers of at most `max_tokens`, and the replica that sampled their beginning.
+
+        Args:
+          tokens: the context, used as it is.
+          prefix: of the context; it may be noted there where this request goes.
+
+        Raises:
+          ReplicaError, NoReplicaError: an answer could not be had.
+        """
+
+
 class Sampler:
-    """Samples through a dispatcher.
+    """Samples through a dispatcher; implements `Samples`.
 
     Args:
       stop_token_ids: end an answer.

@@ -23,6 +23,7 @@ from serving_bridge.queue import Delay, Pace, QueueProducer, QueueRewards
 from serving_bridge.rollout.agent_player import AgentPlayer
 from serving_bridge.rollout.delayed import DelayedRewards
 from serving_bridge.rollout.group_maker import GroupMaker
+from serving_bridge.rollout.heldout_episodes import HeldOutEpisodes, plays_episodes
 from serving_bridge.rollout.interval import Interval
 from serving_bridge.rollout.known_replicas import KnownReplicas
 from serving_bridge.rollout.measured import LeaveOut, MeasuredCurriculum
@@ -56,6 +57,7 @@ class RolloutWorker:
       should_stop: asked every tick; once true, running groups get `rollout.drain_s`, and the rest is handed on.
       hold: why training must wait, asked every tick; while it gives a reason, waiting for the learner has no bound.
       environment: plays the episodes; the task itself, in one turn, if None.
+      heldout_environment: plays held-out problems, if others than training's; `environment` if None.
       leave_out: by the label of a source, which of its problems are passed over; measured in `queue`.
       rewards: the queue, where rewards come later; needed with `delays`.
       delays: by the label of a source, how long its groups wait for rewards that come later.
@@ -83,6 +85,7 @@ class RolloutWorker:
     should_stop: Callable[[], bool]
     hold: Callable[[], str | None] | None = None
     environment: Environment | AsyncEnvironment | None = None
+    heldout_environment: Environment | AsyncEnvironment | None = None
     leave_out: Mapping[str, LeaveOut] = field(default_factory=dict)
     rewards: QueueRewards | None = None
     delays: Mapping[str, Delay] = field(default_factory=dict)
@@ -180,7 +183,7 @@ def _assembled(
         curriculum=MeasuredCurriculum(worker.leave_out, queue, run=worker.identity.run) if worker.leave_out else None,
         delayed=delayed,
     )
-    held_out = HeldOut(worker.task, encoder, worker.evaluation, settings, scoring=scoring, log=worker.log)
+    held_out = _held_out(worker, worker.heldout_environment or environment, scoring)
     running = RunningRollouts(
         settings,
         queue,
@@ -221,6 +224,16 @@ def _player(
         verdicts=verdicts,
         spans=worker.spans,
     )
+
+
+def _held_out(worker: RolloutWorker, environment: Environment | AsyncEnvironment, scoring: Executor) -> HeldOut:
+    encoder, evaluation, settings = worker.encoder, worker.evaluation, worker.settings
+    play = (
+        HeldOutEpisodes(environment, encoder, evaluation, settings, scoring=scoring)
+        if plays_episodes(environment)
+        else None
+    )
+    return HeldOut(worker.task, encoder, evaluation, settings, scoring=scoring, log=worker.log, play=play)
 
 
 def _queue(worker: RolloutWorker, interval: Interval, thread: Executor) -> WorkerQueue:

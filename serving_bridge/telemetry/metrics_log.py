@@ -60,7 +60,7 @@ fleet
 train
   phase       name
   evaluation  which ("before" | "after"), accuracy, mean_score, num_problems and the rest of
-              `serving_bridge.evaluation.skill.Evaluation`
+              `serving_bridge.evaluation.figures.Evaluation`
   summary     the figures of summary.json
 
 every process

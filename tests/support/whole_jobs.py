@@ -69,6 +69,14 @@ def steps(run_directory: Path) -> list[dict[str, Any]]:
     return [r for r in read_metrics(path) if r["event"] == "step"] if path.exists() else []
 
 
+def heldout_samples(run_directory: Path) -> list[dict[str, Any]]:
+    """Answers to held-out problems that the run kept: before and after training, and at least once amid it."""
+    records = read_metrics(run_directory / "metrics.jsonl")
+    evaluations = [r for r in records if r["event"] in ("evaluation", "heldout")]
+    assert {r.get("which", "amid") for r in evaluations} == {"before", "amid", "after"}
+    return [sample for r in evaluations for sample in r["samples"]]
+
+
 def has_checkpoint(run_directory: Path) -> bool:
     """Whether a step is committed; one that is being written has another name."""
     folder = run_directory / "checkpoints"

@@ -12,7 +12,7 @@ from serving_bridge.queue.queue import TrajectoryQueue
 from tests.support.installed import installed
 from tests.support.random_chat import write_model
 from tests.support.session_world import tokenizer as tokenizer
-from tests.support.whole_jobs import trained_outside
+from tests.support.whole_jobs import heldout_samples, trained_outside
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 pytest.importorskip("openai", reason="OpenAI's client is not installed")
@@ -46,7 +46,7 @@ def test_an_agent_trains_from_an_installed_weir(tokenizer: Any, tmp_path: Path) 
         "run": {"name": "agents", "directory": str(folder / "run")},
         "model": {"path": str(folder / "model")},
         "task": {
-            "provider": "rows", "data": "prompts.jsonl", "reward": "math", "environment": "agent", "chat": True,
+            "provider": "rows", "data": "prompts.jsonl", "environment": "agent", "chat": True,
             "turns": 3, "episode": {"agent": "my_agent:solve", "agent_processes": 4, "wall_s": 120.0},
         },
         "learner": {"steps": 3, "groups_per_step": 2, "sequence_length": 400, "microbatch_rows": 4},
@@ -55,8 +55,9 @@ def test_an_agent_trains_from_an_installed_weir(tokenizer: Any, tmp_path: Path) 
             "max_episode_tokens": 400,
         },
         "serving": {"dtype": "float32", "max_model_len": 448},
-        "evaluation": {"num_problems": 2},
+        "evaluation": {"num_problems": 2, "every": 1},
     }  # fmt: skip
     trained = trained_outside(folder, config, str(weir))
     assert all(record["reward_parts"]["characters"] > 0 for record in trained)
+    assert all(sample["answer"].count("Go on.") == 2 for sample in heldout_samples(folder / "run"))
     assert TrajectoryQueue(folder / "run" / "state.db").admin.progress().num_acknowledged == 6

@@ -17,6 +17,7 @@ import pytest
 from rewards.sandbox import confinement
 from serving_bridge.telemetry import read_metrics
 from tests.support.installed import installed
+from tests.support.whole_jobs import heldout_samples
 
 pytestmark = pytest.mark.skipif(confinement.missing() != "", reason=f"this machine: {confinement.missing()}")
 
@@ -121,6 +122,7 @@ start_timeout_s = 900.0
 
 [evaluation]
 num_problems = 8
+every = 1
 """.replace("STEPS", str(STEPS)),
 }
 #: Makes the model's folder: a created one, without the norms that the family doesn't have.
@@ -195,5 +197,8 @@ def test_a_job_trains_with_parts_of_a_users_together(job: Job) -> None:
     assert any(event["reward_parts"]["digits"] > 0 for event in steps)
     assert (run / "learner.lines").read_text().split() == [str(number) for number in numbers]
     assert set((job.folder / "estimated.txt").read_text().split()) <= {"1", "2", "3", "4"}
+    samples = heldout_samples(run)
+    assert all("Again." in sample["answer"] or sample["is_cut"] for sample in samples), "a cut answer ends the dialog"
+    assert any("Again." in sample["answer"] for sample in samples)
     assert "MistralForCausalLM" in (run / "logs" / "vm-0.log").read_text()
     assert json.loads((run / "final_model" / "config.json").read_text())["architectures"] == ["MistralForCausalLM"]

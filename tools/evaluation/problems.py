@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.contracts import AsyncEnvironment, Environment, Problem, Task, TaskError, is_async, prompt_text
-from rewards.environments import AgentEnvironment, create_environment
+from rewards.environments import AgentEnvironment, create_environment, end_environment
 from rewards.settings import TaskSettings
 from rewards.tasks import create_task
 from tools.evaluation.errors import SuiteError
@@ -83,8 +83,8 @@ class OpenSuite:
 
     def close(self) -> None:
         """Ends the processes that score and play."""
-        if isinstance(self.environment, AgentEnvironment):
-            self.environment.close()
+        if self.environment is not None:
+            end_environment(self.environment)
         self.task.close()
 
 

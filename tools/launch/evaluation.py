@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.schema import Config
 from learner_jax.contracts import ContractError, WeightManifest
 from learner_jax.runtime import Waits, WeirError
-from serving_bridge.evaluation import Evaluation, PromptEncoder, evaluate
+from rewards.environments import create_environment, end_environment
+from serving_bridge.evaluation import Evaluation, Play, PromptEncoder, evaluate, single_answers
 from serving_bridge.fleet import Replica
+from serving_bridge.rollout import HeldOutEpisodes, plays_episodes
 from serving_bridge.routing import ReplicaRow
 from serving_bridge.vllm import VllmClient, http_session
 from serving_bridge.weights import StoreError, difference_from
@@ -107,14 +111,25 @@ async def evaluate_folder(config: Config, paths: RunPaths, model_dir: Path) -> E
 
 
 async def _evaluated(config: Config, client: VllmClient, encoder: PromptEncoder) -> Evaluation:
-    return await evaluate(
-        client,
-        build_task(config),
-        encoder,
-        num_problems=config.evaluation.num_problems,
-        max_tokens=config.evaluation.max_tokens or config.rollout.max_tokens,
-        num_samples=config.evaluation.num_samples_shown,
-        timeout_s=config.rollout.request_timeout_s,
-        temperature=config.evaluation.temperature,
-        reward_timeout_s=config.rollout.reward_timeout_s,
-    )
+    """Skill by the run's own environment; the processes that judge and play end with it."""
+    settings, rollout = config.evaluation, config.rollout
+    with ExitStack() as stack:
+        task = build_task(config)
+        stack.callback(task.close)
+        environment = create_environment(task, config.task)
+        stack.callback(end_environment, environment)
+        scoring = ThreadPoolExecutor(rollout.reward_threads, thread_name_prefix="weir-score")
+        stack.callback(scoring.shutdown, wait=False, cancel_futures=True)
+        play: Play = (
+            HeldOutEpisodes(environment, encoder, settings, rollout, scoring=scoring)
+            if plays_episodes(environment)
+            else single_answers(task, encoder, settings, rollout, scoring=scoring)
+        )
+        return await evaluate(
+            client,
+            task,
+            encoder,
+            play,
+            num_problems=settings.num_problems,
+            num_samples=settings.num_samples_shown,
+        )

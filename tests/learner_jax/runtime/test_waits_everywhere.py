@@ -168,16 +168,19 @@ ALLOWED: dict[tuple[str, str], str] = {
         "asyncio.gather(*tasks, return_exceptions=True)",
     ): "cancelled, and the servers that they talked to are gone",
     (
-        "serving_bridge/evaluation/skill.py:evaluate",
+        "serving_bridge/evaluation/single_answers.py:SingleAnswers.__call__",
         "asyncio.gather(*map(examined, parts))",
     ): "each request has a timeout, each score a deadline",
     (
-        "serving_bridge/evaluation/skill.py:evaluate.examined",
-        "asyncio.gather(*(judged(problem, a) for (problem, _), a in zip(asked, answers, strict=True)))",
+        "serving_bridge/evaluation/single_answers.py:SingleAnswers.__call__.examined",
+        "asyncio.gather(*(self._judged(problem, answer, judging) for (problem, _), answer in pairs))",
     ): "each score has a deadline",
     ("serving_bridge/vllm_plugin/sampling.py:answers", "asyncio.gather(*tasks)"): _ASKED,
     ("serving_bridge/vllm_plugin/sampling.py:answers", "asyncio.gather(*tasks, return_exceptions=True)"): _ASKED,
-    ("serving_bridge/evaluation/skill.py:_asked", "while True"): "a bounded number of tries, each with a timeout",
+    (
+        "serving_bridge/evaluation/single_answers.py:ask_each",
+        "while True",
+    ): "a bounded number of tries, each with a timeout",
     ("learner_jax/hosts/peers.py:Peers.all_here", "self._changed.wait()"): _WATCHED,
     ("learner_jax/hosts/peers.py:Peers.settle", "self._changed.wait()"): _WATCHED,
     ("learner_jax/hosts/peers.py:Peers.fail", "asyncio.Event().wait()"): "the process is being ended",

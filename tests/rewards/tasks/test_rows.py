@@ -348,3 +348,19 @@ def test_math_scores_final_answers_in_place(make: Callable[..., Task], folder: P
         file.write('{"q": "Odd", "a": "####"}\n')
     with pytest.raises(TaskError, match=r"can't score 1 of 40 rows:\n  row 40: "):
         make("math", "math.jsonl", question_column="q", answer_column="a")
+
+
+def test_where_an_agent_plays_no_reward_is_needed_and_what_it_leaves_open_is_refused(
+    make: Callable[..., Task], folder: Path
+) -> None:
+    (folder / "my_agent.py").write_text("def solve(base_url, row):\n    return None\n")
+    agent = {"environment": "agent", "chat": True, "turns": 2, "episode": {"agent": "my_agent:solve"}}
+    task = make(reward="", **agent)
+    assert "my_agent:solve" in task.version
+    (reason,) = task.score(RewardRequest(task.problem("heldout", 0), "4", "stop")).reasons
+    assert reason == (
+        "task.episode.agent 'my_agent:solve': the program returned no score, and task.reward is empty: "
+        "return one, or set it"
+    )
+    with pytest.raises(TaskError, match=r"task\.reward is empty"):
+        make(reward="")

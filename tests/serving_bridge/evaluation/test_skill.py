@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from rewards.contracts.task import Problem, RewardRequest, RewardResult, Split, failed, scored
+from serving_bridge.evaluation.figures import Evaluation, EvaluationError
 from serving_bridge.evaluation.heldout import HeldOut
-from serving_bridge.evaluation.skill import Evaluation, EvaluationError, PromptEncoder, evaluate
+from serving_bridge.evaluation.single_answers import SingleAnswers
+from serving_bridge.evaluation.skill import PromptEncoder, evaluate
 from serving_bridge.routing.registry import ReplicaRow
 from serving_bridge.settings.serving import EvaluationSettings, RolloutSettings
 from serving_bridge.text.tokenizer import Tokenizer
@@ -45,11 +47,14 @@ class Exam(AdditionTask):
         return said if isinstance(said, RewardResult) else scored(said, {})
 
 
-def run(tokenizer: Tokenizer, task: Any, replica: FakeReplica | None = None, **options: Any) -> Evaluation:
+def run(
+    tokenizer: Tokenizer, task: Any, replica: FakeReplica | None = None, num_problems: int = 6, **options: Any
+) -> Evaluation:
     encoder = PromptEncoder(tokenizer, template="{question}", chat=False, max_prompt_tokens=LIMIT)
     client = VllmClient("http://a", FakeSession({"a": replica or FakeReplica(stop=1.0)}))
-    given = {"num_problems": 6, "max_tokens": 4, "num_samples": 3, "timeout_s": 5.0, "scoring": Inline()}
-    return virtually(evaluate(client, task, encoder, **(given | options)))
+    given = {"max_tokens": 4, "timeout_s": 5.0, "scoring": Inline()}
+    play = SingleAnswers(task, encoder, **(given | options))
+    return virtually(evaluate(client, task, encoder, play, num_problems=num_problems, num_samples=3))
 
 
 def test_what_was_not_asked_is_in_no_accuracy(tokenizer: Tokenizer) -> None:
@@ -204,18 +209,8 @@ def test_a_verifier_that_hangs_is_a_failed_verdict(tokenizer: Tokenizer) -> None
 
     encoder = PromptEncoder(tokenizer, template="{question}", chat=False, max_prompt_tokens=LIMIT)
     client = VllmClient("http://a", FakeSession({"a": FakeReplica(stop=1.0)}))
-    found = asyncio.run(
-        evaluate(
-            client,
-            Exam(slow),
-            encoder,
-            num_problems=4,
-            max_tokens=4,
-            num_samples=0,
-            timeout_s=5.0,
-            reward_timeout_s=0.4,
-        )
-    )
+    play = SingleAnswers(Exam(slow), encoder, max_tokens=4, timeout_s=5.0, reward_timeout_s=0.4)
+    found = asyncio.run(evaluate(client, Exam(slow), encoder, play, num_problems=4, num_samples=0))
     assert (found.failed_verdicts, found.accuracy, found.scores) == ({"timeout": 1}, 1.0, (1.0, 1.0, None, 1.0))
 
 
