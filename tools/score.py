@@ -26,6 +26,7 @@ from typing import BinaryIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from configs.load import load_config
+from rewards.code.sandbox import TIERS
 from rewards.verifiers import VERIFIER
 from tools.assembly import clear_errors, config_arguments
 from tools.command_line import command_parser
@@ -74,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="", metavar="FILE", help='scored lines; "-" is standard output')
     parser.add_argument("--processes", type=_count, metavar="N", help="that judge at a time; one for each CPU if unset")
     parser.add_argument("--timeout", type=_seconds, metavar="S", help="for one answer; task.score_timeout_s, or 10")
+    parser.add_argument(
+        "--sandbox", choices=TIERS, help="of --verifier code: what holds the answers; with --config, set task.sandbox"
+    )
     parser.add_argument("--strict", action="store_true", help="exit status 3 if a line has no score")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser
@@ -85,7 +89,13 @@ def _source(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> S
     if arguments.config is None:
         if arguments.overrides:
             parser.error("--set needs --config")
-        return Source(verifier=arguments.verifier, deadline_s=arguments.timeout or _VERIFIER_DEADLINE_S)
+        return Source(
+            verifier=arguments.verifier,
+            deadline_s=arguments.timeout or _VERIFIER_DEADLINE_S,
+            sandbox=arguments.sandbox or TIERS[0],
+        )
+    if arguments.sandbox:
+        parser.error("--sandbox needs --verifier code; with --config, use --set task.sandbox=NAME")
     config = load_config(arguments.config, arguments.overrides)
     deadline_s = arguments.timeout or config.task.score_timeout_s
     return Source(task=config.task, seed=config.run.seed, deadline_s=deadline_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -82,6 +82,11 @@ class ProblemSettings(BaseModel):
     score_processes: int = Field(2, ge=1, le=256, description="processes that score answers, one each at a time")
     score_confined: bool = Field(
         True, description="own reward or environment: answers are scored without files, network and programs"
+    )
+    sandbox: Literal["bubblewrap", "runsc"] = Field(
+        "bubblewrap",
+        description="holds code that the policy writes, for the verifier code and the tool python: bubblewrap, or "
+        "gVisor's runsc, which is stronger and slower and has to be installed",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="passed to the provider; rows: arguments of the function of data"

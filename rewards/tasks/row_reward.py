@@ -63,7 +63,9 @@ def create_row_reward(settings: TaskSettings, *, deadline_s: float, num_workers:
 
 def _create(use: str, settings: TaskSettings, *, deadline_s: float, num_workers: int) -> RowReward:
     if use in VERIFIER.names():
-        return _OfVerifier(use, create_verifier(use, deadline_s=deadline_s, num_workers=num_workers))
+        return _OfVerifier(
+            use, create_verifier(use, deadline_s=deadline_s, num_workers=num_workers, sandbox=settings.sandbox)
+        )
     if use.startswith(("http://", "https://")):
         return ServerReward(use, key_name=settings.reward_key, deadline_s=deadline_s, num_senders=num_workers)
     if ":" not in use and use not in REWARD.names() and "." not in use:

@@ -104,7 +104,7 @@ async def _calculate(arguments: Mapping[str, Any], row: Mapping[str, Any]) -> st
 
 def _python(definition: ToolDefinition, settings: TaskSettings, threads: Executor) -> Tool:
     try:
-        pool = open_pool(num_workers=settings.score_processes)
+        pool = open_pool(num_workers=settings.score_processes, sandbox=settings.sandbox)
     except SandboxError as error:
         raise TaskError(f"task.episode.tools 'python' can't run here: {error}") from None
 

@@ -8,8 +8,8 @@ from rewards.code.verifier import CodeVerifier
 from rewards.verifiers.verifier import Verifier
 
 
-def create(*, deadline_s: float, num_workers: int) -> Verifier:
+def create(*, deadline_s: float, num_workers: int, sandbox: str = "bubblewrap") -> Verifier:
     try:
-        return CodeVerifier(num_workers=num_workers, deadline_s=deadline_s)
+        return CodeVerifier(num_workers=num_workers, deadline_s=deadline_s, sandbox=sandbox)
     except SandboxError as error:
         raise DoorError(f"verifier 'code': {error}") from None

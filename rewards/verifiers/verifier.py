@@ -75,18 +75,22 @@ class Plain:
         """Nothing to end."""
 
 
-def create_verifier(name: str, *, deadline_s: float = 10.0, num_workers: int = 1) -> Verifier:
+def create_verifier(
+    name: str, *, deadline_s: float = 10.0, num_workers: int = 1, sandbox: str = "bubblewrap"
+) -> Verifier:
     """The verifier of that name, of Weir's or of an installed package.
 
     Args:
       deadline_s: longest time for one answer, where answers are judged in processes of their own.
       num_workers: number of those processes.
+      sandbox: of `code`: what holds the answers, as `rewards.code.sandbox.open_pool` names it.
 
     Raises:
       DoorError: there is none, or it can't be made on this machine.
     """
     create = VERIFIER.open(name)
-    verifier: Verifier = create(deadline_s=deadline_s, num_workers=num_workers)
+    more = {"sandbox": sandbox} if name == "code" else {}
+    verifier: Verifier = create(deadline_s=deadline_s, num_workers=num_workers, **more)
     if lacking := [method for method in ("judge", "refusal", "close") if not hasattr(verifier, method)]:
         raise DoorError(f"verifier {name!r} made a {type(verifier).__name__} without {', '.join(lacking)}")
     return verifier

@@ -27,12 +27,14 @@ class Source:
       task: settings of a run's task; None if a verifier judges.
       seed: of the run.
       deadline_s: longest time for one answer.
+      sandbox: of a verifier that runs code: what holds it.
     """
 
     verifier: str = ""
     task: TaskSettings | None = None
     seed: int = 0
     deadline_s: float = 10.0
+    sandbox: str = "bubblewrap"
 
 
 def open_judge(source: Source) -> RowJudge:
@@ -42,7 +44,7 @@ def open_judge(source: Source) -> RowJudge:
       WeirError: it can't be made.
     """
     if source.task is None:
-        return create_verifier(source.verifier, deadline_s=source.deadline_s, num_workers=1)
+        return create_verifier(source.verifier, deadline_s=source.deadline_s, num_workers=1, sandbox=source.sandbox)
     from rewards.tasks import create_judge
 
     return create_judge(source.task, seed=source.seed, deadline_s=source.deadline_s, num_workers=1)

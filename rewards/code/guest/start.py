@@ -34,6 +34,8 @@ def _serve() -> None:
     setup = text.loads(receive(0, _MAX_REQUEST_BYTES))
     walls.hide()
     walls.limit(setup["outer_limits"])
+    if setup["outer_filter"]:
+        walls.filter_calls(bytes.fromhex(setup["outer_filter"]))
     os.environ.clear()
     orders, spawner_orders = _pipe()
     spawner_news, news = _pipe()

@@ -2,6 +2,6 @@
 
 from rewards.code.sandbox.limits import Limits, Program, Report, SandboxError
 from rewards.code.sandbox.pool import SandboxPool
-from rewards.code.sandbox.start import missing, open_pool
+from rewards.code.sandbox.start import TIERS, missing, open_pool
 
-__all__ = ["Limits", "Program", "Report", "SandboxError", "SandboxPool", "missing", "open_pool"]
+__all__ = ["TIERS", "Limits", "Program", "Report", "SandboxError", "SandboxPool", "missing", "open_pool"]

@@ -33,7 +33,14 @@ _GRACE_S = 1.0
 
 
 class Tier(Protocol):
-    """How a sandbox is started."""
+    """How a sandbox is started.
+
+    Attributes:
+      filter: of system calls, read by the command from a descriptor; empty where it has none.
+      inner_filter: the same, set by the first process inside; empty where it needs none.
+      unknown_limits: resource limits that its kernel does not let a program lower.
+      own_processes, own_bytes: that the tier needs itself, in the sandbox's control group.
+    """
 
     @property
     def interpreter(self) -> Interpreter: ...
@@ -42,9 +49,25 @@ class Tier(Protocol):
     def filter(self) -> bytes: ...
 
     @property
+    def inner_filter(self) -> bytes: ...
+
+    @property
+    def unknown_limits(self) -> tuple[str, ...]: ...
+
+    @property
+    def own_processes(self) -> int: ...
+
+    @property
+    def own_bytes(self) -> int: ...
+
+    @property
     def name(self) -> str: ...
 
-    def command(self, limits: Limits, filter_descriptor: int) -> list[str]: ...
+    def command(self, limits: Limits, filter_descriptor: int, name: str) -> list[str]:
+        """The command line of a sandbox; `name` is no other's."""
+
+    def ended(self, name: str) -> None:
+        """Removes what is left of a sandbox whose processes are gone."""
 
     def close(self) -> None: ...
 
@@ -61,7 +84,8 @@ class Box:
     """
 
     def __init__(self, tier: Tier, limits: Limits, group: Group, user: int | None, deadline_s: float) -> None:
-        self._group = group
+        self._group, self._tier = group, tier
+        self._name = f"box-{secrets.token_hex(8)}"
         self._has_asked = False
         inside_in, self._in = os.pipe()
         self._out, inside_out = os.pipe()
@@ -73,7 +97,7 @@ class Box:
             fcntl.fcntl(self._in, _F_SETPIPE_SZ, _PIPE_BYTES)
         try:
             self._process = subprocess.Popen(
-                ["/bin/sh", "-c", _ENTER, "sh", *tier.command(limits, filter_out)],
+                ["/bin/sh", "-c", _ENTER, "sh", *tier.command(limits, filter_out, self._name)],
                 stdin=inside_in,
                 stdout=inside_out,
                 stderr=inside_said,
@@ -92,8 +116,9 @@ class Box:
         group.take(self._process.pid)
         os.set_blocking(self._in, False)
         setup = {
-            "limits": limits.of_answer(deadline_s),
-            "outer_limits": limits.of_tests(deadline_s),
+            "limits": _known(limits.of_answer(deadline_s), tier),
+            "outer_limits": _known(limits.of_tests(deadline_s), tier),
+            "outer_filter": tier.inner_filter.hex(),
             "filter": answer_filter(platform.machine()).hex(),
         }
         self._waiting = bytearray(_GO + tier.interpreter.program + _framed(json.dumps(setup).encode()))
@@ -146,6 +171,7 @@ class Box:
         for descriptor in (self._out, self._said):
             os.close(descriptor)
         self._group.remove()
+        self._tier.ended(self._name)
 
     def _receive(self, until: float) -> bytes:
         length = int.from_bytes(self._read(4, until), "big")
@@ -190,6 +216,10 @@ class Box:
             os.set_blocking(self._said, False)
             return os.read(self._said, _MAX_SAID_BYTES).decode("utf-8", "replace").strip()
         return ""
+
+
+def _known(limits: Mapping[str, int], tier: Tier) -> dict[str, int]:
+    return {name: value for name, value in limits.items() if name not in tier.unknown_limits}
 
 
 def _framed(payload: bytes) -> bytes:

@@ -40,9 +40,13 @@ class Bubblewrap:
     interpreter: Interpreter
     filter: bytes
     name: str = "bubblewrap"
+    inner_filter: bytes = b""
+    own_processes: int = 0
+    own_bytes: int = 0
+    unknown_limits: tuple[str, ...] = ()
     copy: tempfile.TemporaryDirectory[str] | None = None
 
-    def command(self, limits: Limits, filter_descriptor: int) -> list[str]:
+    def command(self, limits: Limits, filter_descriptor: int, name: str) -> list[str]:
         """The command line; the filter is read from a descriptor."""
         prefix = self.interpreter.prefix
         own = [] if prefix == "/usr" or prefix.startswith("/usr/") else ["--ro-bind", prefix, prefix]
@@ -56,6 +60,9 @@ class Bubblewrap:
             *("--cap-drop", "ALL", "--uid", _INSIDE_ID, "--gid", _INSIDE_ID, "--seccomp", str(filter_descriptor)),
             *(self.interpreter.path, "-s", "-S", "-P", "-B", "-X", "utf8", "-c", BOOTSTRAP),
         ]
+
+    def ended(self, name: str) -> None:
+        """Nothing is kept of a sandbox."""
 
     def close(self) -> None:
         """Removes the copy."""

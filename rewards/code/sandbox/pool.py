@@ -37,7 +37,9 @@ class SandboxPool:
 
     def __init__(self, tier: Tier, limits: Limits, *, num_workers: int, num_warm: int | None = None) -> None:
         self._tier, self.limits = tier, limits
-        self._groups = ControlGroups(limits.total_bytes, limits.threads + _OTHER_PROCESSES)
+        self._groups = ControlGroups(
+            limits.total_bytes + tier.own_bytes, limits.threads + _OTHER_PROCESSES + tier.own_processes
+        )
         self._num_warm = num_workers if num_warm is None else num_warm
         self._turns = threading.Semaphore(num_workers)
         self._changed = threading.Condition()

@@ -8,7 +8,7 @@ what is expected, or by writing a verdict of its own.
 Not covered: an answer that is wrong beyond its tests. Tests that compare objects of a class that the answer itself
 defines, by that class's own methods, believe it. Tests that hand the answer objects of a class of their own can't be
 judged. Answers have no other processes, no network and no packages but Python's own. Against faults of the kernel,
-and for tenants who look for them, a virtual machine is the answer.
+and for tenants who look for them, a current gVisor or a virtual machine is the answer.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class CodeVerifier:
     Args:
       num_workers: answers that are judged at a time.
       deadline_s: for one answer with all of its cases.
+      sandbox: what holds answers: "bubblewrap" or "runsc".
       partial: whether the score is the share of cases that hold; else it is 1 or 0.
 
     Raises:
@@ -49,11 +50,12 @@ class CodeVerifier:
         *,
         num_workers: int = 2,
         deadline_s: float = DEADLINE_S,
+        sandbox: str = "bubblewrap",
         partial: bool = True,
         limits: Limits | None = None,
         pool: SandboxPool | None = None,
     ) -> None:
-        self._pool = pool or open_pool(num_workers=num_workers, limits=limits)
+        self._pool = pool or open_pool(num_workers=num_workers, limits=limits, sandbox=sandbox)
         self._deadline_s = deadline_s
         self._partial = partial
 

@@ -28,12 +28,15 @@ def answers(count: int) -> list[Answer]:
     return made
 
 
-def compare_code(count: int, *, rounds: int, num_workers: int, done: Progress = lambda: None) -> dict[str, list[float]]:
+def compare_code(
+    count: int, *, rounds: int, num_workers: int, sandbox: str = "bubblewrap", done: Progress = lambda: None
+) -> dict[str, list[float]]:
     """Seconds that each side takes for all answers, a round each.
 
     Args:
       count: number of answers.
       num_workers: answers at a time.
+      sandbox: what holds the answers.
       done: called after each side of a round.
 
     Raises:
@@ -41,7 +44,7 @@ def compare_code(count: int, *, rounds: int, num_workers: int, done: Progress = 
       DoorError: this machine has no sandbox.
     """
     given = answers(count)
-    verifier = create_verifier("code", deadline_s=_TIMEOUT_S, num_workers=num_workers)
+    verifier = create_verifier("code", deadline_s=_TIMEOUT_S, num_workers=num_workers, sandbox=sandbox)
 
     def isolated(answer: Answer) -> bool:
         return verifier.judge(*answer).verdict == "pass"

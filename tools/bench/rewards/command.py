@@ -1,6 +1,6 @@
 """What judging answers costs: answers judged a second, with as many at a time as there are cores.
 
-python -m tools.bench rewards [--kind code|math] [--answers 200] [--rounds 5] [--workers 2] [--json PATH]
+python -m tools.bench rewards [--kind code|math] [--answers 200] [--rounds 5] [--workers 2] [--sandbox runsc] [--json P]
 
 code: short functions with three assertions each, half of them wrong, by the verifier `code` in a sandbox of its own
 each, beside a plain Python process each, which nothing isolates. Both have to agree on every answer. Sides take
@@ -18,11 +18,13 @@ import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
 
 from learner_jax.runtime import DoorError
+from rewards.code.sandbox import TIERS
 from tools.bench import BenchmarkError
 from tools.bench.rewards.code import compare_code
 from tools.bench.rewards.mathematics import PEER, compare_math
@@ -41,12 +43,13 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--answers", type=positive, default=200, help="answers of a round (default 200)")
     parser.add_argument("--rounds", type=positive, default=5, help="turns of each side (default 5)")
     parser.add_argument("--workers", type=positive, default=min(2, os.cpu_count() or 1), help="answers at a time")
+    parser.add_argument("--sandbox", choices=TIERS, default=TIERS[0], help="code: what holds the answers")
     parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     out = console()
     with progress() as bar:
         task = bar.add_task("judging", total=2 * given.rounds)
-        compare = compare_code if given.kind == "code" else compare_math
+        compare = partial(compare_code, sandbox=given.sandbox) if given.kind == "code" else compare_math
         try:
             seconds = compare(
                 given.answers, rounds=given.rounds, num_workers=given.workers, done=lambda: bar.advance(task)
@@ -58,7 +61,8 @@ def main(argv: Sequence[str]) -> None:
     of_other = {name: ratio(seconds[name], seconds[ours]) for name in others}
     hardware = this_hardware()
     out.print(str(hardware), highlight=False, soft_wrap=True)
-    table = Table("side", "answers/s", f"{ours} over it", title=f"{given.kind}, {given.workers} at a time")
+    title = f"{given.kind}{f' in {given.sandbox}' if given.kind == 'code' else ''}, {given.workers} at a time"
+    table = Table("side", "answers/s", f"{ours} over it", title=title)
     for name, value in per_s.items():
         table.add_row(name, value.show(), of_other[name].show() if name in of_other else "1")
     out.print(table)

@@ -180,8 +180,8 @@ def broken(pool: SandboxPool, monkeypatch: pytest.MonkeyPatch, take: tuple[str, 
     """What is said of a command line that lacks some of its words."""
     whole = Bubblewrap.command
 
-    def command(self: Bubblewrap, limits: Limits, filter_descriptor: int) -> list[str]:
-        words = whole(self, limits, filter_descriptor)
+    def command(self: Bubblewrap, limits: Limits, filter_descriptor: int, name: str) -> list[str]:
+        words = whole(self, limits, filter_descriptor, name)
         at = words.index(take[0])
         assert tuple(words[at : at + len(take)]) == take
         return [*words[:at], *put, *words[at + len(take) :]]

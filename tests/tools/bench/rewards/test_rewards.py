@@ -28,7 +28,7 @@ def test_it_runs_and_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert main([*SHORT, "--json", str(out)]) == 0
     assert "30 answers/s on two cores is the aim" in capsys.readouterr().out
     record = json.loads(out.read_text())
-    assert record["settings"] == {"kind": "code", "answers": 4, "rounds": 2, "workers": 2}
+    assert record["settings"] == {"kind": "code", "answers": 4, "rounds": 2, "workers": 2, "sandbox": "bubblewrap"}
     assert record["results"]["sandbox"]["median"] > 0
     assert record["results"]["over plain subprocess"]["median"] > 0
 
