@@ -6,10 +6,10 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from learner_jax.runtime import DoorError
+from learner_jax.runtime import DoorError, Pattern, PatternError
 from rewards.contracts import ToolDefinition, schema_fault
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -102,6 +102,40 @@ def _check_schema(schema: Any, what: str) -> None:
         raise DoorError(
             f"{what}: parameters refer to {reference!r:.100}; only references that begin with # are followed"
         )
+    if {"unevaluatedProperties", "patternProperties"} <= set(_keywords(schema)):
+        raise DoorError(
+            f"{what}: parameters have unevaluatedProperties and patternProperties, which together can't be checked in "
+            f"a bounded time: use additionalProperties"
+        )
+    for pattern in _patterns(schema):
+        try:
+            Pattern(pattern)
+        except PatternError as error:
+            raise DoorError(f"{what}: parameters are no JSON schema: {error}") from None
+
+
+def _keywords(schema: Any) -> Iterator[str]:
+    if isinstance(schema, Mapping):
+        yield from map(str, schema)
+    for part in _parts(schema):
+        yield from _keywords(part)
+
+
+def _patterns(schema: Any) -> Iterator[str]:
+    """Regular expressions that a schema searches for."""
+    if isinstance(schema, Mapping):
+        if isinstance(schema.get("pattern"), str):
+            yield schema["pattern"]
+        if isinstance(schema.get("patternProperties"), Mapping):
+            yield from schema["patternProperties"]
+    for part in _parts(schema):
+        yield from _patterns(part)
+
+
+def _parts(schema: Any) -> Sequence[Any]:
+    if isinstance(schema, Mapping):
+        return list(schema.values())
+    return schema if isinstance(schema, list | tuple) else ()
 
 
 def _outside_reference(schema: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from learner_jax.runtime import WeirError, printable
+from learner_jax.runtime import SlowPatternError, WeirError, printable
 from rewards.contracts import Message, ToolDefinition
 from rewards.tools.calls import BadCall, Call
 
@@ -46,10 +46,9 @@ class Arguments:
     """
 
     def __init__(self, definition: ToolDefinition) -> None:
-        from jsonschema.validators import validator_for  # takes long to import, and most runs have no tools
+        from rewards.tools.schemas import validator_of  # takes long to import, and most runs have no tools
 
-        schema = dict(definition.parameters)
-        self._validator = validator_for(schema)(schema)
+        self._validator = validator_of(definition.parameters)
 
     def complaint(self, arguments: Mapping[str, Any]) -> str:
         """What is wrong with the arguments; "" if nothing is."""
@@ -59,6 +58,8 @@ class Arguments:
             error = best_match(self._validator.iter_errors(dict(arguments)))
         except RecursionError:
             return "the arguments are nested too deeply"
+        except SlowPatternError as slow:
+            return str(slow)
         if error is None:
             return ""
         where = "/".join(map(str, error.absolute_path))

@@ -2,6 +2,8 @@
 
 A row says it in `tags`, `sections` and `regex`, or in an object `format` with these keys. A row that says nothing is
 answered in the tags of DeepSeek-R1: `<think>...</think><answer>...</answer>` (arXiv 2501.12948, section 2.2.2).
+
+A regular expression that takes longer than a moment is tried again in a process that can be killed.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ from typing import Any
 
 import regex
 
+from learner_jax.runtime import WeirError
 from rewards.contracts import RewardResult, failed, scored
 from rewards.instructions import is_blank
 from rewards.verifiers.columns import as_text, wrong
+from rewards.verifiers.pooled import Pooled
 from rewards.verifiers.verifier import Plain, Row, RowError
 
 DEFAULT_TAGS = ("think", "answer")
-#: of processor time of the whole process, as `regex` counts it: beside other work it takes longer by the clock
-_TIMEOUT_S = 1.0
+#: of processor time of the whole process, as `regex` counts it; sensible expressions take less than a thousandth
+_AT_ONCE_S = 0.05
 _MAX_ITEMS = 100
 _KEYS = ("tags", "sections", "regex")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
@@ -29,20 +33,64 @@ _LIST_NUMBER = re.compile(r"^\d{1,3}[.)]\s+")
 _TAG = re.compile(r"[A-Za-z][\w.-]{0,63}")
 
 
-def create(*, deadline_s: float, num_workers: int) -> Plain:
-    return Plain(judge)
+class _SlowError(WeirError):
+    """The row's regular expression takes longer than it may here."""
 
 
-def judge(answer: str, row: Row) -> RewardResult:
+class FormatVerifier:
+    """Judges the form of answers; implements `rewards.verifiers.Verifier`.
+
+    Args:
+      deadline_s: longest time, by the clock, for an answer with a slow regular expression.
+      num_workers: processes for these, started with the first one.
+    """
+
+    def __init__(self, *, deadline_s: float, num_workers: int) -> None:
+        self._plain = Plain(self._judged)
+        self._deadline_s = deadline_s
+        self._slowly = Pooled(__name__, _check, deadline_s=deadline_s, num_workers=num_workers)
+
+    def judge(self, answer: str, row: Row) -> RewardResult:
+        """As the module's `judge`; a failed verdict ("timeout") where the regular expression is still not done."""
+        return self._plain.judge(answer, row)
+
+    def refusal(self, row: Row) -> str:
+        return self._plain.refusal(row)
+
+    def _judged(self, answer: str, row: Row) -> RewardResult:
+        try:
+            return judge(answer, row, regex_s=_AT_ONCE_S)
+        except _SlowError:
+            result = self._slowly.judge(answer, row)
+        if result.verdict != "timeout":
+            return result
+        return failed(f"row.regex took more than {self._deadline_s:g} s (task.score_timeout_s)", "timeout")
+
+    def close(self) -> None:
+        self._slowly.close()
+
+
+def create(*, deadline_s: float, num_workers: int) -> FormatVerifier:
+    return FormatVerifier(deadline_s=deadline_s, num_workers=num_workers)
+
+
+def _check(row: Row) -> None:
+    """Rows come here that were judged in part: nothing is left to check."""
+
+
+def judge(answer: str, row: Row, *, regex_s: float | None = None) -> RewardResult:
     """Whether the answer has the form; each thing that is asked for is a part, and the score is 1 if all are there.
 
     Tags and sections must stand once each, in this order, and hold something that can be seen. Nothing but blanks may
     stand outside of tags. A section is a line with its name, outside of blocks of code: `# Name`, `## 1. Name`,
-    `**Name**` or `Name:`. A regular expression must match the whole answer, less the blanks around it. It ends after a
-    second of the process's processor time, that of its other threads included.
+    `**Name**` or `Name:`. A regular expression must match the whole answer, less the blanks around it.
+
+    Args:
+      regex_s: bound on the regular expression, in seconds of the process's processor time; None for none.
 
     Raises:
       RowError: the row asks for something that is not understood.
+      _SlowError: the regular expression is not done.
     """
     wanted = _wanted(row)
     found: dict[str, str] = {}
@@ -53,9 +101,9 @@ def judge(answer: str, row: Row) -> RewardResult:
     if pattern := wanted.get("regex"):
         compiled = _compiled(as_text(pattern, "row.regex"))
         try:
-            is_match = compiled.fullmatch(answer.strip(), timeout=_TIMEOUT_S) is not None
+            is_match = compiled.fullmatch(answer.strip(), timeout=regex_s, concurrent=True) is not None
         except TimeoutError:
-            return failed(f"row.regex took more than {_TIMEOUT_S:g} s of processor time", "timeout")
+            raise _SlowError from None
         found["regex"] = "" if is_match else f"it doesn't match {compiled.pattern!r:.100}"
     parts = {name: float(not why) for name, why in found.items()}
     reasons = tuple(why for why in found.values() if why)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from rewards.contracts import RewardResult
-from rewards.verifiers import create_verifier
+from rewards.verifiers import Verifier, answer_format, create_verifier
 
 
 def judged(name: str, given: str, **row: Any) -> RewardResult:
@@ -93,10 +95,32 @@ def test_format(answer: str, row: dict[str, Any], why: str) -> None:
     assert not why or any(word in result.reasons[0] for word in why.split("|")), result
 
 
-def test_a_regular_expression_that_never_ends_is_a_timeout() -> None:
-    result = judged("format", "a" * 60 + "!", regex="(a|a)*$")
+@pytest.fixture
+def form() -> Iterator[Verifier]:
+    verifier = create_verifier("format", deadline_s=1.5)
+    yield verifier
+    verifier.close()
+
+
+def test_a_regular_expression_that_never_ends_is_a_timeout_by_the_clock(form: Verifier) -> None:
+    """Its process is killed, and the next answer is judged."""
+    begin = time.monotonic()
+    result = form.judge("a" * 60 + "!", {"regex": "(a|a)*$"})
     assert (result.score, result.verdict) == (None, "timeout")
-    assert result.reasons == ("row.regex took more than 1 s of processor time",)
+    assert result.reasons == ("row.regex took more than 1.5 s (task.score_timeout_s)",)
+    assert time.monotonic() - begin < 30, "the start of a process, and the deadline"
+    assert form.judge("aaa", {"regex": "(a|a)*$"}).verdict == "pass"
+
+
+def test_a_slow_regular_expression_gets_its_time_in_a_process_of_its_own(
+    form: Verifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_format, "_AT_ONCE_S", 1e-9)
+    answer, row = "<b>x</b>" + "a" * 5000 + "!", {"tags": ["b"], "regex": r"(?:a|\W|\w)*?!"}
+    slow = form.judge(answer, row)
+    monkeypatch.undo()
+    assert slow == form.judge(answer, row)
+    assert slow.parts == {"tags": 0.0, "regex": 1.0}
 
 
 @pytest.mark.parametrize("row", [{"regex": "("}, {"tags": "a b"}, {"tags": [7, {}]}, {"format": {"regx": "a"}}])
