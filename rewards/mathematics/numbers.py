@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-import mpmath
 
 from rewards.mathematics.values import AbsurdError, Apply, Expression, MathError, Name, Number, names_in, nodes
 
@@ -204,6 +203,8 @@ def _close(one: Any, other: Any) -> bool:
 def _mp() -> Any:
     """This thread's context of arithmetic: mpmath's functions change the precision of theirs while they run."""
     if not hasattr(_local, "context"):
+        import mpmath  # takes a fifth of the time in which a program starts, and only verifiers compute with it
+
         _local.context = mpmath.MPContext()
         _local.context.dps = _DIGITS
     return _local.context

@@ -20,12 +20,9 @@ import asyncio
 import random
 import re
 import secrets
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,21 +31,20 @@ import numpy as np
 import psutil
 from rich.table import Table
 
-from configs.load import load_config, save_config
-from serving_bridge.database import open_database
-from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry
-from serving_bridge.tenants import TENANTS, Accounts, DeploymentSecret
-from tools.assembly import RunPaths, build_keys, build_registry, run_paths
+from serving_bridge.routing import ReplicaRegistry
+from tools.assembly import build_registry
 from tools.bench import BenchmarkError
+from tools.bench.gateway.deployment import gateway_running, make_deployment
 from tools.bench.gateway.sides import engine_running, make_tokenizer
 from tools.bench.timing import console, json_path, positive, progress, this_hardware, write_json
 
 #: MiB an hour that count as flat
 AIM_MIB_AN_HOUR = 1.0
-_START_S, _END_S, _REQUEST_S, _REPORT_S = 120.0, 60.0, 60.0, 5.0
+_START_S, _REQUEST_S, _REPORT_S = 120.0, 60.0, 5.0
 _PARTS = 10
 _SETTLED = 0.25
-_GATEWAY = ("gateway.require_keys=true", "gateway.port=0", "sessions.record=true")
+#: every kind of limit, none of them reached
+_LIMITS = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "concurrency": 1000}
 
 
 @dataclass(frozen=True)
@@ -112,11 +108,11 @@ def main(argv: Sequence[str]) -> None:
 async def _measured(folder: Path, given: argparse.Namespace) -> tuple[list[tuple[float, float]], Growth]:
     """(minutes, MiB) of each look, and what they come to."""
     make_tokenizer(folder)
-    paths, key = _deployment(folder)
-    with engine_running(folder, pace_ms=given.pace_ms) as engine, _gateway(paths) as (process, url):
+    paths, keys = make_deployment(folder, folder, {"acme": _LIMITS}, ("sessions.record=true",))
+    with engine_running(folder, pace_ms=given.pace_ms) as engine, gateway_running(paths) as (process, url):
         reporting = asyncio.ensure_future(_reported(build_registry(paths), engine))
         try:
-            load = _Load(url, key, given.tokens, given.per_second)
+            load = _Load(url, keys["acme"], given.tokens, given.per_second)
             return await _watched(process, load, given)
         finally:
             reporting.cancel()
@@ -200,47 +196,6 @@ class _Load:
         said = "".join(re.findall(r'"content":"((?:[^"\\]|\\.)*)"', content))
         self._before = [] if again else [*messages, {"role": "assistant", "content": said}]
         self.answered += 1
-
-
-def _deployment(folder: Path) -> tuple[RunPaths, str]:
-    """A run's directory with a tenant, and the tenant's key."""
-    directory = folder / "run"
-    directory.mkdir()
-    config = load_config("stories", [f"run.directory={directory}", f"model.path={folder}", *_GATEWAY])
-    save_config(config, directory / "config.toml")
-    paths = run_paths(config)
-    build_keys(config, paths).make()
-    secret = DeploymentSecret.in_folder(paths.registry / KEYS_FOLDER, make=True)
-    database = open_database(paths.database, timeout_s=5.0, schema=TENANTS)
-    accounts = Accounts(database, secret)
-    accounts.add("acme", priority="paid", consent=True, retention_days=1)
-    accounts.set_limits("acme", {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "concurrency": 1000})
-    key = accounts.create_key("acme").key
-    database.close()
-    return paths, key
-
-
-@contextmanager
-def _gateway(paths: RunPaths) -> Iterator[tuple[psutil.Process, str]]:
-    """The gateway's process and its address."""
-    command = [sys.executable, "-m", "tools.gateway", "--config", str(paths.config)]
-    log = paths.directory / "gateway.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        end_s = time.monotonic() + _START_S
-        while not (found := re.search(r"listens at (http://\S+);", log.read_text())):
-            if process.poll() is not None or time.monotonic() > end_s:
-                raise BenchmarkError(f"the gateway does not start:\n{log.read_text()[-2000:]}")
-            time.sleep(0.1)
-        yield psutil.Process(process.pid), found[1]
-    finally:
-        process.terminate()
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 async def _reported(registry: ReplicaRegistry, engine: str) -> None:

@@ -1,0 +1,248 @@
+"""What others do to a user's latency: a neighbour beyond its quota, a learner at work, rollouts on the same replica.
+
+python -m tools.bench isolation [--seconds 8] [--rounds 7] [--per-second 4] [--tokens 16] [--rollouts 32]
+                                [--model DIR] [--json PATH]
+
+Real vLLM: one replica and the gateway, both on the first core. A user asks at random moments, alone or beside:
+
+  neighbour          another tenant sends 100 times its quota
+  learner            GRPO steps without end on the second core
+  learner restarts   the same learner, killed and started again every five seconds
+  rollouts           so many answers for training at a time on the same replica, at training's priority
+  as users           the same answers at users' priority: what the priorities are worth
+
+Blocks of all sides take turns in each round, and each round begins with another one. A ratio is the 95th percentile of
+a block over that of the user alone in the same round. A learner that is dead is the user alone.
+
+Not covered: networks, GPUs, several replicas, and long prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import psutil
+from rich.table import Table
+
+from configs.load import load_config
+from serving_bridge.settings import VLLM_PRIORITY
+from serving_bridge.text import load_tokenizer
+from serving_bridge.weights import VersionHeader, VersionWriter, WeightStore
+from tools.assembly import RunPaths, build_keys, build_registry, create_model, registered_run
+from tools.bench import BenchmarkError
+from tools.bench.gateway.deployment import START_S, check_alive, gateway_running, make_deployment, program_running
+from tools.bench.gateway.disturbance import Learner, Place, asking, rollouts
+from tools.bench.learner import Shape
+from tools.bench.timing import (
+    console,
+    json_path,
+    positive,
+    progress,
+    ratio,
+    spread,
+    this_hardware,
+    write_json,
+)
+
+ALONE, NEIGHBOUR, LEARNER, RESTARTS, ROLLOUTS, AS_USERS = (
+    "alone", "neighbour", "learner", "learner restarts", "rollouts", "as users",
+)  # fmt: skip
+#: most that the 95th percentile may grow
+AIMS = {NEIGHBOUR: 1.10, LEARNER: 1.05, RESTARTS: 1.05, ROLLOUTS: 1.15}
+_QUOTA_PER_MINUTE, _TIMES = 60, 100
+_NO_LIMITS = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "concurrency": 1000}
+_QUOTA = {"requests_per_minute": _QUOTA_PER_MINUTE, "request_burst": 5}
+_SERVING = ("serving.dtype=float32", "learner.publish_dtype=float32")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One side in one round: percentiles in milliseconds, answers, and how many of the neighbour's were refused."""
+
+    p50_ms: float
+    p95_ms: float
+    answers: int
+    refused: int = 0
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures, prints a table and the aims, and writes them as JSON where asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench isolation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seconds", type=positive, default=8, help="of a block (default 8)")
+    parser.add_argument("--rounds", type=positive, default=7, help="turns of each side (default 7)")
+    parser.add_argument("--per-second", type=positive, default=4, help="requests of the user (default 4)")
+    parser.add_argument("--tokens", type=positive, default=16, help="of an answer (default 16)")
+    parser.add_argument("--rollouts", type=positive, default=32, help="answers for training at a time (default 32)")
+    parser.add_argument("--model", type=Path, default=None, help="Hugging Face folder; by default a small random one")
+    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
+    given = parser.parse_args(argv)
+    if len(os.sched_getaffinity(0)) < 2:
+        raise BenchmarkError("users and the learner need a core each: run it where two are free")
+    hardware, out = this_hardware(), console()
+    out.print(str(hardware), highlight=False, soft_wrap=True)
+    with tempfile.TemporaryDirectory(prefix="weir-bench-") as folder:
+        rounds = _measured(Path(folder), given)
+    out.print(_table(rounds))
+    for name, aim in AIMS.items():
+        found = _ratio(rounds, name).median
+        out.print(f"{name}: {found:.2f}, at most {aim:.2f} is the aim: {'reached' if found <= aim else 'not reached'}")
+    out.print(f"load at the end {os.getloadavg()[0]:.1f}", highlight=False)
+    if given.json is not None:
+        settings = {key: str(value) for key, value in vars(given).items() if key != "json"}
+        results = [{name: asdict(block) for name, block in blocks.items()} for blocks in rounds]
+        write_json(given.json, "isolation", hardware, settings, results)
+        out.print(f"wrote {given.json}", highlight=False)
+
+
+def _measured(folder: Path, given: argparse.Namespace) -> list[dict[str, Block]]:
+    """Blocks by side, for each round."""
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    model = given.model.absolute() if given.model is not None else _small_model(folder / "model")
+    tenants: dict[str, Mapping[str, Any]] = {"user": _NO_LIMITS, "neighbour": _QUOTA}
+    paths, keys = make_deployment(folder, model, tenants, _SERVING)
+    _publish(paths, model)
+    with program_running("tools.serve", paths, core=first) as (fleet, log), gateway_running(paths, core=first) as found:
+        _until_served(paths, fleet, log)
+        learner = Learner(folder, second)
+        try:
+            return asyncio.run(_rounds(paths, Place(found[1], _eos(model)), keys, learner, given))
+        finally:
+            learner.kill()
+
+
+async def _rounds(
+    paths: RunPaths, place: Place, keys: Mapping[str, str], learner: Learner, given: argparse.Namespace
+) -> list[dict[str, Block]]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        sampling = partial(rollouts, session, _replica_of(paths), at_once=given.rollouts, eos=place.eos)
+        sides: dict[str, Callable[[], AbstractAsyncContextManager[Any]]] = {
+            ALONE: nullcontext,
+            NEIGHBOUR: partial(_neighbour, session, place, keys["neighbour"], given),
+            LEARNER: learner.working,
+            RESTARTS: learner.restarting,
+            ROLLOUTS: partial(sampling, priority=VLLM_PRIORITY["training"]),
+            AS_USERS: partial(sampling, priority=VLLM_PRIORITY["paid"]),
+        }
+        user = partial(asking, session, place, keys["user"], per_second=given.per_second, tokens=given.tokens)
+        await _until_answered(user)
+        names, found = list(sides), list[dict[str, Block]]()
+        with progress() as bar:
+            task = bar.add_task("blocks", total=len(sides) * given.rounds)
+            for number in range(given.rounds):
+                start, blocks = number % len(names), dict[str, Block]()
+                for name in names[start:] + names[:start]:
+                    async with sides[name]() as refused:
+                        heard = await user(for_s=given.seconds, seed=number)
+                    if set(heard.statuses) != {200} or len(heard.seconds) < 5:
+                        raise BenchmarkError(f"{name}: the user's answers were {dict(heard.statuses)}")
+                    p50, p95 = 1000 * np.percentile(heard.seconds, [50, 95])
+                    blocks[name] = Block(float(p50), float(p95), len(heard.seconds), sum(refused or ()))
+                    bar.update(task, advance=1, description=name)
+                found.append(blocks)
+    return found
+
+
+@asynccontextmanager
+async def _neighbour(
+    session: aiohttp.ClientSession, place: Place, key: str, given: argparse.Namespace
+) -> AsyncIterator[list[int]]:
+    """A tenant that asks 100 times as often as it may; gives the list of how many of its requests were refused."""
+    refused: list[int] = []
+    per_second = _TIMES * _QUOTA_PER_MINUTE / 60
+    task = asyncio.ensure_future(
+        asking(session, place, key, per_second=per_second, tokens=given.tokens, for_s=given.seconds + 1.0, seed=-1)
+    )
+    await asyncio.sleep(0.5)
+    try:
+        yield refused
+    finally:
+        statuses = (await task).statuses
+        refused.append(statuses[429])
+        if not statuses[429] or set(statuses) - {200, 429}:
+            raise BenchmarkError(f"the neighbour's answers were {dict(statuses)}, expected most to be 429")
+
+
+async def _until_answered(user: Callable[..., Any]) -> None:
+    """Waits for the first answers, and warms up."""
+    end_s = time.monotonic() + START_S
+    while set((await user(for_s=2.0, seed=-2)).statuses) != {200}:
+        if time.monotonic() > end_s:
+            raise BenchmarkError("the gateway does not answer")
+
+
+def _until_served(paths: RunPaths, fleet: psutil.Process, log: Path) -> None:
+    registry, end_s = build_registry(paths), time.monotonic() + 2 * START_S
+    while not registry.ready():
+        check_alive(fleet, log, end_s)
+        time.sleep(0.2)
+
+
+def _replica_of(paths: RunPaths) -> Callable[[], tuple[str, str]]:
+    """Address of the replica, and the token for its answers."""
+    registry, keys = build_registry(paths), build_keys(load_config(paths.config, []), paths)
+    row = registry.ready()[0]
+    found = row.url, keys.token("inference", row.url, row.start)
+    return lambda: found
+
+
+def _small_model(folder: Path) -> Path:
+    sizes = Shape()
+    shape = _Sizes(sizes.hidden, sizes.intermediate, sizes.layers, sizes.heads, sizes.kv_heads, sizes.head_dim)
+    create_model(folder, shape, ["Once upon a time there was a fox and a dog 0123456789-"], seed=0)
+    return folder
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int = 256
+    rope_theta: float = 1e6
+
+
+def _eos(model: Path) -> int:
+    found = load_tokenizer(model).eos_ids
+    return int(found[0])
+
+
+def _publish(paths: RunPaths, model: Path) -> None:
+    """The model as the run's first version."""
+    found = registered_run.of_folder(model, parent=None, note="")
+    store = WeightStore(paths.weights, load_config(paths.config, []).run.name)
+    VersionWriter(store).publish_full(
+        found.tensors, found.manifest.tensors, VersionHeader(0, found.manifest.golden, None)
+    )
+
+
+def _ratio(rounds: Sequence[Mapping[str, Block]], name: str) -> Any:
+    return ratio([blocks[name].p95_ms for blocks in rounds], [blocks[ALONE].p95_ms for blocks in rounds])
+
+
+def _table(rounds: Sequence[Mapping[str, Block]]) -> Table:
+    table = Table("side", "p50, ms", "p95, ms", "p95 over alone", "answers", "refused", box=None)
+    for name in rounds[0]:
+        of_side = [blocks[name] for blocks in rounds]
+        p50, p95 = spread([block.p50_ms for block in of_side]), spread([block.p95_ms for block in of_side])
+        counts = sum(block.answers for block in of_side), sum(block.refused for block in of_side)
+        table.add_row(name, p50.show(), p95.show(), _ratio(rounds, name).show(), *map(str, counts))
+    return table
