@@ -54,16 +54,15 @@ from serving_bridge.queue import Pace
 from serving_bridge.recordings import RecordingStore
 from serving_bridge.safety import Checker, Guards, GuardsForTraining, RulesForTraining, TrainingGuard
 from serving_bridge.settings import FeedbackSettings, SafetySettings
-from serving_bridge.text import load_tokenizer
+from serving_bridge.text import Tokenizer, load_tokenizer
 from tools.assembly import (
     StopRequest,
     base_model_dir,
     build_encoder,
     build_online_queue,
     clear_errors,
-    database_of,
-    opened_recordings,
     record_limits,
+    recordings_of,
     run_paths,
     working,
 )
@@ -85,9 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     console = terminal.console()
     url = arguments.place
     with clear_errors(), ExitStack() as stack:
-        opened = opened_recordings(database_of(url), timeout_s=_TIMEOUT_S)
-        database, sessions = stack.enter_context(opened)
+        database, sessions = stack.enter_context(recordings_of(url, timeout_s=_TIMEOUT_S))
         settings, safety, tokenizer = _settings(url)
+        fingerprint = "" if tokenizer is None else tokenizer.fingerprint
         checker, guard = Checker(safety), stack.enter_context(_training_guard(safety))
         store = FeedbackStore(database, settings, checker=checker)
         match arguments.command:
@@ -103,7 +102,8 @@ def main(argv: list[str] | None = None) -> None:
             case "judge":
                 asyncio.run(_judge(store, sessions, arguments, console))
             case "dataset":
-                made = Datasets(database, sessions, store, guard, tokenizer=tokenizer)
+                harmless = None if tokenizer is None else tokenizer.harmless
+                made = Datasets(database, sessions, store, guard, tokenizer=fingerprint, harmless=harmless)
                 _dataset(made, arguments, console)
             case "online":
                 _online(url, database, sessions, store, guard, console, once=arguments.once)
@@ -143,14 +143,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _settings(place: str) -> tuple[FeedbackSettings, SafetySettings, str]:
-    """The run's settings and its tokenizer's fingerprint; defaults where RUN is a URL."""
+def _settings(place: str) -> tuple[FeedbackSettings, SafetySettings, Tokenizer | None]:
+    """The run's settings and its tokenizer; defaults where RUN is a URL."""
     config = Path(place) / "config.toml"
     if not config.is_file():
-        return FeedbackSettings(), SafetySettings(), ""
+        return FeedbackSettings(), SafetySettings(), None
     loaded = load_config(config, [])
     folder = Path(base_model_dir(loaded, run_paths(loaded)))
-    tokenizer = load_tokenizer(folder).fingerprint if (folder / "tokenizer.json").is_file() else ""
+    tokenizer = load_tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
     return loaded.feedback, loaded.safety, tokenizer
 
 
@@ -200,7 +200,7 @@ def _read(path: Path, settings: FeedbackSettings) -> Iterator[Feedback]:
         if len(line) > _MAX_LINE_BYTES:
             raise FeedbackFileError(f"{path}, line {number}: more than {_MAX_LINE_BYTES} bytes, which is no feedback")
         try:
-            yield read_feedback(line, max_text_chars=settings.max_text_chars)
+            yield read_feedback(line, max_text_chars=settings.max_text_chars, max_outcome=settings.max_outcome)
         except ContractError as error:
             raise FeedbackFileError(f"{path}, line {number}: {error}; nothing was stored") from error
 

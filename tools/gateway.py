@@ -33,6 +33,7 @@ from serving_bridge.settings import GatewaySettings
 from serving_bridge.tenants import DeploymentSecret, Tenants
 from serving_bridge.text import Tokenizer, load_tokenizer
 from tools.assembly import (
+    SESSIONS,
     RunPaths,
     StopRequest,
     base_model_dir,
@@ -59,7 +60,6 @@ _SPOOL = "spool"
 #: folder in the run's directory: what the guards decided, a log for each process
 _AUDIT = "audit"
 #: folder in the run's directory: recorded answers, until the database has them
-_SESSIONS = "sessions"
 _RESTARTS = 20
 _POLL_S = 0.2
 #: beyond gateway.drain_timeout_s, for a process to end
@@ -161,9 +161,12 @@ def _recorded(
     if not settings.record:
         yield None, None
         return
-    with opened_recordings(paths.database, timeout_s=config.store.database_timeout_s) as (database, store):
+    with opened_recordings(paths.database, timeout_s=config.store.database_timeout_s, config=config) as (
+        database,
+        store,
+    ):
         checker = Checker(config.safety) if settings.redact else None
-        recorder = Recorder(settings, tokenizer, store, paths.directory / _SESSIONS, Redaction(checker))
+        recorder = Recorder(settings, tokenizer, store, paths.directory / SESSIONS, Redaction(checker))
         yield recorder, FeedbackStore(database, config.feedback, checker=checker)
 
 

@@ -15,6 +15,7 @@ from rewards.contracts import Problem, TaskError
 from rewards.data import RowTable, open_table
 from rewards.settings import ProblemSettings
 from serving_bridge.evaluation import PromptEncoder
+from serving_bridge.feedback import note_copy
 
 _NAME = "examples"
 
@@ -32,8 +33,9 @@ def supervised_examples(
       BatchError: an example is too long, or what was rendered before is damaged.
     """
     folder, facts = directory / _NAME, _facts(config, settings, encoder)
+    per_row = 2 if settings.loss == "dpo" else 1
     if folder.exists():
-        found = ExampleFiles(folder)
+        found = ExampleFiles(folder, per_row=per_row)
         if found.facts == facts:
             return found
         raise TaskError(
@@ -45,11 +47,15 @@ def supervised_examples(
         table = open_table(settings.data, reading, setting="supervised.data", options=settings.options)
     except TaskError as error:
         raise TaskError(re.sub(r"\btask\.(?=[a-z]+_column\b)", "supervised.", str(error))) from None
+    sessions: list[str] = []
     try:
-        write_examples(folder, _rendered(table, config, settings, encoder), facts)
+        note_copy(Path(settings.data), folder)  # before: a withdrawal that comes meanwhile looks for it again
+        write_examples(folder, _rendered(table, config, settings, encoder, sessions), facts, sessions)
+    except OSError as error:
+        raise TaskError(f"supervised.data {settings.data}: {error}") from error
     finally:
         table.close()
-    return ExampleFiles(folder)
+    return ExampleFiles(folder, per_row=per_row)
 
 
 def _reading(config: Config, settings: SupervisedSettings) -> ProblemSettings:
@@ -69,11 +75,13 @@ def _reading(config: Config, settings: SupervisedSettings) -> ProblemSettings:
 
 
 def _rendered(
-    table: RowTable, config: Config, settings: SupervisedSettings, encoder: PromptEncoder
+    table: RowTable, config: Config, settings: SupervisedSettings, encoder: PromptEncoder, sessions: list[str]
 ) -> Iterator[Example]:
+    """The examples of all rows; each row's recorded session is added to `sessions`."""
     longest = config.learner.sequence_length
     for number in range(len(table)):
         problem, where = table.problem(number), f"{table.origin}, row {number + 1}"
+        sessions.append(_session(problem))
         for answer in _answers(problem, settings, where):
             tokens, mask = encoder.supervised(problem, answer)
             if len(tokens) > longest:
@@ -82,6 +90,12 @@ def _rendered(
                     f"(learner.sequence_length)"
                 )
             yield tokens, mask
+
+
+def _session(problem: Problem) -> str:
+    """The recorded session that a row is from, as datasets of feedback say; "" where it says none."""
+    found = problem.metadata.get("session_id")
+    return found if isinstance(found, str) else ""
 
 
 def _answers(problem: Problem, settings: SupervisedSettings, where: str) -> list[str]:

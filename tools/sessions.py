@@ -25,10 +25,10 @@ from rich.table import Table
 
 from learner_jax.contracts import quoted
 from learner_jax.runtime import FILE_MODE, write_whole
-from serving_bridge.database import Database
-from serving_bridge.feedback import uncleaned_datasets
-from serving_bridge.recordings import Recorded, RecordingStore, SessionRow, ids_of, message_of
-from tools.assembly import clear_errors, database_of, opened_recordings
+from serving_bridge.database import Database, empty_log, is_postgres
+from serving_bridge.feedback import uncleaned_datasets, unerased_groups
+from serving_bridge.recordings import Recorded, RecordingStore, SessionRow, ids_of, message_of, settle_journals
+from tools.assembly import SESSIONS, clear_errors, recordings_of
 from tools.command_line import command_parser, positive
 from tools.reporting import terminal
 
@@ -39,7 +39,7 @@ _SHOWN = 50
 def main(argv: list[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     console = terminal.console()
-    with clear_errors(), opened_recordings(database_of(arguments.place), timeout_s=_TIMEOUT_S) as (database, store):
+    with clear_errors(), recordings_of(arguments.place, timeout_s=_TIMEOUT_S) as (database, store):
         match arguments.command:
             case None | "list":
                 _print_sessions(store, arguments, console)
@@ -48,12 +48,14 @@ def main(argv: list[str] | None = None) -> None:
             case "export":
                 _export(store, arguments, console)
             case "withdraw":
+                _take_over_journals(store, arguments.place)
                 reached = store.withdraw(tenant=arguments.tenant, user=arguments.user, session_id=arguments.session)
                 console.print(f"{len(reached):,} sessions are withdrawn, with all that was made of them")
-                _warn_of_datasets(database, console)
+                _warn_of_rest(database, console)
             case "purge":
+                _take_over_journals(store, arguments.place)
                 console.print(f"{store.purge():,} sessions were past their time, and are emptied")
-                _warn_of_datasets(database, console)
+                _warn_of_rest(database, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,11 +78,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _warn_of_datasets(database: Database, console: Console) -> None:
+def _take_over_journals(store: RecordingStore, place: str) -> None:
+    """What killed gateways of this host left goes to the database first, where a withdrawal reaches it."""
+    folder = Path(place) / SESSIONS
+    if folder.is_dir():
+        settle_journals(store, folder)
+
+
+def _warn_of_rest(database: Database, console: Console) -> None:
+    """Says what a withdrawal did not reach."""
+    if left := unerased_groups(database):
+        console.print(
+            f"[yellow]not erased: {left:,} groups in the learner's online queue; give the run's directory in place of "
+            "the database's URL, as the owner of its schema, and run `purge`",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if not (is_postgres(database.name) or empty_log(database)):
+        console.print(
+            "[yellow]deleted rows stand in the database's log until others let go of it; run `purge` again",
+            soft_wrap=True,
+        )
     for folder in uncleaned_datasets(database):
         console.print(
-            f"[yellow]not cleaned: the dataset {escape(quoted(folder, 300))} can't be reached, or is damaged; mend it, "
-            "and run `purge`",
+            f"[yellow]not cleaned: the dataset {escape(quoted(folder, 300))}, or examples that its copies.jsonl "
+            "names, can't be reached, or is damaged; mend it, and run `purge`",
             highlight=False,
             soft_wrap=True,
         )

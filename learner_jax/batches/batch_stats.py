@@ -23,7 +23,7 @@ class BatchStats:
       staleness_mean: versions that an answer's oldest token lags, on average; `staleness_max` is the largest. Both are
         of answers that are not online.
       staleness_tokens: sampled tokens of these by the versions that they lag: entry k counts those of k versions.
-      online_answers: answers of users' sessions; the figures `online_` are theirs, None or 0 without any.
+      online_groups, online_answers: of users' sessions; the figures `online_` are theirs, None or 0 without any.
       reward: mean over the answers that were judged; None if none was. A part's mean is over those that have it.
     """
 
@@ -43,6 +43,7 @@ class BatchStats:
     masked_aborted: int
     failed_verdicts: int
     unjudged_groups: int
+    online_groups: int = 0
     online_answers: int = 0
     online_tokens: int = 0
     online_reward: float | None = None
@@ -80,6 +81,7 @@ def batch_stats(
         "tokens": int(np.count_nonzero(sampled)),
         "truncated": sum(t.finish_reason == "length" for t in trajectories),
         "mixed": int(np.count_nonzero(oldest != newest)),
+        "online_groups": len({t.group_id for t in trajectories if t.source == "online"}),
         "online_answers": int(online.sum()),
         "online_judged": len(judged_online),
         "online_reward": float(sum(t.total_reward for t in judged_online)),
@@ -103,6 +105,7 @@ def batch_stats(
         truncated_share=total["truncated"] / answers,
         mixed_version_answers=total["mixed"],
         **{name: total[name] for name in asdict(counts)},
+        online_groups=total["online_groups"],
         online_answers=total["online_answers"],
         online_tokens=total["online_tokens"],
         online_reward=total["online_reward"] / total["online_judged"] if total["online_judged"] else None,

@@ -1,38 +1,43 @@
 """Supervised examples as token ids in files: rendered once, then read at random without the texts.
 
 A folder holds `tokens` of all examples in a row, the `ends` of each, and how many tokens of each are its prompt. It is
-written under another name first, so that a folder that is there is complete.
+written under another name first, so that a folder that is there is complete. Examples of a session that is withdrawn
+later are taken out of it (`learner_jax.contracts.blank_examples`); others stand in for them.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from learner_jax.batches.sequences import BatchError
 from learner_jax.batches.supervised import Example
+from learner_jax.contracts import EXAMPLE_ARRAYS, ROW_SESSIONS
 from learner_jax.runtime import sync_path
 
 _FACTS = "facts.json"
-_ARRAYS = {"tokens": np.int32, "ends": np.int64, "prompts": np.int32}
 
 
 class ExampleFiles:
-    """Examples by number; a source for grain.
+    """Examples by number.
+
+    Args:
+      per_row: examples that each row of the data has given.
 
     Raises:
       BatchError: the folder is not one that `write_examples` made.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, per_row: int = 1) -> None:
+        self._per_row = per_row
         try:
             self.facts: dict[str, str] = json.loads((folder / _FACTS).read_text())
             self._tokens, self._ends, self._prompts = (
-                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
+                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in EXAMPLE_ARRAYS
             )
         except (OSError, ValueError) as error:
             raise BatchError(
@@ -46,10 +51,24 @@ class ExampleFiles:
         return len(self._ends)
 
     def __getitem__(self, number: int) -> Example:
-        """(tokens, loss mask) of example `number`, from 0 on; the mask is on the answer."""
+        """(tokens, loss mask) of example `number`, from 0 on; the mask is on the answer.
+
+        That of the next row that is there, in the place of one that was taken out.
+
+        Raises:
+          BatchError: all were.
+        """
+        for step in range(0, len(self), self._per_row):
+            tokens, mask = self._at((number + step) % len(self))
+            if mask.any():
+                return tokens, mask  # type: ignore[return-value]
+        raise BatchError("the consent for all of these examples was withdrawn: begin another run, with others")
+
+    def _at(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         begin = int(self._ends[number - 1]) if number else 0
         tokens = np.array(self._tokens[begin : int(self._ends[number])])
-        return tokens, np.arange(len(tokens)) >= self._prompts[number]  # type: ignore[return-value]
+        prompt = int(self._prompts[number])  # after the tokens: of one that is taken out just now, nothing is learned
+        return tokens, np.arange(len(tokens)) >= prompt
 
     @property
     def longest(self) -> int:
@@ -57,11 +76,14 @@ class ExampleFiles:
         return int(np.diff(self._ends, prepend=0).max())
 
 
-def write_examples(folder: Path, examples: Iterable[Example], facts: dict[str, str]) -> None:
+def write_examples(
+    folder: Path, examples: Iterable[Example], facts: dict[str, str], sessions: Sequence[str] = ()
+) -> None:
     """Writes examples, durably and whole; their masks must be False up to the answer, and True from there on.
 
     Args:
       facts: what the ids depend on, kept beside them.
+      sessions: the recorded session of each row, "" where it is of none; may be filled while `examples` are made.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -76,9 +98,11 @@ def write_examples(folder: Path, examples: Iterable[Example], facts: dict[str, s
         np.cumsum([len(piece) for piece in pieces]),
         np.array(prompts),
     )
-    for (name, dtype), array in zip(_ARRAYS.items(), arrays, strict=True):
+    for (name, dtype), array in zip(EXAMPLE_ARRAYS.items(), arrays, strict=True):
         np.save(partial / f"{name}.npy", array.astype(dtype))
         sync_path(partial / f"{name}.npy")
+    (partial / ROW_SESSIONS).write_text(json.dumps(list(sessions)))
+    sync_path(partial / ROW_SESSIONS)
     (partial / _FACTS).write_text(json.dumps(facts, sort_keys=True))
     sync_path(partial / _FACTS)
     sync_path(partial)

@@ -40,15 +40,20 @@ class ExampleStream(Generic[T]):
 
         if not len(examples):
             raise BatchError("there are no supervised examples: supervised.data has no rows")
-        ordered = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+        self._examples = examples
+        ordered = grain.MapDataset.source(range(len(examples))).seed(seed).shuffle().repeat()
         self._batches = ordered.batch(batch_size, batch_fn=list)
         self._read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_PREFETCHED)
 
     def since(self, step: int) -> Iterator[Sequence[T]]:
-        """The examples of step `step`, from 0 on, and of all later ones, read ahead in a thread."""
+        """The examples of step `step`, from 0 on, and of all later ones.
+
+        Their order is made ahead in a thread; they are read when they are asked for, as they are by then.
+        """
         batches: Any = iter(self._batches.to_iter_dataset(self._read))
         batches.set_state({"next_index": step})
-        yield from batches
+        for numbers in batches:
+            yield [self._examples[number] for number in numbers]
 
 
 class Pairs:

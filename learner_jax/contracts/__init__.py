@@ -28,6 +28,7 @@ from learner_jax.contracts.hf_files import (
 )
 from learner_jax.contracts.hf_keys import Key
 from learner_jax.contracts.hf_tensors import OpenWeights, check_tensors, check_weights
+from learner_jax.contracts.kept_examples import EXAMPLE_ARRAYS, ROW_SESSIONS, blank_examples, is_blank
 from learner_jax.contracts.model import (
     ModelConfig,
     Parameter,
@@ -90,6 +91,7 @@ __all__ = [
     "BUILT_IN",
     "DENSE_ROWS",
     "EMBED",
+    "EXAMPLE_ARRAYS",
     "HEAD",
     "INDEX_FILE",
     "LLAMA",
@@ -107,6 +109,7 @@ __all__ = [
     "QK_NORM_ROWS",
     "QWEN2",
     "QWEN3",
+    "ROW_SESSIONS",
     "SINGLE_FILE",
     "CheckpointCopies",
     "CheckpointCopy",
@@ -134,6 +137,7 @@ __all__ = [
     "WeightFileError",
     "WeightManifest",
     "WeightPublisher",
+    "blank_examples",
     "branches_of",
     "check_group",
     "check_identity",
@@ -149,6 +153,7 @@ __all__ = [
     "encode_manifest",
     "hf_shapes",
     "hf_tensor_names",
+    "is_blank",
     "is_buffer",
     "is_number",
     "layer_row",

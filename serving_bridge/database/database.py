@@ -181,7 +181,12 @@ def absolute_url(url: str | Path, *, schema: str) -> str:
 
 
 def open_database(
-    url: str | Path, *, timeout_s: float = 30.0, waits: Waits | None = None, schema: Schema | None = None
+    url: str | Path,
+    *,
+    timeout_s: float = 30.0,
+    waits: Waits | None = None,
+    schema: Schema | None = None,
+    erases: bool = False,
 ) -> Database:
     """Opens or creates a database, and brings an older schema in it up to date.
 
@@ -189,6 +194,7 @@ def open_database(
       url: a path or `sqlite:///path`, `:memory:`, or `postgresql://...?schema=name`.
       timeout_s: bound on waiting for the database: for another process's lock, or for a server that is away.
       schema: the tables that are wanted in it; by default the queue's. Others that it holds stay as they are.
+      erases: what this connection deletes is overwritten in an SQLite file, and not only forgotten (`empty_log`).
 
     Raises:
       DatabaseError: it is not Weir's, is damaged, can't be reached, or was written by a newer build.
@@ -203,13 +209,30 @@ def open_database(
 
         database = PostgresDatabase(str(url), timeout_s=timeout_s, waits=waits)
     else:
-        database = SqliteDatabase(sqlite_path(url), timeout_s=timeout_s, waits=waits)
+        database = SqliteDatabase(sqlite_path(url), timeout_s=timeout_s, waits=waits, erases=erases)
     try:
         database.write(lambda session: migrate(session, database.name, wanted))
     except BaseException:
         database.close()
         raise
     return database
+
+
+def empty_log(database: Database, *, limit_s: float = 5.0) -> bool:
+    """Cuts the log of an SQLite file, in which deleted rows stand until it is written over.
+
+    Args:
+      limit_s: bound on waiting for other processes that read or write just now.
+
+    Returns:
+      whether it is empty; True also of a server, which keeps and cleans its own log.
+    """
+    while not isinstance(database, SqliteDatabase):
+        inner = getattr(database, "inner", None)
+        if inner is None:
+            return True
+        database = inner
+    return database.empty_log(limit_s)
 
 
 class SqliteSession:
@@ -239,7 +262,7 @@ class SqliteDatabase:
     The file must be on a local disk: WAL needs memory that all processes share. They go down with the machine.
     """
 
-    def __init__(self, path: Path, *, timeout_s: float, waits: Waits):
+    def __init__(self, path: Path, *, timeout_s: float, waits: Waits, erases: bool = False):
         self.name = str(path)
         self._timeout_s, self._waits = timeout_s, waits
         self._lock = threading.Lock()
@@ -254,6 +277,8 @@ class SqliteDatabase:
             self._connection.pragma("journal_mode", "wal")
             self._connection.pragma("synchronous", "full")
             self._synced = True
+            if erases:
+                self._connection.pragma("secure_delete", True)
             page_bytes = self._connection.pragma("page_size")
             self._connection.wal_autocheckpoint(max(1, _LOG_BYTES // page_bytes))
             self._connection.pragma("journal_size_limit", 2 * _LOG_BYTES)  # cut to it after what made the log longer
@@ -267,6 +292,20 @@ class SqliteDatabase:
 
     def close(self) -> None:
         self._connection.close()
+
+    def empty_log(self, limit_s: float) -> bool:
+        """Copies the write-ahead log into the file and cuts it to nothing; False if others read older states of it."""
+        if self.name == MEMORY:
+            return True
+        with self._lock, self._clear_errors():
+            self._connection.set_busy_timeout(int(limit_s * 1000))
+            try:
+                self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+            except apsw.BusyError:
+                return False
+            finally:
+                self._connection.set_busy_timeout(0)
+        return True
 
     def _run(self, begin: str, work: Callable[[Session], T], *, synced: bool | None = None) -> T:
         with self._lock, self._clear_errors():

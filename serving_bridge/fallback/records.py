@@ -1,13 +1,12 @@
 """What each fallback leaves: a line in a chain of hashes, a share marked for people, and examples to learn from.
 
-Texts are kept only where tenant and request both consent, and after redaction. They are not in the chain, so that they
-can be removed.
+Texts are kept only where tenant and request both consent, after redaction, and for the tenant's days. They are not in
+the chain, so that they can be removed (`texts`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from learner_jax.runtime import FILE_MODE, FOLDER_MODE
+from learner_jax.runtime import FOLDER_MODE
+from serving_bridge.fallback.texts import append
 from serving_bridge.safety import AuditError, AuditLog
 from serving_bridge.settings import Case, Policy
 
@@ -28,6 +28,7 @@ Redact = Callable[[str], str | None]
 #: cases that say something about the question; what a dead replica did is nothing to learn from
 _LEARNED_FROM = frozenset({"low_confidence", "unknown"})
 _RANGE = 2**64
+_DAY_S = 86_400.0
 _MAX_WAITING = 1_000
 
 
@@ -41,7 +42,10 @@ class Fell:
       tried: (policy, what came of it), in order.
       policy: whose answer was told; None where the error, or the model's own answer, was.
       confidence: of the model's own answer; None where it has none.
+      user: hash of the tenant's user; "" where it named none.
+      session_id: of the recorded session; "" where there is none.
       consents: whether its texts may be kept.
+      retention_days: for which they may be kept.
       answer: what was told.
       dropped: the model's own answer; "" where there was none.
       teaches: whether `answer` is one to learn from, and no text of the settings.
@@ -57,7 +61,10 @@ class Fell:
     confidence: float | None
     version: int | None
     seconds: float
+    user: str
+    session_id: str
     consents: bool
+    retention_days: int
     messages: Sequence[Mapping[str, Any]]
     answer: str
     dropped: str
@@ -73,9 +80,11 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
       answer: that was told: better than `rejected` by the judgement of the policy alone.
       rejected: the model's own answer.
       label: the case.
+      user, session_id: whose it is, for withdrawals; None in lines of earlier builds.
+      asked_s, kept_until_s: when the request came, and when the line goes, wall clock.
     """
 
-    schema: int = 1
+    schema: int = 2
     response_id: str
     tenant: str
     time_s: float
@@ -87,6 +96,10 @@ class Example(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float | None
     version: int | None
     citations: list[str]
+    user: str | None = None
+    session_id: str | None = None
+    asked_s: float = 0.0
+    kept_until_s: float | None = None
 
 
 class Records:
@@ -123,8 +136,9 @@ class Records:
         with suppress(AuditError):
             self._log.add(self._line(fell, is_sampled))
         wanted = [path for path, wants in ((self._samples, is_sampled), (self._examples, teaches)) if wants]
-        if fell.consents and wanted and self._room.acquire(blocking=False):
-            self._thread.submit(self._keep, fell, wanted)
+        keeps = fell.consents and fell.retention_days > 0
+        if keeps and wanted and self._room.acquire(blocking=False):
+            self._thread.submit(self._keep, fell, wanted, self._clock())
 
     def _line(self, fell: Fell, is_sampled: bool) -> dict[str, Any]:
         return {
@@ -144,17 +158,17 @@ class Records:
             "sampled": is_sampled,
         }
 
-    def _keep(self, fell: Fell, paths: Sequence[Path]) -> None:
+    def _keep(self, fell: Fell, paths: Sequence[Path], told_s: float) -> None:
         try:
-            if (example := self._example(fell)) is not None:
+            if (example := self._example(fell, told_s)) is not None:
                 line = msgspec.json.encode(example) + b"\n"
                 for path in paths:
                     with suppress(OSError):
-                        _append(path, line)
+                        append(path, line)
         finally:
             self._room.release()
 
-    def _example(self, fell: Fell) -> Example | None:
+    def _example(self, fell: Fell, told_s: float) -> Example | None:
         """The texts without personal data; None where a guard holds one of them back."""
         contents = [str(message.get("content") or "") for message in fell.messages]
         kept = [self._redact(text) for text in (*contents, fell.answer, fell.dropped)]
@@ -169,7 +183,7 @@ class Records:
         return Example(
             response_id=fell.told_id,
             tenant=fell.tenant,
-            time_s=round(self._clock(), 3),
+            time_s=round(told_s, 3),
             messages=messages,
             answer=answer,
             rejected=dropped,
@@ -178,6 +192,10 @@ class Records:
             confidence=fell.confidence,
             version=fell.version,
             citations=list(fell.citations),
+            user=fell.user,
+            session_id=fell.session_id,
+            asked_s=told_s - fell.seconds,
+            kept_until_s=told_s + fell.retention_days * _DAY_S,
         )
 
 
@@ -185,13 +203,3 @@ def is_chosen(response_id: str, share: float) -> bool:
     """Whether a response is in the sample: the same wherever it is asked."""
     point = int.from_bytes(hashlib.blake2b(response_id.encode(), digest_size=8, person=b"fallback").digest())
     return point / _RANGE < share
-
-
-def _append(path: Path, line: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(path, flags, FILE_MODE)
-    try:
-        while line:
-            line = line[os.write(fd, line) :]
-    finally:
-        os.close(fd)

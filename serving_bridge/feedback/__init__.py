@@ -1,15 +1,16 @@
 """Feedback about recorded answers: joined once, within a window, with consent; and the training data made of it."""
 
 from serving_bridge.feedback.arrival import IMPLICIT, KINDS, Feedback, FeedbackPiece, read_feedback
+from serving_bridge.feedback.cleaning import clean_datasets, uncleaned_datasets
+from serving_bridge.feedback.copies import note_copy
 from serving_bridge.feedback.datasets import (
     DATASET_KINDS,
     DatasetError,
     DatasetKind,
     Datasets,
-    clean_datasets,
     scores_of,
-    uncleaned_datasets,
 )
+from serving_bridge.feedback.erasure import erase_online, unerased_groups
 from serving_bridge.feedback.judge import JudgeError, NextTurnJudge, Turnabout, majority, turnabouts
 from serving_bridge.feedback.online import OnlineFeed, OnlineTerms, groups_trained, withdrawn_groups
 from serving_bridge.feedback.reactions import Reaction, reactions
@@ -45,11 +46,13 @@ __all__ = [
     "Verdict",
     "binomial_tail",
     "clean_datasets",
+    "erase_online",
     "forget_sessions",
     "group_of",
     "groups_trained",
     "is_sample",
     "majority",
+    "note_copy",
     "reactions",
     "read_feedback",
     "score_of",
@@ -57,5 +60,6 @@ __all__ = [
     "signals",
     "turnabouts",
     "uncleaned_datasets",
+    "unerased_groups",
     "withdrawn_groups",
 ]

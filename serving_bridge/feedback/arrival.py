@@ -94,8 +94,11 @@ class FeedbackPiece(msgspec.Struct, forbid_unknown_fields=True):
 _decoder = msgspec.json.Decoder(FeedbackPiece)
 
 
-def read_feedback(content: bytes, *, max_text_chars: int) -> Feedback:
+def read_feedback(content: bytes, *, max_text_chars: int, max_outcome: float = MAX_REWARD) -> Feedback:
     """The feedback in a JSON object.
+
+    Args:
+      max_outcome: largest outcome, above or below 0.
 
     Raises:
       ContractError: it is none; names the field, what was expected and what came.
@@ -123,7 +126,7 @@ def read_feedback(content: bytes, *, max_text_chars: int) -> Feedback:
         feedback_id=wire.id,
         answer_id=answer_id,
         kind=kind,
-        value=_value(kind, wire.value),
+        value=_value(kind, wire.value, max_outcome),
         text=_text(kind, wire.text, max_text_chars),
         other=other,
         rater=wire.rater,
@@ -145,8 +148,8 @@ def _answer(where: str, response_id: str, choice: int) -> str:
     return f"{response_id}/{choice}"
 
 
-def _value(kind: Kind, value: float | str | None) -> float | None:
-    bounds = _VALUES[kind]
+def _value(kind: Kind, value: float | str | None, max_outcome: float) -> float | None:
+    bounds = (-max_outcome, max_outcome) if kind == "outcome" else _VALUES[kind]
     if bounds is None:
         if value is not None:
             raise ContractError(f"value is {quoted(value, 50)}: feedback of kind {kind} has none")
@@ -157,8 +160,11 @@ def _value(kind: Kind, value: float | str | None) -> float | None:
             told = f"one of {', '.join(words)}" if words else "a number"
             raise ContractError(f"value is {quoted(value, 50)}, expected {told}")
         return _WORDS[value]
+    setting = " (feedback.max_outcome)" if kind == "outcome" else ""
     if value is None or not math.isfinite(value) or not bounds[0] <= value <= bounds[1]:
-        raise ContractError(f"value is {quoted(value, 50)}, expected a number from {bounds[0]:g} to {bounds[1]:g}")
+        raise ContractError(
+            f"value is {quoted(value, 50)}, expected a number from {bounds[0]:g} to {bounds[1]:g}{setting}"
+        )
     return float(value)
 
 

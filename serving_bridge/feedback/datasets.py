@@ -7,15 +7,10 @@ nothing that a guard of training data blocks, and lose the lines of a session th
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -23,6 +18,8 @@ import msgspec
 
 from learner_jax.runtime import PLAIN_NAME, WeirError, make_folder, write_durably
 from serving_bridge.database import Database, Session
+from serving_bridge.feedback.cleaning import PARTS, clean_datasets, described, manifest_of
+from serving_bridge.feedback.copies import MANIFEST
 from serving_bridge.feedback.scores import Score, score_of
 from serving_bridge.feedback.store import FeedbackStore, Stored
 from serving_bridge.feedback.trajectories import group_of
@@ -32,10 +29,10 @@ from serving_bridge.sessions import ChatMessage
 
 DatasetKind = Literal["supervised", "preferences", "trajectories"]
 DATASET_KINDS: tuple[DatasetKind, ...] = get_args(DatasetKind)
-MANIFEST = "manifest.json"
-PARTS = ("train", "heldout")
 #: Ratings of two answers to one turn differ at least so much where they make a pair.
 _CLEAR = 0.5
+#: Fields of a line that are texts to learn from.
+_TEXTS = ("answer", "rejected")
 _PLAIN_ROLES = ("system", "user", "assistant")
 
 
@@ -64,6 +61,7 @@ class Datasets:
     Args:
       database: whose `RECORDINGS` and `FEEDBACK` tables are there.
       guard: judges conversations as training data; what it blocks, or can't judge, is left out.
+      harmless: gives a text of a stranger without marks that structure a dialog (`serving_bridge.text`).
       clock: wall clock, seconds.
     """
 
@@ -75,10 +73,12 @@ class Datasets:
         guard: TrainingGuard,
         *,
         tokenizer: str = "",
+        harmless: Callable[[str], str] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._db, self._sessions, self._feedback, self._guard = database, sessions, feedback, guard
         self._tokenizer, self._clock = tokenizer, clock
+        self._harmless = harmless or _without_marks
 
     def make(self, name: str, kind: DatasetKind, folder: Path, *, until_s: float) -> dict[str, Any]:
         """Writes a dataset into `folder`/`name`; returns its manifest.
@@ -116,13 +116,13 @@ class Datasets:
             "until_s": until_s,
             "made_s": self._clock(),
             "tokenizer": self._tokenizer,
-            "files": {part: _described(content) for part, content in files.items()},
+            "files": {part: described(content) for part, content in files.items()},
             "left_out": dict(sorted(left_out.items())),
             "removed": 0,
         }
         write_durably(place / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
         clean_datasets(self._db)  # of what was withdrawn while it was written
-        return _manifest(place)
+        return manifest_of(place)
 
     def uses(self, session_ids: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
         """By session: datasets that it was in, and policy versions that were trained on it first."""
@@ -171,7 +171,7 @@ class Datasets:
             for example in make(recorded, own, left_out):
                 verdicts = self._guard.judged(example.conversations)
                 if (reason := why_left_out(verdicts)) is None:
-                    yield example
+                    yield replace(example, fields=self._plain(example.fields))
                 else:
                     left_out[reason] += 1
 
@@ -202,55 +202,20 @@ class Datasets:
                     fields[array] = getattr(trajectory, array).tolist()
                 yield Example(recorded.row.session_id, made_s, known_s, fields, conversations)
 
-
-def clean_datasets(database: Database) -> dict[str, int]:
-    """Removes the lines of sessions that are not kept any more; returns how many, by dataset.
-
-    A folder that can't be reached, or whose files are damaged, is tried again with the next call.
-    """
-    removed: dict[str, int] = {}
-    for (name, folder), session_ids in _still_there(database).items():
-        try:
-            with _alone(Path(folder)):
-                number = _stripped(Path(folder), session_ids)
-        except (OSError, msgspec.MsgspecError, LookupError, TypeError):
-            continue  # the others must be cleaned all the same
-        if number is None:
-            continue
-        removed[name] = number
-        database.write(partial(_mark_removed, name=name, session_ids=sorted(session_ids)))
-    return removed
+    def _plain(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields whose texts give no special token to whoever trains on them: a user may have written such."""
+        found = dict(fields)
+        for name in _TEXTS:
+            if name in found:
+                found[name] = self._harmless(found[name])
+        if "messages" in found:
+            found["messages"] = [{**told, "content": self._harmless(told["content"])} for told in found["messages"]]
+        return found
 
 
-def uncleaned_datasets(database: Database) -> list[str]:
-    """Folders of datasets that still have lines of sessions that are not kept any more."""
-    return sorted(folder for _, folder in _still_there(database))
-
-
-def _still_there(database: Database) -> dict[tuple[str, str], set[str]]:
-    """(dataset, folder) -> sessions whose lines must go."""
-    rows = database.read(
-        lambda session: session.execute(
-            "SELECT d.name, d.folder, u.session_id FROM feedback_datasets d JOIN dataset_sessions u "
-            "ON u.name = d.name LEFT JOIN recorded_sessions s ON s.session_id = u.session_id "
-            "WHERE u.removed = 0 AND (s.state IS NULL OR s.state <> 'kept') ORDER BY d.name, u.session_id"
-        )
-    )
-    gone: dict[tuple[str, str], set[str]] = {}
-    for name, folder, session_id in rows:
-        gone.setdefault((name, folder), set()).add(session_id)
-    return gone
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """While no other process of this host cleans a folder: one would write back what the other removed."""
-    file = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
+def _without_marks(text: str) -> str:
+    """A text without the usual form of special tokens, where no tokenizer is known."""
+    return text.replace("<|", "< |")
 
 
 def sessions_of(said: Mapping[str, Sequence[Stored]]) -> list[str]:
@@ -355,40 +320,3 @@ def _part(example: Example, until_s: float) -> str | None:
 def _lines(examples: Sequence[Example]) -> bytes:
     ordered = sorted(examples, key=lambda example: (example.made_s, example.session_id))
     return b"".join(msgspec.json.encode({"session_id": e.session_id, **e.fields}) + b"\n" for e in ordered)
-
-
-def _described(content: bytes) -> dict[str, Any]:
-    return {"examples": content.count(b"\n"), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _manifest(place: Path) -> dict[str, Any]:
-    return msgspec.json.decode((place / MANIFEST).read_bytes())
-
-
-def _stripped(place: Path, session_ids: set[str]) -> int | None:
-    """Writes the files of a dataset anew without the lines of these sessions; returns how many lines went.
-
-    None where the folder is not there: it can't be reached, or is being written.
-    """
-    if not (place / MANIFEST).is_file():
-        return None
-    manifest, removed = _manifest(place), 0
-    for part in PARTS:
-        path = place / f"{part}.jsonl"
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if msgspec.json.decode(line)["session_id"] not in session_ids]
-        removed += len(lines) - len(kept)
-        if len(kept) < len(lines):
-            write_durably(path, b"".join(kept))
-            manifest["files"][part] = _described(b"".join(kept))
-    if removed:
-        manifest["removed"] += removed
-        write_durably(place / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-    return removed
-
-
-def _mark_removed(session: Session, name: str, session_ids: Sequence[str]) -> None:
-    session.executemany(
-        "UPDATE dataset_sessions SET removed = 1 WHERE name = ? AND session_id = ?",
-        [(name, session_id) for session_id in session_ids],
-    )

@@ -107,8 +107,11 @@ class OnlineFeed:
                 if self._goes_on(recorded):
                     counts["not ended"] += 1
                     continue
-                if len(self._built(recorded, turn.turn_id, scores, 0)) < self._terms.min_answers:
+                group = self._built(recorded, turn.turn_id, scores, 0)
+                if len(group) < self._terms.min_answers:
                     counts["too few exact samples"] += 1
+                elif max(len(trajectory.tokens) for trajectory in group) > self._terms.max_tokens:
+                    counts["longer than learner.sequence_length"] += 1
                 elif (reason := self._why_left_out(recorded)) is not None:
                     counts[reason] += 1
                 else:
@@ -134,8 +137,7 @@ class OnlineFeed:
         }
         group_id = f"{online_run(terms.run)}/{number}"
         whole = frozenset(usable) if self._is_agents(recorded) else frozenset()
-        group = group_of(recorded, turn_id, usable, group_id=group_id, tokenizer=terms.tokenizer, whole=whole)
-        return group if all(len(t.tokens) <= terms.max_tokens for t in group) else []
+        return group_of(recorded, turn_id, usable, group_id=group_id, tokenizer=terms.tokenizer, whole=whole)
 
     def _is_agents(self, recorded: Recorded) -> bool:
         return bool(
@@ -185,7 +187,8 @@ class OnlineFeed:
             )
             if kept:
                 session.execute(
-                    "INSERT INTO online_groups VALUES (?, ?, ?, 'put', NULL, ?)", (number, turn_id, session_id, now)
+                    "INSERT INTO online_groups (number, turn_id, session_id, state, made_s) VALUES (?, ?, ?, 'put', ?)",
+                    (number, turn_id, session_id, now),
                 )
             return bool(kept)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import msgspec
 
@@ -23,8 +24,8 @@ class Reaction:
       sequence: of its last recorded answer.
       conversation: names its session's conversation and does not show it.
       arm, version: that answered.
-      thumbs_down: whether its verdicts are bad on the whole: thumbs and ratings below 0.5 on average, each rater's
-        latest word. False where nobody said anything.
+      thumbs_down: whether its verdicts are bad on the whole: voices as `score_of` has them, of thumbs and ratings, are
+        below 0.5 on average. False where nobody said anything.
       regenerated: whether its user asked for another answer.
     """
 
@@ -93,7 +94,7 @@ def _request(answer_id: str) -> str:
 
 def _said(session: Session, answer_ids: Sequence[str]) -> dict[str, tuple[bool, bool]]:
     """answer -> (its verdicts are bad, it was regenerated), of those that somebody reacted to."""
-    verdicts: dict[str, dict[tuple[str, str], float]] = {}
+    verdicts: dict[str, dict[str, dict[tuple[str, int], float]]] = {}
     regenerated: set[str] = set()
     for piece in pieces(answer_ids):
         rows = session.execute(
@@ -107,9 +108,14 @@ def _said(session: Session, answer_ids: Sequence[str]) -> dict[str, tuple[bool, 
             if kind == "regenerate":
                 regenerated.add(answer_id)
             elif value is not None:
-                verdicts.setdefault(answer_id, {})[kind, rater or f"#{sequence}"] = value
-    bad = {name for name, given in verdicts.items() if sum(given.values()) < _BAD * len(given)}
+                voice = verdicts.setdefault(answer_id, {}).setdefault(rater, {})
+                voice[kind, 0 if rater else sequence] = value
+    bad = {name for name, voices in verdicts.items() if fmean(map(_mean, voices.values())) < _BAD}
     return {name: (name in bad, name in regenerated) for name in bad | regenerated}
+
+
+def _mean(voice: dict[tuple[str, int], float]) -> float:
+    return fmean(voice.values())
 
 
 def _merged(rows: Sequence[Row], said: dict[str, tuple[bool, bool]]) -> list[Reaction]:

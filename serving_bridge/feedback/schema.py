@@ -74,5 +74,7 @@ FEEDBACK = Schema(
                 "CREATE INDEX online_groups_by_session ON online_groups (session_id)",
             ),
         ),
+        # whether the queue of online groups holds nothing of a withdrawn one any more
+        Migration(2, ("ALTER TABLE online_groups ADD COLUMN erased {int} NOT NULL DEFAULT 0",)),
     ),
 )

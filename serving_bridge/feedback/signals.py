@@ -10,6 +10,9 @@ Honest raters agree, too, since some answers are good. So a pair is held against
 tenant, and at least against that of independent raters with each one's own share of likes (Cohen, "A Coefficient of
 Agreement for Nominal Scales", 1960). The probability is the binomial's tail, times the number of pairs. Pairs that
 differ in more than 3% of their common answers are left alone.
+
+A ring would hide among its own pairs. So a rater who agrees as nearly with fewer others than it differs from is held
+against the latter. Who has the majority on its side is held against all: careful raters agree on nearly everything.
 """
 
 from __future__ import annotations
@@ -103,17 +106,44 @@ def _chances(latest: Mapping[str, Mapping[str, bool]]) -> dict[str, tuple[str, f
             common[first, second].append(latest[first][answer_id] == latest[second][answer_id])
     agreements, compared = sum(map(sum, common.values())), sum(map(len, common.values()))
     shares = {rater: (sum(a.values()) + 1) / (len(a) + 2) for rater, a in latest.items()}
+    outside = _outside_of_rings(common)
     found: dict[str, tuple[str, float]] = {}
     for (first, second), agreed in common.items():
-        if len(agreed) < _FEWEST_COMMON or sum(agreed) < _SAME_SHARE * len(agreed):
+        if not _is_suspect(agreed):
             continue
         by_chance = shares[first] * shares[second] + (1 - shares[first]) * (1 - shares[second])
-        of_others = (agreements - sum(agreed) + _PRIOR[0]) / (compared - len(agreed) + _PRIOR[1])
+        if first in outside and second in outside:
+            agree, of = (a + b for a, b in zip(outside[first], outside[second], strict=True))
+        else:
+            agree, of = agreements - sum(agreed), compared - len(agreed)
+        of_others = (agree + _PRIOR[0]) / (of + _PRIOR[1])
         p = min(1.0, binomial_tail(sum(agreed), len(agreed), max(by_chance, of_others)) * len(common))
         for one, other in ((first, second), (second, first)):
             if p < found.get(one, ("", 2.0))[1]:
                 found[one] = (other, p)
     return found
+
+
+def _is_suspect(agreed: Sequence[bool]) -> bool:
+    return len(agreed) >= _FEWEST_COMMON and sum(agreed) >= _SAME_SHARE * len(agreed)
+
+
+def _outside_of_rings(common: Mapping[tuple[str, str], Sequence[bool]]) -> dict[str, tuple[int, int]]:
+    """(agreements, common answers) of raters with those from whom they differ, where these are more than the others."""
+    alike: dict[str, int] = defaultdict(int)
+    differing: dict[str, int] = defaultdict(int)
+    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for pair, agreed in common.items():
+        if len(agreed) < _FEWEST_COMMON:
+            continue
+        for rater in pair:
+            if _is_suspect(agreed):
+                alike[rater] += 1
+            else:
+                differing[rater] += 1
+                sums[rater][0] += sum(agreed)
+                sums[rater][1] += len(agreed)
+    return {rater: (found[0], found[1]) for rater, found in sums.items() if alike[rater] < differing[rater]}
 
 
 def binomial_tail(least: int, trials: int, p: float) -> float:

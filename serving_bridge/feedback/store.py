@@ -209,9 +209,9 @@ class FeedbackStore:
         )
         if known:
             return "duplicate" if known == [(digest,)] else "conflict"
-        if arrival.rater and self._is_capped(session, tenant, arrival.rater, now):
-            return "capped"
         found = _answer(session, tenant, arrival.answer_id)
+        if self._is_capped(session, tenant, arrival, found, now):
+            return "capped"
         outcome: Outcome = "unknown"
         if found is not None and (arrival.other is None or _answer(session, tenant, arrival.other) is not None):
             outcome = "joined" if now - found[2] <= self._settings.window_s else "late"
@@ -242,10 +242,21 @@ class FeedbackStore:
         )
         return outcome if added else "duplicate"  # another process stored it at this moment
 
-    def _is_capped(self, session: Session, tenant: str, rater: str, now: float) -> bool:
+    def _is_capped(
+        self, session: Session, tenant: str, arrival: Feedback, found: tuple[str, str, float] | None, now: float
+    ) -> bool:
+        """Whether its rater gave enough for this hour; of those without a name, all together of one session.
+
+        What waits for its answer is nobody's session, so that a tenant can't fill the table with guesses. What a clock
+        that was set back left in the future is not of this hour.
+        """
+        if arrival.judge:
+            return False
+        where, value = ("", ()) if arrival.rater else (" AND session_id = ?", ("" if found is None else found[1],))
         ((number,),) = session.execute(
-            "SELECT count(*) FROM feedback WHERE tenant = ? AND rater = ? AND received_s > ?",
-            (tenant, rater, now - _HOUR_S),
+            "SELECT count(*) FROM feedback WHERE tenant = ? AND rater = ? AND received_s > ? AND received_s < ?"
+            + where,
+            (tenant, arrival.rater, now - _HOUR_S, now + _HOUR_S, *value),
         )
         return number >= self._settings.per_rater_hour
 

@@ -18,6 +18,7 @@ from serving_bridge.gateway.observations import Exchange
 from serving_bridge.gateway.requests import Asked
 from serving_bridge.gateway.service import Answer
 from serving_bridge.gateway.stand_ins import Means, Passed, Question, StandIn, stand_in
+from serving_bridge.recordings import user_of
 from serving_bridge.settings import Policy
 
 #: of what is left of a request's time, for one policy: the next one always gets its turn
@@ -150,6 +151,9 @@ class FallingBack:
                 confidence=own.confidence if own is not None else None,
                 version=own.answer.tag.version if own is not None else None,
                 seconds=seconds,
+                user=user_of(caller.tenant, asked.user),
+                session_id=own.answer.tag.session if own is not None else "",
+                retention_days=caller.retention_days,
                 consents=caller.consents and asked.consents and asked.kind == "chat",
                 messages=question.messages,
                 answer=given.found.text if given is not None else "",

@@ -27,6 +27,7 @@ from serving_bridge.gateway.bodies import ClientGone, headers_of, read_body
 from serving_bridge.gateway.callers import Caller
 from serving_bridge.gateway.errors import GatewayError, invalid, unavailable
 from serving_bridge.gateway.parts import Parts
+from serving_bridge.settings import FeedbackSettings
 
 #: of one request
 MAX_PIECES = 1000
@@ -88,7 +89,7 @@ class FeedbackRoutes:
         for number, piece in enumerate(pieces):
             where = f"feedback[{number}]: " if is_batch else ""
             try:
-                found.append(read_feedback(bytes(piece), max_text_chars=self._store.settings.max_text_chars))
+                found.append(_read(bytes(piece), self._store.settings))
             except ContractError as error:
                 raise invalid(f"{where}{error}", "feedback") from None
         outcomes = await self._stored(caller, found)
@@ -165,6 +166,10 @@ class EndSession(msgspec.Struct, forbid_unknown_fields=True):
 
     session_id: str
     user: str = ""
+
+
+def _read(piece: bytes, settings: FeedbackSettings) -> Feedback:
+    return read_feedback(piece, max_text_chars=settings.max_text_chars, max_outcome=settings.max_outcome)
 
 
 def _decoded(body: bytes, kind: type[Any]) -> Any:

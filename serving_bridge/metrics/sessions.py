@@ -30,6 +30,7 @@ SESSIONS: tuple[Metric, ...] = (
 )  # fmt: skip
 
 ONLINE: tuple[Metric, ...] = (
+    gauge("weir_learner_online_groups", "groups", "Groups of users in the newest step", "step", "online_groups"),
     gauge("weir_learner_online_answers", "answers", "Answers of users in the newest step", "step", "online_answers"),
     gauge("weir_learner_online_reward_mean", "reward", "Their mean reward", "step", "online_reward"),
     gauge(

@@ -87,12 +87,18 @@ class Blobs(Protocol):
 
 
 class BlobFolder:
-    """Files in a folder that all processes of the run see; the folder is made when the first is written."""
+    """Files in a folder that all processes of the run see; the folder is made when the first is written.
 
-    def __init__(self, folder: Path):
+    Args:
+      spare_bytes: size of all files together that are kept for the next ones to write over; 0 deletes each at once, and
+        None is half a gibibyte.
+    """
+
+    def __init__(self, folder: Path, *, spare_bytes: int | None = None):
         self.folder, self.address = folder, str(folder)
         self._spares = folder / _SPARE
-        self._spare_bytes = _SPARE_BYTES  # as far as this process knows
+        self._most_spare_bytes = _SPARE_BYTES if spare_bytes is None else spare_bytes
+        self._spare_bytes = self._most_spare_bytes  # as far as this process knows
         self._is_durable = False
 
     def identity(self) -> int:
@@ -200,10 +206,13 @@ class BlobFolder:
                 if not stat.S_ISREG(found.st_mode):
                     continue
                 num_bytes = found.st_size
-                if self._spare_bytes + num_bytes > _SPARE_BYTES:  # or fewer, as others take them
+                if not self._most_spare_bytes:
+                    path.unlink()
+                    continue
+                if self._spare_bytes + num_bytes > self._most_spare_bytes:  # or fewer, as others take them
                     self._spares.mkdir(mode=FOLDER_MODE, exist_ok=True)
                     self._spare_bytes = sum(size for _, size, _ in self.spares())
-                if self._spare_bytes + num_bytes > _SPARE_BYTES:
+                if self._spare_bytes + num_bytes > self._most_spare_bytes:
                     path.unlink()
                 else:
                     path.rename(self._spares / name)

@@ -1,14 +1,15 @@
 """Two queues as one source: rollouts, and a share of each step from users' sessions, with a bound of their own.
 
 Each queue keeps its own states, leases and watermark; a group's id says whose it is. A step takes at most its share of
-online groups, and never waits for them. What was withdrawn since it was put is buried when it is leased.
+online groups, and never waits for them. They are handed out last, when they make the step whole: consent is looked at
+then, and what was withdrawn until then is buried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from learner_jax.contracts import Lease, LeaseReport, Payloads, TrajectorySource
+from learner_jax.contracts import Lease, LeaseReport, Payloads, Trajectory, TrajectorySource
 
 ONLINE = "online"
 
@@ -45,44 +46,36 @@ class MixedSource:
         self._per_step, self._max_staleness = per_step, max_staleness
         self._withdrawn, self._trained = withdrawn, trained
         self._taken = 0
+        self._held: list[tuple[str, int, list[Trajectory]]] = []
 
     def lease_groups(self, count: int, *, trained_version: int, max_staleness: int) -> LeaseReport:
-        wanted = min(count, self._per_step - self._taken)
-        groups, dropped = [], 0
-        if wanted > 0:
+        dropped = 0
+        if (wanted := self._wanted(count)) > 0:
             report = self._online.lease_groups(
                 wanted, trained_version=trained_version, max_staleness=self._max_staleness
             )
-            gone = self._buried([group[0].group_id for group in report.groups])
-            groups = [group for group in report.groups if group[0].group_id not in gone]
             dropped = report.num_dropped_stale
-        self._taken += len(groups)
-        if len(groups) < count:
-            report = self._rollouts.lease_groups(
-                count - len(groups), trained_version=trained_version, max_staleness=max_staleness
-            )
-            groups, dropped = groups + report.groups, dropped + report.num_dropped_stale
-        return LeaseReport(groups=groups, num_dropped_stale=dropped)
+            self._held += [(group[0].group_id, 0, group) for group in report.groups]
+        if (missing := count - len(self._held)) > 0:
+            found = self._rollouts.lease_groups(missing, trained_version=trained_version, max_staleness=max_staleness)
+            return LeaseReport(groups=found.groups, num_dropped_stale=dropped + found.num_dropped_stale)
+        return LeaseReport(groups=[group for _, _, group in self._released()], num_dropped_stale=dropped)
 
     def lease(self, count: int, *, trained_version: int, max_staleness: int) -> Lease:
-        wanted = min(count, self._per_step - self._taken)
-        ids: list[str] = []
-        sizes: list[int] = []
         dropped = 0
-        if wanted > 0:
+        if (wanted := self._wanted(count)) > 0:
             found = self._online.lease(wanted, trained_version=trained_version, max_staleness=self._max_staleness)
-            gone = self._buried(found.group_ids)
-            for name, size in zip(found.group_ids, found.num_bytes, strict=True):
-                if name not in gone:
-                    ids.append(name)
-                    sizes.append(size)
             dropped = found.num_dropped_stale
-        self._taken += len(ids)
-        if len(ids) < count:
-            found = self._rollouts.lease(count - len(ids), trained_version=trained_version, max_staleness=max_staleness)
-            ids, sizes = ids + found.group_ids, sizes + found.num_bytes
-            dropped += found.num_dropped_stale
-        return Lease(group_ids=ids, num_bytes=sizes, num_dropped_stale=dropped)
+            self._held += [(name, size, []) for name, size in zip(found.group_ids, found.num_bytes, strict=True)]
+        if (missing := count - len(self._held)) > 0:
+            found = self._rollouts.lease(missing, trained_version=trained_version, max_staleness=max_staleness)
+            return Lease(found.group_ids, found.num_bytes, num_dropped_stale=dropped + found.num_dropped_stale)
+        released = self._released()
+        return Lease(
+            group_ids=[name for name, _, _ in released],
+            num_bytes=[size for _, size, _ in released],
+            num_dropped_stale=dropped,
+        )
 
     def read(self, group_ids: Sequence[str]) -> Payloads:
         rollouts, online = self._divided(group_ids)
@@ -117,7 +110,7 @@ class MixedSource:
         cursor = self._online.prompt_cursor()
         self._online.recover(online, completed_steps=completed_steps, prompt_cursor=cursor)
         self._rollouts.recover(rollouts, completed_steps=completed_steps, prompt_cursor=prompt_cursor)
-        self._taken = 0
+        self._taken, self._held = 0, []
 
     def prompt_cursor(self) -> int:
         return self._rollouts.prompt_cursor()
@@ -126,11 +119,19 @@ class MixedSource:
         self._online.finish()
         self._rollouts.finish()
 
-    def _buried(self, group_ids: Sequence[str]) -> set[str]:
-        gone = self._withdrawn(group_ids) if group_ids else set()
+    def _wanted(self, count: int) -> int:
+        """Online groups that the step may take yet."""
+        return min(count, self._per_step - self._taken) - len(self._held)
+
+    def _released(self) -> list[tuple[str, int, list[Trajectory]]]:
+        """The online groups that make the step whole, without those whose consent was taken back meanwhile."""
+        held, self._held = self._held, []
+        gone = self._withdrawn([name for name, _, _ in held]) if held else set()
         for group_id in gone:
             self._online.bury(group_id, "the consent of its user was withdrawn")
-        return gone
+        kept = [one for one in held if one[0] not in gone]
+        self._taken += len(kept)
+        return kept
 
     def _of(self, group_id: str) -> TrajectorySource:
         return self._online if group_id.startswith(self._prefix) else self._rollouts

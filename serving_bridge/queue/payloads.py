@@ -40,14 +40,17 @@ def blobs_beside(database: str) -> Path | None:
     return None if database == MEMORY or is_postgres(database) else Path(f"{sqlite_path(database)}-blobs")
 
 
-def open_blobs(place: str | Path, *, storage_timeout_s: float) -> Blobs:
+def open_blobs(place: str | Path, *, storage_timeout_s: float, spares: bool = True) -> Blobs:
     """The place of payloads that a path or a URL names.
+
+    Args:
+      spares: whether files that no row needs may be kept to be written over.
 
     Raises:
       StorageSetupError: the URL names nothing that can be opened here.
     """
     if not is_url(place):
-        return BlobFolder(Path(place))
+        return BlobFolder(Path(place)) if spares else BlobFolder(Path(place), spare_bytes=0)
     return BlobObjects(FsspecObjects(str(place), timeouts=StorageTimeouts(give_up_s=storage_timeout_s)))
 
 

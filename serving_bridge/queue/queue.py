@@ -45,6 +45,8 @@ class TrajectoryQueue:
       storage_timeout_s: bound on requests to object storage.
       timeout_s: bound on waiting for the database.
       consumer: name of this process in leases, for people.
+      erases: what ended leaves no bytes behind: deleted rows are overwritten, files that no row needs are deleted and
+        not kept as spares. For queues of users' conversations.
       database: takes the place of `url`; its schema must be there (`database.open_database`, `migrations.migrate`).
 
     Attributes:
@@ -74,13 +76,16 @@ class TrajectoryQueue:
         timeout_s: float = 30.0,
         waits: Waits | None = None,
         consumer: str = "",
+        erases: bool = False,
         database: Database | None = None,
     ):
-        opened = open_database(url, timeout_s=timeout_s, waits=waits) if database is None else database
+        opened = open_database(url, timeout_s=timeout_s, waits=waits, erases=erases) if database is None else database
         self._db = db = RepairingDatabase(opened)
         bounds = QueueBounds() if bounds is None else bounds
         place = blobs if blobs is not None else blobs_beside(db.name) if database is None else None
-        opened_blobs = None if place is None else open_blobs(place, storage_timeout_s=storage_timeout_s)
+        opened_blobs = (
+            None if place is None else open_blobs(place, storage_timeout_s=storage_timeout_s, spares=not erases)
+        )
         payloads = Payloader(limits, opened_blobs, blob_bytes=blob_bytes, max_bytes=bounds.max_group_bytes)
         self._blobs = payloads.blobs
         if self._blobs is not None and is_postgres(db.name):

@@ -222,6 +222,41 @@ def drop_stale(session: Session, trained_version: int, max_staleness: int) -> li
     return free(session, dropped)
 
 
+def erase(session: Session, group_ids: Sequence[str], indices: Sequence[int], *, now: float, reason: str) -> list[str]:
+    """Takes the payloads of groups away, whatever state they are in; returns files that must go, too.
+
+    Groups that nobody works on have ended then. A leased one keeps its row: its learner finds nothing to read, or has
+    read it already. One without a row is known as ended, so that whoever is about to put it does so in vain.
+
+    Args:
+      indices: the groups' prompts.
+    """
+    free(session, change_named(session, "erase", group_ids, also="reason = ?", values=(reason,)))
+    files: set[str] = set()
+    for piece in pieces(group_ids):
+        found = session.execute(f"SELECT sequence, blob FROM groups WHERE group_id IN ({marks(piece)})", piece)
+        files |= {blob for _, blob in found if blob is not None}
+        sequences = [sequence for sequence, _ in found]
+        if sequences:
+            session.execute(f"DELETE FROM payloads WHERE sequence IN ({marks(sequences)})", sequences)
+    missing = set(group_ids) - known(session, group_ids)
+    absent = [Record(n, index, 0, b"") for n, index in zip(group_ids, indices, strict=True) if n in missing]
+    insert_dropped(session, absent, now=now, reason=reason)
+    return sorted(files - _files_of_others(session, sorted(files), set(group_ids)))
+
+
+def _files_of_others(session: Session, files: Sequence[str], group_ids: set[str]) -> set[str]:
+    """Those of the files in which other groups than these have a payload that is needed yet."""
+    return {
+        file
+        for piece in pieces(files)
+        for file, group_id in session.execute(
+            f"SELECT blob, group_id FROM groups WHERE blob IN ({marks(piece)}) AND state IN ({_among(_HELD)})", piece
+        )
+        if group_id not in group_ids
+    }
+
+
 def recover(session: Session, consumed: Sequence[str], *, completed_steps: int, prompt_cursor: int) -> list[Row]:
     """Makes the groups agree with a checkpoint that holds the consumed ones; returns those as `change` does."""
     ended = free(session, change_named(session, "settle", consumed))

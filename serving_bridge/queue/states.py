@@ -22,6 +22,7 @@ Event = Literal[
     "bury",
     "drop",
     "age",
+    "erase",
     "requeue",
 ]
 
@@ -62,6 +63,8 @@ TRANSITIONS: Mapping[Event, Transition] = MappingProxyType(
         # Nobody took it in time: too many versions behind, or too old.
         "drop": Transition(("ready",), "dropped"),
         "age": Transition(("ready",), "dead"),
+        # Its user took the consent back, and nobody works on it.
+        "erase": Transition(("ready", "dead"), "dropped"),
         # A person gives a dead letter another chance.
         "requeue": Transition(("dead",), "ready"),
     }

@@ -1,6 +1,7 @@
 """Recorded conversations of users who consent: exact token ids, each message once, kept for a bounded time."""
 
 from serving_bridge.recordings.asked import Made, Request, Sampled
+from serving_bridge.recordings.left_behind import settle_journals
 from serving_bridge.recordings.live import Live, path_of
 from serving_bridge.recordings.recorder import Recorder, Recording
 from serving_bridge.recordings.records import (
@@ -48,6 +49,7 @@ __all__ = [
     "message_of",
     "name_of",
     "path_of",
+    "settle_journals",
     "text_of",
     "user_of",
     "versions_of",

@@ -23,6 +23,7 @@ import msgspec
 from learner_jax.runtime import WeirError
 from serving_bridge.processes import Journal, left_journals
 from serving_bridge.recordings.asked import Made, Request, Sampled
+from serving_bridge.recordings.left_behind import lines_of
 from serving_bridge.recordings.lines import Lines
 from serving_bridge.recordings.live import Live, completion_of
 from serving_bridge.recordings.records import (
@@ -250,12 +251,10 @@ class Recorder:
 
     def _adopt(self) -> None:
         for left in left_journals(self._spool):
-            for content in left.lines:
-                with suppress(msgspec.MsgspecError, UnicodeDecodeError):  # the last one may be cut off
-                    line = msgspec.json.decode(content, type=Kept)
-                    self._journal.append(content)
-                    self._pending.append(line)
-                    self.counts["adopted"] += 1
+            for content, line in lines_of(left):
+                self._journal.append(content)
+                self._pending.append(line)
+                self.counts["adopted"] += 1
             left.remove()
         self._is_due.set()
 

@@ -38,6 +38,9 @@ class RecordingStore:
       clock: wall clock, seconds.
       also: what else goes with a session that is withdrawn or whose time is over.
       after: called when that is durable, and with each purge, for what is in no database.
+
+    Attributes:
+      after: as given; more may be added.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class RecordingStore:
         after: Sequence[Callable[[], object]] = (),
     ) -> None:
         self._db, self._clock = database, clock
-        self._also, self._after = tuple(also), tuple(after)
+        self._also, self.after = tuple(also), tuple(after)
 
     def find(self, tenant: str, user: str, conversation: str, *, resume_s: float) -> Found:
         """The session of a conversation, and the generation of its user's consent.
@@ -138,9 +141,20 @@ class RecordingStore:
             return reached
 
         reached = self._db.write(work)
-        for after in self._after:
+        for after in self.after:
             after()
         return reached
+
+    def withdrawals(self) -> list[tuple[str, str, str, float]]:
+        """(tenant, hash of the user, session, time) of every withdrawal, in order; "" where one is not named."""
+        return [
+            (tenant, user, session_id, at_s)
+            for tenant, user, session_id, at_s in self._db.read(
+                lambda session: session.execute(
+                    "SELECT tenant, user_name, session_id, at_s FROM withdrawals ORDER BY sequence"
+                )
+            )
+        ]
 
     def purge(self) -> int:
         """Empties sessions whose time is over, and forgets those that were emptied long ago; returns how many ended."""
@@ -164,7 +178,7 @@ class RecordingStore:
             total += len(ended)
             if len(ended) < _AT_ONCE:
                 break
-        for after in self._after:  # also where nothing ended: what it could not reach before is tried again
+        for after in self.after:  # also where nothing ended: what it could not reach before is tried again
             after()
         return total
 

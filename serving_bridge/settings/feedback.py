@@ -21,6 +21,12 @@ class FeedbackSettings(Settings):
         ge=0,
         description="seconds after an answer before it may become an online trajectory, as scored so far",
     )
+    max_outcome: float = Field(
+        10.0,
+        gt=0,
+        le=1e6,
+        description="largest outcome or reward, above or below 0: one voice must not outweigh a batch",
+    )
     max_text_chars: int = Field(65_536, ge=1, le=1 << 20, description="longest edit, in characters")
     flood_factor: float = Field(
         20.0,

@@ -30,7 +30,7 @@ class Consenting(OneTenant):
     """Everybody consents, and is the tenant that the header names."""
 
     def authenticate(self, headers: Any) -> Caller:
-        return Caller(headers.get("x-tenant", "local"), consents=True)
+        return Caller(headers.get("x-tenant", "local"), consents=True, retention_days=30)
 
 
 class Limited(OneTenant):

@@ -59,10 +59,10 @@ class Recordings:
         after = [partial(clean_datasets, self.database)]
         return RecordingStore(self.database, clock=self.clock, also=[forget_sessions], after=after)
 
-    def datasets(self, guard: TrainingGuard | None = None) -> Datasets:
+    def datasets(self, guard: TrainingGuard | None = None, **fields: Any) -> Datasets:
         assert self.database is not None
         guard = guard or RulesForTraining(Checker(SafetySettings()))
-        return Datasets(self.database, self.store, self.feedback(), guard, tokenizer="t", clock=self.clock)
+        return Datasets(self.database, self.store, self.feedback(), guard, tokenizer="t", clock=self.clock, **fields)
 
     def feedback(self, *, redact: bool = True, **settings: Any) -> FeedbackStore:
         assert self.database is not None

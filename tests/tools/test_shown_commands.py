@@ -50,6 +50,7 @@ NOT_RUN: dict[str, str] = {
     "make demo": _JOB,
     **{f"make {target}": _SUITE for target in ("test", "soak", "properties", "shapes", "check")},
     "pip install": _INSTALLS,
+    "python users.py": "the program that the page shows; tests/system/test_online_job.py does what it does",
     "pip download": _INSTALLS,
     "python -m zipfile": "unpacks what was downloaded",
     "uv pip compile": _INSTALLS,

@@ -43,7 +43,7 @@ from tools.assembly.paths import (
 )
 from tools.assembly.placement import Here, Placement, fleets_of, hosts_of, in_role, python_of, variables_to_hand_on
 from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned
-from tools.assembly.recorded_sessions import opened_recordings
+from tools.assembly.recorded_sessions import SESSIONS, opened_recordings, recordings_of
 from tools.assembly.run_directory import Start
 from tools.assembly.start_checks import subject_of
 from tools.assembly.stop_request import StopRequest
@@ -51,6 +51,7 @@ from tools.assembly.worker_hold import WorkerHold, wait_while_held
 
 __all__ = [
     "DISK_STATUS",
+    "SESSIONS",
     "TARGETS_FOLDER",
     "CreateModelError",
     "DataSurvey",
@@ -108,6 +109,7 @@ __all__ = [
     "python_of",
     "read_arguments",
     "record_limits",
+    "recordings_of",
     "run_paths",
     "save_for_all",
     "show_dry_run",

@@ -56,9 +56,18 @@ def build_encoder(config: Config, model_dir: Path) -> tuple[PromptEncoder, Model
 
 
 def build_queue(
-    config: Config, paths: RunPaths, *, limits: RecordLimits | None = None, waits: Waits | None = None
+    config: Config,
+    paths: RunPaths,
+    *,
+    limits: RecordLimits | None = None,
+    waits: Waits | None = None,
+    erases: bool = False,
 ) -> TrajectoryQueue:
-    """The run's queue, with the bounds of [store]; without `limits`, records are not checked against a model."""
+    """The run's queue, with the bounds of [store]; without `limits`, records are not checked against a model.
+
+    Args:
+      erases: as `TrajectoryQueue` has it.
+    """
     store = config.store
     return TrajectoryQueue(
         paths.database,
@@ -77,6 +86,7 @@ def build_queue(
         storage_timeout_s=store.storage_timeout_s,
         timeout_s=store.database_timeout_s,
         waits=waits,
+        erases=erases,
     )
 
 
@@ -86,7 +96,7 @@ def build_online_queue(
     """The queue of the run's online groups: of any size, beside that of its rollouts."""
     found = None if limits is None else replace(limits, run=online_run(limits.run), group_size=0)
     beside = replace(paths, database=online_database(paths.database), blobs=f"{paths.blobs}-online")
-    return build_queue(config, beside, limits=found, waits=waits)
+    return build_queue(config, beside, limits=found, waits=waits, erases=True)
 
 
 @contextmanager

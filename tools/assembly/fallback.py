@@ -19,9 +19,7 @@ from serving_bridge.safety import Checker, Stage
 from serving_bridge.settings import FallbackSettings
 from tools.assembly.build import build_keys, build_registry
 from tools.assembly.paths import RunPaths, run_paths
-
-#: folder in the run's directory: what fallbacks left, a log for each process
-_FOLDER = "fallback"
+from tools.assembly.recorded_sessions import FALLBACK
 
 
 class FallbackError(WeirError, ValueError):
@@ -54,7 +52,7 @@ def fallback_of(config: Config, paths: RunPaths, name: str) -> Iterator[Fallback
     calibration = read_calibration(Path(settings.calibration)) if settings.calibration else None
     library = Library(settings) if settings.corpora else None
     webhook, previous = _webhook(settings), _previous(settings)
-    records = Records(paths.directory / _FOLDER, name, sample_share=settings.sample_share, redact=redact)
+    records = Records(paths.directory / FALLBACK, name, sample_share=settings.sample_share, redact=redact)
     try:
         yield Fallback(settings, calibration, library, webhook, records, previous)
     finally:

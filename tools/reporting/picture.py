@@ -31,6 +31,7 @@ from tools.reporting.figures import (
     waits_now,
     weight_updates,
 )
+from tools.reporting.online import online_figures
 from tools.reporting.shown import (
     WINDOW,
     clock,
@@ -188,6 +189,10 @@ def _flow(
     shares = staleness_shares(recent)
     if shares:
         table.add_row("tokens behind", ", ".join(f"{lag}: {percent(share)}" for lag, share in enumerate(shares)))
+    if (online := online_figures(recent)) is not None:
+        bound = config.learner.online.max_staleness
+        shown = f"{percent(online.token_share)}, {online.staleness_max} max behind (bound {bound})"
+        table.add_row("users' tokens", shown)
     mean_gap = scientific(steps[-1].get("mismatch_mean_abs_logprob") if steps else None)
     max_gap = scientific(steps[-1].get("mismatch_max_abs_logprob") if steps else None)
     table.add_row("mismatch", f"{mean_gap} mean, {max_gap} max")

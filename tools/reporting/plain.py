@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from configs.schema import Config
 from learner_jax.runtime import printable
 from serving_bridge.telemetry import Record
@@ -16,6 +18,7 @@ from tools.reporting.figures import (
     tokens_per_s,
     values,
 )
+from tools.reporting.online import online_figures
 from tools.reporting.shown import WINDOW, accuracy_now, clock, heldout_skill, number, percent, phase_now, scientific
 
 
@@ -43,9 +46,18 @@ def plain_line(history: RunHistory, config: Config) -> str:
         f"{number(tokens_per_s(intervals), 0)} tokens/s",
         f"{shares.bottleneck or 'starting'} (idle: learner {percent(shares.learner)},"
         f" rollout {percent(shares.rollout)})",
+        *online_words(recent),
         *left_out(history),
     ]
     return "  ".join(parts)
+
+
+def online_words(steps: Sequence[Record]) -> list[str]:
+    """What users' answers had in these steps; empty where there was none."""
+    found = online_figures(steps)
+    if found is None:
+        return []
+    return [f"users' answers {percent(found.token_share)} of tokens, reward {number(found.reward)}"]
 
 
 def plain_event(record: Record) -> str:

@@ -41,7 +41,7 @@ def test_each_source_has_its_own_bound() -> None:
 
 
 def test_a_run_takes_its_share_within_their_bound(params: Any, tmp_path: Path) -> None:
-    """Of six online groups of version 1 four come in time; two are too old, and rollouts take their places."""
+    """Of six online groups of version 1 one is withdrawn, and four come in time; the last is too old."""
     loss = TRUNCATED.model_copy(update={"kl": KLSettings()})
     same = {name: getattr(SETTINGS, name) for name in ("steps", "groups_per_step", "sequence_length", "checkpoint")}
     engine = make_engine(loss, online=OnlineSettings(share=0.5, max_staleness=3), **same)
@@ -70,14 +70,15 @@ def test_a_run_takes_its_share_within_their_bound(params: Any, tmp_path: Path) -
     finally:
         checkpoints.close()
     steps = log.steps()
-    assert [step["online_answers"] for step in steps] == [2, 0, 2, 2, 0, 0]  # one was withdrawn and buried
-    assert [step["online_staleness_max"] for step in steps] == [0, 0, 2, 3, 0, 0]
+    assert [step["online_answers"] for step in steps] == [2, 2, 2, 2, 0, 0]  # another took the withdrawn one's place
+    assert [step["online_groups"] for step in steps] == [1, 1, 1, 1, 0, 0]
+    assert [step["online_staleness_max"] for step in steps] == [0, 1, 2, 3, 0, 0]
     assert [step["staleness_max"] for step in steps] == [0, 1, 2, 3, 4, 5]
-    assert [step["online_reward"] for step in steps] == [0.5, None, 0.5, 0.5, None, None]
-    assert trained == [(["run/online/0"], 2), (["run/online/2"], 4), (["run/online/3"], 5)]
+    assert [step["online_reward"] for step in steps] == [0.5, 0.5, 0.5, 0.5, None, None]
+    assert trained == [([f"run/online/{n}"], version) for n, version in ((0, 2), (2, 3), (3, 4), (4, 5))]
     progress = other.admin.progress()
-    assert (progress.num_acknowledged, progress.num_dropped, progress.num_dead) == (3, 2, 1)
-    assert queue.admin.progress().num_acknowledged == 9
+    assert (progress.num_acknowledged, progress.num_dropped, progress.num_dead) == (4, 1, 1)
+    assert queue.admin.progress().num_acknowledged == 8
     queue.close()
     other.close()
 

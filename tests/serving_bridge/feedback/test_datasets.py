@@ -14,8 +14,7 @@ import pytest
 
 from rewards.data import open_table
 from rewards.settings import ProblemSettings
-from serving_bridge.feedback import DatasetError, Datasets, Feedback, uncleaned_datasets
-from serving_bridge.feedback import datasets as datasets_module
+from serving_bridge.feedback import DatasetError, Datasets, Feedback, cleaning, uncleaned_datasets
 from serving_bridge.safety import Checker, Messages, Stage, Verdict, content_of
 from serving_bridge.sessions import ChatMessage
 from serving_bridge.text import Tokenizer
@@ -191,11 +190,11 @@ def test_two_that_clean_one_dataset_bring_nothing_back(recordings: Recordings, m
     folder = recordings.folder / "pairs"
     made(recordings, "pairs", "preferences")
     first, second = (read(folder)[part][0]["session_id"] for part in ("train", "heldout"))
-    real, others = datasets_module.write_durably, list[threading.Thread]()
+    real, others = cleaning.write_durably, list[threading.Thread]()
 
     def clean(session_id: str) -> None:
-        with datasets_module._alone(folder):
-            datasets_module._stripped(folder, {session_id})
+        with cleaning._alone(folder):
+            cleaning._stripped(folder, {session_id})
 
     def late(path: Path, content: bytes) -> None:
         if not others:
@@ -204,7 +203,7 @@ def test_two_that_clean_one_dataset_bring_nothing_back(recordings: Recordings, m
             others[0].join(0.2)  # time enough, were it not to wait
         real(path, content)
 
-    monkeypatch.setattr(datasets_module, "write_durably", late)
+    monkeypatch.setattr(cleaning, "write_durably", late)
     clean(first)
     others[0].join()
     assert read(folder) == {"train": [], "heldout": []}

@@ -173,7 +173,7 @@ def test_what_is_no_sample_stays_out(world: World) -> None:
     world.recordings.clock.now_s += 61
     assert world.feed(temperature=0.7).emit() == {"too few exact samples": 1}
     assert world.feed(min_answers=2).emit() == {"too few exact samples": 1}
-    assert world.feed(max_tokens=5).emit() == {"too few exact samples": 1}
+    assert world.feed(max_tokens=5).emit() == {"longer than learner.sequence_length": 1}
     assert world.feed(pace=Pace(0, 1, 0)).emit()["put"] == 0  # the run is over
     assert world.feed().emit()["put"] == 1
 

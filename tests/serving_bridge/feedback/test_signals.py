@@ -43,6 +43,22 @@ def test_two_accounts_of_one_hand() -> None:
     assert aside(honest(0, answers=120) + pair) == {"x": "collusion", "y": "collusion"}
 
 
+@pytest.mark.parametrize("size", [3, 6])
+def test_a_ring_does_not_hide_among_its_own_pairs(size: int) -> None:
+    """Fifteen pairs of a ring of six agree on all answers: beside them, that any two do would look usual."""
+    draws = np.random.default_rng(1)
+    odd = [bool(draws.random() < 0.5) for _ in range(40)]
+    ring = [Verdict(f"x{one}", f"a{number}", odd[number]) for one in range(size) for number in range(40)]
+    assert aside(honest(2, answers=40) + ring) == {f"x{one}": "collusion" for one in range(size)}
+
+
+def test_careful_raters_are_no_ring_beside_a_careless_one() -> None:
+    for seed in range(10):
+        draws = np.random.default_rng(seed)
+        careless = [Verdict("z", f"a{number}", bool(draws.random() < 0.5)) for number in range(60)]
+        assert aside(honest(seed, error=0.005) + careless) == {}
+
+
 def test_flooding_and_flip_flop() -> None:
     flood = [Verdict("x", f"b{number}", True) for number in range(60 * 21)]
     flips = [Verdict("y", f"a{number % 6}", number // 6 % 2 == 0) for number in range(60)]

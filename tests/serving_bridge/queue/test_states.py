@@ -27,6 +27,7 @@ exhaust       x        dead          x             x             x             x
 bury          x        dead          x             x             x             x
 drop          dropped  x             x             x             x             x
 age           dead     x             x             x             x             x
+erase         dropped  x             x             x             x             dropped
 requeue       x        x             x             x             x             ready
 """
 
