@@ -200,6 +200,7 @@ def page(opened: CanaryPlace, arguments: argparse.Namespace, console: Console) -
     serve.serve(
         opened.place(arguments.namespace),
         lambda: _holder(arguments),
+        opened.log,
         host=arguments.host,
         port=arguments.port,
         token=read_token(arguments.token_env, arguments.token_file),

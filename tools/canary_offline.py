@@ -85,6 +85,10 @@ def _sizes(
     metric: MetricPolicy, effect: float, policy: CanaryPolicy, arguments: argparse.Namespace
 ) -> dict[str, float | bool | None]:
     measure = metric.measure
+    if measure.tail_of:
+        raise CanaryError(
+            f"metric {metric.name} compares shares beyond a bar that moves: expected another, e.g. {measure.tail_of}"
+        )
     baseline = measure.scaled(arguments.baseline)
     if baseline is None or effect <= -1:
         raise CanaryError(f"--baseline {arguments.baseline} or --effect {effect} is no number of metric {metric.name}")

@@ -23,7 +23,7 @@ from serving_bridge.database import Database, is_postgres, open_database
 from serving_bridge.registry import Registry, read_trusted_keys
 
 OBSERVATIONS_FILE = "observations.sqlite"
-_INDEX_FILE = "index.sqlite"
+INDEX_FILE = "index.sqlite"
 _SECRETS, _WEBHOOK_SECRET = "secrets", "webhooks.key"
 _TIMEOUT_S = 10.0
 
@@ -70,7 +70,7 @@ def opened_canary(
     """
     if not root.is_dir():
         raise CanaryError(f"{root} does not exist: expected the folder of a registry (tools.registry add makes one)")
-    index = database or root / _INDEX_FILE
+    index = database or root / INDEX_FILE
     trusted = None if trusted_key is None else read_trusted_keys(trusted_key)
     registry = Registry(root, database=database, timeout_s=_TIMEOUT_S, trusted=trusted)
 

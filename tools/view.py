@@ -2,6 +2,7 @@
 
     python -m tools.view runs/demo
     python -m tools.view runs/demo runs/other --web     (a page for browsers, at http://127.0.0.1:8790/)
+    python -m tools.view registry --web                 (the page of a registry's rollouts)
 
 attaches to a run that is going on (on this machine or through a shared file system) or shows one that has ended.
 The page overlays several runs. docs/view.md says who can reach it.
@@ -11,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import time
 from pathlib import Path
 
 from configs.load import load_past_config
 from serving_bridge.telemetry import MetricsTail
 from tools.assembly import clear_errors
+from tools.canary_place import INDEX_FILE, opened_canary
 from tools.command_line import command_parser
 from tools.dashboard import DashboardError, read_token
 from tools.reporting import LiveView
@@ -45,6 +48,11 @@ def serve_page(arguments: argparse.Namespace) -> None:
     """
     from tools.dashboard import serve  # a web server, which the view in a terminal does without
 
+    if registries := [folder for folder in arguments.run_directory if is_registry(folder)]:
+        if len(arguments.run_directory) > 1:
+            raise DashboardError(f"{registries[0]} is a registry, which has a page of its own: name it alone")
+        serve_rollouts(registries[0], arguments, port=serve.PORT if arguments.port is None else arguments.port)
+        return
     serve.serve(
         arguments.run_directory,
         host=arguments.host or serve.HOST,
@@ -53,6 +61,28 @@ def serve_page(arguments: argparse.Namespace) -> None:
         more_hosts=arguments.allow_host,
         say=lambda text: print(text, flush=True),
     )
+
+
+def is_registry(folder: Path) -> bool:
+    """Whether it is a registry's folder with its index in it, and not a run's."""
+    return (folder / INDEX_FILE).is_file() and not (folder / "config.toml").exists()
+
+
+def serve_rollouts(root: Path, arguments: argparse.Namespace, *, port: int) -> None:
+    """Serves the page of a registry's rollouts until it is stopped; `tools.canary page` serves any other namespace."""
+    from tools.rollout_page import serve
+
+    with opened_canary(root, None, None) as opened:
+        serve.serve(
+            opened.place("default"),
+            lambda: f"page ({os.getpid()}, {os.urandom(4).hex()})",
+            opened.log,
+            host=arguments.host or "127.0.0.1",
+            port=port,
+            token=read_token(arguments.token_env, arguments.token_file),
+            more_hosts=arguments.allow_host,
+            say=lambda text: print(text, flush=True),
+        )
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from serving_bridge.canary.replaying import replay
 from serving_bridge.canary.rollouts import Decided, Record, Rollout, Rollouts
 from serving_bridge.canary.schema import CANARY, OBSERVATIONS
 from serving_bridge.canary.service import Service
+from serving_bridge.canary.tails import bar_of, exceeds
 from serving_bridge.canary.training_hold import TrainingHold
 from serving_bridge.canary.training_note import TrainingNote, note_newest, read_note, write_note
 from serving_bridge.canary.webhooks import DELIVERY_HEADER, SIGNATURE_HEADER, TIME_HEADER, Messenger, signature
@@ -69,10 +70,12 @@ __all__ = [
     "TrainingHold",
     "TrainingNote",
     "Value",
+    "bar_of",
     "compare",
     "cuped",
     "decide",
     "distinct_pairs",
+    "exceeds",
     "fixed_size",
     "load_policy",
     "log_evidence",

@@ -275,8 +275,9 @@ def _look(place: Place, rollout: Rollout) -> Look:
             shadow=not step.share,
             metrics=metrics,
             cohort=cohort,
+            bars=state.bars,
         )
     except DatabaseError as error:
         return Look(now_s, passed_s, state.until, failure=quoted(str(error), 300), paused=paused)
-    counts = (seen.answers, seen.conversations, seen.dropped, dict(seen.covered), list(seen.cells))
+    counts = (seen.answers, seen.conversations, seen.dropped, dict(seen.covered), list(seen.cells), dict(seen.bars))
     return Look(now_s, passed_s, seen.until, *counts, paused=paused)

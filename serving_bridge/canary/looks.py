@@ -39,6 +39,7 @@ class Look(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       conversations: that these were of.
       dropped: observations that gateways could not write.
       covered: metric -> answers of (canary, stable) with a value.
+      bars: metric of a tail -> the bar that this look's answers give for the next look.
       failure: why there are no observations; "" where there are.
       paused: whether somebody lets nothing go on for now.
     """
@@ -51,6 +52,7 @@ class Look(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dropped: int = 0
     covered: dict[str, tuple[int, int]] = {}
     cells: list[Cell] = []
+    bars: dict[str, float] = {}
     failure: str = ""
     paused: bool = False
 
@@ -91,6 +93,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       blind: looks in a row without observations.
       silent: conversations that the canary should have had since its last one.
       uncovered: metric -> what is known of it since too few answers had a value.
+      bars: metric of a tail -> bar of the next look.
       kept: of this step.
       reference: of stable in the step before: first guesses of this step's means.
     """
@@ -104,6 +107,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     blind: int = 0
     silent: float = 0.0
     uncovered: dict[str, Uncovered] = {}
+    bars: dict[str, float] = {}
     kept: list[Kept] = []
     reference: list[Kept] = []
 

@@ -119,7 +119,7 @@ def _finding(pair: _Pair, least: float, most: float) -> Finding:
         n_stable=pair.stable.n,
         canary=pair.canary.total / pair.canary.n if pair.canary.n else None,
         stable=pair.stable.total / pair.stable.n if pair.stable.n else None,
-        margin=pair.metric.margin,
+        margin=0.0 if pair.metric.measure.tail_of else pair.metric.margin,
         at_least=told(least),
         at_most=told(most),
         is_worse=least > margin,
@@ -144,6 +144,7 @@ def _taken(policy: CanaryPolicy, step: StepPolicy, state: State, look: Look) -> 
         blind=0,
         silent=0.0 if look.conversations[0] else state.silent + _expected(policy, step, look.conversations[1]),
         uncovered=_uncovered(policy, step, state, look),
+        bars=state.bars | look.bars,
         kept=_summed(state, look),
     )
 
@@ -292,7 +293,7 @@ def _metric_waits(metric: MetricPolicy, step: StepPolicy, finding: Finding | Non
 def _advanced(state: State) -> State:
     """The state at the beginning of the next step."""
     stable = [one for one in state.kept if one.arm == "stable"]
-    return State(step=state.step + 1, until=state.until, reference=stable)
+    return State(step=state.step + 1, until=state.until, bars=state.bars, reference=stable)
 
 
 def _by_key(kept: Iterable[Kept]) -> dict[_Key, Kept]:

@@ -26,6 +26,8 @@ class Measure:
       low, high: values beyond are taken for these. The closer, the fewer samples a decision takes.
       worse: in which direction; `both` for a value that is to stay.
       in_shadow: whether answers that no user sees have it, and have it in the same way.
+      tail_of, quantile: of a metric of the upper tail, the metric whose tail it is, and from where on. Its values are
+        whether one is beyond a bar (`serving_bridge.canary.tails`).
     """
 
     kind: Kind
@@ -35,6 +37,8 @@ class Measure:
     worse: Worse
     source: Source
     in_shadow: bool
+    tail_of: str = ""
+    quantile: float = 0.0
 
     def scaled(self, value: object) -> float | None:
         """A value as a number in [0, 1]; None if it is no finite number."""
@@ -48,7 +52,12 @@ class Measure:
         return (clipped - self.low) / (self.high - self.low)
 
     def scaled_margin(self, margin: float) -> float:
-        """A margin on the scale of `scaled`. Relative where `is_log`: 0.1 is a tenth more, or a tenth less."""
+        """A margin on the scale of `scaled`. Relative where `is_log`: 0.1 is a tenth more, or a tenth less.
+
+        Of a tail it is 0: the margin is in the canary's bar.
+        """
+        if self.tail_of:
+            return 0.0
         if self.is_log:
             return math.log1p(margin) / math.log(self.high / self.low)
         return margin / (self.high - self.low)
@@ -70,6 +79,7 @@ MEASURES: dict[str, Measure] = {
     "guard": _rate(),
     "refusal": _rate(),
     "ttft_s": Measure("mean", True, 0.02, 20.0, "up", "answers", False),
+    "ttft_p95_s": Measure("rate", False, 0.0, 1.0, "up", "answers", False, "ttft_s", 0.95),
     "tokens_per_s": Measure("mean", True, 1.0, 1000.0, "down", "answers", False),
     "length": Measure("mean", True, 4.0, 4096.0, "both", "answers", True),
     "distinct": Measure("mean", False, 0.0, 1.0, "down", "answers", True),
@@ -96,6 +106,8 @@ def measure_of(name: str, low: float | None, high: float | None) -> Measure:
             f"scores that something of yours gives to answers"
         )
     found = replace(found, low=found.low if low is None else low, high=found.high if high is None else high)
+    if found.tail_of and (low is not None or high is not None):
+        raise PolicyError(f"metric {name}: low and high are of no use for a quantile; expected none")
     if not found.low < found.high or (found.is_log and found.low <= 0):
         least = "above 0" if found.is_log else "below high"
         raise PolicyError(f"metric {name}: low is {found.low} and high {found.high}; expected a low {least}")

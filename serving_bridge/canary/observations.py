@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -14,6 +14,7 @@ from learner_jax.runtime import PLAIN_NAME
 from serving_bridge.canary.errors import CanaryError
 from serving_bridge.canary.looks import ALL, ARMS, Arm, Cell
 from serving_bridge.canary.policy import MetricPolicy
+from serving_bridge.canary.tails import bar_of, exceeds
 from serving_bridge.database import Database, Row, Session
 from serving_bridge.registry import Cohort
 
@@ -142,6 +143,17 @@ class ObservationLog:
         )
         return self._db.read(lambda session: session.execute(find, (namespace, sequence, limit)))
 
+    def timed_after(
+        self, namespace: str, sequence: int, *, limit: int
+    ) -> list[tuple[int, float, str, int, bool, dict[str, float]]]:
+        """(sequence, seconds since the epoch, arm, version, shadow, measures), oldest first; no dropped ones."""
+        find = (
+            "SELECT sequence, at_s, arm, version, shadow, measures FROM observations "
+            "WHERE namespace = ? AND sequence > ? AND kind <> 'dropped' ORDER BY sequence LIMIT ?"
+        )
+        rows = self._db.read(lambda session: session.execute(find, (namespace, sequence, limit)))
+        return [(*row[:4], bool(row[4]), _measures(row[5])) for row in rows]
+
     def purge(self, before_s: float) -> int:
         """Removes those that are older, and says how many."""
 
@@ -163,6 +175,7 @@ class Seen:
     dropped: int = 0
     covered: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     cells: Sequence[Cell] = ()
+    bars: Mapping[str, float] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -181,6 +194,7 @@ class Source(Protocol):
         shadow: bool,
         metrics: Sequence[MetricPolicy],
         cohort: Cohort | None,
+        bars: Mapping[str, float],
     ) -> Seen:
         """What came after an observation.
 
@@ -188,6 +202,7 @@ class Source(Protocol):
           canary, stable: weight versions of the entries behind the arms.
           shadow: the canary's answers are those that no user saw.
           cohort: the only tenants that are compared: nobody else is dealt out at random; None for all.
+          bars: metric of a tail -> its bar for these observations.
         """
 
 
@@ -208,10 +223,11 @@ class LogSource:
         shadow: bool,
         metrics: Sequence[MetricPolicy],
         cohort: Cohort | None = None,
+        bars: Mapping[str, float] | None = None,
     ) -> Seen:
         rows = self._log.after(namespace, after)
         versions = {"canary": canary, "stable": stable}
-        return summed(rows, after, versions=versions, shadow=shadow, metrics=metrics, cohort=cohort)
+        return summed(rows, after, versions=versions, shadow=shadow, metrics=metrics, cohort=cohort, bars=bars or {})
 
 
 def summed(
@@ -222,16 +238,17 @@ def summed(
     shadow: bool,
     metrics: Sequence[MetricPolicy],
     cohort: Cohort | None = None,
+    bars: Mapping[str, float] | None = None,
 ) -> Seen:
     """The sums of rows as `ObservationLog.after` gives them; rows of other versions or tenants than asked are left out.
 
     The answers of a conversation are not independent: a conversation counts once, with the mean of its values.
     """
-    scaled: dict[str, Callable[[object], float | None]] = {one.name: one.measure.scaled for one in metrics}
     values: dict[_Group, list[float]] = {}
     talks: dict[str, set[str]] = {"canary": set(), "stable": set()}
     answers = {"canary": 0, "stable": 0}
     covered: dict[str, dict[str, int]] = {}
+    tails: dict[str, list[float]] = {one.name: [] for one in metrics if one.measure.tail_of}
     dropped, until = 0, after
     for sequence, kind, arm, version, tenant, conversation, is_shadow, measures in rows:
         until = sequence
@@ -247,10 +264,19 @@ def summed(
         if kind == "answer":
             answers[arm] += 1
             talks[arm].add(talk)
-        for name, value in found.items():
-            if name in scaled and (number := scaled[name](value)) is not None:
+        for metric in metrics:
+            name, value = metric.name, found.get(metric.measure.tail_of or metric.name)
+            if value is None or (number := metric.measure.scaled(value)) is None:
+                continue
+            covered.setdefault(name, {"canary": 0, "stable": 0})[arm] += 1
+            if name in tails:
+                number = exceeds(value, (bars or {}).get(name), metric.margin, arm)
+                if arm == "stable":
+                    tails[name].append(value)
+            if number is not None:
                 values.setdefault((name, arm, tenant, talk), []).append(number)
-                covered.setdefault(name, {"canary": 0, "stable": 0})[arm] += 1
+    quantiles = {one.name: one.measure.quantile for one in metrics}
+    new_bars = {name: bar for name, of in tails.items() if (bar := bar_of(of, quantiles[name])) is not None}
     return Seen(
         until=until,
         answers=(answers["canary"], answers["stable"]),
@@ -258,6 +284,7 @@ def summed(
         dropped=dropped,
         covered={name: (of["canary"], of["stable"]) for name, of in sorted(covered.items())},
         cells=_cells(values, {one.name: one.per_tenant for one in metrics}),
+        bars=new_bars,
     )
 
 

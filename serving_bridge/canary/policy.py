@@ -129,6 +129,7 @@ _METRICS = (
     MetricPolicy(name="guard", margin=0.01),
     MetricPolicy(name="refusal", margin=0.02),
     MetricPolicy(name="ttft_s", margin=0.1),
+    MetricPolicy(name="ttft_p95_s", margin=0.25),
     MetricPolicy(name="tokens_per_s", margin=0.1),
     MetricPolicy(name="length", margin=0.15),
     MetricPolicy(name="distinct", margin=0.03),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -90,6 +91,59 @@ class Proxy:
                 client.sendall(data)
             except OSError:
                 return
+
+
+class Gate:
+    """Passes bytes on to a server's local socket, until it is shut.
+
+    Attributes:
+      is_silent: what is sent, and who connects, waits for ever, as behind a firewall.
+    """
+
+    def __init__(self, server_socket: str) -> None:
+        self.is_silent = False
+        self._server_socket, self._is_refusing = server_socket, False
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def refuse(self, *, refuse: bool) -> None:
+        """Ends all connections, and refuses new ones until it is called again."""
+        self._is_refusing = refuse
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.refuse(refuse=True)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._is_refusing:
+                client.close()
+                continue
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._server_socket)
+            self._open += [client, server]
+            for source, target in ((client, server), (server, client)):
+                threading.Thread(target=self._pass_on, args=(source, target), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        while data := _received(source):
+            while self.is_silent and not self._is_refusing:
+                time.sleep(0.05)
+            try:
+                target.sendall(data)
+            except OSError:
+                break
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_RDWR)
 
 
 def _received(end: socket.socket) -> bytes:

@@ -37,6 +37,7 @@ follow = "aliases"
 port = 0
 [registry]
 path = "{registry}"
+database = "{database}"
 [safety]
 enabled = false
 {more}"""
@@ -107,16 +108,17 @@ class Drill:
     Args:
       models: folders of the entries 1, 2, ...; somebody has taken the responsibility for them.
       more: of the configuration.
+      database: of the registry; "" for the file in its folder.
     """
 
-    def __init__(self, folder: Path, models: Sequence[Path], more: str = "") -> None:
-        self.folder, self.run = folder, folder / "run"
+    def __init__(self, folder: Path, models: Sequence[Path], more: str = "", database: str = "") -> None:
+        self.folder, self.run, self.database = folder, folder / "run", database
         self.run.mkdir()
-        more = MORE.format(registry=folder / "registry", more=more)
+        more = MORE.format(registry=folder / "registry", database=database, more=more)
         learner = 'publish_dtype = "float32"'
         text = served_config("users", self.run, models[0], learner=learner, serving=SERVING, more=more)
         (self.run / "config.toml").write_text(text)
-        self.registry = Registry(folder / "registry")
+        self.registry = Registry(folder / "registry", database=database or None)
         for model in models:
             found = registered_run.of_folder(model, parent=None, note="")
             entry = self.registry.add(

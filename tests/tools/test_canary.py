@@ -258,6 +258,9 @@ def test_calculations_without_a_registry(tmp_path: Path, capsys: pytest.CaptureF
     found = json.loads(capsys.readouterr().out)
     assert found["as stable"]["looking_days"] == pytest.approx(found["as stable"]["looking"] / 20000)
     assert 1000 < found["worse by --effect"]["fixed"] < found["worse by --effect"]["looking"] < 50_000
+    with pytest.raises(SystemExit):
+        main([*power[:1], "--metric", "ttft_p95_s", "--baseline", "1", "--effect", "0.2", "--per-day", "20000"])
+    assert "expected another, e.g. ttft_s" in capsys.readouterr().err
     for wrong in (["--per-day", "0"], ["--deviation", "-2"]):
         with pytest.raises(SystemExit):
             main([*power, *wrong])

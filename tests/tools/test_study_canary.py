@@ -19,7 +19,7 @@ from tools.study.records import StudyError
 
 def test_cells_deal_out_the_candidates() -> None:
     cells = canary_cells(1000, 100)
-    assert sum(cell.seeds for cell in cells if cell.kind in ("same", "better", "within")) == 1000
+    assert sum(cell.seeds for cell in cells if cell.kind in ("same", "better", "within", "by_tenants")) == 1000
     assert sum(cell.seeds for cell in cells if cell.kind == "slow") == 100
     assert len({(cell.kind, cell.first) for cell in cells}) == len(cells)
 

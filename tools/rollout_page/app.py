@@ -19,6 +19,7 @@ from serving_bridge.canary import Controller, Place
 from serving_bridge.database import DatabaseError
 from serving_bridge.registry import NotHolderError
 from tools.dashboard import Access, door
+from tools.rollout_page.drift import Drift
 from tools.rollout_page.shown import page_data
 
 
@@ -37,7 +38,7 @@ class Act(msgspec.Struct, forbid_unknown_fields=True):
 _decoder = msgspec.json.Decoder(Act)
 
 
-def build_rollout_app(place: Place, access: Access, controller: Callable[[], Controller]) -> ASGIApp:
+def build_rollout_app(place: Place, access: Access, controller: Callable[[], Controller], drift: Drift) -> ASGIApp:
     """The page for an ASGI server. Buttons are there only where it has a token.
 
     Args:
@@ -50,7 +51,7 @@ def build_rollout_app(place: Place, access: Access, controller: Callable[[], Con
 
     async def rollouts(request: Request) -> Response:
         try:
-            data = await run_in_threadpool(page_data, place, can_act=can_act)
+            data = await run_in_threadpool(page_data, place, drift, can_act=can_act)
         except WeirError as error:
             raise _refused(error) from None
         return Response(msgspec.json.encode(data | {"locked": can_act}), media_type="application/json")

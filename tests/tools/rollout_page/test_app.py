@@ -12,7 +12,7 @@ from serving_bridge.canary import Controller
 from serving_bridge.database import DatabaseError
 from tests.support.canary_world import NAMESPACE, CanaryWorld
 from tools.dashboard import access
-from tools.rollout_page import build_rollout_app
+from tools.rollout_page import Drift, build_rollout_app
 
 TOKEN = "a-token-that-nobody-guesses"
 PAGE = "http://127.0.0.1:8791"
@@ -33,6 +33,7 @@ def client(world: CanaryWorld, token: str | None = TOKEN) -> TestClient:
         world.place(),
         access.access_to("127.0.0.1", 8791, token),
         lambda: Controller(world.place(), holder=f"page {next(names)}"),
+        Drift(world.log, NAMESPACE),
     )
     return TestClient(app, base_url=PAGE, follow_redirects=False)
 
@@ -58,6 +59,30 @@ def test_it_shows_versions_traffic_and_the_numbers_of_a_verdict(world: CanaryWor
     assert [one["verdict"] for one in found["looks"]] == ["next", "failure"]
     assert found["rollouts"][0]["reason"].startswith("error is worse: more by at least")
     assert any(one["is_worse"] for one in found["decision"]["findings"])
+
+
+def test_it_says_who_waits_for_what(world: CanaryWorld) -> None:
+    def waits(page: TestClient) -> list[tuple[str, str]]:
+        return [(one["who"], one["what"]) for one in page.get("/api/rollouts", headers=KEY).json()["waits"]]
+
+    with client(world) as page:
+        assert waits(page) == [("entry 2", "waits for tools.canary start")]
+        controller = world.start()
+        assert waits(page) == [("rollout 1", "waits for its first look")]
+        world.clock.now_s += 1
+        world.answers(10)
+        controller.look()
+        assert ("rollout 1", "1 s of 60") in waits(page)
+        controller.release()
+        world.rollouts.ask(NAMESPACE, "pause")
+        assert ("rollout 1", "waits for a controller: tools.canary run") in waits(page)
+        assert ("rollout 1", "waits for the controller, to pause it") in waits(page)
+        world.errors["canary"] = 0.9
+        world.pass_time()
+        controller.look()
+        assert waits(page) == [("training of default", "waits for tools.canary release")]
+        world.rollouts.release(NAMESPACE)
+        assert waits(page) == []
 
 
 def test_buttons_do_what_they_say_after_a_confirmation(world: CanaryWorld) -> None:

@@ -59,6 +59,12 @@ def test_a_rollout_is_drawn_and_aborted_after_a_confirmation(tmp_path: Path) -> 
         assert await tab.run("document.querySelectorAll('#graph path.edge').length") == 1
         assert "error" in await tab.run("document.getElementById('metrics').innerText")
         assert await tab.run("document.querySelector('#rollout .here').textContent") == "20%"
+        waits = await tab.run("document.getElementById('waits').innerText")
+        assert "rollout 1: waits for a controller: tools.canary run" in waits
+        assert await tab.run("document.querySelectorAll('#days polyline').length") == 2, "error and ttft_s"
+        await tab.resize(390, 844)
+        await tab.until("document.documentElement.scrollWidth <= innerWidth")
+        await tab.resize(1280, 900)
         await tab.run("document.getElementById('do-abort').click()")
         await tab.until("document.getElementById('confirm').open")
         assert await tab.run("document.getElementById('yes').disabled"), "not without the words"

@@ -31,7 +31,9 @@ function draw() {
   at("logout").hidden = !data.locked;
   const rollout = data.rollouts[0];
   show(at("rollout"), ...(rollout ? now(rollout) : [h("p", {}, "No rollout yet.")]));
+  show(at("waits"), data.waits.length ? h("ul", { class: "waits" }, data.waits.map((one) => h("li", {}, h("strong", {}, one.who), `: ${one.what}`))) : h("p", {}, "Nobody waits."));
   show(at("metrics"), metrics());
+  show(at("days"), drift());
   show(at("graph"), graph());
   show(at("entries"), table(["entry", "stage", "aliases", "parent", "made by", "step", "registered", "note"],
     data.entries.map((one) => [one.number, one.stage, one.aliases.join(", "), one.parent ?? "-", one.run, one.step, time(one.created_s), one.note])));
@@ -70,6 +72,28 @@ function metrics() {
         h("td", {}, one.metric + (one.direction < 0 ? " (less)" : "")), h("td", {}, one.tenant || "all"),
         h("td", {}, `${one.n_canary} / ${one.n_stable}`), h("td", {}, signed(one.at_least)), h("td", {}, signed(one.at_most)),
         h("td", {}, String(one.margin)), h("td", { class: one.is_worse ? "worse" : one.is_harmless ? "harmless" : "" }, one.is_worse ? "worse" : one.is_harmless ? "harmless" : "unclear"))))));
+}
+
+function drift() {
+  const days = data.drift.days, newest = [...days].reverse();
+  if (!days.length) return h("p", {}, "No answers of stable yet.");
+  const names = [...new Set(days.flatMap((day) => Object.keys(day.metrics)))].sort();
+  const shown = (one) => (one ? `${+one.mean.toPrecision(3)} ± ${+one.half.toPrecision(1)}` : "-");
+  return h("div", {},
+    h("p", { class: "soft" }, "Means of what users got, by day (UTC), with 95% intervals as if answers were independent." + (data.drift.is_behind ? " Older answers are still being read." : "")),
+    h("table", {}, h("thead", {}, h("tr", {}, ["metric", "", ...newest.map((day) => new Date(1000 * day.at_s).toISOString().slice(5, 10))].map((name) => h("th", { scope: "col" }, name)))),
+      h("tbody", {},
+        h("tr", {}, h("td", {}, "weight versions"), h("td", {}), newest.map((day) => h("td", {}, day.versions.join(", ") || "-"))),
+        names.map((name) => h("tr", {}, h("td", {}, name), h("td", {}, line(days.map((day) => day.metrics[name]?.mean), name)), newest.map((day) => h("td", {}, shown(day.metrics[name]))))))));
+}
+
+function line(values, name) {
+  const known = values.filter((value) => value !== undefined);
+  const low = Math.min(...known), span = Math.max(...known) - low;
+  const points = values.map((value, i) => (value === undefined ? null : [2 + 76 * (values.length > 1 ? i / (values.length - 1) : 0.5), span ? 20 - 16 * (value - low) / span : 12])).filter(Boolean);
+  return s("svg", { width: 80, height: 24, viewBox: "0 0 80 24", role: "img", "aria-label": `${name} by day` },
+    s("polyline", { class: "drawn", points: points.map((point) => point.join(",")).join(" ") }),
+    s("circle", { class: "last", cx: points.at(-1)[0], cy: points.at(-1)[1], r: 2.5 }));
 }
 
 function graph() {

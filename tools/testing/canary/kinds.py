@@ -22,6 +22,7 @@ class Kind:
     Attributes:
       adds: metric -> what is added to its rate or mean.
       times: metric -> factor of its median.
+      tails: metric -> (share of its values, factor of these).
       per_hour: metric -> what is added to its rate for each hour since the rollout began.
       tenant: the only tenant that this is for; "" for all.
       from_share: the share of traffic from which on it is so.
@@ -35,6 +36,7 @@ class Kind:
     told: str
     adds: Mapping[str, float] = field(default_factory=dict)
     times: Mapping[str, float] = field(default_factory=dict)
+    tails: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     per_hour: Mapping[str, float] = field(default_factory=dict)
     tenant: str = ""
     from_share: float = 0.0
@@ -62,6 +64,7 @@ GOOD: tuple[Kind, ...] = (
 BAD: tuple[Kind, ...] = (
     Kind("errors", "errors 0.4% to 3%", adds={"error": 0.026}),
     Kind("slow", "20% slower: first text and tokens", times={"ttft_s": 1.2, "tokens_per_s": 1 / 1.2}),
+    Kind("tail", "6% of the first texts take four times as long", tails={"ttft_s": (0.06, 4.0)}),
     Kind("toxic", "guards speak up 0.3% to 2.5%", adds={"guard": 0.022}),
     Kind("refusals", "refusals 3% to 8%", adds={"refusal": 0.05}),
     Kind(

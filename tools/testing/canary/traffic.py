@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from learner_jax.runtime import WeirError
-from serving_bridge.canary import Arm, Cell, MetricPolicy, Seen
+from serving_bridge.canary import Arm, Cell, MetricPolicy, Seen, bar_of, exceeds
 from serving_bridge.registry import Cohort, TrafficSplit
 from tools.testing.canary.kinds import COVERAGE, LOGNORMAL, NORMAL, OF_GATEWAY, RATES, Kind
 
@@ -45,6 +45,8 @@ class Traffic:
         self._kind, self._rng, self._split, self._clock, self._deaths = kind, rng, split, clock, deaths
         self._began_s = self._upto_s = clock()
         self._number = 0
+        self._bars: Mapping[str, float] = {}
+        self._new_bars: dict[str, float] = {}
 
     def last(self, namespace: str) -> int:
         return self._number
@@ -59,6 +61,7 @@ class Traffic:
         shadow: bool,
         metrics: Sequence[MetricPolicy],
         cohort: Cohort | None,
+        bars: Mapping[str, float],
     ) -> Seen:
         if self._rng.random() < self._deaths:
             raise ControllerKilled("killed")
@@ -74,6 +77,7 @@ class Traffic:
         counts: dict[Arm, int] = {arm: int(numbers[is_compared].sum()) for arm, numbers in arms.items()}
         cells: list[Cell] = []
         covered: dict[str, dict[Arm, int]] = {}
+        self._bars, self._new_bars = bars, {}
         for arm, numbers in arms.items():
             of_tenants = [int(n) for n in numbers * is_compared]
             for metric in metrics:
@@ -88,6 +92,7 @@ class Traffic:
             conversations=(counts["canary"], counts["stable"]),
             covered={name: (of["canary"], of["stable"]) for name, of in covered.items()},
             cells=cells,
+            bars=self._new_bars,
         )
 
     def _dealt(
@@ -114,13 +119,20 @@ class Traffic:
         if shadow and arm == "canary" and not metric.measure.in_shadow:
             return []
         sums: list[tuple[str, int, float, float]] = []
+        of_tail, name = list[np.ndarray](), metric.measure.tail_of or metric.name
         for tenant, arrived in zip(TENANTS, of_tenants, strict=True):
             count = int(self._rng.binomial(arrived, COVERAGE.get(metric.name, 1.0)))
             differs = is_off and self._kind.tenant in ("", tenant)
-            if self._kind.lies and metric.name in OF_GATEWAY:
+            if self._kind.lies and name in OF_GATEWAY:
                 differs = False
-            values = self._scaled(metric, self._drawn(metric.name, count, now_s, differs=differs))
+            drawn = self._drawn(name, count, now_s, differs=differs)
+            of_tail.append(drawn)
+            values = self._scaled(metric, drawn, arm)
+            count = values.size
             sums.append((tenant, count, float(values.sum()), float((values * values).sum())))
+        if metric.measure.tail_of and arm == "stable":
+            bar = bar_of(np.concatenate(of_tail), metric.measure.quantile)
+            self._new_bars |= {} if bar is None else {metric.name: bar}
         number, total, squares = np.array([one[1:] for one in sums]).sum(axis=0).tolist()
         cells = [Cell(metric.name, arm, "", number, total, squares)]
         if metric.per_tenant:
@@ -137,14 +149,20 @@ class Traffic:
         if name in LOGNORMAL:
             median, sigma = LOGNORMAL[name]
             busy = 1 + 0.3 * (1 - math.cos(2 * math.pi * now_s / _DAY_S)) / 2 if name == "ttft_s" else 1.0
-            factor = kind.times.get(name, 1.0) if differs else 1.0
+            factor: float | np.ndarray = kind.times.get(name, 1.0) if differs else 1.0
+            if differs and name in kind.tails:
+                share, slower = kind.tails[name]
+                factor = np.where(self._rng.random(count) < share, slower, 1.0)
             return median * busy * factor * np.exp(sigma * self._rng.standard_normal(count))
         mean, deviation = NORMAL[name]
         return mean + added + deviation * self._rng.standard_normal(count)
 
-    @staticmethod
-    def _scaled(metric: MetricPolicy, values: np.ndarray) -> np.ndarray:
+    def _scaled(self, metric: MetricPolicy, values: np.ndarray, arm: Arm) -> np.ndarray:
         measure = metric.measure
+        if measure.tail_of:
+            bar = self._bars.get(metric.name)
+            found = [exceeds(value, bar, metric.margin, arm) for value in values.tolist()] if bar is not None else []
+            return np.array(found, dtype=np.float64)
         clipped = np.clip(values, measure.low, measure.high)
         if measure.is_log:
             return np.log(clipped / measure.low) / math.log(measure.high / measure.low)
