@@ -34,7 +34,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from serving_bridge.canary import CanaryPolicy, Controller, Messenger, Service, load_policy, note_newest, replay
+from serving_bridge.canary import CanaryPolicy, Controller, Service, load_policy, note_newest, replay
+from serving_bridge.notices import Messenger
 from serving_bridge.registry import NotHolderError
 from tools.assembly import StopRequest, clear_errors
 from tools.canary_feedback import add_feedback_command, follow_feedback

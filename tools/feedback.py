@@ -171,6 +171,12 @@ def _print(store: FeedbackStore, console: Console, *, listed: bool, limit: int) 
         counts = store.counts()
         for outcome in OUTCOMES:
             console.print(f"{counts[outcome]:>10,} {outcome}", highlight=False)
+        for state, number in store.notices().items():
+            if number:
+                told = (
+                    "messages to webhooks wait" if state == "waiting" else "messages to webhooks were taken by nobody"
+                )
+                console.print(f"{number:>10,} {told}", highlight=False)
         return
     table = Table("answer", "kind", "value", "outcome", "rater", "text", box=None)
     for one in store.listed(limit):

@@ -10,6 +10,7 @@ in flight finish, at most gateway.drain_timeout_s; a second one ends everything 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -18,18 +19,20 @@ from pathlib import Path
 import uvloop
 
 from configs.schema import Config
-from learner_jax.runtime import Waits, printable
+from learner_jax.runtime import Waits, WeirError, printable
 from serving_bridge.canary import Observer
-from serving_bridge.feedback import FeedbackStore
+from serving_bridge.database import open_database
+from serving_bridge.feedback import FEEDBACK, FEEDBACK_NOTICES, FeedbackStore
 from serving_bridge.gateway import Gateway, GuardedGateway, Split, TenantAdmission, listener, split_of
 from serving_bridge.guard_models import served_guards
 from serving_bridge.metrics import Exporter
+from serving_bridge.notices import Messenger
 from serving_bridge.processes import Supervisor, python_module
 from serving_bridge.recordings import Recorder, Redaction
 from serving_bridge.registry import Registry
 from serving_bridge.routing import KEYS_FOLDER
 from serving_bridge.safety import AuditLog, Checker, Guards
-from serving_bridge.settings import GatewaySettings
+from serving_bridge.settings import FeedbackSettings, GatewaySettings
 from serving_bridge.tenants import DeploymentSecret, Tenants
 from serving_bridge.text import Tokenizer, load_tokenizer
 from tools.assembly import (
@@ -59,7 +62,8 @@ _ADMIN_HOST = "127.0.0.1"
 _SPOOL = "spool"
 #: folder in the run's directory: what the guards decided, a log for each process
 _AUDIT = "audit"
-#: folder in the run's directory: recorded answers, until the database has them
+#: shortest key of messages
+_MIN_KEY = 16
 _RESTARTS = 20
 _POLL_S = 0.2
 #: beyond gateway.drain_timeout_s, for a process to end
@@ -68,6 +72,12 @@ _END_S = 10.0
 
 class NotReadyError(OSError):
     """What /ready answers with 503."""
+
+
+class WebhookKeyError(WeirError, ValueError):
+    """There is no key to sign messages with."""
+
+    can_heal = False
 
 
 def main() -> None:
@@ -161,13 +171,37 @@ def _recorded(
     if not settings.record:
         yield None, None
         return
-    with opened_recordings(paths.database, timeout_s=config.store.database_timeout_s, config=config) as (
-        database,
-        store,
-    ):
+    timeout_s = config.store.database_timeout_s
+    with opened_recordings(paths.database, timeout_s=timeout_s, config=config) as (database, store):
         checker = Checker(config.safety) if settings.redact else None
         recorder = Recorder(settings, tokenizer, store, paths.directory / SESSIONS, Redaction(checker))
-        yield recorder, FeedbackStore(database, config.feedback, checker=checker)
+        with _told_of_feedback(config.feedback, paths.database, timeout_s):
+            yield recorder, FeedbackStore(database, config.feedback, checker=checker)
+
+
+@contextmanager
+def _told_of_feedback(settings: FeedbackSettings, url: str, timeout_s: float) -> Iterator[None]:
+    """Sends messages to feedback.webhooks, from a thread of its own.
+
+    Raises:
+      WebhookKeyError: there is no key to sign them with.
+    """
+    if not settings.webhooks:
+        yield
+        return
+    key = os.environ.get(settings.webhook_secret_env, "")
+    if len(key) < _MIN_KEY:
+        raise WebhookKeyError(
+            f"feedback.webhook_secret_env names {settings.webhook_secret_env}, which holds no key of {_MIN_KEY} "
+            "characters or more"
+        )
+    database = open_database(url, timeout_s=timeout_s, schema=FEEDBACK, erases=True)
+    messenger = Messenger(database, key.encode(), table=FEEDBACK_NOTICES, keeps=False)
+    messenger.start()
+    try:
+        yield
+    finally:
+        messenger.close()
 
 
 def _listen(gateway: Gateway, settings: GatewaySettings, name: str, number: int, log: Callable[..., None]) -> None:
@@ -183,6 +217,7 @@ def _listen(gateway: Gateway, settings: GatewaySettings, name: str, number: int,
         listener(settings.host, settings.port, shared=settings.workers > 1) as bound,
         Exporter(_ADMIN_HOST, port, pages, setting="gateway.admin_port") as admin,
     ):
+        bound.listen()  # before it is said: whoever reads it may connect at once, and waits until the process accepts
         where = f"http://{settings.host}:{bound.getsockname()[1]}/v1"
         health = f"http://{_ADMIN_HOST}:{admin.port}/ready"
         print(printable(f"{name} listens at {where}; whether it is ready: {health}"), flush=True)
@@ -199,7 +234,7 @@ def _supervise(config: Config, paths: RunPaths, arguments: argparse.Namespace, s
     grace_s = settings.drain_timeout_s + _END_S
     with listener(settings.host, settings.port, shared=True) as bound:  # holds the port, and takes no connection
         port = bound.getsockname()[1]
-        with Supervisor(paths.logs, log, waits=Waits(), also=config.serving.environment) as supervisor:
+        with Supervisor(paths.logs, log, waits=Waits(), also=_variables(config)) as supervisor:
             for number in range(settings.workers):
                 command = _worker_command(arguments, port, number)
                 supervisor.start(f"gateway-{number}", command, restarts=_RESTARTS, grace_s=grace_s)
@@ -207,6 +242,12 @@ def _supervise(config: Config, paths: RunPaths, arguments: argparse.Namespace, s
             while not stop():
                 supervisor.check()
                 time.sleep(_POLL_S)
+
+
+def _variables(config: Config) -> list[str]:
+    """Names of environment variables that workers need, beside the usual ones: keys of messages, too."""
+    keys = (config.fallback.webhook_secret_env, config.feedback.webhook_secret_env)
+    return [*config.serving.environment, *filter(None, keys)]
 
 
 def _worker_command(arguments: argparse.Namespace, port: int, number: int) -> list[str]:

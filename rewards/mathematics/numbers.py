@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-
 from rewards.mathematics.values import AbsurdError, Apply, Expression, MathError, Name, Number, names_in, nodes
 
 _DIGITS = 50

@@ -21,19 +21,15 @@ from serving_bridge.canary.service import Service
 from serving_bridge.canary.tails import bar_of, exceeds
 from serving_bridge.canary.training_hold import TrainingHold
 from serving_bridge.canary.training_note import TrainingNote, note_newest, read_note, write_note
-from serving_bridge.canary.webhooks import DELIVERY_HEADER, SIGNATURE_HEADER, TIME_HEADER, Messenger, signature
 
 __all__ = [
     "ALL",
     "CANARY",
-    "DELIVERY_HEADER",
     "LEASE_S",
     "MEASURES",
     "OBSERVATIONS",
     "PREVIOUS",
     "SCORE_PREFIX",
-    "SIGNATURE_HEADER",
-    "TIME_HEADER",
     "Arm",
     "CanaryError",
     "CanaryPolicy",
@@ -48,7 +44,6 @@ __all__ = [
     "Logged",
     "Look",
     "Measure",
-    "Messenger",
     "MetricPolicy",
     "Observation",
     "ObservationLog",
@@ -90,7 +85,6 @@ __all__ = [
     "plain",
     "read_note",
     "replay",
-    "signature",
     "stratified",
     "upper_bounds",
     "write_note",

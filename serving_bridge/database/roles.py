@@ -62,6 +62,7 @@ _GRANTS: Mapping[Part, Mapping[str, str]] = {
         "consent_generations": "SELECT, INSERT, UPDATE",
         "feedback": "SELECT, INSERT, UPDATE, DELETE",
         "feedback_counts": "SELECT, UPDATE",
+        "feedback_notices": "SELECT, INSERT, UPDATE, DELETE",
         "agent_sessions": "SELECT, INSERT, UPDATE",
         "online_groups": "SELECT, UPDATE",
         "feedback_datasets": "SELECT",

@@ -14,7 +14,7 @@ from serving_bridge.feedback.erasure import erase_online, unerased_groups
 from serving_bridge.feedback.judge import JudgeError, NextTurnJudge, Turnabout, majority, turnabouts
 from serving_bridge.feedback.online import OnlineFeed, OnlineTerms, groups_trained, withdrawn_groups
 from serving_bridge.feedback.reactions import Reaction, reactions
-from serving_bridge.feedback.schema import FEEDBACK
+from serving_bridge.feedback.schema import FEEDBACK, FEEDBACK_NOTICES
 from serving_bridge.feedback.scores import Score, score_of
 from serving_bridge.feedback.signals import Raters, RaterSignals, Verdict, binomial_tail, signals
 from serving_bridge.feedback.store import OUTCOMES, FeedbackStore, Outcome, Stored, forget_sessions
@@ -23,6 +23,7 @@ from serving_bridge.feedback.trajectories import group_of, is_sample
 __all__ = [
     "DATASET_KINDS",
     "FEEDBACK",
+    "FEEDBACK_NOTICES",
     "IMPLICIT",
     "KINDS",
     "OUTCOMES",

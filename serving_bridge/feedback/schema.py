@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from serving_bridge.database import Migration, Schema
+from serving_bridge.notices import notice_tables
+
+#: table of messages about feedback
+FEEDBACK_NOTICES = "feedback_notices"
 
 #: `answer_id` is that of a recorded answer, or `session:NAME` for the last answer of a named session.
 FEEDBACK = Schema(
@@ -76,5 +80,6 @@ FEEDBACK = Schema(
         ),
         # whether the queue of online groups holds nothing of a withdrawn one any more
         Migration(2, ("ALTER TABLE online_groups ADD COLUMN erased {int} NOT NULL DEFAULT 0",)),
+        Migration(3, notice_tables(FEEDBACK_NOTICES)),
     ),
 )

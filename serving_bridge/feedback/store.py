@@ -21,6 +21,8 @@ from typing import Literal, get_args
 
 from serving_bridge.database import Database, Row, Session
 from serving_bridge.feedback.arrival import Feedback
+from serving_bridge.feedback.schema import FEEDBACK_NOTICES
+from serving_bridge.notices import forget_notices, put_notices
 from serving_bridge.recordings import cleaned, name_of, user_of
 from serving_bridge.safety import Checker
 from serving_bridge.settings import FeedbackSettings
@@ -80,6 +82,8 @@ class FeedbackStore:
         def work(session: Session) -> list[Outcome]:
             outcomes = [self._added(session, tenant, arrival, now) for arrival in ready]
             _count(session, Counter(outcomes))
+            names = [r.feedback_id for r, outcome in zip(ready, outcomes, strict=True) if outcome == "joined"]
+            self._tell(session, tenant, names, now)
             return outcomes
 
         return self._db.write(work)
@@ -140,15 +144,46 @@ class FeedbackStore:
         )
         return joined
 
+    def notices(self) -> dict[str, int]:
+        """Messages to `feedback.webhooks` that wait, and those that nobody took."""
+        rows: dict[str, int] = dict(
+            self._db.read(
+                lambda session: session.execute(f"SELECT state, count(*) FROM {FEEDBACK_NOTICES} GROUP BY state")
+            )
+        )
+        return {state: rows.get(state, 0) for state in ("waiting", "given_up")}
+
+    def _tell(self, session: Session, tenant: str, feedback_ids: Sequence[str], now: float) -> None:
+        """Puts messages about feedback that joined among those to be sent: what was said of which answer, no texts."""
+        if not self._settings.webhooks:
+            return
+        told = []
+        for name in feedback_ids:
+            ((answer_id, session_id, kind, source, value, at_s),) = session.execute(
+                "SELECT answer_id, session_id, kind, source, value, at_s FROM feedback "
+                "WHERE tenant = ? AND feedback_id = ?",
+                (tenant, name),
+            )
+            response_id, _, choice = answer_id.rpartition("/")
+            body = {
+                "event": "feedback.joined", "tenant": tenant, "id": name, "response_id": response_id,
+                "choice": int(choice), "session": session_id, "kind": kind, "source": source, "value": value,
+                "at": at_s,
+            }  # fmt: skip
+            told.append((session_id, body))
+        put_notices(session, FEEDBACK_NOTICES, self._settings.webhooks, told, now)
+
     def _settled(self, session: Session, after: int) -> tuple[int, int | None]:
         """How many of the next pieces joined, and the sequence to go on from; None at the end."""
         waiting = session.execute(
-            "SELECT sequence, tenant, answer_id, received_s FROM feedback WHERE outcome = 'unknown' AND sequence > ? "
+            "SELECT sequence, tenant, answer_id, received_s, feedback_id FROM feedback "
+            "WHERE outcome = 'unknown' AND sequence > ? "
             "ORDER BY sequence LIMIT ?",
             (after, _AT_ONCE),
         )
         joined = 0
-        for sequence, tenant, answer_id, received_s in waiting:
+        now = self._clock()
+        for sequence, tenant, answer_id, received_s, feedback_id in waiting:
             found = _answer(session, tenant, answer_id)
             if found is None:
                 continue
@@ -159,7 +194,9 @@ class FeedbackStore:
                 (outcome, name, session_id, sequence),
             )
             _count(session, {"unknown": -1, outcome: 1})
-            joined += outcome == "joined"
+            if outcome == "joined":
+                joined += 1
+                self._tell(session, tenant, [feedback_id], now)
         return joined, waiting[-1][0] if len(waiting) == _AT_ONCE else None
 
     def of_answers(self) -> dict[str, list[Stored]]:
@@ -281,6 +318,7 @@ def forget_sessions(session: Session, session_ids: Sequence[str]) -> None:
     for session_id in session_ids:
         session.execute("DELETE FROM feedback WHERE session_id = ?", (session_id,))
         session.execute("UPDATE online_groups SET state = 'withdrawn' WHERE session_id = ?", (session_id,))
+    forget_notices(session, FEEDBACK_NOTICES, session_ids)
 
 
 def _count(session: Session, numbers: Counter[Outcome] | dict[Outcome, int]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Literal, get_args
-from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
 from learner_jax.contracts import Settings
+from serving_bridge.settings.addresses import check_address
 
 #: Why the model's answer is not told.
 Case = Literal["unavailable", "guard_failed", "low_confidence", "unknown"]
@@ -126,19 +126,6 @@ class FallbackSettings(Settings):
         for name, own in self.tenants.items():
             if missing := set(own.corpora) - set(self.corpora):
                 raise ValueError(f"fallback.tenants.{name}.corpora has {min(missing)!r}, which fallback.corpora lacks")
-        self._can_be_posted_to()
+        if self.webhook:
+            check_address("fallback.webhook", self.webhook)
         return self
-
-    def _can_be_posted_to(self) -> None:
-        if not self.webhook:
-            return
-        try:
-            parts = urlsplit(self.webhook)
-            plain = not (parts.username or parts.password or parts.fragment)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-        except ValueError:
-            plain, usable = True, False
-        if not plain or not usable or not self.webhook.isprintable():
-            raise ValueError(
-                "fallback.webhook: expected https://host/path or http://host:port/path, without a password"
-            )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from learner_jax.contracts import Settings
+from serving_bridge.settings.addresses import check_address
 
 
 class FeedbackSettings(Settings):
@@ -28,6 +29,10 @@ class FeedbackSettings(Settings):
         description="largest outcome or reward, above or below 0: one voice must not outweigh a batch",
     )
     max_text_chars: int = Field(65_536, ge=1, le=1 << 20, description="longest edit, in characters")
+    webhooks: tuple[str, ...] = Field((), max_length=10, description="addresses that are told of feedback that joined")
+    webhook_secret_env: str = Field(
+        "", description="environment variable with the key that these messages are signed with, 16 characters or more"
+    )
     flood_factor: float = Field(
         20.0,
         gt=1,
@@ -39,3 +44,11 @@ class FeedbackSettings(Settings):
     flip_share: float = Field(
         0.5, gt=0, le=1, description="a rater is set aside who takes back more than this share of at least ten verdicts"
     )
+
+    @model_validator(mode="after")
+    def _webhooks_can_be_told(self) -> FeedbackSettings:
+        for address in self.webhooks:
+            check_address("feedback.webhooks", address)
+        if self.webhooks and not self.webhook_secret_env:
+            raise ValueError("feedback.webhooks needs feedback.webhook_secret_env: messages are signed")
+        return self

@@ -31,9 +31,9 @@ ALLOWED: dict[tuple[str, str], str] = {
         "serving_bridge/canary/observer.py:Observer._run",
         "while not self._stopped.wait(self._every_s if self.flush() else _RETRY_S)",
     ): "a thread that lives as long as its gateway; stops when it is told to",
-    ("serving_bridge/canary/webhooks.py:Messenger._all", "asyncio.gather(*posts)"): "each has the session's timeout",
+    ("serving_bridge/notices/messenger.py:Messenger._all", "asyncio.gather(*posts)"): "each has the session's timeout",
     (
-        "serving_bridge/canary/webhooks.py:Messenger._run",
+        "serving_bridge/notices/messenger.py:Messenger._run",
         "while not self._stopped.wait(_POLL_S)",
     ): "a thread that lives as long as the controller; stops when it is told to",
     ("tools/canary.py:run", "while not stop()"): "the controller runs until it is stopped",

@@ -1,4 +1,4 @@
-"""Tells addresses what became of a rollout: signed, tried again, and never in the way of a decision."""
+"""Sends what waits in the database to addresses of others: signed, tried again, and never in anybody's way."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import aiohttp
 
 from learner_jax.contracts import quoted
 from serving_bridge.database import Database, DatabaseError, Session
+from serving_bridge.notices.tables import checked
 
 #: Headers of a message: when it was sent (seconds since the epoch), its number, and HMAC-SHA-256 of "TIME.BODY".
 TIME_HEADER, DELIVERY_HEADER, SIGNATURE_HEADER = "X-Weir-Timestamp", "X-Weir-Delivery", "X-Weir-Signature"
@@ -22,7 +23,7 @@ _MAX_TRIES, _FIRST_PAUSE_S, _MAX_PAUSE_S = 10, 2.0, 600.0
 _AT_ONCE, _POLL_S = 8, 1.0
 #: Deadlines after which a message that was claimed and not noted is due again.
 _CLAIM = 3.0
-_FIND = "SELECT sequence FROM notices WHERE state = 'waiting' AND due_s <= ? ORDER BY due_s LIMIT ?"
+_FIND = "SELECT sequence FROM {table} WHERE state = 'waiting' AND due_s <= ? ORDER BY due_s LIMIT ?"
 
 
 def signature(secret: bytes, sent_s: int, body: str) -> str:
@@ -37,6 +38,9 @@ class Messenger:
     killed after it was sent: its number in `X-Weir-Delivery` is then the same.
 
     Args:
+      database: whose table is there.
+      table: that holds the messages (`tables`).
+      keeps: whether those that were taken stay in it.
       clock: seconds since the epoch.
     """
 
@@ -45,10 +49,13 @@ class Messenger:
         database: Database,
         secret: bytes,
         *,
+        table: str = "notices",
+        keeps: bool = True,
         deadline_s: float = DEADLINE_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._db, self._secret, self._deadline_s, self._clock = database, secret, deadline_s, clock
+        self._table, self._keeps, self._find = checked(table), keeps, _FIND.format(table=checked(table))
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
 
@@ -65,7 +72,7 @@ class Messenger:
     def send_due(self) -> int:
         """Sends what is due, several at once, each within the deadline; returns how many were due."""
         now_s = self._clock()
-        if not self._db.read(lambda session: session.execute(_FIND, (now_s, 1))):
+        if not self._db.read(lambda session: session.execute(self._find, (now_s, 1))):
             return 0  # most looks find nothing, and write nothing
         due = self._db.write(lambda session: self._claimed(session, now_s))
         if due:
@@ -76,7 +83,7 @@ class Messenger:
     def _claimed(self, session: Session, now_s: float) -> list:
         """What is due, kept from others until it was tried, or until whoever claimed it must have been killed."""
         return session.execute(
-            f"UPDATE notices SET due_s = ? WHERE sequence IN ({_FIND}) AND state = 'waiting' AND due_s <= ? "
+            f"UPDATE {self._table} SET due_s = ? WHERE sequence IN ({self._find}) AND state = 'waiting' AND due_s <= ? "
             f"RETURNING sequence, address, body, tries",
             (now_s + _CLAIM * self._deadline_s, now_s, _AT_ONCE, now_s),
         )
@@ -107,8 +114,11 @@ class Messenger:
         for (number, _, _, tries), error in zip(due, errors, strict=True):
             state = "sent" if not error else "given_up" if tries + 1 >= _MAX_TRIES else "waiting"
             pause_s = min(_FIRST_PAUSE_S * 2**tries, _MAX_PAUSE_S)
+            if state == "sent" and not self._keeps:
+                session.execute(f"DELETE FROM {self._table} WHERE sequence = ?", (number,))
+                continue
             session.execute(
-                "UPDATE notices SET state = ?, tries = ?, due_s = ?, error = ? WHERE sequence = ?",
+                f"UPDATE {self._table} SET state = ?, tries = ?, due_s = ?, error = ? WHERE sequence = ?",
                 (state, tries + 1, now_s + pause_s, error, number),
             )
 

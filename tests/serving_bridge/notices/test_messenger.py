@@ -9,54 +9,19 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serving_bridge.canary import CANARY, Messenger
+from serving_bridge.canary import CANARY
 from serving_bridge.database import Database, open_database
+from serving_bridge.notices import Messenger
 from tests.support.canary_world import POLICY, CanaryWorld, canary_world
 from tests.support.queue_engines import Clock
+from tests.support.webhook_receiver import SECRET, Receiver, receiver
 
-__all__ = ["canary_world"]  # a fixture
-
-SECRET = bytes(range(32))
-
-
-class Receiver(HTTPServer):
-    """Keeps what it gets; answers with the statuses of a list, then with 204."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        self.statuses: list[int] = []
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.got.append((dict(self.headers), body))
-        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 204)
-        self.send_header("Location", "http://127.0.0.1:1/")
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        return
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    server = Receiver()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join(5)
-    server.server_close()
+__all__ = ["canary_world", "receiver"]  # fixtures
 
 
 @pytest.fixture
