@@ -27,8 +27,9 @@ class CanaryMetrics:
         self.latest = Latest(METRICS["canary"])
 
     def event(self, name: str, **fields: Any) -> None:
-        """Takes an event of now."""
-        self.latest.take({"event": name, "t": time.time(), **fields})
+        """Takes an event of now; one of a rollout counts its phase."""
+        ends = {str(fields.get("phase")): 1} if name == "rollout" else {}
+        self.latest.take({"event": name, "t": time.time(), **fields, **ends})
 
     def standing(self, **fields: Any) -> None:
         """Takes where a rollout stands."""

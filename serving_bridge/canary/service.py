@@ -119,6 +119,6 @@ class Service:
         step = after.policy.steps[after.state.step].name
         self._log("look", rollout=after.rollout, look=after.looks, step=step, phase=after.phase)
         if after.phase != before.phase or after.state.step != before.state.step:
-            ends = {f"{phase}": int(after.phase == phase) for phase in ("promoted", "rolled_back", "inconclusive")}
-            about = {"rollout": after.rollout, "entry": after.number, "phase": after.phase, "step": step}
-            self._log("rollout", **about, reason=after.reason, **ends)
+            self._log(
+                "rollout", rollout=after.rollout, entry=after.number, phase=after.phase, step=step, reason=after.reason
+            )

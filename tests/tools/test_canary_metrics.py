@@ -27,7 +27,8 @@ def test_what_it_is_told_is_served_at_the_address_that_its_file_names(tmp_path: 
         assert target["labels"]["weir_process"] == "canary-acme"
         metrics.standing(open=1, leads=1, phase="running", step=2, looked_s=17.0)
         metrics.event("look", look=1)
-        metrics.event("rollout", promoted=0, rolled_back=1, inconclusive=0)
+        metrics.event("rollout", phase="running")
+        metrics.event("rollout", phase="rolled_back")
         with urllib.request.urlopen(f"http://{target['targets'][0]}/metrics", timeout=10) as reply:
             lines = reply.read().decode().splitlines()
         with (
