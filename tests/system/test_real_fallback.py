@@ -52,26 +52,38 @@ model = "weir-guard"
 PROBLEMS = 60
 
 
-def test_every_case_on_a_real_deployment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_are_not_sure_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOOK_KEY", KEY)
-    model = smollm2()
-    (rivers,) = documents(tmp_path).values()
-    before = real_run(tmp_path / "before", model, name="before")
+    run = deployment(tmp_path)
 
     async def play() -> None:
-        async with served_guard() as guard, people() as (webhook, heard):
-            models = GUARD.format(url=guard.url)
-            run = real_run(tmp_path / "run", model, more=MORE.format(models=models, rivers=rivers))
-            async with run.served() as fleet, aiohttp.ClientSession() as session:
-                calibration = await calibrated(run, tmp_path)
-                unsure = ("fallback.min_confidence=1", f"fallback.calibration={calibration}")
-                await low_confidence(run, session, webhook, heard, unsure)
-                await retrieving(run, session, unsure)
-                async with before.served() as older:
-                    await killed(run, before, session, fleet, older)
-                await guard_down(run, session, guard)
+        async with people() as (webhook, heard), run.served(), aiohttp.ClientSession() as session:
+            calibration = await calibrated(run, tmp_path)
+            unsure = ("fallback.min_confidence=1", f"fallback.calibration={calibration}")
+            await low_confidence(run, session, webhook, heard, unsure)
+            await retrieving(run, session, unsure)
 
     asyncio.run(play())
+
+
+def test_replicas_and_guards_that_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOOK_KEY", KEY)
+
+    async def play() -> None:
+        async with served_guard() as guard, aiohttp.ClientSession() as session:
+            run = deployment(tmp_path, GUARD.format(url=guard.url))
+            before = real_run(tmp_path / "before", smollm2(), name="before")
+            async with run.served() as fleet:
+                await guard_down(run, session, guard)
+                async with before.served() as older:
+                    await killed(run, before, session, fleet, older)
+
+    asyncio.run(play())
+
+
+def deployment(folder: Path, models: str = "") -> RealRun:
+    (rivers,) = documents(folder).values()
+    return real_run(folder / "run", smollm2(), more=MORE.format(models=models, rivers=rivers))
 
 
 class Asked:

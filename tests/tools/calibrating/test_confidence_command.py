@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rewards.contracts import Problem, RewardRequest, RewardResult, scored
+from rewards.contracts import Problem, RewardRequest, RewardResult, TaskError, scored
 from serving_bridge.confidence import CalibrationError, read_calibration
 from serving_bridge.text import Tokenizer
 from tests.support.gateway_world import Script, World, running_gateway
@@ -130,6 +130,25 @@ def test_answers_are_collected_from_a_gateway(chat: bool, tmp_path: Path, tokeni
     assert set(first.logprobs) == {-0.25}
     assert len(first.logprobs) == len(tokenizer.encode("It is twelve.")) + 1
     assert (second.correct, second.question) == (True, "heldout 1")
+
+
+def test_too_few_problems_are_told_before_the_first_is_asked(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    class Few(Counting):
+        def problem(self, split: str, index: int) -> Problem:
+            if index >= 10:
+                raise TaskError("there are only 10")
+            return super().problem(split, index)
+
+    script = Script("It is twelve.")
+
+    async def play() -> None:
+        async with running_gateway(tmp_path, tokenizer, script) as world:
+            asking = Asking(f"{world.url}/v1", "policy", True, "{question}", at_a_time=2)
+            with pytest.raises(TaskError, match="only 10"):
+                _ = [answer async for answer in asked_answers(Few(), asking, 11)]  # type: ignore[arg-type]
+
+    asyncio.run(play())
+    assert script.asked == []
 
 
 def test_a_gateway_that_refuses_is_told(tmp_path: Path, tokenizer: Tokenizer) -> None:
