@@ -57,6 +57,7 @@ NOT_RUN: dict[str, str] = {
     "tools/install.sh": _INSTALLS,
     "python -m vllm.entrypoints.openai.api_server": _VLLM,
     "lm_eval run": "another project's program, against a running server",
+    "OPENAI_API_KEY=none lighteval endpoint": "another project's program, against a running server",
     "queue runs/demo ingress": "serves until it is stopped; tests/serving_bridge/delayed_rewards sends to one",
     "queue runs/demo reward": "needs a file of rewards; tests/tools/test_queue_rewards.py brings one",
     "weights list s3://bucket/runs/one": _STORAGE,

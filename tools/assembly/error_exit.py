@@ -20,6 +20,8 @@ _KEPT = (
     "nothing that was accepted is lost: see to that disk and start again; a learner goes on from its last committed "
     "checkpoint"
 )
+#: Exit status after Ctrl-C, as shells have it.
+INTERRUPTED = 130
 #: A path that was given can't be used: no bug, but nothing that waiting would change either.
 _WRONG_PATH = (
     errno.EACCES,
@@ -39,11 +41,15 @@ def clear_errors() -> Iterator[None]:
     """Turns errors that a person can do something about into one line on stderr and an exit status.
 
     These are `WeirError`s, with their exit status, and wrong paths. Errors of full or failing disks have `DISK_STATUS`,
-    whoever raised them.
+    whoever raised them. Ctrl-C is no error: a command that has more to say of it catches it inside.
     """
     prepare_streams()
     try:
         yield
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError):
+            print("stopped by Ctrl-C", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         text, status = _told(error)
         if text is None:

@@ -81,3 +81,10 @@ def test_the_status_is_right_where_even_stderr_is_on_the_full_disk(
         disk.fill()
         done = subprocess.run([sys.executable, "-c", code], stderr=log, stdout=log, cwd=REPOSITORY, check=False)
     assert done.returncode == DISK_STATUS
+
+
+def test_ctrl_c_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught, clear_errors():
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "stopped by Ctrl-C\n"
