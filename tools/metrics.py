@@ -40,7 +40,7 @@ rule_files: [/path/to/weir/configs/monitoring/rules.yml]
 - Every series has the labels `weir_run`, `weir_role` and `weir_process`.
 - A process that was killed keeps its file, so that `up` is 0. One that ended well takes it away.
 - A fleet also serves `/replicas`: vLLM's own metrics of each replica, fetched with its token, with the label `replica`.
-  That page is a target of its own: its series have `weir_page="replicas"`.
+  That page is a target of its own: its series have `weir_page="replicas"`. It is at most five seconds old.
 - `telemetry.version_label = true` adds the label `version` to them, which makes new series at every version.
 - `process_...` are prometheus_client's own: CPU time, memory, open files and start of a process.
 - A gauge whose value was not measured is absent. Counters begin at 0 with each start of a process.

@@ -11,6 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+#: Between two looks at the replicas, however often they are scraped: vLLM makes its page in the process that answers
+#: requests.
+EVERY_S = 5.0
 #: of all replicas together; Prometheus' own limit is 10 s unless it is set
 _FETCH_S = 4.0
 _MAX_BYTES = 2**23
@@ -37,6 +40,7 @@ class ReplicaPages:
       replicas: those to be asked; may raise `OSError`.
       failed: told the name of each that gave no answer.
       version_label: also label every series with the version that the replica serves: new series for each version.
+      clock: seconds.
     """
 
     def __init__(
@@ -45,20 +49,31 @@ class ReplicaPages:
         *,
         failed: Callable[[str], None] = lambda name: None,
         version_label: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._replicas, self._failed, self._version_label = replicas, failed, version_label
-        self._lock = threading.Lock()
+        self._clock, self._lock = clock, threading.Lock()
+        self._page, self._next_s = b"", float("-inf")
 
     def page(self) -> bytes:
-        """The samples of every replica that answers, each family once, with the label `replica`."""
+        """The samples of every replica that answers, each family once, with the label `replica`.
+
+        Scrapes within `EVERY_S` of the last look get the same page, and those during a look wait for it.
+        """
+        with self._lock:
+            if self._clock() >= self._next_s:
+                self._page = self._looked()
+                self._next_s = self._clock() + EVERY_S
+            return self._page
+
+    def _looked(self) -> bytes:
         wanted = [replica for replica in self._replicas() if _NAME.fullmatch(replica.name)]
         families: dict[str, tuple[list[str], list[str]]] = {}
         if wanted:
             with ThreadPoolExecutor(min(len(wanted), _MAX_AT_ONCE)) as pool:
                 for replica, text in zip(wanted, pool.map(_fetched, wanted), strict=True):
                     if text is None:
-                        with self._lock:
-                            self._failed(replica.name)
+                        self._failed(replica.name)
                     else:
                         _add(families, text, self._labels(replica))
         lines = [line for heads, samples in families.values() for line in (*heads, *samples)]

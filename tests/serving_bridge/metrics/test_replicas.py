@@ -96,3 +96,32 @@ def test_one_that_gives_no_answer_is_counted_and_the_others_are_shown(odd: str) 
 
 def test_a_fleet_without_replicas_has_an_empty_page() -> None:
     assert ReplicaPages(list).page() == b""
+
+
+def test_however_often_it_is_scraped_vllm_is_asked_every_few_seconds() -> None:
+    now, asked = [100.0], list[float]()
+    with server("x 1\n", "t") as url:
+
+        def replicas() -> list[Replica]:
+            asked.append(now[0])
+            return [Replica("vm-0", url, "t", 1)]
+
+        pages = ReplicaPages(replicas, clock=lambda: now[0])
+        for now[0] in (100.0, 101.0, 104.9, 105.0, 109.0, 111.0):
+            assert pages.page() == b'x{replica="vm-0"} 1\n'
+    assert asked == [100.0, 105.0, 111.0]
+
+
+def test_a_look_that_fails_is_not_kept() -> None:
+    tries: list[int] = []
+
+    def replicas() -> list[Replica]:
+        tries.append(1)
+        if len(tries) == 1:
+            raise OSError("the list is away")
+        return []
+
+    pages = ReplicaPages(replicas, clock=lambda: 0.0)
+    with pytest.raises(OSError, match="the list is away"):
+        pages.page()
+    assert pages.page() == b""

@@ -8,7 +8,10 @@ Windows go without, with, with, without: a machine that becomes slower or faster
 
 The aim is on CPU time: where all cores are busy, as on a laptop, pace is lost in the same measure. A core that nobody
 else uses is taken for granted: what other processes of the machine take from the run makes the share of a scrape
-larger, since its cost in CPU time stays and the run gets less. Not covered: Prometheus itself, and several hosts.
+larger, since its cost in CPU time stays and the run gets less.
+
+Not covered: Prometheus itself; several hosts; vLLM's own page, which a fleet asks for every five seconds, however often
+it is scraped.
 """
 
 from __future__ import annotations
