@@ -154,9 +154,15 @@ class Config(Settings):
         return self.warm_start is not None or self.supervised is not None
 
     def _trains_first_in_one_way(self) -> None:
-        """Raises `ValueError` if both supervised stages are set, or one needs a chat template."""
+        """Raises `ValueError` if both supervised stages are set, or one does not fit the hosts or the rendering."""
         if self.warm_start is not None and self.supervised is not None:
             raise ValueError("[warm_start] and [supervised] are both set: each makes the start model; remove one")
+        count = self.learner.hosts.count
+        if self.supervised is not None and self.supervised.batch_size % count:
+            raise ValueError(
+                f"supervised.batch_size is {self.supervised.batch_size}, expected a multiple of learner.hosts.count "
+                f"({count}): each host computes as many examples of a step"
+            )
         if self.supervised is not None and not self.task.chat:
             for name in ("messages_column", "system_column"):
                 if getattr(self.supervised, name):

@@ -4,7 +4,7 @@
 
 With learner.hosts.count above 1, the same command runs once per host, with --set learner.hosts.index=0, 1, ... where
 no cluster environment gives the index. The host with index 0 leads: it alone writes metrics.jsonl, weights and states
-of the queue; the others log to logs/learner-<index>.jsonl. The supervised start runs on one host alone.
+of the queue; the others log to logs/learner-<index>.jsonl. [supervised] trains on all hosts, [warm_start] on the first.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -44,6 +45,7 @@ from learner_jax.training import (
 )
 from rewards.contracts import Split
 from serving_bridge.checks import golden_prompts
+from serving_bridge.processes import python_module
 from serving_bridge.telemetry import reported_waits
 from tools.assembly import (
     RunPaths,
@@ -120,35 +122,61 @@ def _supervised_state(
 
 
 def train_first(config: Config, paths: RunPaths) -> str:
-    """Runs the supervised stage that the configuration has; returns what to tell of it."""
+    """Runs the supervised stage that the configuration has.
+
+    Returns:
+      What to tell of it; "" on another host than the first.
+    """
     if config.supervised is not None:
-        done = run_supervised(config, paths, config.supervised)
-        left = "" if done >= config.supervised.steps else f" of {config.supervised.steps}; the same command goes on"
-        return f"supervised training made {done} steps{left}: {paths.start_model if not left else paths.warm_start}"
-    accuracy = run_warm_start(config, paths)
+        return _supervised_stage(config, paths, config.supervised)
+    with working(paths, "warm_start"):
+        accuracy = run_warm_start(config, paths)
     reached = "is there already"
     if accuracy is not None:
         reached = f"reached {accuracy:.1%} greedy accuracy on validation problems"
     return f"supervised start {reached}: {paths.start_model}"
 
 
-def run_supervised(config: Config, paths: RunPaths, settings: SupervisedSettings) -> int:
-    """Trains on the examples of [supervised], from the newest checkpoint on, and converts the result.
+def _supervised_stage(config: Config, paths: RunPaths, settings: SupervisedSettings) -> str:
+    with contextlib.ExitStack() as alone:
+        with connect_hosts(config, Waits()) as hosts:
+            alone.enter_context(working(paths, f"warm_start-{hosts.index}" if hosts.index else "warm_start"))
+            done = run_supervised(config, paths, settings, hosts)
+        if not hosts.is_leader:
+            return ""
+        if done < settings.steps:
+            left = f" of {settings.steps}; the same command goes on"
+            return f"supervised training made {done} steps{left}: {paths.warm_start}"
+        if not paths.start_model.exists():
+            _convert_start(config, paths, base_model_dir(config, paths), is_alone=hosts.count == 1)
+        return f"supervised training made {done} steps: {paths.start_model}"
+
+
+def run_supervised(config: Config, paths: RunPaths, settings: SupervisedSettings, hosts: Hosts) -> int:
+    """Trains on the examples of [supervised], from the newest checkpoint on.
 
     Returns:
       Steps that are done: fewer than asked for if a stop was.
     """
-    base, stop = base_model_dir(config, paths), StopRequest().install()
-    checkpoints = Checkpoints(paths.warm_start, keep=2, run=config.run.name, config=config.model_dump(mode="json"))
+    stop = StopRequest().install()
+    require_shared(hosts, paths.directory, "run.directory")
+    log = learner_metrics_writer(config, paths, hosts.index)
+    hosts.log_failures(log)
+    if hosts.is_leader:
+        base_model_dir(config, paths)  # is made, or fetched, by one
+    hosts.barrier("the model that training begins with")
+    base = base_model_dir(config, paths)
+    checkpoints = Checkpoints(
+        paths.warm_start, keep=2, run=config.run.name, config=config.model_dump(mode="json"), waits=hosts.waits
+    )
     try:
-        done = checkpoints.latest_step() or 0
-        if done < settings.steps:
-            done = _fine_tuned(config, settings, paths, base, checkpoints, stop)
+        with hosts.telling():
+            done = int(hosts.agree(checkpoints.latest_step() or 0, "the newest supervised checkpoint"))
+            if done < settings.steps:
+                done = _fine_tuned(config, settings, paths, base, checkpoints, stop, hosts, log)
+            return done
     finally:
         checkpoints.close()
-    if done >= settings.steps and not paths.start_model.exists():
-        _convert_start(config, paths, base)
-    return done
 
 
 def _fine_tuned(
@@ -158,12 +186,17 @@ def _fine_tuned(
     base: Path,
     checkpoints: Checkpoints,
     should_stop: Callable[[], bool],
+    hosts: Hosts,
+    log: Callable[..., None],
 ) -> int:
     encoder, model_config = build_encoder(config, base)
+    if hosts.is_leader:
+        supervised_examples(config, settings, paths.directory, encoder)  # are rendered by one
+    hosts.barrier("the supervised examples")
     files = supervised_examples(config, settings, paths.directory, encoder)
     optimizer = config.learner.optimizer.model_copy(update={"learning_rate": settings.learning_rate})
     learner = config.learner.model_copy(update={"optimizer": optimizer, "loss": LossSettings()})
-    engine = Engine(learner, model_config, objective=fine_tuning_objective(settings), temperature=1.0)
+    engine = Engine(learner, model_config, objective=fine_tuning_objective(settings), temperature=1.0, hosts=hosts)
     start = load_parameters(base, model_config, shardings=engine.parameter_shardings)
     state, first_step = engine.init_state(start, seed=config.run.seed), 0
     if checkpoints.latest_step() is not None:
@@ -183,14 +216,27 @@ def _fine_tuned(
         examples=stream.since(first_step),
         first_step=first_step,
         save=save,
-        log=learner_metrics_writer(config, paths, 0),
+        log=log,
         should_stop=should_stop,
+        hosts=hosts,
     )
     return done
 
 
-def _convert_start(config: Config, paths: RunPaths, base: Path) -> None:
-    """The newest supervised checkpoint as the Hugging Face folder that reinforcement learning starts from."""
+def _convert_start(config: Config, paths: RunPaths, base: Path, *, is_alone: bool = True) -> None:
+    """The newest supervised checkpoint as the Hugging Face folder that reinforcement learning starts from.
+
+    Args:
+      is_alone: whether this process is the only one. In one of several JAX still counts the hosts that have left:
+        a process of its own converts.
+    """
+    if not is_alone:
+        command = [*python_module("tools.convert"), "to-hf", "--checkpoint", str(paths.warm_start)]
+        command += ["--model", str(base), "--out", str(paths.start_model), "--dtype", "float32"]
+        family = ["--family", config.model.family] if config.model.family else []
+        if status := subprocess.run([*command, *family], check=False).returncode:
+            raise SystemExit(status)  # it has said why
+        return
     to_hf(
         paths.warm_start,
         model_dir=base,
@@ -332,8 +378,8 @@ def main() -> None:
             # Hosts that compile together wait for each other: all of them must find a program, or none.
             keep_compiled(_warn)
         if arguments.warm_start:
-            with working(paths, "warm_start"):
-                print(train_first(config, paths))
+            if told := train_first(config, paths):
+                print(told)
         else:
             with connect_hosts(config, Waits()) as hosts:
                 alone = working(paths, f"learner-{hosts.index}")

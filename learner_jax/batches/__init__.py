@@ -8,7 +8,7 @@ from learner_jax.batches.example_stream import ExampleStream, Pairs, RandomAcces
 from learner_jax.batches.packing import Packing, Plan, one_per_row, pack_rows
 from learner_jax.batches.rows import Lengths
 from learner_jax.batches.sequences import BatchError, Reference, Sequences, sequences
-from learner_jax.batches.supervised import Example, preference_batch, supervised_batch
+from learner_jax.batches.supervised import Example, preference_batch, supervised_batch, with_reference
 
 __all__ = [
     "Batch",
@@ -34,5 +34,6 @@ __all__ = [
     "rl_batch",
     "sequences",
     "supervised_batch",
+    "with_reference",
     "write_examples",
 ]

@@ -64,7 +64,10 @@ def preference_batch(
                 f"the {'rejected' if index % 2 else 'chosen'} answer of pair {index // 2} has no token in its loss mask"
             )
     batch = supervised_batch(rows, sequence_length=sequence_length, reduction="sequence_mean")
-    if reference is None:
-        return batch
+    return batch if reference is None else with_reference(batch, reference)
+
+
+def with_reference(batch: Batch, reference: Reference) -> Batch:
+    """The batch with the log-probs of its tokens under a frozen reference."""
     given = Sequences(np.asarray(batch.tokens), np.asarray(batch.weights) > 0, batch_lengths(batch))
     return replace(batch, reference_logprobs=on_host(reference(given)))

@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from learner_jax.batches import Batch, preference_batch, supervised_batch
+import jax
+import numpy as np
+
+from learner_jax.batches import Batch, Sequences, preference_batch, supervised_batch, with_reference
+from learner_jax.hosts import Hosts
 from learner_jax.runtime import WeirError
 from learner_jax.settings import SupervisedSettings
 from learner_jax.training import objective
@@ -46,36 +50,50 @@ def fine_tune(
     save: Callable[[TrainState, int], None],
     log: Callable[..., None],
     should_stop: Callable[[], bool] = lambda: False,
+    hosts: Hosts | None = None,
 ) -> tuple[TrainState, int]:
     """Trains from step `first_step` up to `settings.steps`, or until a stop is asked for.
+
+    Of several hosts each reads the whole batch of a step, and computes its own share of it: consecutive examples.
 
     Args:
       start: parameters before the first step of all: the reference of DPO.
       examples: of step `first_step` and all later ones.
       save: called with the state and the number of steps that it holds, every `settings.save_every` steps and at the
         end; the state may be donated once it returns.
+      should_stop: heard where any host is asked to stop.
+      hosts: of the learner; this process alone if None.
 
     Returns:
       The state, and the number of steps that it holds.
 
     Raises:
-      FineTuningError: the loss is not finite.
+      FineTuningError: the loss is not finite, or a batch does not divide over the hosts.
       BatchError: an example is longer than `learner.sequence_length`, or has no answer.
     """
+    hosts = hosts or Hosts()
+    if settings.batch_size % hosts.count:
+        raise FineTuningError(
+            f"supervised.batch_size is {settings.batch_size}, expected a multiple of learner.hosts.count, {hosts.count}"
+        )
     length = engine.settings.sequence_length
+
+    def reference(rows: Sequences) -> np.ndarray:
+        return engine.statistics.logprobs(start, rows.tokens)
 
     def build(chosen: Sequence[Any]) -> Batch:
         if settings.loss == "cross_entropy":
-            return supervised_batch(chosen, sequence_length=length)
-        return preference_batch(
-            chosen, sequence_length=length, reference=lambda rows: engine.statistics.logprobs(start, rows.tokens)
-        )
+            return _own_share(supervised_batch(chosen, sequence_length=length), hosts)
+        known = reference if hosts.count == 1 else None
+        return _own_share(preference_batch(chosen, sequence_length=length, reference=known), hosts)
 
     saved = step = first_step
-    for batch in _ahead(build, examples, settings.steps - first_step):
-        if should_stop():
+    for built in _ahead(build, examples, settings.steps - first_step):
+        if any(hosts.gather(should_stop(), "whether to stop")):
             break
         started = time.monotonic()
+        # What several hosts compute together must be begun in one order by all, which threads don't keep.
+        batch = with_reference(built, reference) if settings.loss == "dpo" and hosts.count > 1 else built
         state, metrics = engine.step(state, batch, current_version=-1)
         step += 1
         loss = float(metrics["loss"])
@@ -92,6 +110,13 @@ def fine_tune(
     if step > saved:
         save(state, step)
     return state, step
+
+
+def _own_share(batch: Batch, hosts: Hosts) -> Batch:
+    """This host's consecutive sequences; weights stay those of the whole batch, over which the loss is a mean."""
+    size = batch.tokens.shape[0] // hosts.count
+    first = hosts.index * size
+    return jax.tree.map(lambda array: array[first : first + size], batch)
 
 
 def _ahead(build: Callable[[Sequence[Any]], Batch], examples: Steps, count: int) -> Iterator[Batch]:

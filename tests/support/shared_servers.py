@@ -30,6 +30,7 @@ LOADING_VLLM = (
 #: Their programs are forked from one that has imported JAX, and compile the same.
 FORKING = (
     "tests/learner_jax/hosts/test_processes.py",
+    "tests/learner_jax/hosts/test_fine_tuning.py",
     "tests/learner_jax/loop/test_saving.py",
     "tests/learner_jax/hosts/test_watch.py",
     "tests/learner_jax/hosts/test_shared_folders.py",

@@ -42,7 +42,7 @@ from tools.assembly.paths import (
     working,
 )
 from tools.assembly.placement import Here, Placement, fleets_of, hosts_of, in_role, python_of, variables_to_hand_on
-from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned
+from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned, warm_start_commands
 from tools.assembly.recorded_sessions import SESSIONS, opened_recordings, recordings_of
 from tools.assembly.run_directory import Start
 from tools.assembly.start_checks import subject_of
@@ -119,6 +119,7 @@ __all__ = [
     "traced",
     "variables_to_hand_on",
     "wait_while_held",
+    "warm_start_commands",
     "watched",
     "working",
 ]

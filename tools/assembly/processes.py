@@ -57,8 +57,14 @@ def planned(
         yield Planned(name, "fleet", [put], 3, grace_s=drain_s, stop_signal=place.stop_signal)
     yield from _own_programs(config, place, "serving")
     if config.trains_first and not paths.start_model.exists():
-        command = place.put("learner", 0, _command(paths, "tools.learner", "--warm-start"), grace_s=_GRACE_S)
-        yield Planned("warm_start", "learner", [command], 1, stop_signal=place.stop_signal)
+        yield Planned(
+            "warm_start",
+            "learner",
+            warm_start_commands(config, paths, coordinator=config.learner.hosts.coordinator, place=place),
+            1,
+            end_s=config.learner.hosts.heartbeat_timeout_s + _LEARNER_GRACE_S,
+            stop_signal=place.stop_signal,
+        )
     coordinator = config.learner.hosts.coordinator
     yield Planned(
         "learner",
@@ -85,14 +91,29 @@ def learner_commands(
     config: Config, paths: RunPaths, *, profile_steps: int, coordinator: str = "", place: Placement | None = None
 ) -> list[Command]:
     """One command for each of the learner's hosts."""
-    place = place or Here(config)
-    count = config.learner.hosts.count
     command = _command(paths, "tools.learner", "--profile", str(profile_steps))
+    return _on_each_host(config, command, coordinator, place or Here(config), grace_s=_LEARNER_GRACE_S)
+
+
+def warm_start_commands(
+    config: Config, paths: RunPaths, *, coordinator: str = "", place: Placement | None = None
+) -> list[Command]:
+    """One command for each host of the supervised stage: all of them with [supervised], the first with [warm_start]."""
+    place, command = place or Here(config), _command(paths, "tools.learner", "--warm-start")
+    if config.supervised is None:
+        return [place.put("learner", 0, command, grace_s=_GRACE_S)]
+    return _on_each_host(config, command, coordinator, place, grace_s=_GRACE_S)
+
+
+def _on_each_host(
+    config: Config, command: Command, coordinator: str, place: Placement, *, grace_s: float
+) -> list[Command]:
+    count = config.learner.hosts.count
     if count == 1:
-        return [place.put("learner", 0, command, grace_s=_LEARNER_GRACE_S)]
+        return [place.put("learner", 0, command, grace_s=grace_s)]
     told = ["--set", f"learner.hosts.coordinator={coordinator}"] if coordinator else []
     commands = [[*command, *told, "--set", f"learner.hosts.index={index}"] for index in range(count)]
-    return [place.put("learner", host, one, grace_s=_LEARNER_GRACE_S) for host, one in enumerate(commands)]
+    return [place.put("learner", host, one, grace_s=grace_s) for host, one in enumerate(commands)]
 
 
 def fresh_coordinator(config: Config, place: Placement | None = None) -> str:

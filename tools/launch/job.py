@@ -30,6 +30,7 @@ from tools.assembly import (
     metrics_log,
     planned,
     variables_to_hand_on,
+    warm_start_commands,
     watched,
 )
 from tools.launch.evaluation import (
@@ -153,24 +154,35 @@ class Job:
     def _start(self, supervisor: Supervisor, process: Planned) -> None:
         supervisor.start_group(
             process.name,
-            self._learner_commands if process.name == "learner" else lambda: process.commands,
+            self._commands_of(process),
             restarts=process.restarts,
             grace_s=process.grace_s,
             end_s=process.end_s,
             stop_signal=process.stop_signal,
         )
 
-    def _learner_commands(self) -> list[list[str]]:
+    def _commands_of(self, process: Planned) -> Callable[[], list[list[str]]]:
+        """Asked for at each start: the learner's hosts meet at another port each time."""
+        match process.name:
+            case "learner":
+                return lambda: learner_commands(
+                    self._config,
+                    self._paths,
+                    profile_steps=self._profile_steps,
+                    coordinator=self._coordinator(),
+                    place=self._place,
+                )
+            case "warm_start":
+                return lambda: warm_start_commands(
+                    self._config, self._paths, coordinator=self._coordinator(), place=self._place
+                )
+        return lambda: process.commands
+
+    def _coordinator(self) -> str:
         if self._config.learner.hosts.count > 1:
             # Other users of this machine can reach the hosts' port, and don't know this.
             os.environ.setdefault(HOSTS_SECRET, secrets.token_hex(32))
-        return learner_commands(
-            self._config,
-            self._paths,
-            profile_steps=self._profile_steps,
-            coordinator=fresh_coordinator(self._config, self._place),
-            place=self._place,
-        )
+        return fresh_coordinator(self._config, self._place)
 
     def _watch(
         self, supervisor: Supervisor, *, until: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None

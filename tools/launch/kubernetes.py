@@ -92,13 +92,14 @@ class _Run:
 
     def job_set(self) -> Manifest:
         """Supervised start, learner and conversion, each after the one before."""
-        hosts, first = hosts_of(self._config, "learner"), f"{self._name}-learner-0-0.{self._name}"
-        meeting = [] if hosts == 1 else ["--set", f"learner.hosts.coordinator={first}:{COORDINATOR_PORT}"]
+        hosts = hosts_of(self._config, "learner")
         jobs = []
         if (warm_start := self._processes.get("warm_start")) is not None:
-            jobs.append(self._job("warm-start", self._command(warm_start), after=None))
+            together = len(warm_start.commands)
+            command = [*_on_hosts(warm_start, self._name, "warm-start", together), "--warm-start"]
+            jobs.append(self._job("warm-start", command, after=None, hosts=together))
         after = "warm-start" if jobs else None
-        learner = [*_module(self._processes["learner"]), "--config", f"{CONFIG_FOLDER}/config.toml", *meeting]
+        learner = _on_hosts(self._processes["learner"], self._name, "learner", hosts)
         jobs.append(self._job("learner", learner, after=after, hosts=hosts))
         jobs.append(self._job("convert", self._command(self._processes["convert"]), after="learner", computes=False))
         spec = {
@@ -225,7 +226,7 @@ class _Run:
     ) -> Manifest:
         """A job of the JobSet; `computes` tells whether it takes the learner's devices."""
         container = self._container("learner", command, computes=computes)
-        if name == "learner":
+        if name == "learner" or hosts > 1:
             container["ports"] = [{"name": "hosts", "containerPort": COORDINATOR_PORT}]
             secret = {"name": f"{self._name}-secrets", "key": "WEIR_HOSTS_SECRET", "optional": True}
             container["env"].append({"name": "WEIR_HOSTS_SECRET", "valueFrom": {"secretKeyRef": secret}})
@@ -318,6 +319,13 @@ def name_of(config: Config) -> str:
     """The run's name as Kubernetes takes it: at most 40 small letters, digits and dashes."""
     plain = re.sub(r"[^a-z0-9]+", "-", f"weir-{config.run.name}".lower())
     return plain[:40].strip("-")
+
+
+def _on_hosts(process: Planned, run: str, job: str, hosts: int) -> list[str]:
+    """The command of each pod of a job of the learner; which host a pod is, it knows by the job's index."""
+    first = f"{run}-{job}-0-0.{run}"
+    meeting = [] if hosts == 1 else ["--set", f"learner.hosts.coordinator={first}:{COORDINATOR_PORT}"]
+    return [*_module(process), "--config", f"{CONFIG_FOLDER}/config.toml", *meeting]
 
 
 def _module(process: Planned) -> list[str]:

@@ -282,6 +282,10 @@ ALLOWED: dict[tuple[str, str], str] = {
         "subprocess.run(command, env=process_environment(os.environ, also), check=False)",
     ): "the run itself, in the foreground",
     ("learner_jax/training/fine_tuning.py:_ahead", "pending.result()"): "a computation of this process",
+    (
+        "tools/learner.py:_convert_start",
+        "subprocess.run([*command, *family], check=False)",
+    ): "a conversion, whose time the model's size decides",
     ("tools/queue_rewards.py:_serve", "stopped.wait()"): "serves until a person stops it",
     ("tools/view.py:attach", "while True"): "a person watches, and ends it",
     ("tools/weights.py:watch", "while True"): "a person watches, and ends it",

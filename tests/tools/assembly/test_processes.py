@@ -34,3 +34,21 @@ def test_the_first_hosts_of_replicas_lead_fleets_and_the_others_join_them(tmp_pa
     ]
     with pytest.raises(ConfigError, match=r"launch\.fleet\.hosts is 3 and serving\.hosts_per_replica 2"):
         load_config(DEMO, [*roles, "launch.fleet.hosts=3"])
+
+
+def test_supervised_training_runs_on_all_hosts_of_the_learner_and_a_start_from_nothing_on_the_first(
+    tmp_path: Path,
+) -> None:
+    given = [f"run.directory={tmp_path / 'run'}", "learner.hosts.count=2", "learner.hosts.coordinator=127.0.0.1:4711"]
+
+    def commands(*overrides: str) -> list[list[str]]:
+        config = load_config(DEMO, [*given, *overrides])
+        return next(found for found in planned(config, run_paths(config)) if found.name == "warm_start").commands
+
+    assert len(commands()) == 1
+    table = 'supervised={{ data = "x.jsonl", steps = 1, batch_size = {size}, learning_rate = 1e-3 }}'
+    two = commands("warm_start=none", table.format(size=4))
+    assert [command[-1] for command in two] == ["learner.hosts.index=0", "learner.hosts.index=1"]
+    assert all({"--warm-start", "learner.hosts.coordinator=127.0.0.1:4711"} <= set(command) for command in two)
+    with pytest.raises(ConfigError, match=r"supervised\.batch_size is 3, expected a multiple of learner\.hosts\.count"):
+        commands("warm_start=none", table.format(size=3))

@@ -127,6 +127,15 @@ def test_learners_meet_by_name_and_wait_for_what_comes_before() -> None:
     }
     assert container["resources"]["limits"] == {"cpu": 4, "memory": "8Gi", "google.com/tpu": 4}
     assert "nodeSelector" not in dict(pods(found))["convert"]
+    start = jobs["warm-start"]["template"]["spec"]
+    assert (start["completions"], "ports" in start["template"]["spec"]["containers"][0]) == (1, False)
+    table = 'supervised={ data = "/data/x.jsonl", steps = 1, batch_size = 4, learning_rate = 1e-3 }'
+    (start, *_) = files(a_run("warm_start=none", table))["learner.yaml"][0]["spec"]["replicatedJobs"]
+    assert start["template"]["spec"]["completions"] == 2
+    (container,) = start["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"][-3:] == [
+        "--set", f"learner.hosts.coordinator={name}-warm-start-0-0.{name}:{COORDINATOR_PORT}", "--warm-start",
+    ]  # fmt: skip
     alone = files(load_config("demo", ["run.directory=/shared/run", *ROLES, "learner.hosts.count=1", "warm_start=none",
                                        "model.create=none", "model.path=/data/m"]))  # fmt: skip
     jobs = {job["name"]: job for job in alone["learner.yaml"][0]["spec"]["replicatedJobs"]}
