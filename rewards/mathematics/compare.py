@@ -101,6 +101,16 @@ def _without_name(sides: tuple[Value, ...], but: frozenset[str]) -> tuple[Value,
     return sides
 
 
+def _letters(expression: Expression) -> str:
+    """A unit of one letter, which alone reads as a variable, with its power; "" for anything else."""
+    match expression:
+        case Name(name):
+            return name
+        case Apply("power", (Name(name), Number(value))) if value in (2, 3):
+            return f"{name}^{value}"
+    return ""
+
+
 def _same_quantity(expression: Expression, unit: str, answer: Value) -> bool:
     match answer:
         case Quantity(other, theirs):
@@ -108,6 +118,10 @@ def _same_quantity(expression: Expression, unit: str, answer: Value) -> bool:
             return factor is not None and equal(expression, Apply("multiply", (other, Number(factor))))
         case Scalar(Apply("multiply", (other, Name(name)))) if conversion(name, unit) is not None:
             return _same_quantity(expression, unit, Quantity(other, name))
+        case Scalar(Apply("divide", (Apply("multiply", (other, Name(over))), under))) if (
+            unit == f"{over}/{_letters(under)}"
+        ):
+            return _same_quantity(expression, unit, Quantity(other, unit))
         case Scalar(other) if unit == "%":
             as_fraction = Apply("divide", (expression, Number(Fraction(100))))
             return equal(expression, other) or equal(as_fraction, other)

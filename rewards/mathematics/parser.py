@@ -223,6 +223,8 @@ class _Parser:
             return Listing(inner.items if isinstance(inner, Listing) and not inner.braces else (inner,), braces=True)
         if self._tokens.take_command("begin"):
             return self._matrix()
+        if bracketed := self._bracketed_matrix():
+            return bracketed
         if self._tokens.is_sign("(") and not self._holds_several():
             return None
         left = "<" if self._tokens.take_command("langle") else self._tokens.take_sign("(", "[")
@@ -235,6 +237,19 @@ class _Parser:
         if not right or (left == "<") != (right == ">"):
             raise MathError(f"{left!r} is not closed")
         return Bracket(left, tuple(items), right)
+
+    def _bracketed_matrix(self) -> Value | None:
+        """A matrix whose brackets are written beside it."""
+        after = self._tokens.peek(1)
+        if after is None or (after.kind, after.text) != ("command", "begin"):
+            return None
+        left = self._tokens.take_sign("(", "[")
+        if not left:
+            return None
+        self._tokens.skip()
+        matrix = self._matrix()
+        self._tokens.expect(")" if left == "(" else "]")
+        return matrix
 
     def _holds_several(self) -> bool:
         """Whether a comma stands directly inside the bracket that begins here."""

@@ -34,8 +34,6 @@ _UNICODE = str.maketrans(
         "\u222a": r"\cup ",
         "\u2208": r"\in ",
         "\u2205": r"\emptyset ",
-        "\u00b2": "^2",
-        "\u00b3": "^3",
         "\u00bd": r"\frac{1}{2}",
         "\u00bc": r"\frac{1}{4}",
         "\u00be": r"\frac{3}{4}",
@@ -57,8 +55,11 @@ _NOTHING = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr)(?![a-zA-Z])(?:\.(?!\d))?"
     r"|(?<!\\)\\[,;:!> ]|\\q?quad(?![a-zA-Z])|~|\\(?:par|noindent|hfill)(?![a-zA-Z])"
 )
-#: thin spaces and braced commas between groups of three digits are no separators of values
-_GROUPED = re.compile(r"(?<![\d.,])(\d{1,3})((?:(?:\\[,!;]|\{,\}|,\\!|\\ )\d{3})+)(?!\d)")
+#: blanks and braced commas between groups of three digits are no separators of values; `1 234/567` is a mixed number
+_GROUPED = re.compile(r"(?<![\d.,])(\d{1,3})((?:(?:\\[,!;]|\{,\}|,\\!|\\ | )\d{3})+)(?!\d)(?!\s*/)")
+#: exponents as single characters, which Unicode has for each digit
+_RAISED = re.compile("[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
+_DIGITS = str.maketrans("\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "+-0123456789")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(?:[eE]([+-]?\d{1,4})(?![\w.]))?")
 #: dots over the first and the last of the digits that repeat, as British books write them
 _DOTS = re.compile(r"(?<=[.\d])\\dot\s*(?:\{(\d)\}|(\d))(?:(\d*)\\dot\s*(?:\{(\d)\}|(\d)))?", re.ASCII)
@@ -131,7 +132,8 @@ def tokens_of(text: str) -> list[Token]:
     """
     if len(text) > MAX_CHARACTERS:
         raise AbsurdError(f"it has {len(text)} characters, at most {MAX_CHARACTERS} are read")
-    text = _GROUPED.sub(lambda match: match[1] + re.sub(r"\D", "", match[2]), text.translate(_UNICODE))
+    text = _RAISED.sub(_exponent, text).translate(_UNICODE)
+    text = _GROUPED.sub(lambda match: match[1] + re.sub(r"\D", "", match[2]), text)
     text = _DOTS.sub(lambda match: f"\\overline{{{''.join(part or '' for part in match.groups())}}}", text)
     text = _NOTHING.sub(" ", text)
     found: list[Token] = []
@@ -149,6 +151,11 @@ def tokens_of(text: str) -> list[Token]:
         found.append(token)
         spaced = False
     return found
+
+
+def _exponent(match: re.Match[str]) -> str:
+    digits = match[0].translate(_DIGITS).removeprefix("+")
+    return f"^{digits}" if len(digits) == 1 else f"^{{{digits}}}"
 
 
 def _next(text: str, position: int, depth: int, spaced: bool) -> tuple[Token, int]:

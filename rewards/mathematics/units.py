@@ -38,13 +38,23 @@ _TABLE: tuple[tuple[str, str, Fraction, str], ...] = (
 )
 _UNITS = {name: (kind, factor) for name, kind, factor, _ in _TABLE}
 _SPELLINGS = {spelling: name for name, _, _, spellings in _TABLE for spelling in (name, *spellings.split())}
+_SHORT = {"mph": "mi/h", "kmh": "km/h", "kph": "km/h", "kmph": "km/h"}
 _POWER = re.compile(r"(.+?)\s*\^?\s*([23])")
 
 
 def unit_of(text: str) -> str:
-    """One spelling for a unit: "square centimeters" and "cm^2" give "cm^2"; unknown words stay, in lower case."""
+    """One spelling for a unit: "square centimeters" gives "cm^2", "kilometers per hour" gives "km/h".
+
+    Unknown words stay, in lower case.
+    """
     words = " ".join(re.sub(r"[{}]", "", text).strip(" .").split())
+    for between in ("/", " per "):
+        over, found, under = words.partition(between)
+        if found and over.strip() and under.strip():
+            return f"{unit_of(over)}/{unit_of(under)}"
     lower = words.lower()
+    if lower in _SHORT:
+        return _SHORT[lower]
     for word, power in (("square ", "2"), ("sq. ", "2"), ("sq ", "2"), ("cubic ", "3")):
         if lower.startswith(word):
             return f"{unit_of(words[len(word) :])}^{power}"

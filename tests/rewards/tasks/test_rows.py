@@ -54,8 +54,8 @@ def given(prompt, answer, row):
         global calls
         calls += 1
         return calls
-    return {"none": None, "text": "1", "nan": float("nan"), "huge": 1e300, "empty": {}, "of text": {"a": "1"},
-            "list": [1]}[answer]
+    return {"none": None, "text": "1", "nan": float("nan"), "infinite": float("inf"), "huge": 1e300, "empty": {},
+            "of text": {"a": "1"}, "list": [1]}[answer]
 
 def outside(prompt, answer, row):
     try:
@@ -160,6 +160,7 @@ def test_an_async_function_is_waited_for_inside_its_walls(make: Callable[..., Ta
         ("none", "error", "TypeError: a reward is None, expected a number, True or False, or a dict of named numbers"),
         ("text", "error", "a reward is '1', expected a number"),
         ("nan", "error", "a reward is nan, expected a finite number"),
+        ("infinite", "error", "a reward is inf, expected a finite number"),
         ("huge", "error", "a reward is 1e+300, expected a finite number from"),
         ("empty", "error", "an empty dict"),
         ("of text", "error", "the part 'a' of a reward is '1'"),
