@@ -127,6 +127,8 @@ def _explain(error: ValidationError) -> str:
             got = quoted(value) if isinstance(value, str) else shown(value)
             quotes = "; put text in quotes" if kind == "string_type" else ""
             lines.append(f"{key}: {message}, got {got}{quotes}{_meaning(problem['loc'])}")
+    if sum(problem["type"] == "missing" and len(problem["loc"]) == 1 for problem in error.errors()) > 1:
+        lines.append("a run's configuration has all of these tables: `weir new my-run` writes one, to put yours into")
     return "; ".join(lines)
 
 

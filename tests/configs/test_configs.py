@@ -106,7 +106,7 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     broken.write_text("[run\n")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_config(broken)
-    with pytest.raises(ConfigError, match=r"learner: Field required"):
+    with pytest.raises(ConfigError, match=r"learner: Field required.*`weir new my-run` writes one"):
         parse_config({"run": {"name": "x"}}, origin="here")
 
 
