@@ -14,7 +14,8 @@ Real vLLM: one replica and the gateway, both on the first core. A user asks at r
 Blocks of all sides take turns in each round, and each round begins with another one. A ratio is the 95th percentile of
 a block over that of the user alone in the same round. A learner that is dead is the user alone.
 
-Not covered: networks, GPUs, several replicas, and long prompts.
+Not covered: networks, GPUs, several replicas, and long prompts. The second core must have nothing else to do: what the
+learner drives from it to the first one counts as the learner's.
 """
 
 from __future__ import annotations
