@@ -15,7 +15,7 @@ from tools.evaluation.examine import examine
 from tools.evaluation.intervals import cluster_sums, t_quantile
 from tools.evaluation.problems import OpenSuite, SuiteProblem, open_suite
 from tools.evaluation.replica import FolderPrompts, ReplicaModel
-from tools.evaluation.results import read_results, read_samples
+from tools.evaluation.results import read_measured, read_results, read_samples
 from tools.evaluation.session import Plan, Watch, run_plan
 from tools.evaluation.shown import overlap_text, print_results
 from tools.evaluation.sources import Source
@@ -55,6 +55,7 @@ __all__ = [
     "print_comparison",
     "print_results",
     "problem_number",
+    "read_measured",
     "read_results",
     "read_samples",
     "run_plan",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from learner_jax.runtime import FILE_MODE
-from tools.evaluation.asking import Answer
+from tools.evaluation.asking import Answer, Measurement
 from tools.evaluation.errors import ResultError
 
 FILE = "answers.jsonl"
@@ -48,7 +48,7 @@ class AnswerLog:
         Raises:
           OSError: it could not be written whole.
         """
-        fields = {key: value for key, value in asdict(answer).items() if key != "tokens" or value}
+        fields = {key: value for key, value in asdict(answer).items() if key not in ("tokens", "measured") or value}
         line = memoryview(json.dumps({"key": key, **about, **fields}).encode() + b"\n")
         while line:
             line = line[os.write(self._file, line) :]
@@ -72,7 +72,9 @@ def _read(path: Path) -> dict[str, Answer]:
         try:
             record = json.loads(line)
             tokens = tuple(map(int, record.get("tokens", ())))
-            answer = Answer(str(record["text"]), str(record["finish_reason"]), record["num_tokens"], tokens)
+            told = record.get("measured")
+            measured = None if told is None else _measurement(**told)
+            answer = Answer(str(record["text"]), str(record["finish_reason"]), record["num_tokens"], tokens, measured)
             found.setdefault(str(record["key"]), answer)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ResultError(
@@ -80,3 +82,9 @@ def _read(path: Path) -> dict[str, Answer]:
                 f"folder"
             ) from None
     return found
+
+
+def _measurement(seconds: float, logprob: float | None, least_logprob: float | None) -> Measurement:
+    """Of the fields of a line; TypeError or ValueError for what is none."""
+    total, least = (None if one is None else float(one) for one in (logprob, least_logprob))
+    return Measurement(float(seconds), total, least)

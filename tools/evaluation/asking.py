@@ -42,6 +42,27 @@ class Dialog:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """What of an answer is another when the same is asked again: its time, and the last digits of its log-probs.
+
+    Attributes:
+      seconds: from the request that succeeded to the whole answer.
+      logprob, least_logprob: of its tokens: sum and lowest, nats, as they were sampled; None where they are not told.
+    """
+
+    seconds: float
+    logprob: float | None = None
+    least_logprob: float | None = None
+
+    def and_then(self, other: Measurement) -> Measurement:
+        """Of two answers of one dialog together."""
+        known = self.logprob is not None and other.logprob is not None
+        total = self.logprob + other.logprob if self.logprob is not None and other.logprob is not None else None
+        lows = [one.least_logprob for one in (self, other) if one.least_logprob is not None]
+        return Measurement(self.seconds + other.seconds, total, min(lows) if known and lows else None)
+
+
+@dataclass(frozen=True)
 class Answer:
     """One answer.
 
@@ -50,12 +71,14 @@ class Answer:
       finish_reason: "stop", "length" or "content_filter".
       num_tokens: of the answer; None where an endpoint doesn't say.
       tokens: ids, where the model gives them; else empty.
+      measured: None where nobody looked.
     """
 
     text: str
     finish_reason: str
     num_tokens: int | None
     tokens: tuple[int, ...] = ()
+    measured: Measurement | None = None
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ import email.utils
 import hashlib
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from learner_jax.runtime import printable
-from tools.evaluation.asking import Answer, Dialog, Identity, Request
+from tools.evaluation.asking import Answer, Dialog, Identity, Measurement, Request
 from tools.evaluation.errors import EndpointError, SuiteError
 from tools.evaluation.pacing import Pacer
 from tools.evaluation.problems import OpenSuite, SuiteProblem
@@ -93,9 +93,14 @@ def base_url(url: str) -> str:
 class Endpoint:
     """Asks one endpoint; the session is given and stays the caller's."""
 
-    def __init__(self, settings: EndpointSettings, session: aiohttp.ClientSession) -> None:
-        self._settings = settings
-        self._session = session
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        session: aiohttp.ClientSession,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._settings, self._session, self._clock = settings, session, clock
         self._base = base_url(settings.url)
         self._url = self._base + ROUTES[settings.api]
         self._pacer = Pacer(settings.requests_per_minute)
@@ -136,6 +141,7 @@ class Endpoint:
         body = self._body(request)
         for attempt in range(1, self._settings.tries + 1):
             await self._pacer.turn()
+            begun_s = self._clock()
             try:
                 async with asyncio.timeout(self._settings.timeout_s):
                     status, headers, payload = await self._post(body)
@@ -145,7 +151,7 @@ class Endpoint:
                 told, pause_s = f"{type(error).__name__}: {self._safe(str(error))}", 0.0
             else:
                 if status == 200:
-                    return self._read(payload)
+                    return replace(self._read(payload), measured=Measurement(self._clock() - begun_s))
                 told, pause_s = self._failed(status, headers, payload), _retry_after(headers)
             if attempt == self._settings.tries:
                 break

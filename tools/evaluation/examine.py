@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, reduce
 from typing import cast
 
 from rewards.contracts import Environment, EpisodeState, Outcome, Reply, RewardRequest, RewardResult, failed
 from tools.evaluation.answers import AnswerLog
-from tools.evaluation.asking import Answer, Dialog, Model, Request
+from tools.evaluation.asking import Answer, Dialog, Measurement, Model, Request
 from tools.evaluation.episodes import Episodes
 from tools.evaluation.judged import Judged, short
 from tools.evaluation.problems import OpenSuite, SuiteProblem
@@ -79,7 +79,7 @@ async def _one(
     dialog = model.begin(suite, problem)
     environment = cast("Environment | None", suite.environment)  # a dialog of text
     state = environment.reset(problem.problem) if environment is not None else None
-    total, counts, turn = 0.0, list[int | None](), 0
+    total, counts, turn, measured = 0.0, list[int | None](), 0, list[Measurement | None]()
     while True:
         request = Request(dialog, suite.settings.sampling, sample, None).seeded()
         key = request.key(model.identity)
@@ -89,6 +89,7 @@ async def _one(
             about = {"suite": suite.name, "problem": problem.id, "sample": sample, "turn": turn}
             log.add(key, answer, **about, prompt=dialog.messages[-1][1])
         counts.append(answer.num_tokens)
+        measured.append(answer.measured)
         outcome, reading = await judge(problem, state, answer)
         turn += 1
         total += outcome.reward or 0.0
@@ -112,6 +113,7 @@ async def _one(
         well_formed=reading.well_formed,
         vote=reading.vote,
         turns=turn,
+        measured=reduce(lambda one, other: one and other and one.and_then(other), measured),
     )
 
 

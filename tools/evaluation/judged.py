@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tools.evaluation.asking import Measurement
+
 _MAX_REASONS = 5
 _MAX_REASON_CHARACTERS = 500
 
@@ -23,6 +25,7 @@ class Judged:
       well_formed: None where the suite has no format.
       vote: what maj@k counts.
       turns: answers of the dialog.
+      measured: of all answers together; None where nobody looked.
     """
 
     problem: str
@@ -38,6 +41,7 @@ class Judged:
     well_formed: bool | None
     vote: str
     turns: int = 1
+    measured: Measurement | None = None
 
     @property
     def passed(self) -> bool:

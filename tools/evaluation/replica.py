@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from serving_bridge.fleet import Replica
 from serving_bridge.settings import ServingSettings
 from serving_bridge.text import Tokenizer, load_tokenizer
 from serving_bridge.vllm import ReplicaError, VllmClient
-from tools.evaluation.asking import Answer, Dialog, Identity, Request, cut_at
+from tools.evaluation.asking import Answer, Dialog, Identity, Measurement, Request, cut_at
 from tools.evaluation.errors import SuiteError
 from tools.evaluation.problems import OpenSuite, SuiteProblem
 
@@ -129,10 +130,18 @@ class ReplicaModel:
 
     Args:
       start: starts the server and returns its client; called at most once.
+      clock: seconds; only differences count.
     """
 
-    def __init__(self, identity: Identity, prompts: FolderPrompts, start: Callable[[], Awaitable[VllmClient]]) -> None:
-        self._identity, self._prompts, self._start = identity, prompts, start
+    def __init__(
+        self,
+        identity: Identity,
+        prompts: FolderPrompts,
+        start: Callable[[], Awaitable[VllmClient]],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._identity, self._prompts, self._start, self._clock = identity, prompts, start, clock
         self._starting = asyncio.Lock()
         self._client: VllmClient | None = None
 
@@ -161,6 +170,7 @@ class ReplicaModel:
         async with self._starting:
             client = self._client = self._client or await self._start()
         for attempt in range(1, _TRIES + 1):
+            begun_s = self._clock()
             try:
                 (completion,) = await client.generate(
                     request.dialog.tokens,
@@ -178,10 +188,12 @@ class ReplicaModel:
                 if not error.retryable or attempt == _TRIES:
                     raise
                 await asyncio.sleep(_FIRST_RETRY_S * 2 ** (attempt - 1))
-        tokens = tuple(completion.tokens.tolist())
+        seconds, tokens = self._clock() - begun_s, tuple(completion.tokens.tolist())
         # Stop texts are cut here: vLLM looks for them in text, and this route has none.
         text, was_stopped = cut_at(tokenizer.decode(tokens), sampling.stop)
-        return Answer(text, "stop" if was_stopped else completion.finish_reason, len(tokens), tokens)
+        total, least = float(completion.logprobs.sum()), float(completion.logprobs.min(initial=0.0))
+        measured = Measurement(seconds, total, least)
+        return Answer(text, "stop" if was_stopped else completion.finish_reason, len(tokens), tokens, measured)
 
 
 @asynccontextmanager

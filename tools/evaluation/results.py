@@ -1,4 +1,7 @@
-"""The files of a result: `results.json` and `scored.jsonl`. The same answers give the same bytes."""
+"""The files of a result: `results.json` and `scored.jsonl`, of which the same answers give the same bytes.
+
+`measured.jsonl` beside them holds what differs from asking to asking: times and log-probs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from tools.evaluation.judged import Judged
 from tools.evaluation.metrics import ProblemSamples, by_turns, metrics, notes, unit_of
 from tools.evaluation.problems import OpenSuite
 
-RESULTS, SCORED = "results.json", "scored.jsonl"
+RESULTS, SCORED, MEASURED = "results.json", "scored.jsonl", "measured.jsonl"
 FORMAT = "weir-evaluation-1"
 _HASH_CHARACTERS = 16
 
@@ -57,7 +60,7 @@ def suite_result(suite: OpenSuite, judged: Sequence[Judged], **more: Any) -> Sui
 
 
 def write_results(folder: Path, model: Identity, suites: Sequence[SuiteResult]) -> dict[str, Any]:
-    """Writes both files; returns what results.json holds. No times, paths of this machine or secrets are in them."""
+    """Writes the files; returns what results.json holds. No times, paths of this machine or secrets are in them."""
     tree = {"format": FORMAT, "model": asdict(model), "suites": [suite.fields for suite in suites]}
     lines = [
         json.dumps({"suite": suite.fields["name"], **_sample(one)}, sort_keys=True)
@@ -65,6 +68,13 @@ def write_results(folder: Path, model: Identity, suites: Sequence[SuiteResult]) 
         for one in suite.samples
     ]
     write_durably(folder / SCORED, "".join(f"{line}\n" for line in lines))
+    measured = [
+        json.dumps({"suite": suite.fields["name"], **_measurement(one)}, sort_keys=True)
+        for suite in suites
+        for one in suite.samples
+        if one.measured is not None
+    ]
+    write_durably(folder / MEASURED, "".join(f"{line}\n" for line in measured))
     write_durably(folder / RESULTS, json.dumps(tree, indent=1, allow_nan=False) + "\n")
     return tree
 
@@ -102,12 +112,25 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
     Raises:
       ResultError: it can't be read.
     """
+    return _lines(folder / SCORED)
+
+
+def read_measured(folder: Path) -> list[dict[str, Any]]:
+    """The lines of measured.jsonl: suite, problem, sample, num_tokens, and the fields of a `Measurement`.
+
+    Raises:
+      ResultError: it can't be read.
+    """
+    return _lines(folder / MEASURED)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in (folder / SCORED).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
-        raise ResultError(f"{folder / SCORED} can't be read: {error.strerror or error}") from None
+        raise ResultError(f"{path} can't be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise ResultError(f"{folder / SCORED} is damaged ({error}); give the command of the evaluation again") from None
+        raise ResultError(f"{path} is damaged ({error}); give the command of the evaluation again") from None
 
 
 def _problem(problem: ProblemSamples, prompt: str) -> Mapping[str, Any]:
@@ -129,5 +152,12 @@ def _problem(problem: ProblemSamples, prompt: str) -> Mapping[str, Any]:
 
 def _sample(one: Judged) -> dict[str, Any]:
     fields = asdict(one)
+    del fields["measured"]
     fields["messages"] = [{"role": role, "content": text} for role, text in one.messages[:-1]]
     return fields
+
+
+def _measurement(one: Judged) -> dict[str, Any]:
+    assert one.measured is not None
+    about = {"problem": one.problem, "sample": one.sample, "num_tokens": one.num_tokens}
+    return about | asdict(one.measured)

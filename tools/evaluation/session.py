@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Plan:
       source: weights that a server of its own is started on, or the endpoint that is asked.
       serving: how that server is started; None: by defaults, with as long a context as the suites need.
       concurrency: answers in work at a time.
+      paced: suite -> at most so many of its answers in work at a time, where their time is to be compared.
       training: prompts that the suites may overlap with; None: not looked at.
     """
 
@@ -49,6 +50,7 @@ class Plan:
     out: Path
     serving: ServingSettings | None = None
     concurrency: int = 64
+    paced: Mapping[str, int] = field(default_factory=dict)
     max_model_len: int | None = None
     training: Training | None = None
 
@@ -121,7 +123,8 @@ async def _evaluated(
     async with _model(plan, suites, watch) as model:
         for suite, fields in zip(suites, more, strict=True):
             watch.begin(suite.name, len(suite.problems) * suite.settings.samples)
-            judged = await examine(model, suite, log, concurrency=plan.concurrency, progress=watch.step)
+            at_a_time = min(plan.concurrency, plan.paced.get(suite.name, plan.concurrency))
+            judged = await examine(model, suite, log, concurrency=at_a_time, progress=watch.step)
             results.append(suite_result(suite, judged, **fields))
         identity = model.identity
     return write_results(plan.out, identity, results)

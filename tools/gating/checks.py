@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from serving_bridge.confidence import Calibration
 from serving_bridge.safety import Checker
 from serving_bridge.settings import SafetySettings
+from tools.gating.calibration import believed, difference_bounds, error_bounds
 from tools.gating.decisions import Bounds, Outcome, bounds_of, decide, found_with, stop_probability, worst
 from tools.gating.errors import GateError
 from tools.gating.judging import Judge, Pair
-from tools.gating.measures import SHARES, Values, values_of
+from tools.gating.measures import CALIBRATION, SHARES, Values, values_of
 from tools.gating.settings import CheckSettings
 
 #: a judge whose judgements can't be read more often than this says nothing
@@ -26,11 +28,12 @@ class Terms:
     rounds: int
     min_problems: int
     judge: Judge | None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
 class Side:
-    """One model's results by suite."""
+    """One model's results by suite; each sample with what was measured of it under "measured", or None."""
 
     suites: Mapping[str, Mapping[str, Any]]
     samples: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -49,6 +52,8 @@ def held(
       GateError: a judge is asked for, and there is nobody to ask or to compare with.
     """
     gone = retired[check.suite]
+    if check.metric == CALIBRATION:
+        return calibration_held(terms, check, candidate, stable, gone)
     problems = candidate.suites[check.suite]["problems"]
     clusters = {problem["id"]: problem["cluster"] or problem["id"] for problem in problems}
     own, other = _values(terms, check, candidate, stable)
@@ -70,6 +75,44 @@ def held(
     return fields | {"note": note, "criteria": criteria}
 
 
+def calibration_held(
+    terms: Terms, check: CheckSettings, candidate: Side, stable: Side | None, gone: Collection[str]
+) -> dict[str, Any]:
+    """As `held`, of the expected calibration error, which is no mean over problems.
+
+    A difference is of two errors, each at half of what the check may err.
+    """
+    problems = candidate.suites[check.suite]["problems"]
+    clusters = {problem["id"]: problem["cluster"] or problem["id"] for problem in problems}
+    sides = [
+        [one for one in believed(side.samples[check.suite], terms.calibration) if one.problem not in gone]
+        for side in (candidate, stable)
+        if side is not None
+    ]
+    criteria: list[dict[str, Any]] = []
+    counts = [len({one.problem for one in side}) for side in sides]
+    outcome, note = "pass", ""
+    if min(counts) < terms.min_problems:
+        outcome, note = "fail", f"{min(counts)} fresh problems have this metric, expected at least {terms.min_problems}"
+    else:
+        bounds = error_bounds(sides[0], clusters, confidence=terms.confidence, looks=terms.rounds)
+        for kind, limit, is_least in (("minimum", check.minimum, True), ("maximum", check.maximum, False)):
+            if limit is not None:
+                decided = decide(bounds, limit, is_least=is_least)
+                criteria.append({"kind": kind, "limit": limit, "outcome": decided, **_told(bounds)})
+        if (margin := check.largest_regression) is not None and len(sides) > 1:
+            halved = {"confidence": (1 + terms.confidence) / 2, "looks": terms.rounds}
+            own, other = (error_bounds(side, clusters, **halved) for side in sides)
+            difference = difference_bounds(own, other)
+            decided = decide(difference, margin, is_least=False)
+            criteria.append({"kind": "largest_regression", "limit": margin, "outcome": decided, **_told(difference)})
+        outcome = worst([one["outcome"] for one in criteria])
+        if not criteria:
+            outcome, note = "fail", "there is no stable version to compare with: give the check a minimum or maximum"
+    fields = {"suite": check.suite, "metric": check.metric, "better": check.direction, "outcome": outcome}
+    return fields | {"note": note, "criteria": criteria}
+
+
 def _values(terms: Terms, check: CheckSettings, candidate: Side, stable: Side | None) -> tuple[Values, Values]:
     if check.metric == "judge":
         if terms.judge is None or stable is None:
@@ -77,7 +120,9 @@ def _values(terms: Terms, check: CheckSettings, candidate: Side, stable: Side | 
         return terms.judge.values(_pairs(candidate.samples[check.suite], stable.samples[check.suite])), {}
     checker = Checker(SafetySettings())
     sides = [
-        {} if side is None else values_of(check.metric, side.suites[check.suite], side.samples[check.suite], checker)
+        {}
+        if side is None
+        else values_of(check.metric, side.suites[check.suite], side.samples[check.suite], checker, terms.calibration)
         for side in (candidate, stable)
     ]
     return sides[0], sides[1]

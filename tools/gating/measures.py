@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from serving_bridge.confidence import Calibration
 from serving_bridge.safety import Checker, Stage, Verdict
 from tools.evaluation import problem_number
+from tools.gating.calibration import believed
 
 #: Metric -> which way is better.
 BETTER: Mapping[str, str] = {
@@ -19,11 +22,22 @@ BETTER: Mapping[str, str] = {
     "format_errors": "lower",
     "refused": "lower",
     "blocked": "lower",
+    "seconds": "lower",
+    "seconds_per_token": "lower",
+    "calibration": "lower",
+    "brier": "lower",
     "tokens": "same",
 }
 #: Metrics whose numbers are in [0, 1].
-SHARES = frozenset({"pass", "distinct_2", "judge", "truncated", "format_errors", "refused", "blocked"})
-METRICS_TEXT = "pass@K, mean_score, tokens, truncated, refused, format_errors, distinct_2, blocked or judge"
+SHARES = frozenset({"pass", "distinct_2", "judge", "truncated", "format_errors", "refused", "blocked", "brier"})
+#: Metrics of how long answers take.
+LATENCIES = frozenset({"seconds", "seconds_per_token"})
+#: The metric that is no mean over problems.
+CALIBRATION = "calibration"
+METRICS_TEXT = (
+    "pass@K, mean_score, tokens, truncated, refused, format_errors, distinct_2, blocked, judge, seconds, "
+    "seconds_per_token, calibration or brier"
+)
 
 Values = dict[str, float]
 
@@ -33,13 +47,27 @@ def known_metric(name: str) -> bool:
     return stem in BETTER and bool(at) == (stem == "pass") and (not at or (k.isascii() and k.isdigit() and k != "0"))
 
 
-def values_of(metric: str, suite: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], checker: Checker) -> Values:
+def values_of(
+    metric: str,
+    suite: Mapping[str, Any],
+    samples: Sequence[Mapping[str, Any]],
+    checker: Checker,
+    calibration: Calibration | None = None,
+) -> Values:
     """Problem -> its number; problems that have none are left out.
 
     Args:
       suite: of results.json.
-      samples: of scored.jsonl, those of this suite.
+      samples: of scored.jsonl, those of this suite, with what was measured of each under "measured".
+      calibration: what makes probabilities of scores; None: they are taken as they are.
     """
+    if metric in LATENCIES:
+        return _latencies(samples, per_token=metric == "seconds_per_token")
+    if metric == "brier":
+        errors: dict[str, list[float]] = {}
+        for one in believed(samples, calibration):
+            errors.setdefault(one.problem, []).append((one.confidence - one.is_right) ** 2)
+        return {name: math.fsum(found) / len(found) for name, found in errors.items()}
     if (number := problem_number(metric)) is not None:
         found = {problem["id"]: number(problem) for problem in suite["problems"]}
         return {name: value for name, value in found.items() if value is not None}
@@ -48,6 +76,17 @@ def values_of(metric: str, suite: Mapping[str, Any], samples: Sequence[Mapping[s
     for sample in samples:
         texts.setdefault(sample["problem"], []).append(sample["answer"])
     return {name: value for name, given in texts.items() if (value := of_texts(given)) is not None}
+
+
+def _latencies(samples: Sequence[Mapping[str, Any]], *, per_token: bool) -> Values:
+    """Problem -> mean seconds of an answer, or seconds over tokens of all its answers."""
+    seconds: dict[str, list[float]] = {}
+    tokens: dict[str, list[float]] = {}
+    for sample in samples:
+        if (told := sample["measured"]) is not None and (told["num_tokens"] or not per_token):
+            seconds.setdefault(sample["problem"], []).append(told["seconds"])
+            tokens.setdefault(sample["problem"], []).append(told["num_tokens"] if per_token else 1)
+    return {name: math.fsum(found) / math.fsum(tokens[name]) for name, found in seconds.items()}
 
 
 def distinct_2(texts: Sequence[str]) -> float | None:

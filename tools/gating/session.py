@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from serving_bridge.settings import ServingSettings
-from tools.evaluation import Plan, Source, Suite, Training, Watch, open_suite, overlaps, read_samples, run_plan
+from tools.evaluation import (
+    Plan,
+    Source,
+    Suite,
+    Training,
+    Watch,
+    open_suite,
+    overlaps,
+    read_measured,
+    read_samples,
+    run_plan,
+)
 from tools.gating.checks import Side, Terms, held
 from tools.gating.decisions import Outcome, worst
 from tools.gating.errors import GateError
 from tools.gating.judging import Judge
+from tools.gating.measures import LATENCIES
 from tools.gating.settings import Gate
 
 FORMAT = "weir-gate-1"
@@ -56,7 +68,7 @@ def run_gate(contest: Contest, say: Callable[[str], None] = lambda _: None) -> G
     """
     gate, settings = contest.gate, contest.gate.settings
     retired = _retired(contest, say)
-    terms = Terms(settings.confidence, settings.rounds, settings.min_problems, contest.judge)
+    terms = Terms(settings.confidence, settings.rounds, settings.min_problems, contest.judge, gate.calibration)
     checks: list[dict[str, Any]] = []
     outcome: Outcome = "inconclusive"
     for number in range(1, settings.rounds + 1):
@@ -130,9 +142,19 @@ def _retired(contest: Contest, say: Callable[[str], None]) -> dict[str, dict[str
 def _asked(contest: Contest, folder: Path, side: str, suites: Sequence[Suite], say: Callable[[str], None]) -> Side:
     say(f"asking the {side}")
     out = contest.out / side
-    plan = Plan(suites, Source("folder", folder), out, serving=contest.serving, concurrency=contest.concurrency)
+    timed = {check.suite for check in contest.gate.settings.check if check.metric in LATENCIES}
+    plan = Plan(
+        suites,
+        Source("folder", folder),
+        out,
+        serving=contest.serving,
+        concurrency=contest.concurrency,
+        paced=dict.fromkeys(timed, contest.gate.settings.latency_concurrency),
+    )
     tree = run_plan(plan, Watch(say=say))
+    measured = {(one["suite"], one["problem"], one["sample"]): one for one in read_measured(out)}
     samples: dict[str, list[Mapping[str, Any]]] = {suite["name"]: [] for suite in tree["suites"]}
     for sample in read_samples(out):
-        samples[sample["suite"]].append(sample)
+        found = measured.get((sample["suite"], sample["problem"], sample["sample"]))
+        samples[sample["suite"]].append({**sample, "measured": found})
     return Side({suite["name"]: suite for suite in tree["suites"]}, samples, tree["model"])

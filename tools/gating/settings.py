@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from learner_jax.runtime import printable
+from serving_bridge.confidence import Calibration, read_calibration
 from tools.evaluation import Suite, SuiteError, load_suite
 from tools.gating.errors import GateError
 from tools.gating.measures import BETTER, METRICS_TEXT, known_metric
@@ -42,6 +43,8 @@ class CheckSettings(_Table):
             raise ValueError(f"metric {printable(self.metric)[:80]!r}: expected {METRICS_TEXT}")
         if self.minimum is None and self.maximum is None and self.largest_regression is None:
             raise ValueError("give minimum, maximum or largest_regression: else the check passes everything")
+        if self.metric == "calibration" and self.better not in ("", "lower"):
+            raise ValueError(f"calibration is an error, and lower is better, got better = {self.better!r}")
         if self.metric == "judge" and self.largest_regression is not None:
             raise ValueError("a judge compares the two already: give minimum, e.g. 0.45")
         return self
@@ -77,6 +80,14 @@ class GateSettings(_Table):
     served: str = Field("", description="file of prompts that users have sent")
     served_column: str = Field("question", description="of the file's rows")
     ngram: int = Field(13, ge=1, description="words in a row that count as an overlap")
+    latency_concurrency: int = Field(
+        1, ge=1, description="answers in work at a time of suites with a check of seconds or seconds_per_token"
+    )
+    calibration: str = Field(
+        "",
+        description="file of tools.confidence fit, by which calibration and brier are measured; empty: log-probs as "
+        "they are",
+    )
     judge: JudgeSettings | None = Field(None, description="the [judge] table, for checks of the metric judge")
 
     @model_validator(mode="after")
@@ -92,12 +103,14 @@ class Gate:
 
     Attributes:
       sha256: of the file, as it was.
+      calibration: by which confidences are measured; None: log-probs as they are.
     """
 
     settings: GateSettings
     suites: tuple[Suite, ...]
     folder: Path
     sha256: str
+    calibration: Calibration | None = None
 
 
 def load_gate(path: Path) -> Gate:
@@ -105,6 +118,7 @@ def load_gate(path: Path) -> Gate:
 
     Raises:
       GateError: it can't be read, a key is wrong, a suite does not exist, or a check names a suite that it has not.
+      CalibrationError: the file that `calibration` names holds none.
     """
     try:
         content = path.read_bytes()
@@ -128,7 +142,8 @@ def load_gate(path: Path) -> Gate:
             )
     if len(set(names)) < len(names):
         raise GateError(f"gate {path}: two suites have one name, of {', '.join(names)}")
-    return Gate(settings, suites, path.parent, hashlib.sha256(content).hexdigest())
+    calibration = read_calibration(path.parent / settings.calibration) if settings.calibration else None
+    return Gate(settings, suites, path.parent, hashlib.sha256(content).hexdigest(), calibration)
 
 
 def _suite(name: str, folder: Path) -> Suite:

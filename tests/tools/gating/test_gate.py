@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +49,26 @@ largest_regression = 0.1
 suite = "words"
 metric = "blocked"
 maximum = 0.1
+"""
+MEASURED = """
+[[check]]
+suite = "words"
+metric = "seconds"
+maximum = 30
+largest_regression = 30
+[[check]]
+suite = "words"
+metric = "seconds_per_token"
+maximum = 15
+[[check]]
+suite = "words"
+metric = "calibration"
+maximum = 1.5
+largest_regression = 1.5
+[[check]]
+suite = "words"
+metric = "brier"
+maximum = 1.0
 """
 JUDGED = """
 [[check]]
@@ -163,11 +184,15 @@ def test_the_same_on_real_servers(tmp_path: Path, call: Callable[..., Any]) -> N
     pytest.importorskip("vllm", reason="vLLM is not installed")
     place = Place(tmp_path, VLLM_MODULE)
     place.stable(1)
+    place.write(GATE + MEASURED)
     assert [call(number, f"gate-{number}", place=place)[0] for number in (2, 3)] == [0, 1]
     same, other = (report(place, f"gate-{number}")["checks"][0]["criteria"] for number in (2, 3))
     assert (same[0]["value"], same[1]["value"]) == (1.0, 0.0)
     assert other[1]["value"] < -0.9
     assert [place.registry.index.standing("default", number).stage for number in (2, 3)] == ["passed", "candidate"]
+    timed = {check["metric"]: check["criteria"] for check in report(place, "gate-2")["checks"][2:]}
+    assert 0.001 < timed["seconds_per_token"][0]["value"] < timed["seconds"][0]["value"] < 10
+    assert 0 < timed["brier"][0]["value"] < timed["calibration"][0]["value"] < 1
 
 
 def test_problems_that_were_trained_on_retire(shared: Place, call: Callable[..., Any]) -> None:
@@ -184,6 +209,27 @@ def test_problems_that_were_trained_on_retire(shared: Place, call: Callable[...,
         assert report(shared, "same")["checks"][0]["criteria"][0]["num_problems"] == ROWS - 1
     finally:
         shared.write(GATE)
+
+
+def test_latency_and_calibration_are_measured_on_the_answers(shared: Place, call: Callable[..., Any]) -> None:
+    shared.stable(1)
+    shared.write(GATE + MEASURED)
+    try:
+        status, said = call(2, "measured")
+    finally:
+        shared.write(GATE)
+    assert status == 0, said
+    lines = (shared.folder / "measured" / "candidate" / "answers.jsonl").read_text().splitlines()
+    told = [(one["num_tokens"], one["measured"]) for one in map(json.loads, lines)]
+    seconds, per_token, calibration, brier = report(shared, "measured")["checks"][2:]
+    assert seconds["criteria"][0]["value"] == pytest.approx(sum(one["seconds"] for _, one in told) / ROWS)
+    assert per_token["criteria"][0]["value"] == pytest.approx(sum(one["seconds"] / n for n, one in told) / ROWS)
+    # All answers of these weights are right, so that errors are what is missing of certainty.
+    doubts = [1 - math.exp(one["logprob"] / n) for n, one in told]
+    assert calibration["criteria"][0]["value"] == pytest.approx(sum(doubts) / ROWS)
+    assert brier["criteria"][0]["value"] == pytest.approx(sum(doubt**2 for doubt in doubts) / ROWS)
+    assert calibration["criteria"][1]["value"] == 0.0, "stable has the same weights"
+    assert (seconds["criteria"][1]["kind"], seconds["outcome"]) == ("largest_regression", "pass")
 
 
 def test_a_judge_is_asked_in_both_orders_and_its_version_is_kept(shared: Place, call: Callable[..., Any]) -> None:
@@ -222,9 +268,28 @@ def test_a_judge_is_asked_in_both_orders_and_its_version_is_kept(shared: Place, 
         ("rounds = 1", "round = 1", "round: unknown key"),
         ("minimum = 0.5", "minimum = nan", "minimum"),
         ('metric = "blocked"\nmaximum = 0.1', 'metric = "judge"\nminimum = 0.4', r"there is no \[judge\] table"),
+        (
+            'metric = "blocked"',
+            'metric = "calibration"\nbetter = "higher"',
+            "calibration is an error, and lower",
+        ),
+        ("rounds = 1", "rounds = 1\nlatency_concurrency = 0", "latency_concurrency: Input should be greater"),
         ("name = ", "name", "is not TOML"),
     ],
-    ids=["no-suite", "other-suite", "pass-0", "metric", "no-limit", "rounds", "key", "nan", "no-judge", "no-toml"],
+    ids=[
+        "no-suite",
+        "other-suite",
+        "pass-0",
+        "metric",
+        "no-limit",
+        "rounds",
+        "key",
+        "nan",
+        "no-judge",
+        "better",
+        "at-a-time",
+        "no-toml",
+    ],
 )
 def test_a_gate_that_is_wrong_is_refused(shared: Place, tmp_path: Path, old: str, new: str, match: str) -> None:
     assert old in GATE
