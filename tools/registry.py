@@ -215,7 +215,11 @@ def history(registry: Registry, arguments: argparse.Namespace, console: Console)
     for one in moves:
         ends = ("-" if number is None else str(number) for number in (one.old, one.new))
         table.add_row(
-            str(one.move), when(one.created_s), escape(one.alias), *ends, escape(one.actor), escape(one.reason)
+            str(one.move),
+            when(one.created_s),
+            escape(quoted(one.alias, 60)),
+            *ends,
+            *(escape(quoted(text, 1000)) for text in (one.actor, one.reason)),
         )
     console.print(table)
     return 0

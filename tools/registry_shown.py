@@ -39,7 +39,7 @@ def entry_table(standings: list[Standing]) -> Table:
         table.add_row(
             escape(entry.id),
             standing.stage,
-            escape(", ".join(standing.aliases)),
+            escape(quoted(", ".join(standing.aliases), 200)),
             "-" if entry.parent is None else str(entry.parent),
             escape(quoted(entry.origin.run, 40)),
             str(entry.origin.step),

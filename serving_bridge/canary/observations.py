@@ -256,7 +256,7 @@ def summed(
         if kind == "dropped":
             dropped += int(found.get("count", 1))
             continue
-        if version not in (-1, versions[arm]) or bool(is_shadow) != (shadow and arm == "canary"):
+        if arm not in versions or version not in (-1, versions[arm]) or bool(is_shadow) != (shadow and arm == "canary"):
             continue
         if cohort is not None and not cohort.has(tenant):
             continue

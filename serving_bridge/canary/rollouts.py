@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -253,14 +253,26 @@ def _policy(text: str) -> CanaryPolicy:
     return CanaryPolicy.model_validate_json(text)
 
 
+def _state(text: str, policy: CanaryPolicy) -> State:
+    state = msgspec.json.decode(text, type=State)
+    if not 0 <= state.step < len(policy.steps):
+        raise ValueError(f"it is at step {state.step}, and its policy has {len(policy.steps)}")
+    if unknown := {one.metric for one in state.kept} - {one.name for one in policy.metrics}:
+        raise ValueError(f"it has sums of {quoted(min(unknown), 60)}, which is no metric of its policy")
+    return state
+
+
 def _read(row: Row) -> Rollout:
-    rollout, namespace, number, stable, policy, state, *rest = row
-    return Rollout(
-        rollout,
-        namespace,
-        number,
-        stable,
-        _policy(policy),
-        msgspec.json.decode(state, type=State),
-        *rest,
-    )
+    """Raises `CanaryError` for a row that nobody of ours wrote."""
+    rollout, namespace, number, stable, text, given, first, phase, looks, asked, *rest = row
+    try:
+        policy = _policy(text)
+        state = _state(given, policy)
+        if asked not in get_args(Asked):
+            raise ValueError(f"asked is {quoted(asked, 40)}, expected one of {', '.join(get_args(Asked)[1:])}, or none")
+    except ValueError as error:  # of pydantic and msgspec, too
+        raise CanaryError(
+            f"rollout {rollout} of {namespace} is none: its row was changed ({quoted(str(error), 300)}); correct it, "
+            f"or take the traffic back by hand (tools.registry move canary=)"
+        ) from None
+    return Rollout(rollout, namespace, number, stable, policy, state, first, phase, looks, asked, *rest)

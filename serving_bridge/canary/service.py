@@ -7,6 +7,7 @@ from pathlib import Path
 
 from learner_jax.runtime import crash_point
 from serving_bridge.canary.controller import Controller
+from serving_bridge.canary.errors import CanaryError
 from serving_bridge.canary.moves import Place
 from serving_bridge.canary.rollouts import Rollout
 from serving_bridge.canary.training_note import note_newest
@@ -60,7 +61,13 @@ class Service:
             if self._monotonic() >= self._purge_due_s:
                 self._purge_due_s = self._monotonic() + _PURGE_EVERY_S
                 self._purge()
-        except (NotHolderError, DatabaseError, RegistryError, OSError) as error:  # files: the note, those of an entry
+        except (
+            NotHolderError,
+            DatabaseError,
+            RegistryError,
+            CanaryError,
+            OSError,
+        ) as error:  # files: the note, those of an entry
             if (told := str(error)) != self._said:
                 self._log("waits", error=told)
             self._said = told

@@ -9,7 +9,7 @@ from serving_bridge.database import Database, Session
 from serving_bridge.registry import leases, rows
 from serving_bridge.registry import traffic as splits
 from serving_bridge.registry.entry import checked_name
-from serving_bridge.registry.errors import RegistryError
+from serving_bridge.registry.errors import RegistryError, RegistryIntegrityError
 from serving_bridge.registry.leases import RegistryLease
 from serving_bridge.registry.rows import By, Move
 from serving_bridge.registry.traffic import Placement, TrafficChange, TrafficRecord, TrafficSplit
@@ -35,10 +35,13 @@ class Aliases:
 
         Raises:
           RegistryError: there is no such alias, or no such entry.
+          RegistryIntegrityError: the alias names an entry that does not exist.
         """
         if name.isascii() and name.isdigit() and len(name) < 17:
             return self._db.read(lambda session: rows.standing(session, namespace, int(name))).entry.number
         aliases = self.current(namespace)
+        if problem := self._db.read(lambda session: rows.alias_problems(session, namespace)).get(name):
+            raise RegistryIntegrityError(problem)
         if name not in aliases:
             held = ", ".join(aliases) or "none yet"
             raise RegistryError(f"{namespace} has no alias {quoted(name, 60)}; it has {held}")

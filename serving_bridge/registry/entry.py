@@ -179,9 +179,14 @@ def shape_sha256(tensors: list[TensorEntry]) -> str:
     return digest("".join(lines))
 
 
+def is_name(text: str) -> bool:
+    """Whether a namespace or alias may have this name."""
+    return _NAME.fullmatch(text) is not None
+
+
 def checked_name(name: str, what: str) -> str:
     """A namespace or alias. Raises `RegistryError` for what is none."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise RegistryError(
             f"{what} {quoted(name, 60)}: expected at most 40 lower-case letters, digits and dashes, e.g. acme"
         )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import msgspec
-
 from serving_bridge.database import Database, Session
 from serving_bridge.registry import leases, rows
 from serving_bridge.registry.aliases import Aliases
@@ -168,7 +166,7 @@ class RegistryIndex:
         self._db.write(work)
 
     def events(self, namespace: str, number: int) -> list[Event]:
-        """What happened to an entry, oldest first."""
+        """What happened to an entry, oldest first. Raises `RegistryIntegrityError` if a row was changed."""
         found = self._db.read(
             lambda session: session.execute(
                 "SELECT sequence, namespace, number, kind, body, actor, reason, created_s FROM events "
@@ -176,10 +174,7 @@ class RegistryIndex:
                 (namespace, number),
             )
         )
-        return [
-            Event(sequence, entry, of, kind, msgspec.json.decode(body), actor, reason, created_s)
-            for sequence, entry, of, kind, body, actor, reason, created_s in found
-        ]
+        return [rows.read_event(row) for row in found]
 
     def weights_in_use(self, namespace: str) -> dict[int, int]:
         """Weight version -> newest entry that it is kept for."""
@@ -222,19 +217,20 @@ class RegistryIndex:
         return self._db.write(work)
 
     def check_chain(self, namespace: str) -> list[str]:
-        """What is wrong with the entries of a namespace; nothing if each is the one that was registered."""
-        problems = []
+        """What is wrong with the entries and aliases of a namespace; nothing if each is the one that was registered."""
+        problems = list(self._db.read(lambda session: rows.alias_problems(session, namespace)).values())
         found = self._db.read(
             lambda session: session.execute(
-                "SELECT number, document, sha256, parent, content, weight_version FROM entries WHERE namespace = ? "
-                "ORDER BY number",
+                "SELECT number, document, sha256, stage, parent, content, weight_version FROM entries "
+                "WHERE namespace = ? ORDER BY number",
                 (namespace,),
             )
         )
         previous = ""
-        for expected, (number, document, sha256, *columns) in enumerate(found, 1):
+        for expected, (number, document, sha256, stage, *columns) in enumerate(found, 1):
             name = f"{namespace}/{number}"
             try:
+                rows.checked_row(stage, namespace, number)
                 entry = decode_entry(document, sha256, name=name)
             except RegistryError as error:
                 problems.append(str(error))

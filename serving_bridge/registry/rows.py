@@ -10,7 +10,16 @@ import msgspec
 
 from learner_jax.contracts import quoted
 from serving_bridge.database import Row, Session
-from serving_bridge.registry.entry import CLOSED, UNPROVEN, Entry, RegisteredFile, checked_stage, decode_entry
+from serving_bridge.registry.entry import (
+    CLOSED,
+    STAGES,
+    UNPROVEN,
+    Entry,
+    RegisteredFile,
+    checked_stage,
+    decode_entry,
+    is_name,
+)
 from serving_bridge.registry.errors import RegistryError, RegistryIntegrityError
 
 #: Verdict of a report that lets a candidate pass.
@@ -103,15 +112,59 @@ def standing(session: Session, namespace: str, number: int) -> Standing:
 
 def read(row: Row, namespace: str, names: Mapping[int, tuple[str, ...]]) -> Standing:
     number, document, sha256, stage, has_weights = row
+    checked_row(stage, namespace, number)
     entry = decode_entry(document, sha256, name=f"{namespace}/{number}")
     if (entry.namespace, entry.number) != (namespace, number):
         raise RegistryIntegrityError(f"entry {namespace}/{number} says that it is {entry.id}: rows were exchanged")
     return Standing(entry, stage, names.get(number, ()), bool(has_weights), document)
 
 
+def checked_row(stage: str, namespace: str, number: int) -> None:
+    """Raises `RegistryIntegrityError` for a stage that there is not."""
+    if stage not in STAGES:
+        raise RegistryIntegrityError(
+            f"entry {namespace}/{number} has stage {quoted(stage, 60)}, expected one of {', '.join(STAGES)}: its row "
+            f"was changed"
+        )
+
+
 def aliases(session: Session, namespace: str) -> dict[str, int]:
+    """Alias -> number of its entry, as the rows say: one that was changed keeps nobody from moving the others."""
     find = "SELECT alias, number FROM aliases WHERE namespace = ? ORDER BY alias"
     return dict(session.execute(find, (namespace,)))
+
+
+def alias_problems(session: Session, namespace: str) -> dict[str, str]:
+    """Alias -> why its row is none; nothing where all name entries."""
+    find = (
+        "SELECT alias, a.number, e.number FROM aliases a LEFT JOIN entries e "
+        "ON e.namespace = a.namespace AND e.number = a.number WHERE a.namespace = ? ORDER BY alias"
+    )
+    found = {}
+    for alias, number, entry in session.execute(find, (namespace,)):
+        if not is_name(alias) or entry is None:
+            why = "is no name" if entry is not None else f"names entry {number}, which does not exist"
+            found[alias] = f"alias {quoted(alias, 60)} of {namespace} {why}: its row was changed; move it, or remove it"
+    return found
+
+
+def read_event(row: Row) -> Event:
+    """Of (sequence, namespace, number, kind, body, actor, reason, created_s).
+
+    Raises:
+      RegistryIntegrityError: the body is no JSON object.
+    """
+    sequence, namespace, number, kind, body, *rest = row
+    return Event(sequence, namespace, number, kind, _body(body, f"{namespace}/{number}", sequence), *rest)
+
+
+def _body(text: str, entry: str, sequence: int) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise RegistryIntegrityError(
+            f"event {sequence} of entry {entry} is none: its row was changed ({quoted(str(error), 200)})"
+        ) from None
 
 
 def names_of(session: Session, namespace: str) -> dict[int, tuple[str, ...]]:
@@ -188,6 +241,7 @@ def set_stage(
       RegistryError: the stage can't follow, there is no such report, or nobody takes the responsibility.
     """
     old = row_of(session, namespace, number)[3]
+    checked_row(old, namespace, number)
     checked_stage(old, stage, name=f"{namespace}/{number}")
     if old in UNPROVEN and stage not in CLOSED and not _has_passed(session, namespace, number):
         _check_responsible(f"{namespace}/{number}", actor, reason, unproven=unproven)
@@ -199,10 +253,14 @@ def set_stage(
 def _has_passed(session: Session, namespace: str, number: int) -> bool:
     """Whether the newest report of an entry says so."""
     found = session.execute(
-        "SELECT body FROM events WHERE namespace = ? AND number = ? AND kind = 'report' ORDER BY sequence DESC LIMIT 1",
+        "SELECT body, sequence FROM events WHERE namespace = ? AND number = ? AND kind = 'report' "
+        "ORDER BY sequence DESC LIMIT 1",
         (namespace, number),
     )
-    return bool(found) and msgspec.json.decode(found[0][0]).get("verdict") == PASSED
+    if not found:
+        return False
+    body, sequence = found[0]
+    return _body(body, f"{namespace}/{number}", sequence).get("verdict") == PASSED
 
 
 def _check_responsible(name: str, actor: str, reason: str, *, unproven: bool) -> None:

@@ -12,7 +12,7 @@ from learner_jax.runtime import PLAIN_NAME
 from serving_bridge.database import Session
 from serving_bridge.registry import rows
 from serving_bridge.registry.cohort import Cohort
-from serving_bridge.registry.errors import RegistryError
+from serving_bridge.registry.errors import RegistryError, RegistryIntegrityError
 
 STABLE, CANARY = "stable", "canary"
 MAX_TENANTS = 10_000
@@ -170,12 +170,21 @@ def read_split(session: Session, namespace: str) -> TrafficSplit:
 
 
 def read_placement(session: Session, namespace: str) -> Placement:
+    """Aliases and split. Raises `RegistryIntegrityError` where an arm's alias names no entry, or a row is none."""
     found = session.execute(
-        "SELECT alias, a.number, weight_version, content, stage FROM aliases a JOIN entries e "
+        "SELECT alias, a.number, e.number, weight_version, content, stage FROM aliases a LEFT JOIN entries e "
         "ON e.namespace = a.namespace AND e.number = a.number WHERE a.namespace = ? ORDER BY alias",
         (namespace,),
     )
-    return Placement(namespace, {alias: Placed(*row) for alias, *row in found}, read_split(session, namespace))
+    placed = {}
+    for alias, number, entry, version, content, stage in found:
+        if entry is None:
+            if alias in (STABLE, CANARY):
+                raise RegistryIntegrityError(rows.alias_problems(session, namespace)[alias])
+            continue  # nobody is served by it
+        rows.checked_row(stage, namespace, number)
+        placed[alias] = Placed(number, version, content, stage)
+    return Placement(namespace, placed, read_split(session, namespace))
 
 
 def read_records(session: Session, namespace: str, limit: int) -> list[TrafficRecord]:
@@ -235,12 +244,14 @@ def cohort_of(tenants: Iterable[str], share: float, salt: str) -> Cohort | None:
 def _split(
     namespace: str, canary: float, shadow: float, tenants: str, revision: int, tenant_share: float, within: float
 ) -> TrafficSplit:
-    """A row; raises `RegistryError` where it holds what no split can."""
+    """A row; raises `RegistryIntegrityError` where it holds what no split can."""
     try:
         names = msgspec.json.decode(tenants, type=tuple[str, ...])
         wanted = TrafficChange(canary, shadow, names, tenant_share, within)
-    except msgspec.MsgspecError as error:
-        raise RegistryError(f"the traffic split of {namespace} is none: {quoted(str(error))}") from error
+    except (msgspec.MsgspecError, RegistryError) as error:
+        raise RegistryIntegrityError(
+            f"traffic split {revision} of {namespace} is none: its row was changed ({quoted(str(error), 300)})"
+        ) from None
     return TrafficSplit(namespace, canary, shadow, wanted.tenants, revision, tenant_share, within)
 
 

@@ -140,6 +140,6 @@ def test_a_changed_row_is_no_split(index_place: IndexPlace) -> None:
     index.aliases.move(lease, {"canary": number}, actor="ann", reason="x", traffic=TrafficChange(0.5))
     for statement in ("UPDATE traffic SET canary_share = 7", "UPDATE traffic SET tenants = '{'"):
         index._db.write(lambda session, statement=statement: session.execute(statement))  # type: ignore[misc]
-        with pytest.raises(RegistryError, match=r"canary_share is 7|the traffic split of default is none|tenants"):
+        with pytest.raises(RegistryError, match="traffic split 1 of default is none"):
             index.aliases.traffic("default")
         index._db.write(lambda session: session.execute("UPDATE traffic SET canary_share = 0.5"))
