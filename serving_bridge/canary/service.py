@@ -61,13 +61,8 @@ class Service:
             if self._monotonic() >= self._purge_due_s:
                 self._purge_due_s = self._monotonic() + _PURGE_EVERY_S
                 self._purge()
-        except (
-            NotHolderError,
-            DatabaseError,
-            RegistryError,
-            CanaryError,
-            OSError,
-        ) as error:  # files: the note, those of an entry
+        except (NotHolderError, DatabaseError, RegistryError, CanaryError, OSError) as error:
+            # Files: the note, those of an entry. Canary: a row that was changed.
             if (told := str(error)) != self._said:
                 self._log("waits", error=told)
             self._said = told
@@ -102,7 +97,7 @@ class Service:
     def _tell_standing(self, *, leads: bool) -> None:
         try:
             newest = self._place.rollouts.latest(self._place.namespace)
-        except DatabaseError:
+        except (DatabaseError, CanaryError):  # the second: a row that was changed, which the look before told
             self._standing(leads=0)
             return
         if not newest:

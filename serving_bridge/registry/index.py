@@ -107,10 +107,12 @@ class RegistryIndex:
 
         def work(session: Session) -> list[Standing]:
             names = rows.names_of(session, namespace)
+            found = rows.line_of(session, namespace, number, limit)
             ancestors: list[Standing] = []
             current: int | None = number
-            while current is not None and len(ancestors) < limit:
-                ancestors.append(rows.read(rows.row_of(session, namespace, current), namespace, names))
+            while current is not None and len(ancestors) < limit:  # by the documents, which nobody can change unseen
+                row = found.get(current) or rows.row_of(session, namespace, current)
+                ancestors.append(rows.read(row, namespace, names))
                 current = ancestors[-1].entry.parent
             return ancestors
 

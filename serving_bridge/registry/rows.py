@@ -106,6 +106,18 @@ def row_of(session: Session, namespace: str, number: int) -> Row:
     return rows[0]
 
 
+def line_of(session: Session, namespace: str, number: int, limit: int) -> dict[int, Row]:
+    """Number -> row of an entry and its ancestors, at most `limit`, by their column `parent`: one way to the server."""
+    found = session.execute(
+        f"WITH RECURSIVE line AS (SELECT {COLUMNS}, parent, 1 AS depth FROM entries WHERE namespace = ? AND number = ? "
+        f"UNION ALL SELECT {', '.join(f'e.{name}' for name in COLUMNS.split(', '))}, e.parent, depth + 1 "
+        f"FROM entries e JOIN line ON e.number = line.parent WHERE e.namespace = ? AND depth < ?) "
+        f"SELECT {COLUMNS} FROM line",
+        (namespace, number, namespace, limit),
+    )
+    return {row[0]: row for row in found}
+
+
 def standing(session: Session, namespace: str, number: int) -> Standing:
     return read(row_of(session, namespace, number), namespace, names_of(session, namespace))
 

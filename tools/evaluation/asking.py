@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tools.evaluation.problems import OpenSuite, SuiteProblem
@@ -71,14 +71,14 @@ class Answer:
       finish_reason: "stop", "length" or "content_filter".
       num_tokens: of the answer; None where an endpoint doesn't say.
       tokens: ids, where the model gives them; else empty.
-      measured: None where nobody looked.
+      measured: None where nobody looked. Answers are equal without it.
     """
 
     text: str
     finish_reason: str
     num_tokens: int | None
     tokens: tuple[int, ...] = ()
-    measured: Measurement | None = None
+    measured: Measurement | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from statistics import NormalDist
 
 import numpy as np
 
-from serving_bridge.confidence import Calibration, Sums, agreement, as_probability, score_of
+from serving_bridge.confidence import Calibration, ScoreName, Sums, agreement, as_probability, score_of
 from tools.gating.decisions import Bounds
 
 _BINS = 15
 _RESAMPLES = 400
 #: A suite without a calibration of its own.
-_RAW = "mean"
+_RAW: ScoreName = "mean"
 
 
 @dataclass(frozen=True)

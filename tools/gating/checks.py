@@ -101,8 +101,8 @@ def calibration_held(
                 decided = decide(bounds, limit, is_least=is_least)
                 criteria.append({"kind": kind, "limit": limit, "outcome": decided, **_told(bounds)})
         if (margin := check.largest_regression) is not None and len(sides) > 1:
-            halved = {"confidence": (1 + terms.confidence) / 2, "looks": terms.rounds}
-            own, other = (error_bounds(side, clusters, **halved) for side in sides)
+            halved = (1 + terms.confidence) / 2
+            own, other = (error_bounds(side, clusters, confidence=halved, looks=terms.rounds) for side in sides)
             difference = difference_bounds(own, other)
             decided = decide(difference, margin, is_least=False)
             criteria.append({"kind": "largest_regression", "limit": margin, "outcome": decided, **_told(difference)})

@@ -196,6 +196,47 @@ def test_what_no_trusted_key_signed_is_named_and_serves_nobody_until_it_is_signe
     demanding.close()
 
 
+def test_two_fleets_serve_models_of_different_shapes_out_of_one_registry(place: Place) -> None:
+    """Each namespace has one shape and one fleet; what gets into the wrong namespace is refused by name."""
+    wide = Served({**SERVED.shapes, "model.embed_tokens.weight": (9, 4)}, SERVED.dtype, SERVED.tokenizer)
+
+    def register(namespace: str, seed: int, rows: int) -> int:
+        store, version = published(place.folder / f"{namespace}-{seed}", seed, rows=rows, norm_dtype=ml_dtypes.bfloat16)
+        number = place.registry.register(namespace, store, version, FILES, candidate(), actor="ann").number
+        place.registry.index.set_stage(namespace, number, "passed", actor="ann", reason="x", unproven=True)
+        return number
+
+    def moved(**aliases: int) -> None:
+        place.registry.move("wide", aliases, holder="ann", actor="ann", reason="x", traffic=TrafficChange(0.5))
+
+    def follower(log: Callable[..., None]) -> AliasFollower:
+        return AliasFollower(place.registry, "wide", wide, log=log, run_blocking=inline)
+
+    first, second, narrow = register("wide", 11, 9), register("wide", 12, 9), register("wide", 13, 8)
+    moved(stable=first, canary=second)
+    settings: dict[str, Any] = {"replicas": 2, "min_healthy": 1, "follow": "aliases"}
+    other = StubFleet(place.folder / "wide-fleet", make_follower=follower, **settings)
+
+    async def test() -> None:
+        async with place.fleet(replicas=2, min_healthy=1).running() as fleet, other.running():
+            await until(other, [("stable", first), ("canary", second)])
+            await until(fleet, [("stable", 1)] * 2)
+            place.move(0.5, canary=2)
+            await until(fleet, [("stable", 1), ("canary", 2)])
+            assert [arms(other)[name] for name in sorted(arms(other))] == [("stable", first), ("canary", second)]
+            moved(canary=narrow)
+            await other.until(lambda: other.named("arm_refused"), 5)
+            (refused,) = other.named("arm_refused")
+            assert (
+                f"entry wide/{narrow} has another shape than this fleet's model folder: 1 tensors" in refused["error"]
+            )
+
+    virtually(test())
+    store, version = published(place.folder / "child", 14, rows=8, norm_dtype=ml_dtypes.bfloat16)
+    with pytest.raises(RegistryError, match="another shape than their parent wide/1"):
+        place.registry.register("wide", store, version, FILES, candidate(parent=1), actor="ann")
+
+
 def test_an_index_that_is_away_changes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with place.fleet(replicas=2, min_healthy=1).running() as fleet:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serving_bridge.registry import RegistryIndex, RegistryIntegrityError, TrafficChange
-from tests.support.registries import IndexPlace, index_place, passed_entry
+from tests.support.registries import IndexPlace, add_entry, index_place, passed_entry
 
 __all__ = ["index_place"]  # a fixture
 
@@ -82,6 +82,14 @@ def test_a_changed_row_is_one_clear_error(index: RegistryIndex, statement: str, 
     _edit(index, statement)
     with pytest.raises(RegistryIntegrityError, match=said):
         READERS[reader](index)
+
+
+def test_a_circle_of_parents_ends_and_the_documents_count(index: RegistryIndex) -> None:
+    child = add_entry(index, parent=2)
+    _edit(index, f"UPDATE entries SET parent = {child} WHERE number = 2")
+    assert [standing.entry.number for standing in index.lineage("default", child)] == [child, 2]
+    (problem,) = index.check_chain("default")
+    assert "default/2: its columns say" in problem
 
 
 def test_verify_names_every_one(index: RegistryIndex) -> None:

@@ -1,13 +1,13 @@
 """What a large registry costs those who look into it, and who move an alias of it.
 
-python -m tools.bench registry [--entries 100000] [--rounds 20] [--dir FOLDER] [--json PATH]
+python -m tools.bench registry [--entries 100000] [--rounds 20] [--dir FOLDER] [--database URL] [--json PATH]
 
-An index in an SQLite file: entries in chains of a hundred ancestors, as runs that go on from each other leave. Then, in
-turns: the newest 50 entries, one entry with its aliases, the lineage of one (100 ancestors), and a move of two
-aliases, which waits for the disk. Beside the move stands one fsync of 4 KiB in the same folder: nothing durable is
-quicker.
+An index in an SQLite file, or in a schema of PostgreSQL that has no entries yet: entries in chains of a hundred
+ancestors, as runs that go on from each other leave. Then, in turns: the newest 50 entries, one entry with its aliases,
+the lineage of one (100 ancestors), and a move of two aliases, which waits for the disk. Beside the move stands one
+fsync of 4 KiB in the same folder: nothing durable is quicker.
 
-Not covered: PostgreSQL, several who move at once, and the weights.
+Not covered: several who move at once, a network to the server, and the weights.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tools.bench.timing import console, json_path, positive, progress, spread, t
 #: milliseconds that each may take
 AIM_MS = 50.0
 _CHAIN = 100
+_BATCH = 1000
 _NAMESPACE = "bench"
 _ALIASES = ("stable", "previous")
 
@@ -42,11 +43,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--entries", type=positive, default=100_000, help="entries of the index (default 100000)")
     parser.add_argument("--rounds", type=positive, default=20, help="turns of each (default 20)")
     parser.add_argument("--dir", type=Path, help="an existing folder on the disk to measure (default: the system's)")
+    parser.add_argument("--database", metavar="URL", help="postgresql://...?schema=NAME (default: an SQLite file)")
     parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     out = console()
     with tempfile.TemporaryDirectory(dir=given.dir) as folder:
-        seconds = measure(Path(folder), given.entries, rounds=given.rounds)
+        seconds = measure(Path(folder), given.entries, rounds=given.rounds, url=given.database)
     hardware = this_hardware()
     out.print(str(hardware), highlight=False, soft_wrap=True)
     table = Table("what", "ms", title=f"{given.entries:,} entries")
@@ -63,13 +65,20 @@ def main(argv: Sequence[str]) -> None:
         out.print(f"wrote {given.json}", highlight=False)
 
 
-def measure(folder: Path, num_entries: int, *, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each, a round each."""
-    database = open_database(folder / "index.sqlite", schema=REGISTRY)
+def measure(folder: Path, num_entries: int, *, rounds: int, url: str | None = None) -> dict[str, list[float]]:
+    """Seconds of each, a round each.
+
+    Args:
+      url: of a database without entries; None: an SQLite file in `folder`.
+
+    Raises:
+      DatabaseError: it can't be opened, or has entries.
+    """
+    database = open_database(url or folder / "index.sqlite", schema=REGISTRY)
     try:
         with progress() as bar:
             task = bar.add_task("adding entries", total=num_entries)
-            database.write(lambda session: _fill(session, num_entries, lambda: bar.advance(task)))
+            database.write(lambda session: _fill(session, num_entries, lambda done: bar.advance(task, done)))
         index = RegistryIndex(database, clock=time.time)
         lease = index.aliases.take_lease(_NAMESPACE, "bench", 3600)
 
@@ -96,22 +105,25 @@ def measure(folder: Path, num_entries: int, *, rounds: int) -> dict[str, list[fl
         database.close()
 
 
-def _fill(session: Session, num_entries: int, done: Callable[[], None]) -> None:
+def _fill(session: Session, num_entries: int, done: Callable[[int], None]) -> None:
     previous = ""
-    for number in range(1, num_entries + 1):
-        entry = _entry(number, previous, None if number % _CHAIN == 1 else number - 1)
-        document = encode_entry(entry)
-        previous = digest(document)
-        session.execute(
-            "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, 'candidate', 1, ?)",
-            (_NAMESPACE, number, entry.parent, document, previous, entry.content, number, entry.created_s),
-        )
-        session.execute(
+    for first in range(1, num_entries + 1, _BATCH):
+        numbers = range(first, min(first + _BATCH, num_entries + 1))
+        entries: list[tuple[Any, ...]] = []
+        for number in numbers:
+            entry = _entry(number, previous, None if number % _CHAIN == 1 else number - 1)
+            document = encode_entry(entry)
+            previous = digest(document)
+            entries.append(
+                (_NAMESPACE, number, entry.parent, document, previous, entry.content, number, entry.created_s)
+            )
+        session.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, 'candidate', 1, ?)", entries)
+        session.executemany(
             "INSERT INTO events (namespace, number, kind, body, actor, reason, created_s) "
             "VALUES (?, ?, 'registered', '{}', 'bench', '', ?)",
-            (_NAMESPACE, number, entry.created_s),
+            [(_NAMESPACE, row[1], row[-1]) for row in entries],
         )
-        done()
+        done(len(numbers))
 
 
 def _entry(number: int, previous: str, parent: int | None) -> Entry:
