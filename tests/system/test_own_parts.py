@@ -123,6 +123,7 @@ start_timeout_s = 900.0
 [evaluation]
 num_problems = 8
 every = 1
+temperature = 1.0
 """.replace("STEPS", str(STEPS)),
 }
 #: Makes the model's folder: a created one, without the norms that the family doesn't have.
