@@ -84,8 +84,9 @@ def print_plan(place: Place, number: int, policy: CanaryPolicy, console: Console
     """What `start` would do with an entry; exit status 1 if it would be refused."""
     table = Table("step", "traffic", "conversations", "at least", "must be shown", box=None)
     for step in policy.steps:
-        traffic = f"{step.share:.4g}" if step.share else f"copies of {step.shadow:.4g}"
-        table.add_row(step.name, traffic, str(step.min_samples), f"{step.min_time_s:.0f} s", step.proof)
+        share = policy.share_of(step) * step.traffic_share
+        traffic = f"{share:.4g}" if step.share else f"copies of {step.shadow:.4g}"
+        table.add_row(escape(step.name), traffic, str(step.min_samples), f"{step.min_time_s:.0f} s", step.proof)
     console.print(table)
     hours = sum(step.min_time_s for step in policy.steps) / 3600
     console.print(f"at least {hours:.1f} hours; a look every {policy.interval_s:g} s; metrics:")
