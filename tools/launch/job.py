@@ -40,7 +40,7 @@ from tools.launch.evaluation import (
     evaluate_newest,
     evaluate_replica,
 )
-from tools.reporting import LiveView
+from tools.reporting import LAST_PHASE, STOPPED_PHASE, LiveView
 
 T = TypeVar("T")
 
@@ -92,10 +92,10 @@ class Job:
         ):
             for part in (self._begin, self._train, self._measure_after):
                 part(supervisor)
-                if self._should_stop():
-                    return False
-        self._phase("finished")
-        return True
+                if stopped := self._should_stop():
+                    break
+        self._phase(STOPPED_PHASE if stopped else LAST_PHASE)
+        return not stopped
 
     @contextmanager
     def _workers_held(self) -> Iterator[None]:

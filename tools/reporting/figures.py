@@ -29,6 +29,9 @@ _NOTHING_RAN_S = 300.0
 
 #: Names of the phases that `tools.train` begins and ends with.
 FIRST_PHASE, LAST_PHASE = "starting", "finished"
+#: a run that was asked to stop, and goes on when it is started again
+STOPPED_PHASE = "stopped"
+_AT_REST = (LAST_PHASE, STOPPED_PHASE)
 
 #: Of a run whose learner may take no step.
 HELD_PHASE = "held"
@@ -148,7 +151,7 @@ class RunHistory:
             return HELD_PHASE
         last = self.phases[-1] if self.phases else None
         learned = next(reversed(self.steps.values()), None) if self.steps else None
-        if last is not None and (last["name"] != LAST_PHASE or learned is None or learned["t"] <= last["t"]):
+        if last is not None and (last["name"] not in _AT_REST or learned is None or learned["t"] <= last["t"]):
             return str(last["name"])
         if self.ended is not None:
             return LAST_PHASE if self.ended.get("reason") == LAST_PHASE else f"ended ({self.ended.get('reason')})"
@@ -158,8 +161,8 @@ class RunHistory:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more is to be expected of the run."""
-        return self.phase == LAST_PHASE or (not self.phases and self.ended is not None)
+        """Whether nothing more is to be expected of the run by itself."""
+        return self.phase in _AT_REST or (not self.phases and self.ended is not None)
 
     @property
     def is_graded(self) -> bool:

@@ -16,12 +16,15 @@ from configs.load import load_config, save_config
 from serving_bridge.telemetry import MetricsLog
 from tools.assembly import RunPaths, make_private_directory, planned, run_paths
 from tools.assembly.run_directory import choose
+from tools.launch import Job
 from tools.launch.backends import backend_of
 from tools.launch.checks import require_launchable
 from tools.launch.local import Local
 from tools.launch.logs import show_logs
+from tools.launch.progress import progress_line
 from tools.launch.shown import role_lines
 from tools.launch.started import LaunchError, Started, read_started
+from tools.reporting import LiveView
 
 ROLLOUT = ("launch.rollout.cpus=2", "launch.rollout.memory_gib=4")
 
@@ -129,3 +132,12 @@ def test_a_record_that_is_none_is_refused(paths: RunPaths, text: str) -> None:
     (paths.directory / "launch.json").write_text(text)
     with pytest.raises(LaunchError, match=r"launch\.json"):
         read_started(paths)
+
+
+def test_a_run_that_was_stopped_says_so(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last event would else be of what it did, as if it had been killed there."""
+    monkeypatch.setattr("tools.launch.job.base_model_dir", lambda *_: None)
+    config = load_config(paths.config)
+    with LiveView(config, paths.directory) as view:
+        assert not Job(config, paths, view, lambda: True).run()
+    assert progress_line(paths) == "run demo: step 0 of 120, stopped"
