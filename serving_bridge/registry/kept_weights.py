@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from learner_jax.contracts import ContractError, WeightManifest
 from learner_jax.runtime import Waits
+from serving_bridge.database import DatabaseError
 from serving_bridge.registry.entry import checked_name
 from serving_bridge.registry.errors import NotHolderError, RegistryError
 from serving_bridge.registry.index import RegistryIndex
@@ -35,6 +38,8 @@ class KeptWeights:
     ) -> None:
         self._root, self._index, self._options = root, index, options
         self._wait_s, self._waits = wait_s, waits
+        #: that could not be given back, since the index could not be written
+        self._left: list[RegistryLease] = []
 
     def store(self, namespace: str) -> WeightStore:
         """The weight store of a namespace; serving fleets load from it."""
@@ -81,11 +86,25 @@ class KeptWeights:
         ) as wait:
             while True:
                 try:
-                    lease = self._index.aliases.take_named_lease(name, holder, _LEASE_S)
+                    while self._left:
+                        self._index.aliases.release_lease(self._left[-1])
+                        self._left.pop()
+                    found = self._index.aliases.holder(name)
+                    by_force = found is not None and _has_ended(found.holder)
+                    lease = self._index.aliases.take_named_lease(name, holder, _LEASE_S, by_force=by_force)
                     break
                 except NotHolderError:
                     wait.sleep(_POLL_S)
         try:
             yield lease
         finally:
-            self._index.aliases.release_lease(lease)
+            try:
+                self._index.aliases.release_lease(lease)
+            except DatabaseError:  # a full disk, mostly: the error that led here is the one to tell
+                self._left.append(lease)
+
+
+def _has_ended(holder: str) -> bool:
+    """Whether a holder was a process of this host that is no more. If it is, after all, the token keeps it out."""
+    host, _, rest = holder.rpartition(":")[0].rpartition(":")
+    return host == socket.gethostname() and rest.isdecimal() and not psutil.pid_exists(int(rest))

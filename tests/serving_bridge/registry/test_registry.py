@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,14 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from serving_bridge.registry import Registry, RegistryError, RegistryIntegrityError, Retention, model_card
+from serving_bridge.registry import (
+    NotHolderError,
+    Registry,
+    RegistryError,
+    RegistryIntegrityError,
+    Retention,
+    model_card,
+)
 from serving_bridge.weights import StoreError, read_version
 from tests.support.registries import FILES, candidate, published
 
@@ -195,6 +203,20 @@ def test_a_registration_or_retention_that_is_killed_leaves_a_whole_registry(tmp_
     assert len(clock_later.weights.store("default").versions()) == 1, "nothing is left of the killed one"
     clock_later.close()
     registry.close()
+
+
+def test_a_process_that_is_no_more_keeps_nobody_out(registry: Registry, tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    aliases = registry.index.aliases
+    old = aliases.take_named_lease("default.weights", f"{socket.gethostname()}:{ended.pid}:ab12", 3600.0)
+    assert _register(registry, tmp_path, 1) == 1
+    with pytest.raises(NotHolderError):
+        aliases.check_lease(old)
+    aliases.take_named_lease("default.weights", "elsewhere:1:ab12", 3600.0)
+    registry.weights._wait_s = 0.3
+    with pytest.raises(RegistryError, match="gave up"):
+        _register(registry, tmp_path, 2)
 
 
 def test_two_registrations_of_a_namespace_wait_for_each_other(registry: Registry, tmp_path: Path) -> None:
