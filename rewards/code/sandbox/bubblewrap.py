@@ -15,6 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from rewards.code.sandbox.folders import open_folder
 from rewards.code.sandbox.interpreter import BOOTSTRAP, Interpreter, open_to_all
 from rewards.code.sandbox.limits import Limits, SandboxError
 from rewards.code.sandbox.system_calls import knows, outer_filter
@@ -91,7 +92,7 @@ def find_bubblewrap(interpreter: Interpreter, *, for_others: bool) -> Bubblewrap
     path = next((path for path in found if not for_others or open_to_all(path)), None)
     if path is not None:
         return Bubblewrap(path, interpreter, calls)
-    copy = tempfile.TemporaryDirectory(prefix="weir-bwrap-")
+    copy = open_folder("weir-bwrap")
     return Bubblewrap(_copied(Path(found[0]), Path(copy.name)), interpreter, calls, copy=copy)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.code.sandbox.folders import open_folder
 from rewards.code.sandbox.interpreter import BOOTSTRAP, Interpreter, open_to_all
 from rewards.code.sandbox.limits import Limits, SandboxError
 from rewards.code.sandbox.system_calls import knows, outer_filter
@@ -144,8 +145,7 @@ def find_runsc(interpreter: Interpreter, *, for_others: bool) -> Runsc:
         )
     path = os.path.realpath(found[0])
     version = _said(path, "--version").partition("\n")[0].removeprefix("runsc version ").strip()
-    folder = tempfile.TemporaryDirectory(prefix="weir-runsc-")
-    os.chmod(folder.name, 0o755)
+    folder = open_folder("weir-runsc")
     if for_others and not open_to_all(folder.name):
         folder.cleanup()
         raise SandboxError(

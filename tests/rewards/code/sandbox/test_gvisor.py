@@ -12,6 +12,7 @@ import pytest
 
 from learner_jax.runtime import DoorError
 from rewards.code.sandbox import SandboxError, SandboxPool, gvisor, open_pool
+from rewards.code.sandbox.folders import open_folder
 from rewards.code.verifier import CodeVerifier
 from rewards.settings import TaskSettings
 from rewards.tasks import create_task
@@ -68,6 +69,18 @@ def test_nothing_is_left_of_a_sandbox_that_is_killed(runsc_pool: SandboxPool) ->
         time.sleep(0.05)
     assert kept()[0] <= 3
     assert kept()[1] <= 3 * 4
+
+
+def test_folders_of_processes_that_were_killed_are_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gone, alive, foreign = (tmp_path / name for name in ("weir-x-4194305-a", f"weir-x-{os.getpid()}-b", "weir-x-c"))
+    for folder in (gone, alive, foreign):
+        (folder / "inside").mkdir(parents=True)
+    with open_folder("weir-x") as made:
+        assert Path(made).stat().st_mode & 0o777 == 0o755
+        assert sorted(tmp_path.iterdir()) == sorted([alive, foreign, Path(made)])
 
 
 @pytest.mark.usefixtures("absent")
