@@ -41,8 +41,8 @@ SETTINGS = (
     "feedback.online_wait_s=0.5",
     "gateway.port=0",
 )
-#: of the one who withdraws: problems of the task have two digits
-SECRET = "Calculate 7 + {}."
+#: of the one who withdraws: no problem of the task has a number like 07
+SECRET = "Calculate 07 + {}."
 
 
 class Users:
@@ -173,14 +173,14 @@ def test_users_are_learned_from_until_they_withdraw(tmp_path: Path, monkeypatch:
 
 
 def _talk_and_withdraw(users: Users, run: Path, job: subprocess.Popen[bytes]) -> None:
-    users.talk("jane", "joe", until=lambda: len(online_steps(run)) >= 3 and len(groups_of(run, "Calculate 7 + ")) > 8)
-    assert files_with(run, "Calculate 7 + ")
-    hers = groups_of(run, "Calculate 7 + ")
+    users.talk("jane", "joe", until=lambda: len(online_steps(run)) >= 3 and len(groups_of(run, "Calculate 07 + ")) > 8)
+    assert files_with(run, "Calculate 07 + ")
+    hers = groups_of(run, "Calculate 07 + ")
     told = weir("tools.sessions", str(run), "withdraw", "--tenant", "local", "--user", "jane")
     assert "sessions are withdrawn" in told
     assert "not erased" not in told
     withdrawn_t = time.time()
-    assert files_with(run, "Calculate 7 + ") == []
+    assert files_with(run, "Calculate 07 + ") == []
     before = len(online_steps(run))
     users.talk("joe", until=lambda: len(online_steps(run)) >= before + 5)
     assert job.poll() is None
