@@ -82,7 +82,8 @@ async def _rolled_back(place: CanaryPlace, load: Load) -> dict[str, float]:
     given = ("3", "--policy", str(place.drill.folder / "policy.toml"), "--reason", "the drill's bad one")
     await asyncio.to_thread(place.tool, "start", *given)
     await place.killed("canary.seen", "--take-over")
-    await place.killed("canary.noted", "--take-over")
+    await place.killed("canary.noted:2", "--take-over")  # the first note is that the rollout is under way
+    assert place.world.rollouts.latest(NAMESPACE)[0].phase == "rolled_back"
     took = {"rolled back": time.monotonic() - began_s}
     took["no more answers of it"] = await load.until(lambda recent: all(one.versions == {2} for one in recent))
     await place.drill.until_served(2, 2)
