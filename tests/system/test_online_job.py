@@ -181,8 +181,7 @@ def _talk_and_withdraw(users: Users, run: Path, job: subprocess.Popen[bytes]) ->
     assert "not erased" not in told
     withdrawn_t = time.time()
     assert files_with(run, "Calculate 07 + ") == []
-    before = len(online_steps(run))
-    users.talk("joe", until=lambda: len(online_steps(run)) >= before + 5)
+    users.talk("joe", until=lambda: any(step["t"] > withdrawn_t + 6 for step in online_steps(run)))
     assert job.poll() is None
     assert set(users.outcomes) <= {"joined", "unknown"}
     consumed = [record for record in read_metrics(run / "metrics.jsonl") if record["event"] == "consumed"]
