@@ -11,7 +11,6 @@ from rewards.environments.agent import AgentEnvironment
 from rewards.environments.own_environment import OwnEnvironment
 from rewards.environments.own_tools import tools_of_class
 from rewards.environments.tool_environment import ToolEnvironment
-from rewards.environments.user_simulator import UserSimulator
 from rewards.sandbox import ENVIRONMENT
 from rewards.settings import TaskSettings
 from rewards.tools import definitions, distinct, read_definition
@@ -60,6 +59,8 @@ def create_environment(task: Task, settings: TaskSettings) -> Environment | Asyn
 
 def end_environment(environment: Environment | AsyncEnvironment) -> None:
     """Ends the processes and threads that an environment which comes with Weir has; others keep theirs."""
+    from rewards.environments.user_simulator import UserSimulator  # with aiohttp: a task alone does without
+
     if isinstance(environment, ToolEnvironment | UserSimulator):
         environment.end()
     elif isinstance(environment, OwnEnvironment | AgentEnvironment):
