@@ -13,7 +13,7 @@
 # The run loads vLLM and JAX at once, and compiles their bytecode while it trains.
 demo:
 	@tools/install.sh demo --no-trial
-	@.venv/bin/python -m tools.train --config configs/demo.toml $(ARGS)
+	@.venv/bin/python -W ignore::SyntaxWarning -m tools.train --config configs/demo.toml $(ARGS) # others' packages, compiled once
 
 # Three at a time on two cores, since tests wait too; file by file, the longest first: files share servers.
 test:
