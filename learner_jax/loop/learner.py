@@ -53,8 +53,6 @@ class Learner:
       waits: where its waits are seen.
     """
 
-    _anew: Anew | None = None
-
     def __init__(
         self,
         engine: Engine,

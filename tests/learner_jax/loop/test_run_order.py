@@ -52,7 +52,7 @@ class Run:
         made: Any = object.__new__(Learner)
         loss = SimpleNamespace(kl=SimpleNamespace(budget=budget))
         made._settings, made._ledger = SimpleNamespace(steps=steps, loss=loss), ledger
-        made._engine, made._profiler = None, None
+        made._engine = made._profiler = made._anew = None
         answers = [[other, None] for other in others]
         made._hosts = SimpleNamespace(is_leader=leads, gather=lambda value, what: [value, *answers])
         made._log = lambda event, **fields: self.note(f"log {event}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
 
 from serving_bridge.storage import FsspecObjects, StorageError, StorageSetupError, StorageTimeouts
+from tests.support.claimed_objects import assert_a_second_one_is_refused, assert_only_one_of_many_makes
 from tests.support.clouds import SECRET, Cloud, connection_string
 from tests.support.s3 import Fault
 
@@ -49,26 +49,12 @@ def test_what_is_written_is_read_listed_and_deleted(objects: FsspecObjects, tmp_
 def test_only_one_of_many_makes_an_object_and_the_probe_knows_it(objects: FsspecObjects) -> None:
     assert objects.probe()
     assert objects.list() == {}
-    made: list[int] = []
-
-    def make(number: int) -> None:
-        if objects.put_new("claim", f"{number}".encode()):
-            made.append(number)
-
-    threads = [threading.Thread(target=make, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (winner,) = made
-    assert objects.get("claim", max_bytes=9) == f"{winner}".encode()
+    assert_only_one_of_many_makes(objects)
 
 
 def test_a_conditional_write_whose_answer_was_lost_has_succeeded(cloud: Cloud, objects: FsspecObjects) -> None:
     cloud.server.faults.append(Fault("lost answer", cloud.writes, times=1))
-    assert objects.put_new("claim", b"mine")
-    assert not objects.put_new("claim", b"other")
-    assert objects.get("claim", max_bytes=9) == b"mine"
+    assert_a_second_one_is_refused(objects)
 
 
 @pytest.mark.parametrize("kind", ["503", "truncate"])

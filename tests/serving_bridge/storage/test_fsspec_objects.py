@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from serving_bridge.storage import (
     url_problem,
 )
 from serving_bridge.storage.providers import provider_of
+from tests.support.claimed_objects import assert_a_second_one_is_refused, assert_only_one_of_many_makes
 from tests.support.s3 import CREDENTIALS, S3, Fault
 
 #: one server for all tests on it
@@ -72,33 +72,17 @@ def test_a_key_leads_nowhere_else(objects: FsspecObjects, key: str) -> None:
 
 
 def test_only_one_of_many_makes_an_object(objects: FsspecObjects) -> None:
-    made: list[int] = []
-
-    def make(number: int) -> None:
-        if objects.put_new("claim", f"{number}".encode()):
-            made.append(number)
-
-    threads = [threading.Thread(target=make, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    (winner,) = made
-    assert objects.get("claim", max_bytes=9) == f"{winner}".encode()
+    assert_only_one_of_many_makes(objects)
 
 
 def test_a_conditional_write_whose_answer_was_lost_has_succeeded(s3: S3, objects: FsspecObjects) -> None:
     s3.faults.append(Fault("lost answer", "PUT", times=1))
-    assert objects.put_new("claim", b"mine")
-    assert not objects.put_new("claim", b"other")
-    assert objects.get("claim", max_bytes=9) == b"mine"
+    assert_a_second_one_is_refused(objects)
 
 
 def test_where_storage_knows_no_conditional_writes_what_is_there_stays(s3: S3, objects: FsspecObjects) -> None:
     s3.faults.append(Fault("501", "PUT"))
-    assert objects.put_new("claim", b"mine")
-    assert not objects.put_new("claim", b"other")
-    assert objects.get("claim", max_bytes=9) == b"mine"
+    assert_a_second_one_is_refused(objects)
     assert not objects.probe()
 
 
