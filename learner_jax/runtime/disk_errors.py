@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,8 @@ def tell_once() -> None:
             given(unraisable)
 
     sys.unraisablehook = hook
+    # Orbax, which makes the coroutines of all arrays and awaits none of them after the first that fails.
+    warnings.filterwarnings("ignore", r"coroutine 'async_serialize_from_host\.", RuntimeWarning)
 
 
 def _is_other(record: logging.LogRecord) -> bool:

@@ -115,6 +115,18 @@ def test_a_closed_loop_is_not_told_of_and_everything_else_is(told: list[object])
     assert told == others
 
 
+def test_a_write_that_orbax_gave_up_is_not_told_of_and_other_forgotten_coroutines_are(told: list[object]) -> None:
+    async def forgotten() -> None: ...
+
+    given_up, other = forgotten(), forgotten()
+    given_up.__qualname__ = "async_serialize_from_host.<locals>.write_fragment"
+    del given_up
+    assert told == []
+    del other
+    (unraisable,) = told
+    assert "forgotten' was never awaited" in str(getattr(unraisable, "exc_value", None))
+
+
 @pytest.mark.parametrize("name", ["absl", "asyncio"])
 def test_a_traceback_of_a_full_disk_is_not_logged_and_others_are(name: str, told: list[object]) -> None:
     def passes(error: Exception | None) -> bool:

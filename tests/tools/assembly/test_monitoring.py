@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import json
+import re
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -124,10 +126,32 @@ def test_a_port_in_use_is_found_before_anything_starts(serve: Serve, tmp_path: P
         for part in ("train", "learner", "warm_start"):
             (found,) = port_findings(part, config_of(tmp_path, f"telemetry.port.learner={port}")[0])
             assert str(found).startswith(f"telemetry.port.learner: expected port {port} of 127.0.0.1 to be free, got")
-        second = config_of(tmp_path, f"telemetry.port.learner={port - 1}", "learner.hosts.count=2")[0]
-        assert len(list(port_findings("train", second))) == 1
         (found,) = port_findings("serve", config_of(tmp_path, f"telemetry.port.fleet={port}")[0])
         assert found.setting == "telemetry.port.fleet"
         off = config_of(tmp_path, f"telemetry.port.fleet={port}", "telemetry.metrics=false")[0]
         assert not list(port_findings("serve", off))
     assert not list(port_findings("train", config_of(tmp_path)[0]))
+
+
+def test_the_ports_of_all_hosts_are_looked_at_where_one_job_starts_them(tmp_path: Path) -> None:
+    with neighbours() as port:
+        config = config_of(tmp_path, f"telemetry.port.learner={port}", "learner.hosts.count=2")[0]
+        found = [str(finding) for finding in port_findings("train", config)]
+    assert [re.findall(r"expected port (\d+)", text) for text in found] == [[str(port)], [str(port + 1)]]
+
+
+@contextmanager
+def neighbours() -> Iterator[int]:
+    """The first of two ports in a row, both in use for as long as this lasts."""
+    while True:
+        with socket.socket() as one, socket.socket() as next_to_it:
+            one.bind(("127.0.0.1", 0))
+            one.listen()
+            port = one.getsockname()[1]
+            try:
+                next_to_it.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):  # another's, or past the last
+                continue
+            next_to_it.listen()
+            yield port
+            return

@@ -62,7 +62,7 @@ class SimulatedLearner(Learner):
         self._on_claimed, self._on_published = on_claimed, on_published
         self._source, self._checkpoints, self._log = queue, checkpoints, self._logged  # type: ignore[assignment]
         self._hosts, self._ledger = Hosts(), Ledger()
-        self._profiler, self._spans = None, NO_SPANS
+        self._profiler, self._anew, self._spans = None, None, NO_SPANS
         self._changed_version, self._peak_flops = -1, 1.0
         self._state: Any = State(Parameters(new_identity()))
         self._kl: Any = _NoReference()
