@@ -20,6 +20,7 @@ from serving_bridge.access import Keys
 from serving_bridge.gateway.arms import Rank
 from serving_bridge.gateway.errors import unavailable
 from serving_bridge.routing import ReplicaRow
+from serving_bridge.vllm import DEFERRED
 
 _FAILURES_TO_AVOID = 3
 _FIRST_AVOIDED_S, _MAX_AVOIDED_S = 1.0, 60.0
@@ -34,7 +35,7 @@ class Load:
 
     Attributes:
       requests: running and waiting.
-      waiting: those of them that wait.
+      waiting: those of them that wait for room; training's that wait for users to be gone are none of them.
       kv_usage: share of the KV cache in use, 0 to 1.
       queued_s: time that all requests since its start waited, together.
       begun: requests since its start that waited no longer.
@@ -52,7 +53,7 @@ class Load:
         waiting = found.get("vllm:num_requests_waiting", 0.0)
         return Load(
             requests=found.get("vllm:num_requests_running", 0.0) + waiting,
-            waiting=waiting,
+            waiting=waiting - found.get(DEFERRED, 0.0),
             kv_usage=found.get("vllm:kv_cache_usage_perc", 0.0),
             queued_s=found.get("vllm:request_queue_time_seconds_sum", 0.0),
             begun=found.get("vllm:request_queue_time_seconds_count", 0.0),

@@ -43,6 +43,13 @@ class ServingSettings(Settings):
     )
     max_model_len: int = Field(gt=1, description="longest prompt and answer together, in tokens")
     max_num_seqs: int = Field(256, gt=0, description="most answers that a replica samples at the same time")
+    training_slowdown: float = Field(
+        0.15,
+        ge=0,
+        le=1000,
+        description="most that a user's token may take longer because of training on the same replica, as a share; "
+        "beyond it training waits",
+    )
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory that a replica takes")
     cpu_kv_cache_gib: int = Field(1, gt=0, description="KV cache on the CPU platform, GiB")
     threads: int = Field(1, gt=0, description="OpenMP threads of a replica on the CPU platform")

@@ -11,7 +11,7 @@ from serving_bridge.vllm.answers import (
     joined,
     version_named,
 )
-from serving_bridge.vllm.client import VllmClient
+from serving_bridge.vllm.client import DEFERRED, VllmClient
 from serving_bridge.vllm.control import RoundControl, Swapped
 from serving_bridge.vllm.option_check import EngineArgsError, check_engine_args
 from serving_bridge.vllm.server_checks import (
@@ -34,6 +34,7 @@ from serving_bridge.vllm.transport import Session, http_session
 from serving_bridge.vllm.worker_status import WorkerStatus
 
 __all__ = [
+    "DEFERRED",
     "SERVED_MODEL_NAME",
     "Aborted",
     "Access",

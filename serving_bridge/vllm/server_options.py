@@ -10,7 +10,7 @@ from typing import Any
 from learner_jax.runtime import cache_folder
 from serving_bridge.access import ALSO_OPEN, BASE_URL, CONTROL_TOKEN, INFERENCE_TOKEN
 from serving_bridge.processes import child_environment, python_module, with_own_packages
-from serving_bridge.settings import VLLM_MODULE, ServingSettings, command_line, options_of
+from serving_bridge.settings import VLLM_MODULE, VLLM_PRIORITY, ServingSettings, command_line, options_of
 from serving_bridge.vllm.server_checks import Platform, ReplicaStartError
 from serving_bridge.vllm_plugin import (
     ANY_ORDER,
@@ -22,6 +22,8 @@ from serving_bridge.vllm_plugin import (
     QUICK_START,
     SCHEDULER,
     STORE_ROOT,
+    TRAINING_SLOWDOWN,
+    USERS_BELOW,
     WORKER_EXTENSION,
 )
 
@@ -206,6 +208,8 @@ def server_environment(
         MODEL_FAMILY: access.model_family,
         ANY_ORDER: "1" if settings.follow == "aliases" else "",
         KEPT_VERSIONS: str(settings.kept_versions),
+        TRAINING_SLOWDOWN: str(settings.training_slowdown),
+        USERS_BELOW: str(VLLM_PRIORITY["evaluation"]),
         ALSO_OPEN: " ".join(access.also_open),
     }
     if settings.hosts_per_replica > 1:

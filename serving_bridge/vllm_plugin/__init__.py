@@ -21,6 +21,8 @@ __all__ = [
     "QUICK_START",
     "SCHEDULER",
     "STORE_ROOT",
+    "TRAINING_SLOWDOWN",
+    "USERS_BELOW",
     "WORKER_EXTENSION",
     "PackedAnswer",
     "PackedChoice",
@@ -43,6 +45,10 @@ MODEL_FAMILY = "WEIR_MODEL_FAMILY"
 ANY_ORDER = "WEIR_ANY_VERSION_ORDER"
 #: environment variable: how many versions beside the served one stay in host memory
 KEPT_VERSIONS = "WEIR_KEPT_VERSIONS"
+#: environment variable: most that a user's token may take longer beside training, as a share
+TRAINING_SLOWDOWN = "WEIR_TRAINING_SLOWDOWN"
+#: environment variable: requests whose priority is lower are users', the others give way to them
+USERS_BELOW = "WEIR_USERS_BELOW"
 #: program that runs a server's workers on a further host
 FURTHER_HOST = "serving_bridge.vllm_plugin.further_host"
 #: program that runs vLLM's server, loaded in less time

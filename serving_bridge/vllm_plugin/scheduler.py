@@ -1,7 +1,8 @@
 """vLLM's scheduler, except that probes sent to a paused engine run, alone, while everything else stays held.
 
 Given to vLLM by `--scheduler-cls`. A stock paused engine schedules nothing, so new weights could only be proven after
-the first tokens had been sampled from them. Tokens of answers that are only asked for whole wait in the engine.
+the first tokens had been sampled from them. Tokens of answers that are only asked for whole wait in the engine. While
+users are there, training has a share of each step only (`sharing`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue, create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 
 from serving_bridge.access import CONTROL_TOKEN, batch_of
+from serving_bridge.vllm_plugin import TRAINING_SLOWDOWN, USERS_BELOW
 from serving_bridge.vllm_plugin.held_outputs import HeldOutputs
+from serving_bridge.vllm_plugin.sharing import Sharing
+from serving_bridge.vllm_plugin.training_share import TrainingShare
 
 
 def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingScheduler:
@@ -54,6 +59,8 @@ class ProbingScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self._probes: dict[str, tuple[str, int]] = {}  # request id -> its batch
         self._held = HeldOutputs()
+        share = TrainingShare(float(os.environ[TRAINING_SLOWDOWN]), self.max_num_active_reqs)
+        self._sharing = Sharing(self, share, int(os.environ[USERS_BELOW]))
         self._control_token = os.environ.get(CONTROL_TOKEN, "")
         if not self._control_token:
             raise RuntimeError(f"{CONTROL_TOKEN} is not set: serving_bridge.fleet.replica starts servers with it")
@@ -68,6 +75,7 @@ class ProbingScheduler(Scheduler):
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
+        self._sharing.added(request)
         # A probe only asks for a prompt's log-probs; the one token that vLLM insists on goes to the prober.
         if self.pause_state == PauseState.PAUSED_ALL and request.max_tokens == 1:
             batch = batch_of(request.request_id, self._control_token)
@@ -83,15 +91,24 @@ class ProbingScheduler(Scheduler):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         probes = self._probes_to_run()
         if not probes:
-            return super().schedule(throttle_prefills)
+            with self._sharing.step():
+                return super().schedule(throttle_prefills)
         with self._without_held(probes):
             return super().schedule(throttle_prefills)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
+        self._sharing.took(scheduler_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         return self._held.pass_on(outputs, self.requests, all_of_it=self.pause_state != PauseState.UNPAUSED)
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            stats.num_running_reqs -= self._sharing.num_held
+            stats.num_skipped_waiting_reqs += self._sharing.num_held
+        return stats
 
     def _probes_to_run(self) -> frozenset[str]:
         """Ids of the probes that are unfinished and whose batch has come whole."""

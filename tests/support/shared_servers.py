@@ -13,6 +13,7 @@ FILES = (
     "tests/serving_bridge/rollout/test_tools_on_vllm.py",
     "tests/serving_bridge/rollout/test_verifiers_on_vllm.py",
     "tests/serving_bridge/gateway/test_on_vllm.py",
+    "tests/serving_bridge/vllm_plugin/test_sharing_on_vllm.py",
     "tests/serving_bridge/fleet/test_weight_round_servers.py",
 )
 
@@ -23,6 +24,7 @@ LOADING_VLLM = (
     "tests/serving_bridge/vllm_plugin/test_swap.py",
     "tests/serving_bridge/vllm_plugin/test_scheduler.py",
     "tests/serving_bridge/vllm_plugin/test_held_outputs.py",
+    "tests/serving_bridge/vllm_plugin/test_sharing.py",
     "tests/serving_bridge/text/test_answer_ends.py",
     "tests/system/test_sync_in_process.py",
 )

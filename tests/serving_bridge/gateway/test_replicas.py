@@ -10,6 +10,7 @@ from serving_bridge.access import FreshKeys
 from serving_bridge.gateway.errors import GatewayError
 from serving_bridge.gateway.replicas import Load, Pressure, Replicas
 from serving_bridge.routing import ReplicaRow
+from serving_bridge.vllm import DEFERRED
 
 
 class Clock:
@@ -122,3 +123,8 @@ def test_pressure() -> None:
     clock.now_s += 1
     found.looked(b, Load(10, 0, 0.1, queued_s=0.0, begun=0))
     assert found.pressure() == Pressure(0.3, 0.25)
+
+
+def test_training_that_is_held_for_users_is_no_queue() -> None:
+    waiting = {"vllm:num_requests_running": 3.0, "vllm:num_requests_waiting": 9.0, DEFERRED: 7.0}
+    assert Load.of_metrics(waiting) == Load(requests=12.0, waiting=2.0, kv_usage=0.0)

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving_bridge.vllm.answers import Malformed
-from serving_bridge.vllm.client import VllmClient
+from serving_bridge.vllm.client import DEFERRED, VllmClient
 
 
 def page() -> str:
@@ -58,3 +58,13 @@ def test_every_figure_is_what_prometheus_client_reads(monkeypatch: pytest.Monkey
 def test_what_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Malformed, match="num_requests_running is 'many'"):
         read('vllm:num_requests_running{engine="0"} many\n', monkeypatch)
+
+
+def test_what_waits_though_there_is_room_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = CollectorRegistry()
+    waiting = Gauge("vllm:num_requests_waiting_by_reason", "why", ("engine", "reason"), registry=registry)
+    for engine in ("0", "1"):
+        waiting.labels(engine, "deferred").set(4)
+        waiting.labels(engine, "capacity").set(1)
+    found = read(generate_latest(registry).decode(), monkeypatch)
+    assert found == {"vllm:num_requests_waiting_by_reason": 10, DEFERRED: 8}

@@ -113,7 +113,7 @@ def test_a_server_learns_of_its_tokens_and_nothing_of_the_callers_secrets() -> N
         "WEIR_BASE_URL": "http://h:1", "WEIR_STORE_ROOT": "/store", "WEIR_MODEL_FAMILY": "own",
         "WEIR_ALSO_OPEN": "/a /b", "TMPDIR": str(FOLDER), "VLLM_RPC_BASE_PATH": str(FOLDER),
         "VLLM_SERVER_DEV_MODE": "1", "HF_HUB_OFFLINE": "1", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60",
-        "GLOO_SOCKET_IFNAME": "lo",
+        "GLOO_SOCKET_IFNAME": "lo", "WEIR_TRAINING_SLOWDOWN": "0.15", "WEIR_USERS_BELOW": "20",
     }  # fmt: skip
     assert {name: found.get(name) for name in expected} == expected
     assert {"OTHER", "API_KEY"}.isdisjoint(found)

@@ -39,7 +39,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
     def init(self: Any) -> None:
         self.policy, self.running, self.requests = "fcfs", [], {}
         self.waiting, self.kv_holding_waiting, self._pause_state = Queue(), Queue(), PauseState.UNPAUSED
-        self.did = did
+        self.did, self.max_num_active_reqs = did, 64
 
     def add_request(self: Any, request: Any) -> None:
         self.requests[request.request_id] = request
@@ -64,6 +64,8 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(base, "schedule", schedule)
     monkeypatch.setattr(module, "create_request_queue", lambda policy: Queue())
     monkeypatch.setenv("WEIR_CONTROL_TOKEN", CONTROL)
+    monkeypatch.setenv("WEIR_TRAINING_SLOWDOWN", "0.15")
+    monkeypatch.setenv("WEIR_USERS_BELOW", "20")
     made = module.ProbingScheduler()
     made.states = PauseState  # type: ignore[attr-defined]
     return made
@@ -75,7 +77,7 @@ def pause(scheduler: Any) -> None:
 
 
 def add(scheduler: Any, name: str, max_tokens: int = 1) -> None:
-    scheduler.add_request(SimpleNamespace(request_id=f"generate-tokens-{name}", max_tokens=max_tokens))
+    scheduler.add_request(SimpleNamespace(request_id=f"generate-tokens-{name}", max_tokens=max_tokens, priority=30))
 
 
 def planned(scheduler: Any) -> tuple[list[str], int, bool]:
@@ -173,8 +175,9 @@ def outputs_of(scheduler: Any, monkeypatch: pytest.MonkeyPatch, *tokens: int) ->
 
     step = [EngineCoreOutput("held", list(tokens))] if tokens else []
     given = {0: EngineCoreOutputs(outputs=step)}
-    monkeypatch.setattr(type(scheduler).__mro__[1], "update_from_output", lambda self, planned, found: given)
-    return [sent.new_token_ids for sent in scheduler.update_from_output("planned", "found")[0].outputs]
+    planned = SimpleNamespace(scheduled_new_reqs=[], num_scheduled_tokens={"held": 1})
+    monkeypatch.setattr(type(scheduler).__mro__[1], "update_from_output", lambda self, *_: given)
+    return [sent.new_token_ids for sent in scheduler.update_from_output(planned, "found")[0].outputs]
 
 
 def test_a_pause_waits_until_what_was_sampled_before_it_is_sent(

@@ -27,6 +27,7 @@ _REQUEST_S = 120.0
 _PROMPT = "Once upon a time there was a fox and a dog"
 #: of a learner that is killed again and again: it compiles most of the time
 _LIFE_S = 5.0
+_ROLLOUT_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,22 @@ async def _one(session: aiohttp.ClientSession, place: Place, key: str, tokens: i
 @asynccontextmanager
 async def rollouts(
     session: aiohttp.ClientSession, replica: Callable[[], tuple[str, str]], *, at_once: int, priority: int, eos: int
-) -> AsyncIterator[None]:
+) -> AsyncIterator[list[int]]:
     """Answers sampled for training beside users', as the rollout worker asks for them.
 
     Args:
       replica: address and token of the replica.
       at_once: answers in flight.
+
+    Yields:
+      The tokens of each answer that has ended.
     """
-    numbers = itertools.count()
+    numbers, ended = itertools.count(), list[int]()
 
     async def worker() -> None:
         while True:
             url, token = replica()
-            asked = {"max_tokens": 64, "temperature": 1.0, "logprobs": 0, "logit_bias": {str(eos): -100}}
+            asked = {"max_tokens": _ROLLOUT_TOKENS, "temperature": 1.0, "logprobs": 0, "logit_bias": {str(eos): -100}}
             body: dict[str, Any] = {"request_id": f"bench-{next(numbers)}", "token_ids": list(range(3, 35))}
             body |= {"sampling_params": asked, "stream": False, "priority": priority}
             headers = {"Authorization": f"Bearer {token}"}
@@ -101,16 +105,17 @@ async def rollouts(
                 if response.status != 200:
                     raise BenchmarkError(f"the replica answered {response.status}: {(await response.text())[:300]}")
                 await response.read()
+            ended.append(_ROLLOUT_TOKENS)
 
     workers = [asyncio.ensure_future(worker()) for _ in range(at_once)]
     try:
         await asyncio.sleep(0.5)
-        yield
+        ended.clear()
+        yield ended
     finally:
         for task in workers:
             task.cancel()
-        ended = await asyncio.gather(*workers, return_exceptions=True)
-        for end in ended:
+        for end in await asyncio.gather(*workers, return_exceptions=True):
             if isinstance(end, Exception) and not isinstance(end, asyncio.CancelledError):
                 raise end
 

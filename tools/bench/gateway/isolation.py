@@ -1,7 +1,7 @@
 """What others do to a user's latency: a neighbour beyond its quota, a learner at work, rollouts on the same replica.
 
 python -m tools.bench isolation [--seconds 8] [--rounds 7] [--per-second 4] [--tokens 16] [--rollouts 32]
-                                [--model DIR] [--json PATH]
+                                [--sides NAME ...] [--model DIR] [--json PATH]
 
 Real vLLM: one replica and the gateway, both on the first core. A user asks at random moments, alone or beside:
 
@@ -9,10 +9,11 @@ Real vLLM: one replica and the gateway, both on the first core. A user asks at r
   learner            GRPO steps without end on the second core
   learner restarts   the same learner, killed and started again every five seconds
   rollouts           so many answers for training at a time on the same replica, at training's priority
-  as users           the same answers at users' priority: what the priorities are worth
+  as users           the same answers at users' priority: what the user's latency and training's tokens would be
 
 Blocks of all sides take turns in each round, and each round begins with another one. A ratio is the 95th percentile of
-a block over that of the user alone in the same round. A learner that is dead is the user alone.
+a block over that of the user alone in the same round. A learner that is dead is the user alone. `--sides` names those
+to measure, beside the user alone.
 
 Not covered: networks, GPUs, several replicas, and long prompts. The second core must have nothing else to do: what the
 learner drives from it to the first one counts as the learner's.
@@ -60,6 +61,7 @@ from tools.bench.timing import (
 ALONE, NEIGHBOUR, LEARNER, RESTARTS, ROLLOUTS, AS_USERS = (
     "alone", "neighbour", "learner", "learner restarts", "rollouts", "as users",
 )  # fmt: skip
+SIDES = (ALONE, NEIGHBOUR, LEARNER, RESTARTS, ROLLOUTS, AS_USERS)
 #: most that the 95th percentile may grow
 AIMS = {NEIGHBOUR: 1.10, LEARNER: 1.05, RESTARTS: 1.05, ROLLOUTS: 1.15}
 _QUOTA_PER_MINUTE, _TIMES = 60, 100
@@ -70,12 +72,19 @@ _SERVING = ("serving.dtype=float32", "learner.publish_dtype=float32")
 
 @dataclass(frozen=True)
 class Block:
-    """One side in one round: percentiles in milliseconds, answers, and how many of the neighbour's were refused."""
+    """One side in one round.
+
+    Attributes:
+      p50_ms, p95_ms: of the user's answers.
+      refused: answers of the neighbour.
+      training_per_s: tokens sampled for training.
+    """
 
     p50_ms: float
     p95_ms: float
     answers: int
     refused: int = 0
+    training_per_s: float = 0.0
 
 
 def main(argv: Sequence[str]) -> None:
@@ -90,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--per-second", type=positive, default=4, help="requests of the user (default 4)")
     parser.add_argument("--tokens", type=positive, default=16, help="of an answer (default 16)")
     parser.add_argument("--rollouts", type=positive, default=32, help="answers for training at a time (default 32)")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, metavar="NAME", help="by default all")
     parser.add_argument("--model", type=Path, default=None, help="Hugging Face folder; by default a small random one")
     parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
@@ -101,6 +111,8 @@ def main(argv: Sequence[str]) -> None:
         rounds = _measured(Path(folder), given)
     out.print(_table(rounds))
     for name, aim in AIMS.items():
+        if name not in rounds[0]:
+            continue
         found = _ratio(rounds, name).median
         out.print(f"{name}: {found:.2f}, at most {aim:.2f} is the aim: {'reached' if found <= aim else 'not reached'}")
     out.print(f"load at the end {os.getloadavg()[0]:.1f}", highlight=False)
@@ -142,18 +154,22 @@ async def _rounds(
         }
         user = partial(asking, session, place, keys["user"], per_second=given.per_second, tokens=given.tokens)
         await _until_answered(user)
-        names, found = list(sides), list[dict[str, Block]]()
+        names, found = [name for name in sides if name in {ALONE, *given.sides}], list[dict[str, Block]]()
         with progress() as bar:
-            task = bar.add_task("blocks", total=len(sides) * given.rounds)
+            task = bar.add_task("blocks", total=len(names) * given.rounds)
             for number in range(given.rounds):
                 start, blocks = number % len(names), dict[str, Block]()
                 for name in names[start:] + names[:start]:
-                    async with sides[name]() as refused:
+                    began_s = time.monotonic()
+                    async with sides[name]() as counted:
                         heard = await user(for_s=given.seconds, seed=number)
+                        training = sum(counted) if name in (ROLLOUTS, AS_USERS) else 0
+                        per_s = training / (time.monotonic() - began_s)
                     if set(heard.statuses) != {200} or len(heard.seconds) < 5:
                         raise BenchmarkError(f"{name}: the user's answers were {dict(heard.statuses)}")
                     p50, p95 = 1000 * np.percentile(heard.seconds, [50, 95])
-                    blocks[name] = Block(float(p50), float(p95), len(heard.seconds), sum(refused or ()))
+                    refused = sum(counted) if name == NEIGHBOUR else 0
+                    blocks[name] = Block(float(p50), float(p95), len(heard.seconds), refused, per_s)
                     bar.update(task, advance=1, description=name)
                 found.append(blocks)
     return found
@@ -240,10 +256,11 @@ def _ratio(rounds: Sequence[Mapping[str, Block]], name: str) -> Any:
 
 
 def _table(rounds: Sequence[Mapping[str, Block]]) -> Table:
-    table = Table("side", "p50, ms", "p95, ms", "p95 over alone", "answers", "refused", box=None)
+    table = Table("side", "p50, ms", "p95, ms", "p95 over alone", "answers", "refused", "training/s", box=None)
     for name in rounds[0]:
         of_side = [blocks[name] for blocks in rounds]
         p50, p95 = spread([block.p50_ms for block in of_side]), spread([block.p95_ms for block in of_side])
         counts = sum(block.answers for block in of_side), sum(block.refused for block in of_side)
-        table.add_row(name, p50.show(), p95.show(), _ratio(rounds, name).show(), *map(str, counts))
+        training = spread([block.training_per_s for block in of_side]).show()
+        table.add_row(name, p50.show(), p95.show(), _ratio(rounds, name).show(), *map(str, counts), training)
     return table
