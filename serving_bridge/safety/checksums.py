@@ -59,8 +59,11 @@ def card_prefix(digits: str) -> bool:
 
 def iban(text: str) -> bool:
     """Whether letters and digits without spaces are an IBAN: its country's length, and 1 modulo 97 (ISO 13616)."""
-    if IBAN_LENGTHS.get(text[:2].upper()) != len(text):
-        return False
+    return IBAN_LENGTHS.get(text[:2].upper()) == len(text) and mod_97(text)
+
+
+def mod_97(text: str) -> bool:
+    """Whether the third and fourth of letters and digits check the others (ISO/IEC 7064, MOD 97-10)."""
     return int("".join(str(int(character, 36)) for character in text[4:] + text[:4])) % 97 == 1
 
 

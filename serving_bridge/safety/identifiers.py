@@ -69,6 +69,8 @@ _PATTERNS: Mapping[str, str] = {
     r"IN|IT|JP|KR|LT|"
     r"LU|LV|MT|MX|NL|NO|NZ|PL|PT|RO|RU|SE|SG|SI|SK|TR|UA|US|ZA)[A-Z0-9]{2}(?:[A-Z0-9]{3})?\b",
 }
+#: In capitals and without gaps, or in fours.
+_WHOLE_IBAN = re.compile(r"[A-Z]{2}\d\d(?:[A-Z0-9]{11,30}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])")
 #: Patterns whose capitals say something.
 _CASE_MATTERS = frozenset({"base58", "vehicle", "monero", "national by form", "national in short", "bank by form"})
 
@@ -143,7 +145,15 @@ def _mac_in_dots(text: str, lower: str, start: int, end: int) -> Iterator[Found]
 
 
 def _iban(text: str, lower: str, start: int, end: int) -> Iterator[Found]:
-    """An IBAN at the candidate's start: as many characters as its country has, however they are spaced."""
+    """An IBAN at the candidate's start: as many characters as its country has, however they are spaced.
+
+    Of another length it is one if its check digits are right and it stands alone: a typing error is personal data too.
+    """
+    if is_alone := _WHOLE_IBAN.match(text, start, end):
+        bare = re.sub(r"[ -]", "", is_alone[0])
+        if checksums.mod_97(bare) and bare[:2] in checksums.IBAN_LENGTHS and not text[is_alone.end() :][:1].isalnum():
+            yield Found(start, is_alone.end(), Kind.IBAN)
+            return
     length = checksums.IBAN_LENGTHS.get(text[start : start + 2].upper(), 0)
     places = [place for place in range(start, end) if text[place].isalnum()][:length]
     bare = "".join(text[place] for place in places)

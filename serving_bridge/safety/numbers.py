@@ -25,8 +25,16 @@ _DATE = re.compile(
     r"(?:(?:19|20)\d\d[-/.](?:0?[1-9]|1[0-2])[-/.](?:0?[1-9]|[12]\d|3[01])"
     r"|(?:0?[1-9]|[12]\d|3[01])[-/.](?:0?[1-9]|[12]\d|3[01])[-/.](?:(?:19|20)\d\d|\d\d))(?!\d)"
 )
+#: Groups of different sizes on cards: American Express and Diners Club.
+_CARD_GROUPS = ([4, 6, 5], [4, 6, 4])
+#: So many groups of digits beside a card's are a table or a list of numbers.
+_MIN_TABLE = 5
 _SSN = re.compile(r"\d{3}([-. ]{1,3})\d{2}\1\d{4}")
 _AMERICAN = re.compile(r"(?:(?:00|011)?[-. ]?\d{1,3}[-. /])?\(?\d{3}\)?[-. /]{1,3}\d{3}[-. /]\d{4}")
+#: Parentheses, if there are any, hold an area code.
+_PARENTHESES = re.compile(r"[^()]?(?:\(?\d{1,5}\)|[^()])[^()]*(?:\(\d{1,5}\)[^()]*)?")
+#: A trunk prefix, an area code and one group: "030 1234567", "0151-12345678", "05482/882712"; "00420 721 413 426".
+_TRUNK = re.compile(r"0[1-9]\d{0,4}[ /-]{1,3}\d{5,8}|0[1-9]\d{8,9}|00[1-9]\d{0,2}(?:[ .-]?\d{2,5}){2,5}")
 _MIN_PHONE, _MAX_PHONE = 7, 15
 #: Signs of a calculation around a run of digits, such as "= <<150-50".
 _SUM_BEFORE = re.compile(r"(?:<<|>>|\*|\^|\d ?=) ?$")
@@ -54,6 +62,9 @@ class _Run:
 
     def digits(self, first: int, last: int) -> str:
         return self.compact[self.offsets[first] : self.offsets[last + 1]]
+
+    def sizes(self, first: int, last: int) -> list[int]:
+        return [end - start for start, end in self.groups[first : last + 1]]
 
     def span(self, first: int, last: int) -> tuple[int, int]:
         return self.groups[first][0], self.groups[last][1]
@@ -102,19 +113,34 @@ def _kind(run: _Run, first: int, last: int, length: int) -> Kind | None:
     digits, (start, end) = run.digits(first, last), run.span(first, last)
     if _is_fraction(run.text, start, end):
         return None
-    if length >= 12 and card(digits) and (length > 13 or cue("card", run.lower, start, end)):
+    if length >= 12 and card(digits) and (_is_written_as_card(run, first, last) or cue("card", run.lower, start, end)):
         return Kind.CARD
     if length >= 13 and card_prefix(digits) and cue("card", run.lower, start, end, after=False):
         return Kind.CARD
     if length in (15, 16, 17) and cue("device", run.lower, start, end, before=30):
         return Kind.DEVICE
-    if length == 15 and [e - s for s, e in run.groups[first : last + 1]] == [2, 6, 6, 1] and luhn(digits):
+    if length == 15 and run.sizes(first, last) == [2, 6, 6, 1] and luhn(digits):
         return Kind.DEVICE
     if length == 9:
         written = _SSN.fullmatch(run.text, start, end) is not None
         if (written and social_security_number(digits)) or cue("social", run.lower, start, end, before=40):
             return Kind.SSN
     return None
+
+
+def _is_written_as_card(run: _Run, first: int, last: int) -> bool:
+    """Whether the groups are those of a card: 13 digits or a table of numbers pass Luhn's check by chance too often."""
+    sizes = run.sizes(first, last)
+    if len(sizes) == 1:
+        return sizes[0] > 13 and len(run.groups) < _MIN_TABLE
+    alike = len(set(sizes[:-1])) == 1 and 1 <= sizes[-1] <= sizes[0] <= 5
+    is_alone = len(run.groups) - len(sizes) < _MIN_TABLE
+    return (alike or sizes in _CARD_GROUPS) and (is_alone or _are_all_cards(run, len(sizes)))
+
+
+def _are_all_cards(run: _Run, num_groups: int) -> bool:
+    starts = range(0, len(run.groups), num_groups)
+    return len(run.groups) % num_groups == 0 and all(card(run.digits(at, at + num_groups - 1)) for at in starts)
 
 
 def _is_fraction(text: str, start: int, end: int) -> bool:
@@ -176,10 +202,13 @@ def _beginning(text: str, start: int) -> tuple[int, bool]:
 
 def _is_phone(run: _Run, first: int, last: int, *, plus: bool, extension: bool, regions: Sequence[str]) -> bool:
     text, (start, end) = run.text, run.span(first, last)
-    digits, sizes = run.digits(first, last), [e - s for s, e in run.groups[first : last + 1]]
+    digits, sizes = run.digits(first, last), run.sizes(first, last)
     if plus and len(digits) >= 8:
         return True
     named = cue("phone", run.lower, start, end)
+    is_in_table = len(run.groups) - len(sizes) >= _MIN_TABLE and not re.search(r"[^\d ]", text[start:end])
+    if is_in_table and not named:
+        return False
     if max(sizes) > 11 or (not named and cue("not a phone", run.lower, start, end, after=False, before=16)):
         return False
     area = (
@@ -187,9 +216,13 @@ def _is_phone(run: _Run, first: int, last: int, *, plus: bool, extension: bool, 
         and text[run.groups[first][1] : run.groups[first][1] + 1] == ")"
         and len(sizes) > 1
     )
+    if not _PARENTHESES.fullmatch(text, max(0, start - 1), end):
+        return False
     if extension or (area and (start < 2 or not text[start - 2].isalnum())):
         return True
     if _AMERICAN.fullmatch(text, start, end):
+        return True
+    if _TRUNK.fullmatch(text, start, end) and len(digits) >= 8 and not text[end : end + 2].lstrip("-.")[:1].isdigit():
         return True
     if named:
         return " - " not in text[start:end] and (len(digits) >= 8 or sizes == [3, 4])

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import pairwise
 
 import re2
 
@@ -48,6 +49,12 @@ _FORMATS: Mapping[str, str] = {
     r"figd_|sntrys_|sntryu_|glsa_|glc_|NRAK-|NRJS-|dapi|dckr_pat_|rubygems_|PMAK-|EAAC|EAAG|sq0atp-|sq0csp-|EAAA|"
     r"hvs\.|hvb\.|s\.|atlasv1\.|pul-|phc_|phx_|tk-us-|ATATT3x|ATCTT3x|AGE-SECRET-KEY-1|rdme_|secret_|ntn_|pat-na1-|"
     r"weir_|eyJrIjoi|patp_|sbp_|vercel_|CFPAT-|flyv1_|fo1_|ops_eyJ)[A-Za-z0-9_\-./+=]{24,}",
+    # gitleaks and the vendors' pages have these forms
+    "vendor form": r"\b(?:tskey-[a-z]{2,12}-[A-Za-z0-9]{8,}(?:-[A-Za-z0-9]{8,})?|pat[A-Za-z0-9]{14}\.[0-9a-f]{40,64}|"
+    r"pscale_[a-z]{2,8}_[A-Za-z0-9_\-.=]{24,}|dp\.[a-z]{2,6}\.[A-Za-z0-9_\-.]{32,}|dt0[a-z]\d\d\.[A-Z0-9]{20,}\.[A-Z0-9]{40,}|"
+    r"[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_\-=]{40,}|shippo_[a-z]{4}_[0-9a-f]{40}|sk-[a-z]{2,10}-[A-Za-z0-9_\-]{24,}|"
+    r"oy2[a-z0-9]{43}|AKCp[A-Za-z0-9]{10,80}|EZ[AT]K[A-Za-z0-9]{54}|FLW(?:SECK|PUBK)_TEST-[A-Za-z0-9]{12,40}|"
+    r"dG9rO[A-Za-z0-9_\-=]{40,80}|LTAI[A-Za-z0-9]{17,21}|p8e-[A-Za-z0-9]{32}|sgp_[A-Za-z0-9_]{32,80})",
     "azure": r"(?:AccountKey|SharedAccessKey|sig)=([A-Za-z0-9+/%=]{40,120})",
     "jwt": r"\beyJ[A-Za-z0-9_\-]+\.[A-Za-z0-9_\-]+(?:\.[A-Za-z0-9_\-]*)?",
     "pem": r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----(?s:.*?)"
@@ -74,6 +81,11 @@ _NAMED: Mapping[str, str] = {
     r"\s{0,2}(?:is|was|:|=)\s{0,2}[\"'#]?(\d{4,8})\b",
 }
 _MIN_BITS = 3.0
+#: Random letters of both cases with digits, behind a word and a sign, as vendors write tokens whose form nobody knows.
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9/+_.-])(?!sha\d)([A-Za-z][A-Za-z0-9]{0,15}(?:[_-][a-z0-9]{1,10}){0,2}[_.-])([A-Za-z0-9]{32,200})(?![A-Za-z0-9])"
+)
+_MIN_TOKEN_BITS, _MIN_CASE_CHANGES = 3.9, 3
 
 
 def secrets(text: str) -> Iterator[Found]:
@@ -85,9 +97,23 @@ def secrets(text: str) -> Iterator[Found]:
     for match in named.matches(text):
         if (found := _named(match, text)) is not None:
             yield found
+    yield from _tokens(text)
     for match in borrowed.matches(text):
         if any(character.isdigit() for character in text[match.start : match.end]):
             yield Found(match.start, match.end, Kind.KEY, SECRET, "detect_secrets", rank=2)
+
+
+def _tokens(text: str) -> Iterator[Found]:
+    for match in _TOKEN.finditer(text):
+        has_digits = sum(character.isdigit() for character in match[2]) >= 2
+        if has_digits and _is_mixed(match[2]) and _bits(match[2]) >= _MIN_TOKEN_BITS:
+            yield Found(match.start(), match.end(), Kind.KEY, SECRET, "secrets", rank=2)
+
+
+def _is_mixed(content: str) -> bool:
+    """Whether capitals and small letters change places as no word's or name's do."""
+    letters = [character.isupper() for character in content if character.isalpha()]
+    return sum(one != other for one, other in pairwise(letters)) >= 2 * _MIN_CASE_CHANGES
 
 
 def _named(match: Match, text: str) -> Found | None:
@@ -97,7 +123,8 @@ def _named(match: Match, text: str) -> Found | None:
         return Found(match.start, end, Kind.PASSWORD, SECRET, "secrets", rank=1)
     if match.name == "password":
         return Found(match.start, end, Kind.PASSWORD, SECRET, "secrets", rank=1) if _is_password(content) else None
-    is_random = _bits(content) >= _MIN_BITS and any(c.isdigit() for c in content) and not _is_code(content)
+    is_random = _bits(content) >= _MIN_BITS and (any(c.isdigit() for c in content) or _is_mixed(content))
+    is_random = is_random and not _is_code(content)
     return Found(match.start, end, Kind.KEY, SECRET, "secrets", rank=1) if is_random else None
 
 
@@ -111,7 +138,11 @@ def _is_password(content: str) -> bool:
         return False
     kinds = (str.isdigit, str.isupper, str.islower, lambda c: not c.isalnum())
     present = [any(kind(character) for character in content) for kind in kinds]
-    return present[0] or (present[3] and not content.isidentifier() and bool(re.search(r"[!@#$%^&*]", content)))
+    return (
+        present[0]
+        or _is_mixed(content)
+        or (present[3] and not content.isidentifier() and bool(re.search(r"[!@#$%^&*]", content)))
+    )
 
 
 def _is_code(content: str) -> bool:
