@@ -186,15 +186,19 @@ class QueueConsumer:
         """Index of the next prompt that was never dispatched: a checkpoint begins with it, and a learner that was
         replaced must not write one any more.
 
+        All claims below it are durable when it returns. A checkpoint that outlived them would pass their prompts over.
+
         Raises:
           LeaseLostError: another learner has taken over.
         """
 
         def work(session: Session) -> int:
-            self._require_epoch(session, lock=False)
-            return rows.get(session, "next_prompt")
+            self._require_epoch(session)
+            cursor = rows.get(session, "next_prompt", session.dialect.for_update)
+            rows.put(session, saved_cursor=cursor)  # a transaction that changes nothing would sync nothing
+            return cursor
 
-        return self._db.read(work)
+        return self._db.write(work, synced=True)
 
     # Pieces of the above.
 

@@ -19,9 +19,10 @@ T = TypeVar("T")
 
 _MAX_NUMBER = 2**53
 _KEYS = (
-    "completed_steps", "trained_version", "finished", "next_prompt", "consumer_epoch", "watermark", "blobs_id",
-    "removed_acknowledged", "removed_dropped", "removed_dead",
+    "completed_steps", "trained_version", "finished", "next_prompt", "saved_cursor", "consumer_epoch", "watermark",
+    "blobs_id", "removed_acknowledged", "removed_dropped", "removed_dead",
 )  # fmt: skip
+_INDICES = ("next_prompt", "saved_cursor", "watermark")
 _TEXTS = ("group_id", "blob", "blob_hash", "leased_by", "reason")
 _NUMBERS = ("prompt_index", "priority", "tries", "lease_token", "num_bytes", "oldest_version")
 
@@ -149,7 +150,7 @@ def _progress(session: Session) -> int:
 def _is_sound(key: str, value: int) -> bool:
     if key == "blobs_id":
         return 0 <= value < 2**63
-    return -1 <= value <= (MAX_PROMPT_INDEX + 1 if key in ("next_prompt", "watermark") else _MAX_NUMBER)
+    return -1 <= value <= (MAX_PROMPT_INDEX + 1 if key in _INDICES else _MAX_NUMBER)
 
 
 def _claims(session: Session) -> int:

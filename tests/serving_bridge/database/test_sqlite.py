@@ -228,8 +228,21 @@ def test_the_disk_is_waited_for_where_somebody_may_outlive_the_machine(path: Pat
     put(queue, 0)
     trained = lease(queue)
     train(queue, trained)
+    queue.consumer.prompt_cursor()
     queue.consumer.acknowledge(trained)
-    assert database.levels == [normal, full, normal, normal, full]
+    assert database.levels == [normal, full, normal, normal, full, full]
+    queue.close()
+
+
+def test_a_checkpoint_s_cursor_brings_the_claims_below_it_to_the_disk(path: Path) -> None:
+    """SQLite syncs its log at a commit that appends to it, and at no other."""
+    queue = TrajectoryQueue(path)
+    queue.consumer.take_over()
+    queue.producer.claim_prompts("w", 2, PACE, served_step=0)
+    log = path.with_name(f"{path.name}-wal")
+    before = log.read_bytes()
+    assert queue.consumer.prompt_cursor() == 2
+    assert log.read_bytes() != before, "nothing was synced"
     queue.close()
 
 

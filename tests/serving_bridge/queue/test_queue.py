@@ -91,7 +91,6 @@ def test_asking_in_vain_writes_nothing(place: Place) -> None:
     assert queue.producer.claim_prompts("w", 10, PACE, served_step=0) == []
     assert lease(queue) == []
     queue.admin.progress()
-    queue.consumer.prompt_cursor()
     assert counted.num_writes == before
     queue.close()
 
