@@ -84,6 +84,7 @@ from learner_jax.contracts.weights import (
     WeightPublisher,
     decode_manifest,
     encode_manifest,
+    manifest_sha256,
 )
 
 __all__ = [
@@ -158,6 +159,7 @@ __all__ = [
     "is_number",
     "layer_row",
     "longest_sequence",
+    "manifest_sha256",
     "num_sequences",
     "open_weights",
     "parameters",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -172,6 +173,11 @@ class WeightManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def encode_manifest(manifest: WeightManifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+
+
+def manifest_sha256(manifest: WeightManifest) -> str:
+    """Names all that a manifest says, the sha256 of its files among it (hexadecimal)."""
+    return hashlib.sha256(encode_manifest(manifest)).hexdigest()
 
 
 class _Versioned(msgspec.Struct):

@@ -214,6 +214,7 @@ class _Stage(_Body):
     content_sha256: _Hash
     round_id: _RoundId
     lease_s: Annotated[float, Meta(gt=0, le=MAX_LEASE_S)]
+    sealed: _Hash | Literal[""] = ""  # as `WorkerExtension.weir_stage` takes it
 
 
 class _Round(_Body):

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from learner_jax.contracts import WeightManifest
+from learner_jax.contracts import WeightManifest, manifest_sha256
 from learner_jax.runtime import Wait, Waits
 from serving_bridge.fleet.golden_probe import largest_difference, probe_tolerance
 from serving_bridge.settings import ServingSettings
@@ -293,8 +293,11 @@ class WeightRound:
         """Asks for the lease and the staging; `Failed` if another round holds the lease."""
         self._asked_for_lease, asked_s, lease_s = True, _now(), _lease_s(self._settings)
         manifest = self._manifest
+        # A registry never writes a version again; a run's store may hold it in another form by now.
+        sealed = manifest_sha256(manifest) if self._settings.follow == "aliases" else ""
+        asked = self._control.stage(manifest.version, manifest.content_sha256, self._round_id, lease_s, sealed=sealed)
         # Not cut off: a lease that this round does not know of would keep the next one out.
-        worker = await _settled(self._control.stage(manifest.version, manifest.content_sha256, self._round_id, lease_s))
+        worker = await _settled(asked)
         self._leased_until_s = asked_s + lease_s
         return worker
 

@@ -15,7 +15,7 @@ from serving_bridge.registry.kept_files import KeptFiles
 from serving_bridge.registry.kept_weights import KeptWeights
 from serving_bridge.registry.rows import Event, Standing, kept_file
 from serving_bridge.registry.signatures import SIGNATURE_NAME, TrustedKeys, first_valid, key_of, sign
-from serving_bridge.weights import StoreError, read_version, write_safetensors
+from serving_bridge.weights import StoreError, read_path, write_safetensors
 
 
 class KeptEntries:
@@ -127,7 +127,8 @@ class KeptEntries:
         contents = {file.name: self._files.read(file) for file in standing.entry.files}
         store = self._weights.store(standing.entry.namespace)
         store.verify(manifest)
-        tensors = read_version(store, manifest.version)
+        # By the manifest that was checked: another may lie there by now.
+        tensors = {changed.entry.name: changed.tensor for changed in read_path(store, [manifest])}
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_durably(folder / name, content, mode=SHARED_MODE)

@@ -51,17 +51,22 @@ class RoundControl:
         self._http = transport
         self._token: int | None = None
 
-    async def stage(self, version: int, content_sha256: str, round_id: str, lease_s: float) -> WorkerStatus:
+    async def stage(
+        self, version: int, content_sha256: str, round_id: str, lease_s: float, *, sealed: str = ""
+    ) -> WorkerStatus:
         """Takes the replica's lease and has the workers read and check a version of its store in the background.
 
         Args:
           round_id: who asks; the lease is its own for `lease_s` seconds, and longer with each
             `VllmClient.worker_status`.
+          sealed: `manifest_sha256` of the manifest that must be loaded by; empty for any of this content.
 
         Raises:
           Failed: another round holds the lease, or the workers can't stage.
         """
         wanted = {"version": version, "content_sha256": content_sha256, "round_id": round_id, "lease_s": lease_s}
+        if sealed:
+            wanted["sealed"] = sealed
         return worker_status(await self._call("weir_stage", wanted), self._http.base_url)
 
     async def release(self, round_id: str) -> None:

@@ -161,8 +161,13 @@ class WorkerExtension:
 
     weight_transfer_engine: WeirEngine | None
 
-    def weir_stage(self, version: int, content_sha256: str, round_id: str, lease_s: float) -> dict[str, Any]:
+    def weir_stage(
+        self, version: int, content_sha256: str, round_id: str, lease_s: float, sealed: str = ""
+    ) -> dict[str, Any]:
         """Takes the lease and starts staging a version of the server's store; returns `weir_status` at once.
+
+        Args:
+          sealed: as of `manifests_to_load`.
 
         Raises:
           LeaseError: another round holds the replica.
@@ -175,7 +180,8 @@ class WorkerExtension:
             raise StageError(f"version {version!r}, expected a number up to {MAX_VERSION}")
         engine.lease.take(round_id, lease_s)
         try:
-            engine.stager.begin(engine.store, version, content_sha256, engine.applied if engine.intact else None)
+            applied = engine.applied if engine.intact else None
+            engine.stager.begin(engine.store, version, content_sha256, applied, sealed)
         except StageError:
             engine.lease.release(round_id)
             raise

@@ -13,7 +13,7 @@ from learner_jax.contracts import ContractError, TensorEntry, WeightManifest
 from learner_jax.runtime import WeirError
 from serving_bridge.storage import StorageError
 from serving_bridge.vllm_plugin.live import LiveWeights, Patch
-from serving_bridge.weights import StoreError, Tensor, WeightStore, read_path
+from serving_bridge.weights import StoreError, Tensor, WeightStore, manifests_to_load, read_path
 
 StageState = Literal["idle", "reading", "staged", "applied", "failed"]
 
@@ -82,11 +82,14 @@ class Stager:
         self._staged: Staged | None = None
         self._kept: dict[str, Tensor] = {}
 
-    def begin(self, store: WeightStore, version: int, content_sha256: str, applied: Applied | None) -> None:
+    def begin(
+        self, store: WeightStore, version: int, content_sha256: str, applied: Applied | None, sealed: str = ""
+    ) -> None:
         """Starts staging a version of a store; drops whatever was staged before.
 
         Args:
           applied: what the worker's weights are, None if of no version.
+          sealed: as of `manifests_to_load`.
 
         Raises:
           StageError: another version is being read.
@@ -104,7 +107,7 @@ class Stager:
             self._state = "reading"
             self._thread = threading.Thread(
                 target=self._run,
-                args=(store, version, content_sha256, applied),
+                args=(store, version, content_sha256, applied, sealed),
                 name=f"staging of version {version}",
                 daemon=True,
             )
@@ -147,11 +150,11 @@ class Stager:
             if self._state != "reading":
                 self._staged, self._state, self._error, self._damaged = None, "idle", "", False
 
-    def _run(self, store: WeightStore, version: int, content_sha256: str, applied: Applied | None) -> None:
+    def _run(self, store: WeightStore, version: int, content_sha256: str, applied: Applied | None, sealed: str) -> None:
         state: StageState = "failed"
         staged, error, damaged = None, "", False
         try:
-            staged = self._read(store, version, content_sha256, applied)
+            staged = self._read(store, version, content_sha256, applied, sealed)
             state = "staged"
         except Exception as caught:  # noqa: BLE001 - a thread has no caller; the status hands it on
             error = f"{type(caught).__name__}: {caught}"
@@ -161,7 +164,9 @@ class Stager:
         with self._lock:
             self._staged, self._state, self._error, self._damaged = staged, state, error, damaged
 
-    def _read(self, store: WeightStore, version: int, content_sha256: str, applied: Applied | None) -> Staged:
+    def _read(
+        self, store: WeightStore, version: int, content_sha256: str, applied: Applied | None, sealed: str
+    ) -> Staged:
         """Reads one version and makes every check there is before a model is touched.
 
         Raises:
@@ -175,7 +180,7 @@ class Stager:
             )
         check_order(manifest, None if self._any_order else applied)
         check_declared(manifest, self._expected)
-        path = store.path(version, applied.version if applied is not None else None)
+        path = manifests_to_load(store, manifest, applied.version if applied is not None else None, sealed)
         is_update = path[0].format == "sparse"
         tensors: dict[str, Tensor] = {}
         changes: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []

@@ -14,7 +14,7 @@ from serving_bridge.weights.files import (
 )
 from serving_bridge.weights.inspection import VersionRow, difference_from
 from serving_bridge.weights.publisher import Publisher
-from serving_bridge.weights.reader import read_path, read_version
+from serving_bridge.weights.reader import manifests_to_load, read_path, read_version
 from serving_bridge.weights.shelf import ShelfOptions
 from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionHeader, VersionWriter
@@ -35,6 +35,7 @@ __all__ = [
     "decode",
     "difference_from",
     "entry_of",
+    "manifests_to_load",
     "mapped_safetensors",
     "moved",
     "read_path",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from learner_jax.contracts import TensorEntry, WeightManifest
+from learner_jax.contracts import TensorEntry, WeightManifest, manifest_sha256
 from serving_bridge.weights import delta as weight_delta
 from serving_bridge.weights.checks import check_content
 from serving_bridge.weights.files import (
@@ -68,6 +68,29 @@ def read_path(
     for position, entry in enumerate(last.tensors):
         start = whole.pop(entry.name) if whole is not None else _from_base(base, entry)
         yield _updated(entry, start, [update[position] for update in updates], track=whole is None)
+
+
+def manifests_to_load(
+    store: WeightStore, manifest: WeightManifest, applied: int | None, sealed: str = ""
+) -> list[WeightManifest]:
+    """What to load, in order, to bring weights of version `applied` to that of `manifest`, for `read_path`.
+
+    Args:
+      sealed: `manifest_sha256` of the manifest that somebody checked, with its signature where there is one. The store
+        may have been written since: it is not asked for manifests again, and files are read by the sha256 in this one.
+
+    Raises:
+      WeightIntegrityError: the manifest says something else than the one that was checked.
+      StoreError: a version on the way is gone.
+    """
+    if not sealed:
+        return store.path(manifest.version, applied)
+    if (got := manifest_sha256(manifest)) != sealed:
+        raise WeightIntegrityError(
+            f"manifest of version {manifest.version} in {store.address} has sha256 {got}, expected {sealed}: it was "
+            f"changed after it was checked"
+        )
+    return [manifest]
 
 
 def read_version(store: WeightStore, version: int) -> dict[str, Tensor]:

@@ -34,7 +34,9 @@ class RecordingClient:
     def control(self) -> RecordingClient:
         return self
 
-    async def stage(self, version: int, content_sha256: str, round_id: str, lease_s: float) -> WorkerStatus:
+    async def stage(
+        self, version: int, content_sha256: str, round_id: str, lease_s: float, *, sealed: str = ""
+    ) -> WorkerStatus:
         self.asked.append("stage")
         self._staged = version
         self.applied = version if self._is_applied else self.applied

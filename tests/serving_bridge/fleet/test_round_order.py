@@ -89,7 +89,7 @@ class Failing(RecordingClient):
             self.asked.append(f"{what} fails")
             raise Failed(f"{what} on purpose")
 
-    async def stage(self, *arguments: Any) -> WorkerStatus:
+    async def stage(self, *arguments: Any, sealed: str = "") -> WorkerStatus:
         self._may_fail("stage")
         return replace(await super().stage(*arguments), **self.says)
 

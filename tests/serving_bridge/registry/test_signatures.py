@@ -10,6 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from learner_jax.contracts import WeightManifest
 from serving_bridge.registry import (
     Registry,
     RegistryError,
@@ -21,6 +22,8 @@ from serving_bridge.registry import (
     verify_folder,
 )
 from serving_bridge.registry.signatures import verify
+from serving_bridge.weights import WeightIntegrityError, WeightStore
+from tests.support.forged_weights import forge
 from tests.support.registries import FILES, candidate, published
 from tests.support.signing_keys import private_key, public_of, public_pem
 
@@ -129,6 +132,25 @@ def test_a_changed_manifest_is_refused_though_its_own_hashes_fit(registry: Regis
     assert "manifest.json" in problem
     with pytest.raises(RegistryIntegrityError, match="does not hold"):
         registry.manifest(standing)
+
+
+def test_weights_that_are_exchanged_while_an_entry_is_exported_are_refused(
+    registry: Registry, tmp_path: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After every file was hashed, and with tensor hashes that fit: what was signed names the file by sha256."""
+    standing = _entry(registry, tmp_path)
+    registry.sign(standing, key, actor="ann")
+    store, manifest = registry.weights.store("default"), registry.manifest(standing)
+    verify_all = WeightStore.verify
+
+    def late(self: WeightStore, checked: WeightManifest) -> None:
+        verify_all(self, checked)
+        forge(store, manifest, monkeypatch)
+
+    monkeypatch.setattr(WeightStore, "verify", late)
+    with pytest.raises(WeightIntegrityError, match=r"weights\.safetensors has sha256"):
+        registry.export(standing, tmp_path / "out", readme="")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_flipped_byte_of_weights_is_never_signed(registry: Registry, tmp_path: Path, key: Path) -> None:

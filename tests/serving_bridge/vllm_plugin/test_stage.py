@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from learner_jax.contracts.weights import TensorEntry, WeightManifest
+from learner_jax.contracts.weights import TensorEntry, WeightManifest, manifest_sha256
 from serving_bridge.settings.serving import StoreSettings
 from serving_bridge.weights.files import Tensor
 from serving_bridge.weights.publisher import Publisher
 from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionWriter
+from tests.support.forged_weights import forge
 
 pytest.importorskip("torch", reason="torch is not installed")
 from serving_bridge.vllm_plugin.stage import Applied, ModelTensors, StageError, Stager, check_declared, check_order
@@ -59,9 +61,11 @@ class World:
             self.weights[name][1] = value
         return self.publisher.publish(self.weights.items(), step=0, golden=[])
 
-    def stage(self, manifest: WeightManifest, applied: WeightManifest | None = None, content: str = "") -> Any:
+    def stage(
+        self, manifest: WeightManifest, applied: WeightManifest | None = None, content: str = "", sealed: str = ""
+    ) -> Any:
         held = None if applied is None else Applied(applied.version, applied.content_sha256)
-        self.stager.begin(self.store, manifest.version, content or manifest.content_sha256, held)
+        self.stager.begin(self.store, manifest.version, content or manifest.content_sha256, held, sealed)
         if self.stager._thread is not None:
             self.stager._thread.join()
         return self.stager.status()
@@ -147,6 +151,39 @@ def test_what_can_not_be_staged_says_why_and_whether_the_store_is_at_fault(world
     assert (state, version, damaged) == ("failed", None, True)
     world.stager.clear()
     assert world.stager.status() == ("idle", None, "", False)
+
+
+def test_weights_with_forged_hashes_are_refused_where_a_manifest_is_demanded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = world.publish()
+    sealed = manifest_sha256(manifest)
+    assert world.stage(manifest, sealed=sealed)[0] == "staged"
+    forge(world.store, manifest, monkeypatch)
+    assert world.stage(manifest)[0] == "staged", "the forgery is good"
+    state, version, error, damaged = world.stage(manifest, sealed=sealed)
+    assert (state, version, damaged) == ("failed", None, True)
+    assert f"manifest of version {manifest.version} in {world.store.address} has sha256" in error
+    assert f"expected {sealed}: it was changed after it was checked" in error
+
+
+def test_a_file_that_changes_after_the_manifest_was_checked_is_refused(world: World) -> None:
+    manifest = world.publish()
+    (file,) = manifest.files
+    path = world.store.folder(manifest.version) / file.name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    state, _, error, damaged = world.stage(manifest, sealed=manifest_sha256(manifest))
+    assert (state, damaged) == ("failed", True)
+    assert f"{file.name} has sha256" in error
+
+
+def test_the_way_a_manifest_is_spaced_is_no_part_of_its_name(world: World) -> None:
+    manifest = world.publish()
+    path = world.store.folder(manifest.version) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=7))
+    assert world.stage(manifest, sealed=manifest_sha256(manifest))[0] == "staged"
 
 
 def test_one_version_is_read_at_a_time_and_what_is_read_is_not_forgotten(

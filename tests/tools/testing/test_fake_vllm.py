@@ -22,7 +22,7 @@ from serving_bridge.vllm.client import Aborted, Failed, Malformed, Rejected, Unr
 from serving_bridge.vllm.server_checks import claim_port
 from serving_bridge.weights.store import WeightStore
 from serving_bridge.weights.writer import VersionWriter
-from tests.support.broken_versions import flip_bit
+from tests.support.broken_versions import flip_bit, rewrite
 from tests.support.weight_world import (
     EOS,
     PROMPTS,
@@ -219,6 +219,20 @@ async def damaged_files_are_noticed_and_nothing_changes(bench: Bench) -> None:
     assert not await bench.client.is_paused()
 
 
+async def users_get_what_the_checked_manifest_says_and_nothing_else(bench: Bench) -> None:
+    """The stored manifest changes after the fleet read it; the tensors are the same by its own hashes."""
+    before = await bench.client.weight_version()
+    manifest = bench.publish(bench.model_b)
+    rewrite(bench, manifest, step=manifest.step + 1)  # type: ignore[arg-type]
+    outcome = await run_round(bench.client, manifest, SETTINGS.model_copy(update={"follow": "aliases"}))
+    assert (outcome.status, outcome.store_damaged) == ("rejected", True)
+    assert "it was changed after it was checked" in str(outcome.error)
+    assert await bench.client.weight_version() == before
+    rewrite(bench, manifest)  # type: ignore[arg-type]
+    outcome = await run_round(bench.client, manifest, SETTINGS.model_copy(update={"follow": "aliases"}))
+    assert outcome.status == "updated", outcome
+
+
 async def other_weights_than_the_golden_prompts_are_never_sampled(bench: Bench) -> None:
     """Leaves weights A behind, proven again."""
     sampling = await bench.fill()
@@ -243,6 +257,7 @@ CHECKS = (
     a_round_that_another_followed_changes_nothing_however_late_it_asks,
     a_round_changes_answers_in_flight_with_spans,
     damaged_files_are_noticed_and_nothing_changes,
+    users_get_what_the_checked_manifest_says_and_nothing_else,
     other_weights_than_the_golden_prompts_are_never_sampled,
 )
 

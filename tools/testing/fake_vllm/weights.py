@@ -21,7 +21,7 @@ from learner_jax.contracts import ContractError, ModelConfig, WeightManifest, hf
 from learner_jax.runtime import WeirError
 from serving_bridge.access import Lease
 from serving_bridge.vllm_plugin import ANY_ORDER
-from serving_bridge.weights import ShelfOptions, StoreError, Tensor, WeightStore, read_path
+from serving_bridge.weights import ShelfOptions, StoreError, Tensor, WeightStore, manifests_to_load, read_path
 from tools.testing.fake_vllm.qwen3 import Qwen3, log_softmax
 
 
@@ -54,7 +54,9 @@ class Weights(Protocol):
 
     vocab_size: int
 
-    def read(self, root: str | Path, version: int, content_sha256: str, applied: Applied | None) -> Any:
+    def read(
+        self, root: str | Path, version: int, content_sha256: str, applied: Applied | None, sealed: str = ""
+    ) -> Any:
         """Reads and checks a version, in a form that `load` takes; raises what is wrong with it."""
 
     def load(self, staged: Any) -> None:
@@ -79,12 +81,12 @@ class ModelWeights:
         self.vocab_size = self._config.vocab_size
 
     def read(
-        self, root: str | Path, version: int, content_sha256: str, applied: Applied | None
+        self, root: str | Path, version: int, content_sha256: str, applied: Applied | None, sealed: str = ""
     ) -> dict[str, np.ndarray]:
         store = WeightStore(root, run="", options=ShelfOptions.of_environment(os.environ))
         manifest = store.best_manifest(version)
         self._check(manifest, content_sha256, applied)
-        path = store.path(version, applied.version if applied is not None else None)
+        path = manifests_to_load(store, manifest, applied.version if applied is not None else None, sealed)
         held = self._model.weights if path[0].format == "sparse" else None
         base = None if held is None else lambda entry: Tensor.of(held[entry.name])
         return {
@@ -164,7 +166,9 @@ class Worker:
         self._state, self._error, self._damaged = "idle", "", False
         self._staged: tuple[Applied, Any] | None = None
 
-    def weir_stage(self, version: int, content_sha256: str, round_id: str, lease_s: float) -> dict[str, Any]:
+    def weir_stage(
+        self, version: int, content_sha256: str, round_id: str, lease_s: float, sealed: str = ""
+    ) -> dict[str, Any]:
         """As the plugin's method of this name."""
         self.lease.take(round_id, lease_s)
         if self._state == "reading":
@@ -177,12 +181,12 @@ class Worker:
             self._state = "applied"
             return self.weir_status(round_id)
         self._state = "reading"
-        self._start_reading(lambda: self._read(self._root, wanted, held))
+        self._start_reading(lambda: self._read(self._root, wanted, held, sealed))
         return self.weir_status(round_id)
 
-    def _read(self, root: str | Path, wanted: Applied, held: Applied | None) -> None:
+    def _read(self, root: str | Path, wanted: Applied, held: Applied | None, sealed: str) -> None:
         try:
-            staged = self.weights.read(root, wanted.version, wanted.content_sha256, held)
+            staged = self.weights.read(root, wanted.version, wanted.content_sha256, held, sealed)
         except Exception as caught:  # noqa: BLE001 - nobody waits for this; the status hands it on
             self._error = f"{type(caught).__name__}: {caught}"
             self._damaged, self._state = isinstance(caught, StoreError | ContractError | OSError), "failed"

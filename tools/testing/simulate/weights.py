@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from learner_jax.contracts import TensorEntry
-from serving_bridge.weights import StoreError, Tensor, WeightStore, read_path
+from serving_bridge.weights import StoreError, Tensor, WeightStore, manifests_to_load, read_path
 from tools.testing.fake_vllm import Applied, Sampled, check_newer
 
 GOLDEN = ((3, 5, 7), (2, 4, 6, 8))
@@ -70,13 +70,15 @@ class ArithmeticWeights:
         self.identity = 0
         self.flips = 0
 
-    def read(self, root: str | Path, version: int, content_sha256: str, applied: Applied | None) -> int:
+    def read(
+        self, root: str | Path, version: int, content_sha256: str, applied: Applied | None, sealed: str = ""
+    ) -> int:
         store = WeightStore(root, run="")
         manifest = store.best_manifest(version)
         if manifest.content_sha256 != content_sha256:
             raise StoreError(f"version {version} is {manifest.content_sha256}, expected {content_sha256}")
         check_newer(version, applied)
-        path = store.path(version, applied.version if applied is not None else None)
+        path = manifests_to_load(store, manifest, applied.version if applied is not None else None, sealed)
         (changed,) = read_path(store, path, self._base if path[0].format == "sparse" else None)
         return int(changed.tensor.words.view(np.float32)[0])
 
