@@ -24,6 +24,7 @@ _GENERATE = "/inference/v1/generate"
 _CONNECT_S = 2.0
 _MAX_EVENT_BYTES = 8 << 20
 _MAX_ERROR_BYTES = 64 << 10
+_BAD_REQUEST = 400
 #: statuses of a server that another start's token, or another address, was meant for
 _OTHER_SERVER = (401, 421)
 
@@ -124,9 +125,14 @@ class _Choice(msgspec.Struct):
     weight_versions: list[_Span] | None = None
 
 
+class _Error(msgspec.Struct):
+    message: Any = None
+    code: Any = None
+
+
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
-    error: msgspec.Raw | None = None
+    error: _Error | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +181,7 @@ async def opened(
 
     Raises:
       ReplicaLost: no answer, or none to its end; also while the pieces are read.
-      GatewayError: the replica refuses the request itself.
+      GatewayError: the replica refuses the request itself; also while the pieces are read.
     """
     headers = {"Authorization": f"Bearer {target.token}", "Content-Type": "application/json"}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=stall_timeout_s)
@@ -200,17 +206,21 @@ async def _refusal(response: aiohttp.ClientResponse, target: Target) -> Exceptio
         payload = b""
     if response.status >= 500 or response.status in _OTHER_SERVER:
         return ReplicaLost(f"{target.name} answered {response.status}")
-    if response.status == 400:
-        return invalid(f"the model's server does not take the request: {_message(payload)}")
+    if response.status == _BAD_REQUEST:
+        return _not_taken(_message(payload))
     return GatewayError(500, f"the model's server answered {response.status}", code="internal_error")
 
 
-def _message(payload: bytes) -> str:
+def _message(payload: bytes) -> Any:
     try:
-        found = msgspec.json.decode(payload)["error"]["message"]
+        return msgspec.json.decode(payload)["error"]["message"]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
-        return "it does not say why"
-    return quoted(str(found), MAX_RECORD_TEXT)
+        return None
+
+
+def _not_taken(message: Any) -> GatewayError:
+    said = "it does not say why" if message is None else quoted(str(message), MAX_RECORD_TEXT)
+    return invalid(f"the model's server does not take the request: {said}")
 
 
 async def _pieces(response: aiohttp.ClientResponse, target: Target, n: int) -> AsyncIterator[list[Piece]]:
@@ -240,6 +250,8 @@ async def _pieces(response: aiohttp.ClientResponse, target: Target, n: int) -> A
 
 def _choices(event: _Event, target: Target) -> Sequence[Piece]:
     if event.error is not None:
+        if event.error.code == _BAD_REQUEST:  # what vLLM finds when the stream has begun, of a schema for one
+            raise _not_taken(event.error.message)
         raise ReplicaLost(f"{target.name} ended an answer with an error")
     return [_piece(choice, target) for choice in event.choices]
 

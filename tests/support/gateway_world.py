@@ -35,6 +35,7 @@ class Script:
       tokens: in its place.
       token_s: pause before each token.
       status: of its answers; 200 streams.
+      error: that its streams say in place of an answer.
       lost_after: breaks the connection off after so many tokens.
       finish: reason of each answer's end.
       version: that it says to have sampled; `row_version` is what its row says, the same where None.
@@ -48,6 +49,7 @@ class Script:
     tokens: Sequence[int] = ()
     token_s: float = 0.0
     status: int = 200
+    error: dict[str, Any] | None = None
     lost_after: int | None = None
     finish: str = "stop"
     version: str = "3"
@@ -93,6 +95,9 @@ class Replica:
 
     async def _stream(self, response: web.StreamResponse, asked: dict[str, Any], request: web.Request) -> None:
         script, end, number = self.script, self.tokenizer.eos_ids[0], len(self.script.asked) - 1
+        if script.error is not None:
+            await response.write(b"data: " + json.dumps({"error": script.error}).encode() + b"\n\ndata: [DONE]\n\n")
+            return
         text = script.texts[number] if number < len(script.texts) else script.text
         logprob = script.logprob[min(number, len(script.logprob) - 1)]
         tokens = list(script.tokens) or self.tokenizer.backend.encode(text, add_special_tokens=False).ids

@@ -67,6 +67,40 @@ def test_no_replica(tmp_path: Path, tokenizer: Tokenizer) -> None:
     asyncio.run(play())
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_an_engine_does_not_take_is_no_fault_of_its_replica(
+    stream: bool, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """vLLM finds some requests wrong only when their stream has begun; such a client takes no replica from others."""
+    said = {"message": "the schema is none", "type": "BadRequestError", "param": None, "code": 400}
+
+    async def play() -> None:
+        picky = Script(error=said)
+        async with running_gateway(tmp_path, tokenizer, picky) as world:
+            for _ in range(5):
+                async with world.session.post(
+                    world.url + "/v1/chat/completions", json={**CHAT, "stream": stream}
+                ) as response:
+                    found = (await response.json())["error"]
+                    assert (response.status, found["type"]) == (400, "invalid_request_error")
+                    assert "the schema is none" in found["message"]
+            assert len(picky.asked) == 5, "it was asked again for what it does not take"
+            picky.error = None
+            assert (await world.ask())[0] == 200
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("code", [500, None, "400"])
+def test_an_error_of_the_engine_is_one_of_its_replica(code: Any, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def play() -> None:
+        async with running_gateway(tmp_path, tokenizer, Script(error={"message": "x", "code": code})) as world:
+            status, answer = await world.ask()
+            assert (status, answer["error"]["code"]) == (503, "unavailable")
+
+    asyncio.run(play())
+
+
 def test_a_silent_replica_costs_its_timeout_and_no_answer(tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def play() -> None:
         slow, good = Script(token_s=30.0), Script()
