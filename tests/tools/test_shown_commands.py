@@ -111,6 +111,7 @@ NOT_RUN: dict[str, str] = {
     "gate": "needs a registry with entries; tests/tools/gating holds gates",
     "safety": "reads the reader's own texts and logs; tests/tools/screening has some",
     "study renderers": "needs a package apart from Weir; tests/tools/test_study_renderers.py has a stand-in",
+    "study gate": "asks five models 9,600 times each; tests/tools/test_study_gate.py asks two",
     "study canary": "runs 2,500 rollouts; tests/tools/testing/test_canary.py runs some",
     "testing.canary": "runs dozens of rollouts; tests/tools/testing/test_canary.py runs some",
     "testing.regions": "runs ten thousand replicas for minutes; tests/tools/testing/test_regions.py runs some",

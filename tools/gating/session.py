@@ -29,6 +29,8 @@ from tools.gating.measures import LATENCIES
 from tools.gating.settings import Gate
 
 FORMAT = "weir-gate-1"
+#: Suites as a round asks them -> the results of candidate and stable; None where there is no stable version.
+Ask = Callable[[Sequence[Suite]], tuple[Side, Side | None]]
 
 
 @dataclass(frozen=True)
@@ -66,16 +68,36 @@ def run_gate(contest: Contest, say: Callable[[str], None] = lambda _: None) -> G
       GateError: too few problems are fresh.
       WeirError: a model, a suite or the judge can't be used.
     """
-    gate, settings = contest.gate, contest.gate.settings
     retired = _retired(contest, say)
-    terms = Terms(settings.confidence, settings.rounds, settings.min_problems, contest.judge, gate.calibration)
+
+    def ask(suites: Sequence[Suite]) -> tuple[Side, Side | None]:
+        candidate = _asked(contest, contest.candidate, "candidate", suites, say)
+        return candidate, None if contest.stable is None else _asked(contest, contest.stable, "stable", suites, say)
+
+    return hold_gate(contest.gate, retired, ask, judge=contest.judge, say=say)
+
+
+def hold_gate(
+    gate: Gate,
+    retired: Mapping[str, Mapping[str, str]],
+    ask: Ask,
+    *,
+    judge: Judge | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Gated:
+    """The rounds of a gate and its report, over whatever answers.
+
+    Args:
+      retired: suite -> problem -> why it does not count.
+      ask: gives the results of candidate and stable on suites that ask for more samples each round.
+    """
+    settings = gate.settings
+    terms = Terms(settings.confidence, settings.rounds, settings.min_problems, judge, gate.calibration)
     checks: list[dict[str, Any]] = []
     outcome: Outcome = "inconclusive"
     for number in range(1, settings.rounds + 1):
-        suites = [_enlarged(suite, number) for suite in gate.suites]
         say(f"round {number} of at most {settings.rounds}")
-        candidate = _asked(contest, contest.candidate, "candidate", suites, say)
-        stable = None if contest.stable is None else _asked(contest, contest.stable, "stable", suites, say)
+        candidate, stable = ask([_enlarged(suite, number) for suite in gate.suites])
         checks = [held(terms, check, candidate, stable, retired) for check in settings.check]
         outcome = worst([check["outcome"] for check in checks])
         if outcome != "inconclusive" or not _can_grow(gate, checks):
@@ -89,7 +111,7 @@ def run_gate(contest: Contest, say: Callable[[str], None] = lambda _: None) -> G
         "rounds": number,
         "confidence": settings.confidence,
         "models": {"candidate": candidate.identity, "stable": None if stable is None else stable.identity},
-        "judge": None if contest.judge is None else {**contest.judge.identity(), "unread": contest.judge.unread},
+        "judge": None if judge is None else {**judge.identity(), "unread": judge.unread},
         "suites": [
             {"name": name, "hash": suite["hash"], "samples": suite["samples"], "retired": dict(retired[name])}
             for name, suite in candidate.suites.items()

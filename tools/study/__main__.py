@@ -6,6 +6,7 @@ python -m tools.study credit [--seeds 8] [--report-to docs/studies]
 python -m tools.study retrieval [--seeds 8] [--report-to docs/studies]
 python -m tools.study renderers --model DIR --conversations FILE --python PYTHON [--report-to docs/studies]
 python -m tools.study canary [--good 1000] [--bad 100] [--workers 2] [--report-to docs/studies]
+python -m tools.study gate --model DIR [--gates 2000] [--workers 2] [--report-to docs/studies]
 """
 
 from __future__ import annotations
@@ -89,6 +90,13 @@ def _parse() -> argparse.Namespace:
     canary.add_argument("--bad", type=_positive, default=100, help="bad candidates of each kind (default: 100)")
     canary.add_argument("--workers", type=_positive, default=max(1, min(8, len(os.sched_getaffinity(0)))))
     canary.set_defaults(run=_canary)
+    gate = studies.add_parser("gate", help="how often the gate stops versions that are worse by known amounts")
+    gate.add_argument("--model", type=Path, required=True, metavar="DIR", help="that learned to add: RUN/final_model")
+    gate.add_argument("--out", type=Path, default=Path("runs/studies/gate"), help="answers and finished parts")
+    gate.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page and the plot")
+    gate.add_argument("--gates", type=_positive, default=2000, help="of each candidate (default: 2000)")
+    gate.add_argument("--workers", type=_positive, default=max(1, min(8, len(os.sched_getaffinity(0)))))
+    gate.set_defaults(run=_gate)
     renderers = studies.add_parser(
         "renderers", help="which code renders prompts right: Weir's, or the package renderers"
     )
@@ -151,12 +159,31 @@ def _canary(arguments: argparse.Namespace) -> Path:
 
     settings, wanted = canary.CanarySettings(), canary.canary_cells(arguments.good, arguments.bad)
     todo = canary.unfinished(arguments.out, wanted, settings)
-    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     job = partial(canary.run_cell, arguments.out, settings)
-    pool = multiprocessing.get_context("spawn").Pool(min(arguments.workers, max(len(todo), 1)))
-    with Progress(*columns, TimeRemainingColumn()) as progress, pool:
-        _run(progress, pool, job, todo, lambda cell: cell.kind)
+    _run_cells(arguments.workers, job, todo, lambda cell: cell.kind)
     return canary.write_canary_report(arguments.out, wanted, settings, arguments.report_to)
+
+
+def _gate(arguments: argparse.Namespace) -> Path:
+    from tools.study import gate, gate_pools  # vLLM's settings, which other studies do without
+
+    if not arguments.model.is_dir():
+        raise StudyError(f"--model: expected an existing folder, got {str(arguments.model)!r}")
+    study = gate_pools.GateStudy()
+    pools = gate_pools.asked_pools(arguments.model, arguments.out, study, serving=None, say=print)
+    study = replace(study, drawn_from=gate_pools.drawn_from(pools))
+    wanted = gate.gate_cells(gate.versions_of(pools, study), arguments.gates)
+    todo, job = gate.unfinished(arguments.out, wanted, study), partial(gate.run_cell, arguments.out, study, pools)
+    _run_cells(arguments.workers, job, todo, lambda cell: cell.version)
+    return gate.write_gate_report(arguments.out, pools, wanted, study, arguments.report_to)
+
+
+def _run_cells(workers: int, job: Callable[[T], T], todo: Sequence[T], named: Callable[[T], str]) -> None:
+    """Runs cells that have no record yet in processes of their own, with a progress bar."""
+    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    pool = multiprocessing.get_context("spawn").Pool(min(workers, max(len(todo), 1)))
+    with Progress(*columns, TimeRemainingColumn()) as progress, pool:
+        _run(progress, pool, job, todo, named)
 
 
 def _named(cell: Cell) -> str:
