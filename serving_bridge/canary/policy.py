@@ -17,6 +17,7 @@ from serving_bridge.canary.metrics import Measure, Worse, measure_of
 from serving_bridge.registry import MAX_TENANT, Cohort, cohort_of
 
 Proof = Literal["none", "goals", "all"]
+AfterRollback = Literal["hold", "anew"]
 _MAX_BYTES = 2**18
 
 
@@ -159,6 +160,9 @@ class CanaryPolicy(Settings):
         gt=0,
         le=0.5,
         description="share of the conversations that stable keeps until the promotion: the last step compares with it",
+    )
+    after_rollback: AfterRollback = Field(
+        "hold", description="training then: hold until tools.canary release; anew: goes on with the stable weights"
     )
     metrics: tuple[MetricPolicy, ...] = Field(_METRICS, min_length=1, max_length=50)
     steps: tuple[StepPolicy, ...] = Field(_STEPS, min_length=1, max_length=50)

@@ -60,6 +60,17 @@ class Rollout:
     def is_open(self) -> bool:
         return self.phase in OPEN
 
+    @property
+    def holds_training(self) -> bool:
+        """Whether training waits for somebody: it was rolled back, and nobody has let training go on."""
+        return self.phase == "rolled_back" and not self.asked and self.policy.after_rollback == "hold"
+
+    @property
+    def begins_anew(self) -> bool:
+        """Whether the candidate's run goes on with the stable entry's weights: somebody, or its policy, says so."""
+        is_automatic = not self.asked and self.policy.after_rollback == "anew"
+        return self.phase == "rolled_back" and (self.asked == "anew" or is_automatic)
+
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A decision with all that it rests on, beside the policy and the looks before it."""

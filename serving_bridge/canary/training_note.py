@@ -47,7 +47,7 @@ def note_path(root: Path, namespace: str) -> Path:
 
 def note_of(rollout: Rollout, entry: Callable[[int], Entry]) -> TrainingNote:
     """What follows from the newest rollout; `entry` gives an entry by its number."""
-    hold = rollout.phase == "rolled_back" and rollout.asked not in ("released", "anew")
+    hold = rollout.holds_training
     good = rollout.number if rollout.phase == "promoted" else rollout.stable
     origin, good_origin = entry(rollout.number).origin, entry(good).origin
     return TrainingNote(
@@ -60,7 +60,7 @@ def note_of(rollout: Rollout, entry: Callable[[int], Entry]) -> TrainingNote:
         good,
         good_origin.run,
         good_origin.version,
-        rollout.asked == "anew",
+        rollout.begins_anew,
     )
 
 

@@ -63,7 +63,7 @@ def _waits(
             found += [{"who": name, "what": reason} for reason in decisions[-1].record.decision.reasons[:5]]
         else:
             found.append({"who": name, "what": "waits for its first look"})
-    if newest is not None and newest.phase == "rolled_back" and newest.asked not in ("released", "anew"):
+    if newest is not None and newest.holds_training:
         found.append({"who": f"training of {namespace}", "what": "waits for tools.canary release"})
     told = {"candidate": "waits for the evaluation gate: tools.gate", "passed": "waits for tools.canary start"}
     found += [

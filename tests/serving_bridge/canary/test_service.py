@@ -9,7 +9,7 @@ import pytest
 
 from serving_bridge.canary import Service, TrainingNote, read_note, write_note
 from serving_bridge.database import DatabaseError
-from tests.support.canary_world import NAMESPACE, CanaryWorld, canary_world
+from tests.support.canary_world import NAMESPACE, POLICY, CanaryWorld, canary_world
 from tests.support.queue_engines import Clock
 
 __all__ = ["canary_world"]  # a fixture
@@ -57,6 +57,29 @@ def test_it_looks_once_an_interval_and_ends_with_a_note_to_training(canary_world
     assert not note.hold
     assert [one["event"] for one in told] == ["look", "rollout", "look", "rollout"]
     assert world.index.aliases.holder(NAMESPACE) is None, "whoever starts the next one finds the lease free"
+
+
+def test_a_policy_lets_training_begin_anew_by_itself(canary_world: CanaryWorld, tmp_path: Path) -> None:
+    world = canary_world
+    service, ticks, _ = serviced(world, tmp_path)
+    world.start(world.controller("cli"), POLICY.model_copy(update={"after_rollback": "anew"})).release()
+    world.errors["canary"] = 0.9
+    for _ in range(2):
+        world.pass_time()
+        ticks.now_s += 60
+        service.turn()
+        note = read_note(tmp_path, NAMESPACE)
+        assert note is not None
+        assert (note.hold, note.anew) == (False, world.rollouts.latest(NAMESPACE)[0].phase == "rolled_back")
+    service.turn()
+    note = read_note(tmp_path, NAMESPACE)
+    assert note is not None
+    assert (note.hold, note.anew, note.good_entry) == (False, True, world.stable)
+    world.rollouts.release(NAMESPACE)
+    service.turn()
+    note = read_note(tmp_path, NAMESPACE)
+    assert note is not None
+    assert (note.hold, note.anew) == (False, False), "somebody decides otherwise"
 
 
 def test_the_next_rollout_lets_training_go_on(canary_world: CanaryWorld, tmp_path: Path) -> None:
