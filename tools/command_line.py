@@ -36,6 +36,15 @@ def registry_arguments(parser: argparse.ArgumentParser, *, acts: bool = False, p
       prints: what it prints may be JSON.
     """
     parser.add_argument("registry", type=Path, help="the registry's folder")
+    index_arguments(parser)
+    if acts:
+        parser.add_argument("--actor", default=who_am_i(), help="who does this (default: user@host)")
+    if prints:
+        parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def index_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds what says where a registry's index is, whose part of it is meant, and whose signatures are demanded."""
     parser.add_argument("--namespace", default="default", help="whose entries (default: default)")
     parser.add_argument("--database", help="URL of the index, e.g. postgresql://...?schema=registry")
     parser.add_argument(
@@ -45,10 +54,6 @@ def registry_arguments(parser: argparse.ArgumentParser, *, acts: bool = False, p
         metavar="PEM",
         help=f"public keys, one of which must have signed what is moved or shown (default: ${TRUSTED_KEY_VARIABLE})",
     )
-    if acts:
-        parser.add_argument("--actor", default=who_am_i(), help="who does this (default: user@host)")
-    if prints:
-        parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def positive(text: str) -> int:

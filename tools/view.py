@@ -2,7 +2,8 @@
 
     python -m tools.view runs/demo
     python -m tools.view runs/demo runs/other --web     (a page for browsers, at http://127.0.0.1:8790/)
-    python -m tools.view registry --web                 (the page of a registry's rollouts)
+    python -m tools.view registry --web --namespace acme            (the page of a registry's rollouts)
+    python -m tools.view registry --web --database URL              (its index is in PostgreSQL)
 
 attaches to a run that is going on (on this machine or through a shared file system) or shows one that has ended.
 The page overlays several runs. docs/view.md says who can reach it.
@@ -20,7 +21,7 @@ from configs.load import load_past_config
 from serving_bridge.telemetry import MetricsTail
 from tools.assembly import clear_errors
 from tools.canary_place import INDEX_FILE, opened_canary
-from tools.command_line import command_parser
+from tools.command_line import command_parser, index_arguments
 from tools.dashboard import DashboardError, read_token
 from tools.reporting import LiveView
 
@@ -48,13 +49,19 @@ def serve_page(arguments: argparse.Namespace) -> None:
     """
     from tools.dashboard import serve  # a web server, which the view in a terminal does without
 
-    if registries := [folder for folder in arguments.run_directory if is_registry(folder)]:
-        if len(arguments.run_directory) > 1:
+    folders = arguments.run_directory
+    if registries := folders if arguments.database is not None else [one for one in folders if is_registry(one)]:
+        if len(folders) > 1:
             raise DashboardError(f"{registries[0]} is a registry, which has a page of its own: name it alone")
         serve_rollouts(registries[0], arguments, port=serve.PORT if arguments.port is None else arguments.port)
         return
+    if arguments.namespace != "default":
+        raise DashboardError(
+            f"--namespace is for the page of a registry, and {folders[0]} has no {INDEX_FILE}: name a registry's "
+            f"folder, with --database where its index is elsewhere"
+        )
     serve.serve(
-        arguments.run_directory,
+        folders,
         host=arguments.host or serve.HOST,
         port=serve.PORT if arguments.port is None else arguments.port,
         token=read_token(arguments.token_env, arguments.token_file),
@@ -69,12 +76,14 @@ def is_registry(folder: Path) -> bool:
 
 
 def serve_rollouts(root: Path, arguments: argparse.Namespace, *, port: int) -> None:
-    """Serves the page of a registry's rollouts until it is stopped; `tools.canary page` serves any other namespace."""
+    """Serves the page of a registry's rollouts until it is stopped, as `tools.canary page` does."""
     from tools.rollout_page import serve
 
-    with opened_canary(root, None, None) as opened:
+    if (root / "config.toml").exists():
+        raise DashboardError(f"--database is for the page of a registry, and {root} is the folder of a run")
+    with opened_canary(root, arguments.database, None, trusted_key=arguments.trusted_key) as opened:
         serve.serve(
-            opened.place("default"),
+            opened.place(arguments.namespace),
             lambda: f"page ({os.getpid()}, {os.urandom(4).hex()})",
             opened.log,
             host=arguments.host or "127.0.0.1",
@@ -83,6 +92,10 @@ def serve_rollouts(root: Path, arguments: argparse.Namespace, *, port: int) -> N
             more_hosts=arguments.allow_host,
             say=lambda text: print(text, flush=True),
         )
+
+
+def _other(namespace: str) -> str | None:
+    return None if namespace == "default" else namespace
 
 
 def main() -> None:
@@ -98,6 +111,7 @@ def main() -> None:
     page.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="further host name that it is reached by"
     )
+    index_arguments(parser.add_argument_group("the page of a registry"))
     arguments = parser.parse_args()
     with clear_errors(), contextlib.suppress(KeyboardInterrupt):
         if arguments.web:
@@ -105,6 +119,7 @@ def main() -> None:
             return
         given = {"--port": arguments.port, "--host": arguments.host, "--token-env": arguments.token_env}
         given |= {"--token-file": arguments.token_file, "--allow-host": arguments.allow_host or None}
+        given |= {"--database": arguments.database, "--namespace": _other(arguments.namespace)}
         if extra := [name for name, value in given.items() if value is not None]:
             raise DashboardError(f"{extra[0]} is for the page: give --web with it")
         if len(arguments.run_directory) > 1:
