@@ -6,6 +6,7 @@ order, an inequality for the interval that it describes. A form that is not name
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -51,6 +52,9 @@ def same(reference: Value, answer: Value) -> bool:
         case Bracket():
             return _same_bracket(reference, answer)
         case Listing():
+            described = _as_set(reference)
+            if isinstance(described, Union):
+                return same(described, answer)
             return _same_listing(reference, answer)
         case Union(parts):
             found = _as_set(answer)
@@ -62,7 +66,7 @@ def same(reference: Value, answer: Value) -> bool:
         case Relation():
             return _same_relation(reference, answer)
         case Ratio(parts):
-            return isinstance(answer, Ratio) and _in_order(parts, answer.parts)
+            return _same_ratio(parts, answer)
         case Based(digits, _):
             if isinstance(answer, Scalar):
                 return isinstance(answer.expression, Number) and str(answer.expression.value) == digits
@@ -81,6 +85,8 @@ def _same_scalar(expression: Expression, answer: Value) -> bool:
             # "What percentage ...?" with the reference 40 is answered by 40 %; a share such as 0.4 is not.
             is_percentage = size is not None and abs(size) > 1
             return equal(expression, as_fraction) or (is_percentage and equal(expression, other))
+        case Quantity(other, "deg") if Name("pi") in nodes(expression):
+            return equal(expression, _in_radians(other))
         case Quantity(other, unit):
             # A unit that the reference leaves to the question; of angles, a bare number is in degrees unless it has pi.
             is_degrees = unit == "rad" and Name("pi") not in nodes(expression)
@@ -93,12 +99,37 @@ def _same_scalar(expression: Expression, answer: Value) -> bool:
     return False
 
 
+def _in_radians(degrees: Expression) -> Expression:
+    return Apply("multiply", (degrees, Apply("divide", (Name("pi"), Number(Fraction(180))))))
+
+
+def _same_ratio(parts: tuple[Value, ...], answer: Value) -> bool:
+    """Whether an answer has the parts, or a multiple of them if these are in lowest terms; 3:30 is rather a time."""
+    if not isinstance(answer, Ratio):
+        return False
+    if _in_order(parts, answer.parts):
+        return True
+    match parts, answer.parts:
+        case (
+            (Scalar(Number(over)), Scalar(Number(under))),
+            (Scalar(Number(top)), Scalar(Number(bottom))),
+        ) if over.denominator == under.denominator == 1 == math.gcd(int(over), int(under)):
+            return top != 0 and top * under == over * bottom
+    return False
+
+
 def _without_name(sides: tuple[Value, ...], but: frozenset[str]) -> tuple[Value, ...]:
     """The sides of an equation after the variable, or the f(x), that it is about."""
     match sides[0]:
         case Scalar(Name(name)) if name not in but and name not in ("pi", "e", "i", "oo"):
             return sides[1:]
+        case Bracket("(", items, ")") if all(_is_variable(item) for item in items):
+            return sides[1:]
     return sides
+
+
+def _is_variable(value: Value) -> bool:
+    return isinstance(value, Scalar) and isinstance(value.expression, Name) and bool(names_in(value.expression))
 
 
 def _letters(expression: Expression) -> str:
@@ -113,6 +144,10 @@ def _letters(expression: Expression) -> str:
 
 def _same_quantity(expression: Expression, unit: str, answer: Value) -> bool:
     match answer:
+        case Quantity(other, "deg") if unit == "rad":
+            return equal(expression, _in_radians(other))
+        case Quantity(other, "rad") if unit == "deg":
+            return equal(_in_radians(expression), other)
         case Quantity(other, theirs):
             factor = conversion(theirs, unit)
             return factor is not None and equal(expression, Apply("multiply", (other, Number(factor))))
@@ -125,6 +160,8 @@ def _same_quantity(expression: Expression, unit: str, answer: Value) -> bool:
         case Scalar(other) if unit == "%":
             as_fraction = Apply("divide", (expression, Number(Fraction(100))))
             return equal(expression, other) or equal(as_fraction, other)
+        case Scalar(other) if unit == "deg" and Name("pi") in nodes(other):
+            return equal(_in_radians(expression), other)
         case Scalar(other):
             return not names_in(other) and equal(expression, other)
         case Relation(sides, signs) if (
@@ -135,7 +172,9 @@ def _same_quantity(expression: Expression, unit: str, answer: Value) -> bool:
 
 
 def _same_bracket(reference: Bracket, answer: Value) -> bool:
-    if isinstance(answer, Relation) and _is_interval(reference):
+    if isinstance(answer, Relation) and (
+        _is_interval(reference) or (len(reference.items) == 2 and len(answer.signs) == 2)
+    ):
         answer = _as_set(answer)
     if isinstance(answer, Relation) and answer.signs == ("=",) and _without_name(answer.sides, frozenset()):
         answer = answer.sides[1]
@@ -264,7 +303,20 @@ def _as_set(value: Value) -> Value:
         case Relation((low, Scalar(Name()), high), ("<" | "<=" as first, "<" | "<=" as second)):
             if _is_constant(low) and _is_constant(high):
                 return Bracket("(" if first == "<" else "[", (low, high), ")" if second == "<" else "]")
+        case Relation((Scalar(Apply("abs", (Name(),))), Scalar(bound)), ("<" | "<=" as sign,)) if not names_in(bound):
+            ends = (Scalar(Apply("negate", (bound,))), Scalar(bound))
+            return Bracket("(" if sign == "<" else "[", ends, ")" if sign == "<" else "]")
+        case Relation((Scalar(bound), Scalar(Apply("abs", (Name(),)))), ("<" | "<=" as sign,)) if not names_in(bound):
+            left, right = Scalar(Apply("negate", (bound,))), Scalar(bound)
+            return _outside(left, right, is_open=sign == "<")
+        case Relation((Scalar(Name()), excluded), ("!=",)) if _is_constant(excluded):
+            return _outside(excluded, excluded, is_open=True)
     return value
+
+
+def _outside(low: Value, high: Value, *, is_open: bool) -> Union:
+    below = Bracket("(", (_MINUS_INFINITY, low), ")" if is_open else "]")
+    return Union((below, Bracket("(" if is_open else "[", (high, _INFINITY), ")")))
 
 
 def _is_constant(value: Value) -> bool:

@@ -12,13 +12,15 @@ from rewards.mathematics.tokens import Token
 from rewards.mathematics.units import is_unit
 from rewards.mathematics.values import Apply, Expression, MathError, Name, Number
 
-_TRIGONOMETRIC = "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh"
+_TRIGONOMETRIC = ["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"]
 _OTHER = "log ln exp lg sqrt abs floor ceil max min gcd lcm"
-_FUNCTIONS = frozenset(f"{_TRIGONOMETRIC} {_OTHER}".split(" "))
+_FUNCTIONS = frozenset([*_TRIGONOMETRIC, *_OTHER.split(" ")])
 _INVERSE = {"asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _LOWER_GREEK = "alpha beta gamma delta epsilon varepsilon zeta eta theta lambda mu nu rho sigma tau phi varphi psi"
 _UPPER_GREEK = "omega chi kappa ell Delta Omega Gamma Lambda Sigma Phi Psi"
 _GREEK = frozenset(f"{_LOWER_GREEK} {_UPPER_GREEK}".split(" "))
+_DEGREE = Apply("divide", (Name("pi"), Number(Fraction(180))))
+_MINUS_ONE = Apply("negate", (Number(Fraction(1)),))
 
 
 class ExpressionParser:
@@ -27,6 +29,7 @@ class ExpressionParser:
     def __init__(self, tokens: TokenCursor) -> None:
         self._tokens = tokens
         self._in_bars = 0
+        self._in_angle = False
 
     def sum(self) -> Expression:
         value = self._term()
@@ -57,8 +60,10 @@ class ExpressionParser:
         assert token is not None
         assert before is not None
         is_whole = before.kind == "number" and isinstance(value, Number | Apply) and "." not in before.text
+        if token.kind == "number" and before.text == "!":
+            return Apply("multiply", (value, self._power()))
         if token.kind == "number":
-            fraction = self._plain_fraction()
+            fraction = _plain_fraction(self._tokens)
             if not (is_whole and token.spaced and fraction is not None and _is_whole(value)):
                 raise MathError("two numbers stand side by side")
             return _mixed(value, fraction)
@@ -67,15 +72,6 @@ class ExpressionParser:
             case Apply("divide", parts) if is_whole and token.text == "frac" and all(map(_is_whole, (value, *parts))):
                 return _mixed(value, following)
         return Apply("multiply", (value, following))
-
-    def _plain_fraction(self) -> Expression | None:
-        top, slash, bottom = self._tokens.peek(), self._tokens.peek(1), self._tokens.peek(2)
-        if not (top and slash and bottom and slash.text == "/" and bottom.kind == "number"):
-            return None
-        self._tokens.skip(3)
-        assert top.value is not None
-        assert bottom.value is not None
-        return Apply("divide", (Number(top.value), Number(bottom.value)))
 
     def _signed(self) -> Expression:
         if self._tokens.take_sign("-"):
@@ -109,6 +105,8 @@ class ExpressionParser:
         return Apply("power", (exponent, self._after_power())) if self._tokens.is_sign("^") else exponent
 
     def _degrees(self, value: Expression) -> Expression:
+        if self._in_angle:
+            return Apply("multiply", (value, _DEGREE))
         # The unit is read after the number that it measures.
         self._tokens.insert(Token("command", "degree"))
         return value
@@ -116,6 +114,8 @@ class ExpressionParser:
     def _postfixed(self, value: Expression) -> Expression:
         while self._tokens.take_sign("!"):
             value = Apply("factorial", (value,))
+        if self._in_angle and self._tokens.take_command("degree"):
+            return Apply("multiply", (value, _DEGREE))
         return value
 
     def _argument(self) -> Expression:
@@ -252,11 +252,15 @@ class ExpressionParser:
             base = self._argument()
         if self._tokens.take_sign("^"):
             power = self._argument()
+            if power == _MINUS_ONE and f"arc{name}" in _FUNCTIONS:
+                name, power = f"arc{name}", None
             if isinstance(power, Apply):
                 raise MathError(f"a power of {name} is read with parentheses only")
         if name in ("max", "min", "gcd", "lcm"):
             raise MathError(f"{name} is not carried out")
+        outer, self._in_angle = self._in_angle, name in _TRIGONOMETRIC
         argument = self._group("(", ")") if self._tokens.is_sign("(") else self._bare_argument()
+        self._in_angle = outer
         value = Apply(name, (argument,) if base is None else (argument, base))
         return value if power is None else Apply("power", (value, power))
 
@@ -266,6 +270,16 @@ class ExpressionParser:
         while _begins_factor(self._tokens, in_bars=bool(self._in_bars)) and not _begins_function(self._tokens):
             value = self._joined(value)
         return value
+
+
+def _plain_fraction(tokens: TokenCursor) -> Expression | None:
+    top, slash, bottom = tokens.peek(), tokens.peek(1), tokens.peek(2)
+    if not (top and slash and bottom and slash.text == "/" and bottom.kind == "number"):
+        return None
+    tokens.skip(3)
+    assert top.value is not None
+    assert bottom.value is not None
+    return Apply("divide", (Number(top.value), Number(bottom.value)))
 
 
 def _begins_factor(tokens: TokenCursor, *, in_bars: bool) -> bool:

@@ -14,19 +14,28 @@ from rewards.mathematics.values import MathError, Text
 MARK = "####"
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*")
+#: "the answer is" in the languages in which models answer most; \uff1a is a wide colon
+_FOREIGN = (
+    r"(?:答案|答え|정답)(?:应该)?[是为は은는]?\s*[:\uff1a]?"
+    r"|\b(?:respuesta|réponse|resposta|antwort|risposta|ответ)\b\**\s*(?:(?:es|est|é|ist|è)\b|[:=—])"
+)
 _PHRASE = re.compile(
-    r"(?:\banswer\b\**\s*(?:is|are|=|:)(?:\s*(?:given by|equal to|thus|therefore|now))?|^[^\S\n]*A:)\s*:?\s*\**",
+    r"(?:\b(?:answer|correct (?:option|choice))\b\**\s*"
+    r"(?:is|are|=|:)(?:\s*(?:given by|equal to|thus|therefore|now))?|^[^\S\n]*A:"
+    rf"|{_FOREIGN})\s*:?\s*\**",
     re.I | re.M,
 )
-_SENTENCE_END = re.compile(r"(?:(?:[.?]|(?<![\d!)}])!)\**(?=\s|$))|\n")
+_SENTENCE_END = re.compile(r"[\u3002\uff01\uff1f]|(?:(?:(?<!\.)[.?]|(?<![\d!)}])!)\**(?=\s|$))|\n")
 _MATH = re.compile(
     r"\$\$(.{1,1000}?)\$\$|\\\[(.{1,1000}?)\\\]|\\\((.{1,1000}?)\\\)|(?<![\\\w])\$((?:\\\$|[^$\n]){1,1000}?)(?<!\\)\$",
     re.S,
 )
+_UNIT = re.compile(r"\s*([A-Za-z%°²³]+(?:[ /][A-Za-z]+){0,3})\s*\**[.!]?\s*$")
 #: a number in running text, with the currency or percent sign that belongs to it
-_NUMBER = r"(?:(?<![\w.])-)?[$€£]?\s?-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?(?:\s?%)?"
+_LETTERS = r"\d_A-Za-z\u00c0-\u1fff"
+_NUMBER = rf"(?:(?<![{_LETTERS}.])-)?[$€£]?\s?-?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?(?:\s?%)?"
 _JOINER = r"\s*(?:,|;|/|\bor\b|\band\b|,\s*(?:or|and)\b|\s)\s*"
-_RUN = re.compile(rf"(?<![\w.^_\\]){_NUMBER}(?:{_JOINER}{_NUMBER})*")
+_RUN = re.compile(rf"(?<![{_LETTERS}.^_\\]){_NUMBER}(?:{_JOINER}{_NUMBER})*")
 _SCALE = re.compile(r"\s*(?:hundred|thousand|million|billion|trillion|dozen|squared|cubed|factorial)s?\b", re.I)
 _MINUS = re.compile(r"\b(?:minus|negative)\s+$", re.I)
 #: brackets around several numbers: a point or an interval
@@ -59,21 +68,23 @@ def _stated(text: str) -> str:
     """What follows "the answer is": the math or the words, up to the end of the sentence."""
     text = text[:_MAX_LINE].strip()
     if match := _MATH.match(text):
-        return bare(_joined_math(text, match))
+        return bare(_joined_math(text, match)[0])
     end = _SENTENCE_END.search(text)
     return bare(text[: end.start()] if end else text)
 
 
-def _joined_math(text: str, first: re.Match[str]) -> str:
-    """`$1$ and $2$` is one answer with two values."""
+def _joined_math(text: str, first: re.Match[str]) -> tuple[str, int]:
+    """`$1$ and $2$` is one answer with two values; the text of it, and where it ends."""
     parts, position = [_inside(first)], first.end()
     while (joiner := re.compile(r"\s*(?:,|\band\b|\bor\b|,\s*and\b)\s*").match(text, position)) and (
         following := _MATH.match(text, joiner.end())
     ):
         parts.append(_inside(following))
         position = following.end()
-    unit = re.compile(r"\s*([A-Za-z%°²³]+(?:[ /][A-Za-z]+){0,3})\s*\**[.!]?\s*$").match(text, position)
-    return ", ".join(parts) + (f" \\text{{{unit[1]}}}" if unit and len(parts) == 1 and unit[1] != "%" else "")
+    unit = _UNIT.match(text, position) if len(parts) == 1 else None
+    if unit is None or unit[1] == "%":
+        return ", ".join(parts), unit.end() if unit else position
+    return f"{parts[0]} \\text{{{unit[1]}}}", unit.end()
 
 
 def _inside(match: re.Match[str]) -> str:
@@ -137,9 +148,9 @@ def _at_the_end(response: str) -> str:
     runs = [match for match in _RUN.finditer(line) if re.search(r"\d", match[0])]
     if spans and (not runs or spans[-1].end() >= runs[-1].end()):
         first = next(
-            (m for i, m in enumerate(spans) if _joined_math(line, m).count(",") + 1 >= len(spans) - i > 1), spans[-1]
+            (m for i, m in enumerate(spans) if _joined_math(line, m)[0].count(",") + 1 >= len(spans) - i > 1), spans[-1]
         )
-        said = _joined_math(line, first) if first is not spans[-1] else _inside(first)
+        said = _joined_math(line, first)[0] if first is not spans[-1] else _inside(first)
         return bare(said.rsplit("=", 1)[-1] if "=" in said and "," not in said else said)
     # "7 thousand" is another number than its digits.
     return bare(_with_what_is_around(line, runs[-1])) if runs and not _SCALE.match(line, runs[-1].end()) else whole
@@ -172,9 +183,11 @@ def bare(text: str) -> str:
     text = text.strip()
     for _ in range(4):
         before = text
-        text = re.sub(r"(?<=[^\s.])\.$|(?<=[A-Za-z]{3})!$|(?<=\S)[,;:]$", "", text.strip()).strip("*` ").strip()
+        text = re.sub(r"(?<=[^\s.])[.\u3002]$|(?<=[A-Za-z]{3})!$|(?<=\S)[,;:]$", "", text.strip()).strip("*` ").strip()
         if (match := _MATH.fullmatch(text)) and "$" not in _inside(match).replace("\\$", ""):
             text = _inside(match)
+        elif (match := _MATH.match(text)) and (joined := _joined_math(text, match))[1] == len(text):
+            text = joined[0]
         if (boxes := _boxes(text)) and len(boxes) == 1 and boxes[0][:2] == (0, len(text)):
             text = boxes[0][2]
         if text == before:

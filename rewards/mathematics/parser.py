@@ -22,6 +22,7 @@ from rewards.mathematics.values import (
     Listing,
     MathError,
     Matrix,
+    Name,
     Number,
     Quantity,
     Ratio,
@@ -46,11 +47,23 @@ _SET_BUILDER = re.compile(
     r"|\\colon(?![a-zA-Z])|[:|])(.+)\\(?:\}|rbrace(?![a-zA-Z]))",
     re.S,
 )
-_NUMERALS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+_ONES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_NUMERALS = ["zero", *_ONES, *_TEENS, *(f"{ten}{one}" for ten in _TENS for one in ("", *(f"-{one}" for one in _ONES)))]
+_POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+#: what names the value that follows, and is no variable
+_LABEL = re.compile(
+    r"\\(?:text|textbf|mathrm|mbox)\s*\{[^{}]*[A-Za-z]{2}[^{}]*(?:\b(?:is|are)\b|:)\s*\}|"
+    r"(?:\\(?:text|textbf|mathrm|mbox)\s*\{[^{}=]*[A-Za-z]{2}[^{}=]*\}|[A-Z][a-z]{3,20}(?: [a-z]{2,20}){0,3})\s*="
+)
+_ABOUT = re.compile(r"\\approx(?![a-zA-Z])|\u2248")
+_REALS = re.compile(r"(?:[a-z]\s*\\in\s*)?(?:\\(?:mathbb|mathbf|Bbb)\s*\{?\s*R\s*\}?|\u211d)|all reals?(?: numbers?)?")
 #: words after a number that change it, or say that it is not the answer
 _SCALES = "hundred thousand million billion trillion dozen half halves third thirds squared cubed factorial"
 _DENIALS = "not no is isn't was wrong incorrect false minus plus times divided over negative less more than but except"
 _NO_UNITS = frozenset(f"{_SCALES} {_DENIALS} maybe if unless to".split(" "))
+_DENYING = frozenset(_DENIALS.split(" ")) - {"is", "was"}
 _MAX_UNIT_WORDS = 5
 _EMPTY = Listing((), braces=True)
 
@@ -66,7 +79,22 @@ def parse(text: str) -> Value:
         raise AbsurdError(f"it has {len(text)} characters, at most {MAX_CHARACTERS} are read")
     if special := _special(text):
         return special
+    if (label := _LABEL.match(text)) and text[label.end() :].strip() and not _denies(label[0]):
+        return parse(text[label.end() :])
+    if about := _ABOUT.search(text):
+        return _exact(text[: about.start()], text[about.end() :])
     return _Parser(TokenCursor(tokens_of(text))).whole()
+
+
+def _denies(label: str) -> bool:
+    return not _DENYING.isdisjoint(re.findall(r"[a-z']+", label.lower()))
+
+
+def _exact(exact: str, rounded: str) -> Value:
+    """The exact value before its rounding, or the value of the variable before the sign."""
+    value = parse(exact)
+    is_named = isinstance(value, Choice) or (isinstance(value, Scalar) and isinstance(value.expression, Name))
+    return parse(rounded) if is_named else value
 
 
 def words_of(text: str) -> str:
@@ -84,7 +112,9 @@ def _special(text: str) -> Value | None:
         if not isinstance(held, Relation):
             raise MathError("what holds for the members of the set is no inequality or equation")
         return held
-    if (numeral := words_of(inner)) in _NUMERALS:
+    if _REALS.fullmatch(inner):
+        return Bracket("(", (Scalar(Apply("negate", (Name("oo"),))), Scalar(Name("oo"))), ")")
+    if (numeral := re.sub(r"(?<=ty) ", "-", words_of(inner))) in _NUMERALS:
         return Scalar(Number(Fraction(_NUMERALS.index(numeral))))
     if match := _CHOICE.fullmatch(inner):
         return Choice((match[1] or match[2]).upper())
@@ -154,14 +184,14 @@ class _Parser:
 
     def _ratio(self) -> Value:
         parts = [self._item()]
-        while self._tokens.take_sign(":"):
+        while self._tokens.take_sign(":") or (isinstance(parts[-1], Scalar) and self._tokens.take_word("to")):
             parts.append(self._item())
         return parts[0] if len(parts) == 1 else Ratio(tuple(parts))
 
     def _item(self) -> Value:
         if (currency := self._tokens.peek()) and currency.text in _CURRENCIES and currency.kind in ("sign", "command"):
             self._tokens.skip()
-            return self._with_unit(self._expressions.sum(), currency.text)
+            return self._with_unit(self._scaled(self._expressions.sum()), currency.text)
         if self._tokens.is_sign("-") and (after := self._tokens.peek(1)) and after.text in _CURRENCIES:
             self._tokens.skip(2)
             return self._with_unit(Apply("negate", (self._expressions.sum(),)), after.text)
@@ -169,6 +199,7 @@ class _Parser:
 
     def _measured(self, expression: Expression) -> Value:
         """A number and what is said after it."""
+        expression = self._scaled(expression)
         if self._tokens.take_sign("%"):
             return Quantity(expression, "%")
         words: list[str] = []
@@ -181,13 +212,22 @@ class _Parser:
             return Listing(tuple(Scalar(with_sign(expression, sign)) for sign in (1, -1)))
         return Scalar(expression)
 
+    def _scaled(self, expression: Expression) -> Expression:
+        """A number times the millions that are said after it."""
+        token = self._tokens.peek()
+        if token is None or token.kind not in ("word", "text") or token.text.strip() not in _POWERS_OF_TEN:
+            return expression
+        self._tokens.skip()
+        scale = Number(Fraction(10) ** _POWERS_OF_TEN[token.text.strip()])
+        return Apply("multiply", (expression, scale))
+
     def _goes_on_unit(self, token: Token, has_begun: bool) -> bool:
         if token.kind == "text":
-            return bool(token.text.strip()) and token.text.strip() not in ("and", "or")
+            return bool(token.text.strip()) and token.text.strip() not in ("and", "or", "to")
         if token.kind == "command":
             return token.text == "degree"
         if token.kind == "word":
-            return token.text not in ("and", "or", "U", "union")
+            return token.text not in ("and", "or", "U", "union", "to")
         after = self._tokens.peek(1)
         if has_begun and token.text == "/":
             return after is not None and after.kind in ("word", "text")

@@ -35,6 +35,8 @@ from rewards.mathematics.values import (
 )
 
 _PLAIN = re.compile(r"-?(?:\d{1,15}|\d{1,3}(?:,\d{3}){1,4})(?:\.\d{1,15})?", re.ASCII)
+_BEFORE_CHOICE = re.compile(r"(?:option|choice|answer)\s+(?=\(?[A-Z]\b)", re.I)
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 #: "(C) 12" or "C. 12", as a model repeats the choice that it takes
 _CHOSEN = re.compile(r"\(?([A-Za-z])\)[\s:.]*(?!.*\([A-Za-z]\)).*|([A-Z])[.:]\s.*", re.S)
 _KINDS: dict[type, str] = {
@@ -108,6 +110,7 @@ def judge(reference: Reference, response: str) -> Judgement:
     """
     found = final_answer(response)
     if isinstance(reference.value, Choice):
+        found = _BEFORE_CHOICE.sub("", _TEXT_COMMAND.sub(lambda match: match[1], found))
         line = last_line(response)
         if match := _CHOSEN.fullmatch(found) or (found in line and _CHOSEN.fullmatch(line)):
             found = match[1] or match[2]

@@ -50,19 +50,26 @@ _UNICODE = str.maketrans(
         "\uff05": "%",
     }
 )
+_WIDE = {0xFF01 + place: chr(0x21 + place) for place in range(94)}
 #: spacing and layout that means nothing
 _NOTHING = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|limits|big|Big|bigg|Bigg|bigl|bigr|Bigl|Bigr)(?![a-zA-Z])(?:\.(?!\d))?"
     r"|(?<!\\)\\[,;:!> ]|\\q?quad(?![a-zA-Z])|~|\\(?:par|noindent|hfill)(?![a-zA-Z])"
 )
 #: blanks and braced commas between groups of three digits are no separators of values; `1 234/567` is a mixed number
-_GROUPED = re.compile(r"(?<![\d.,])(\d{1,3})((?:(?:\\[,!;]|\{,\}|,\\!|\\ | )\d{3})+)(?!\d)(?!\s*/)")
+_GROUPED = re.compile(r"(?<![\d.,])(\d{1,3})((?:(?:\\[,!;]|\{,\}|,\\! ?|\\ | )\d{3})+)(?!\d)(?!\s*/)")
 #: exponents as single characters, which Unicode has for each digit
 _RAISED = re.compile("[\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
 _DIGITS = str.maketrans("\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "+-0123456789")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(?:[eE]([+-]?\d{1,4})(?![\w.]))?")
 #: dots over the first and the last of the digits that repeat, as British books write them
 _DOTS = re.compile(r"(?<=[.\d])\\dot\s*(?:\{(\d)\}|(\d))(?:(\d*)\\dot\s*(?:\{(\d)\}|(\d)))?", re.ASCII)
+#: decimals that go on as they have begun: three equal digits, or a group twice
+_GOES_ON = re.compile(
+    r"(\d{1,40}\.\d{0,40}?)(?:(\d)\2{2,40}|(\d{2,20}?)\3{1,20})\s*(?:\.\.\.|\u2026|\\(?:l|c)?dots(?![a-zA-Z]))",
+    re.ASCII,
+)
+_SIGN_IN_TEXT = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*(\\?[$%])\s*\}")
 _REPEATING = re.compile(r"(\d{1,40})\.(?=\s*\\overline)", re.ASCII)
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d])(\.\d+)?")
 _TEXT = re.compile(r"\\(text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|textnormal|mathsf|emph)\s*\{")
@@ -132,7 +139,9 @@ def tokens_of(text: str) -> list[Token]:
     """
     if len(text) > MAX_CHARACTERS:
         raise AbsurdError(f"it has {len(text)} characters, at most {MAX_CHARACTERS} are read")
-    text = _RAISED.sub(_exponent, text).translate(_UNICODE)
+    text = _RAISED.sub(_exponent, text).translate(_WIDE | _UNICODE)
+    text = _SIGN_IN_TEXT.sub(r"\1", text)
+    text = _GOES_ON.sub(lambda match: f"{match[1]}\\overline{{{match[2] or match[3]}}}", text)
     text = _GROUPED.sub(lambda match: match[1] + re.sub(r"\D", "", match[2]), text)
     text = _DOTS.sub(lambda match: f"\\overline{{{''.join(part or '' for part in match.groups())}}}", text)
     text = _NOTHING.sub(" ", text)

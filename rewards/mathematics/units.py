@@ -55,6 +55,8 @@ def unit_of(text: str) -> str:
     lower = words.lower()
     if lower in _SHORT:
         return _SHORT[lower]
+    if (half := lower.replace(".", "")) in ("am", "pm"):
+        return half
     for word, power in (("square ", "2"), ("sq. ", "2"), ("sq ", "2"), ("cubic ", "3")):
         if lower.startswith(word):
             return f"{unit_of(words[len(word) :])}^{power}"

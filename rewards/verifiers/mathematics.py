@@ -20,6 +20,8 @@ _LAYOUT = re.compile(
     r"\\(?:left|right|displaystyle|textstyle|limits|quad|qquad|[bB]igg?[lr]?)(?![a-zA-Z])"
     r"|\\[,;:! ]|[\s$~]|\\\(|\\\)|\\\[|\\\]"
 )
+#: braces around one character mean nothing
+_LONE = re.compile(r"(?<!\\)\{([^\W_])\}")
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|operatorname|mbox)\s*\{([^{}]*)\}")
 
 
@@ -103,6 +105,7 @@ def _folded(latex: str) -> str:
     """A text without layout: what differs in spacing, fraction style, text commands or a final full stop is equal."""
     kept = unicodedata.normalize("NFKC", latex).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     kept = _TEXT_COMMAND.sub(lambda match: match[1], kept)
+    kept = _LONE.sub(lambda match: match[1], kept)
     is_formula = bool(re.search(r"[\\^_=]", kept))
     kept = _LAYOUT.sub("", kept).rstrip(".")
     return kept if is_formula else kept.casefold()
