@@ -19,11 +19,15 @@ from types import ModuleType
 from typing import Any
 
 from learner_jax.runtime.errors import WeirError
+from learner_jax.runtime.text import printable
 
 _TARGET = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _MAX_LISTED = 30
 _MAX_MESSAGE = 500
 _DIGEST_CHARACTERS = 12
+_PYTHON_LIBRARY = f"{os.path.dirname(os.__file__)}{os.sep}"
+#: folders in Python's own library that hold installed packages
+_PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 _ROOT = Path(__file__).resolve().parents[2]
 #: Weir's own packages, whose lines tell a user nothing
 _OWN_FOLDERS = tuple(
@@ -173,18 +177,26 @@ def source_of(target: str) -> Path | None:
 def raised(error: BaseException) -> str:
     """An error of a user's code on one line: kind, message, and the file and line of that code that raised it.
 
-    The message is cut where it is long: it may hold all that the code was given.
+    The message is cut where it is long: it may hold all that the code was given. An error that Weir raised about what
+    the code gave has no file and line.
     """
     try:
         message = str(error)
     except Exception:  # noqa: BLE001  (the error's own code fails)
         message = "its message can't be read"
     cut = message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}..."
-    said = f"{type(error).__name__}: {cut}".replace("\n", " ")
+    said = printable(f"{type(error).__name__}: {cut}".replace("\n", " "))
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    outside = [(file, line) for file, line in frames if not file.startswith(("<", *_OWN_FOLDERS))]
+    own = ("<", *_OWN_FOLDERS)
+    outside = [(file, line) for file, line in frames if not (file.startswith(own) or _of_python(file))]
     here = [(file, line) for file, line in outside if file.startswith(os.getcwd())] or outside
     return f"{said} ({os.path.basename(here[-1][0])}, line {here[-1][1]})" if here else said
+
+
+def _of_python(file: str) -> bool:
+    """Whether a file belongs to Python's own library."""
+    folder, _, _ = file.removeprefix(_PYTHON_LIBRARY).partition(os.sep)
+    return file.startswith(_PYTHON_LIBRARY) and folder not in _PACKAGE_FOLDERS
 
 
 def _module(name: str, *, setting: str) -> ModuleType:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+_REFERENCES = ("$ref", "$dynamicRef")
+
 
 @dataclass(frozen=True)
 class Message:
@@ -47,7 +49,10 @@ class ToolDefinition:
 
 
 def schema_fault(schema: Mapping[str, Any]) -> str:
-    """Why an object is no JSON schema; empty if it is one. Nesting beyond what can be checked is a fault, too."""
+    """Why an object is no JSON schema; empty if it is one.
+
+    Nesting beyond what can be checked is a fault, too, and so is a reference to something that is not in the schema.
+    """
     from jsonschema.exceptions import SchemaError  # takes long to import, and most runs have no tools
     from jsonschema.validators import validator_for
 
@@ -55,8 +60,28 @@ def schema_fault(schema: Mapping[str, Any]) -> str:
         return f"$schema is {schema['$schema']!r:.100}, expected text"
     try:
         validator_for(dict(schema)).check_schema(dict(schema))
+        return _dangling(schema)
     except SchemaError as error:
         return f"{error.message[:200]}"
     except RecursionError:
         return "it is nested too deeply to be checked"
+
+
+def _dangling(schema: Mapping[str, Any]) -> str:
+    """Which reference of a schema leads nowhere; empty if there is none."""
+    from referencing import Registry, Resource
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    root = Resource.from_contents(schema, default_specification=DRAFT202012)
+    waiting = [(root, Registry[Any]().resolver_with_root(root))]
+    while waiting:
+        part, resolver = waiting.pop()
+        references = [part.contents.get(key) for key in _REFERENCES] if isinstance(part.contents, Mapping) else []
+        for reference in filter(None, references):
+            try:
+                resolver.lookup(reference)
+            except Unresolvable:
+                return f"it refers to {reference!r:.100}, which is not in it"
+        waiting.extend((inner, resolver.in_subresource(inner)) for inner in part.subresources())
     return ""

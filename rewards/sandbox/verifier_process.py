@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NoReturn
 
-from learner_jax.runtime import WeirError
+from learner_jax.runtime import WeirError, raised
 from rewards.sandbox import confinement
 
 HEADER = struct.Struct(">cI")
@@ -37,7 +37,6 @@ READY, BROKEN, RESULT, LATE, DIED, TOO_LONG = b"R", b"B", b"V", b"L", b"D", b"T"
 MAX_REQUEST_BYTES = 32 << 20
 MAX_RESULT_BYTES = 64 << 10
 _MEMORY_BYTES = 3 << 30
-_MAX_ERROR_CHARACTERS = 500
 _MAX_START_ERROR_CHARACTERS = 4000
 
 Scorer = Callable[[Any], dict[str, Any]]
@@ -76,7 +75,7 @@ def main() -> None:
         score: Scorer = module.create(start["settings"])
         state, walls = _walls(start["confinement"])
     except BaseException as error:  # noqa: BLE001  (told to the process that started this one)
-        said = str(error) if isinstance(error, WeirError) else _said(error)
+        said = str(error) if isinstance(error, WeirError) else raised(error)
         _send(link, BROKEN, said[:_MAX_START_ERROR_CHARACTERS].encode(errors="replace"))
         return
     gc.collect()
@@ -165,7 +164,7 @@ def _score(score: Scorer, request: bytes, out: int) -> None:
     try:
         payload = json.dumps(score(json.loads(request)), allow_nan=False).encode()
     except BaseException as error:  # noqa: BLE001  (SystemExit included: whatever a verifier raises is its error)
-        payload = json.dumps({"error": _said(error)}).encode()
+        payload = json.dumps({"error": raised(error)}).encode()
     _write(out, payload)
 
 
@@ -204,10 +203,6 @@ def _attack(out: int) -> None:
         except OSError:
             continue
     _write(out, ", ".join(got).encode() or b"refused")
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:_MAX_ERROR_CHARACTERS]
 
 
 def _receive(link: socket.socket, size: int) -> bytes:

@@ -81,7 +81,10 @@ class KeywordStoryTask:
         return self._problems.num_distinct(split)
 
     def target(self, problem: Problem) -> str:
-        raise TaskError("keyword_story has no reference answers to imitate; drop [warm_start] or choose another task")
+        raise TaskError(
+            "keyword_story has no reference answers to imitate; drop [warm_start] and name a trained "
+            "model in model.path, or choose another task"
+        )
 
     def score(self, request: RewardRequest) -> RewardResult:
         try:

@@ -92,7 +92,10 @@ class ReasoningGymTask:
 
     def target(self, problem: Problem) -> str:
         if not problem.answer:
-            raise TaskError(f"reasoning_gym {self._name} has no reference answers to imitate; drop [warm_start]")
+            raise TaskError(
+                f"reasoning_gym {self._name} has no reference answers to imitate; drop [warm_start] and name a trained "
+                "model in model.path"
+            )
         return problem.answer
 
     def score(self, request: RewardRequest) -> RewardResult:

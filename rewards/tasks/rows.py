@@ -88,7 +88,8 @@ class RowsTask:
     def target(self, problem: Problem) -> str:
         if not problem.answer:
             raise TaskError(
-                "the rows have no reference answers to imitate: set task.answer_column or drop [warm_start]"
+                "the rows have no reference answers to imitate: set task.answer_column, or drop [warm_start] and name "
+                "a trained model in model.path"
             )
         return problem.answer
 

@@ -69,7 +69,9 @@ def wrong(what: str, value: Any, expected: str) -> RowError:
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:
-    if row.get(column) is None:
-        known = ", ".join(map(repr, row))[:_MAX_SHOWN] or "nothing"
-        raise RowError(f"the row has no {column!r}, only {known}")
+    if column not in row:
+        known = f"only {', '.join(map(repr, row))[:_MAX_SHOWN]}" if row else "and no other column"
+        raise RowError(f"the row has no {column!r}, {known}")
+    if row[column] is None:
+        raise RowError(f"row.{column} is null, expected text or a number")
     return row[column]

@@ -10,7 +10,7 @@ from rewards.contracts import RewardResult, scored
 from rewards.verifiers.columns import wrong
 from rewards.verifiers.json_schema import same_json
 from rewards.verifiers.tool_call_formats import Call, MalformedError, read_calls
-from rewards.verifiers.verifier import Plain, Row
+from rewards.verifiers.verifier import Plain, Row, RowError
 
 _COLUMNS = ("tool_calls", "expected", "answer")
 _MAX_CALLS = 100
@@ -56,8 +56,8 @@ def _expected(row: Row) -> list[Call]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (ValueError, RecursionError):
-            value = None
+        except (ValueError, RecursionError) as error:
+            raise RowError(f"row.tool_calls is no JSON: {error}") from None
     items = [value] if isinstance(value, Mapping) else value
     if not isinstance(items, list | tuple) or len(items) > _MAX_CALLS:
         raise wrong("row.tool_calls", value, 'calls such as {"name": ..., "arguments": {...}}')

@@ -21,7 +21,7 @@ from learner_jax.runtime import WeirError, raised
 from rewards.contracts import failed
 from tools.scoring.judges import Source, open_judge
 from tools.scoring.lines import Line, ScoreError
-from tools.scoring.scored import Scored, judge_line, of_result, parse_line
+from tools.scoring.scored import Label, Scored, judge_line, of_result, parse_line
 
 _BATCH_LINES = 32
 _BATCH_BYTES = 1 << 20
@@ -142,7 +142,7 @@ def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
 
 
 def _unjudged(line: Line, reason: str, failure: Any) -> Scored:
-    label = None
+    label: Label = None
     with contextlib.suppress(ValueError):
         label = parse_line(line)[2]
     return of_result(line.number, failed(reason, failure), 0.0, label)

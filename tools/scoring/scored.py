@@ -6,12 +6,14 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rewards.contracts import PASS_SCORE, RewardResult, failed
 from tools.scoring.lines import MAX_LINE_BYTES, Line
 
 Judge = Callable[[str, Mapping[str, Any]], RewardResult]
+#: What a line says of its answer: right or wrong, nothing, or something that is neither.
+Label = bool | Literal["unread"] | None
 _LABELS = {"true": True, "false": False, "1": True, "0": False}
 _MAX_REASONS = 20
 _MAX_REASON_CHARACTERS = 2000
@@ -26,7 +28,6 @@ class Scored:
       output: the line out, as JSON in ASCII without its end.
       verdict: as it stands in the output.
       score: None if there is no verdict on the answer.
-      label: what the line says of the answer; None if it says nothing.
       is_bad: the line is no JSON object with "row" and "answer".
     """
 
@@ -34,7 +35,7 @@ class Scored:
     output: bytes
     verdict: str
     score: float | None
-    label: bool | None
+    label: Label
     seconds: float
     reason: str
     is_bad: bool = False
@@ -58,7 +59,7 @@ def judge_line(line: Line, judge: Judge) -> Scored:
     return of_result(line.number, result, time.perf_counter() - begin, label)
 
 
-def parse_line(line: Line) -> tuple[dict[str, Any], str, bool | None]:
+def parse_line(line: Line) -> tuple[dict[str, Any], str, Label]:
     """Row, answer and label of a line; control characters and lone surrogates are taken as they are.
 
     Raises:
@@ -75,17 +76,17 @@ def parse_line(line: Line) -> tuple[dict[str, Any], str, bool | None]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the line is not JSON: {error}") from None
     if not isinstance(record, dict):
-        raise ValueError(f"the line is a {type(record).__name__}, expected an object")
+        raise ValueError(f"the line is {_kind(record)}, expected an object")
     row, answer = record.get("row"), record.get("answer")
     if not isinstance(row, dict):
-        raise ValueError(f'"row" is {_kind(record, "row")}, expected an object')
+        raise ValueError(f'"row" is {_kind(row) if "row" in record else "missing"}, expected an object')
     if not isinstance(answer, str):
-        raise ValueError(f'"answer" is {_kind(record, "answer")}, expected text')
+        raise ValueError(f'"answer" is {_kind(answer) if "answer" in record else "missing"}, expected text')
     return row, answer, _label(record["label"] if "label" in record else row.get("label"))
 
 
 def of_result(
-    number: int, result: RewardResult, seconds: float, label: bool | None = None, *, is_bad: bool = False
+    number: int, result: RewardResult, seconds: float, label: Label = None, *, is_bad: bool = False
 ) -> Scored:
     """What a verdict looks like in the output."""
     reasons = [reason[:_MAX_REASON_CHARACTERS] for reason in result.reasons[:_MAX_REASONS]]
@@ -102,13 +103,23 @@ def of_result(
     return Scored(number, json.dumps(fields).encode(), verdict, result.score, label, seconds, reason, is_bad)
 
 
-def _kind(record: Mapping[str, Any], key: str) -> str:
-    return "missing" if key not in record else f"a {type(record[key]).__name__}"
+def _kind(value: Any) -> str:
+    """What a value is called in JSON."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return "a number"
+        case str():
+            return "text"
+    return "an object" if isinstance(value, dict) else "a list"
 
 
-def _label(value: Any) -> bool | None:
-    if isinstance(value, bool):
+def _label(value: Any) -> Label:
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | float) and value in (0, 1):
         return bool(value)
-    return _LABELS.get(value.strip().lower()) if isinstance(value, str) else None
+    return _LABELS.get(value.strip().lower(), "unread") if isinstance(value, str) else "unread"

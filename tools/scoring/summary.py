@@ -29,6 +29,7 @@ class Summary:
     """Counts of scored lines; of constant size.
 
     Attributes:
+      num_unread_labels: labels that are neither true nor false.
       agreement: by label and whether the answer passes; None for a line without a verdict.
       disagreeing: numbers of the first lines whose verdict is not their label.
     """
@@ -39,6 +40,7 @@ class Summary:
     num_judged: int = 0
     total_score: float = 0.0
     total_s: float = 0.0
+    num_unread_labels: int = 0
     agreement: Counter[tuple[bool, bool | None]] = field(default_factory=Counter)
     disagreeing: list[int] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
@@ -53,7 +55,8 @@ class Summary:
         if scored.score is not None:
             self.num_judged += 1
             self.total_score += scored.score
-        if scored.label is not None:
+        self.num_unread_labels += scored.label == "unread"
+        if isinstance(scored.label, bool):
             passes = None if scored.score is None else scored.passes
             self.agreement[scored.label, passes] += 1
             if passes != scored.label and len(self.disagreeing) < _DISAGREEING:
@@ -94,6 +97,7 @@ class Summary:
             "verdicts": dict(self.verdicts.most_common()),
             "mean_score": self.total_score / self.num_judged if self.num_judged else None,
             "labels": labelled,
+            "unread_labels": self.num_unread_labels,
             "slowest": [
                 {"line": number, "seconds": round(seconds, 6), "verdict": verdict}
                 for seconds, number, verdict in sorted(self.slowest, reverse=True)
@@ -116,6 +120,8 @@ def print_summary(summary: Summary, console: Console, *, wall_s: float) -> None:
         console.print(f"{summary.num_bad} lines are no JSON object with a row and an answer")
     if summary.num_labelled:
         _print_agreement(summary, console)
+    if summary.num_unread_labels:
+        console.print(f"{summary.num_unread_labels} labels are neither true nor false, and were left out")
     if summary.reasons:
         table = Table("lines", "most frequent reasons (texts and numbers left out)")
         for reason, count in summary.reasons.most_common(_REASONS):

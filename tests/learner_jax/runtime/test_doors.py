@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import sysconfig
@@ -214,3 +215,16 @@ def test_a_message_of_an_error_is_bounded_and_may_fail_itself() -> None:
     assert raised(Broken()) == "Broken: its message can't be read"
     assert raised(KeyError("x" * 10_000_000)) == f"KeyError: '{'x' * 499}..."
     assert raised(ValueError("a\nb")) == "ValueError: a b"
+    assert raised(ValueError("\x1b[31m\ud800")) == r"ValueError: \x1b[31m\ud800"
+
+
+def test_an_error_names_a_line_of_the_user_s_code_and_none_of_python_s_own(folder: Path) -> None:
+    source = "import json\n\ndef exact(prompt, answer, row):\n    return json.loads(answer)\n"
+    (folder / "my_rewards.py").write_text(source)
+    with pytest.raises(ValueError, match="Expecting value") as unread:
+        REWARD.open("my_rewards:exact")("", "no JSON", {})
+    assert raised(unread.value).endswith("(my_rewards.py, line 4)")
+    with pytest.raises(ValueError, match="Expecting value") as unread:
+        json.loads("no JSON")  # only this file and Python's own lines
+    unread.value.__traceback__ = unread.value.__traceback__.tb_next
+    assert raised(unread.value) == "JSONDecodeError: Expecting value: line 1 column 1 (char 0)"

@@ -49,7 +49,17 @@ def odd(prompt, answer, row):
         os.kill(os.getpid(), 9)
     if answer == "fill":
         return len(bytearray(1 << 40))
+    if answer == "exit":
+        sys.exit(0)
+    if answer == "half":
+        raise ValueError("half a pair: \\ud800")
+    if answer == "untold":
+        raise Untold
     return 1.0
+
+class Untold(BaseException):
+    def __str__(self):
+        raise RuntimeError("no text")
 
 def short(prompt, answer, row):
     return 0.25
@@ -99,11 +109,19 @@ def test_a_list_of_the_wrong_length_is_an_error(make: Callable[..., RewardJudge]
     result = make(reward=f"list_rewards:{name}").judge("4", ROW)
     assert (result.score, result.verdict) == (None, "error")
     assert said in result.reasons[0]
+    assert ".py" not in result.reasons[0], "no line of the function is at fault"
+
+
+@confined
+def test_a_message_that_is_no_text_is_told_all_the_same(make: Callable[..., RewardJudge]) -> None:
+    said = make(reward="list_rewards:odd").judge("half", ROW).reasons[0]
+    assert said.startswith(r"ValueError: half a pair: \ud800 (list_rewards.py, line ")
 
 
 @confined
 @pytest.mark.parametrize(
-    ("answer", "verdict"), [("print", "pass"), ("fork", "error"), ("kill", "error"), ("fill", "error")]
+    ("answer", "verdict"),
+    [(answer, "error") for answer in ("fork", "kill", "fill", "exit", "untold")] + [("print", "pass")],
 )
 def test_a_function_that_misbehaves_leaves_the_next_answer_alone(
     make: Callable[..., RewardJudge], answer: str, verdict: str

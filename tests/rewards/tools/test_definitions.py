@@ -87,7 +87,18 @@ def nested(depth: int) -> dict[str, Any]:
         ({"name": "add", "parameters": {"type": "array"}}, "expected a JSON schema of an object"),
         ({"name": "add", "parameters": {"type": "object", "properties": 3}}, "are no JSON schema"),
         ({"name": "add", "parameters": {"properties": {"a": {"type": "number?"}}}}, "are no JSON schema"),
-        ({"name": "add", "parameters": {"properties": {"a": {"$ref": "http://x/y"}}}}, "only references that begin"),
+        (
+            {"name": "add", "parameters": {"properties": {"a": {"$ref": "http://x/y"}}}},
+            "'http://x/y', which is not in it",
+        ),
+        (
+            {"name": "add", "parameters": {"properties": {"a": {"$ref": "#/$defs/b"}}}},
+            "'#/$defs/b', which is not in it",
+        ),
+        (
+            {"name": "add", "parameters": {"$defs": {"b": {"$id": "b"}}, "properties": {"a": {"$ref": "b"}}}},
+            "only references that begin",
+        ),
         ({"name": "add", "parameters": {"$schema": 3}}, r"$schema is 3, expected text"),
         ({"name": "add", "parameters": nested(400)}, "nested too deeply"),
         ({"name": "add", "description": 3}, "description is no text"),

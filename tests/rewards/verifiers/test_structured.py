@@ -81,14 +81,14 @@ def test_a_schema_may_be_text_and_an_expected_value_may_stand_beside_it(schemas:
     assert schemas.judge('{"name": "ann"}', {**row, "answer": '{"name": "ann"}'}).score == 1
 
 
-@pytest.mark.parametrize("schema", [None, 7, "{", {"type": "nothing"}, {"properties": 3}])
+@pytest.mark.parametrize("schema", [None, 7, "{", "[]", {"type": "nothing"}, {"properties": 3}])
 def test_a_schema_that_is_none_refuses_the_row(schemas: Verifier, schema: Any) -> None:
     assert schemas.judge("{}", {"schema": schema}).verdict == "refused"
 
 
 def test_a_schema_reads_nothing_from_elsewhere(schemas: Verifier) -> None:
     result = schemas.judge("{}", {"schema": {"$ref": "http://127.0.0.1:9/schema.json"}})
-    assert (result.score, result.verdict) == (None, "error")
+    assert (result.score, result.verdict) == (None, "refused")
 
 
 def test_a_schema_that_takes_for_ever_is_a_timeout() -> None:

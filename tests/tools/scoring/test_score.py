@@ -15,6 +15,8 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.support.user_folder import working_in
 from tools import score
+from tools.scoring.lines import Line
+from tools.scoring.scored import parse_line
 
 LINES: list[tuple[bytes, str]] = [
     (b'{"row": {"answer": "4"}, "answer": "so \\\\boxed{4}", "label": true}', "correct"),
@@ -26,6 +28,7 @@ LINES: list[tuple[bytes, str]] = [
     (b'{"row": {"answer": "4", "label": 0}, "answer": "5"}', "wrong"),
     (b'{"row": {"answer": "4"}, "answer": "4", "label": "false"}', "correct"),
     (b'{"row": {}, "answer": "4"}', "refused"),
+    (b'{"row": {"answer": null}, "answer": "4", "label": "yes"}', "refused"),
     (b'{"row": {"answer": "4"}}', "error"),
     (b'{"row": [], "answer": "4"}', "error"),
     (b'{"row": {"answer": "4"}, "answer": 4}', "error"),
@@ -74,6 +77,7 @@ def test_every_line_has_its_verdict_in_its_place(run: Callable[..., Any], tmp_pa
     table = written.out.decode()
     assert "66.67% of 3 labels agree" in table
     assert "7 lines are no JSON object" in table
+    assert "1 labels are neither true nor false" in table
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -205,3 +209,31 @@ def test_it_needs_no_jax() -> None:
     code = "import sys, tools.score; print([name for name in ('jax', 'torch', 'vllm') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"row": null, "answer": "4"}', '"row" is null, expected an object'),
+        ('{"answer": "4"}', '"row" is missing, expected an object'),
+        ('{"row": {}, "answer": 4.0}', '"answer" is a number, expected text'),
+        ('{"row": {}, "answer": true}', '"answer" is true, expected text'),
+        ('{"row": {}, "answer": [1]}', '"answer" is a list, expected text'),
+        ('{"row": {}, "answer": {}}', '"answer" is an object, expected text'),
+        ('"4"', "the line is text, expected an object"),
+    ],
+)
+def test_what_is_no_line_of_answers_is_told_in_terms_of_json(line: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        parse_line(Line(1, line.encode()))
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(True, True), (0, False), (1.0, True), (" False ", False), ("1", True), (None, None)]
+    + [(value, "unread") for value in (0.5, 2, "yes", "", [], {})],
+)
+def test_a_label_is_right_wrong_none_or_left_out(value: Any, label: Any) -> None:
+    line = json.dumps({"row": {}, "answer": "4", "label": value}).encode()
+    assert parse_line(Line(1, line))[2] == label
+    assert type(parse_line(Line(1, line))[2]) is type(label)
