@@ -167,6 +167,8 @@ class Tester:
 
     def _function(self, path: str) -> Any:
         first, *rest = path.replace("()", "").split(".")
+        if not rest and first not in self._space and "Solution" in self._space:
+            first, *rest = "Solution", first
         if first not in self._space:
             raise NameError(f"name {first!r} is not defined")
         target = self._space[first]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,11 @@ _EXPECTED = ("expected", "output")
 _STDIN = ("stdin", "input")
 _STDOUT = ("stdout", "output", "expected_output")
 _OUTPUT_ROOM = 4096
+#: "f", or "Solution().f" as LeetCode's tasks name it
+_ENTRY_POINT = re.compile(r"[A-Za-z_]\w*(?:\(\)\.[A-Za-z_]\w*)?", re.ASCII)
+_IMPORT = re.compile(r"^(?:import|from) [^\n]+$", re.MULTILINE)
+#: What judges of LeetCode's tasks import for their answers
+_TYPING = "from typing import Any, Dict, List, Optional, Set, Tuple, Union"
 
 
 def request_of(row: Mapping[str, Any], code: str, *, output_bytes: int) -> dict[str, Any]:
@@ -27,7 +34,8 @@ def request_of(row: Mapping[str, Any], code: str, *, output_bytes: int) -> dict[
       row: its tests stand in `tests` (or test_list, test, input_output, test_cases): Python as one text or several,
         function calls `{"fn", "args", "kwargs", "expected"}`, programs `{"stdin", "stdout"}`, or columns
         `{"inputs", "outputs", "fn_name"}`. `test_setup_code` and `test_imports` come before, `entry_point` names the
-        function that `check(candidate)` gets.
+        function that `check(candidate)` gets. A `prompt` that is code, as HumanEval's, gives its imports, and its
+        head of the function where the answer is a body only.
       output_bytes: that a program may print, unless more is expected of it.
 
     Raises:
@@ -35,17 +43,25 @@ def request_of(row: Mapping[str, Any], code: str, *, output_bytes: int) -> dict[
     """
     items = _items(row)
     sources = [item for item in items if isinstance(item, str)]
-    data = [_data_case(item, output_bytes) for item in items if isinstance(item, Mapping)]
+    function = _function_of(row)
+    data = [_data_case(item, output_bytes, function) for item in items if isinstance(item, Mapping)]
     entry_point = row.get("entry_point")
-    entry_point = entry_point if isinstance(entry_point, str) and entry_point.isidentifier() else ""
+    entry_point = entry_point if isinstance(entry_point, str) and _ENTRY_POINT.fullmatch(entry_point) else ""
+    prompt = row.get("prompt")
+    head = prompt if isinstance(prompt, str) and f"def {entry_point}(" in prompt else ""
     setup = "\n".join(text for column in _SETUP_COLUMNS for text in _texts(row.get(column)))
+    setup = "\n".join([*_IMPORT.findall(head), setup])
+    if any(case["kind"] == "call" for case in data):
+        setup = f"{_TYPING}\n{setup}"
     found = python_tests(sources, setup, entry_point) if sources else PythonTests(prelude=setup)
     found.names |= {case["fn"].partition(".")[0].removesuffix("()") for case in data if case["kind"] == "call"}
+    if any("." not in case["fn"] for case in data if case["kind"] == "call"):
+        found.names.add("Solution")  # a method of it, where the answer has no such function
     cases = found.cases + data
     if len(cases) > _MAX_CASES:
         raise TestsError(f"there are {len(cases)} cases in the row's tests, at most {_MAX_CASES} are run")
     return {
-        "code": code,
+        "code": _whole(code, head, entry_point),
         "prelude": found.prelude,
         "classes": found.classes,
         "names": sorted(found.names),
@@ -53,6 +69,23 @@ def request_of(row: Mapping[str, Any], code: str, *, output_bytes: int) -> dict[
         "helpers": found.helpers,
         "cases": cases,
     }
+
+
+def _whole(code: str, head: str, entry_point: str) -> str:
+    """The code, behind the head of its function if it is a body only."""
+    if not head or not code.strip() or re.search(rf"^\s*(?:async )?def {entry_point}\b", code, re.MULTILINE):
+        return code
+    body = code if code.lstrip("\n")[:1] in " \t" else textwrap.indent(code, "    ")
+    return f"{head.rstrip()}\n{body}"
+
+
+def _function_of(row: Mapping[str, Any]) -> str:
+    """The function that cases of LiveCodeBench call, which stands in the metadata of the row."""
+    metadata = row.get("metadata")
+    if isinstance(metadata, str):
+        metadata = _decoded(metadata)
+    name = metadata.get("func_name") if isinstance(metadata, Mapping) else None
+    return name if isinstance(name, str) else ""
 
 
 def text_of(case: Mapping[str, Any]) -> str:
@@ -114,8 +147,8 @@ def _joined(value: Any) -> Any:
     return "\n".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _data_case(item: Mapping[str, Any], output_bytes: int) -> dict[str, Any]:
-    function = _first(item, _FUNCTION)
+def _data_case(item: Mapping[str, Any], output_bytes: int, function_of_row: str) -> dict[str, Any]:
+    function = _first(item, _FUNCTION) or (function_of_row if item.get("testtype") == "functional" else None)
     if item.get("testtype") == "functional" and isinstance(item.get("input"), str) and function:
         arguments = [json.loads(line) for line in item["input"].splitlines() if line.strip()]
         item = {"fn": function, "args": arguments, "expected": json.loads(str(item.get("output")))}

@@ -84,7 +84,7 @@ def python_tests(sources: list[str], setup: str, entry_point: str) -> PythonTest
         raise TestsError("there is no assertion in the tests")
     tree = ast.Module([*others, *statements], [])
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-    found.names = used - _bound(tree) | ({entry_point} if entry_point else set())
+    found.names = used - _bound(tree) | ({entry_point.partition("(")[0]} if entry_point else set())
     found.modules = _modules(tree) & found.names
     found.helpers = _helpers(tree, found.names - found.modules)
     found.names -= found.modules | set(found.helpers)
@@ -147,13 +147,27 @@ def _implied(statements: list[ast.stmt], entry_point: str) -> Iterator[dict[str,
         if isinstance(node, ast.FunctionDef) and node.name not in called:
             if node.name == "check" and len(node.args.args) == 1 and entry_point:
                 yield {"kind": "statement", "source": f"check({entry_point})"}
-            elif node.name.startswith("test") and not node.args.args:
+            elif node.name.startswith("test") and node.args.args:
+                yield from _parametrized(node)
+            elif node.name.startswith("test"):
                 yield {"kind": "statement", "source": f"{node.name}()"}
         elif isinstance(node, ast.ClassDef) and any("TestCase" in ast.unparse(base) for base in node.bases):
             yield {"kind": "support", "source": _RUN_UNITTEST.strip()}
             for method in node.body:
                 if isinstance(method, ast.FunctionDef) and method.name.startswith("test"):
                     yield {"kind": "statement", "source": f"{_UNITTEST}({node.name}, {method.name!r})"}
+
+
+def _parametrized(node: ast.FunctionDef) -> Iterator[dict[str, Any]]:
+    """A call for each set of values that one `pytest.mark.parametrize` lists."""
+    match node.decorator_list:
+        case [
+            ast.Call(func=ast.Attribute(attr="parametrize"), args=[names, ast.List(elts=sets) | ast.Tuple(elts=sets)])
+        ]:
+            is_single = isinstance(names, ast.Constant) and "," not in str(names.value)
+            for values in sets:
+                given = ast.unparse(values) if is_single else f"*{ast.unparse(values)}"
+                yield {"kind": "statement", "source": f"{node.name}({given})"}
 
 
 def _bound(tree: ast.AST) -> set[str]:

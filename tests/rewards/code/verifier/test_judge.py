@@ -58,6 +58,38 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
         "class Solution:\n    def twoSum(self, a, b=1): return [a, b]",
         {"tests": [{"fn": "Solution().twoSum", "args": [1], "kwargs": {"b": 2}, "expected": [1, 2]}]},
     ),
+    "a method in a column": (
+        "class Solution:\n    def pair(self, a: List[int], b): return a + [b]",
+        {"tests": {"fn_name": "pair", "inputs": [[[1], 2]], "outputs": [[1, 2]]}},
+    ),
+    "LiveCodeBench, a function": (
+        "class Solution:\n    def pair(self, a, b): return a + [b]",
+        {"tests": '[{"input": "[1]\\n2", "output": "[1, 2]", "testtype": "functional"}]', "metadata": '{"func_name": "pair"}'},
+    ),
+    "check of a method": (
+        "class Solution:\n    def pair(self, a, b): return [a, b]",
+        {"tests": "def check(candidate):\n    assert candidate(a=1, b=2) == [1, 2]", "entry_point": "Solution().pair"},
+    ),
+    "HumanEval, imports of the prompt": (
+        "def f(x: List[int]) -> int:\n    return sum(x)",
+        {
+            "prompt": "from typing import List\n\ndef f(x: List[int]) -> int:\n    ...\n",
+            "test": "def check(candidate):\n    assert candidate([1, 2]) == 3",
+            "entry_point": "f",
+        },
+    ),
+    "HumanEval, a body only": (
+        "    total = 0\n    return total + sum(x)",
+        {
+            "prompt": "def f(x):\n    ' Sums. '\n",
+            "test": "def check(candidate):\n    assert candidate([1, 2]) == 3",
+            "entry_point": "f",
+        },
+    ),
+    "a parametrized test": (
+        SQUARE,
+        {"tests": "import pytest\n@pytest.mark.parametrize('a, b', [(1, 1), (3, 9)])\ndef test_f(a, b):\n    assert f(a) == b"},
+    ),
     "a program": ("print(int(input()) + 1)", {"tests": [{"stdin": "1\n", "stdout": "2"}, {"stdin": "41", "stdout": "42\n"}]}),
     "columns of programs": (
         "import sys\nprint(sum(map(int, sys.stdin.read().split())))",
