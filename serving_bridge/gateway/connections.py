@@ -89,6 +89,9 @@ class BoundedProtocol(HttpToolsProtocol):
         if size > _MAX_HEAD_BYTES or self._num_headers > _MAX_HEADERS:
             self._refuse_head()
             raise ValueError("the head is too large")  # the parser ends, and answers nothing more
+        if self.parser.get_http_version() == "1.1" and sum(name == b"host" for name, _ in self.headers) != 1:
+            self.send_400_response("")  # RFC 9112, 3.2: a proxy may have read another one
+            raise ValueError("not one Host")
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -97,7 +100,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_messages += 1
 
     def send_400_response(self, msg: str) -> None:
-        """To what is no HTTP, or a smuggler's: two lengths, a length and chunks, bare line ends."""
+        """To what is no HTTP, or a smuggler's: two lengths or hosts, a length and chunks, bare line ends."""
         if not self.transport.is_closing():
             self._refuse(GatewayError(400, "this is no request that the gateway can read", code="invalid_http"))
 

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from serving_bridge.gateway.errors import GatewayError, invalid
+from serving_bridge.gateway.schemas import check_schema
 from serving_bridge.sessions import ChatMessage, SessionError, read_messages, read_tools
 
 #: levels of lists and objects inside each other
@@ -25,7 +26,6 @@ _MAX_STOPS, _MAX_STOP_CHARACTERS = 16, 256
 _MAX_PROMPTS = 64
 _MAX_BIASES = 1024
 _MAX_TOP_LOGPROBS = 20
-_MAX_SCHEMA_BYTES = 64 << 10
 _MAX_NAME_CHARACTERS = 100
 #: in the metadata of a request: "yes" is as store = true
 _CONSENT_KEY = "weir_consent"
@@ -173,6 +173,8 @@ def read_chat(body: bytes) -> Asked:
     except SessionError as error:
         raise GatewayError(error.status, str(error), code=error.code, param=error.param or None) from None
     tools, call = _choice(tools, asked.tool_choice)
+    if call:
+        check_schema([tool["function"].get("parameters") for tool in tools], "tools")
     if asked.top_logprobs is not None and not asked.logprobs:
         raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
     limit = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
@@ -337,8 +339,7 @@ def _schema(given: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         case {"type": "json_object"}:
             return {}
         case {"type": "json_schema", "json_schema": {"schema": dict() as schema}}:
-            if len(msgspec.json.encode(schema)) > _MAX_SCHEMA_BYTES:
-                raise invalid(f"a schema has at most {_MAX_SCHEMA_BYTES} bytes", "response_format")
+            check_schema(schema, "response_format")
             return schema
     raise invalid(
         'expected {"type": "text"}, {"type": "json_object"} or {"type": "json_schema", "json_schema": '

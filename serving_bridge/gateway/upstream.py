@@ -194,7 +194,7 @@ async def opened(
     try:
         if response.status != 200:
             raise await _refusal(response, target)
-        yield _pieces(response, target, wanted.sampling.n)
+        yield _pieces(response, target, wanted.sampling)
     finally:
         response.close()
 
@@ -223,9 +223,9 @@ def _not_taken(message: Any) -> GatewayError:
     return invalid(f"the model's server does not take the request: {said}")
 
 
-async def _pieces(response: aiohttp.ClientResponse, target: Target, n: int) -> AsyncIterator[list[Piece]]:
+async def _pieces(response: aiohttp.ClientResponse, target: Target, sampling: Sampling) -> AsyncIterator[list[Piece]]:
     decode = msgspec.json.Decoder(_Event).decode
-    rest, open_ = b"", n
+    rest, open_, may_be_schema = b"", sampling.n, sampling.schema is not None
     try:
         async for block in response.content.iter_any():
             *events, rest = (rest + block).split(b"\n\n")
@@ -235,7 +235,8 @@ async def _pieces(response: aiohttp.ClientResponse, target: Target, n: int) -> A
             for event in events:
                 if event == b"data: [DONE]" or not event:
                     continue
-                for choice in _choices(decode(event.removeprefix(b"data: ")), target):
+                for choice in _choices(decode(event.removeprefix(b"data: ")), target, may_be_schema):
+                    may_be_schema = False
                     found.append(choice)
                     open_ -= choice.finish is not None
             if found:
@@ -248,10 +249,17 @@ async def _pieces(response: aiohttp.ClientResponse, target: Target, n: int) -> A
         raise ReplicaLost(f"{target.name} ended a stream before its answers")
 
 
-def _choices(event: _Event, target: Target) -> Sequence[Piece]:
+def _choices(event: _Event, target: Target, may_be_schema: bool) -> Sequence[Piece]:
+    """The event's pieces.
+
+    Args:
+      may_be_schema: whether an error may be one of the request's schema, which vLLM compiles before the first token.
+    """
     if event.error is not None:
-        if event.error.code == _BAD_REQUEST:  # what vLLM finds when the stream has begun, of a schema for one
+        if event.error.code == _BAD_REQUEST:  # what vLLM finds when the stream has begun
             raise _not_taken(event.error.message)
+        if may_be_schema:  # vLLM calls a schema that it can't compile a fault of its own
+            raise invalid("the model's server can't follow the schema", "response_format")
         raise ReplicaLost(f"{target.name} ended an answer with an error")
     return [_piece(choice, target) for choice in event.choices]
 

@@ -91,6 +91,24 @@ def test_a_request_that_an_engine_does_not_take_is_no_fault_of_its_replica(
     asyncio.run(play())
 
 
+def test_a_schema_that_an_engine_can_not_compile_is_no_fault_of_its_replica(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """vLLM calls it an error of its own; one before the first token of a request with a schema is taken for that."""
+    format_ = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
+
+    async def play() -> None:
+        engine = Script(error={"message": "Internal server error", "code": 500})
+        async with running_gateway(tmp_path, tokenizer, engine) as world:
+            for _ in range(5):
+                status, answer = await world.ask(response_format=format_)
+                assert (status, answer["error"]["param"]) == (400, "response_format")
+            engine.error = None
+            assert (await world.ask())[0] == 200
+
+    asyncio.run(play())
+
+
 @pytest.mark.parametrize("code", [500, None, "400"])
 def test_an_error_of_the_engine_is_one_of_its_replica(code: Any, tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def play() -> None:
