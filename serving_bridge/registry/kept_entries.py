@@ -133,5 +133,5 @@ class KeptEntries:
         for name, content in contents.items():
             write_durably(folder / name, content, mode=SHARED_MODE)
         write_durably(folder / "README.md", readme, mode=SHARED_MODE)
-        write_safetensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
+        write_safetensors(folder / "model.safetensors", tensors, metadata={"format": "pt"}, mode=SHARED_MODE)
         sync_path(folder)

@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from learner_jax.contracts import TensorEntry, WeightFile, quoted
-from learner_jax.runtime import PlainFileError, WeirError, at, create_plain, open_plain, opened_folder
+from learner_jax.runtime import FILE_MODE, PlainFileError, WeirError, at, create_plain, open_plain, opened_folder
 
 _READ_BYTES = 1 << 20
 _MAX_HEADER = 100 * 2**20
@@ -114,11 +114,17 @@ def not_finite(words: np.ndarray, dtype: str) -> int:
 
 
 def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], *, sync: bool = True, metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    sync: bool = True,
+    metadata: Mapping[str, str] | None = None,
+    mode: int = FILE_MODE,
 ) -> WeightFile:
     """Writes the safetensors format, hashing while writing (the library would need a second copy or a second pass).
 
-    The content is on the disk on return, unless `sync` is false. `metadata` is what other readers look for.
+    The content is on the disk on return, unless `sync` is false. `metadata` is what other readers look for. By default
+    the file is for its owner alone (`mode`).
 
     Format: 8 bytes little-endian header length, JSON header padded to 8 bytes, then the tensors back to back
     (https://github.com/huggingface/safetensors#format).
@@ -135,7 +141,7 @@ def write_safetensors(
     encoded += b" " * (-len(encoded) % 8)
     prefix = memoryview(len(encoded).to_bytes(8, "little") + encoded)
     blocks = itertools.chain((prefix,), (tensor.words.view(np.uint8).data for tensor in tensors.values()))
-    return _write(path, blocks, sync=sync)
+    return _write(path, blocks, sync=sync, mode=mode)
 
 
 def read_safetensors(path: Path, file: WeightFile) -> dict[str, Tensor]:
@@ -229,10 +235,10 @@ def check_file(path: Path | str, file: WeightFile, num_bytes: int, sha256: str) 
         raise WeightIntegrityError(f"{path} has sha256 {sha256}, expected {file.sha256}")
 
 
-def _write(path: Path, blocks: Iterable[memoryview], *, sync: bool) -> WeightFile:
+def _write(path: Path, blocks: Iterable[memoryview], *, sync: bool, mode: int) -> WeightFile:
     digest = hashlib.sha256()
     num_bytes = 0
-    with at(path), os.fdopen(create_plain(path), "wb") as stream:
+    with at(path), os.fdopen(create_plain(path, mode), "wb") as stream:
         for block in blocks:
             digest.update(block)
             num_bytes += stream.write(block)

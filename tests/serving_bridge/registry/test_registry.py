@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,10 @@ def test_export_is_a_model_folder_that_the_library_reads(registry: Registry, tmp
         assert set(file.keys()) == {"model.embed_tokens.weight", "model.norm.weight"}
     assert {name: (tmp_path / "out" / name).read_bytes() for name in FILES} == FILES
     assert "# default/1" in (tmp_path / "out" / "README.md").read_text()
+    (tmp_path / "plain").touch()
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").iterdir()}
+    usual = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    assert modes == dict.fromkeys(modes, usual), "who may read the one may read the other"
     with pytest.raises(RegistryError, match="is not empty"):
         registry.export(standing, tmp_path / "out", readme="")
 

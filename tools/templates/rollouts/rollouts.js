@@ -106,7 +106,7 @@ function graph() {
     if (parent !== undefined && !taken.has(one.parent)) { lanes.set(one.number, parent); taken.set(one.parent, true); }
     else lanes.set(one.number, next++);
   }
-  const x = (index) => 50 + 90 * index;
+  const x = (index) => 50 + 104 * index;
   const y = (number) => 30 + 50 * lanes.get(number);
   const places = new Map(entries.map((one, index) => [one.number, [x(index), y(one.number)]]));
   const edges = entries.filter((one) => places.has(one.parent)).map((one) => {
@@ -117,7 +117,7 @@ function graph() {
     const [cx, cy] = places.get(one.number);
     const kind = one.aliases.includes("stable") ? "stable" : one.aliases.includes("canary") ? "canary" : one.stage;
     return s("g", {}, s("title", {}, `entry ${one.number}: ${one.stage} ${one.aliases.join(" ")} ${one.note}`),
-      s("rect", { class: `node ${kind}`, x: cx - 32, y: cy - 14, width: 64, height: 28, rx: 8 }),
+      s("rect", { class: `node ${kind}`, x: cx - 38, y: cy - 14, width: 76, height: 28, rx: 8 }),
       s("text", { x: cx, y: cy + 4, "text-anchor": "middle" }, one.aliases.length ? `${one.number} ${one.aliases[0]}` : String(one.number)));
   });
   const width = x(entries.length - 1) + 60, height = 60 + 50 * Math.max(next - 1, 0);
