@@ -50,16 +50,17 @@ class _TextFile:
         Raises:
           TaskError: one is too long.
         """
-        place = self._start
+        place, number = self._start, 1
         with self._path.open("rb") as file:
             file.seek(place)
             while line := file.readline(MAX_LINE_BYTES + 2):
                 if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
                     raise TaskError(
-                        f"{self.origin}: the line at byte {place} has more than {MAX_LINE_BYTES} bytes, which are read"
+                        f"{self.origin}, line {number} has more than the {MAX_LINE_BYTES} bytes that are read; shorten "
+                        "its fields, or leave the row out"
                     )
                 yield place, line
-                place += len(line)
+                place, number = place + len(line), number + 1
 
     def _bytes(self, place: int, end: int) -> bytes:
         return read_at(self._file, end - place, place)

@@ -196,7 +196,7 @@ LINE = b'{"question": "a"}\n'
         ("a.jsonl", LINE + b'{"question": NaN}', "line 2 is not JSON: NaN"),
         ("a.jsonl", LINE + b"[" * 100_000, "line 2 is not JSON"),
         ("a.json", b'[{"question": "a"}]', r"line 1 is a list, expected an object; .* jq -c"),
-        ("a.jsonl", LINE + b'{"a": "' + b"x" * (5 << 20) + b'"}', "the line at byte 18 has more than 4194304 bytes"),
+        ("a.jsonl", LINE + b'{"a": "' + b"x" * (5 << 20) + b'"}', "line 2 has more than the 4194304 bytes"),
         ("a.csv", b"a,b\n1,2\n1,2,3\n", r"line 3 has 3 fields, expected 2 \(a, b\); .*quotes"),
         ("a.csv", b'a,b\n1,2\n"1,2\n', "line 3 is not CSV"),
         ("a.csv", b"a,a\n1,2\n", "line 1 names the column 'a' twice"),
