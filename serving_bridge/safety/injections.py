@@ -44,8 +44,9 @@ _ANYWHERE: Mapping[str, str] = {
         r"\[(?:system|admin|developer|override)[^\]]{0,40}\]",
     "reveal":
         rf"\b(?:reveal|show|print|repeat|output|tell|display|leak|disclose|give|dump|echo|recite|summari[sz]e|"
-        rf"translate|write|share|expose|copy|what (?:is|are|was|were)|return){gap(5)}(?:system|hidden|initial|"
-        rf"secret|original|developer|internal|confidential|pre-?){gap(1)}(?:prompts?|instructions?|messages?|"
+        rf"translate|write|share|expose|copy|what (?:is|are|was|were)|return){gap(5)}(?:system|hidden|"
+        rf"secret|developer|internal|confidential|pre-?|your (?:\w+ )?(?:initial|original|starting|first)|(?:initial|"
+        rf"original) system){gap(1)}(?:prompts?|instructions?|messages?|"
         rf"rules|guidelines|directives?)\b|\b(?:repeat|print|output|copy)(?: \w+){{0,4}} (?:words|text|"
         rf"everything|all|content) (?:above|before this)\b",
     "persona":
@@ -87,6 +88,26 @@ _ANYWHERE: Mapping[str, str] = {
     "grandmother":
         r"\b(?:grand(?:mother|ma|pa|father)|granny)\b[^\n]{0,160}\b(?:napalm|bomb|explosive|meth|"
         r"windows .{0,10}keys?|product keys?|poison|malware)\b",
+    "what was said first":
+        rf"\b(?:reveal|show|print|repeat|output|display|leak|dump|recite|translate|encode|quote){gap(6)}"
+        rf"(?:instructions?|prompts?){gap(2)}(?:you (?:were|have been) (?:given|told)|you received|verbatim)\b",
+    "two answers":
+        r"\b(?:from (?:now|this (?:point|moment)|here) on\w*|every (?:question|prompt|message)|all (?:of )?my|"
+        r"my (?:prompts|questions|messages))\b[^\n]{0,60}\b(?:you(?:'ll| will| must| should| are| have)|respond|"
+        r"answer|reply|provide|give)\b[^\n]{0,100}\b(?:two|2|both|dual)\b[^\n]{0,40}\b(?:ways?|manners|"
+        r"responses|answers|replies|personalities|entities|paragraphs|messages)\b",
+    "whatever the harm":
+        r"\b(?:no matter how|regardless of how|even if it(?:'s| is)) (?:\w+,? ){0,3}(?:immoral|unethical|illegal|"
+        r"offensive|inappropriate|amoral|explicit)\b",
+    "unfiltered":
+        rf"\b(?:unfiltered|uncensored|amoral|unrestricted|jail-?broken){gap(2)}(?:ai|chatbot|language model|llm|"
+        rf"chatgpt)\b",
+    "against the maker's policy":
+        r"\b(?:openai|anthropic|google)(?:'?s)? (?:\w+ ){0,2}(?:polic(?:y|ies)|guidelines|rules|restrictions)\b"
+        r"[^\n.]{0,40}\b(?:no longer|ignor\w+|bypass\w*|void|irrelevant|disregard\w*)\b|\b(?:ignor\w+|"
+        r"bypass\w*|evad\w+|free from|moraliz\w+|disregard\w*|outside|not (?:bound|restricted|limited) by)\b"
+        r"[^\n.]{0,40}\b(?:openai|anthropic|google)(?:'?s)? (?:\w+ ){0,2}(?:polic(?:y|ies)|guidelines|rules|"
+        r"restrictions)\b",
 }  # fmt: skip
 _DOCUMENT: Mapping[str, str] = {
     "to the assistant":
