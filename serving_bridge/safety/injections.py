@@ -147,7 +147,7 @@ _TOKENS: Mapping[str, str] = {
 class Injections:
     """Blocks attempts to lift a model's rules; in documents it blocks orders to the model as well."""
 
-    name, version = "injections", "1"
+    name, version = "injections", "2"
 
     def judge(self, text: str, stage: Stage, *, is_document: bool = False) -> Opinion:
         """Blocks a prompt or training data by overrides; answers and the text of special tokens are flagged."""

@@ -19,7 +19,7 @@ REGIONS = ("US", "GB", "FR")
 class PersonalData:
     """Finds structured personal data and secrets; names of people and places need a model and are not found."""
 
-    name, version = "personal_data", "1"
+    name, version = "personal_data", "2"
 
     def __init__(self, regions: Sequence[str] = REGIONS) -> None:
         self._regions = tuple(regions)
