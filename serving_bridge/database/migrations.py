@@ -194,6 +194,11 @@ MIGRATIONS: tuple[Migration, ...] = (
         ),
         postgres_only=("ALTER TABLE waiting_groups ALTER COLUMN payload SET STORAGE EXTERNAL",),
     ),
+    # The prompt cursor of the newest checkpoint, whose claims are durable.
+    Migration(
+        version=5,
+        statements=("INSERT INTO progress VALUES ('saved_cursor', 0) ON CONFLICT (key) DO NOTHING",),
+    ),
 )
 
 SCHEMA_VERSION = MIGRATIONS[-1].version

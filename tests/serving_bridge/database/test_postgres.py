@@ -288,7 +288,7 @@ def test_another_programs_tables_and_newer_schemas_are_refused(url: str) -> None
         raw.execute(f"DROP TABLE {schema}.groups")
         TrajectoryQueue(url).close()
         raw.execute(f"UPDATE {schema}.weir_schema SET version = 9")
-        with pytest.raises(DatabaseError, match="schema version 9, this build reads 4"):
+        with pytest.raises(DatabaseError, match="schema version 9, this build reads 5"):
             TrajectoryQueue(url)
 
 

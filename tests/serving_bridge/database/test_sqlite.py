@@ -159,7 +159,7 @@ def test_foreign_and_newer_files_are_refused(path: Path) -> None:
     with sqlite3.connect(path) as raw:
         raw.execute("PRAGMA user_version = 7")
     raw.close()
-    with pytest.raises(DatabaseError, match="schema version 7, this build reads 4"):
+    with pytest.raises(DatabaseError, match="schema version 7, this build reads 5"):
         TrajectoryQueue(path)
     path.write_bytes(b"this is not a database at all" * 100)
     with pytest.raises(DatabaseError, match="not an SQLite database"):
