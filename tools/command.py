@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from tools.commands import COMMANDS, GROUPS
+from tools.interrupts import tell_interrupts_in_a_line
 from tools.own_packages import own_packages_first
 
 _USAGE_STATUS = 2
@@ -31,6 +32,7 @@ def run(name: str, arguments: Sequence[str]) -> None:
     import importlib
 
     own_packages_first()
+    tell_interrupts_in_a_line()
     sys.argv[:] = [f"weir {name}", *arguments]
     importlib.import_module(COMMANDS[name].module).main()
 

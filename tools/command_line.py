@@ -19,13 +19,30 @@ TRUSTED_KEY_VARIABLE = "WEIR_TRUSTED_KEY"
 def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     """A parser for the command of this name, whose help is the module's docstring.
 
-    Called as `weir NAME` it says so, also in the docstring's examples; else they are `python -m tools.NAME`.
+    Called as `weir NAME` it says so, also in the docstring's examples; else they are `python -m tools.NAME`. A command
+    line that is no UTF-8 text ends the command here: databases and settings could not hold it.
     """
     program, text = f"python -m tools.{name}", doc or ""
     if sys.argv[:1] == [f"weir {name}"]:
         program = f"weir {name}"
         text = re.sub(rf"\bpython -m tools\.({'|'.join(COMMANDS)})\b", r"weir \1", text)
-    return argparse.ArgumentParser(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for place, argument in enumerate(sys.argv[1:], start=1):
+        if not _is_text(argument):
+            got = os.fsencode(argument[:60])
+            parser.exit(2, f"{program}: error: argument {place}: expected UTF-8 text, got {got!r}; rename that file\n")
+    return parser
+
+
+def _is_text(argument: str) -> bool:
+    """False for bytes that Python could not decode, which it keeps as lone surrogates."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def registry_arguments(parser: argparse.ArgumentParser, *, acts: bool = False, prints: bool = False) -> None:

@@ -250,8 +250,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     commands = {"memory": run_memory, "shapes": run_shapes, "scale": run_scale}
     with clear_errors():
         result = commands[arguments.command](arguments, console)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result, indent=1))
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib
 import importlib.metadata
 import os
+import pty
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -200,3 +204,54 @@ def test_scripts_of_other_shells_name_every_command(shell: str) -> None:
     for name, command in COMMANDS.items():
         assert name in text
         assert command.help.replace("'", "") in text.replace("'\\''", "").replace("\\'", "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_line_that_is_no_text_is_one_clear_error(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"weir {name}", "list", os.fsdecode(b"runs/caf\xe9")])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(COMMANDS[name].module).main()
+    assert ended.value.code == 2
+    told = r"argument 2: expected UTF-8 text, got b'runs/caf\xe9'; rename that file"
+    assert capsys.readouterr() == ("", f"weir {name}: error: {told}\n")
+
+
+# Where the first of Weir's modules is loaded, a process gets its terminal, says so and waits for a Ctrl-C.
+LOADS_FOR_LONG = """
+import os, sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "configs.load":
+            os.open(os.ttyname(0), os.O_RDWR)
+            print("loading", flush=True)
+            time.sleep(600)
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@pytest.mark.parametrize("way", ["weir", "python -m"])
+def test_ctrl_c_while_a_command_loads_is_one_line(weir: Path, tmp_path: Path, way: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LOADS_FOR_LONG)
+    command = [str(weir), "train"] if way == "weir" else [sys.executable, "-m", "tools.train"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}"},
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # a terminal that nobody has open any more
+        while read := os.read(ours, 4096):
+            shown += read
+            if shown == b"loading\r\n":
+                os.write(ours, b"\x03")
+    os.close(ours)
+    assert process.wait(60) == -signal.SIGINT
+    assert shown == b"loading\r\n^Cstopped by Ctrl-C\r\n"
