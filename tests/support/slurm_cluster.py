@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.tcp_sockets import free_port
+
 NODES = ("n1", "n2", "n3")
 _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 _CONFIG = """\
@@ -125,14 +127,14 @@ def running_cluster(folder: Path, *, slurmd_timeout_s: int = 30) -> Iterator[Slu
     cluster = SlurmCluster(folder)
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
-    ports = _free_ports(4)
+    port = free_port(1 + len(NODES))
     cluster.config.write_text(
         _CONFIG.format(
             host=socket.gethostname(),
             folder=folder,
-            port=ports[0],
-            first=ports[1],
-            last=ports[3],
+            port=port,
+            first=port + 1,
+            last=port + len(NODES),
             slurmd_timeout_s=slurmd_timeout_s,
         )
     )
@@ -164,19 +166,6 @@ def _start_munge(folder: Path) -> subprocess.Popen[bytes]:
     munge = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait((folder / "munge.socket").exists, "munged's socket")
     return munge
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports in a row that nobody listens on."""
-    for first in range(17_100, 18_000, count):
-        with contextlib.ExitStack() as stack:
-            try:
-                for port in range(first, first + count):
-                    stack.enter_context(socket.socket()).bind(("", port))
-            except OSError:
-                continue
-            return list(range(first, first + count))
-    raise AssertionError("no free ports")
 
 
 def _wait(condition, what: str, *, timeout_s: float = 60.0) -> None:  # type: ignore[no-untyped-def]

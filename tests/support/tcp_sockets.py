@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import secrets
 import socket
 from pathlib import Path
 
@@ -30,7 +32,21 @@ def sockets(pid: int, state: str) -> set[str]:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(in_a_row: int = 1) -> int:
+    """The first of so many free ports in a row.
+
+    They lie outside the range from which the kernel serves connections and binds to port 0: until a test binds them,
+    nobody else gets one by chance.
+
+    Raises:
+      AssertionError: none were found.
+    """
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    firsts = [*range(10_000, low - in_a_row + 1), *range(high + 1, 65_536 - in_a_row + 1)]
+    for _ in range(1000):
+        first = secrets.choice(firsts)  # tests at the same time draw others, whatever their seeds
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + in_a_row):
+                stack.enter_context(socket.socket()).bind(("", port))
+            return first
+    raise AssertionError("no free ports")

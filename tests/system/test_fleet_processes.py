@@ -37,14 +37,14 @@ from tools.fleet import FleetToolError, choose_fleet, give_order, status_table
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 T = TypeVar("T")
-TOKEN_S = 0.02
+TOKEN_S, DRAIN_S = 0.02, 8.0
 SERVING = f"""
 replicas = 2
 server_module = "tools.testing.fake_vllm.server"
 engine_args = {{ token_s = {TOKEN_S} }}
 health_interval_s = 0.2
 hang_s = 4.0
-drain_timeout_s = 8.0
+drain_timeout_s = {DRAIN_S}
 """
 #: more than anything here takes, for busy machines
 LONG_S = 40.0
@@ -202,7 +202,7 @@ def test_a_second_fleet_joins_and_leaves_with_its_answers_finished(run: Run):
         time.sleep(0.5)
         second.send_signal(signal.SIGTERM)
         started = time.monotonic()
-        run.until(lambda: (row := run.row("b-0")) is None or row.state == "draining", 2.0)
+        run.until(lambda: (row := run.row("b-0")) is None or row.state == "draining")
         assert [row.fleet for row in run.registry.ready()] == ["a", "a"]
         (answer,) = answering.result(LONG_S)
         assert len(answer.tokens) == 100  # it was let finish
@@ -237,14 +237,14 @@ def test_a_second_signal_ends_everything_at_once(run: Run):
     row = run.until_healthy("a-0")
     engines = [run.engine("a-0"), run.engine("a-1")]
     with ThreadPoolExecutor(1) as pool:
-        answering = pool.submit(run.sample, row, 200)
+        answering = pool.submit(run.sample, row, 2000)
         time.sleep(0.5)
         run.fleets["a"].send_signal(signal.SIGTERM)
-        run.until(lambda: (found := run.row("a-0")) is not None and found.state == "draining", 2.0)
+        run.until(lambda: (found := run.row("a-0")) is not None and found.state == "draining")
         started = time.monotonic()
         run.fleets["a"].send_signal(signal.SIGTERM)
         assert run.fleets["a"].wait(LONG_S) == 130
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 0.8 * DRAIN_S
         assert answering.exception(LONG_S) is not None
     assert not any(Path(f"/proc/{pid}").exists() for pid in engines)
     assert run.registry.replicas() == []

@@ -70,11 +70,11 @@ def test_a_job_that_is_told_to_stop_ends_in_order_and_says_how_to_go_on(tmp_path
         assert job.wait(60) == 130
         took_s = time.monotonic() - started
         print(f"ended after {took_s:.1f} s with {signals} signals")
-        assert took_s < (30 if signals == 1 else 5)
+        assert took_s < (30 if signals == 1 else 15)
     output = (tmp_path / "output").read_text()
     assert "the same command goes on from the last checkpoint" in output
     assert "Traceback" not in output
-    wait_for(lambda: not processes_of(run), timeout_s=5, what="the end of all processes")
+    wait_for(lambda: not processes_of(run), timeout_s=60, what="the end of all processes")
 
 
 @pytest.mark.timeout(600)
@@ -100,7 +100,7 @@ def test_a_lost_host_of_the_learner_is_replaced_while_rollouts_go_on_and_a_stopp
         assert (the_one(run, "tools.rollout"), the_one(run, "tools.serve")) == (rollout, serve)
         job.send_signal(signal.SIGTERM)
         assert job.wait(120) == 130
-    wait_for(lambda: not processes_of(run), timeout_s=5, what="the end of all processes")
+    wait_for(lambda: not processes_of(run), timeout_s=60, what="the end of all processes")
     with training(run, *overrides) as job:
         assert job.wait(300) == 0, (tmp_path / "output").read_text()
     records = read_metrics(run / "metrics.jsonl")

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -20,6 +19,7 @@ import pytest
 import yaml
 
 from tests.conftest import REPOSITORY
+from tests.support.tcp_sockets import free_port
 from tests.support.whole_jobs import SMALL_DEMO, environment, processes_of, steps, train_command, wait_for
 
 pytestmark = [
@@ -43,12 +43,6 @@ RECORDED = (
     "weir_run:paused:share5m",
 )
 VLLM = ("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:generation_tokens_total")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Prometheus:

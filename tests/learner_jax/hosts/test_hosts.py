@@ -50,7 +50,7 @@ def test_a_host_that_does_not_answer_is_named_in_time(silent: int, asked: str) -
     started = time.monotonic()
     with pytest.raises(HostError, match=rf"host {silent} of 3 did not answer 'groups of step 17' within 0\.5 s"):
         on_hosts(3, program, timeout_s=0.5)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_hosts_at_different_places_are_told_so() -> None:
@@ -67,7 +67,7 @@ def test_a_failure_ends_the_others_waits_at_once() -> None:
     started = time.monotonic()
     with pytest.raises(HostError, match="host 0 of 2 stops, because host 1 failed: RuntimeError: no disk"):
         on_hosts(2, program, timeout_s=60)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 def test_the_first_failure_of_a_host_is_the_one_that_is_told() -> None:

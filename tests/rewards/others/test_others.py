@@ -6,7 +6,6 @@ import ast
 import asyncio
 import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from tests.conftest import REPOSITORY
 from tests.support.extend_pages import files_of
 from tests.support.session_world import served, session_of
 from tests.support.session_world import tokenizer as tokenizer
+from tests.support.tcp_sockets import free_port
 
 TASKSETS = Path(__file__).parents[2] / "support" / "tasksets"
 
@@ -162,9 +162,7 @@ def _openenv_server() -> Iterator[str]:
         def state(self) -> State:
             return State()
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     app = create_fastapi_app(Echo, Said, Echoed, max_concurrent_envs=4)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="websockets-sansio"))
     thread = threading.Thread(target=server.run, daemon=True)

@@ -74,11 +74,11 @@ def test_values(expression: str, value: str) -> None:
     ],
 )
 def test_what_has_no_value_says_why(expression: str, said: str) -> None:
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(CalculatorError) as caught:
         calculate(expression)
     assert said in str(caught.value)
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 @examples(1)

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import pytest
 
 from serving_bridge.checks import machine as machine_checks
+from tests.support.tcp_sockets import free_port
 
 
 def test_a_port_in_use_may_heal(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
         (finding,) = machine_checks.port_findings("127.0.0.1", port, 1)
     assert (finding.setting, finding.may_heal) == ("serving.port", True)
     assert f"port {port} of 127.0.0.1 to be free" in str(finding)
@@ -55,8 +56,8 @@ def test_limits_of_open_files_clock_memory_and_terminal() -> None:
 
 
 def test_a_range_of_ports_is_looked_at_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port(2) + 1
+    with socket.create_server(("127.0.0.1", port)):
         (last,) = machine_checks.port_findings("127.0.0.1", port - 1, 2)
         assert f"port {port} of" in str(last)
         assert list(machine_checks.port_findings("127.0.0.1", port - 1, 1)) == []

@@ -22,6 +22,7 @@ from serving_bridge.database.roles import prepare
 from serving_bridge.queue.queue import TrajectoryQueue
 from tests.conftest import REPOSITORY
 from tests.support.queue_engines import PACE, execute, fresh_url, lease, put, train
+from tests.support.tcp_sockets import free_port
 from tools.bench.queue.postgres_server import NoServerError, PostgresServer, running_server
 
 SECRET = "hunter2-very-secret"
@@ -200,8 +201,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
         pytest.skip("no openssl to make certificates with")
     folder = tmp_path_factory.mktemp("certificates")
     _certificate(folder, "db.example")
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    port = free_port()
     try:
         with running_server(durable=False) as server:
             data = server.folder / "data"

@@ -7,7 +7,6 @@ import hmac
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,15 +82,14 @@ def test_one_that_hangs_delays_neither_others_nor_a_decision(canary_world: Canar
         hangs = f"http://127.0.0.1:{silent.getsockname()[1]}/"
         takes = f"http://127.0.0.1:{receiver.server_port}/"
         controller = world.start(policy=POLICY.model_copy(update={"webhooks": (hangs, takes)}))
-        messenger = Messenger(open_database(world.url, schema=CANARY), SECRET, deadline_s=1.0)
+        messenger = Messenger(open_database(world.url, schema=CANARY), SECRET, deadline_s=3.0)
         world.rollouts._db.write(lambda session: session.execute("UPDATE notices SET due_s = 0"))
         sending = threading.Thread(target=messenger.send_due)
         sending.start()
         world.pass_time()
-        began = time.monotonic()
         assert controller.look() is not None
-        assert time.monotonic() - began < 0.8
-        sending.join(5)
+        assert sending.is_alive(), "the look waited for the one that hangs"
+        sending.join(60)
         messenger.close()
     assert json.loads(receiver.got[0][1])["event"] == "started"
     rows = world.rollouts._db.read(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +25,7 @@ from serving_bridge.storage import (
 from serving_bridge.storage.providers import provider_of
 from tests.support.claimed_objects import assert_a_second_one_is_refused, assert_only_one_of_many_makes
 from tests.support.s3 import CREDENTIALS, S3, Fault
+from tests.support.tcp_sockets import free_port
 
 #: one server for all tests on it
 pytest_plugins = ["tests.support.s3_fixtures"]
@@ -178,9 +178,7 @@ def test_no_credentials_are_told_at_once(s3: S3, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_endpoint_that_is_down_is_waited_for_and_then_told(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(StorageError, match=r"tries in .* EndpointConnectionError: .*is it\s+reachable from here"):
         FsspecObjects(URL, timeouts=StorageTimeouts(give_up_s=0.5, connect_s=0.2)).put("key", b"")
 

@@ -17,6 +17,7 @@ from serving_bridge.vllm.server_checks import (
     claim_port,
     detect_platform,
 )
+from tests.support.tcp_sockets import free_port
 
 
 @pytest.mark.parametrize(
@@ -75,9 +76,9 @@ def test_public_addresses_and_all_at_once_are_refused(host: str) -> None:
 
 
 def test_a_port_is_free_or_an_error() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ReplicaStartError, match=f"can't bind 127.0.0.1:{port}"):
-            claim_port("127.0.0.1", port)
+    port = free_port()
+    refused = pytest.raises(ReplicaStartError, match=f"can't bind 127.0.0.1:{port}")
+    with socket.create_server(("127.0.0.1", port)), refused:
+        claim_port("127.0.0.1", port)
     assert claim_port("127.0.0.1", port) == port
     assert claim_port("127.0.0.1", 0) > 0

@@ -8,7 +8,6 @@ import re
 import socket
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from configs.schema import Config
 from serving_bridge.metrics import ExporterError, Role
 from serving_bridge.telemetry import MetricsLog
 from tests.conftest import REPOSITORY
+from tests.support.tcp_sockets import free_port
 from tools.assembly import RunPaths, build_keys, build_queue, build_registry, run_paths
 from tools.assembly.monitoring import port_findings, watched
 
@@ -134,24 +134,8 @@ def test_a_port_in_use_is_found_before_anything_starts(serve: Serve, tmp_path: P
 
 
 def test_the_ports_of_all_hosts_are_looked_at_where_one_job_starts_them(tmp_path: Path) -> None:
-    with neighbours() as port:
+    port = free_port(2)
+    with socket.create_server(("127.0.0.1", port)), socket.create_server(("127.0.0.1", port + 1)):
         config = config_of(tmp_path, f"telemetry.port.learner={port}", "learner.hosts.count=2")[0]
         found = [str(finding) for finding in port_findings("train", config)]
     assert [re.findall(r"expected port (\d+)", text) for text in found] == [[str(port)], [str(port + 1)]]
-
-
-@contextmanager
-def neighbours() -> Iterator[int]:
-    """The first of two ports in a row, both in use for as long as this lasts."""
-    while True:
-        with socket.socket() as one, socket.socket() as next_to_it:
-            one.bind(("127.0.0.1", 0))
-            one.listen()
-            port = one.getsockname()[1]
-            try:
-                next_to_it.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):  # another's, or past the last
-                continue
-            next_to_it.listen()
-            yield port
-            return

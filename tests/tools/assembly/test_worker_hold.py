@@ -17,12 +17,16 @@ def never() -> bool:
 
 
 def waiting(
-    file: Path, *, max_wait_s: float = 10.0, should_stop: Callable[[], bool] = never
+    file: Path,
+    *,
+    max_wait_s: float = 60.0,
+    should_stop: Callable[[], bool] = never,
+    waits: Waits | None = None,
 ) -> tuple[threading.Thread, list[bool]]:
     answers: list[bool] = []
 
     def wait() -> None:
-        answers.append(wait_while_held(file, max_wait_s=max_wait_s, waits=Waits(), should_stop=should_stop))
+        answers.append(wait_while_held(file, max_wait_s=max_wait_s, waits=waits or Waits(), should_stop=should_stop))
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
@@ -40,7 +44,7 @@ def test_a_worker_waits_until_the_hold_is_lifted(tmp_path: Path) -> None:
     thread.join(0.2)
     assert answers == []
     hold.lift()
-    thread.join(5)
+    thread.join(60)
     assert answers == [True]
 
 
@@ -49,7 +53,7 @@ def test_a_stop_ends_the_wait_and_the_worker_does_not_begin(tmp_path: Path) -> N
     stop = threading.Event()
     thread, answers = waiting(tmp_path / "held", should_stop=stop.is_set)
     stop.set()
-    thread.join(5)
+    thread.join(60)
     assert answers == [False]
 
 
@@ -60,17 +64,25 @@ def test_a_hold_that_nobody_renews_is_given_up_and_the_file_is_named(tmp_path: P
 
 
 def test_a_hold_that_is_renewed_is_waited_for_beyond_the_bound(tmp_path: Path) -> None:
-    now = 0.0
+    now, looks = 0.0, threading.Semaphore(0)
+
+    def clock() -> float:
+        looks.release()
+        return now
+
     hold = WorkerHold(tmp_path / "held", clock=lambda: now)
     hold.set()
-    thread, answers = waiting(tmp_path / "held", max_wait_s=0.5)
+    thread, answers = waiting(tmp_path / "held", max_wait_s=1.5, waits=Waits(clock))
     for _ in range(8):
         now += 1.0
         hold.renew()
-        thread.join(0.15)
+        while looks.acquire(blocking=False):
+            pass
+        for _ in range(6):  # the worker has then looked at the file once at least, by three of its clock's readings
+            assert looks.acquire(timeout=60)
     assert thread.is_alive()
     hold.lift()
-    thread.join(5)
+    thread.join(60)
     assert answers == [True]
 
 
