@@ -7,7 +7,7 @@ words, without case and punctuation.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tools.evaluation.errors import SuiteError
 from tools.evaluation.problems import OpenSuite
 
 WORDS = 13
+_TOLD_EVERY = 10_000
 _WORD = re.compile(r"\w+")
 _FILES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
@@ -96,8 +97,13 @@ class Overlap:
         return {**asdict(self), "problems": list(self.problems)}
 
 
-def overlaps(suites: Iterable[OpenSuite], training: Training) -> list[Overlap]:
+def overlaps(
+    suites: Iterable[OpenSuite], training: Training, told: Callable[[int], object] = lambda number: None
+) -> list[Overlap]:
     """The overlap of each suite; the training prompts are read once and not kept.
+
+    Args:
+      told: of every ten thousandth prompt, how many were read by then.
 
     Raises:
       SuiteError: there are no training prompts, or they can't be read.
@@ -115,6 +121,8 @@ def overlaps(suites: Iterable[OpenSuite], training: Training) -> list[Overlap]:
     found, identical, count = set[tuple[int, int]](), set[tuple[int, int]](), 0
     for prompt in training.prompts():
         words, count = words_of(prompt), count + 1
+        if not count % _TOLD_EVERY:
+            told(count)
         identical |= whole.get(tuple(words), set()) if words else set()
         for length, known in wanted.items():
             for gram in ngrams(words, length):

@@ -149,7 +149,9 @@ def _retired(contest: Contest, say: Callable[[str], None]) -> dict[str, dict[str
             path = contest.gate.folder / source
             where = str(path) if path.is_file() else source
             say(f"looking for problems that were {why}, in {where}")
-            for suite, overlap in zip(suites, overlaps(suites, Training(where, column, settings.ngram)), strict=True):
+            shared = overlaps(suites, Training(where, column, settings.ngram), lambda number: say(f"{number:,} read"))
+            say(f"read {shared[0].num_training_prompts:,} prompts that were {why}")
+            for suite, overlap in zip(suites, shared, strict=True):
                 found[suite.name] |= dict.fromkeys(overlap.problems, why)
         for suite in suites:
             fresh = len(suite.problems) - len(found[suite.name])

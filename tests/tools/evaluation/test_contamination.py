@@ -41,6 +41,12 @@ def test_so_many_words_in_a_row_are_an_overlap_and_one_less_is_none(tmp_path: Pa
     }
 
 
+def test_how_far_it_is_can_be_told(tmp_path: Path) -> None:
+    numbers: list[int] = []
+    overlaps([suite("x")], training(tmp_path, *(str(number) for number in range(20_001))), numbers.append)
+    assert numbers == [10_000, 20_000]
+
+
 def test_a_short_question_overlaps_as_a_whole(tmp_path: Path) -> None:
     (found,) = overlaps(
         [suite("What is Q?", "Is Q what?", "?!")], training(tmp_path, "tell me what is q now", "Is q what")
