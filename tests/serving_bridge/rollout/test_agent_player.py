@@ -138,7 +138,7 @@ def test_a_branch_within_a_dialog_has_what_came_before_as_context(tokenizer: Tok
 @pytest.mark.parametrize(
     ("program", "verdict", "reason"),
     [
-        ("raises", "error", "ValueError: broken?[31m"),
+        ("raises", "error", r"ValueError: broken\x1b[31m (agents.py, line "),
         ("hangs", "timeout", "no verdict within 3 s"),
         ("dies", "crashed", "exit code 3"),
         ("infinite", "error", "inf"),
