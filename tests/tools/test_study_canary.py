@@ -11,10 +11,9 @@ from tools.study.canary import (
     CanarySettings,
     canary_cells,
     run_cell,
-    unfinished,
     write_canary_report,
 )
-from tools.study.records import StudyError
+from tools.study.records import StudyError, unfinished
 
 
 def test_cells_deal_out_the_candidates() -> None:

@@ -13,10 +13,10 @@ from serving_bridge.settings import ServingSettings
 from tests.support.letters import letter_model
 from tools.gating import stop_probability
 from tools.shares import wilson
-from tools.study import gate, gate_pools
+from tools.study import gate_pools
 from tools.study.gate import GateCell, gate_cells, power_of, run_cell, stopped_share, versions_of, write_gate_report
 from tools.study.gate_pools import GateStudy, Pool, asked_pools, drawn_from, noised
-from tools.study.records import StudyError, finished
+from tools.study.records import StudyError, finished, unfinished
 
 STUDY = GateStudy(problems=200, answers=20)
 
@@ -80,15 +80,15 @@ def test_a_page_is_written_from_finished_cells(pools: list[Pool], tmp_path: Path
     wanted = gate_cells(versions_of(pools, study), 4)
     with pytest.raises(StudyError, match="12 of 12 cells are not finished"):
         write_gate_report(tmp_path, pools, wanted, study, tmp_path)
-    for cell in gate.unfinished(tmp_path, wanted, study):
+    for cell in unfinished(tmp_path, wanted, study):
         run_cell(tmp_path, study, pools, cell)
-    assert gate.unfinished(tmp_path, wanted, study) == []
+    assert unfinished(tmp_path, wanted, study) == []
     text = write_gate_report(tmp_path, pools, wanted, study, tmp_path).read_text()
     assert "| 2 margins | 0.200 | 4 | 100.0% (51.0% to 100.0%) | 100.0% | yes | 1.00 |" in text
     assert "of 12 calculated shares lie in the measured interval" in text
     assert (tmp_path / "gate.svg").read_text().startswith("<?xml")
     others = [pools[0], replace(pools[1], passed=~pools[1].passed)]
-    assert gate.unfinished(tmp_path, wanted, replace(study, drawn_from=drawn_from(others))) == wanted
+    assert unfinished(tmp_path, wanted, replace(study, drawn_from=drawn_from(others))) == wanted
 
 
 def test_noise_is_a_part_of_each_tensors_own_spread(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from tools.assembly import clear_errors
 from tools.study import credit_results, learning_results, results, retrieval_results, worker
 from tools.study.grid import STALENESS, Cell, StudySettings, cells
 from tools.study.learning_grid import VARIANTS, LearningCell, LearningSettings, learning_cells
-from tools.study.records import StudyError, finished
+from tools.study.records import StudyError, unfinished
 from tools.study.retrieval import RetrievalSettings
 from tools.study.turn_credit import CreditSettings
 
@@ -49,19 +49,56 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     studies = parser.add_subparsers(required=True, metavar="study")
-    staleness = studies.add_parser("staleness", help="how much staleness each estimator bears")
-    learning = studies.add_parser("learning", help="why Weir's job learns more per step than a synchronous trainer")
-    for study, seeds, steps in ((staleness, 3, StudySettings.steps), (learning, 4, LearningSettings.steps)):
-        study.add_argument("--out", type=Path, help="starts and finished cells (default runs/studies/STUDY)")
-        study.add_argument(
-            "--report-to", type=Path, default=Path("docs/studies"), help="folder of the page and the plot"
-        )
-        study.add_argument("--seeds", type=_positive, default=seeds)
-        study.add_argument("--steps", type=_positive, default=steps)
-        study.add_argument("--workers", type=_positive, default=max(1, min(8, len(os.sched_getaffinity(0)))))
-        study.add_argument("--only-report", action="store_true", help="write the page from the cells that are finished")
-    staleness.add_argument("--staleness", type=int, nargs="+", default=list(STALENESS), metavar="VERSIONS")
-    staleness.set_defaults(run=_staleness, out=Path("runs/studies/staleness"))
+    add = partial(_study, studies)
+    _of_runs(
+        add("staleness", "how much staleness each estimator bears", _staleness), 3, StudySettings.steps
+    ).add_argument("--staleness", type=int, nargs="+", default=list(STALENESS), metavar="VERSIONS")
+    _learning_options(add("learning", "why Weir's job learns more per step than a synchronous trainer", _learning))
+    _of_seeds(add("credit", "how many dialogs credit by turn saves", _credit), CreditSettings.steps)
+    _of_seeds(add("retrieval", "what teaches a policy to search and to abstain", _retrieval), RetrievalSettings.steps)
+    canary = _in_processes(add("canary", "how often the canary decides wrongly, on simulated traffic", _canary))
+    canary.add_argument("--good", type=_positive, default=1000, help="good candidates (default: 1000)")
+    canary.add_argument("--bad", type=_positive, default=100, help="bad candidates of each kind (default: 100)")
+    gate = _in_processes(add("gate", "how often the gate stops versions that are worse by known amounts", _gate))
+    gate.add_argument("--model", type=Path, required=True, metavar="DIR", help="that learned to add: RUN/final_model")
+    gate.add_argument("--gates", type=_positive, default=2000, help="of each candidate (default: 2000)")
+    _renderers_options(
+        add("renderers", "which code renders prompts right: Weir's, or the package renderers", _renderers, keeps=False)
+    )
+    return parser.parse_args()
+
+
+def _study(
+    studies: Any, name: str, what: str, run: Callable[[argparse.Namespace], Path], *, keeps: bool = True
+) -> argparse.ArgumentParser:
+    """Adds a study's parser; `keeps`: it goes on with what it has finished."""
+    study: argparse.ArgumentParser = studies.add_parser(name, help=what)
+    study.set_defaults(run=run)
+    study.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page and its plots")
+    if keeps:
+        out = Path("runs/studies") / name
+        study.add_argument("--out", type=Path, default=out, help=f"what is finished (default: {out})")
+    return study
+
+
+def _in_processes(study: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    study.add_argument("--workers", type=_positive, default=max(1, min(8, len(os.sched_getaffinity(0)))))
+    return study
+
+
+def _of_seeds(study: argparse.ArgumentParser, steps: int, seeds: int = 8) -> argparse.ArgumentParser:
+    study.add_argument("--seeds", type=_positive, default=seeds)
+    study.add_argument("--steps", type=_positive, default=steps)
+    return study
+
+
+def _of_runs(study: argparse.ArgumentParser, seeds: int, steps: int) -> argparse.ArgumentParser:
+    study.add_argument("--only-report", action="store_true", help="write the page from the cells that are finished")
+    return _of_seeds(_in_processes(study), steps, seeds)
+
+
+def _learning_options(learning: argparse.ArgumentParser) -> None:
+    _of_runs(learning, 4, LearningSettings.steps)
     learning.add_argument("--model", type=Path, required=True, metavar="DIR", help="start weights of all runs")
     learning.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=list(VARIANTS), metavar="NAME")
     learning.add_argument(
@@ -72,45 +109,13 @@ def _parse() -> argparse.Namespace:
         metavar="RECORD",
         help="of `tools.bench end_to_end --rounds 1 --evaluate-every 20 --json RECORD`, a seed each",
     )
-    learning.set_defaults(run=_learning, out=Path("runs/studies/learning"))
-    credit = studies.add_parser("credit", help="how many dialogs credit by turn saves")
-    retrieval = studies.add_parser("retrieval", help="what teaches a policy to search and to abstain")
-    for study, name, steps in (
-        (credit, "credit", CreditSettings.steps),
-        (retrieval, "retrieval", RetrievalSettings.steps),
-    ):
-        study.add_argument("--out", type=Path, default=Path("runs/studies") / name, help="finished parts")
-        study.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page")
-        study.add_argument("--seeds", type=_positive, default=8)
-        study.add_argument("--steps", type=_positive, default=steps)
-    canary = studies.add_parser("canary", help="how often the canary decides wrongly, on simulated traffic")
-    canary.add_argument("--out", type=Path, default=Path("runs/studies/canary"), help="finished parts")
-    canary.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page and the plot")
-    canary.add_argument("--good", type=_positive, default=1000, help="good candidates (default: 1000)")
-    canary.add_argument("--bad", type=_positive, default=100, help="bad candidates of each kind (default: 100)")
-    canary.add_argument("--workers", type=_positive, default=max(1, min(8, len(os.sched_getaffinity(0)))))
-    canary.set_defaults(run=_canary)
-    gate = studies.add_parser("gate", help="how often the gate stops versions that are worse by known amounts")
-    gate.add_argument("--model", type=Path, required=True, metavar="DIR", help="that learned to add: RUN/final_model")
-    gate.add_argument("--out", type=Path, default=Path("runs/studies/gate"), help="answers and finished parts")
-    gate.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page and the plot")
-    gate.add_argument("--gates", type=_positive, default=2000, help="of each candidate (default: 2000)")
-    gate.add_argument("--workers", type=_positive, default=max(1, min(8, len(os.sched_getaffinity(0)))))
-    gate.set_defaults(run=_gate)
-    renderers = studies.add_parser(
-        "renderers", help="which code renders prompts right: Weir's, or the package renderers"
-    )
-    renderers.add_argument("--model", type=Path, required=True, metavar="DIR", help="tokenizer and template, of ChatML")
-    renderers.add_argument(
-        "--conversations", type=Path, required=True, metavar="FILE", help="JSON lines, or .gz of them"
-    )
-    renderers.add_argument("--python", type=Path, required=True, help="of an environment that has renderers")
-    renderers.add_argument("--dialogs", type=_positive, default=600, help="at most (default: 600)")
-    renderers.add_argument("--report-to", type=Path, default=Path("docs/studies"), help="folder of the page")
-    renderers.set_defaults(run=_renderers)
-    credit.set_defaults(run=_credit)
-    retrieval.set_defaults(run=_retrieval)
-    return parser.parse_args()
+
+
+def _renderers_options(study: argparse.ArgumentParser) -> None:
+    study.add_argument("--model", type=Path, required=True, metavar="DIR", help="tokenizer and template, of ChatML")
+    study.add_argument("--conversations", type=Path, required=True, metavar="FILE", help="JSON lines, or .gz of them")
+    study.add_argument("--python", type=Path, required=True, help="of an environment that has renderers")
+    study.add_argument("--dialogs", type=_positive, default=600, help="at most (default: 600)")
 
 
 def _positive(text: str) -> int:
@@ -124,7 +129,7 @@ def _staleness(arguments: argparse.Namespace) -> Path:
     settings = replace(StudySettings(), steps=arguments.steps)
     wanted = cells(arguments.seeds, arguments.staleness)
     if not arguments.only_report:
-        todo = _unfinished(wanted, arguments.out, settings)
+        todo = unfinished(arguments.out, wanted, settings)
         seeds = sorted({cell.seed for cell in todo})
         with _workers(arguments, settings, len(todo)) as (progress, pool):
             # Starts first, one job for each seed: two workers must not make the same one.
@@ -158,7 +163,7 @@ def _canary(arguments: argparse.Namespace) -> Path:
     from tools.study import canary  # its simulator, which other studies do without
 
     settings, wanted = canary.CanarySettings(), canary.canary_cells(arguments.good, arguments.bad)
-    todo = canary.unfinished(arguments.out, wanted, settings)
+    todo = unfinished(arguments.out, wanted, settings)
     job = partial(canary.run_cell, arguments.out, settings)
     _run_cells(arguments.workers, job, todo, lambda cell: cell.kind)
     return canary.write_canary_report(arguments.out, wanted, settings, arguments.report_to)
@@ -173,16 +178,15 @@ def _gate(arguments: argparse.Namespace) -> Path:
     pools = gate_pools.asked_pools(arguments.model, arguments.out, study, serving=None, say=print)
     study = replace(study, drawn_from=gate_pools.drawn_from(pools))
     wanted = gate.gate_cells(gate.versions_of(pools, study), arguments.gates)
-    todo, job = gate.unfinished(arguments.out, wanted, study), partial(gate.run_cell, arguments.out, study, pools)
+    todo, job = unfinished(arguments.out, wanted, study), partial(gate.run_cell, arguments.out, study, pools)
     _run_cells(arguments.workers, job, todo, lambda cell: cell.version)
     return gate.write_gate_report(arguments.out, pools, wanted, study, arguments.report_to)
 
 
 def _run_cells(workers: int, job: Callable[[T], T], todo: Sequence[T], named: Callable[[T], str]) -> None:
     """Runs cells that have no record yet in processes of their own, with a progress bar."""
-    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     pool = multiprocessing.get_context("spawn").Pool(min(workers, max(len(todo), 1)))
-    with Progress(*columns, TimeRemainingColumn()) as progress, pool:
+    with _progress() as progress, pool:
         _run(progress, pool, job, todo, named)
 
 
@@ -197,7 +201,7 @@ def _learning(arguments: argparse.Namespace) -> Path:
     settings = LearningSettings(model=str(arguments.model.absolute()), steps=arguments.steps, evaluate_every=every)
     wanted = learning_cells(arguments.seeds, arguments.variants)
     whole_runs = learning_results.read_whole_runs(arguments.whole_runs, settings)  # before hours of work
-    todo = _unfinished(wanted, arguments.out, settings)
+    todo = unfinished(arguments.out, wanted, settings)
     if arguments.only_report:
         wanted = [cell for cell in wanted if cell not in todo]
     else:
@@ -206,26 +210,25 @@ def _learning(arguments: argparse.Namespace) -> Path:
     return learning_results.write_learning_report(arguments.out, wanted, settings, whole_runs, arguments.report_to)
 
 
-def _unfinished(wanted: Sequence[C], out: Path, settings: Any) -> list[C]:
-    done = finished(out, settings, type(wanted[0]))
-    return [cell for cell in wanted if cell not in done]
-
-
 @contextmanager
 def _workers(arguments: argparse.Namespace, settings: Any, jobs: int) -> Iterator[tuple[Progress, Pool]]:
     """A progress bar, and processes with a core of their own each."""
-    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     context = multiprocessing.get_context("spawn")
     cores = context.Queue()
     for core in sorted(os.sched_getaffinity(0)):
         cores.put(core)
     with (
-        Progress(*columns, TimeRemainingColumn()) as progress,
+        _progress() as progress,
         context.Pool(
             min(arguments.workers, max(jobs, 1)), worker.start, (cores, arguments.out, _CONFIG, settings)
         ) as pool,
     ):
         yield progress, pool
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TimeRemainingColumn())
 
 
 def _run(progress: Progress, pool: Pool, job: Callable[[T], T], todo: Sequence[T], named: Callable[[T], str]) -> None:

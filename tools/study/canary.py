@@ -68,12 +68,6 @@ def run_cell(out: Path, settings: CanarySettings, cell: CanaryCell) -> CanaryCel
     return cell
 
 
-def unfinished(out: Path, wanted: Sequence[CanaryCell], settings: CanarySettings) -> list[CanaryCell]:
-    """Cells that have no record with these settings yet."""
-    done = finished(out, settings, CanaryCell)
-    return [cell for cell in wanted if cell not in done]
-
-
 def write_canary_report(out: Path, wanted: list[CanaryCell], settings: CanarySettings, folder: Path) -> Path:
     """Writes canary.svg, and the tables into canary.md between its two markers; the text around them stays."""
     records = require_all(wanted, finished(out, settings, CanaryCell))

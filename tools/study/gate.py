@@ -180,12 +180,6 @@ def stopped_share(power: Power, study: GateStudy, rounds: int) -> float:
     return 1 - passed / _SIMULATED
 
 
-def unfinished(out: Path, wanted: Sequence[GateCell], study: GateStudy) -> list[GateCell]:
-    """Cells that have no record with these settings yet."""
-    done = finished(out, study, GateCell)
-    return [cell for cell in wanted if cell not in done]
-
-
 def write_gate_report(
     out: Path, pools: Sequence[Pool], wanted: Sequence[GateCell], study: GateStudy, folder: Path
 ) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +41,12 @@ def finished(out: Path, settings: Any, kind: type[C]) -> dict[C, dict[str, Any]]
         if record["settings"] == asdict(settings):
             records[kind(*(record[name] for name in names))] = record
     return records
+
+
+def unfinished(out: Path, wanted: Sequence[C], settings: Any) -> list[C]:
+    """Cells that have no record with these settings yet."""
+    done = finished(out, settings, type(wanted[0])) if wanted else {}
+    return [cell for cell in wanted if cell not in done]
 
 
 def require_all(wanted: list[C], records: dict[C, dict[str, Any]]) -> dict[C, dict[str, Any]]:

@@ -73,7 +73,8 @@ def request_of(row: Mapping[str, Any], code: str, *, output_bytes: int) -> dict[
 
 def _whole(code: str, head: str, entry_point: str) -> str:
     """The code, behind the head of its function if it is a body only."""
-    if not head or not code.strip() or re.search(rf"^\s*(?:async )?def {entry_point}\b", code, re.MULTILINE):
+    made = rf"^\s*(?:async )?def {entry_point}\b|^{entry_point}\s*[:=]|^(?:from|import) .*\b{entry_point}\b"
+    if not head or not code.strip() or re.search(made, code, re.MULTILINE):
         return code
     body = code if code.lstrip("\n")[:1] in " \t" else textwrap.indent(code, "    ")
     return f"{head.rstrip()}\n{body}"

@@ -160,8 +160,8 @@ async def _rounds(
             for number in range(given.rounds):
                 start, blocks = number % len(names), dict[str, Block]()
                 for name in names[start:] + names[:start]:
-                    began_s = time.monotonic()
                     async with sides[name]() as counted:
+                        began_s = time.monotonic()
                         heard = await user(for_s=given.seconds, seed=number)
                         training = sum(counted) if name in (ROLLOUTS, AS_USERS) else 0
                         per_s = training / (time.monotonic() - began_s)

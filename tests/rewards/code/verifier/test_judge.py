@@ -86,6 +86,14 @@ RIGHT: dict[str, tuple[str, dict[str, Any]]] = {
             "entry_point": "f",
         },
     ),
+    "HumanEval, a function without def": (
+        "f = lambda x: sum(x)",
+        {
+            "prompt": "def f(x):\n    ' Sums. '\n",
+            "test": "def check(candidate):\n    assert candidate([1, 2]) == 3",
+            "entry_point": "f",
+        },
+    ),
     "a parametrized test": (
         SQUARE,
         {"tests": "import pytest\n@pytest.mark.parametrize('a, b', [(1, 1), (3, 9)])\ndef test_f(a, b):\n    assert f(a) == b"},
