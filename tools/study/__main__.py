@@ -29,12 +29,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tools.assembly import clear_errors
 from tools.study import credit_results, learning_results, results, retrieval_results, worker
 from tools.study.grid import STALENESS, Cell, StudySettings, cells
-from tools.study.learning_grid import VARIANTS, LearningCell, LearningSettings, learning_cells
+from tools.study.learning_grid import VARIANTS, LearningSettings, learning_cells
 from tools.study.records import StudyError, unfinished
 from tools.study.retrieval import RetrievalSettings
 from tools.study.turn_credit import CreditSettings
 
-C = TypeVar("C", Cell, LearningCell)
 T = TypeVar("T")
 _CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.toml"
 
