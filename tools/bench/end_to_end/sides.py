@@ -55,7 +55,7 @@ def weir_launch(config: str, overrides: Sequence[str], folder: Path, *, checkout
     run = folder / "run"
     given = [*overrides, f"run.directory={run}"]
     command = [*python_module("tools.train"), "--config", config, *(part for o in given for part in ("--set", o))]
-    environment = process_environment(os.environ)
+    environment = _as_installed(process_environment(os.environ))
     if checkout is not None:  # the working directory too: a run takes a user's own modules from there
         command = ["env", f"--chdir={checkout}", *command]
         environment |= {"PYTHONPATH": str(checkout)}
@@ -66,8 +66,14 @@ def peer_launch(name: str, python: Path, job: Path, folder: Path, *, threads: in
     """A peer in its own environment, on as many threads as it may use."""
     module = f"tools.bench.end_to_end.{name}_driver"
     command = [str(python), "-P", "-c", _PEER_MAIN, str(_CHECKOUT), module, str(job)]
-    kept = {key: value for key, value in process_environment(os.environ).items() if key not in _PYTHONS_OWN}
+    ours = _as_installed(process_environment(os.environ))
+    kept = {key: value for key, value in ours.items() if key not in _PYTHONS_OWN}
     return Launch(command, kept | _threads(threads), folder / "events.jsonl", folder / f"{name}.log", peer_role(name))
+
+
+def _as_installed(environment: dict[str, str]) -> dict[str, str]:
+    """Bytecode is kept, as Python does by itself; without it every process compiles all modules anew."""
+    return {key: value for key, value in environment.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
 #: of this Python's environment, which is not the peer's
