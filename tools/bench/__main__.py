@@ -7,6 +7,7 @@ python -m tools.bench end_to_end [--workload demo|stories|chat] [--sides weir tr
 python -m tools.bench gateway [--streams 1 64] [--requests 128] [--litellm PROGRAM] [--json PATH]
 python -m tools.bench gateway_memory [--minutes 60] [--per-second 4] [--json PATH]
 python -m tools.bench isolation [--seconds 8] [--rounds 7] [--rollouts 32] [--model DIR] [--json PATH]
+python -m tools.bench refusals [--requests 3000] [--rounds 5] [--json PATH]
 python -m tools.bench save | sync | queue | rollout | evaluate | dispatch | overlap | rewards | slow_rewards
 python -m tools.bench scrape | admission
 python -m tools.bench registry [--entries 100000] [--json PATH]
@@ -42,6 +43,7 @@ BENCHMARKS = {
     "gateway": "tools.bench.gateway.command",
     "gateway_memory": "tools.bench.gateway.memory",
     "isolation": "tools.bench.gateway.isolation",
+    "refusals": "tools.bench.gateway.refusals",
     "admission": "tools.bench.admission.command",
     "registry": "tools.bench.registry.command",
     "scrape": "tools.bench.end_to_end.scraping",

@@ -99,3 +99,9 @@ def check_alive(process: psutil.Process, log: Path, end_s: float) -> None:
     """Raises `BenchmarkError` for a program that has ended, or whose time to start is over."""
     if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE or time.monotonic() > end_s:
         raise BenchmarkError(f"{log.stem} does not start; the end of its output:\n{log.read_text()[-2000:]}")
+
+
+def cpu_of(process: psutil.Process) -> float:
+    """CPU seconds that a process and its children have taken."""
+    found = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(times.user + times.system for times in found)

@@ -177,16 +177,19 @@ class Learner:
     async def restarting(self) -> AsyncIterator[None]:
         """Killed and started again every five seconds."""
 
+        is_over = asyncio.Event()
+
         async def again() -> None:
-            while True:
-                self.kill()
-                self.start()
-                await asyncio.sleep(_LIFE_S)
+            while not is_over.is_set():
+                await asyncio.to_thread(self.kill)  # waits for the system, and must not make the user late
+                await asyncio.to_thread(self.start)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(is_over.wait(), _LIFE_S)
 
         task = asyncio.ensure_future(again())
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            is_over.set()
+            await task
             self.kill()

@@ -5,18 +5,23 @@ python -m tools.bench isolation [--seconds 8] [--rounds 7] [--per-second 4] [--t
 
 Real vLLM: one replica and the gateway, both on the first core. A user asks at random moments, alone or beside:
 
-  neighbour          another tenant sends 100 times its quota
+  alone again        nothing: how far the ratio is from 1 by chance
+  within quota       another tenant sends what its quota allows
+  neighbour          that tenant sends 100 times its quota
   learner            GRPO steps without end on the second core
   learner restarts   the same learner, killed and started again every five seconds
   rollouts           so many answers for training at a time on the same replica, at training's priority
   as users           the same answers at users' priority: what the user's latency and training's tokens would be
 
-Blocks of all sides take turns in each round, and each round begins with another one. A ratio is the 95th percentile of
-a block over that of the user alone in the same round. A learner that is dead is the user alone. `--sides` names those
-to measure, beside the user alone.
+Blocks of all sides take turns in each round, and each round begins with another one. In a round the user asks at the
+same moments on all sides. A ratio is the 95th percentile of all answers beside something over that of all answers
+alone. Its range is the 10th to the 90th percentile over rounds that are drawn anew (bootstrap). A learner that is dead
+is the user alone. `--sides` names those to measure, beside the user alone.
 
-Not covered: networks, GPUs, several replicas, and long prompts. The second core must have nothing else to do: what the
-learner drives from it to the first one counts as the learner's.
+A user's own machine does nothing else, so the program that asks goes first on the second core (SCHED_RR, where the
+system allows it). How late it still is counts as latency; "client late" is the 95th percentile of that.
+
+Not covered: networks, GPUs, several replicas, and long prompts.
 """
 
 from __future__ import annotations
@@ -24,11 +29,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,27 +50,36 @@ from serving_bridge.text import load_tokenizer
 from serving_bridge.weights import VersionHeader, VersionWriter, WeightStore
 from tools.assembly import RunPaths, build_keys, build_registry, create_model, registered_run
 from tools.bench import BenchmarkError
-from tools.bench.gateway.deployment import START_S, check_alive, gateway_running, make_deployment, program_running
-from tools.bench.gateway.disturbance import Learner, Place, asking, rollouts
+from tools.bench.gateway.client import first_on_core, lateness
+from tools.bench.gateway.deployment import (
+    START_S,
+    check_alive,
+    cpu_of,
+    gateway_running,
+    make_deployment,
+    program_running,
+)
+from tools.bench.gateway.disturbance import Heard, Learner, Place, asking, rollouts
 from tools.bench.learner import Shape
 from tools.bench.timing import (
+    Spread,
     console,
     json_path,
     positive,
     progress,
-    ratio,
     spread,
     this_hardware,
     write_json,
 )
 
-ALONE, NEIGHBOUR, LEARNER, RESTARTS, ROLLOUTS, AS_USERS = (
-    "alone", "neighbour", "learner", "learner restarts", "rollouts", "as users",
+ALONE, AGAIN, WITHIN, NEIGHBOUR, LEARNER, RESTARTS, ROLLOUTS, AS_USERS = (
+    "alone", "alone again", "within quota", "neighbour", "learner", "learner restarts", "rollouts", "as users",
 )  # fmt: skip
-SIDES = (ALONE, NEIGHBOUR, LEARNER, RESTARTS, ROLLOUTS, AS_USERS)
+SIDES = (ALONE, AGAIN, WITHIN, NEIGHBOUR, LEARNER, RESTARTS, ROLLOUTS, AS_USERS)
 #: most that the 95th percentile may grow
 AIMS = {NEIGHBOUR: 1.10, LEARNER: 1.05, RESTARTS: 1.05, ROLLOUTS: 1.15}
 _QUOTA_PER_MINUTE, _TIMES = 60, 100
+_REDRAWN = 1000
 _NO_LIMITS = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "concurrency": 1000}
 _QUOTA = {"requests_per_minute": _QUOTA_PER_MINUTE, "request_burst": 5}
 _SERVING = ("serving.dtype=float32", "learner.publish_dtype=float32")
@@ -75,14 +90,17 @@ class Block:
     """One side in one round.
 
     Attributes:
-      p50_ms, p95_ms: of the user's answers.
-      refused: answers of the neighbour.
+      answers_ms: of the user, each from its request to its end.
+      late_ms: 95th percentile of how late the program that asks was.
+      gateway_share: of the first core that the gateway took.
+      admitted, refused: requests of the neighbour.
       training_per_s: tokens sampled for training.
     """
 
-    p50_ms: float
-    p95_ms: float
-    answers: int
+    answers_ms: tuple[float, ...]
+    late_ms: float
+    gateway_share: float
+    admitted: int = 0
     refused: int = 0
     training_per_s: float = 0.0
 
@@ -113,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     for name, aim in AIMS.items():
         if name not in rounds[0]:
             continue
-        found = _ratio(rounds, name).median
+        found = ratio_of(rounds, name).median
         out.print(f"{name}: {found:.2f}, at most {aim:.2f} is the aim: {'reached' if found <= aim else 'not reached'}")
     out.print(f"load at the end {os.getloadavg()[0]:.1f}", highlight=False)
     if given.json is not None:
@@ -134,25 +152,35 @@ def _measured(folder: Path, given: argparse.Namespace) -> list[dict[str, Block]]
         _until_served(paths, fleet, log)
         learner = Learner(folder, second)
         try:
-            return asyncio.run(_rounds(paths, Place(found[1], _eos(model)), keys, learner, given))
+            with first_on_core(second):
+                return asyncio.run(_rounds(paths, found[0], Place(found[1], _eos(model)), keys, learner, given))
         finally:
             learner.kill()
 
 
 async def _rounds(
-    paths: RunPaths, place: Place, keys: Mapping[str, str], learner: Learner, given: argparse.Namespace
+    paths: RunPaths,
+    gateway: psutil.Process,
+    place: Place,
+    keys: Mapping[str, str],
+    learner: Learner,
+    given: argparse.Namespace,
 ) -> list[dict[str, Block]]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         sampling = partial(rollouts, session, _replica_of(paths), at_once=given.rollouts, eos=place.eos)
-        sides: dict[str, Callable[[], AbstractAsyncContextManager[Any]]] = {
-            ALONE: nullcontext,
-            NEIGHBOUR: partial(_neighbour, session, place, keys["neighbour"], given),
-            LEARNER: learner.working,
-            RESTARTS: learner.restarting,
-            ROLLOUTS: partial(sampling, priority=VLLM_PRIORITY["training"]),
-            AS_USERS: partial(sampling, priority=VLLM_PRIORITY["paid"]),
+        asks = partial(asking, session, place, tokens=given.tokens)
+        beside = partial(_neighbour, partial(asks, keys["neighbour"], for_s=given.seconds + 1.0, seed=-1))
+        sides: dict[str, Callable[[], AbstractAsyncContextManager[Seen]]] = {
+            ALONE: _nothing,
+            AGAIN: _nothing,
+            WITHIN: partial(beside, times=1),
+            NEIGHBOUR: partial(beside, times=_TIMES),
+            LEARNER: partial(_training, learner.working),
+            RESTARTS: partial(_training, learner.restarting),
+            ROLLOUTS: partial(_sampled, partial(sampling, priority=VLLM_PRIORITY["training"])),
+            AS_USERS: partial(_sampled, partial(sampling, priority=VLLM_PRIORITY["paid"])),
         }
-        user = partial(asking, session, place, keys["user"], per_second=given.per_second, tokens=given.tokens)
+        user = partial(asks, keys["user"], per_second=given.per_second)
         await _until_answered(user)
         names, found = [name for name in sides if name in {ALONE, *given.sides}], list[dict[str, Block]]()
         with progress() as bar:
@@ -160,38 +188,79 @@ async def _rounds(
             for number in range(given.rounds):
                 start, blocks = number % len(names), dict[str, Block]()
                 for name in names[start:] + names[:start]:
-                    async with sides[name]() as counted:
-                        began_s = time.monotonic()
-                        heard = await user(for_s=given.seconds, seed=number)
-                        training = sum(counted) if name in (ROLLOUTS, AS_USERS) else 0
-                        per_s = training / (time.monotonic() - began_s)
-                    if set(heard.statuses) != {200} or len(heard.seconds) < 5:
-                        raise BenchmarkError(f"{name}: the user's answers were {dict(heard.statuses)}")
-                    p50, p95 = 1000 * np.percentile(heard.seconds, [50, 95])
-                    refused = sum(counted) if name == NEIGHBOUR else 0
-                    blocks[name] = Block(float(p50), float(p95), len(heard.seconds), refused, per_s)
+                    ask = partial(user, for_s=given.seconds, seed=number)
+                    blocks[name] = await _block(name, sides[name], ask, gateway)
                     bar.update(task, advance=1, description=name)
                 found.append(blocks)
     return found
 
 
+async def _block(
+    name: str,
+    side: Callable[[], AbstractAsyncContextManager[Seen]],
+    ask: Callable[[], Awaitable[Heard]],
+    gateway: psutil.Process,
+) -> Block:
+    """The user's answers beside one side."""
+    async with side() as seen, lateness() as late_s:
+        began_s, cpu_s = time.monotonic(), cpu_of(gateway)
+        heard = await ask()
+        seen.end(wall_s := time.monotonic() - began_s)
+        share = (cpu_of(gateway) - cpu_s) / wall_s
+    if set(heard.statuses) != {200} or len(heard.seconds) < 5:
+        raise BenchmarkError(f"{name}: the user's answers were {dict(heard.statuses)}")
+    late_ms = 1000 * float(np.percentile(late_s, 95))
+    answers_ms = tuple(1000 * seconds for seconds in heard.seconds)
+    return Block(answers_ms, late_ms, share, seen.admitted, seen.refused, seen.training_per_s)
+
+
+@dataclass
+class Seen:
+    """What was seen of who disturbs; complete once the side has ended.
+
+    Attributes:
+      ended: tokens of each answer for training that has ended.
+    """
+
+    ended: Sequence[int] = ()
+    admitted: int = 0
+    refused: int = 0
+    training_per_s: float = 0.0
+
+    def end(self, wall_s: float) -> None:
+        """The user has got all answers, after so many seconds."""
+        self.training_per_s = sum(self.ended) / wall_s
+
+
 @asynccontextmanager
-async def _neighbour(
-    session: aiohttp.ClientSession, place: Place, key: str, given: argparse.Namespace
-) -> AsyncIterator[list[int]]:
-    """A tenant that asks 100 times as often as it may; gives the list of how many of its requests were refused."""
-    refused: list[int] = []
-    per_second = _TIMES * _QUOTA_PER_MINUTE / 60
-    task = asyncio.ensure_future(
-        asking(session, place, key, per_second=per_second, tokens=given.tokens, for_s=given.seconds + 1.0, seed=-1)
-    )
+async def _nothing() -> AsyncIterator[Seen]:
+    yield Seen()
+
+
+@asynccontextmanager
+async def _training(learner: Callable[[], AbstractAsyncContextManager[None]]) -> AsyncIterator[Seen]:
+    async with learner():
+        yield Seen()
+
+
+@asynccontextmanager
+async def _sampled(sampling: Callable[[], AbstractAsyncContextManager[Sequence[int]]]) -> AsyncIterator[Seen]:
+    async with sampling() as ended:
+        yield Seen(ended)
+
+
+@asynccontextmanager
+async def _neighbour(ask: Callable[..., Coroutine[Any, Any, Heard]], *, times: int) -> AsyncIterator[Seen]:
+    """A tenant that asks so many times as often as it may."""
+    seen = Seen()
+    task = asyncio.ensure_future(ask(per_second=times * _QUOTA_PER_MINUTE / 60))
     await asyncio.sleep(0.5)
     try:
-        yield refused
+        yield seen
     finally:
         statuses = (await task).statuses
-        refused.append(statuses[429])
-        if not statuses[429] or set(statuses) - {200, 429}:
+        seen.admitted, seen.refused = statuses[200], statuses[429]
+        if set(statuses) - {200, 429} or (times > 1 and not statuses[429]):
             raise BenchmarkError(f"the neighbour's answers were {dict(statuses)}, expected most to be 429")
 
 
@@ -251,16 +320,35 @@ def _publish(paths: RunPaths, model: Path) -> None:
     )
 
 
-def _ratio(rounds: Sequence[Mapping[str, Block]], name: str) -> Any:
-    return ratio([blocks[name].p95_ms for blocks in rounds], [blocks[ALONE].p95_ms for blocks in rounds])
+def _p95(rounds: Iterable[Mapping[str, Block]], name: str) -> float:
+    """Of all answers beside one side, ms."""
+    return float(np.percentile([ms for blocks in rounds for ms in blocks[name].answers_ms], 95))
+
+
+def ratio_of(rounds: Sequence[Mapping[str, Block]], name: str) -> Spread:
+    """The 95th percentile beside a side over that alone; its range is that over rounds that are drawn anew."""
+
+    def found(chosen: Sequence[Mapping[str, Block]]) -> float:
+        return _p95(chosen, name) / _p95(chosen, ALONE)
+
+    draws = random.Random(0)
+    drawn = spread([found(draws.choices(rounds, k=len(rounds))) for _ in range(_REDRAWN)])
+    return replace(drawn, median=found(rounds))
 
 
 def _table(rounds: Sequence[Mapping[str, Block]]) -> Table:
-    table = Table("side", "p50, ms", "p95, ms", "p95 over alone", "answers", "refused", "training/s", box=None)
+    table = Table("side", "p50, ms", "p95, ms", "p95 over alone", "answers", box=None)
+    for heading in ("client late, ms", "gateway", "admitted", "refused", "training/s"):
+        table.add_column(heading)
     for name in rounds[0]:
         of_side = [blocks[name] for blocks in rounds]
-        p50, p95 = spread([block.p50_ms for block in of_side]), spread([block.p95_ms for block in of_side])
-        counts = sum(block.answers for block in of_side), sum(block.refused for block in of_side)
+        ms = np.concatenate([block.answers_ms for block in of_side])
+        p50, p95 = (f"{value:.0f}" for value in np.percentile(ms, [50, 95]))
+        late = spread([block.late_ms for block in of_side]).show(digits=2)
+        share = spread([block.gateway_share for block in of_side]).show(digits=2)
+        counts = sum(block.admitted for block in of_side), sum(block.refused for block in of_side)
         training = spread([block.training_per_s for block in of_side]).show()
-        table.add_row(name, p50.show(), p95.show(), _ratio(rounds, name).show(), *map(str, counts), training)
+        table.add_row(
+            name, p50, p95, ratio_of(rounds, name).show(), str(len(ms)), late, share, *map(str, counts), training
+        )
     return table

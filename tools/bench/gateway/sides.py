@@ -17,6 +17,7 @@ import psutil
 import tokenizers
 
 from tools.bench import BenchmarkError
+from tools.bench.gateway.deployment import cpu_of
 from tools.bench.gateway.engine import TEXT
 
 DIRECT, WEIR, GUARDED, LITELLM = "direct", "weir", "weir with guards", "litellm"
@@ -44,13 +45,7 @@ class Side:
 
     def cpu_s(self) -> float:
         """CPU seconds since the start, of the process and its children."""
-        if self.process is None:
-            return 0.0
-        total = 0.0
-        for process in (self.process, *self.process.children(recursive=True)):
-            times = process.cpu_times()
-            total += times.user + times.system
-        return total
+        return 0.0 if self.process is None else cpu_of(self.process)
 
     def memory_bytes(self) -> int:
         """Resident memory of the process and its children."""
@@ -97,6 +92,14 @@ def engine_running(folder: Path, *, pace_ms: float) -> Iterator[str]:
     options = ["--port", str(port), "--pace-ms", str(pace_ms), "--tokenizer", str(folder)]
     with _process(folder, "engine", [*_module("engine"), *options], port):
         yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def bare_running(folder: Path) -> Iterator[tuple[psutil.Process, str]]:
+    """A server that refuses everybody, and its address up to /v1; it ends with the block."""
+    port = _free_port()
+    with _process(folder, "bare", [*_module("bare"), "--port", str(port)], port) as process:
+        yield process, f"http://127.0.0.1:{port}/v1"
 
 
 def make_tokenizer(folder: Path) -> None:

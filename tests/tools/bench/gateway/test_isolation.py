@@ -9,13 +9,28 @@ from pathlib import Path
 import pytest
 
 from tools.bench.__main__ import main
-from tools.bench.gateway.isolation import AIMS, ALONE, AS_USERS
+from tools.bench.gateway.isolation import AIMS, ALONE, LEARNER, SIDES, Block, ratio_of
 
 
 def test_one_core_is_too_few(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert main(["isolation"]) == 1
     assert "a core each" in capsys.readouterr().err
+
+
+def test_a_ratio_is_of_all_answers_and_its_range_of_whole_rounds() -> None:
+    """In the second round everything takes three times as long, and beside the learner as long again."""
+
+    def block(ms: float) -> Block:
+        return Block(tuple(ms + number / 1000 for number in range(100)), 0.0, 0.0)
+
+    rounds = [{ALONE: block(100 * slow), LEARNER: block(200 * slow)} for slow in (1, 1, 3, 3)]
+    found = ratio_of(rounds, LEARNER)
+    assert (found.median, found.p10, found.p90) == pytest.approx((2, 2, 2), rel=0.01)
+    rounds[3] = {ALONE: block(300), LEARNER: block(1200)}
+    found = ratio_of(rounds, LEARNER)
+    assert found.median == pytest.approx(4, rel=0.01)
+    assert (found.p10, found.p90) == pytest.approx((2, 4), rel=0.01)
 
 
 @pytest.mark.soak
@@ -26,6 +41,7 @@ def test_it_runs_and_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     assert all(f"{name}: " in printed for name in AIMS)
     (blocks,) = json.loads(out.read_text())["results"]
-    assert set(blocks) == {ALONE, AS_USERS, *AIMS}
-    assert all(0 < block["p50_ms"] <= block["p95_ms"] for block in blocks.values())
+    assert set(blocks) == set(SIDES)
+    assert all(min(block["answers_ms"]) > 0 for block in blocks.values())
     assert blocks["neighbour"]["refused"] > 100
+    assert 0 < blocks["within quota"]["admitted"] < 20
