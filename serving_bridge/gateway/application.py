@@ -24,9 +24,11 @@ from serving_bridge.gateway.bodies import (
     Send,
     headers_of,
     read_body,
+    skip_body,
     time_left,
     until_gone,
 )
+from serving_bridge.gateway.callers import Caller
 from serving_bridge.gateway.errors import GatewayError, timed_out
 from serving_bridge.gateway.feedback_routes import FeedbackRoutes
 from serving_bridge.gateway.observations import Exchange, tell
@@ -112,7 +114,7 @@ class _Endpoint:
         began_s = exchange.began_s
         headers = headers_of(scope)
         timeout_s = time_left(headers, self._parts.settings.timeout_s)
-        caller = self._parts.admission.authenticate(headers)
+        caller = await self._entered(headers, receive)
         body = await read_body(headers, receive, max_bytes=self._parts.settings.max_body_bytes)
         asked = with_headers(self._read(body), headers)
         self._parts.admission.check(caller, scope["path"], asked.model)
@@ -131,6 +133,17 @@ class _Endpoint:
                 await reply.refuse(_unexpected(error, reply.response_id))
 
         await _while_there(work(), receive)
+
+    async def _entered(self, headers: Mapping[str, str], receive: Receive) -> Caller:
+        """Who asks; what is refused here is not read, and costs next to nothing. Raises `GatewayError`."""
+        admission = self._parts.admission
+        try:
+            caller = admission.authenticate(headers)
+            admission.check_now(caller)
+        except GatewayError as error:
+            error.closes = not await skip_body(headers, receive, max_bytes=self._parts.settings.max_body_bytes)
+            raise
+        return caller
 
     async def _told(self, asked: Asked, answer: Answer, reply: _Reply, exchange: Exchange) -> None:
         texts = [self._parts.tokenizer.decode(prompt) for prompt in answer.prompts] if asked.echo else []

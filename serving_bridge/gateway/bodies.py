@@ -72,7 +72,7 @@ async def read_body(headers: Mapping[str, str], receive: Receive, *, max_bytes: 
         raise GatewayError(415, "expected a body without Content-Encoding", code="unsupported_media_type", closes=True)
     length = headers.get("content-length", "0")
     if len(length) > 15 or int(length) > max_bytes:
-        await _discard(receive, 4 * max_bytes)
+        await _discarded(receive, 4 * max_bytes)
         raise _too_large(max_bytes)
     pieces, size = [], 0
     try:
@@ -84,7 +84,7 @@ async def read_body(headers: Mapping[str, str], receive: Receive, *, max_bytes: 
                 pieces.append(message.get("body", b""))
                 size += len(pieces[-1])
                 if size > max_bytes:
-                    await _discard(receive, 4 * max_bytes)
+                    await _discarded(receive, 4 * max_bytes)
                     raise _too_large(max_bytes)
                 if not message.get("more_body", False):
                     return b"".join(pieces)
@@ -93,7 +93,12 @@ async def read_body(headers: Mapping[str, str], receive: Receive, *, max_bytes: 
         raise GatewayError(408, message_, code="request_timeout", closes=True) from None
 
 
-async def _discard(receive: Receive, most: int) -> None:
+async def skip_body(headers: Mapping[str, str], receive: Receive, *, max_bytes: int) -> bool:
+    """Drops the body of a request that is refused unread; whether all of it came, so that its connection is of use."""
+    return "expect" not in headers and await _discarded(receive, 4 * max_bytes)
+
+
+async def _discarded(receive: Receive, most: int) -> bool:
     """Reads on for a moment: a connection that is closed over unread bytes may lose the answer that says why."""
     size = 0
     with suppress(TimeoutError):
@@ -102,7 +107,8 @@ async def _discard(receive: Receive, most: int) -> None:
                 message = await receive()
                 size += len(message.get("body", b""))
                 if not message.get("more_body", False):
-                    return
+                    return True
+    return False
 
 
 async def until_gone(receive: Receive) -> None:

@@ -75,6 +75,9 @@ class Admission(Protocol):
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """Who sends a request. Raises `GatewayError` of 401 or 403."""
 
+    def check_now(self, caller: Caller) -> None:
+        """Whether any request of the caller's could pass now, before it is read. Raises `GatewayError` of 429."""
+
     def check(self, caller: Caller, route: str, model: str) -> None:
         """Whether the caller's key is for this. Raises `GatewayError` of 403."""
 
@@ -131,6 +134,9 @@ class OneTenant:
         if name.lower() not in LOOPBACK:
             raise GatewayError(421, "the Host is not this server's address", code="invalid_host")
         return Caller("local", consents=self._retention_days > 0, retention_days=self._retention_days)
+
+    def check_now(self, caller: Caller) -> None:
+        return
 
     def check(self, caller: Caller, route: str, model: str) -> None:
         return

@@ -38,6 +38,10 @@ class TenantAdmission:
             found = self._tenants.authenticate(headers)
         return Caller(found.tenant, found.key_id, found.cache_salt, found.consent, found.retention_days, known_as=found)
 
+    def check_now(self, caller: Caller) -> None:
+        with _in_our_words():
+            self._tenants.check_now(caller.known_as)
+
     def check(self, caller: Caller, route: str, model: str) -> None:
         with _in_our_words():
             self._tenants.check(caller.known_as, route, model)

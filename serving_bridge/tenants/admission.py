@@ -111,6 +111,20 @@ class Admission:
         self.queue = FairQueue(self._everybody, bounds=bounds, is_open=self.pressure.is_open, clock=clock)
         self._month, self._month_ends_s, self._month_began_s = "", -math.inf, math.inf
 
+    def check_now(self, caller: Caller) -> None:
+        """Refuses a request of which nothing but the caller is known, where none of the caller's could pass now.
+
+        So a tenant that is beyond its limits costs the others next to nothing. `admit` decides on all other requests.
+
+        Raises:
+          RateLimited: not even one of a single token is within the rates; that has room again after `retry_after_s`.
+          Shed: of status 429, too.
+        """
+        self._check_pressure(caller.priority)
+        now = self._clock()
+        for _, _, slice_ in self._limited(caller, now):
+            self._check_wait(slice_, slice_.least_wait_s(now), now)
+
     async def admit(self, caller: Caller, ask: Ask, response_id: str, timeout_s: float) -> Ticket:
         """Leave for a request; waits where others go first.
 
@@ -126,8 +140,7 @@ class Admission:
         """
         priority = _class(caller, ask)
         self._check(ask, response_id)
-        if not self.pressure.is_open(priority):
-            raise Shed("The deployment is under pressure; try again later.", retry_after_s=self.pressure.retry_after_s)
+        self._check_pressure(priority)
         began, held = self._reserve(caller, ask, response_id)
         try:
             await self.queue.enter(
@@ -188,16 +201,16 @@ class Admission:
         price = price_of(self._directory.prices, ask.model)
         cost = Amount(tokens, price.nanos(ask.prompt_tokens, ask.completion_tokens))
         month = self._this_month()
-        scopes = ((tenant_scope(caller.tenant), caller.limits), (DEPLOYMENT, self._directory.deployment))
-        slices = tuple(self._holdings.slice_of(scope, limits, now) for scope, limits in scopes)
-        for (_, limits), slice_ in zip(scopes, slices, strict=True):
+        limited = self._limited(caller, now)
+        for _, limits, slice_ in limited:
             self._check_rates(limits, slice_, tokens, now)
         allowances = []
-        for scope, limits in scopes:
+        for scope, limits, _ in limited:
             allowance = self._holdings.allowance_of(scope, month, limits)
             if allowance is not None:
-                self._check_budget(allowance, cost)
+                self._check_budget(allowance, cost, now)
                 allowances.append(allowance)
+        slices = tuple(slice_ for _, _, slice_ in limited)
         for slice_ in slices:
             slice_.take(tokens)
         for allowance in allowances:
@@ -221,6 +234,15 @@ class Admission:
         for allowance in held.allowances:
             allowance.release(began.response_id)
 
+    def _limited(self, caller: Caller, now: float) -> list[tuple[str, Limits, Slice]]:
+        """Scope, limits and slice of the tenant and of the deployment."""
+        scopes = ((tenant_scope(caller.tenant), caller.limits), (DEPLOYMENT, self._directory.deployment))
+        return [(scope, limits, self._holdings.slice_of(scope, limits, now)) for scope, limits in scopes]
+
+    def _check_pressure(self, priority: Priority) -> None:
+        if not self.pressure.is_open(priority):
+            raise Shed("The deployment is under pressure; try again later.", retry_after_s=self.pressure.retry_after_s)
+
     def _check_rates(self, limits: Limits, slice_: Slice, tokens: int, now: float) -> None:
         burst = limits.token_burst or limits.tokens_per_minute
         if burst is not None and tokens > burst:
@@ -228,17 +250,21 @@ class Admission:
                 f"The request may take {tokens} tokens (prompt and n * max_tokens), more than the limit of {burst}; "
                 f"lower max_tokens."
             )
-        wait_s = slice_.wait_s(tokens, now)
-        if wait_s > 0:
-            self._holdings.ask_soon()
-            raise RateLimited(
-                "Too many requests or tokens a minute.", retry_after_s=_SOON_S if math.isinf(wait_s) else wait_s
-            )
+        self._check_wait(slice_, slice_.wait_s(tokens, now), now)
 
-    def _check_budget(self, allowance: Allowance, cost: Amount) -> None:
+    def _check_wait(self, slice_: Slice, wait_s: float, now: float) -> None:
+        if wait_s <= 0:
+            return
+        if not slice_.is_whole:
+            self._holdings.ask_soon(slice_.scope, now)
+        raise RateLimited(
+            "Too many requests or tokens a minute.", retry_after_s=_SOON_S if math.isinf(wait_s) else wait_s
+        )
+
+    def _check_budget(self, allowance: Allowance, cost: Amount, now: float) -> None:
         if allowance.has_room(cost):
             return
-        self._holdings.ask_soon()
+        self._holdings.ask_soon(allowance.scope, now)
         if allowance.is_spent(cost):
             raise BudgetSpent("The month's budget is used up.", retry_after_s=self._month_ends_s - self._wall())
         raise RateLimited("The month's budget is being looked up.", retry_after_s=_SOON_S)

@@ -154,8 +154,10 @@ class Allowance:
         written = sum((self._by_answer.get(response_id, NOTHING) for response_id in billed), NOTHING)
         return AllowanceOffer(self.scope, self.month, self.budget, self._held, wanted, written)
 
-    def granted(self, grant: AllowanceGrant) -> None:
-        self._held, self._left = grant.held, grant.left
+    def granted(self, grant: AllowanceGrant) -> bool:
+        """Takes over what was written; whether more is held now."""
+        before, self._held, self._left = self._held, grant.held, grant.left
+        return self._held.tokens > before.tokens or self._held.nanos > before.nanos
 
 
 def _part(budget: Budget) -> Amount:

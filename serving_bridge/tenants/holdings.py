@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +13,9 @@ from serving_bridge.tenants.answers import Answers
 from serving_bridge.tenants.meter_rows import BilledIds
 from serving_bridge.tenants.records import Limits
 from serving_bridge.tenants.slices import Slice, SliceGrant, SliceOffer, SlicePolicy
+
+#: Between two exchanges that are asked for since the same scope has nothing left.
+_AGAIN_S = 0.25
 
 
 class Holdings:
@@ -28,6 +32,7 @@ class Holdings:
         self._lapses_s = now + policy.lease_s
         self._is_cut_off = False
         self._news = asyncio.Event()
+        self._asked_s: dict[str, float] = {}  # scope -> when it was asked for, and nothing came yet
         #: Offers to leave that the database perhaps never heard; the units in them went with the first try.
         self._left: dict[str, SliceOffer] = {}
 
@@ -63,9 +68,14 @@ class Holdings:
             found.budget = Budget(limits.month_tokens, limits.month_nanos)
         return found
 
-    def ask_soon(self) -> None:
-        """Something ran out: the next exchange should not wait for its turn."""
-        self._news.set()
+    def ask_soon(self, scope: str, now: float) -> None:
+        """Something of a scope ran out: the next exchange should not wait for its turn.
+
+        While exchanges bring nothing, a scope is asked for at most every `_AGAIN_S`, however often it is refused.
+        """
+        if now >= self._asked_s.get(scope, -math.inf) + _AGAIN_S:
+            self._asked_s[scope] = now
+            self._news.set()
 
     async def wait_for_news(self, timeout_s: float) -> None:
         """Returns when a scope is new, or something ran out, or after `timeout_s`."""
@@ -90,6 +100,7 @@ class Holdings:
             self._left.pop(offer.scope, None)
             if offer.leaves:
                 del self._slices[offer.scope]  # who comes now begins on credit
+                self._asked_s.pop(offer.scope, None)
                 self._left[offer.scope] = replace(offer, requests=0.0, tokens=0.0)
         again = [offer for offer in self._left.values() if all(offer.scope != told.scope for told in slices)]
         return [*slices, *again], [
@@ -108,13 +119,16 @@ class Holdings:
         for grant in slices:
             self._left.pop(grant.scope, None)
             if (found := self._slices.get(grant.scope)) is not None and found.was_offered:
+                before = found.share
                 again = found.granted(grant, now) or again
+                if found.share > before:
+                    self._asked_s.pop(grant.scope, None)
         grants = {(grant.scope, grant.month): grant for grant in amounts}
         newest = max((month for _, month in self._allowances), default="")
         for key, allowance in list(self._allowances.items()):
             allowance.written(billed.get(key, ()))
-            if (amount := grants.get(key)) is not None:
-                allowance.granted(amount)
+            if (amount := grants.get(key)) is not None and allowance.granted(amount):
+                self._asked_s.pop(allowance.scope, None)
             if key[1] < newest and allowance.is_idle:
                 del self._allowances[key]
         return again

@@ -124,6 +124,11 @@ class Slice:
     def is_on_credit(self) -> bool:
         return not self._granted
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether this gateway holds all of the limits, so that the database has no more to give."""
+        return self.share > 1 - _SLACK
+
     def update(self, limits: Limits, now: float) -> None:
         """Takes over limits that an operator changed."""
         if limits is self._limits or limits == self._limits:  # nearly always the same object
@@ -141,17 +146,15 @@ class Slice:
 
     def wait_s(self, tokens: float, now: float) -> float:
         """Seconds until one request of so many tokens is within the rates; 0 if it is now."""
-        self._used_s = now
-        limits = self._limits
-        self._asked += max(
-            1 / (limits.requests_per_minute or math.inf), tokens / (limits.tokens_per_minute or math.inf)
-        )
-        waits = [0.0]
-        if self.requests is not None:
-            waits.append(self.requests.wait_s(1.0, now))
-        if self.tokens is not None:
-            waits.append(self.tokens.wait_s(tokens, now))
-        return max(waits)
+        self._is_asked_for(tokens, now)
+        return self._missing_s(tokens, now)
+
+    def least_wait_s(self, now: float) -> float:
+        """Seconds until any request can be within the rates; 0 if the smallest is now. Others `wait_s` decides on."""
+        wait_s = self._missing_s(1.0, now)
+        if wait_s > 0:
+            self._is_asked_for(1.0, now)
+        return wait_s
 
     def take(self, tokens: float) -> None:
         """Reserves for one request, which `give_back` ends."""
@@ -181,6 +184,18 @@ class Slice:
     def leave(self) -> None:
         """One answer less runs."""
         self._count(-1)
+
+    def _is_asked_for(self, tokens: float, now: float) -> None:
+        self._used_s = now
+        limits = self._limits
+        self._asked += max(
+            1 / (limits.requests_per_minute or math.inf), tokens / (limits.tokens_per_minute or math.inf)
+        )
+
+    def _missing_s(self, tokens: float, now: float) -> float:
+        requests_s = self.requests.wait_s(1.0, now) if self.requests is not None else 0.0
+        tokens_s = self.tokens.wait_s(tokens, now) if self.tokens is not None else 0.0
+        return max(requests_s, tokens_s)
 
     def _count(self, change: int) -> None:
         self.num_running += change

@@ -145,6 +145,10 @@ class Tenants:
         """Whether the caller's key is for this. Raises `NotAllowed`."""
         check_scopes(caller, model=model, route=route, priority=priority)
 
+    def check_now(self, caller: Caller) -> None:
+        """Refuses what can't pass, whatever it is; see `Admission.check_now` for what it raises."""
+        self._admission.check_now(caller)
+
     async def admit(self, caller: Caller, ask: Ask, response_id: str, timeout_s: float) -> Ticket:
         """Leave for a request; see `Admission.admit` for what it raises."""
         return await self._admission.admit(caller, ask, response_id, timeout_s)
