@@ -29,6 +29,7 @@ from serving_bridge.vllm_plugin import TRAINING_SLOWDOWN, USERS_BELOW
 from serving_bridge.vllm_plugin.held_outputs import HeldOutputs
 from serving_bridge.vllm_plugin.sharing import Sharing
 from serving_bridge.vllm_plugin.training_share import TrainingShare
+from serving_bridge.vllm_plugin.user_delays import UserDelays
 
 
 def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingScheduler:
@@ -59,8 +60,9 @@ class ProbingScheduler(Scheduler):
         super().__init__(*args, **kwargs)
         self._probes: dict[str, tuple[str, int]] = {}  # request id -> its batch
         self._held = HeldOutputs()
-        share = TrainingShare(float(os.environ[TRAINING_SLOWDOWN]), self.max_num_active_reqs)
-        self._sharing = Sharing(self, share, int(os.environ[USERS_BELOW]))
+        slowdown = float(os.environ[TRAINING_SLOWDOWN])
+        share = TrainingShare(slowdown, self.max_num_active_reqs)
+        self._sharing = Sharing(self, share, UserDelays(slowdown), int(os.environ[USERS_BELOW]))
         self._control_token = os.environ.get(CONTROL_TOKEN, "")
         if not self._control_token:
             raise RuntimeError(f"{CONTROL_TOKEN} is not set: serving_bridge.fleet.replica starts servers with it")

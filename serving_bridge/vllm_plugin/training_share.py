@@ -42,11 +42,22 @@ class TrainingShare:
         self._steps = self._barred = self._seen = self._fitting = 0
         self._alone: deque[float] = deque(maxlen=_REMEMBERED)
         self._beside: list[float] = []
+        self._alone_s = self._extra_s = 0.0
 
     @property
     def limit(self) -> int:
         """Training answers that a step may have beside users'."""
         return self._limit
+
+    @property
+    def alone_s(self) -> float:
+        """What a step of users alone takes; 0 before one was seen."""
+        return self._alone_s
+
+    @property
+    def extra_s(self) -> float:
+        """What training adds to a step at the limit; 0 before that was seen, and at most what it may add."""
+        return min(self._extra_s, self._slowdown * self._alone_s)
 
     def next_step(self) -> int:
         """Training answers that the next step may have; to be called for each step that has users."""
@@ -60,10 +71,12 @@ class TrainingShare:
             self._seen = max(self._seen, training)
         else:
             self._alone.append(seconds)
+            self._alone_s = _usual(self._alone)
         if not self._limit:
             self._wait_to_try_again()
         elif len(self._beside) >= _LOOK and len(self._alone) >= _ALONE:
-            self._adjust(_usual(self._beside) / _usual(self._alone) - 1)
+            self._extra_s = max(0.0, _usual(self._beside) - self._alone_s)
+            self._adjust(_usual(self._beside) / self._alone_s - 1)
 
     def _wait_to_try_again(self) -> None:
         self._barred += 1

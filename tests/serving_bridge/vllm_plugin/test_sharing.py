@@ -17,6 +17,7 @@ with warnings.catch_warnings():
     from vllm.v1.request import RequestStatus
 
     from serving_bridge.vllm_plugin.sharing import Sharing
+    from serving_bridge.vllm_plugin.user_delays import UserDelays
 
 BLOCK_TOKENS, PLACES = 16, 8
 USER, TRAINING = 0, 30
@@ -24,6 +25,8 @@ USER, TRAINING = 0, 30
 
 class Share:
     """A share of two answers, and what it was told."""
+
+    alone_s, extra_s = 0.01, 0.0
 
     def __init__(self) -> None:
         self.told: list[tuple[float, int]] = []
@@ -48,7 +51,8 @@ class Engine:
         self.kv_cache_manager = SimpleNamespace(block_pool=self)
         self.now_s = 0.0
         self.share = Share()
-        self.sharing = Sharing(self, self.share, users_below=20, clock=lambda: self.now_s)  # type: ignore[arg-type]
+        clock = lambda: self.now_s  # noqa: E731  (monotonic and wall alike)
+        self.sharing = Sharing(self, self.share, UserDelays(0.15), 20, clock, clock)  # type: ignore[arg-type]
 
     def get_num_free_blocks(self) -> int:
         return self.free_blocks
@@ -62,7 +66,7 @@ class Engine:
 
     def add(self, name: str, priority: int, *, runs: bool = True, tokens: int = 20) -> Any:
         request = SimpleNamespace(
-            request_id=name, priority=priority, arrival_time=len(self.requests), num_tokens=tokens, is_written=False,
+            request_id=name, priority=priority, arrival_time=self.now_s, num_tokens=tokens, is_written=False,
             status=RequestStatus.RUNNING if runs else RequestStatus.WAITING, next_decode_eligible_step=0,
             num_output_tokens=5, events=[EngineCoreEvent(EngineCoreEventType.QUEUED, self.now_s)],
         )  # fmt: skip
@@ -112,6 +116,18 @@ def test_beside_a_user_the_first_of_training_run_and_others_wait_for_them() -> N
     assert engine.sharing.num_held == 0
 
 
+def test_a_user_who_waited_for_trainings_step_has_the_next_ones_alone() -> None:
+    """He came 9 ms before its end: 15% of 60 ms."""
+    engine = Engine()
+    for number in range(3):
+        engine.add(f"t{number}", TRAINING)
+    engine.step(took_s=0.02)
+    user = engine.add("u", USER)
+    user.arrival_time = engine.now_s - 0.009
+    engine.sharing.added(user)
+    assert [len(engine.step()[0]) for _ in range(8)] == [1] * 5 + [3] * 3
+
+
 def test_training_that_waits_is_let_in_up_to_its_share() -> None:
     engine = Engine()
     engine.add("u", USER)
@@ -154,8 +170,9 @@ def test_where_no_user_gets_on_training_goes_on() -> None:
         engine.add(f"t{number}", TRAINING).is_written = True
     engine.add("u", USER, runs=False)
     steps = [len(engine.step()[0]) for _ in range(20)]
-    assert set(steps) == {2, 4}
     assert steps.index(4) == 8
+    assert steps.count(0) == 2  # after each of these one that takes no longer than planning it
+    assert set(steps) == {0, 2, 4}
 
 
 def test_nothing_is_held_while_the_engine_is_paused() -> None:
