@@ -18,6 +18,8 @@ from serving_bridge.gateway.errors import GatewayError
 _HEAD_S = 10.0
 _MAX_HEAD_BYTES = 32 << 10
 _MAX_HEADERS = 100
+#: for what is left of a body whose request was answered unread
+_REST_S = 10.0
 #: a client that has more waiting than sockets hold must read so much in so long
 _MIN_READ_BYTES, _READ_S = 4 << 10, 10.0
 #: bytes that the system takes beyond what a client has room for: without a bound, megabytes lie there unseen
@@ -39,6 +41,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = self._num_headers = self._num_messages = 0
         self._in_head = True
         self._read_timer: asyncio.TimerHandle | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -51,8 +54,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
-        if self._read_timer is not None:
-            self._read_timer.cancel()
+        for timer in (self._read_timer, self._rest_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -62,6 +66,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._watch_reader()
+        if not self._in_head and self._rest_timer is None:
+            self._rest_timer = self.loop.call_later(_REST_S, self._rest_is_late, self._num_messages)
 
     def data_received(self, data: bytes) -> None:
         if self._in_head and self._head_timer is None:
@@ -120,6 +126,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._watch_reader()
+
+    def _rest_is_late(self, number: int) -> None:
+        """Ends a connection on which the body of an answered request still comes."""
+        self._rest_timer = None
+        is_answered = self.cycle is not None and self.cycle.response_complete
+        if not self._in_head and self._num_messages == number and is_answered and not self.transport.is_closing():
+            self.transport.close()
 
     def _unread(self) -> int:
         """Bytes that wait for the client beyond what its socket holds."""

@@ -6,7 +6,7 @@ import asyncio
 import io
 import json
 import logging
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +228,32 @@ async def silence(world: World, stack: AsyncExitStack) -> asyncio.StreamReader:
     reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
     stack.callback(writer.close)
     return reader
+
+
+@pytest.mark.parametrize("request_line", [b"GET /v1/nothing", b"GET /v1/models", b"POST /v1/feedback"])
+def test_a_body_that_trickles_in_after_its_answer_does_not_hold_the_connection(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, request_line: bytes
+) -> None:
+    """No route reads it; each byte of it would begin the time of an idle connection anew."""
+    monkeypatch.setattr(connections, "_REST_S", 0.3)
+    head = request_line + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\nContent-Length: 1000000\r\n\r\n"
+
+    async def play() -> None:
+        async with running_gateway(tmp_path, tokenizer) as world:
+            reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+            writer.write(head)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 ")
+            reading = asyncio.ensure_future(reader.read())
+            async with asyncio.timeout(20):
+                with suppress(ConnectionError):
+                    while not reading.done():
+                        writer.write(b"x")
+                        await writer.drain()
+                        await asyncio.wait([reading], timeout=0.05)
+                    reading.result()
+            writer.close()
+
+    asyncio.run(play())
 
 
 def test_connections_that_send_nothing_are_closed(
