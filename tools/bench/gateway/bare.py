@@ -13,9 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving_bridge.gateway.errors import GatewayError
+from serving_bridge.gateway import errors
 
-_REFUSAL = GatewayError(429, "Too many requests or tokens a minute.", code="rate_limit_exceeded", retry_after_s=60.0)
+_REFUSAL = errors.GatewayError(
+    429, "Too many requests or tokens a minute.", code="rate_limit_exceeded", retry_after_s=60.0
+)
 
 
 async def _refused(request: Request) -> Response:

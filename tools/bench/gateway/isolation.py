@@ -18,6 +18,9 @@ same moments on all sides. A ratio is the 95th percentile of all answers beside 
 alone. Its range is the 10th to the 90th percentile over rounds that are drawn anew (bootstrap). A learner that is dead
 is the user alone. `--sides` names those to measure, beside the user alone.
 
+"others" are cores that programs took which are no part of this. A block in which they had more than 0.1 of a core is
+left out, and so is its round of a ratio where that is the block alone; where none is left, all count.
+
 A user's own machine does nothing else, so the program that asks goes first on the second core (SCHED_RR, where the
 system allows it). How late it still is counts as latency; "client late" is the 95th percentile of that.
 
@@ -50,6 +53,7 @@ from serving_bridge.text import load_tokenizer
 from serving_bridge.weights import VersionHeader, VersionWriter, WeightStore
 from tools.assembly import RunPaths, build_keys, build_registry, create_model, registered_run
 from tools.bench import BenchmarkError
+from tools.bench.gateway.bystanders import Bystanders
 from tools.bench.gateway.client import first_on_core, lateness
 from tools.bench.gateway.deployment import (
     START_S,
@@ -80,6 +84,7 @@ SIDES = (ALONE, AGAIN, WITHIN, NEIGHBOUR, LEARNER, RESTARTS, ROLLOUTS, AS_USERS)
 AIMS = {NEIGHBOUR: 1.10, LEARNER: 1.05, RESTARTS: 1.05, ROLLOUTS: 1.15}
 _QUOTA_PER_MINUTE, _TIMES = 60, 100
 _REDRAWN = 1000
+_QUIET_CORES = 0.1
 _NO_LIMITS = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "concurrency": 1000}
 _QUOTA = {"requests_per_minute": _QUOTA_PER_MINUTE, "request_burst": 5}
 _SERVING = ("serving.dtype=float32", "learner.publish_dtype=float32")
@@ -93,6 +98,7 @@ class Block:
       answers_ms: of the user, each from its request to its end.
       late_ms: 95th percentile of how late the program that asks was.
       gateway_share: of the first core that the gateway took.
+      others_cores: that programs took which are no part of the benchmark.
       admitted, refused: requests of the neighbour.
       training_per_s: tokens sampled for training.
     """
@@ -100,6 +106,7 @@ class Block:
     answers_ms: tuple[float, ...]
     late_ms: float
     gateway_share: float
+    others_cores: float = 0.0
     admitted: int = 0
     refused: int = 0
     training_per_s: float = 0.0
@@ -203,15 +210,15 @@ async def _block(
 ) -> Block:
     """The user's answers beside one side."""
     async with side() as seen, lateness() as late_s:
-        began_s, cpu_s = time.monotonic(), cpu_of(gateway)
+        began_s, cpu_s, others = time.monotonic(), cpu_of(gateway), Bystanders()
         heard = await ask()
         seen.end(wall_s := time.monotonic() - began_s)
-        share = (cpu_of(gateway) - cpu_s) / wall_s
+        share, others_cores = (cpu_of(gateway) - cpu_s) / wall_s, others.cores()
     if set(heard.statuses) != {200} or len(heard.seconds) < 5:
         raise BenchmarkError(f"{name}: the user's answers were {dict(heard.statuses)}")
     late_ms = 1000 * float(np.percentile(late_s, 95))
     answers_ms = tuple(1000 * seconds for seconds in heard.seconds)
-    return Block(answers_ms, late_ms, share, seen.admitted, seen.refused, seen.training_per_s)
+    return Block(answers_ms, late_ms, share, others_cores, seen.admitted, seen.refused, seen.training_per_s)
 
 
 @dataclass
@@ -320,6 +327,10 @@ def _publish(paths: RunPaths, model: Path) -> None:
     )
 
 
+def _is_quiet(block: Block) -> bool:
+    return block.others_cores <= _QUIET_CORES
+
+
 def _p95(rounds: Iterable[Mapping[str, Block]], name: str) -> float:
     """Of all answers beside one side, ms."""
     return float(np.percentile([ms for blocks in rounds for ms in blocks[name].answers_ms], 95))
@@ -327,6 +338,8 @@ def _p95(rounds: Iterable[Mapping[str, Block]], name: str) -> float:
 
 def ratio_of(rounds: Sequence[Mapping[str, Block]], name: str) -> Spread:
     """The 95th percentile beside a side over that alone; its range is that over rounds that are drawn anew."""
+
+    rounds = [blocks for blocks in rounds if _is_quiet(blocks[ALONE]) and _is_quiet(blocks[name])] or rounds
 
     def found(chosen: Sequence[Mapping[str, Block]]) -> float:
         return _p95(chosen, name) / _p95(chosen, ALONE)
@@ -338,17 +351,30 @@ def ratio_of(rounds: Sequence[Mapping[str, Block]], name: str) -> Spread:
 
 def _table(rounds: Sequence[Mapping[str, Block]]) -> Table:
     table = Table("side", "p50, ms", "p95, ms", "p95 over alone", "answers", box=None)
-    for heading in ("client late, ms", "gateway", "admitted", "refused", "training/s"):
+    for heading in ("others", "left out", "client late, ms", "gateway", "admitted", "refused", "training/s"):
         table.add_column(heading)
     for name in rounds[0]:
         of_side = [blocks[name] for blocks in rounds]
-        ms = np.concatenate([block.answers_ms for block in of_side])
+        counted = [block for block in of_side if _is_quiet(block)] or of_side
+        ms = np.concatenate([block.answers_ms for block in counted])
         p50, p95 = (f"{value:.0f}" for value in np.percentile(ms, [50, 95]))
         late = spread([block.late_ms for block in of_side]).show(digits=2)
         share = spread([block.gateway_share for block in of_side]).show(digits=2)
+        others = spread([block.others_cores for block in of_side]).show(digits=2)
+        left_out = str(sum(not _is_quiet(block) for block in of_side))
         counts = sum(block.admitted for block in of_side), sum(block.refused for block in of_side)
         training = spread([block.training_per_s for block in of_side]).show()
         table.add_row(
-            name, p50, p95, ratio_of(rounds, name).show(), str(len(ms)), late, share, *map(str, counts), training
+            name,
+            p50,
+            p95,
+            ratio_of(rounds, name).show(),
+            str(len(ms)),
+            others,
+            left_out,
+            late,
+            share,
+            *map(str, counts),
+            training,
         )
     return table

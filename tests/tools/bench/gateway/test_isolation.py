@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tools.bench.__main__ import main
+from tools.bench.gateway.bystanders import Bystanders, machine_cpu, own_cpu
 from tools.bench.gateway.isolation import AIMS, ALONE, LEARNER, SIDES, Block, ratio_of
 
 
@@ -18,11 +21,38 @@ def test_one_core_is_too_few(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "a core each" in capsys.readouterr().err
 
 
+def block(ms: float, others_cores: float = 0.0) -> Block:
+    return Block(tuple(ms + number / 1000 for number in range(100)), 0.0, 0.0, others_cores)
+
+
+def test_blocks_that_others_disturbed_are_left_out_where_any_is_left() -> None:
+    quiet = {ALONE: block(100), LEARNER: block(110)}
+    disturbed = [{ALONE: block(100), LEARNER: block(900, 0.5)}, {ALONE: block(50, 0.5), LEARNER: block(110)}]
+    assert ratio_of([quiet, *disturbed], LEARNER).median == pytest.approx(1.1, rel=0.01)
+    assert ratio_of(disturbed, LEARNER).median == pytest.approx(9, rel=0.01)
+
+
+def test_bystanders_are_what_the_machine_did_beyond_the_benchmark() -> None:
+    seconds = iter([(10.0, 100.0, 30.0), (14.0, 107.0, 31.0)])
+    clock, busy, own = zip(*seconds, strict=True)
+    seen = Bystanders(iter(busy).__next__, iter(own).__next__, iter(clock).__next__)
+    assert seen.cores() == (7 - 1) / 4
+
+
+def test_own_time_is_that_of_children_alive_and_ended() -> None:
+    before_s = own_cpu()
+    spins = "import time\nwhile time.process_time() < 0.3: pass"
+    subprocess.run([sys.executable, "-c", spins], check=True)
+    after_s = own_cpu()
+    assert 0.3 <= after_s - before_s <= machine_cpu()
+    with subprocess.Popen([sys.executable, "-c", spins + "\ninput()"], stdin=subprocess.PIPE) as alive:
+        while own_cpu() < after_s + 0.3:
+            assert alive.poll() is None
+        alive.kill()
+
+
 def test_a_ratio_is_of_all_answers_and_its_range_of_whole_rounds() -> None:
     """In the second round everything takes three times as long, and beside the learner as long again."""
-
-    def block(ms: float) -> Block:
-        return Block(tuple(ms + number / 1000 for number in range(100)), 0.0, 0.0)
 
     rounds = [{ALONE: block(100 * slow), LEARNER: block(200 * slow)} for slow in (1, 1, 3, 3)]
     found = ratio_of(rounds, LEARNER)
