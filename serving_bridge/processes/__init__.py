@@ -5,6 +5,7 @@ from serving_bridge.processes.guard import GuardedProcess, GuardError, guarded
 from serving_bridge.processes.journal import Journal, LeftJournal, left_journals
 from serving_bridge.processes.lock import sole, wait_until_free
 from serving_bridge.processes.logs import log_tail
+from serving_bridge.processes.ports import free_port
 from serving_bridge.processes.private_folder import PrivateFolder, PrivateFolderError, base_folder
 from serving_bridge.processes.python import python_module, with_own_packages
 from serving_bridge.processes.restarts import RestartBudget
@@ -22,6 +23,7 @@ __all__ = [
     "Supervisor",
     "base_folder",
     "child_environment",
+    "free_port",
     "guarded",
     "is_secret",
     "left_journals",

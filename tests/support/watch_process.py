@@ -1,22 +1,34 @@
 """A host that only watches the others, without JAX, for tests: python -m tests.support.watch_process JSON.
 
-It joins, prints "joined" and the addresses it listens at, and then hangs, fails or leaves.
+It prints "asks" once its request to join is on the way to host 0, and "joined" with the addresses it listens at when it
+has joined. Then it hangs, fails or leaves.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
 
+from learner_jax.hosts import roll_call
+from learner_jax.hosts import watch as watch_module
 from learner_jax.hosts.watch import Watch
-from learner_jax.hosts.wire import HostError
+from learner_jax.hosts.wire import Connection, Hello, HostError, Welcome
 
 _LONG_S = 600
 
 
+async def _asks(connection: Connection, hello: Hello, timeout_s: float) -> Welcome:
+    asking = asyncio.create_task(roll_call.answered(connection, hello, timeout_s))
+    await asyncio.sleep(0)  # it runs until it waits for host 0's answer
+    print("asks", flush=True)
+    return await asking
+
+
 def main() -> None:
     told = json.loads(sys.argv[1])
+    watch_module.answered = _asks
     watch = Watch(told["index"], told["count"], heartbeat_s=told["heartbeat_s"])
     watch.log_ends(lambda event, **fields: print(json.dumps({"event": event} | fields), flush=True))
     try:

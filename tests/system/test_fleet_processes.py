@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,11 +106,19 @@ class Run:
         raise AssertionError(f"no server listens on {port}")
 
     def sample(self, row: ReplicaRow, max_tokens: int) -> list[Completion]:
-        async def ask() -> list[Completion]:
+        return self._ask(
+            row, lambda client: client.generate([5, 6], n=1, max_tokens=max_tokens, stop_token_ids=[], timeout_s=60)
+        )
+
+    def until_busy(self, row: ReplicaRow) -> None:
+        """Waits until a replica has a request in work."""
+        self.until(lambda: self._ask(row, lambda client: client.num_requests()) > 0)
+
+    def _ask(self, row: ReplicaRow, question: Callable[[VllmClient], Awaitable[T]]) -> T:
+        async def ask() -> T:
             async with aiohttp.ClientSession() as session:
                 token = FleetKeys(self.registry.folder / KEYS_FOLDER).token("inference", row.url, row.start)
-                client = VllmClient(row.url, session, token=token)
-                return await client.generate([5, 6], n=1, max_tokens=max_tokens, stop_token_ids=[], timeout_s=60)
+                return await question(VllmClient(row.url, session, token=token))
 
         return asyncio.run(ask())
 
@@ -199,7 +207,7 @@ def test_a_second_fleet_joins_and_leaves_with_its_answers_finished(run: Run):
     row = run.until_healthy("b-0")
     with ThreadPoolExecutor(1) as pool:
         answering = pool.submit(run.sample, row, 100)
-        time.sleep(0.5)
+        run.until_busy(row)
         second.send_signal(signal.SIGTERM)
         started = time.monotonic()
         run.until(lambda: (row := run.row("b-0")) is None or row.state == "draining")
@@ -238,7 +246,7 @@ def test_a_second_signal_ends_everything_at_once(run: Run):
     engines = [run.engine("a-0"), run.engine("a-1")]
     with ThreadPoolExecutor(1) as pool:
         answering = pool.submit(run.sample, row, 2000)
-        time.sleep(0.5)
+        run.until_busy(row)
         run.fleets["a"].send_signal(signal.SIGTERM)
         run.until(lambda: (found := run.row("a-0")) is not None and found.state == "draining")
         started = time.monotonic()

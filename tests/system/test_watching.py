@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from serving_bridge.processes import free_port
 from tests.conftest import REPOSITORY
-from tests.support.tcp_sockets import free_port
 from tests.support.whole_jobs import SMALL_DEMO, environment, processes_of, steps, train_command, wait_for
 
 pytestmark = [

@@ -19,10 +19,11 @@ from learner_jax.hosts.peers import END_WITHIN_S
 from learner_jax.hosts.roll_call import parse_address
 from learner_jax.hosts.wire import HostError
 from learner_jax.loop.host_facts import code_facts, environment_facts, flat, folder_facts
+from serving_bridge.processes import free_port
 from tests.conftest import REPOSITORY
 from tests.support.forked_python import HOST_JAX, Program, start_python
 from tests.support.network import network
-from tests.support.tcp_sockets import ESTABLISHED, LISTENING, free_port, sockets
+from tests.support.tcp_sockets import LISTENING, sockets
 
 HEARTBEAT_S = 3.0
 #: Nothing may depend on how fast a crowded machine is; hosts that tell nothing hang for ten minutes.
@@ -82,9 +83,10 @@ class Group:
         """Waits until all have joined."""
         self.said("joined")
 
-    def said(self, text: str) -> None:
+    def said(self, text: str, *places: int) -> None:
+        """Waits until these hosts, or all that run, have said something."""
         deadline = time.monotonic() + PATIENCE_S
-        while not all(text in self.output(place) for place in self.running):
+        while not all(text in self.output(place) for place in places or self.running):
             assert time.monotonic() < deadline, self.outputs()
             assert all(process.poll() is None for process in self.running.values()), self.outputs()
             time.sleep(0.05)
@@ -155,11 +157,7 @@ def test_hosts_that_never_came_are_named_on_all_that_did(tmp_path: Path) -> None
 
 def test_a_host_that_ends_while_the_others_join_is_named_at_once(tmp_path: Path) -> None:
     with group(tmp_path, 3, start=[0, 1], timeout_s=600) as hosts:
-        deadline = time.monotonic() + PATIENCE_S
-        while not sockets(hosts.running[0].pid, ESTABLISHED):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(0.5)  # it says who it is right after
+        hosts.said("asks", 1)
         hosts.running[1].kill()
         assert "refused: host 1 ended while the hosts were joining" in hosts.ended(0)[0]
 

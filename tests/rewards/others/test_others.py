@@ -21,13 +21,13 @@ from rewards.contracts import TaskError
 from rewards.others import MissingLibraryError, needed
 from rewards.others.dialog import Shown, played
 from rewards.settings import TaskSettings
+from serving_bridge.processes import free_port
 from serving_bridge.sessions import Session
 from serving_bridge.text import Tokenizer
 from tests.conftest import REPOSITORY
 from tests.support.extend_pages import files_of
 from tests.support.session_world import served, session_of
 from tests.support.session_world import tokenizer as tokenizer
-from tests.support.tcp_sockets import free_port
 
 TASKSETS = Path(__file__).parents[2] / "support" / "tasksets"
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from serving_bridge.checks import machine as machine_checks
-from tests.support.tcp_sockets import free_port
+from serving_bridge.processes import free_port
 
 
 def test_a_port_in_use_may_heal(tmp_path: Path) -> None:

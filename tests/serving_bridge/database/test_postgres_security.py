@@ -19,10 +19,10 @@ from configs.load import ConfigError, load_config
 from serving_bridge.database.database import DatabaseError, open_database, secret_in_url
 from serving_bridge.database.postgres_url import split_url
 from serving_bridge.database.roles import prepare
+from serving_bridge.processes import free_port
 from serving_bridge.queue.queue import TrajectoryQueue
 from tests.conftest import REPOSITORY
 from tests.support.queue_engines import PACE, execute, fresh_url, lease, put, train
-from tests.support.tcp_sockets import free_port
 from tools.bench.queue.postgres_server import NoServerError, PostgresServer, running_server
 
 SECRET = "hunter2-very-secret"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from learner_jax.runtime import disk_failure
+from serving_bridge.processes import free_port
 from serving_bridge.storage import (
     FsspecObjects,
     StorageError,
@@ -25,7 +26,6 @@ from serving_bridge.storage import (
 from serving_bridge.storage.providers import provider_of
 from tests.support.claimed_objects import assert_a_second_one_is_refused, assert_only_one_of_many_makes
 from tests.support.s3 import CREDENTIALS, S3, Fault
-from tests.support.tcp_sockets import free_port
 
 #: one server for all tests on it
 pytest_plugins = ["tests.support.s3_fixtures"]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from serving_bridge.processes import free_port
 from serving_bridge.vllm import server_checks
 from serving_bridge.vllm.server_checks import (
     ReplicaStartError,
@@ -17,7 +18,6 @@ from serving_bridge.vllm.server_checks import (
     claim_port,
     detect_platform,
 )
-from tests.support.tcp_sockets import free_port
 
 
 @pytest.mark.parametrize(

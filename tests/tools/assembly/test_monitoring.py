@@ -15,9 +15,9 @@ import pytest
 from configs.load import load_config
 from configs.schema import Config
 from serving_bridge.metrics import ExporterError, Role
+from serving_bridge.processes import free_port
 from serving_bridge.telemetry import MetricsLog
 from tests.conftest import REPOSITORY
-from tests.support.tcp_sockets import free_port
 from tools.assembly import RunPaths, build_keys, build_queue, build_registry, run_paths
 from tools.assembly.monitoring import port_findings, watched
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import tokenizers
 
+from serving_bridge.processes import free_port
 from tools.bench import BenchmarkError
 from tools.bench.gateway.deployment import cpu_of
 from tools.bench.gateway.engine import TEXT
@@ -70,12 +71,12 @@ def started(folder: Path, *, pace_ms: float, litellm: Path | None) -> Iterator[l
         engine = stack.enter_context(engine_running(folder, pace_ms=pace_ms))
         sides = [Side(DIRECT, engine, None)]
         for name, more in ((WEIR, []), (GUARDED, ["--guards"])):
-            port = _free_port()
+            port = free_port()
             options = ["--port", str(port), "--engine", engine, "--folder", str(folder), *more]
             process = stack.enter_context(_process(folder, name, [*_module("door"), *options], port))
             sides.append(Side(name, f"http://127.0.0.1:{port}", process))
         if litellm is not None:
-            port = _free_port()
+            port = free_port()
             config = folder / "litellm.yaml"
             parameters = {"model": "openai/policy", "api_base": f"{engine}/v1", "api_key": _KEY}
             config.write_text(json.dumps({"model_list": [{"model_name": "policy", "litellm_params": parameters}]}))
@@ -88,7 +89,7 @@ def started(folder: Path, *, pace_ms: float, litellm: Path | None) -> Iterator[l
 @contextmanager
 def engine_running(folder: Path, *, pace_ms: float) -> Iterator[str]:
     """Address of an engine whose tokenizer lies in the folder; it ends with the block."""
-    port = _free_port()
+    port = free_port()
     options = ["--port", str(port), "--pace-ms", str(pace_ms), "--tokenizer", str(folder)]
     with _process(folder, "engine", [*_module("engine"), *options], port):
         yield f"http://127.0.0.1:{port}"
@@ -121,12 +122,6 @@ def make_tokenizer(folder: Path) -> None:
 
 def _module(name: str) -> list[str]:
     return [sys.executable, "-m", f"tools.bench.gateway.{name}"]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

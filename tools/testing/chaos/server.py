@@ -13,19 +13,16 @@ import asyncio
 import os
 import random
 import signal
-import socket
 from pathlib import Path
 
-from serving_bridge.processes import python_module
+from serving_bridge.processes import free_port, python_module
 from tools.testing.chaos.wire import Proxy, told
 
 _HOST = "127.0.0.1"
 
 
 async def serve(port: int, arguments: list[str]) -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        engine_port = probe.getsockname()[1]
+    engine_port = free_port(host=_HOST)
     command = [*python_module(os.environ["WEIR_CHAOS_ENGINE"]), *arguments, "--port", str(engine_port)]
     engine = await asyncio.create_subprocess_exec(*command)
     loop = asyncio.get_running_loop()
