@@ -42,7 +42,7 @@ _REWARDS = ("reasoning-gym",)
 #: what holds weights -> (example of a URL, packages, extra)
 _STORAGE: Mapping[str, tuple[str, tuple[str, ...], str]] = {
     "S3": ("s3://bucket/prefix", ("fsspec", "s3fs"), "s3"),
-    "Google Cloud Storage": ("gs://bucket/prefix", ("fsspec", "gcsfs"), "gcs"),
+    "GCS": ("gs://bucket/prefix", ("fsspec", "gcsfs"), "gcs"),
     "Azure": ("az://container/prefix", ("fsspec", "adlfs"), "azure"),
 }
 _VIEW = ("rich", "matplotlib", "jinja2")
@@ -272,22 +272,27 @@ def _loopback_port() -> str:
 def show(facts: Facts, jobs: Sequence[Job], *, color: bool) -> str:
     """The findings for a person."""
     paint = _painter(color)
-    lines = [paint("machine", "1")]
     memory = "unknown" if facts.memory_gib is None else f"{facts.memory_gib:.1f} GiB"
-    lines += _row("system", f"{facts.system}, Python {facts.python}")
-    lines += _row("resources", f"{facts.cores} cores, {memory} memory, {facts.disk_free_gib:.0f} GiB of disk free")
-    lines += _row("JAX devices", _said(facts.jax, lambda found: ", ".join(found["devices"])))
-    lines += _row("torch GPUs", _said(facts.torch, lambda found: ", ".join(found["gpus"]) or "none"))
-    lines += _row("vLLM", _said(facts.vllm, lambda found: f"{found['version']} for {found['device'] or 'no device'}"))
-    lines += _row("weight plugin", "visible to vLLM" if facts.plugin_visible else "not visible to vLLM")
-    lines += _row("SQLite", _said(facts.sqlite, lambda found: f"{found['sqlite']} (in apsw)"))
-    lines += _row("loopback ports", facts.loopback_port)
-    lines += ["", paint("packages", "1")]
-    for package in facts.packages.values():
-        lines += _row(package.name, _package_line(package, paint))
-    lines += ["", paint("jobs", "1")]
+    machine = {
+        "system": f"{facts.system}, Python {facts.python}",
+        "resources": f"{facts.cores} cores, {memory} memory, {facts.disk_free_gib:.0f} GiB of disk free",
+        "JAX devices": _said(facts.jax, lambda found: ", ".join(found["devices"])),
+        "torch GPUs": _said(facts.torch, lambda found: ", ".join(found["gpus"]) or "none"),
+        "vLLM": _said(facts.vllm, lambda found: f"{found['version']} for {found['device'] or 'no device'}"),
+        "weight plugin": "visible to vLLM" if facts.plugin_visible else "not visible to vLLM",
+        "SQLite": _said(facts.sqlite, lambda found: f"{found['sqlite']} (in apsw)"),
+        "loopback ports": facts.loopback_port,
+    }
+    packages = {package.name: _package_line(package, paint) for package in facts.packages.values()}
+    width = 2 + max(map(len, (*machine, *packages, *(job.name for job in jobs))))
+
+    def rows(values: Mapping[str, str]) -> list[str]:
+        return [f"  {name:<{width}}{value}" for name, value in values.items()]
+
+    lines = [paint("machine", "1"), *rows(machine), "", paint("packages", "1"), *rows(packages), "", paint("jobs", "1")]
     for job in jobs:
-        lines += _row(job.name, paint("ready", "32") + f"   {job.command}" if job.ready else paint("not ready", "33"))
+        ready = paint("ready", "32") + f"   {job.command}"
+        lines += rows({job.name: ready if job.ready else paint("not ready", "33")})
         lines += [f"      - {what}" for what in job.missing]
         if not job.ready:
             lines.append(f"      get it: {job.get}")
@@ -300,10 +305,6 @@ def _package_line(package: Package, paint: Callable[[str, str], str]) -> str:
     if not package.tested or package.version == package.tested:
         return package.version + ("  tested" if package.tested else "")
     return paint(f"{package.version}  (tested: {package.tested})", "33")
-
-
-def _row(name: str, value: str) -> list[str]:
-    return [f"  {name:<18}{value}"]
 
 
 def _said(result: Probe, words: Callable[[Mapping[str, Any]], str]) -> str:

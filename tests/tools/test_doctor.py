@@ -65,7 +65,7 @@ def test_a_complete_cpu_machine_runs_all_but_accelerators():
         (_without(_healthy(), "reasoning-gym"), "not installed: reasoning-gym", {"demo", "evaluate"}),
         (_without(_healthy(), "rich"), "not installed: rich", {"demo"}),
         (_without(_healthy(), "s3fs"), "not installed: s3fs", {"weights on S3"}),
-        (_without(_healthy(), "gcsfs"), "not installed: gcsfs", {"weights on Google Cloud Storage"}),
+        (_without(_healthy(), "gcsfs"), "not installed: gcsfs", {"weights on GCS"}),
         (_without(_healthy(), "adlfs"), "not installed: adlfs", {"weights on Azure"}),
         (dataclasses.replace(_healthy(), plugin_visible=False), "weight plugin",
          {"demo", "serving on CPU", "evaluate"}),
@@ -85,6 +85,15 @@ def test_what_is_missing_is_named_where_it_is_needed(facts: Facts, said: str, un
         elif "GPU" not in name and "TPU" not in name:
             assert job.ready, (name, job.missing)
     assert said in show(facts, diagnose(facts), color=False)
+
+
+def test_values_stand_in_one_column_however_long_a_name_is():
+    facts, long = _healthy(), Job("a job with quite a long name", "run it", (), "get it")
+    jobs = [*diagnose(facts), long]
+    rows = [line for line in show(facts, jobs, color=False).splitlines() if line[:2] == "  " and line[2] != " "]
+    assert len(rows) == 8 + len(facts.packages) + len(jobs)
+    start = len(f"  {long.name}  ")
+    assert all(row[start - 2 : start] == "  " and row[start] != " " for row in rows), rows
 
 
 def test_accelerators_are_ready_where_they_are_seen():
