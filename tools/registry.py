@@ -284,14 +284,24 @@ def _parser() -> argparse.ArgumentParser:
         registry_arguments(one, acts=acts, prints=prints)
         return one
 
-    for name, text in (("add", "register a version of a run"), ("import", "register a model folder from outside")):
-        one = command(name, text, acts=True)
-        if name == "add":
-            one.add_argument("--run", type=Path, required=True, help="a run's directory, e.g. runs/demo")
-            one.add_argument("--version", type=int, help="of its weight store (default: the newest)")
-            one.add_argument("--consent", default="", help="sha256 of the list of consents of the data")
-        else:
-            one.add_argument("--model", type=Path, required=True, help="a folder in Hugging Face's layout")
+    _add_registering(command)
+    _add_looking(command)
+    _add_judging(command)
+    _add_move(command("move", "move aliases, all of them or none", acts=True))
+    add_traffic_commands(command)
+    add_sign_command(command)
+    _add_keeping(command)
+    return parser
+
+
+def _add_registering(command: Callable[..., argparse.ArgumentParser]) -> None:
+    added = command("add", "register a version of a run", acts=True)
+    added.add_argument("--run", type=Path, required=True, help="a run's directory, e.g. runs/demo")
+    added.add_argument("--version", type=int, help="of its weight store (default: the newest)")
+    added.add_argument("--consent", default="", help="sha256 of the list of consents of the data")
+    imported = command("import", "register a model folder from outside", acts=True)
+    imported.add_argument("--model", type=Path, required=True, help="a folder in Hugging Face's layout")
+    for one in (added, imported):
         one.add_argument("--parent", metavar="ENTRY", help="entry that it was trained from (number or alias)")
         one.add_argument("--note", default="", help="a line for people")
         one.add_argument("--sign-with", type=Path, metavar="PEM", help="private key that signs the entry")
@@ -301,6 +311,9 @@ def _parser() -> argparse.ArgumentParser:
             metavar="URL",
             help="of a new registry: keep weights and files at s3://bucket/prefix",
         )
+
+
+def _add_looking(command: Callable[..., argparse.ArgumentParser]) -> None:
     one = command("list", "the newest entries", prints=True)
     one.add_argument("--limit", type=int, default=50, help="how many (default: 50)")
     one.add_argument("--before", type=int, metavar="NUMBER", help="older ones than this entry")
@@ -313,6 +326,12 @@ def _parser() -> argparse.ArgumentParser:
     one = command("diff", "what differs between two entries", prints=True)
     one.add_argument("old")
     one.add_argument("new")
+    one = command("history", "who moved which alias when, and why", prints=True)
+    one.add_argument("--alias")
+    one.add_argument("--limit", type=int, default=50, help="how many (default: 50)")
+
+
+def _add_judging(command: Callable[..., argparse.ArgumentParser]) -> None:
     one = command("stage", "give an entry its next stage", acts=True)
     one.add_argument("entry", help="number or alias")
     one.add_argument("stage")
@@ -323,12 +342,9 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("file", type=Path)
     one.add_argument("--verdict", required=True)
     one.add_argument("--reason", default="")
-    _add_move(command("move", "move aliases, all of them or none", acts=True))
-    add_traffic_commands(command)
-    one = command("history", "who moved which alias when, and why", prints=True)
-    one.add_argument("--alias")
-    one.add_argument("--limit", type=int, default=50, help="how many (default: 50)")
-    add_sign_command(command)
+
+
+def _add_keeping(command: Callable[..., argparse.ArgumentParser]) -> None:
     command("verify", "hash every entry and file, and check signatures with --trusted-key", prints=True)
     one = command("export", "write an entry as a model folder")
     one.add_argument("entry", help="number or alias")
@@ -336,7 +352,6 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--sign-with", type=Path, metavar="PEM", help="private key that signs the folder, as model.sig")
     one = command("retain", "remove weights that nobody needs", acts=True)
     one.add_argument("--keep", type=int, required=True, help="newest entries whose weights stay")
-    return parser
 
 
 def _add_move(one: argparse.ArgumentParser) -> None:

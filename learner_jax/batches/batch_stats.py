@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -66,33 +67,9 @@ def batch_stats(
       spread: of the trajectories over rows.
       versions, sampled: of the tokens of the rows; versions are `NOT_SAMPLED` where no policy sampled.
     """
-    judged = [t for t in trajectories if t.is_judged]
-    oldest = spread.reduced(np.where(sampled, versions, MAX_VERSION).min(axis=1), np.minimum)
-    newest = spread.reduced(versions.max(axis=1), np.maximum)
-    online = np.array([t.source == "online" for t in trajectories], np.bool_)
-    lags = trained_version - oldest.astype(np.int64)
-    tokens_online = sampled & spread.given(online)[:, None]
-    judged_online = [t for t in judged if t.source == "online"]
-    sums = {
-        "answers": len(trajectories),
-        "judged": len(judged),
-        "reward": float(sum(t.total_reward for t in judged)),
-        "lag": int(lags[~online].sum()),
-        "tokens": int(np.count_nonzero(sampled)),
-        "truncated": sum(t.finish_reason == "length" for t in trajectories),
-        "mixed": int(np.count_nonzero(oldest != newest)),
-        "online_groups": len({t.group_id for t in trajectories if t.source == "online"}),
-        "online_answers": int(online.sum()),
-        "online_judged": len(judged_online),
-        "online_reward": float(sum(t.total_reward for t in judged_online)),
-        "online_lag": int(lags[online].sum()),
-        "online_tokens": int(np.count_nonzero(tokens_online)),
-    } | asdict(counts)
-    parts = _part_sums(judged)
-    by_lag = np.bincount(np.maximum(trained_version - versions[sampled & ~tokens_online], 0)).tolist()
-    largest = [int(lags[~online].max(initial=0)), int(lags[online].max(initial=0))]
-    every = hosts.gather([sums, parts, largest, by_lag], "statistics of the batch")
-    total = {name: sum(sums[name] for sums, *_ in every) for name in sums}
+    own = _own_figures(trajectories, spread, versions, sampled, trained_version)
+    every = hosts.gather([own.sums | asdict(counts), own.parts, own.largest, own.by_lag], "statistics of the batch")
+    total = {name: sum(sums[name] for sums, *_ in every) for name in every[0][0]}
     answers = total["answers"]
     return BatchStats(
         reward=total["reward"] / total["judged"] if total["judged"] else None,
@@ -112,6 +89,56 @@ def batch_stats(
         online_staleness_mean=total["online_lag"] / max(1, total["online_answers"]),
         online_staleness_max=max(largest[1] for _, _, largest, _ in every),
     )
+
+
+class _Own(NamedTuple):
+    """One host's part of the figures.
+
+    Attributes:
+      sums: over its answers, which hosts add up.
+      parts: as `_part_sums`.
+      largest: lag in versions of its answers that are not online, and of those that are.
+      by_lag: sampled tokens that are not online, by their lag.
+    """
+
+    sums: dict[str, Any]
+    parts: dict[str, tuple[float, int]]
+    largest: list[int]
+    by_lag: list[int]
+
+
+def _own_figures(
+    trajectories: Sequence[Trajectory],
+    spread: Spread,
+    versions: Int[np.ndarray, "B T"],
+    sampled: Bool[np.ndarray, "B T"],
+    trained_version: int,
+) -> _Own:
+    judged = [t for t in trajectories if t.is_judged]
+    judged_online = [t for t in judged if t.source == "online"]
+    oldest = spread.reduced(np.where(sampled, versions, MAX_VERSION).min(axis=1), np.minimum)
+    newest = spread.reduced(versions.max(axis=1), np.maximum)
+    online = np.array([t.source == "online" for t in trajectories], np.bool_)
+    lags = trained_version - oldest.astype(np.int64)
+    tokens_online = sampled & spread.given(online)[:, None]
+    sums = {
+        "answers": len(trajectories),
+        "judged": len(judged),
+        "reward": float(sum(t.total_reward for t in judged)),
+        "lag": int(lags[~online].sum()),
+        "tokens": int(np.count_nonzero(sampled)),
+        "truncated": sum(t.finish_reason == "length" for t in trajectories),
+        "mixed": int(np.count_nonzero(oldest != newest)),
+        "online_groups": len({t.group_id for t in trajectories if t.source == "online"}),
+        "online_answers": int(online.sum()),
+        "online_judged": len(judged_online),
+        "online_reward": float(sum(t.total_reward for t in judged_online)),
+        "online_lag": int(lags[online].sum()),
+        "online_tokens": int(np.count_nonzero(tokens_online)),
+    }
+    by_lag = np.bincount(np.maximum(trained_version - versions[sampled & ~tokens_online], 0)).tolist()
+    largest = [int(lags[~online].max(initial=0)), int(lags[online].max(initial=0))]
+    return _Own(sums, _part_sums(judged), largest, by_lag)
 
 
 def _part_sums(judged: Sequence[Trajectory]) -> dict[str, tuple[float, int]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -76,40 +77,60 @@ def fine_tune(
         raise FineTuningError(
             f"supervised.batch_size is {settings.batch_size}, expected a multiple of learner.hosts.count, {hosts.count}"
         )
-    length = engine.settings.sequence_length
-
-    def reference(rows: Sequences) -> np.ndarray:
-        return engine.statistics.logprobs(start, rows.tokens)
-
-    def build(chosen: Sequence[Any]) -> Batch:
-        if settings.loss == "cross_entropy":
-            return _own_share(supervised_batch(chosen, sequence_length=length), hosts)
-        known = reference if hosts.count == 1 else None
-        return _own_share(preference_batch(chosen, sequence_length=length, reference=known), hosts)
-
+    batches = _Batches(engine, settings, start, hosts)
     saved = step = first_step
-    for built in _ahead(build, examples, settings.steps - first_step):
+    for built in _ahead(batches.build, examples, settings.steps - first_step):
         if any(hosts.gather(should_stop(), "whether to stop")):
             break
         started = time.monotonic()
-        # What several hosts compute together must be begun in one order by all, which threads don't keep.
-        batch = with_reference(built, reference) if settings.loss == "dpo" and hosts.count > 1 else built
-        state, metrics = engine.step(state, batch, current_version=-1)
+        state, metrics = engine.step(state, batches.completed(built), current_version=-1)
         step += 1
-        loss = float(metrics["loss"])
-        if not math.isfinite(loss):
-            raise FineTuningError(
-                f"the supervised loss is {loss} at step {step}: lower supervised.learning_rate, or look at the model's "
-                f"weights"
-            )
-        told = {name: float(metrics[name]) for name in ("preference_accuracy", "margin") if name in metrics}
-        log("warm_start", step=step, loss=loss, accuracy=None, step_s=time.monotonic() - started, **told)
+        told = _figures(metrics, step)
+        log("warm_start", step=step, **told, accuracy=None, step_s=time.monotonic() - started)
         if step - saved >= settings.save_every:
             save(state, step)
             saved = step
     if step > saved:
         save(state, step)
     return state, step
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Makes batches of examples, or of pairs with DPO's reference: built ahead in a thread, completed at their step."""
+
+    engine: Engine
+    settings: SupervisedSettings
+    start: Params
+    hosts: Hosts
+
+    def build(self, chosen: Sequence[Any]) -> Batch:
+        """This host's share of a batch; pairs of several hosts are still without their reference."""
+        length = self.engine.settings.sequence_length
+        if self.settings.loss == "cross_entropy":
+            return _own_share(supervised_batch(chosen, sequence_length=length), self.hosts)
+        known = self._reference if self.hosts.count == 1 else None
+        return _own_share(preference_batch(chosen, sequence_length=length, reference=known), self.hosts)
+
+    def completed(self, built: Batch) -> Batch:
+        """What several hosts compute together must be begun in one order by all, which threads don't keep."""
+        if self.settings.loss == "dpo" and self.hosts.count > 1:
+            return with_reference(built, self._reference)
+        return built
+
+    def _reference(self, rows: Sequences) -> np.ndarray:
+        return self.engine.statistics.logprobs(self.start, rows.tokens)
+
+
+def _figures(metrics: Mapping[str, Any], step: int) -> dict[str, float]:
+    """The loss, and a preference's figures. Raises `FineTuningError` where the loss is not finite."""
+    found = {name: float(metrics[name]) for name in ("loss", "preference_accuracy", "margin") if name in metrics}
+    if not math.isfinite(found["loss"]):
+        raise FineTuningError(
+            f"the supervised loss is {found['loss']} at step {step}: lower supervised.learning_rate, or look at the "
+            f"model's weights"
+        )
+    return found
 
 
 def _own_share(batch: Batch, hosts: Hosts) -> Batch:

@@ -51,6 +51,7 @@ NOT_RUN: dict[str, str] = {
     **{f"make {target}": _SUITE for target in ("test", "soak", "properties", "shapes", "check")},
     "pip install": _INSTALLS,
     "python users.py": "the program that the page shows; tests/system/test_online_job.py does what it does",
+    "python answers.py": "makes observations for a rollout that runs; tests/tools/test_canary.py adds some of its own",
     "pip download": _INSTALLS,
     "python -m zipfile": "unpacks what was downloaded",
     "uv pip compile": _INSTALLS,
