@@ -27,6 +27,19 @@ _MAX_MEASURES, _MAX_NAME = 64, 60
 MAX_ROWS = 200_000
 
 
+class OfArm(Protocol):
+    """A request that an arm has answered: whose it was, and by which version."""
+
+    @property
+    def tenant(self) -> str: ...
+    @property
+    def conversation(self) -> str: ...
+    @property
+    def arm(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Observation:
     """What is known of one answer, or of one score or reaction to it.

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from learner_jax.runtime import Pattern
 from serving_bridge.canary.errors import CanaryError
-from serving_bridge.canary.observations import Observation, ObservationLog
+from serving_bridge.canary.observations import Observation, ObservationLog, OfArm
 from serving_bridge.database import DatabaseError
 from serving_bridge.text import REFUSALS
 
@@ -22,17 +22,9 @@ _CLIENT_LEFT = 0
 _RETRY_S = 1.0
 
 
-class Answered(Protocol):
+class Answered(OfArm, Protocol):
     """A request that an arm has answered, as gateways tell it."""
 
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def conversation(self) -> str: ...
-    @property
-    def arm(self) -> str: ...
-    @property
-    def version(self) -> int: ...
     @property
     def is_mixed(self) -> bool: ...
     @property

@@ -7,20 +7,12 @@ from typing import Protocol
 
 from serving_bridge.canary.errors import CanaryError
 from serving_bridge.canary.looks import ARMS
-from serving_bridge.canary.observations import Observation, ObservationLog
+from serving_bridge.canary.observations import Observation, ObservationLog, OfArm
 
 
-class Reacted(Protocol):
+class Reacted(OfArm, Protocol):
     """A request that was answered, and what its user did."""
 
-    @property
-    def tenant(self) -> str: ...
-    @property
-    def conversation(self) -> str: ...
-    @property
-    def arm(self) -> str: ...
-    @property
-    def version(self) -> int: ...
     @property
     def thumbs_down(self) -> bool: ...
     @property

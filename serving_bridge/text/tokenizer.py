@@ -102,7 +102,9 @@ class Tokenizer:
 
     def _render(self, messages: Messages, tools: Messages, add_generation_prompt: bool) -> str:
         if self.chat_template is None:
-            raise TokenizerError(f"{self.model_dir} has no chat template; set task.chat to false")
+            raise TokenizerError(
+                f"{self.model_dir} has no chat template: name a chat model, or set chat = false, of [task] or the suite"
+            )
         return _rendered(
             self.chat_template, self.special_tokens, messages, add_generation_prompt, self.model_dir, tools
         )

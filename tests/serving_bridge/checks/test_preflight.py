@@ -84,7 +84,7 @@ def test_a_chat_template_that_is_missing_is_found_by_whoever_needs_it(
     if part == "warm_start":
         pytest.skip("keyword_story has no supervised start")
     found = errors(part, STORIES, tmp_path / "run", f"model.path={stories}", "task.chat=true")
-    assert "has no chat template; set task.chat to false" in " ".join(found.values())
+    assert "has no chat template: name a chat model, or set chat = false, of [task]" in " ".join(found.values())
 
 
 def test_weights_of_another_shape_are_found_before_the_learner_starts(stories: Path, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_job_that_cannot_start_starts_nothing(
     assert ended.value.code == os.EX_CONFIG
     told = capsys.readouterr().err
     assert "2 things have to be changed" in told, told
-    assert "has no chat template; set task.chat to false" in told
+    assert "has no chat template: name a chat model, or set chat = false, of [task]" in told
     assert "holds neither model.safetensors nor" in told
     assert not run.exists()
 

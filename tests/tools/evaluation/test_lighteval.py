@@ -6,19 +6,16 @@ versions of its packages with which lighteval 0.13 works.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from serving_bridge.fleet import Replica
-from serving_bridge.settings import ServingSettings
+from tests.support.evaluation_programs import Ask, evaluated, reported
 
 _PROGRAM = os.environ.get("WEIR_LIGHTEVAL") or shutil.which("lighteval")
 _BEGINS = ("Once upon a time", "Lily and Tom", "The little dog", "One day, a big", "Sue was", "There was a red")
@@ -86,45 +83,18 @@ def lighteval(folder: Path, url: str, token: str, tasks: Path) -> dict[str, Any]
     about += f",concurrent_requests=4,generation_parameters={{temperature:0.0}},cache_dir={folder / 'cache'}"
     command = [str(_PROGRAM), "endpoint", "litellm", about, "beginnings|0", "--custom-tasks", str(tasks)]
     command += ["--output-dir", str(folder / "out"), "--save-details"]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub"), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    offline["OPENAI_API_KEY"] = token
-    done = subprocess.run(
-        command, env=kept | offline, cwd=folder, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert token not in done.stdout + done.stderr
-    (report,) = (folder / "out").rglob("results_*.json")
-    found: dict[str, Any] = json.loads(report.read_text())["results"]
-    return found
+    return reported(command, folder, token, LITELLM_LOCAL_MODEL_COST_MAP="True")
 
 
-async def measured(model: Path, folder: Path) -> dict[str, Any]:
-    async with aiohttp.ClientSession() as session:
-        replica = Replica(
-            *("one", model, ServingSettings(max_model_len=128), session),
-            log_path=folder / "server.log",
-            also_open=("/v1/chat/completions",),
-        )
-        await replica.start()
-        try:
-            await replica.client.control().name_version(0)
-            headers = {"Authorization": f"Bearer {replica.client.token}"}
-            answers = []
-            for begin in _BEGINS:
-                asked = {"model": "policy", "max_tokens": _TOKENS, "temperature": 0.0}
-                asked["messages"] = [{"role": "user", "content": begin}]
-                async with session.post(
-                    f"{replica.base_url}/v1/chat/completions", json=asked, headers=headers
-                ) as answer:
-                    answer.raise_for_status()
-                    answers.append((await answer.json())["choices"][0]["message"]["content"])
-            tasks = write_task(folder, answers)
-            return await asyncio.to_thread(lighteval, folder, replica.base_url, replica.client.token, tasks)
-        finally:
-            await replica.stop()
+async def answers(ask: Ask) -> list[str]:
+    found = [await ask({"max_tokens": _TOKENS, "messages": [{"role": "user", "content": begin}]}) for begin in _BEGINS]
+    return [answer["choices"][0]["message"]["content"] for answer in found]
 
 
 def test_generated_answers_are_those_of_the_replica(stories_model: Path, tmp_path: Path) -> None:
-    found = asyncio.run(measured(chatting(stories_model, tmp_path / "model"), tmp_path))
+    def run(own: list[str], replica: Replica) -> dict[str, Any]:
+        return lighteval(tmp_path, replica.base_url, replica.client.token, write_task(tmp_path, own))
+
+    model = chatting(stories_model, tmp_path / "model")
+    found = evaluated(model, tmp_path, "/v1/chat/completions", answers, run)
     assert found["beginnings|0"]["em"] == pytest.approx(4 / 6)

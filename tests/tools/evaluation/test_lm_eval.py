@@ -5,20 +5,17 @@ It needs PyTorch of its own, so it belongs into an environment of its own, whose
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 import yaml
 
 from serving_bridge.fleet import Replica
-from serving_bridge.settings import ServingSettings
+from tests.support.evaluation_programs import Ask, evaluated, reported
 
 _PROGRAM = os.environ.get("WEIR_LM_EVAL") or shutil.which("lm_eval")
 _BEGINS = (
@@ -89,38 +86,19 @@ def lm_eval(folder: Path, url: str, token: str, tokenizer: Path) -> dict[str, An
     command = [str(_PROGRAM), "run", "--model", "local-completions", "--model_args", about]
     command += ["--include_path", str(folder), "--tasks", "begin_generate", "begin_choose"]
     command += ["--output_path", str(folder / "out")]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub"), "OPENAI_API_KEY": token}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run(command, env=kept | offline, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert token not in done.stdout + done.stderr
-    (report,) = (folder / "out").rglob("results_*.json")
-    found: dict[str, Any] = json.loads(report.read_text())["results"]
-    return found
+    return reported(command, folder, token)
 
 
-async def measured(model: Path, folder: Path) -> dict[str, Any]:
-    async with aiohttp.ClientSession() as session:
-        replica = Replica(
-            *("one", model, ServingSettings(max_model_len=128), session),
-            log_path=folder / "server.log",
-            also_open=("/v1/completions",),
-        )
-        await replica.start()
-        try:
-            await replica.client.control().name_version(0)
-            asked = {"model": "policy", "max_tokens": _TOKENS, "temperature": 0.0, "prompt": list(_BEGINS)}
-            headers = {"Authorization": f"Bearer {replica.client.token}"}
-            async with session.post(f"{replica.base_url}/v1/completions", json=asked, headers=headers) as answer:
-                answer.raise_for_status()
-                told = await answer.json()
-            write_tasks(folder, [choice["text"] for choice in told["choices"]])
-            return await asyncio.to_thread(lm_eval, folder, replica.base_url, replica.client.token, model)
-        finally:
-            await replica.stop()
+async def answers(ask: Ask) -> list[str]:
+    told = await ask({"max_tokens": _TOKENS, "prompt": list(_BEGINS)})
+    return [choice["text"] for choice in told["choices"]]
 
 
 def test_generated_answers_and_log_likelihoods_are_those_of_the_replica(stories_model: Path, tmp_path: Path) -> None:
-    found = asyncio.run(measured(stories_model, tmp_path))
+    def run(own: list[str], replica: Replica) -> dict[str, Any]:
+        write_tasks(tmp_path, own)
+        return lm_eval(tmp_path, replica.base_url, replica.client.token, stories_model)
+
+    found = evaluated(stories_model, tmp_path, "/v1/completions", answers, run)
     assert found["begin_generate"]["exact_match,none"] == 0.75
     assert found["begin_choose"]["acc,none"] == 1.0
