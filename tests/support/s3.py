@@ -72,114 +72,127 @@ class S3:
         )
 
 
+#: status, headers, body
+_Answer = tuple[int, dict[str, str], bytes]
+
+
+class _Proxy(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, upstream: tuple[str, int]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.upstream = upstream
+        self.s3 = S3(f"http://127.0.0.1:{self.server_port}", f"http://{upstream[0]}:{upstream[1]}")
+        #: moto looks and writes in two steps; a real server does both at once
+        self.one_by_one = threading.Lock()
+        #: target -> what was listed there last
+        self.lists: dict[str, _Answer] = {}
+
+
 @contextlib.contextmanager
 def proxy_to(address: tuple[str, int]) -> Iterator[S3]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(address))
-    server.daemon_threads = True
-    server.s3 = S3(f"http://127.0.0.1:{server.server_port}", f"http://{address[0]}:{address[1]}")  # type: ignore[attr-defined]
+    server = _Proxy(address)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
-        yield server.s3  # type: ignore[attr-defined]
+        yield server.s3
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
 
 
-def _handler(address: tuple[str, int]) -> type[BaseHTTPRequestHandler]:
-    # moto looks and writes in two steps; a real server does both at once.
-    one_by_one, lists = threading.Lock(), dict[str, tuple[int, dict[str, str], bytes]]()
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Proxy
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def handle_one_request(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            super().handle_one_request()
 
-        def handle_one_request(self) -> None:
-            with contextlib.suppress(ConnectionError):
-                super().handle_one_request()
+    def _serve(self) -> None:
+        body = self._body()
+        self.server.s3.requests.append((self.command, self.path))
+        kind = self._fault()
+        if kind in _CODES:
+            self._refuse(*_CODES[kind])
+        elif kind == "reset":
+            self._reset()
+        elif kind == "hang":
+            time.sleep(30)
+            self._reset()
+        elif kind == "stale" and self.path in self.server.lists:
+            self._answer(*self.server.lists[self.path])
+        else:
+            self._pass_on(body, kind)
 
-        def _serve(self) -> None:
-            s3: S3 = self.server.s3  # type: ignore[attr-defined]
-            body = self._body()
-            s3.requests.append((self.command, self.path))
-            fault = next((one for one in s3.faults if one.is_for(self.command, self.path)), None)
-            if fault is not None:
-                fault.times -= 1
-            kind = fault.kind if fault is not None else None
-            if kind == "501" and "If-None-Match" not in self.headers:
-                kind = None
-            if kind in _CODES:
-                self._refuse(*_CODES[kind])
-            elif kind == "reset":
-                self._reset()
-            elif kind == "hang":
-                time.sleep(30)
-                self._reset()
-            elif kind == "stale" and self.path in lists:
-                self._answer(*lists[self.path])
-            else:
-                with one_by_one if "If-None-Match" in self.headers else contextlib.nullcontext():
-                    answer = self._forward(body)
-                if "list-type=2" in self.path:
-                    lists[self.path] = answer
-                if kind == "lost answer":
-                    self._reset()
-                elif kind == "truncate":
-                    self._answer(*answer, cut=True)
-                else:
-                    self._answer(*answer)
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815
 
-        do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815
+    def _fault(self) -> Kind | None:
+        """What becomes of this request; a fault is used up by one."""
+        fault = next((one for one in self.server.s3.faults if one.is_for(self.command, self.path)), None)
+        if fault is None:
+            return None
+        fault.times -= 1
+        return None if fault.kind == "501" and "If-None-Match" not in self.headers else fault.kind
 
-        def _body(self) -> bytes:
-            if "chunked" in self.headers.get("Transfer-Encoding", ""):
-                pieces = []
-                while size := int(self.rfile.readline().split(b";")[0], 16):
-                    pieces.append(self.rfile.read(size))
-                    self.rfile.readline()
-                while self.rfile.readline().strip():
-                    pass
-                return b"".join(pieces)
-            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+    def _pass_on(self, body: bytes, kind: Kind | None) -> None:
+        with self.server.one_by_one if "If-None-Match" in self.headers else contextlib.nullcontext():
+            answer = self._forward(body)
+        if "list-type=2" in self.path:
+            self.server.lists[self.path] = answer
+        if kind == "lost answer":
+            self._reset()
+        else:
+            self._answer(*answer, cut=kind == "truncate")
 
-        def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-            connection = http.client.HTTPConnection(*address)
-            try:
-                headers = {name: value for name, value in self.headers.items() if name != "Transfer-Encoding"}
-                headers["Content-Length"] = str(len(body))
-                connection.request(self.command, self.path, body=body, headers=headers)
-                answer = connection.getresponse()
-                return answer.status, dict(answer.getheaders()), answer.read()
-            finally:
-                connection.close()
+    def _body(self) -> bytes:
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            pieces = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                pieces.append(self.rfile.read(size))
+                self.rfile.readline()
+            while self.rfile.readline().strip():
+                pass
+            return b"".join(pieces)
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-        def _answer(self, status: int, headers: dict[str, str], body: bytes, *, cut: bool = False) -> None:
-            self.send_response_only(status)
-            for name, value in headers.items():
-                if name.lower() not in ("connection", "transfer-encoding", "content-length"):
-                    self.send_header(name, value)
-            told = next((value for name, value in headers.items() if name.lower() == "content-length"), None)
-            length = told if told is not None and self.command == "HEAD" else str(len(body))
-            self.send_header("Content-Length", length)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body[: len(body) // 2] if cut else body)
-            if cut:
-                self.wfile.flush()
-                self._reset()
+    def _forward(self, body: bytes) -> _Answer:
+        connection = http.client.HTTPConnection(*self.server.upstream)
+        try:
+            headers = {name: value for name, value in self.headers.items() if name != "Transfer-Encoding"}
+            headers["Content-Length"] = str(len(body))
+            connection.request(self.command, self.path, body=body, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+        finally:
+            connection.close()
 
-        def _refuse(self, status: int, code: str, text: str) -> None:
-            body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{text}</Message></Error>".encode()
-            self._answer(status, {"Content-Type": "application/xml"}, b"" if self.command == "HEAD" else body)
+    def _answer(self, status: int, headers: dict[str, str], body: bytes, *, cut: bool = False) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in ("connection", "transfer-encoding", "content-length"):
+                self.send_header(name, value)
+        told = next((value for name, value in headers.items() if name.lower() == "content-length"), None)
+        length = told if told is not None and self.command == "HEAD" else str(len(body))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[: len(body) // 2] if cut else body)
+        if cut:
+            self.wfile.flush()
+            self._reset()
 
-        def _reset(self) -> None:
-            self.close_connection = True
-            with contextlib.suppress(OSError):
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.connection.shutdown(socket.SHUT_RDWR)
-                self.connection.close()
+    def _refuse(self, status: int, code: str, text: str) -> None:
+        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{text}</Message></Error>".encode()
+        self._answer(status, {"Content-Type": "application/xml"}, b"" if self.command == "HEAD" else body)
 
-        def log_message(self, *_: Any) -> None:
-            """Says nothing."""
+    def _reset(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.shutdown(socket.SHUT_RDWR)
+            self.connection.close()
 
-    return Handler
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""

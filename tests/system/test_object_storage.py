@@ -59,8 +59,8 @@ def test_a_run_publishes_to_s3_and_its_replica_serves_from_there(s3: S3, tmp_pat
     assert list((run / "replicas" / "keys").iterdir())
     assert any((cache / "files").iterdir())
 
-    assert json.loads(weights("list", URL, "--json"))[-1]["step"] == 4
-    assert {line.partition(": ")[2] for line in weights("verify", URL).splitlines()} == {"intact"}
+    assert json.loads(ran("weights", "list", URL, "--json"))[-1]["step"] == 4
+    assert {line.partition(": ")[2] for line in ran("weights", "verify", URL).splitlines()} == {"intact"}
 
     secret = CREDENTIALS["AWS_SECRET_ACCESS_KEY"].encode()
     told = [path for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_bytes()]
@@ -86,19 +86,7 @@ def test_with_all_three_stores_in_storage_a_lost_host_is_made_good(stored: str, 
         f"store.cache={cache}",
     )
     copies = CheckpointObjects(FsspecObjects(f"{stored}/checkpoints"), run="")
-    with (tmp_path / "first").open("wb") as output:
-        job = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment() | RECORDED
-        )
-        try:
-            wait_for(lambda: copies.newest() or job.poll() is not None, timeout_s=600, what="a copy of a checkpoint")
-            wait_for(lambda: len(steps(run)) % 2, timeout_s=60, what="a step that no checkpoint holds")
-        finally:
-            for process in [job.pid, *processes_of(run)]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            job.wait(60)
-    wait_for(lambda: not processes_of(run), timeout_s=60, what="the end of all processes")
+    killed_after_a_copy(command, run, copies, tmp_path / "first")
     copied, trained = copies.newest(), len(steps(run))
     assert copied is not None, (tmp_path / "first").read_text()
     assert copied.step < trained < 8
@@ -120,29 +108,37 @@ def test_with_all_three_stores_in_storage_a_lost_host_is_made_good(stored: str, 
     assert newest.life > copied.life
     assert [record for record in records(run) if record["event"] == "restart"] == []
     assert FsspecObjects(f"{stored}/blobs").list() == {}
-    convert = [sys.executable, "-m", "tools.convert"]
-    for arguments in (
-        [
-            "to-hf",
-            "--checkpoint",
-            f"{stored}/checkpoints",
-            "--model",
-            str(run / "start_model"),
-            "--out",
-            f"{stored}/model",
-        ],
-        ["verify", "--checkpoint", f"{stored}/checkpoints", "--hf", f"{stored}/model"],
-        ["verify", "--checkpoint", f"{stored}/checkpoints", "--hf", str(run / "final_model")],
-    ):
-        told = subprocess.run(
-            [*convert, *arguments], capture_output=True, text=True, timeout=300, check=False, cwd=REPOSITORY
+    checkpoints, model = f"{stored}/checkpoints", f"{stored}/model"
+    ran("convert", "to-hf", "--checkpoint", checkpoints, "--model", str(run / "start_model"), "--out", model)
+    ran("convert", "verify", "--checkpoint", checkpoints, "--hf", model)
+    ran("convert", "verify", "--checkpoint", checkpoints, "--hf", str(run / "final_model"))
+
+
+def killed_after_a_copy(command: list[str], run: Path, copies: CheckpointObjects, log: Path) -> None:
+    """Starts a job, and kills all its processes once storage has a checkpoint and a step came after it."""
+    with log.open("wb") as output:
+        job = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment() | RECORDED
         )
-        assert told.returncode == 0, told.stdout + told.stderr
+        try:
+            wait_for(lambda: copies.newest() or job.poll() is not None, timeout_s=600, what="a copy of a checkpoint")
+            wait_for(lambda: len(steps(run)) % 2, timeout_s=60, what="a step that no checkpoint holds")
+        finally:
+            for process in [job.pid, *processes_of(run)]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            job.wait(60)
+    wait_for(lambda: not processes_of(run), timeout_s=60, what="the end of all processes")
 
 
-def weights(*arguments: str) -> str:
-    command = [sys.executable, "-m", "tools.weights", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY).stdout
+def ran(command: str, *arguments: str) -> str:
+    """What one of the commands prints; it must succeed."""
+    told = subprocess.run(
+        [sys.executable, "-m", f"tools.{command}", *arguments],
+        capture_output=True, text=True, timeout=300, check=False, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout + told.stderr
+    return told.stdout
 
 
 def records(run: Path) -> list[dict[str, object]]:

@@ -104,41 +104,14 @@ def roll_out(
     began_s = clock.now_s
     database = open_database(MEMORY, schema=REGISTRY)
     try:
-        _migrated(database)
-        index = RegistryIndex(database, clock=clock)
-        stable, candidate = (_entry(index, clock) for _ in range(2))
-        lease = index.aliases.take_lease(NAMESPACE, "person", 60)
-        index.aliases.move(lease, {"stable": stable}, actor="person", reason="first")
-        index.aliases.release_lease(lease)
-        traffic = Traffic(kind, rng, lambda: _split(index), clock, deaths=deaths)
-        place = Place(NAMESPACE, index, Rollouts(database), traffic, lambda number: [], clock)
-        controller = Controller(place, holder="controller-0")
-        controller.start(candidate, policy, actor="person", reason="simulated")
-        violations: list[str] = []
-        dead, late_s, first_s = 0, None, None
-        rollout = place.rollouts.open_one(NAMESPACE)
-        while rollout is not None and rollout.is_open and clock.now_s - began_s < 3600 * max_hours:
-            clock.now_s += policy.interval_s * float(rng.uniform(0.98, 1.02))
-            try:
-                rollout = controller.look()
-            except ControllerKilled:
-                dead += 1
-                clock.now_s += _LATE_S
-                controller = Controller(place, holder=f"controller-{dead}")
-                continue
-            assert rollout is not None
-            violations += _disagreements(index, rollout)
-        assert rollout is not None
+        place, controller = _started(database, kind, rng, clock, policy, deaths)
+        violations, dead = _looked_after(place, controller, rng, clock, policy, began_s + 3600 * max_hours)
+        (rollout,) = place.rollouts.latest(NAMESPACE)
         records = place.rollouts.decisions(rollout.rollout)
-        for decided in records:
-            if any(finding.is_worse for finding in decided.record.decision.findings):
-                first_s = decided.created_s if first_s is None else first_s
-        split = index.aliases.traffic(NAMESPACE)
-        if first_s is not None and not split.canary_share:
-            late_s = clock.now_s - first_s
+        worse_s = [one.created_s for one in records if any(f.is_worse for f in one.record.decision.findings)]
+        is_off = not place.index.aliases.traffic(NAMESPACE).canary_share
         if seed % _REPLAY_EVERY == 0:  # it costs as much as the rollout did
             violations += replay(rollout, records)
-        reason = rollout.reason
         return Outcome(
             kind.name,
             seed,
@@ -147,13 +120,55 @@ def roll_out(
             policy.steps[rollout.state.step].name,
             rollout.looks,
             dead,
-            late_s,
-            reason.split(" ")[0] if rollout.phase == "rolled_back" else "",
-            reason,
+            clock.now_s - worse_s[0] if worse_s and is_off else None,
+            rollout.reason.split(" ")[0] if rollout.phase == "rolled_back" else "",
+            rollout.reason,
             tuple(violations),
         )
     finally:
         database.close()
+
+
+def _started(
+    database: Database, kind: Kind, rng: np.random.Generator, clock: _Clock, policy: CanaryPolicy, deaths: float
+) -> tuple[Place, Controller]:
+    """A registry with a stable entry, and the rollout of a second one."""
+    _migrated(database)
+    index = RegistryIndex(database, clock=clock)
+    stable, candidate = (_entry(index, clock) for _ in range(2))
+    lease = index.aliases.take_lease(NAMESPACE, "person", 60)
+    index.aliases.move(lease, {"stable": stable}, actor="person", reason="first")
+    index.aliases.release_lease(lease)
+    traffic = Traffic(kind, rng, lambda: _split(index), clock, deaths=deaths)
+    place = Place(NAMESPACE, index, Rollouts(database), traffic, lambda number: [], clock)
+    controller = Controller(place, holder="controller-0")
+    controller.start(candidate, policy, actor="person", reason="simulated")
+    return place, controller
+
+
+def _looked_after(
+    place: Place, controller: Controller, rng: np.random.Generator, clock: _Clock, policy: CanaryPolicy, end_s: float
+) -> tuple[list[str], int]:
+    """Looks until the rollout or the time is over; another controller follows one that dies.
+
+    Returns:
+      what did not agree after a look; controllers that died.
+    """
+    violations: list[str] = []
+    dead = 0
+    rollout = place.rollouts.open_one(NAMESPACE)
+    while rollout is not None and rollout.is_open and clock.now_s < end_s:
+        clock.now_s += policy.interval_s * float(rng.uniform(0.98, 1.02))
+        try:
+            rollout = controller.look()
+        except ControllerKilled:
+            dead += 1
+            clock.now_s += _LATE_S
+            controller = Controller(place, holder=f"controller-{dead}")
+            continue
+        assert rollout is not None
+        violations += _disagreements(place.index, rollout)
+    return violations, dead
 
 
 def _split(index: RegistryIndex) -> tuple[TrafficSplit, Cohort | None]:
