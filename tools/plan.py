@@ -58,7 +58,12 @@ _DTYPES = ("float32", "bfloat16")
 
 
 def _gb(size: float) -> str:
-    return f"{size / GB:.2f}"
+    return _short(size / GB)
+
+
+def _short(value: float) -> str:
+    """With two decimals, or two digits where it is small."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def program_table(program: Program) -> Table:
@@ -174,7 +179,7 @@ def _columns(plan: Plan) -> list[str]:
     groups = [("parameters",), ("moments",), ("gradients", "accumulator"), ("published", "reference"), ("activations",)]
     columns = [sum(sizes.get(name, 0) for name in group) for group in groups]
     return [
-        f"{plan.num_parameters / 1e9:.2f} B",
+        f"{_short(plan.num_parameters / 1e9)} B",
         *map(_gb, [*columns, program.total_bytes - sum(columns), plan.peak_bytes]),
     ]
 
