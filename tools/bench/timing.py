@@ -211,6 +211,17 @@ def positive(text: str) -> int:
     return value
 
 
+def bench_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m tools.bench NAME`, with the option that all have: --json."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m tools.bench {name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
+    return parser
+
+
 def json_path(text: str) -> Path:
     """An argument that names a file which can be written; checked before the measurement, which takes minutes."""
     path = Path(text)

@@ -11,7 +11,6 @@ Not covered: waiting in the queue, the gateway's HTTP, and other processes that 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import tempfile
 import time
@@ -24,7 +23,7 @@ from rich.table import Table
 
 from serving_bridge.database import Database, open_database
 from serving_bridge.tenants import TENANTS, Accounts, Ask, DeploymentSecret, Price, Tenants, read_price
-from tools.bench.timing import Spread, console, json_path, positive, spread, this_hardware, write_json
+from tools.bench.timing import Spread, bench_parser, console, positive, spread, this_hardware, write_json
 
 #: CPU microseconds of a request, exchanges left out.
 AIM_US = 100.0
@@ -40,16 +39,11 @@ _LIMITS = {
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints a table and the aim, and writes them as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench admission",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("admission", __doc__)
     parser.add_argument("--requests", type=positive, default=2000, help="of a round (default 2000)")
     parser.add_argument("--rounds", type=positive, default=9, help="(default 9)")
     parser.add_argument("--tenants", type=positive, default=100, help="in turns (default 100)")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="where everything is written, and deleted")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     if given.directory is not None and not given.directory.is_dir():
         parser.error(f"--directory {given.directory}: expected an existing folder")

@@ -51,7 +51,7 @@ from tools.bench.end_to_end.figures import Figures, figures
 from tools.bench.end_to_end.sides import BASE, PEERS, SIDES, WEIR, Launch, peer_launch, run_side, weir_launch
 from tools.bench.end_to_end.workloads import WORKLOADS, Workload, first_batches, peer_job, resolved, run_overrides
 from tools.bench.learner import environment
-from tools.bench.timing import console, json_path, positive, progress, this_hardware, write_json
+from tools.bench.timing import bench_parser, console, positive, progress, this_hardware, write_json
 
 _EVALUATE_EVERY = 10
 #: Steps that Weir could take beyond those measured, so that its last ones are like any other.
@@ -107,11 +107,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench end_to_end",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("end_to_end", __doc__)
     parser.add_argument("--workload", choices=tuple(WORKLOADS), default="demo", help="default demo")
     parser.add_argument("--model", type=Path, metavar="DIR", help="Hugging Face folder that all start from")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=[WEIR, "trl"], help="who (default weir trl)")
@@ -131,7 +127,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep runs and logs in this folder")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     workload = WORKLOADS[given.workload]
     given.steps, given.skip = given.steps or workload.steps, given.skip or workload.skip

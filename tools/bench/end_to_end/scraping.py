@@ -16,7 +16,6 @@ it is scraped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import threading
@@ -35,7 +34,7 @@ from configs.load import load_config
 from tools.bench import BenchmarkError
 from tools.bench.end_to_end.figures import Run
 from tools.bench.end_to_end.sides import run_side, weir_launch
-from tools.bench.timing import console, json_path, positive, progress, this_hardware, write_json
+from tools.bench.timing import bench_parser, console, positive, progress, this_hardware, write_json
 
 AIM = 0.01
 _WARM_STEPS = 10
@@ -270,15 +269,12 @@ def verdict(share: Estimate) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the table and the aim, and writes the figures as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench scrape", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("scrape", __doc__)
     parser.add_argument("--config", default="demo", help="of the run (default demo)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="changes one of its settings")
     parser.add_argument("--windows", type=positive, default=10, help="with scrapes, and as many without (default 10)")
     parser.add_argument("--steps", type=positive, default=20, help="of each window (default 20)")
     parser.add_argument("--rate", type=positive, default=20, help="fetches of each page a second (default 20)")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     if given.steps < 2:
         parser.error("--steps is 1, expected 2 or more: the first step of a window is left out")

@@ -31,7 +31,7 @@ from rich.table import Table
 from tools.bench import BenchmarkError
 from tools.bench.gateway.load import Figures, drive
 from tools.bench.gateway.sides import DIRECT, LITELLM, WEIR, Side, started
-from tools.bench.timing import console, json_path, positive, progress, spread, this_hardware, write_json
+from tools.bench.timing import bench_parser, console, positive, progress, spread, this_hardware, write_json
 
 _WARM_UP = 8
 #: aims: added milliseconds to the first token by number of streams, and the part of LiteLLM's cost
@@ -41,9 +41,7 @@ _OF_LITELLM = 0.5
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints a table, and writes the figures as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench gateway", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("gateway", __doc__)
     parser.add_argument("--streams", type=positive, nargs="+", default=[1, 64], help="streams at a time")
     parser.add_argument("--requests", type=positive, default=128, help="requests of a side in a round (default 128)")
     parser.add_argument("--tokens", type=positive, default=64, help="tokens of an answer (default 64)")
@@ -55,7 +53,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--litellm", type=Path, default=None, metavar="PROGRAM", help="LiteLLM's program; none: left out"
     )
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     if given.litellm is not None and not given.litellm.is_file():
         raise BenchmarkError(f"--litellm: {given.litellm} is no file; --help says how to get it")

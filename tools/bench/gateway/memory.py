@@ -36,7 +36,7 @@ from tools.assembly import build_registry
 from tools.bench import BenchmarkError
 from tools.bench.gateway.deployment import gateway_running, make_deployment
 from tools.bench.gateway.sides import engine_running, make_tokenizer
-from tools.bench.timing import console, json_path, positive, progress, this_hardware, write_json
+from tools.bench.timing import bench_parser, console, positive, progress, this_hardware, write_json
 
 #: MiB an hour that count as flat
 AIM_MIB_AN_HOUR = 1.0
@@ -69,17 +69,12 @@ class Growth:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints a table, and writes figures and samples as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench gateway_memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("gateway_memory", __doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="(default 60)")
     parser.add_argument("--per-second", type=float, default=4.0, help="requests (default 4)")
     parser.add_argument("--tokens", type=positive, default=16, help="of an answer (default 16)")
     parser.add_argument("--pace-ms", type=float, default=10.0, help="time of a token (default 10)")
     parser.add_argument("--every-s", type=float, default=10.0, help="between looks at the memory (default 10)")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     for name in ("minutes", "per_second", "pace_ms", "every_s"):
         if not getattr(given, name) > 0:

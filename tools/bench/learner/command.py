@@ -49,7 +49,7 @@ from tools.bench.learner.sides import (
     run_process,
     sides_of,
 )
-from tools.bench.timing import console, json_path, positive, progress, this_hardware, write_json
+from tools.bench.timing import bench_parser, console, positive, progress, this_hardware, write_json
 
 #: name -> batch of (vocabulary, seed)
 BATCHES: Mapping[str, Callable[[int, int], PaddedBatch]] = {
@@ -130,11 +130,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench learner",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("learner", __doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="what to measure (default all)")
     parser.add_argument("--sides", nargs="+", choices=BASE_SIDES, default=list(BASE_SIDES), help="who (default all)")
     parser.add_argument("--rounds", type=positive, default=3, help="processes per side and case (default 3)")
@@ -145,7 +141,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="gpu: utilisation of Weir alone")
     parser.add_argument("--model", choices=tuple(MODELS), help="with --device gpu (default Qwen3-1.7B)")
     parser.add_argument("--rows", type=positive, help="with --device gpu: rows of 8192 tokens a step (default 4)")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     if given.device == "cpu" and (given.model or given.rows):
         parser.error("--model and --rows are for --device gpu: on a CPU the cases have a small model of their own")

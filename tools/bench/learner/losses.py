@@ -16,7 +16,6 @@ Not covered: gradients (none flow through targets), bf16, batches spread over se
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import os
@@ -43,11 +42,11 @@ from tools.bench.timing import (
     Compiled,
     Samples,
     Spread,
+    bench_parser,
     compiled,
     console,
     cost_name,
     interleaved,
-    json_path,
     positive,
     progress,
     ratio,
@@ -111,17 +110,12 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       BenchmarkError: results disagree, or rlax cannot be had.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench losses",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("losses", __doc__)
     parser.add_argument("--batch", type=positive, default=64, help="sequences (default 64)")
     parser.add_argument(
         "--lengths", type=positive, nargs="+", default=(256, 4096, 32768), help="tokens (default 256 4096 32768)"
     )
     parser.add_argument("--repeats", type=positive, default=10, help="rounds (default 10)")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     arguments = parser.parse_args(argv)
     lengths = sorted(set(arguments.lengths))
 

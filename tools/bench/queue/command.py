@@ -20,7 +20,6 @@ Name a --directory on the disk that a run would use. Not covered: many workers a
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import statistics
@@ -43,7 +42,17 @@ from tools.bench import BenchmarkError
 from tools.bench.queue.postgres_server import NoServerError, running_server
 from tools.bench.queue.sides import CodecSide, DiskSide, PersistQueueSide, Side, WeirSide, named, trajectories
 from tools.bench.queue.streams import DiskStream, PersistQueueStream, Stream, WeirStream
-from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
+from tools.bench.timing import (
+    Spread,
+    bench_parser,
+    console,
+    positive,
+    progress,
+    ratio,
+    spread,
+    this_hardware,
+    write_json,
+)
 
 SIDES = ("sqlite", "postgres", "postgres rows", "persist-queue", "persist-queue whole", "disk", "codec")
 #: Weir's throughput should be at least this share of the disk's, and this many times the peer's.
@@ -87,9 +96,7 @@ class Sample:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints tables and aims, and writes them as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench queue", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("queue", __doc__)
     parser.add_argument("--batch", type=positive, default=16, help="trajectories of a transaction (default 16)")
     parser.add_argument("--kilobytes", type=positive, default=100, help="of one trajectory (default 100)")
     parser.add_argument("--batches", type=positive, default=20, help="batches of a turn (default 20)")
@@ -99,7 +106,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--hours", type=positive, default=24, help="of --volume (default 24)")
     parser.add_argument("--rate", type=positive, default=4, help="trajectories per second of --volume (default 4)")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="where everything is written, and deleted")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     if given.directory is not None and not given.directory.is_dir():
         parser.error(f"--directory {given.directory}: expected an existing folder")

@@ -12,7 +12,6 @@ Not covered: several who move at once, a network to the server, and the weights.
 
 from __future__ import annotations
 
-import argparse
 import os
 import tempfile
 import time
@@ -25,7 +24,7 @@ from rich.table import Table
 
 from serving_bridge.database import Session, open_database
 from serving_bridge.registry import ENTRY_SCHEMA, REGISTRY, Entry, Origin, RegistryIndex, digest, encode_entry
-from tools.bench.timing import console, json_path, positive, progress, spread, this_hardware, write_json
+from tools.bench.timing import bench_parser, console, positive, progress, spread, this_hardware, write_json
 
 #: milliseconds that each may take
 AIM_MS = 50.0
@@ -37,14 +36,11 @@ _ALIASES = ("stable", "previous")
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints a table and the aim, and writes them as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("registry", __doc__)
     parser.add_argument("--entries", type=positive, default=100_000, help="entries of the index (default 100000)")
     parser.add_argument("--rounds", type=positive, default=20, help="turns of each (default 20)")
     parser.add_argument("--dir", type=Path, help="an existing folder on the disk to measure (default: the system's)")
     parser.add_argument("--database", metavar="URL", help="postgresql://...?schema=NAME (default: an SQLite file)")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     out = console()
     with tempfile.TemporaryDirectory(dir=given.dir) as folder:

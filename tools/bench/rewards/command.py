@@ -14,7 +14,6 @@ Not covered: answers that take long themselves, and imports of large modules: bo
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,7 +27,7 @@ from rewards.code.sandbox import TIERS
 from tools.bench import BenchmarkError
 from tools.bench.rewards.code import compare_code
 from tools.bench.rewards.mathematics import PEER, compare_math
-from tools.bench.timing import console, json_path, positive, progress, ratio, spread, this_hardware, write_json
+from tools.bench.timing import bench_parser, console, positive, progress, ratio, spread, this_hardware, write_json
 
 #: kind -> answers that should be judged a second on two cores
 AIMS = {"code": 30.0, "math": 500.0}
@@ -36,15 +35,12 @@ AIMS = {"code": 30.0, "math": 500.0}
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints a table and the aim, and writes them as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench rewards", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("rewards", __doc__)
     parser.add_argument("--kind", choices=tuple(AIMS), default="code", help="which verifier (default code)")
     parser.add_argument("--answers", type=positive, default=200, help="answers of a round (default 200)")
     parser.add_argument("--rounds", type=positive, default=5, help="turns of each side (default 5)")
     parser.add_argument("--workers", type=positive, default=min(2, os.cpu_count() or 1), help="answers at a time")
     parser.add_argument("--sandbox", choices=TIERS, default=TIERS[0], help="code: what holds the answers")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     out = console()
     with progress() as bar:

@@ -13,7 +13,6 @@ Not covered: sockets and HTTP (the session is not aiohttp's), scoring, the queue
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import time
@@ -39,7 +38,7 @@ from serving_bridge.settings import RolloutSettings
 from serving_bridge.vllm import VllmClient
 from serving_bridge.vllm_plugin import PackedAnswer, PackedChoice
 from tools.assembly import collect_garbage_less_often
-from tools.bench.timing import Spread, console, json_path, positive, spread, this_hardware, write_json
+from tools.bench.timing import Spread, bench_parser, console, positive, spread, this_hardware, write_json
 
 FAIRNESS_AIM = 1.1
 _TURNS = 2
@@ -278,14 +277,11 @@ def table(result: Result) -> Table:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the table and the aim, and writes the figures as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench dispatch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("dispatch", __doc__)
     parser.add_argument("--episodes", type=positive, default=10_000, help="in flight at once (default 10000)")
     parser.add_argument("--replicas", type=positive, default=64, help="default 64")
     parser.add_argument("--tokens", type=positive, default=256, help="of an answer, on average (default 256)")
     parser.add_argument("--seconds", type=positive, default=20, help="of measurement (default 20)")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     hardware, out = this_hardware(), console()
     out.print(str(hardware), highlight=False, soft_wrap=True)

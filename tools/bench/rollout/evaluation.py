@@ -15,7 +15,6 @@ The ratios are of throughputs within a round. Not covered: GPUs, long answers, s
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import tempfile
 import time
@@ -27,7 +26,7 @@ from serving_bridge.vllm import VllmClient
 from tools.assembly import collect_garbage_less_often
 from tools.bench import BenchmarkError
 from tools.bench.rollout.rollout import SIDES, Additions, Server, Work, measure, table, verdict
-from tools.bench.timing import console, json_path, positive, sides_progress, this_hardware, write_json
+from tools.bench.timing import bench_parser, console, positive, sides_progress, this_hardware, write_json
 from tools.evaluation import (
     AnswerLog,
     FolderPrompts,
@@ -75,14 +74,11 @@ def _suite(work: Work, number: int) -> OpenSuite:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the table and the aim, and writes the figures as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("evaluate", __doc__)
     parser.add_argument("--requests", type=positive, default=512, help="prompts of a round (default 512)")
     parser.add_argument("--tokens", type=positive, default=64, help="of each answer (default 64)")
     parser.add_argument("--concurrency", type=positive, default=64, help="requests at once (default 64)")
     parser.add_argument("--rounds", type=positive, default=5, help="default 5")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     try:
         import vllm.benchmarks.serve  # noqa: F401

@@ -18,7 +18,6 @@ Not covered: GPUs, where both sides share neither caches nor memory bandwidth, a
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import tempfile
@@ -38,7 +37,17 @@ from serving_bridge.processes import Supervisor, python_module
 from serving_bridge.telemetry import Record, read_metrics
 from tools.assembly import RunPaths, base_model_dir, build_queue, build_registry, run_paths
 from tools.bench import BenchmarkError
-from tools.bench.timing import Spread, console, json_path, positive, progress, ratio, spread, this_hardware, write_json
+from tools.bench.timing import (
+    Spread,
+    bench_parser,
+    console,
+    positive,
+    progress,
+    ratio,
+    spread,
+    this_hardware,
+    write_json,
+)
 from tools.reporting import idle_shares
 
 AIM = 0.90
@@ -97,16 +106,13 @@ class Job:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the table and the verdict, and writes them as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench overlap", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("overlap", __doc__)
     parser.add_argument("--config", type=Path, default=Path("configs/demo.toml"), help="default configs/demo.toml")
     parser.add_argument("--steps", type=positive, default=40, help="optimizer steps of each job (default 40)")
     parser.add_argument("--skip", type=positive, default=8, help="first steps left out (default 8)")
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--staleness", type=positive, default=2, help="of the asynchronous job (default 2)")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     if given.skip >= given.steps:
         parser.error(f"--skip {given.skip}: expected fewer than --steps {given.steps}")

@@ -18,7 +18,6 @@ Not covered: GPUs, several replicas, long answers, and multi-turn dialogs.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import dataclasses
@@ -47,8 +46,8 @@ from tools.bench.processes import Sampler
 from tools.bench.rollout.one_round import Side, play_round
 from tools.bench.timing import (
     Spread,
+    bench_parser,
     console,
-    json_path,
     positive,
     ratio,
     sides_progress,
@@ -331,15 +330,12 @@ def table(result: Result) -> Table:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the table and the aim, and writes the figures as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench rollout", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("rollout", __doc__)
     parser.add_argument("--groups", type=positive, default=96, help="prompts of a round (default 96)")
     parser.add_argument("--group-size", type=positive, default=8, help="answers to a prompt (default 8)")
     parser.add_argument("--tokens", type=positive, default=64, help="of each answer (default 64)")
     parser.add_argument("--concurrency", type=positive, default=16, help="prompts at once (default 16)")
     parser.add_argument("--rounds", type=positive, default=5, help="default 5")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     try:
         import vllm.benchmarks.serve  # noqa: F401

@@ -22,7 +22,6 @@ Not covered: rewards that need a processor, GPUs, several replicas, and multi-tu
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import dataclasses
 import json
@@ -50,8 +49,8 @@ from tools.bench.rollout.one_round import Side, play_round
 from tools.bench.rollout.rollout import SHAPE
 from tools.bench.timing import (
     Spread,
+    bench_parser,
     console,
-    json_path,
     positive,
     ratio,
     sides_progress,
@@ -228,11 +227,7 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       BenchmarkError: vLLM is not installed, or a round failed.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench slow_rewards",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = bench_parser("slow_rewards", __doc__)
     parser.add_argument("--groups", type=positive, default=48, help="prompts of a round (default 48)")
     parser.add_argument("--group-size", type=positive, default=8, help="answers to a prompt (default 8)")
     parser.add_argument("--tokens", type=positive, default=256, help="of each answer (default 256)")
@@ -240,7 +235,6 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--places", type=positive, default=16, help="prompts under way at a time (default 16)")
     parser.add_argument("--scored", type=positive, default=64, help="answers scored at a time (default 64)")
     parser.add_argument("--rounds", type=positive, default=5, help="default 5")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     hardware, out = this_hardware(), console()
     out.print(str(hardware), highlight=False, soft_wrap=True)

@@ -38,7 +38,7 @@ from learner_jax.contracts import ModelConfig, parameters, parse_model_config
 from learner_jax.conversion import cut
 from serving_bridge.processes import python_module, with_own_packages
 from tools.bench import BenchmarkError
-from tools.bench.timing import Spread, console, json_path, positive, progress, spread, this_hardware, write_json
+from tools.bench.timing import Spread, bench_parser, console, positive, progress, spread, this_hardware, write_json
 
 #: Chunk of the learner's own checkpoints at most, and the peak that the converter promises beyond two chunks.
 _CHUNK_BYTES = 128 << 20
@@ -111,13 +111,10 @@ def main(argv: Sequence[str]) -> None:
     Raises:
       BenchmarkError: there is no room, or a conversion failed.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("convert", __doc__)
     parser.add_argument("--gib", type=gibibytes, default=4.0, help="size of each checkpoint (default 4)")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="a folder on the disk to measure")
     parser.add_argument("--rounds", type=positive, default=3, help="default 3")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     parser.add_argument("--worker", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.worker:

@@ -15,7 +15,6 @@ Not covered: several hosts, remote disks, and disks that are busy or full.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import tempfile
@@ -36,7 +35,7 @@ from learner_jax.models import init_parameters
 from learner_jax.settings import LearnerSettings, LossSettings
 from learner_jax.training import Engine, TrainState, objective
 from tools.bench.learner import Shape
-from tools.bench.timing import Spread, console, json_path, positive, progress, spread, this_hardware, write_json
+from tools.bench.timing import Spread, bench_parser, console, positive, progress, spread, this_hardware, write_json
 
 SIDES = ("none", "async", "sync")
 #: Blocking share of a step that an asynchronous save may cost at most.
@@ -97,14 +96,11 @@ class Row:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the table and the aim, and writes them as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench save", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("save", __doc__)
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS), help="default all")
     parser.add_argument("--every", type=positive, default=20, help="steps between saves (default 20, the demo's)")
     parser.add_argument("--rounds", type=positive, default=3, help="turns of each side (default 3)")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="where checkpoints are written, and deleted")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     if given.directory is not None and not given.directory.is_dir():
         parser.error(f"--directory {given.directory}: expected an existing folder")

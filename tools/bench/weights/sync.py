@@ -16,7 +16,6 @@ Not covered: GPUs, several replicas, stores on slow disks, and networks.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,7 +26,7 @@ from rich.table import Table
 from serving_bridge.weights import WeightStore
 from tools.bench import BenchmarkError
 from tools.bench.learner import Shape
-from tools.bench.timing import console, json_path, positive, progress, this_hardware, write_json
+from tools.bench.timing import bench_parser, console, positive, progress, this_hardware, write_json
 from tools.bench.weights import sync_bytes, sync_pause
 
 PARTS = ("bytes", "pause")
@@ -39,16 +38,13 @@ SHAPES = {
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints the tables and the aims, and writes them as JSON where asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.bench sync", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = bench_parser("sync", __doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="default both")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="0.6B", help="of the synthetic steps")
     parser.add_argument("--run", type=Path, metavar="DIR", help="a finished run, whose versions are compared too")
     parser.add_argument("--rounds", type=positive, default=3, help="turns of each side (default 3)")
     parser.add_argument("--in-flight", nargs="+", type=positive, default=[1, 16, 64], help="default 1 16 64")
     parser.add_argument("--tokens", type=positive, default=200, help="of each answer (default 200)")
-    parser.add_argument("--json", type=json_path, metavar="PATH", help="write the figures to this file too")
     given = parser.parse_args(argv)
     if given.run is not None and not (given.run / "weights").is_dir():
         parser.error(f"--run {given.run}: expected a run's folder with its weights/ inside")
