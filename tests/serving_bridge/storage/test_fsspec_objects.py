@@ -24,7 +24,11 @@ from serving_bridge.storage import (
     url_problem,
 )
 from serving_bridge.storage.providers import provider_of
-from tests.support.claimed_objects import assert_a_second_one_is_refused, assert_only_one_of_many_makes
+from tests.support.object_stores import (
+    assert_a_second_one_is_refused,
+    assert_only_one_of_many_makes,
+    assert_what_is_written_is_read_listed_and_deleted,
+)
 from tests.support.s3 import CREDENTIALS, S3, Fault
 
 #: one server for all tests on it
@@ -40,26 +44,7 @@ def objects(s3: S3) -> FsspecObjects:
 
 
 def test_what_is_written_is_read_listed_and_deleted(s3: S3, objects: FsspecObjects, tmp_path: Path) -> None:
-    assert objects.list() == {}
-    assert objects.size("a/b") is None
-    objects.put("a/b", b"one")
-    objects.put("a/b", b"three")
-    objects.put("a2", b"")
-    (tmp_path / "file").write_bytes(b"12345678")
-    objects.put_file("a/file.bin", tmp_path / "file")
-    assert objects.list() == {"a/b": 5, "a2": 0, "a/file.bin": 8}
-    assert objects.list("a/") == {"a/b": 5, "a/file.bin": 8}
-    assert objects.get("a/b", max_bytes=5) == b"three"
-    assert objects.get("a2", max_bytes=5) == b""
-    with pytest.raises(ValueError, match="has more than 4 bytes"):
-        objects.get("a/b", max_bytes=4)
-    assert objects.get_range("a/file.bin", 2, 3) == b"345"
-    assert objects.get_range("a/file.bin", 6, 10) == b"78"
-    assert objects.size("a/file.bin") == 8
-    objects.delete(["a/b", "a/b", "nothing"])
-    assert objects.list() == {"a2": 0, "a/file.bin": 8}
-    with pytest.raises(FileNotFoundError):
-        objects.get("a/b", max_bytes=5)
+    assert_what_is_written_is_read_listed_and_deleted(objects, tmp_path)
     assert {key["Key"] for key in s3.client().list_objects_v2(Bucket="bucket")["Contents"]} == {
         "run/a2", "run/a/file.bin",
     }  # fmt: skip
