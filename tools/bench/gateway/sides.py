@@ -98,7 +98,7 @@ def engine_running(folder: Path, *, pace_ms: float) -> Iterator[str]:
 @contextmanager
 def bare_running(folder: Path) -> Iterator[tuple[psutil.Process, str]]:
     """A server that refuses everybody, and its address up to /v1; it ends with the block."""
-    port = _free_port()
+    port = free_port()
     with _process(folder, "bare", [*_module("bare"), "--port", str(port)], port) as process:
         yield process, f"http://127.0.0.1:{port}/v1"
 
