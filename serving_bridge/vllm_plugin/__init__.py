@@ -71,8 +71,10 @@ def register() -> None:
         _compute_with_the_parameters()
         _use_parameters_as_tensors()
         _wait_without_spinning()
+        from serving_bridge.vllm_plugin.cpu_kernels import use_compiled_norms
         from serving_bridge.vllm_plugin.engine_start import fork_the_engine
 
+        use_compiled_norms()
         fork_the_engine()
 
 
