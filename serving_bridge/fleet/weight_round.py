@@ -75,10 +75,10 @@ async def run_round(
 
     Its requests carry a fencing token: what arrives after the next round got the lease is refused.
 
-    Answers in flight survive with a version span for each part, and no token is sampled from weights before their
-    golden prompts passed. The order makes every crash recoverable by another round: weights carry the name "unproven"
-    until the probe passed, so "paused, and the name is that of the applied version" means proven, whoever finds it.
-    Weights that fail stay behind the pause and everything in flight is aborted.
+    Answers in flight survive with a version span for each part, and no token of new weights leaves the replica before
+    their golden prompts passed. The order makes every crash recoverable by another round: weights carry the name
+    "unproven" until the probe passed, so "paused, and the name is that of the applied version" means proven, whoever
+    finds it. Weights that fail stay behind the pause and everything in flight is aborted.
 
     A cancelled round resumes the old weights; once weights have changed it waits for the verdict first. Each step is
     bounded by `settings.update_timeout_s`, all steps inside the pause by one such time, and leaving by another.

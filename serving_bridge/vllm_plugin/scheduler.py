@@ -1,8 +1,8 @@
-"""vLLM's scheduler, except that probes sent to a paused engine run, alone, while everything else stays held.
+"""vLLM's scheduler, except that probes sent to a paused engine run, and that nothing else leaves it meanwhile.
 
 Given to vLLM by `--scheduler-cls`. A stock paused engine schedules nothing, so new weights could only be proven after
-the first tokens had been sampled from them. Tokens of answers that are only asked for whole wait in the engine. While
-users are there, training has a share of each step only (`sharing`).
+the first tokens sampled from them had been sent. Tokens of answers that are only asked for whole wait in the engine.
+While users are there, training has a share of each step only (`sharing`).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from vllm.config import VllmConfig
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import RequestQueue, create_request_queue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from serving_bridge.access import CONTROL_TOKEN, batch_of
 from serving_bridge.vllm_plugin import TRAINING_SLOWDOWN, USERS_BELOW
 from serving_bridge.vllm_plugin.held_outputs import HeldOutputs
 from serving_bridge.vllm_plugin.sharing import Sharing
 from serving_bridge.vllm_plugin.training_share import TrainingShare
+from serving_bridge.vllm_plugin.unproven_outputs import UnprovenOutputs
 from serving_bridge.vllm_plugin.user_delays import UserDelays
 
 
@@ -41,25 +41,25 @@ def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingSched
 class ProbingScheduler(Scheduler):
     """Runs, while paused in mode "keep" with the caches cleared, the probes that came after the pause.
 
-    Probes of one batch run in one step, when all of them have come: every step lengthens the pause.
+    Probes of one batch run in one step, when all of them have come. Held requests are in the same step, since every
+    step lengthens the pause: the clearing preempted them, and their KV cache has to be computed anew in any case. What
+    they are given is kept until the pause ends. If another pause begins first, weights may change, and they are
+    aborted.
 
-    Held requests were preempted by the clearing and own no KV blocks, so a probe finds all of them free and can
-    disturb nobody. Weights may change after a probe within the same pause, so nothing that it leaves in the prefix
-    cache outlives the pause. A pause that keeps the caches lets no probe run: it would compete for the held requests'
-    blocks.
+    Probes go first, so they find all KV blocks free. A pause that keeps the caches lets no probe run: it would compete
+    for the held requests' blocks.
 
     Raises:
       RuntimeError: the environment has no control token, so probes could not be told from other requests.
     """
 
-    waiting: RequestQueue
-    kv_holding_waiting: RequestQueue
     _pause_state: PauseState
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._probes: dict[str, tuple[str, int]] = {}  # request id -> its batch
-        self._held = HeldOutputs()
+        self._held, self._unproven = HeldOutputs(), UnprovenOutputs()
+        self._is_proving = False  # from the first step with probes on, until the pause ends or another one begins
         slowdown = float(os.environ[TRAINING_SLOWDOWN])
         share = TrainingShare(slowdown, self.max_num_active_reqs)
         self._sharing = Sharing(self, share, UserDelays(slowdown), int(os.environ[USERS_BELOW]))
@@ -69,41 +69,54 @@ class ProbingScheduler(Scheduler):
 
     def set_pause_state(self, pause_state: PauseState) -> None:
         # Probes from before must not keep the engine busy: a pause is complete when the engine is idle.
-        self._probes.clear()
-        if self._pause_state == PauseState.PAUSED_ALL and pause_state != PauseState.PAUSED_ALL:
-            # All that runs in a pause are probes. Raises where it can't be cleared: the engine then stays paused.
+        if pause_state != PauseState.UNPAUSED:
+            self._give_up_unproven()
+        elif self._pause_state == PauseState.PAUSED_ALL and not self._is_proving:
+            # Raises where it can't be cleared: the engine then stays paused.
             self.reset_prefix_cache(reset_running_requests=True)
+        self._is_proving = False
+        self._probes.clear()
         super().set_pause_state(pause_state)
 
     def add_request(self, request: Request) -> None:
         super().add_request(request)
-        self._sharing.added(request)
         # A probe only asks for a prompt's log-probs; the one token that vLLM insists on goes to the prober.
         if self.pause_state == PauseState.PAUSED_ALL and request.max_tokens == 1:
             batch = batch_of(request.request_id, self._control_token)
             if batch is not None:
                 self._probes[request.request_id] = batch
+                return
+        self._sharing.added(request)
 
     def get_num_unfinished_requests(self) -> int:
         """What there is to do; vLLM's engine steps only while this is not 0."""
         number = int(super().get_num_unfinished_requests()) + len(self._probes_to_run())
         # A pause waits until there is nothing to do: what was sampled before it is sent under the version of then.
-        return number or int(self.pause_state == PauseState.PAUSED_ALL and bool(self._held))
+        return number or int(self._may_release or (self.pause_state == PauseState.PAUSED_ALL and bool(self._held)))
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         probes = self._probes_to_run()
-        if not probes:
-            with self._sharing.step():
-                return super().schedule(throttle_prefills)
-        with self._without_held(probes):
+        if self._may_release:
+            state = PauseState.PAUSED_ALL  # an empty step, so that nothing is computed before it is sent
+        elif probes:
+            state, self._is_proving = PauseState.UNPAUSED, True
+        else:
+            state = self._pause_state
+        with self._as_if(state), self._sharing.step(beside=len(probes)):
             return super().schedule(throttle_prefills)
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        self._sharing.took(scheduler_output)
+        if not self._is_proving:  # how long a proof takes says nothing of training
+            self._sharing.took(scheduler_output)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        return self._held.pass_on(outputs, self.requests, all_of_it=self.pause_state != PauseState.UNPAUSED)
+        if self._is_proving:
+            self._unproven.keep(outputs, self._probes)
+        outputs = self._held.pass_on(outputs, self.requests, all_of_it=self.pause_state != PauseState.UNPAUSED)
+        if self._may_release:
+            self._unproven.release(outputs)
+        return outputs
 
     def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
         stats = super().make_stats(*args, **kwargs)
@@ -112,32 +125,36 @@ class ProbingScheduler(Scheduler):
             stats.num_skipped_waiting_reqs += self._sharing.num_held
         return stats
 
+    def _give_up_unproven(self) -> None:
+        """Ends what was in a step with probes, before weights can change; a step may still be on its way."""
+        if self._is_proving:
+            beside = [request for request in self.running if request.request_id not in self._probes]
+            names = self._unproven.give_up({request.request_id: request.client_index for request in beside})
+            self.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+
+    @property
+    def _may_release(self) -> bool:
+        """Whether something is kept that may be sent: its weights were proven, or it was given up."""
+        return bool(self._unproven) and not self._is_proving
+
     def _probes_to_run(self) -> frozenset[str]:
         """Ids of the probes that are unfinished and whose batch has come whole."""
         if not self._probes:
             return frozenset()
         complete = {batch for batch, count in Counter(self._probes.values()).items() if count >= batch[1]}
         ids = {name for name, batch in self._probes.items() if batch in complete and name in self.requests}
-        if any(request.request_id not in ids for request in self.running):
+        if not self._is_proving and any(request.request_id not in ids for request in self.running):
             return frozenset()
         return frozenset(ids)
 
     @contextmanager
-    def _without_held(self, probe_ids: frozenset[str]) -> Iterator[None]:
-        """Shows vLLM's `schedule` an engine that is not paused and has no requests but the probes."""
-        held, held_with_blocks, paused = self.waiting, self.kv_holding_waiting, self._pause_state
-        probes = [request for request in held if request.request_id in probe_ids]
-        held.remove_requests(probes)
-        self.waiting, self.kv_holding_waiting = create_request_queue(self.policy), create_request_queue(self.policy)
-        for request in probes:
-            self.waiting.add_request(request)
-        self._pause_state = PauseState.UNPAUSED
+    def _as_if(self, state: PauseState) -> Iterator[None]:
+        """Shows vLLM's `schedule` another state of the engine."""
+        kept, self._pause_state = self._pause_state, state
         try:
             yield
         finally:
-            for request in [*self.waiting, *self.kv_holding_waiting]:
-                held.add_request(request)
-            self.waiting, self.kv_holding_waiting, self._pause_state = held, held_with_blocks, paused
+            self._pause_state = kept
 
 
 class AsyncProbingScheduler(ProbingScheduler, AsyncScheduler):

@@ -59,8 +59,12 @@ class Sharing:
             self._delays.begin(request.request_id, self._clock() - (self._wall() - request.arrival_time))
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """Within it, vLLM's `schedule` plans the next step."""
+    def step(self, beside: int = 0) -> Iterator[None]:
+        """Within it, vLLM's `schedule` plans the next step.
+
+        Args:
+          beside: further requests, which the step has in any case.
+        """
         scheduler, self.num_held = self._scheduler, 0
         self._planned_s = self._clock()
         self._users = {name: request for name, request in self._users.items() if name in scheduler.requests}
@@ -79,7 +83,7 @@ class Sharing:
             request.next_decode_eligible_step = scheduler.current_step + 2  # `schedule` begins with the next step
         self.num_held = max(0, len(training) - most)
         usual = scheduler.max_num_active_reqs
-        places = len(scheduler.running) + len(waiting) + max(0, most - len(training))
+        places = len(scheduler.running) + len(waiting) + max(0, most - len(training)) + beside
         scheduler.max_num_active_reqs = min(usual, places)
         try:
             yield

@@ -57,7 +57,8 @@ def test_after_an_update_the_replica_equals_a_fresh_server_and_transformers(worl
     assert 0 < outcome.probe_max_abs < TOLERANCE
     assert 0 < outcome.pause_s < 10
     assert world.run(world.client.weight_version()) == manifest.version
-    for prompt in PROMPTS:
+    # The proof leaves the golden prompts in the prefix cache, where blocks are full, and computed them together.
+    for prompt in (*PROMPTS[:2], [token + 1 for token in PROMPTS[2]]):
         updated = world.run(greedily(world.client, prompt, 60))
         fresh = world.run(greedily(world.fresh, prompt, 60))
         np.testing.assert_array_equal(updated.tokens, fresh.tokens)

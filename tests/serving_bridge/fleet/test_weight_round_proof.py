@@ -1,4 +1,4 @@
-"""No token is sampled from weights whose golden prompts did not pass, and what failed once is proven anew."""
+"""No token comes from weights whose golden prompts did not pass, and what failed once is proven anew."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from learner_jax.contracts.weights import WeightManifest
-from serving_bridge.access import FENCING_HEADER, ROUND_ROUTE, SWAP_ROUTE
+from serving_bridge.access import FENCING_HEADER, ROUND_ROUTE, SERVE_ROUTE, SWAP_ROUTE
 from serving_bridge.fleet.golden_probe import PROBE_TOLERANCE
 from serving_bridge.fleet.weight_round import RoundOutcome, run_round
-from serving_bridge.vllm.client import Aborted
+from serving_bridge.vllm.client import Aborted, Completion
 from tests.support.broken_versions import WRONG
-from tests.support.meddling import meddling
+from tests.support.meddling import DiedError, meddling
 from tests.support.weight_world import (
     PROMPTS,
     SETTINGS,
@@ -85,7 +85,7 @@ def test_steps_that_take_too_long_are_given_up(world: World):
     assert not world.run(world.client.is_paused())
 
 
-def test_no_token_is_sampled_from_weights_that_fail_their_probe(world: World):
+def test_no_token_comes_from_weights_that_fail_their_probe(world: World):
     served = world.update(world.model_b)
     wrong = world.publish(world.model_a, golden=golden_of(world.model_b))
 
@@ -122,6 +122,39 @@ def test_no_token_is_sampled_from_weights_that_fail_their_probe(world: World):
         want = next_logprobs(world.model_b, [*prompt, *tokens])[len(prompt) - 1 :]
         np.testing.assert_allclose(got, want, atol=TOLERANCE, rtol=0)
     world.update(world.model_b)
+
+
+def test_answers_beside_a_proof_that_nobody_judged_end_with_what_was_sent_before(world: World):
+    served, undecided, wanted = world.update(world.model_b), world.publish(world.model_a), world.publish(world.model_b)
+
+    async def die_before(route: str) -> None:
+        if route == SERVE_ROUTE:
+            raise DiedError
+
+    async def answer(prompt: Sequence[int]) -> Completion:
+        (given,) = await world.client.generate(
+            prompt, n=1, max_tokens=200, stop_token_ids=(), timeout_s=60, unfinished=True
+        )
+        return given
+
+    async def rounds_amid() -> tuple[RoundOutcome, list[Completion]]:
+        answering = [asyncio.create_task(answer(prompt)) for prompt in PROMPTS]
+        while await world.client.num_requests() == 0:
+            await asyncio.sleep(0.01)
+        with pytest.raises(DiedError):
+            await run_round(meddling(world.client, world.session, before=die_before), undecided, SETTINGS, round_id="a")
+        assert await world.client.is_paused()
+        outcome = await run_round(world.client, wanted, SETTINGS, round_id="a")
+        return outcome, await asyncio.wait_for(asyncio.gather(*answering), 30)
+
+    outcome, answers = world.run(rounds_amid())
+    assert outcome.status == "updated", outcome
+    for prompt, given in zip(PROMPTS, answers, strict=True):
+        assert given.finish_reason == "abort"
+        assert set(given.policy_version.tolist()) == {served.version}
+        want = next_logprobs(world.model_b, [*prompt, *given.tokens.tolist()])[len(prompt) - 1 :]
+        np.testing.assert_allclose(given.logprobs, want, atol=TOLERANCE, rtol=0)
+    assert assert_serves(world, {wanted.version: world.model_b}) == wanted.version
 
 
 def test_the_probe_catches_weights_that_are_not_the_learners(world: World):

@@ -76,9 +76,9 @@ class Engine:
         self.sharing.added(request)
         return request
 
-    def step(self, took_s: float = 0.01) -> tuple[list[str], int]:
+    def step(self, took_s: float = 0.01, beside: int = 0) -> tuple[list[str], int]:
         """Names of what is in the next step, and how many that run or wait may be active then."""
-        with self.sharing.step():
+        with self.sharing.step(beside):
             self.current_step += 1
             names = [r.request_id for r in self.running if r.next_decode_eligible_step <= self.current_step]
             places = self.max_num_active_reqs
@@ -135,6 +135,7 @@ def test_training_that_waits_is_let_in_up_to_its_share() -> None:
     engine.add("t1", TRAINING, runs=False)
     engine.add("u1", USER, runs=False)
     assert engine.step()[1] == 4  # what runs, the user that waits, and one more of training
+    assert engine.step(beside=3)[1] == 7
 
 
 def test_a_user_that_finds_no_place_gets_that_of_the_last_of_training() -> None:
