@@ -37,7 +37,7 @@ class RoundOutcome:
       pause_s: time without sampling, the probe included.
       probe_s: golden prompts, inside the pause.
       probe_max_abs: largest difference between replica and learner on the golden prompts, nats; None if not probed.
-      num_running: requests in flight when the pause began; None if it never did.
+      num_running: requests in flight when the pause began; None if it never did, or nobody knows.
       error: why not updated.
       store_damaged: the store holds the version in a form that this replica can't use, damaged or on top of weights
         that it does not have: a whole copy (`WeightStore.want_anchor`) would help.
@@ -181,10 +181,10 @@ class WeightRound:
 
     async def _swap(self) -> None:
         """Everything inside the pause but its end, which `_leave` decides on."""
-        self._num_running = await self._client.num_requests()
         if not self._is_applied:
             await _open_session(self._control)
-        await self._renew_lease()
+        if self._leased_until_s < _now() + self._settings.update_timeout_s + _LEASE_MARGIN_S / 2:
+            await self._renew_lease()
         self._paused_s = _now()
         with self._waiting(
             f"version {self._manifest.version} to be applied and proven, in a pause", TimeoutError
@@ -208,6 +208,7 @@ class WeightRound:
         except Failed as failed:
             await self._refuse_if_untouched(str(failed))
             raise
+        self._num_running = swapped.num_running
         if not swapped.is_applied:
             await self._refuse_if_untouched(swapped.error)
         if swapped.error:
@@ -339,7 +340,7 @@ class WeightRound:
             pause_s=self._pause_s,
             probe_s=self._probe_s,
             probe_max_abs=self._probe_max_abs,
-            num_running=self._num_running if self._paused_s is not None else None,
+            num_running=self._num_running,
             error=error,
             store_damaged=self._store_damaged,
         )

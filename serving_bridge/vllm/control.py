@@ -32,12 +32,14 @@ class Swapped:
       logprobs: float32[P-1] of each golden prompt, nats: entry t is log p(tokens[t+1] | tokens[:t+1]). Empty where
         something failed.
       proof_s: what these took.
+      num_running: requests in flight when the pause began.
     """
 
     is_applied: bool
     error: str
     logprobs: Sequence[np.ndarray]
     proof_s: float
+    num_running: int = 0
 
 
 class RoundControl:
@@ -92,12 +94,15 @@ class RoundControl:
             "golden": golden,
         }
         found, where = self._swapped(await self._post(SWAP_ROUTE, body=body)), self._http.base_url
+        if found.num_running < 0:
+            raise Malformed(f"{where} says that {found.num_running} requests were in flight")
         if found.error:
-            return Swapped(found.is_applied, quoted(found.error, MAX_RECORD_TEXT), [], 0.0)
+            return Swapped(found.is_applied, quoted(found.error, MAX_RECORD_TEXT), [], 0.0, found.num_running)
         if not found.is_applied or len(found.proof) != len(golden) or not 0 <= found.proof_s < math.inf:
             raise Malformed(f"{where} sent {len(found.proof)} answers to {len(golden)} golden prompts")
         pairs = zip(found.proof, golden, strict=True)
-        return Swapped(True, "", [prompt_logprobs(a, tokens, where) for a, tokens in pairs], found.proof_s)
+        proof = [prompt_logprobs(a, tokens, where) for a, tokens in pairs]
+        return Swapped(True, "", proof, found.proof_s, found.num_running)
 
     def _swapped(self, payload: bytes) -> SwapAnswer:
         try:

@@ -45,9 +45,11 @@ class SwapAnswer(msgspec.Struct, array_like=True):
       error: what failed; "" where nothing did.
       proof: an answer for each golden prompt, with the prompt's own log-probs; empty where something failed.
       proof_s: what the proof took.
+      num_running: requests in flight when the pause began.
     """
 
     is_applied: bool = False
     error: str = ""
     proof: list[PackedAnswer] = []
     proof_s: float = 0.0
+    num_running: int = 0

@@ -35,11 +35,11 @@ async def swap(engine: AsyncLLM, asked: Swap, *, control_token: str, check: Call
     Args:
       check: raises once another round is to be obeyed; called before each thing that changes something.
     """
+    done = SwapAnswer(num_running=engine.output_processor.get_num_unfinished_requests())
     try:
         await _pause(engine)
     except Exception as error:  # noqa: BLE001  (every failure is answered, as by vLLM)
         return _failed("the engine was not paused", error)
-    done = SwapAnswer()
     try:
         await _apply(engine, asked, check)
         done.is_applied, started = True, time.perf_counter()

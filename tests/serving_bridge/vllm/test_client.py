@@ -151,8 +151,10 @@ MANIFEST = WeightManifest(
 )
 
 
-def swapped(*answers: PackedAnswer, is_applied: bool = True, error: str = "", proof_s: float = 0.5) -> Any:
-    server = Server(msgspec.msgpack.encode(SwapAnswer(is_applied, error, list(answers), proof_s)))
+def swapped(
+    *answers: PackedAnswer, is_applied: bool = True, error: str = "", proof_s: float = 0.5, num_running: int = 7
+) -> Any:
+    server = Server(msgspec.msgpack.encode(SwapAnswer(is_applied, error, list(answers), proof_s, num_running)))
     found = server.does(lambda client: client.control().swap(MANIFEST, "round", applies=True))
     ((method, route, body),) = server.asked
     assert (method, route, body["applies"], body["round_id"]) == ("POST", "/weir_swap", True, "round")
@@ -166,11 +168,11 @@ def proof(*logprobs: float, reason: str = "length") -> PackedAnswer:
 
 def test_a_swap_is_asked_for_in_one_request_and_gives_the_proof_of_each_golden_prompt() -> None:
     found = swapped(proof(-1.0), proof(-1.0, -2.5))
-    assert (found.is_applied, found.error, found.proof_s) == (True, "", 0.5)
+    assert (found.is_applied, found.error, found.proof_s, found.num_running) == (True, "", 0.5, 7)
     assert [values.tolist() for values in found.logprobs] == [[-1.0], [-1.0, -2.5]]
     for is_applied in (True, False):
         found = swapped(is_applied=is_applied, error="no\x1b room")
-        assert (found.is_applied, found.logprobs) == (is_applied, [])
+        assert (found.is_applied, found.logprobs, found.num_running) == (is_applied, [], 7)
         assert "room" in found.error
         assert found.error.isprintable()
 
@@ -184,6 +186,7 @@ def test_a_swap_is_asked_for_in_one_request_and_gives_the_proof_of_each_golden_p
         ([proof(-1.0), proof(-1.0, -2.0)], {"is_applied": False}),
         ([proof(-1.0), proof(-1.0, -2.0)], {"proof_s": math.nan}),
         ([proof(-1.0), proof(-1.0, -2.0)], {"proof_s": -1.0}),
+        ([proof(-1.0), proof(-1.0, -2.0)], {"num_running": -1}),
     ],
 )
 def test_a_proof_that_is_none_is_malformed(answers: list[PackedAnswer], options: dict[str, Any]) -> None:

@@ -47,12 +47,15 @@ class Engine:
         self.batches: set[tuple[str, int] | None] = set()
         self.priorities: set[int] = set()
         self._fails_at = fails_at
-        self.renderer, self.engine_core = self, self
+        self.renderer, self.engine_core, self.output_processor = self, self, self
 
     def _do(self, what: str) -> None:
         if what == self._fails_at:
             raise RuntimeError(f"{what} on purpose")
         self.done.append(what)
+
+    def get_num_unfinished_requests(self) -> int:
+        return 5 if "pause" not in self.done else 0
 
     async def clear_mm_cache_async(self) -> None:
         """It has none."""
@@ -104,7 +107,7 @@ def test_weights_change_in_the_pause_lose_their_name_and_are_proven_in_one_batch
     engine = Engine()
     found = swapped(engine)
     assert engine.done == ALL
-    assert (found.is_applied, found.error) == (True, "")
+    assert (found.is_applied, found.error, found.num_running) == (True, "", 5)
     assert [np.frombuffer(a.prompt_logprobs or b"", "<f4").tolist() for a in found.proof] == [[-2.0], [-2.0, -3.0]]
     ((_, size),) = (batch for batch in engine.batches if batch is not None)
     assert (size, len(engine.batches), engine.priorities) == (2, 1, {-1})

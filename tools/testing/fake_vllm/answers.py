@@ -92,10 +92,10 @@ def together(answers: Sequence[bytes]) -> bytes:
     return msgspec.msgpack.encode([msgspec.Raw(answer) for answer in answers])
 
 
-def swap_answer(is_applied: bool, error: str, proof: bytes) -> bytes:
+def swap_answer(is_applied: bool, error: str, proof: bytes, num_running: int) -> bytes:
     """What the plugin sends to who asked for a swap; the proof as `together` has it, empty if there is none."""
     answers = msgspec.msgpack.decode(proof, type=list[PackedAnswer]) if proof and not error else []
-    return msgspec.msgpack.encode(SwapAnswer(is_applied, error, answers))
+    return msgspec.msgpack.encode(SwapAnswer(is_applied, error, answers, num_running=num_running))
 
 
 def _floats(values: Sequence[float]) -> bytes:

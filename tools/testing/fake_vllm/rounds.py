@@ -62,6 +62,7 @@ class RoundRoutes:
 
     async def swap(self, check: Callable[[], None], body: Fields, params: Mapping[str, str]) -> Answer:
         """`check` raises once another round than that of the request is to be obeyed."""
+        num_running = len(self._core.requests)
         self._core.pause("keep", clears_cache=True)
         await asyncio.sleep(self._control_s)
         is_applied, error, proof = False, "", b""
@@ -74,7 +75,7 @@ class RoundRoutes:
             raise
         except Exception as caught:  # noqa: BLE001 - as the plugin: who asked judges by how far it came
             error = str(caught) or repr(caught)
-        return 200, swap_answer(is_applied, error, proof)
+        return 200, swap_answer(is_applied, error, proof, num_running)
 
     async def serve(self, check: Callable[[], None], body: Fields, params: Mapping[str, str]) -> Answer:
         """As `swap` of `check`."""
