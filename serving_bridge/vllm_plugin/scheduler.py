@@ -26,6 +26,7 @@ from vllm.v1.request import Request, RequestStatus
 from serving_bridge.access import CONTROL_TOKEN, batch_of
 from serving_bridge.vllm_plugin import TRAINING_SLOWDOWN, USERS_BELOW
 from serving_bridge.vllm_plugin.held_outputs import HeldOutputs
+from serving_bridge.vllm_plugin.next_slots import keep_slots_inside_blocks
 from serving_bridge.vllm_plugin.sharing import Sharing
 from serving_bridge.vllm_plugin.training_share import TrainingShare
 from serving_bridge.vllm_plugin.unproven_outputs import UnprovenOutputs
@@ -57,6 +58,7 @@ class ProbingScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        keep_slots_inside_blocks(self.kv_cache_manager)
         self._probes: dict[str, tuple[str, int]] = {}  # request id -> its batch
         self._held, self._unproven = HeldOutputs(), UnprovenOutputs()
         self._is_proving = False  # from the first step with probes on, until the pause ends or another one begins

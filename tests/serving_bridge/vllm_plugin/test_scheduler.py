@@ -69,6 +69,8 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(base, "get_num_unfinished_requests", lambda self: 0)
     monkeypatch.setattr(base, "schedule", schedule)
     monkeypatch.setattr(base, "finish_requests", finish_requests)
+    monkeypatch.setattr(base, "kv_cache_manager", None, raising=False)
+    monkeypatch.setattr(module, "keep_slots_inside_blocks", lambda manager: None)
     monkeypatch.setenv("WEIR_CONTROL_TOKEN", CONTROL)
     monkeypatch.setenv("WEIR_TRAINING_SLOWDOWN", "0.15")
     monkeypatch.setenv("WEIR_USERS_BELOW", "20")
