@@ -29,7 +29,7 @@ from tools.bench.timing import Spread, spread
 #: what happens in the middle of the answers
 EVENTS = ("nothing", "update", "full")
 #: beyond vLLM's own pause and resume
-AIM_S = 0.05
+AIM_S = 0.02
 #: 24 million parameters, 95 MB in float32
 SHAPE = CreateModelSettings(
     hidden_size=512, intermediate_size=2048, num_layers=6, num_heads=8, num_kv_heads=4, head_dim=64, vocab_size=2048
@@ -131,6 +131,7 @@ async def _one(
         probe_s = 0.0
         if manifest is not None:
             probe_s = (await _round(replica, source, settings, manifest)).probe_s
+            check_goes_on(arrivals, tokens)
     return _gaps(arrivals[0], probe_s)
 
 
@@ -142,7 +143,17 @@ async def _pause(replica: Replica, number: int, like: Gaps, tokens: int) -> Gaps
         control = replica.client.control()
         await control.pause()
         await control.resume()
+        check_goes_on(arrivals, tokens)
     return _gaps(arrivals[0])
+
+
+def check_goes_on(arrivals: Sequence[Sequence[float]], tokens: int) -> None:
+    """Raises `BenchmarkError` if an answer had ended by the end of a pause: the pause is then none that it shows."""
+    ended = sum(len(arrived) >= tokens for arrived in arrivals)
+    if ended:
+        raise BenchmarkError(
+            f"{ended} of {len(arrivals)} answers of {tokens} tokens ended before the pause did: raise --tokens"
+        )
 
 
 @asynccontextmanager
