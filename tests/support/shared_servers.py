@@ -25,6 +25,8 @@ LOADING_VLLM = (
     "tests/serving_bridge/vllm_plugin/test_scheduler.py",
     "tests/serving_bridge/vllm_plugin/test_held_outputs.py",
     "tests/serving_bridge/vllm_plugin/test_sharing.py",
+    "tests/serving_bridge/vllm_plugin/test_cpu_kernels.py",
+    "tests/serving_bridge/vllm_plugin/test_next_slots.py",
     "tests/serving_bridge/text/test_answer_ends.py",
     "tests/system/test_sync_in_process.py",
 )
