@@ -80,7 +80,7 @@ class Moves:
     ) -> None:
         """Makes the candidate stable. Raises `RegistryError` where it is not as it was registered."""
         self.check_files(rollout.number)
-        reason = f"rollout {rollout.rollout}: {decision.reasons[0]}"
+        reason = decision.reasons[0]
 
         def work(session: Session) -> None:
             also(session)
@@ -91,7 +91,7 @@ class Moves:
             lease,
             {STABLE: rollout.number, PREVIOUS: rollout.stable, CANARY: None},
             actor=self._actor,
-            reason=reason,
+            reason=f"rollout {rollout.rollout}: {reason}",
             expected={CANARY: rollout.number, STABLE: rollout.stable},
             stages=self.stages(rollout.number, "stable") | self.stages(rollout.stable, "retired"),
             traffic=TrafficChange(),

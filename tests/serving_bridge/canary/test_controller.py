@@ -37,6 +37,7 @@ def test_a_good_candidate_becomes_stable_and_every_decision_replays(canary_world
     stages = [event.body.get("new") for event in world.index.events(NAMESPACE, world.candidate)]
     assert stages[-3:] == ["shadow", "canary", "stable"]
     decisions = world.rollouts.decisions(rollout.rollout)
+    assert rollout.reason == decisions[-1].record.decision.reasons[0]
     assert [one.look for one in decisions] == list(range(1, rollout.looks + 1))
     state = State(until=rollout.first)
     for one in decisions:
