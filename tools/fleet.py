@@ -25,7 +25,14 @@ from configs.schema import Config
 from learner_jax.runtime import Waits, WeirError
 from serving_bridge.fleet import FleetStatus, OrderBook, known_fleets
 from serving_bridge.routing import ReplicaRegistry
-from tools.assembly import build_arm_replicas, build_registry, build_serving_registry, clear_errors, run_paths
+from tools.assembly import (
+    build_arm_replicas,
+    build_registry,
+    build_serving_registry,
+    clear_errors,
+    run_paths,
+    saved_config,
+)
 from tools.command_line import command_parser
 from tools.reporting import terminal
 
@@ -126,7 +133,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = terminal.console()
     with clear_errors():
-        config = load_config(arguments.run / "config.toml")
+        config = load_config(saved_config(arguments.run))
         registry = _aliases_replicas(config) if arguments.aliases else build_registry(run_paths(config))
         if arguments.order == "status":
             for name in known_fleets(registry.folder):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from configs.load import load_past_config
 from serving_bridge.telemetry import MetricsTail
-from tools.assembly import clear_errors
+from tools.assembly import clear_errors, saved_config
 from tools.canary_place import INDEX_FILE, opened_canary
 from tools.command_line import command_parser, index_arguments
 from tools.dashboard import DashboardError, read_token
@@ -30,7 +30,7 @@ _ATTACH_TICK_S = 0.5
 
 def attach(directory: Path, *, tick_s: float = _ATTACH_TICK_S) -> None:
     """Follows a run directory until the run has ended; Ctrl-C leaves the run alone."""
-    config = load_past_config(directory / "config.toml")
+    config = load_past_config(saved_config(directory))
     tail = MetricsTail(directory / "metrics.jsonl")
     with LiveView(config, directory) as view:
         while True:

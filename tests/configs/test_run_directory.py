@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -234,6 +235,18 @@ def test_a_finished_run_is_kept_and_carried_on_only_when_named(tmp_path: Path):
 def test_a_folder_without_a_run_can_not_be_carried_on(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"holds no config.toml: expected the directory of a run"):
         resume(tmp_path, [])
+
+
+@pytest.mark.parametrize("command", [("view",), ("fleet", "status")], ids=lambda command: command[0])
+def test_commands_that_look_at_a_run_say_where_there_is_none(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    name, *more = command
+    monkeypatch.setattr(sys, "argv", [name, str(tmp_path / "none"), *more])
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"tools.{name}").main()
+    expected = f"{tmp_path}/none holds no config.toml: expected the directory of a run, such as runs/demo"
+    assert capsys.readouterr().err.strip() == f"error: {expected}"
 
 
 # Copies.

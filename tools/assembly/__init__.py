@@ -44,7 +44,7 @@ from tools.assembly.paths import (
 from tools.assembly.placement import Here, Placement, fleets_of, hosts_of, in_role, python_of, variables_to_hand_on
 from tools.assembly.processes import Planned, fresh_coordinator, learner_commands, planned, warm_start_commands
 from tools.assembly.recorded_sessions import SESSIONS, opened_recordings, recordings_of
-from tools.assembly.run_directory import Start
+from tools.assembly.run_directory import Start, saved_config
 from tools.assembly.start_checks import subject_of
 from tools.assembly.stop_request import StopRequest
 from tools.assembly.worker_hold import WorkerHold, wait_while_held
@@ -112,6 +112,7 @@ __all__ = [
     "recordings_of",
     "run_paths",
     "save_for_all",
+    "saved_config",
     "show_dry_run",
     "start_model_dir",
     "subject_of",

@@ -59,9 +59,7 @@ def resume(directory: Path, overrides: Sequence[str]) -> Start:
     Raises:
       ConfigError: there is no run, a setting differs that it keeps for its life, or it has nothing left to do.
     """
-    saved = directory / "config.toml"
-    if not saved.is_file():
-        raise ConfigError(f"{directory} holds no config.toml: expected the directory of a run, such as runs/demo")
+    saved = saved_config(directory)
     before = in_directory(load_config(saved), directory.absolute())
     config = in_directory(load_config(saved, overrides), directory.absolute())
     reopens = (directory / "summary.json").exists()
@@ -76,10 +74,15 @@ def resume(directory: Path, overrides: Sequence[str]) -> Start:
 
 def known(directory: Path) -> RunPaths:
     """The paths of a run that is there. Raises `ConfigError` if there is none."""
+    return run_paths(load_config(saved_config(directory)))
+
+
+def saved_config(directory: Path) -> Path:
+    """The file with the settings of a run that is there. Raises `ConfigError` if there is none."""
     saved = directory / "config.toml"
     if not saved.is_file():
         raise ConfigError(f"{directory} holds no config.toml: expected the directory of a run, such as runs/demo")
-    return run_paths(load_config(saved))
+    return saved
 
 
 def keep_results(paths: RunPaths) -> None:
