@@ -34,17 +34,18 @@ class Bystanders:
         return self._clock(), self._busy_s(), self._own_s()
 
 
-def machine_cpu() -> float:
-    """CPU seconds of all programs and of the system itself since its start."""
-    times = psutil.cpu_times()
+def machine_cpu(core: int | None = None) -> float:
+    """CPU seconds of all programs and of the system itself since its start, on one core or on all."""
+    times = psutil.cpu_times() if core is None else psutil.cpu_times(percpu=True)[core]
     names = ("user", "nice", "system", "irq", "softirq")
     return sum(float(getattr(times, name, 0.0)) for name in names)
 
 
-def own_cpu() -> float:
-    """CPU seconds of this process and of all that descend from it, those that have ended included."""
-    own, total = psutil.Process(), 0.0
-    for process in (own, *own.children(recursive=True)):
+def own_cpu(*roots: psutil.Process) -> float:
+    """CPU seconds of processes, by default of this one, and of all that descend from them, ended ones included."""
+    found = {each for root in roots or (psutil.Process(),) for each in (root, *root.children(recursive=True))}
+    total = 0.0
+    for process in found:
         try:
             total += sum(process.cpu_times()[:4])
         except psutil.NoSuchProcess:

@@ -15,14 +15,15 @@ Real vLLM: one replica and the gateway, both on the first core. A user asks at r
 
 Blocks of all sides take turns in each round, and each round begins with another one. In a round the user asks at the
 same moments on all sides. A ratio is the 95th percentile of all answers beside something over that of all answers
-alone. Its range is the 10th to the 90th percentile over rounds that are drawn anew (bootstrap). A learner that is dead
-is the user alone. `--sides` names those to measure, beside the user alone.
+alone, "alone again" included; its own is over "alone". The range is the 10th to the 90th percentile over rounds that
+are drawn anew (bootstrap). A learner that is dead is the user alone. `--sides` names those to measure, beside the user
+alone.
 
-"others" are cores that programs took which are no part of this. A block in which they had more than 0.1 of a core is
-left out, and so is its round of a ratio where that is the block alone; where none is left, all count.
+"others" are cores that programs took which are no part of this, on both and on the first. A learner leaves them the
+first one alone. A block in which they had more than 0.1 of a core in all is left out; where none is left, all count.
 
 A user's own machine does nothing else, so the program that asks goes first on the second core (SCHED_RR, where the
-system allows it). How late it still is counts as latency; "client late" is the 95th percentile of that.
+system allows it). How late it still is counts as latency; "late" is the 95th percentile of that.
 
 Not covered: networks, GPUs, several replicas, and long prompts.
 """
@@ -32,12 +33,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,6 @@ from typing import Any
 import aiohttp
 import numpy as np
 import psutil
-from rich.table import Table
 
 from configs.load import load_config
 from serving_bridge.settings import VLLM_PRIORITY
@@ -53,7 +52,21 @@ from serving_bridge.text import load_tokenizer
 from serving_bridge.weights import VersionHeader, VersionWriter, WeightStore
 from tools.assembly import RunPaths, build_keys, build_registry, create_model, registered_run
 from tools.bench import BenchmarkError
-from tools.bench.gateway.bystanders import Bystanders
+from tools.bench.gateway.blocks import (
+    AGAIN,
+    ALONE,
+    AS_USERS,
+    LEARNER,
+    NEIGHBOUR,
+    RESTARTS,
+    ROLLOUTS,
+    SIDES,
+    WITHIN,
+    Block,
+    ratio_of,
+    table_of,
+)
+from tools.bench.gateway.bystanders import Bystanders, machine_cpu, own_cpu
 from tools.bench.gateway.client import first_on_core, lateness
 from tools.bench.gateway.deployment import (
     START_S,
@@ -66,50 +79,20 @@ from tools.bench.gateway.deployment import (
 from tools.bench.gateway.disturbance import Heard, Learner, Place, asking, rollouts
 from tools.bench.learner import Shape
 from tools.bench.timing import (
-    Spread,
     console,
     json_path,
     positive,
     progress,
-    spread,
     this_hardware,
     write_json,
 )
 
-ALONE, AGAIN, WITHIN, NEIGHBOUR, LEARNER, RESTARTS, ROLLOUTS, AS_USERS = (
-    "alone", "alone again", "within quota", "neighbour", "learner", "learner restarts", "rollouts", "as users",
-)  # fmt: skip
-SIDES = (ALONE, AGAIN, WITHIN, NEIGHBOUR, LEARNER, RESTARTS, ROLLOUTS, AS_USERS)
 #: most that the 95th percentile may grow
 AIMS = {NEIGHBOUR: 1.10, LEARNER: 1.05, RESTARTS: 1.05, ROLLOUTS: 1.15}
 _QUOTA_PER_MINUTE, _TIMES = 60, 100
-_REDRAWN = 1000
-_QUIET_CORES = 0.1
 _NO_LIMITS = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9, "concurrency": 1000}
 _QUOTA = {"requests_per_minute": _QUOTA_PER_MINUTE, "request_burst": 5}
 _SERVING = ("serving.dtype=float32", "learner.publish_dtype=float32")
-
-
-@dataclass(frozen=True)
-class Block:
-    """One side in one round.
-
-    Attributes:
-      answers_ms: of the user, each from its request to its end.
-      late_ms: 95th percentile of how late the program that asks was.
-      gateway_share: of the first core that the gateway took.
-      others_cores: that programs took which are no part of the benchmark.
-      admitted, refused: requests of the neighbour.
-      training_per_s: tokens sampled for training.
-    """
-
-    answers_ms: tuple[float, ...]
-    late_ms: float
-    gateway_share: float
-    others_cores: float = 0.0
-    admitted: int = 0
-    refused: int = 0
-    training_per_s: float = 0.0
 
 
 def main(argv: Sequence[str]) -> None:
@@ -134,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
     out.print(str(hardware), highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="weir-bench-") as folder:
         rounds = _measured(Path(folder), given)
-    out.print(_table(rounds))
+    out.print(table_of(rounds))
     for name, aim in AIMS.items():
         if name not in rounds[0]:
             continue
@@ -160,14 +143,16 @@ def _measured(folder: Path, given: argparse.Namespace) -> list[dict[str, Block]]
         learner = Learner(folder, second)
         try:
             with first_on_core(second):
-                return asyncio.run(_rounds(paths, found[0], Place(found[1], _eos(model)), keys, learner, given))
+                return asyncio.run(
+                    _rounds(paths, Serving(found[0], fleet, first), Place(found[1], _eos(model)), keys, learner, given)
+                )
         finally:
             learner.kill()
 
 
 async def _rounds(
     paths: RunPaths,
-    gateway: psutil.Process,
+    serving: Serving,
     place: Place,
     keys: Mapping[str, str],
     learner: Learner,
@@ -196,7 +181,7 @@ async def _rounds(
                 start, blocks = number % len(names), dict[str, Block]()
                 for name in names[start:] + names[:start]:
                     ask = partial(user, for_s=given.seconds, seed=number)
-                    blocks[name] = await _block(name, sides[name], ask, gateway)
+                    blocks[name] = await _block(name, sides[name], ask, serving)
                     bar.update(task, advance=1, description=name)
                 found.append(blocks)
     return found
@@ -206,19 +191,35 @@ async def _block(
     name: str,
     side: Callable[[], AbstractAsyncContextManager[Seen]],
     ask: Callable[[], Awaitable[Heard]],
-    gateway: psutil.Process,
+    serving: Serving,
 ) -> Block:
     """The user's answers beside one side."""
     async with side() as seen, lateness() as late_s:
-        began_s, cpu_s, others = time.monotonic(), cpu_of(gateway), Bystanders()
+        began_s, cpu_s = time.monotonic(), cpu_of(serving.gateway)
+        others, on_first = Bystanders(), serving.bystanders()
         heard = await ask()
         seen.end(wall_s := time.monotonic() - began_s)
-        share, others_cores = (cpu_of(gateway) - cpu_s) / wall_s, others.cores()
+        share = (cpu_of(serving.gateway) - cpu_s) / wall_s
+        others_cores, others_first = others.cores(), on_first.cores()
     if set(heard.statuses) != {200} or len(heard.seconds) < 5:
         raise BenchmarkError(f"{name}: the user's answers were {dict(heard.statuses)}")
     late_ms = 1000 * float(np.percentile(late_s, 95))
     answers_ms = tuple(1000 * seconds for seconds in heard.seconds)
-    return Block(answers_ms, late_ms, share, others_cores, seen.admitted, seen.refused, seen.training_per_s)
+    counted = seen.admitted, seen.refused, seen.training_per_s
+    return Block(answers_ms, late_ms, share, others_cores, others_first, *counted)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What answers the user: all of it on one core."""
+
+    gateway: psutil.Process
+    fleet: psutil.Process
+    core: int
+
+    def bystanders(self) -> Bystanders:
+        """Programs that take of its core, and are no part of it."""
+        return Bystanders(partial(machine_cpu, self.core), partial(own_cpu, self.gateway, self.fleet))
 
 
 @dataclass
@@ -325,56 +326,3 @@ def _publish(paths: RunPaths, model: Path) -> None:
     VersionWriter(store).publish_full(
         found.tensors, found.manifest.tensors, VersionHeader(0, found.manifest.golden, None)
     )
-
-
-def _is_quiet(block: Block) -> bool:
-    return block.others_cores <= _QUIET_CORES
-
-
-def _p95(rounds: Iterable[Mapping[str, Block]], name: str) -> float:
-    """Of all answers beside one side, ms."""
-    return float(np.percentile([ms for blocks in rounds for ms in blocks[name].answers_ms], 95))
-
-
-def ratio_of(rounds: Sequence[Mapping[str, Block]], name: str) -> Spread:
-    """The 95th percentile beside a side over that alone; its range is that over rounds that are drawn anew."""
-
-    rounds = [blocks for blocks in rounds if _is_quiet(blocks[ALONE]) and _is_quiet(blocks[name])] or rounds
-
-    def found(chosen: Sequence[Mapping[str, Block]]) -> float:
-        return _p95(chosen, name) / _p95(chosen, ALONE)
-
-    draws = random.Random(0)
-    drawn = spread([found(draws.choices(rounds, k=len(rounds))) for _ in range(_REDRAWN)])
-    return replace(drawn, median=found(rounds))
-
-
-def _table(rounds: Sequence[Mapping[str, Block]]) -> Table:
-    table = Table("side", "p50, ms", "p95, ms", "p95 over alone", "answers", box=None)
-    for heading in ("others", "left out", "client late, ms", "gateway", "admitted", "refused", "training/s"):
-        table.add_column(heading)
-    for name in rounds[0]:
-        of_side = [blocks[name] for blocks in rounds]
-        counted = [block for block in of_side if _is_quiet(block)] or of_side
-        ms = np.concatenate([block.answers_ms for block in counted])
-        p50, p95 = (f"{value:.0f}" for value in np.percentile(ms, [50, 95]))
-        late = spread([block.late_ms for block in of_side]).show(digits=2)
-        share = spread([block.gateway_share for block in of_side]).show(digits=2)
-        others = spread([block.others_cores for block in of_side]).show(digits=2)
-        left_out = str(sum(not _is_quiet(block) for block in of_side))
-        counts = sum(block.admitted for block in of_side), sum(block.refused for block in of_side)
-        training = spread([block.training_per_s for block in of_side]).show()
-        table.add_row(
-            name,
-            p50,
-            p95,
-            ratio_of(rounds, name).show(),
-            str(len(ms)),
-            others,
-            left_out,
-            late,
-            share,
-            *map(str, counts),
-            training,
-        )
-    return table
