@@ -46,23 +46,33 @@ def _is_quiet(block: Block) -> bool:
     return block.others_cores <= _QUIET_CORES
 
 
-def _quiet_ms(rounds: Sequence[Mapping[str, Block]], *names: str) -> list[float]:
-    """All answers beside some sides that nobody else disturbed; all of them where there is none."""
-    found = [blocks[name] for blocks in rounds for name in names if name in blocks]
-    return [ms for block in [block for block in found if _is_quiet(block)] or found for ms in block.answers_ms]
+def _quiet(blocks: Mapping[str, Block], *names: str) -> list[Block]:
+    """Blocks of a round beside these sides that nobody else disturbed."""
+    return [blocks[name] for name in names if name in blocks and _is_quiet(blocks[name])]
+
+
+def _answers(blocks: Mapping[str, Block], *names: str) -> list[float]:
+    """Of the quiet blocks of a round, ms; of all where there is none."""
+    chosen = _quiet(blocks, *names) or [blocks[name] for name in names if name in blocks]
+    return [ms for block in chosen for ms in block.answers_ms]
 
 
 def ratio_of(rounds: Sequence[Mapping[str, Block]], name: str) -> Spread:
-    """The 95th percentile beside a side over that alone; its range is that over rounds that are drawn anew."""
+    """The 95th percentile beside a side over that alone; its range is that over rounds that are drawn anew.
 
+    The machine is not equally quick in all rounds, so both are of the same ones: where neither was disturbed, if any.
+    """
     alone = (ALONE,) if name in (ALONE, AGAIN) else (ALONE, AGAIN)
+    undisturbed = [blocks for blocks in rounds if _quiet(blocks, name) and _quiet(blocks, *alone)]
+    found = [(_answers(blocks, name), _answers(blocks, *alone)) for blocks in undisturbed or rounds]
 
-    def found(chosen: Sequence[Mapping[str, Block]]) -> float:
-        return float(np.percentile(_quiet_ms(chosen, name), 95) / np.percentile(_quiet_ms(chosen, *alone), 95))
+    def quotient(chosen: Sequence[tuple[list[float], list[float]]]) -> float:
+        beside, by_itself = ([ms for pair in chosen for ms in pair[place]] for place in (0, 1))
+        return float(np.percentile(beside, 95) / np.percentile(by_itself, 95))
 
     draws = random.Random(0)
-    drawn = spread([found(draws.choices(rounds, k=len(rounds))) for _ in range(_REDRAWN)])
-    return replace(drawn, median=found(rounds))
+    drawn = spread([quotient(draws.choices(found, k=len(found))) for _ in range(_REDRAWN)])
+    return replace(drawn, median=quotient(found))
 
 
 def table_of(rounds: Sequence[Mapping[str, Block]]) -> Table:
@@ -72,7 +82,7 @@ def table_of(rounds: Sequence[Mapping[str, Block]]) -> Table:
         table.add_column(heading)
     for name in rounds[0]:
         of_side = [blocks[name] for blocks in rounds]
-        ms = _quiet_ms(rounds, name)
+        ms = [ms for block in [block for block in of_side if _is_quiet(block)] or of_side for ms in block.answers_ms]
         times = (f"{value:.0f}" for value in np.percentile(ms, [50, 95]))
         counts = len(ms), sum(not _is_quiet(block) for block in of_side)
         shares = [(block.others_cores, block.others_first, block.late_ms, block.gateway_share) for block in of_side]

@@ -21,6 +21,7 @@ alone.
 
 "others" are cores that programs took which are no part of this, on both and on the first. A learner leaves them the
 first one alone. A block in which they had more than 0.1 of a core in all is left out; where none is left, all count.
+A ratio is of the rounds in which neither block was left out.
 
 A user's own machine does nothing else, so the program that asks goes first on the second core (SCHED_RR, where the
 system allows it). How late it still is counts as latency; "late" is the 95th percentile of that.

@@ -28,9 +28,15 @@ def block(ms: float, others_cores: float = 0.0) -> Block:
 
 
 def test_blocks_that_others_disturbed_are_left_out_where_any_is_left() -> None:
-    rounds = [{ALONE: block(100), LEARNER: block(900, 0.5)}, {ALONE: block(50, 0.5), LEARNER: block(110)}]
-    assert ratio_of(rounds, LEARNER).median == pytest.approx(1.1, rel=0.01)
-    assert ratio_of(rounds[:1], LEARNER).median == pytest.approx(9, rel=0.01)
+    disturbed = [{ALONE: block(100), LEARNER: block(900, 0.5)}, {ALONE: block(100, 0.5), LEARNER: block(900)}]
+    quiet = {ALONE: block(100), LEARNER: block(110)}
+    assert ratio_of([*disturbed, quiet], LEARNER).median == pytest.approx(1.1, rel=0.01)
+    assert ratio_of(disturbed, LEARNER).median == pytest.approx(9, rel=0.01)
+
+
+def test_a_block_alone_that_was_disturbed_leaves_the_other() -> None:
+    rounds = [{ALONE: block(500, 0.5), AGAIN: block(100), LEARNER: block(120)}]
+    assert ratio_of(rounds, LEARNER).median == pytest.approx(1.2, rel=0.01)
 
 
 def test_both_blocks_alone_are_what_others_are_compared_with() -> None:
