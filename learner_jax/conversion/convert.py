@@ -251,6 +251,7 @@ def _folder_logprobs(folder: Path, config: ModelConfig, tokens: np.ndarray) -> t
         torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     except ImportError:
         return "the learner's model", hf_compare.folder_logprobs(folder, config, tokens)
+    transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
         ids = torch.from_numpy(tokens.astype(np.int64))

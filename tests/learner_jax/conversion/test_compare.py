@@ -49,8 +49,11 @@ def checkpoint(old_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
-def test_a_folder_of_old_transformers_is_what_its_checkpoint_holds(old_folder: Path, checkpoint: Path) -> None:
+def test_a_folder_of_old_transformers_is_what_its_checkpoint_holds(
+    old_folder: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = verify(checkpoint, old_folder)
+    assert capsys.readouterr().err == ""  # no bar of transformers' own
     assert found.problems == ()
     assert found.judge == "transformers"
     assert found.logprob_difference is not None
