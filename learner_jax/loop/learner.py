@@ -176,8 +176,10 @@ class Learner:
 
     def _compile(self) -> None:
         """Compiles what steps need, while the fleet gets ready and the first groups are sampled."""
+        started = time.monotonic()
         older = self._publishing.weights.values() if self._feed.takes_older else ()
         self._engine.compile(self._state, reference=self._kl.policies, older=older)
+        self._log("compiled", seconds=time.monotonic() - started)
 
     def _one_step(self) -> dict[str, Any] | None:
         started, ledger = time.monotonic(), self._ledger

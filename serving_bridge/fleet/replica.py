@@ -40,6 +40,8 @@ from serving_bridge.vllm import (
 from serving_bridge.weights import WeightStore
 
 _POLL_S = 0.25
+#: between two looks whether a server answers yet
+_START_POLL_S = 0.05
 _WARM_UP_BATCHES = 2
 _WARM_UP_TOKENS = 4
 #: time beyond the drain that vLLM's processes get to end before SIGKILL
@@ -147,7 +149,7 @@ class Replica:
                 while not await self.client.is_healthy():
                     self._check_process(log_start)
                     wait.hint(f"end of {self.log_path}:\n{log_tail(self.log_path, log_start)}")
-                    await wait.pause(_POLL_S)
+                    await wait.pause(_START_POLL_S)
                 wait.hint("it answers, but does not sample")
                 async with wait.bound():
                     await self._warm_up()

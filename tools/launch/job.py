@@ -45,6 +45,8 @@ from tools.reporting import LAST_PHASE, STOPPED_PHASE, LiveView
 T = TypeVar("T")
 
 _TICK_S = 0.25
+#: a tick while something is waited for that a run can't begin without
+_START_TICK_S = 0.05
 #: between two starts of a worker that ended well while the learner goes on
 _WORKER_AGAIN_S = 5.0
 _EVALUATION_TRIES = 3
@@ -80,6 +82,7 @@ class Job:
         self._waits = Waits()
         self._hold = WorkerHold(paths.workers_held)
         self._worker_starts_s: dict[str, float] = {}
+        self._has_compiled = False
 
     def run(self) -> bool:
         """Returns whether the run is complete (and not stopped in between)."""
@@ -101,7 +104,7 @@ class Job:
     def _workers_held(self) -> Iterator[None]:
         """Workers that are started wait until `_train`, if skill before training is still to be measured."""
         self._hold.lift()
-        if not self._measured("before"):
+        if not _is_measured(self._paths, "before"):
             self._hold.set()
         try:
             yield
@@ -109,13 +112,16 @@ class Job:
             self._hold.lift()
 
     def _begin(self, supervisor: Supervisor) -> None:
-        """Starts all, one after the other, unless a stop is asked for meanwhile; workers load while engines do."""
+        """Starts all in order, unless a stop is asked for; workers load while engines do, but after the learner."""
         self._phase("starting")
+        self._has_compiled = False  # in this life
         for process in self._planned():
             if self._should_stop() or process.name in _AT_THE_END:
                 break
             if process.name == "warm_start":
                 self._phase("supervised start")
+            if process.role == "rollout" and not self._workers_may_load(supervisor):
+                break
             self._start(supervisor, process)
             if process.role == "rollout":
                 self._worker_starts_s[process.name] = time.monotonic()
@@ -123,6 +129,18 @@ class Job:
                 self._watch(supervisor, until=lambda: supervisor.has_finished("warm_start"))
         if not self._should_stop():
             self._measure_before(supervisor)
+
+    def _workers_may_load(self, supervisor: Supervisor) -> bool:
+        """Waits until the learner has compiled, or a replica is ready; False if a stop was asked for meanwhile.
+
+        Before, there is nothing to sample, and on a small machine they would take cores that both need.
+        """
+        self._watch(supervisor, until=lambda: self._has_compiled or self._is_served(supervisor), tick_s=_START_TICK_S)
+        return not self._should_stop()
+
+    def _is_served(self, supervisor: Supervisor) -> bool:
+        """Whether a replica is ready, or none is needed any more."""
+        return bool(build_registry(self._paths).ready()) or supervisor.has_finished("learner")
 
     def _train(self, supervisor: Supervisor) -> None:
         self._phase("training")
@@ -154,73 +172,48 @@ class Job:
     def _start(self, supervisor: Supervisor, process: Planned) -> None:
         supervisor.start_group(
             process.name,
-            self._commands_of(process),
+            _commands_of(process, self._config, self._paths, self._place, self._profile_steps),
             restarts=process.restarts,
             grace_s=process.grace_s,
             end_s=process.end_s,
             stop_signal=process.stop_signal,
         )
 
-    def _commands_of(self, process: Planned) -> Callable[[], list[list[str]]]:
-        """Asked for at each start: the learner's hosts meet at another port each time."""
-        match process.name:
-            case "learner":
-                return lambda: learner_commands(
-                    self._config,
-                    self._paths,
-                    profile_steps=self._profile_steps,
-                    coordinator=self._coordinator(),
-                    place=self._place,
-                )
-            case "warm_start":
-                return lambda: warm_start_commands(
-                    self._config, self._paths, coordinator=self._coordinator(), place=self._place
-                )
-        return lambda: process.commands
-
-    def _coordinator(self) -> str:
-        if self._config.learner.hosts.count > 1:
-            # Other users of this machine can reach the hosts' port, and don't know this.
-            os.environ.setdefault(HOSTS_SECRET, secrets.token_hex(32))
-        return fresh_coordinator(self._config, self._place)
-
     def _watch(
-        self, supervisor: Supervisor, *, until: Callable[[], bool], meanwhile: Callable[[], None] = lambda: None
+        self,
+        supervisor: Supervisor,
+        *,
+        until: Callable[[], bool],
+        meanwhile: Callable[[], None] = lambda: None,
+        tick_s: float = _TICK_S,
     ) -> None:
         """Keeps the view fresh and the processes alive until something holds or a stop is asked for."""
         while not until() and not self._should_stop():
             supervisor.check()
             meanwhile()
             self._update_view()
-            time.sleep(_TICK_S)
+            time.sleep(tick_s)
         if not self._should_stop():
             supervisor.check()
         self._update_view()
 
     def _update_view(self) -> None:
         self._hold.renew()
-        self._view.update(self._tail.read())
+        found = self._tail.read()
+        self._has_compiled = self._has_compiled or any(event["event"] == "compiled" for event in found)
+        self._view.update(found)
 
     def _phase(self, name: str) -> None:
         self._metrics.write("phase", name=name)
         self._update_view()
 
-    def _measured(self, which: str) -> bool:
-        """Whether skill was measured, after training since the run was last carried on."""
-        found = False
-        for event in read_metrics(self._paths.metrics):
-            if event["event"] == "carried_on" and which == "after":
-                found = False
-            found = found or (event["event"] == "evaluation" and event["which"] == which)
-        return found
-
     def _measure_before(self, supervisor: Supervisor) -> None:
         """Held-out skill of the first published version, through the fleet, before anything is trained."""
         registry = build_registry(self._paths)
         for tries_left in reversed(range(_EVALUATION_TRIES)):
-            self._watch(supervisor, until=lambda: bool(registry.ready()) or supervisor.has_finished("learner"))
+            self._watch(supervisor, until=lambda: self._is_served(supervisor), tick_s=_START_TICK_S)
             ready = registry.ready()
-            if not ready or self._measured("before") or self._should_stop():
+            if not ready or _is_measured(self._paths, "before") or self._should_stop():
                 return
             try:
                 result = self._meanwhile(supervisor, evaluate_replica(self._config, self._paths, ready[0]))
@@ -257,7 +250,7 @@ class Job:
         It is asked of the fleet. Unless the fleet serves the very weights of the converted folder, a vLLM server of its
         own is started on the folder.
         """
-        if self._measured("after"):
+        if _is_measured(self._paths, "after"):
             return
         is_converted = self._paths.final_model.exists()
         if not is_converted:
@@ -302,3 +295,35 @@ class Job:
     def _record(self, which: str, result: Evaluation) -> None:
         self._metrics.write("evaluation", which=which, **result.as_fields())
         self._update_view()
+
+
+def _commands_of(
+    process: Planned, config: Config, paths: RunPaths, place: Placement, profile_steps: int
+) -> Callable[[], list[list[str]]]:
+    """Asked for at each start: the learner's hosts meet at another port each time."""
+    match process.name:
+        case "learner":
+            return lambda: learner_commands(
+                config, paths, profile_steps=profile_steps, coordinator=_coordinator(config, place), place=place
+            )
+        case "warm_start":
+            return lambda: warm_start_commands(config, paths, coordinator=_coordinator(config, place), place=place)
+    return lambda: process.commands
+
+
+def _coordinator(config: Config, place: Placement) -> str:
+    """Where the learner's hosts meet at their next start."""
+    if config.learner.hosts.count > 1:
+        # Other users of this machine can reach the hosts' port, and don't know this.
+        os.environ.setdefault(HOSTS_SECRET, secrets.token_hex(32))
+    return fresh_coordinator(config, place)
+
+
+def _is_measured(paths: RunPaths, which: str) -> bool:
+    """Whether skill was measured, after training since the run was last carried on."""
+    found = False
+    for event in read_metrics(paths.metrics):
+        if event["event"] == "carried_on" and which == "after":
+            found = False
+        found = found or (event["event"] == "evaluation" and event["which"] == which)
+    return found
