@@ -15,7 +15,6 @@ from rewards.contracts import Problem, TaskError
 from rewards.data import RowTable, open_table
 from rewards.settings import ProblemSettings
 from serving_bridge.evaluation import PromptEncoder
-from serving_bridge.feedback import note_copy
 
 _NAME = "examples"
 
@@ -42,6 +41,8 @@ def supervised_examples(
             f"{folder} was rendered with other settings of [supervised], or by another tokenizer: a run keeps the "
             f"examples that it began with; start another run"
         )
+    from serving_bridge.feedback import note_copy  # which reinforcement learning need not import
+
     try:
         reading = _reading(config, settings)
         table = open_table(settings.data, reading, setting="supervised.data", options=settings.options)

@@ -8,6 +8,7 @@ from learner_jax.runtime.disk_errors import at, disk_failure, tell_once
 from learner_jax.runtime.doors import Door, DoorError, load_object, raised, require_call, source_of
 from learner_jax.runtime.durable_files import rename_durably, sync_path, sync_tree, write_durably, write_whole
 from learner_jax.runtime.errors import CANNOT_HEAL_STATUS, WeirError
+from learner_jax.runtime.late_imports import import_when_used
 from learner_jax.runtime.patterns import Pattern, PatternError, SlowPatternError
 from learner_jax.runtime.plain_files import (
     FILE_MODE,
@@ -57,6 +58,7 @@ __all__ = [
     "crash_point",
     "create_plain",
     "disk_failure",
+    "import_when_used",
     "is_folder",
     "is_own_regular",
     "is_regular",

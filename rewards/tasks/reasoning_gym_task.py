@@ -14,17 +14,18 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import reasoning_gym
-from reasoning_gym.dataset import ProceduralDataset
-from reasoning_gym.factory import DATASETS
-
+from learner_jax.runtime import import_when_used
 from rewards.contracts import PASS_SCORE, Problem, RewardRequest, RewardResult, Split, TaskError, failed, scored
 from rewards.data import stable_hash
 from rewards.sandbox import GUARDS, VerifierError, VerifierPool, printable, refusal, to_json
 from rewards.settings import TaskSettings
 from rewards.tasks.problems import GeneratedProblems, ListedProblems, ProblemStream
+
+if TYPE_CHECKING:
+    from reasoning_gym.dataset import ProceduralDataset
 
 #: Seeds of the library stay below 2**32 with any index added: some of its datasets hand them to NumPy.
 _MAX_SEED = 1 << 31
@@ -72,7 +73,7 @@ class ReasoningGymTask:
             raise TaskError(f"reasoning_gym {self._name} can't be used: {why}")
         self._stream = self._make_stream(settings, seed)
         self._pool: VerifierPool | None = None
-        if type(self._dataset).score_answer is not ProceduralDataset.score_answer:
+        if type(self._dataset).score_answer is not _library().dataset.ProceduralDataset.score_answer:
             self._pool = VerifierPool(
                 "rewards.tasks.reasoning_gym_scorer",
                 {"name": self._name, "options": self._options},
@@ -178,18 +179,29 @@ def make_dataset(name: str, options: str) -> ProceduralDataset:
     Raises:
       TaskError: no such dataset, or the library refuses the options.
     """
-    if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
+    library = _library()
+    datasets = library.factory.DATASETS
+    if name not in datasets:
+        close = difflib.get_close_matches(name, datasets, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise TaskError(f"task.name {name!r} is no reasoning_gym dataset; {hint}known: {', '.join(sorted(DATASETS))}")
+        raise TaskError(f"task.name {name!r} is no reasoning_gym dataset; {hint}known: {', '.join(sorted(datasets))}")
     given: Mapping[str, Any] = json.loads(options)
-    config = DATASETS[name][1]
+    config = datasets[name][1]
     known = [field.name for field in dataclasses.fields(config) if field.name != "seed"]
     if unknown := sorted(set(given) - set(known) - {"seed"}):
         raise TaskError(
             f"reasoning_gym {name} has no option {', '.join(unknown)} (task.options); its options: {', '.join(known)}"
         )
     try:
-        return reasoning_gym.create_dataset(name, **given)
+        dataset: ProceduralDataset = library.create_dataset(name, **given)
+        return dataset
     except Exception as error:  # the library checks its options with assert, ValueError, TypeError and others
         raise TaskError(f"reasoning_gym {name} refuses task.options: {type(error).__name__}: {error}") from error
+
+
+def _library() -> ModuleType:
+    """reasoning_gym. Its cellular automata import Matplotlib, which takes as long as all else: once they are used."""
+    import_when_used("cellpylib")
+    import reasoning_gym
+
+    return reasoning_gym

@@ -13,13 +13,15 @@ import asyncio
 import hmac
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-from aiohttp import web
+from typing import TYPE_CHECKING
 
 from learner_jax.contracts import ContractError
 from learner_jax.runtime import WeirError
 from serving_bridge.delayed_rewards.arrival import Arrival, read_arrival
 from serving_bridge.delayed_rewards.ledger import Outcome
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 #: Of one request.
 MAX_BODY_BYTES = 2**20
@@ -52,6 +54,8 @@ class RewardIngress:
 
     async def start(self) -> str:
         """Opens the port; returns the URL. Raises `IngressError`."""
+        from aiohttp import web  # here: every queue imports this file, and few take rewards over HTTP
+
         app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_post("/v1/rewards", self._take)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
@@ -73,6 +77,8 @@ class RewardIngress:
         self._thread.shutdown(wait=False)
 
     async def _take(self, request: web.Request) -> web.Response:
+        from aiohttp import web
+
         if not self._may_send(request):
             return _refused(401, "expected the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
         try:
@@ -116,4 +122,6 @@ def _read(body: bytes) -> list[Arrival]:
 
 
 def _refused(status: int, reason: str, headers: dict[str, str] | None = None) -> web.Response:
+    from aiohttp import web
+
     return web.json_response({"error": {"message": reason, "code": status}}, status=status, headers=headers)

@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import aiohttp
 import msgspec
 
 from serving_bridge.vllm.answers import Failed, Rejected, Superseded, Unreachable
@@ -34,6 +33,8 @@ class Session(Protocol):
 @asynccontextmanager
 async def http_session() -> AsyncIterator[Session]:
     """A real session with as many connections as are asked for: the dispatcher bounds them, not the pool."""
+    import aiohttp  # here: it takes a seventh of a second, and many who import this file ask nobody
+
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         yield session
 
@@ -78,6 +79,8 @@ class Transport:
           Superseded: an answer of 409.
           Rejected: any other.
         """
+        import aiohttp
+
         total_s = self._timeout_s if timeout_s is None else timeout_s
         data = None if body is None else msgspec.json.encode(body)
         all_headers = {**self.authorization, **headers}

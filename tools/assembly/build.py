@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from configs.schema import Config
 from learner_jax.contracts import CheckpointCopies, ModelConfig, RecordLimits, TrajectorySource, read_model_config
@@ -16,9 +16,7 @@ from rewards.contracts import Task
 from rewards.environments import declared_tools
 from rewards.tasks import create_task
 from serving_bridge.access import FleetKeys
-from serving_bridge.canary import TrainingHold
 from serving_bridge.evaluation import PromptEncoder
-from serving_bridge.feedback import groups_trained, withdrawn_groups
 from serving_bridge.queue import MixedSource, Pace, QueueBounds, TrajectoryQueue, online_run
 from serving_bridge.registry import Registry, RegistryError, read_trusted_keys
 from serving_bridge.routing import KEYS_FOLDER, ReplicaRegistry, registry_folder
@@ -28,6 +26,9 @@ from serving_bridge.text import load_tokenizer
 from serving_bridge.weights import Publisher, ShelfOptions, WeightStore
 from tools.assembly.paths import RunPaths, online_database
 from tools.assembly.recorded_sessions import opened_recordings
+
+if TYPE_CHECKING:
+    from serving_bridge.canary import TrainingHold
 
 #: waited for the registry's index, by processes that go on with what they knew before
 _INDEX_S = 5.0
@@ -108,6 +109,8 @@ def learner_source(
     if not settings.online_groups:
         yield queue.consumer
         return
+    from serving_bridge.feedback import groups_trained, withdrawn_groups  # which most runs need not import
+
     online = build_online_queue(config, paths, limits=limits, waits=waits)
     try:
         with opened_recordings(paths.database, timeout_s=config.store.database_timeout_s) as (database, _):
@@ -178,6 +181,8 @@ def build_hold(config: Config, log: Callable[..., None], *, wait_s: float = 2.0)
     settings = config.registry
     if not settings.path:
         return None
+    from serving_bridge.canary import TrainingHold  # which most runs need not import
+
     root = Path(settings.path).expanduser().absolute()
     return TrainingHold(root, settings.namespace, say=lambda error: log("hold_unread", error=error), wait_s=wait_s)
 

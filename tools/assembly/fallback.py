@@ -6,20 +6,21 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.load import load_config
 from configs.schema import Config
 from learner_jax.runtime import WeirError
 from serving_bridge.access import Keys
-from serving_bridge.confidence import read_calibration
-from serving_bridge.fallback import Library, Records, Webhook
-from serving_bridge.gateway import Fallback
 from serving_bridge.routing import ReplicaRegistry
-from serving_bridge.safety import Checker, Stage
 from serving_bridge.settings import FallbackSettings
 from tools.assembly.build import build_keys, build_registry
 from tools.assembly.paths import RunPaths, run_paths
 from tools.assembly.recorded_sessions import FALLBACK
+
+if TYPE_CHECKING:
+    from serving_bridge.fallback import Webhook
+    from serving_bridge.gateway import Fallback
 
 
 class FallbackError(WeirError, ValueError):
@@ -43,6 +44,12 @@ def fallback_of(config: Config, paths: RunPaths, name: str) -> Iterator[Fallback
     if not settings.is_on:
         yield None
         return
+    # Here, since commands without a gateway import this file too.
+    from serving_bridge.confidence import read_calibration
+    from serving_bridge.fallback import Library, Records
+    from serving_bridge.gateway import Fallback
+    from serving_bridge.safety import Checker, Stage
+
     checker = Checker(config.safety)
 
     def redact(text: str) -> str | None:
@@ -62,6 +69,8 @@ def fallback_of(config: Config, paths: RunPaths, name: str) -> Iterator[Fallback
 def _webhook(settings: FallbackSettings) -> Webhook | None:
     if not settings.webhook:
         return None
+    from serving_bridge.fallback import Webhook
+
     name = settings.webhook_secret_env
     key = os.environ.get(name, "") if name else ""
     if name and len(key) < 16:

@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.load import load_config
 from configs.schema import Config
 from serving_bridge.database import Database, empty_log, is_postgres, open_database, sqlite_path
-from serving_bridge.fallback import Withdrawn, clean_texts
-from serving_bridge.feedback import FEEDBACK, clean_datasets, erase_online, forget_sessions
 from serving_bridge.queue import TrajectoryQueue
-from serving_bridge.recordings import RECORDINGS, RecordingStore
 from tools.assembly.paths import RunPaths, database_of, online_database, run_paths
+
+if TYPE_CHECKING:
+    from serving_bridge.recordings import RecordingStore
 
 #: Folders in the run's directory: journals of recorded sessions, and what fallbacks left.
 SESSIONS, FALLBACK = "sessions", "fallback"
@@ -35,6 +36,10 @@ def opened_recordings(
     Raises:
       DatabaseError: it can't be opened.
     """
+    # Here, since commands that record nothing import this file too.
+    from serving_bridge.feedback import FEEDBACK, clean_datasets, erase_online, forget_sessions
+    from serving_bridge.recordings import RECORDINGS, RecordingStore
+
     open_database(url, timeout_s=timeout_s, schema=RECORDINGS).close()
     database = open_database(url, timeout_s=timeout_s, schema=FEEDBACK, erases=True)
     try:
@@ -76,6 +81,8 @@ class TextCleaner:
     def __call__(self) -> None:
         if not self._folder.is_dir():
             return
+        from serving_bridge.fallback import Withdrawn, clean_texts
+
         withdrawn = [Withdrawn(*row) for row in self._store.withdrawals()]
         if (found := self._signature(len(withdrawn))) == self._seen:
             return
