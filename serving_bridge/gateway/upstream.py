@@ -25,6 +25,8 @@ _CONNECT_S = 2.0
 _MAX_EVENT_BYTES = 8 << 20
 _MAX_ERROR_BYTES = 64 << 10
 _BAD_REQUEST = 400
+#: what vLLM says of one request that ended in `FINISHED_ERROR`; a dead engine says something else
+_REQUEST_FAILED = "Internal server error"
 #: statuses of a server that another start's token, or another address, was meant for
 _OTHER_SERVER = (401, 421)
 
@@ -253,12 +255,13 @@ def _choices(event: _Event, target: Target, may_be_schema: bool) -> Sequence[Pie
     """The event's pieces.
 
     Args:
-      may_be_schema: whether an error may be one of the request's schema, which vLLM compiles before the first token.
+      may_be_schema: whether a failure of the request alone is one of its schema, which vLLM compiles before the first
+        token.
     """
     if event.error is not None:
         if event.error.code == _BAD_REQUEST:  # what vLLM finds when the stream has begun
             raise _not_taken(event.error.message)
-        if may_be_schema:  # vLLM calls a schema that it can't compile a fault of its own
+        if may_be_schema and event.error.message == _REQUEST_FAILED:
             raise invalid("the model's server can't follow the schema", "response_format")
         raise ReplicaLost(f"{target.name} ended an answer with an error")
     return [_piece(choice, target) for choice in event.choices]

@@ -109,6 +109,29 @@ def test_a_schema_that_an_engine_can_not_compile_is_no_fault_of_its_replica(
     asyncio.run(play())
 
 
+@pytest.mark.parametrize(
+    "said", ["EngineCore encountered an issue. See stack trace (above) for the root cause.", "", None]
+)
+def test_an_engine_that_dies_before_the_first_token_is_no_fault_of_the_schema(
+    said: str | None, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """vLLM tells of a dead engine in the stream, as it does of a schema; another replica answers."""
+    format_ = {"type": "json_object"}
+
+    async def play() -> None:
+        dead, good = Script(error={"message": said, "code": 500}), Script()
+        async with running_gateway(tmp_path, tokenizer, dead, good) as world:
+            answers = [
+                await world.ask(messages=[{"role": "user", "content": f"{i}"}], response_format=format_)
+                for i in range(12)
+            ]
+            assert {status for status, _ in answers} == {200}
+            assert dead.asked, "no conversation was its own"
+            assert len(good.asked) == 12
+
+    asyncio.run(play())
+
+
 @pytest.mark.parametrize("code", [500, None, "400"])
 def test_an_error_of_the_engine_is_one_of_its_replica(code: Any, tmp_path: Path, tokenizer: Tokenizer) -> None:
     async def play() -> None:
