@@ -163,7 +163,11 @@ class RolloutSettings(Settings):
     episode_timeout_s: float = Field(
         3600, gt=0, description="seconds; an answer, or dialog, that takes longer is broken off"
     )
-    request_timeout_s: float = Field(300, gt=0, description="seconds that one request to a replica may take")
+    request_timeout_s: float = Field(
+        300,
+        gt=0,
+        description="seconds that one request to a replica may take; up to ten times that while it is held for users",
+    )
     max_attempts: int = Field(5, gt=0, description="tries in a row of a request that a replica fails or aborts")
     failures_to_avoid: int = Field(3, ge=1, description="failures in a row after which a replica is left alone a while")
     reward_threads: int = Field(8, ge=1, description="answers that are scored at the same time")

@@ -6,15 +6,18 @@ VLLM_SERVER_DEV_MODE=1. What changes a replica is in `control`.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 
 from serving_bridge.access import probe_ids
+from serving_bridge.settings import VLLM_PRIORITY
 from serving_bridge.vllm.answers import (
     Aborted,
     Asked,
@@ -53,6 +56,9 @@ DEFERRED = 'vllm:num_requests_waiting_by_reason{reason="deferred"}'
 _DEFERRED = re.compile(
     r'^vllm:num_requests_waiting_by_reason\{(?:[^}]*,)?reason="deferred"[^}]*\} ([-+.0-9a-zA-Z]+)$', re.MULTILINE
 )
+#: How often the time of a request that gives way to users may begin anew. Training gets about every ninth step.
+_MOST_TIMES = 10
+_LOOK_S = 5.0
 _METRIC = re.compile(r"^(vllm:[a-z0-9_]+)(?:\{[^}]*\})? ([-+.0-9a-zA-Z]+)$", re.MULTILINE)
 
 
@@ -125,6 +131,8 @@ class VllmClient:
           greedy: take the likeliest token each time; needs n=1.
           top_p: share of the probability that tokens are drawn from.
           seed: makes the answers repeatable; the n answers still differ.
+          timeout_s: bound on the answer. It begins anew, at most nine times, where the replica holds answers that give
+            way to users, if this one does (`VLLM_PRIORITY`).
           priority: lower goes first where the server is full.
           unfinished: take answers that were aborted as far as they came (finish reason "abort", maybe no token).
 
@@ -243,7 +251,30 @@ class VllmClient:
         body = {**given, "sampling_params": parameters, "packed": True}
         if priority:
             body["priority"] = priority
-        return await self._http.request("POST", GENERATE, body=body, timeout_s=timeout_s)
+        if priority < VLLM_PRIORITY["evaluation"]:
+            return await self._http.request("POST", GENERATE, body=body, timeout_s=timeout_s)
+        request = self._http.request("POST", GENERATE, body=body, timeout_s=_MOST_TIMES * timeout_s)
+        asking = asyncio.ensure_future(request)
+        try:
+            for _ in range(_MOST_TIMES):
+                done, _ = await asyncio.wait([asking], timeout=timeout_s)
+                if done or not await self._holds():
+                    break
+            if asking.done():
+                return asking.result()
+            raise Unreachable(f"POST {self.base_url}{GENERATE}: no answer within {timeout_s} s")
+        finally:
+            if not asking.done():
+                asking.cancel()
+                with suppress(asyncio.CancelledError, ReplicaError):
+                    await asking
+
+    async def _holds(self) -> bool:
+        """Whether answers are held there, since users go first."""
+        try:
+            return (await self.metrics(timeout_s=_LOOK_S)).get(DEFERRED, 0.0) > 0
+        except ReplicaError:
+            return False
 
     def _read(self, decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T:
         try:
