@@ -9,11 +9,20 @@ import re
 import socket
 import sys
 from pathlib import Path
+from typing import NoReturn
 
+from learner_jax.runtime import printable
 from tools.commands import COMMANDS
 
 #: Environment variable of the file of public keys that commands demand signatures by.
 TRUSTED_KEY_VARIABLE = "WEIR_TRUSTED_KEY"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse's parser, whose errors show control characters of an argument as escapes."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
@@ -26,9 +35,7 @@ def command_parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     if sys.argv[:1] == [f"weir {name}"]:
         program = f"weir {name}"
         text = re.sub(rf"\bpython -m tools\.({'|'.join(COMMANDS)})\b", r"weir \1", text)
-    parser = argparse.ArgumentParser(
-        prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog=program, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     for place, argument in enumerate(sys.argv[1:], start=1):
         if not _is_text(argument):
             got = os.fsencode(argument[:60])

@@ -16,6 +16,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tools.command_line import CommandParser
+
 #: as `learner_jax.runtime.CANNOT_HEAL_STATUS`: the same start would fail again
 _CANNOT_HEAL = os.EX_CONFIG
 _ADDRESS = "{address}"
@@ -94,7 +96,7 @@ def prepared(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.role", description=__doc__.splitlines()[0])
+    parser = CommandParser(prog="python -m tools.role", description=__doc__.splitlines()[0])
     parser.add_argument("--variable", action="append", default=[], metavar="NAME=VALUE", help="for the command")
     parser.add_argument("--need", action="append", default=[], metavar="PATH", help="that this host must see")
     parser.add_argument("--towards", default="127.0.0.1", metavar="HOST", help="the run's first host")

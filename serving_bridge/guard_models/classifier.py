@@ -81,6 +81,10 @@ class Classifier:
     def read(path: Path) -> Classifier:
         """The classifier of a file. Raises `ClassifierError`."""
         told = printable(str(path))[:300]
+        if path.exists() and not path.is_file():
+            raise ClassifierError(
+                f"{told} is no file: expected the guard that `python -m tools.safety train --out` wrote"
+            )
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata, weights = file.metadata() or {}, file.get_tensor("weights")

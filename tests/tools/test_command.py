@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.metadata
+import io
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from configs.load import load_config
 from serving_bridge.processes import python_module, with_own_packages
 from tests.conftest import REPOSITORY
 from tools.assembly import processes, run_paths
+from tools.command_line import command_parser
 from tools.commands import COMMANDS
 from tools.completion import script
 
@@ -241,3 +243,28 @@ def test_ctrl_c_while_a_command_loads_is_one_line(weir: Path, tmp_path: Path, wa
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == b"stopped by Ctrl-C\n"
     assert process.returncode == -signal.SIGINT
+
+
+def test_an_argument_is_never_printed_raw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal would obey an escape sequence in the error, and a line feed would forge a line."""
+    parser = command_parser("safety", "")
+    parser.add_subparsers().add_parser("act")
+    for arguments in (["\x1b[31mx"], ["act", "--\x1b[31mx\nforged"]):
+        shown = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", shown)
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(arguments)
+        assert ended.value.code == 2
+        assert "\x1b" not in shown.getvalue()
+        assert "\nforged" not in shown.getvalue()
+        assert "x1b[31mx" in shown.getvalue()
+
+
+def test_every_parser_of_a_command_line_escapes_what_it_prints() -> None:
+    raw = [
+        f"{path.relative_to(REPOSITORY)}:{node.lineno}"
+        for path in (REPOSITORY / "tools").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("ArgumentParser")
+    ]
+    assert raw == [], "use tools.command_line.CommandParser"

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 
 from tools.assembly import clear_errors
 from tools.bench import BenchmarkError
+from tools.command_line import CommandParser
 
 #: name -> module with `main(arguments)`, imported only when chosen: the benchmarks need different packages.
 BENCHMARKS = {
@@ -52,7 +53,7 @@ BENCHMARKS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark that the arguments name; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("benchmark", choices=tuple(BENCHMARKS), help="what to measure; NAME --help shows its settings")

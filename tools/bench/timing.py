@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from learner_jax.runtime import SHARED_MODE, write_whole
+from tools.command_line import CommandParser
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def positive(text: str) -> int:
 
 def bench_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """The parser of `python -m tools.bench NAME`, with the option that all have: --json."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=f"python -m tools.bench {name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

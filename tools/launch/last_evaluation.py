@@ -5,15 +5,15 @@ python -m tools.launch.last_evaluation --config RUN/config.toml
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 
 from tools.assembly import clear_errors, config_arguments, metrics_log, read_arguments
+from tools.command_line import CommandParser
 from tools.launch.evaluation import evaluate_folder
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     config_arguments(parser)
     with clear_errors():
         _, config, paths = read_arguments(parser, joins=True)

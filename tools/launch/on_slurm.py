@@ -17,6 +17,7 @@ from configs.load import load_config
 from configs.schema import Config
 from learner_jax.runtime import Waits
 from tools.assembly import RunPaths, Start, StopRequest, clear_errors, make_private_directory, preflight, run_paths
+from tools.command_line import CommandParser
 from tools.launch.local_run import INTERRUPTED, carry_out, in_charge
 from tools.launch.slurm import OVER_SIGNAL, SlurmPlacement
 from tools.launch.slurm_commands import node_address, requeue
@@ -28,7 +29,7 @@ _TICK_S = 0.5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="config.toml of the run's directory")
     arguments = parser.parse_args()
     with clear_errors():

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tools.assembly import clear_errors
+from tools.command_line import CommandParser
 from tools.study import credit_results, learning_results, results, retrieval_results, worker
 from tools.study.grid import STALENESS, Cell, StudySettings, cells
 from tools.study.learning_grid import VARIANTS, LearningSettings, learning_cells
@@ -46,7 +47,7 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     studies = parser.add_subparsers(required=True, metavar="study")
     add = partial(_study, studies)
     _of_runs(

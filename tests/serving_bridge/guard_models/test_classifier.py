@@ -72,6 +72,11 @@ def test_files_that_hold_none_are_told(tmp_path: Path) -> None:
             Classifier.read(path)
 
 
+def test_a_folder_is_no_guard(tmp_path: Path) -> None:
+    with pytest.raises(ClassifierError, match=r"is no file: expected the guard that .* wrote"):
+        Classifier.read(tmp_path)
+
+
 def test_one_kind_of_text_is_not_enough() -> None:
     with pytest.raises(ClassifierError, match="both kinds"):
         fitted(["a", "b"], [True, True], penalty=1.0)

@@ -28,6 +28,7 @@ from learner_jax.losses import loss_weights
 from learner_jax.models import load_parameters
 from learner_jax.training import Engine, Params, reinforcement
 from tools.bench import BenchmarkError
+from tools.command_line import CommandParser
 
 #: Of the loss, absolute: that of a first step is the sum of terms near 1 that cancel. Of the gradient norm, relative.
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-5, 2e-3
@@ -116,7 +117,7 @@ def _on_policy(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("batches", type=Path, nargs="+", metavar="BATCH")
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.KEY=VALUE")

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving_bridge.gateway import errors
+from tools.command_line import CommandParser
 
 _REFUSAL = errors.GatewayError(
     429, "Too many requests or tokens a minute.", code="rate_limit_exceeded", retry_after_s=60.0
@@ -26,7 +27,7 @@ async def _refused(request: Request) -> Response:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     given = parser.parse_args()
     app = Starlette(routes=[Route("/v1/chat/completions", _refused, methods=["POST"])])

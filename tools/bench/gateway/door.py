@@ -17,12 +17,13 @@ from serving_bridge.safety import AuditLog, Guards
 from serving_bridge.settings import GatewaySettings, SafetySettings
 from serving_bridge.text import load_tokenizer
 from tools.assembly import StopRequest, collect_garbage_less_often
+from tools.command_line import CommandParser
 
 _FOREVER_S = 1e6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--engine", required=True)
     parser.add_argument("--folder", type=Path, required=True)

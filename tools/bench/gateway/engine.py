@@ -15,6 +15,8 @@ from typing import Any
 from aiohttp import web
 from tokenizers import Tokenizer
 
+from tools.command_line import CommandParser
+
 TEXT = "The quick brown fox jumps over the lazy dog and runs on through the wood until the night falls. " * 12
 
 
@@ -80,7 +82,7 @@ async def _metrics(request: web.Request) -> web.Response:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--pace-ms", type=float, required=True)
     parser.add_argument("--tokenizer", required=True)

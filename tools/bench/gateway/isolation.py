@@ -87,6 +87,7 @@ from tools.bench.timing import (
     this_hardware,
     write_json,
 )
+from tools.command_line import CommandParser
 
 #: most that the 95th percentile may grow
 AIMS = {NEIGHBOUR: 1.10, LEARNER: 1.05, RESTARTS: 1.05, ROLLOUTS: 1.15}
@@ -98,7 +99,7 @@ _SERVING = ("serving.dtype=float32", "learner.publish_dtype=float32")
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints a table and the aims, and writes them as JSON where asked to."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.bench isolation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

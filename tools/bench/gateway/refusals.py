@@ -33,6 +33,7 @@ from tools.bench import BenchmarkError
 from tools.bench.gateway.deployment import cpu_of, gateway_running, make_deployment
 from tools.bench.gateway.sides import bare_running, engine_running, make_tokenizer
 from tools.bench.timing import console, json_path, positive, ratio, spread, this_hardware, write_json
+from tools.command_line import CommandParser
 
 GATEWAY, BARE, STRANGER = "gateway", "bare", "unknown key"
 _QUOTA = {"requests_per_minute": 1, "request_burst": 1}
@@ -52,7 +53,7 @@ class _Side:
 
 def main(argv: Sequence[str]) -> None:
     """Measures, prints a table, and writes the figures as JSON where asked to."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m tools.bench refusals",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

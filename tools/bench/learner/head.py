@@ -29,6 +29,7 @@ from tools.bench.learner.report import HEAD_AIM, Verdict, verdict
 from tools.bench.learner.sides import process_environment
 from tools.bench.learner.worker import peak_rss_mb
 from tools.bench.timing import positive
+from tools.command_line import CommandParser
 
 HEADS = ("fused", "naive")
 #: Relative, of loss and gradient norm: sums over the whole vocabulary in two orders.
@@ -156,7 +157,7 @@ def verdicts(heads: Mapping[str, Memory]) -> list[Verdict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--head", choices=HEADS, required=True)
     parser.add_argument("--tokens", type=positive, default=8192)
     parser.add_argument("--vocab", type=positive, default=151_669)

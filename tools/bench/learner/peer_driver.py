@@ -20,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from tools.command_line import CommandParser
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--script", type=Path, required=True)
     parser.add_argument("--batch", type=Path, required=True)
     parser.add_argument("--core", type=int)

@@ -28,6 +28,7 @@ from learner_jax.losses import loss_weights
 from learner_jax.settings import KLSettings, LearnerSettings, LossSettings, OptimizerSettings, PolicySettings
 from learner_jax.training import Engine, objective
 from tools.bench.learner.cases import CLIP, GROUP, KL_COEFFICIENT, PaddedBatch, Shape, parameter_tree, weights
+from tools.command_line import CommandParser
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def measure(step: Callable[[], Mapping[str, Any]], *, warmup: int, steps: int, n
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=Path, required=True)
     parser.add_argument("--core", type=int, help="pin the process to this core")
     numbers = {f.name: f.default for f in fields(Shape)[:-1]} | {"seed": 0, "warmup": 2, "steps": 5}

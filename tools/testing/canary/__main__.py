@@ -15,12 +15,13 @@ from collections import Counter
 
 from rich.table import Table
 
+from tools.command_line import CommandParser
 from tools.reporting import terminal
 from tools.testing.canary import BAD, GOOD, roll_out
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = {kind.name: kind for kind in (*GOOD, *BAD)}
     parser.add_argument("--seeds", type=int, default=5, help="of each kind (default: 5)")
     parser.add_argument("--seed", type=int, help="this one alone")

@@ -16,6 +16,7 @@ import signal
 from pathlib import Path
 
 from serving_bridge.processes import free_port, python_module
+from tools.command_line import CommandParser
 from tools.testing.chaos.wire import Proxy, told
 
 _HOST = "127.0.0.1"
@@ -39,7 +40,7 @@ async def serve(port: int, arguments: list[str]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, required=True)
     found, arguments = parser.parse_known_args()
     raise SystemExit(asyncio.run(serve(found.port, arguments)))

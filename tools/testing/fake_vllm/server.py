@@ -23,6 +23,7 @@ from aiohttp import web
 
 from serving_bridge.access import CONTROL_TOKEN, FENCING_HEADER, Gate, Refused, Route
 from serving_bridge.vllm_plugin import MODEL_FAMILY, STORE_ROOT
+from tools.command_line import CommandParser
 from tools.testing.fake_vllm.core import Disturbance, EngineDiedError, EngineSettings
 from tools.testing.fake_vllm.engine import Engine
 from tools.testing.fake_vllm.weights import ModelWeights, Worker
@@ -100,7 +101,7 @@ async def serve(engine: Engine, gate: Gate, host: str, port: int, drain_s: float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, type=Path)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)

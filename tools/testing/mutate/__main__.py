@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from tools.command_line import CommandParser
 from tools.reporting import terminal
 from tools.testing.mutate.sites import KINDS, Mutation, mutations
 from tools.testing.mutate.times import Times
@@ -149,7 +150,7 @@ def table(outcomes: Sequence[Outcome], title: str, name: Callable[[Outcome], str
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", default=["learner_jax", "serving_bridge", "rewards"])
     parser.add_argument("--sample", type=int, default=200, help="mutations to draw, default 200")
     parser.add_argument("--seed", type=int, default=0)

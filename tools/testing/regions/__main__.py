@@ -14,6 +14,7 @@ import time
 
 from rich.table import Table
 
+from tools.command_line import CommandParser
 from tools.reporting import terminal
 from tools.testing.regions.run import Outcome, simulate
 from tools.testing.regions.shape import KINDS, Shape
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def _asked() -> tuple[Shape, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=10)
     parser.add_argument("--replicas", type=int, default=10_000, help="of all cells together")
     parser.add_argument("--gateways", type=int, default=2, help="processes of each cell")

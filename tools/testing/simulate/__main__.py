@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from tools.command_line import CommandParser
 from tools.reporting import terminal
 from tools.testing.simulate.mistakes import Noticed, read_mistakes, try_mistake
 from tools.testing.simulate.run import Mode, Outcome, run_job, simulate
@@ -121,7 +122,7 @@ def run_mistakes(path: Path, first: int, most: int, num_processes: int, console:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, help="replay this one")

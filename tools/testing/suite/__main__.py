@@ -14,13 +14,14 @@ from pathlib import Path
 
 from learner_jax.runtime import SHARED_MODE, printable, write_whole
 from tools.bench.timing import this_hardware
+from tools.command_line import CommandParser
 from tools.reporting import terminal
 from tools.testing.suite.page import page
 from tools.testing.suite.results import ResultsError, read_run, read_tried
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("junit", type=Path, help="JUnit XML of a run of the suite")
     parser.add_argument(
         "--mutations", type=Path, nargs="+", default=[], metavar="FILE", help="mutations that were tried"

@@ -16,12 +16,13 @@ from collections import Counter
 
 from rich.table import Table
 
+from tools.command_line import CommandParser
 from tools.reporting import terminal
 from tools.testing.tenants.run import Outcome, simulate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=200, help="how many")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--seed", type=int, help="replay this one")
