@@ -72,6 +72,11 @@ def unavailable(message: str, retry_after_s: float = 1.0) -> GatewayError:
     return GatewayError(503, message, code="unavailable", retry_after_s=retry_after_s)
 
 
+def queue_full(message: str, retry_after_s: float = 1.0) -> GatewayError:
+    """An error of 429: replicas are well, and too many requests wait."""
+    return GatewayError(429, message, code="queue_full", retry_after_s=retry_after_s, kind="requests")
+
+
 def timed_out(timeout_s: float) -> GatewayError:
     """An error of 504: the request's time is over."""
     return GatewayError(504, f"the answer was not ready within {timeout_s:g} s", code="timeout")

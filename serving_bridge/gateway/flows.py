@@ -9,11 +9,11 @@ from contextlib import aclosing
 from serving_bridge.gateway.answers import ChoiceReader, Delta
 from serving_bridge.gateway.arms import Rank
 from serving_bridge.gateway.callers import Caller
-from serving_bridge.gateway.errors import GatewayError, broken_off, unavailable
+from serving_bridge.gateway.errors import GatewayError, broken_off, queue_full, unavailable
 from serving_bridge.gateway.parts import Parts
 from serving_bridge.gateway.replicas import Target
 from serving_bridge.gateway.requests import Asked
-from serving_bridge.gateway.upstream import Piece, ReplicaLost, Wanted, opened
+from serving_bridge.gateway.upstream import Piece, ReplicaFull, ReplicaLost, Wanted, opened
 from serving_bridge.safety import Messages
 
 
@@ -42,7 +42,7 @@ class Flow:
         self.first: list[Piece] = []
 
     async def _tried(self) -> AsyncGenerator[list[Piece], None]:
-        parts, avoid = self._parts, set[str]()
+        parts, avoid, is_full = self._parts, set[str](), False
         for _ in range(1 if self._is_shadow else parts.settings.retries + 1):
             target = parts.replicas.take(self._conversation, self._wanted.sampling.n, avoid, self._rank())
             self.version = target.version
@@ -57,6 +57,9 @@ class Flow:
                 if self.has_begun:
                     raise broken_off() from lost
                 avoid.add(target.name)
+                is_full = is_full or isinstance(lost, ReplicaFull)
+        if is_full:
+            raise queue_full("too many requests wait at the model's replicas")
         raise unavailable("no replica of the model answers")
 
     async def _of(self, target: Target) -> AsyncGenerator[list[Piece], None]:
@@ -68,8 +71,8 @@ class Flow:
                 async for found in pieces:
                     yield found
             answered = True
-        except ReplicaLost:
-            failed = True
+        except ReplicaLost as lost:
+            failed = not isinstance(lost, ReplicaFull)
             raise
         finally:
             is_told = not self._is_shadow

@@ -6,6 +6,7 @@ vLLM learns that nobody waits for the answer any more.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,17 +23,26 @@ from serving_bridge.vllm import version_named
 
 _GENERATE = "/inference/v1/generate"
 _CONNECT_S = 2.0
+#: a connection that took so much longer than that to be given up says that this process stood still
+_LATE_S = 0.1
+_MAX_LATE = 5
 _MAX_EVENT_BYTES = 8 << 20
 _MAX_ERROR_BYTES = 64 << 10
 _BAD_REQUEST = 400
 #: what vLLM says of one request that ended in `FINISHED_ERROR`; a dead engine says something else
 _REQUEST_FAILED = "Internal server error"
+#: status and type of vLLM's error where its own bounds on waiting requests or tokens are reached
+_FULL = (503, "Service Unavailable")
 #: statuses of a server that another start's token, or another address, was meant for
 _OTHER_SERVER = (401, 421)
 
 
 class ReplicaLost(Exception):
     """A replica gave no answer, or none to its end; another one may."""
+
+
+class ReplicaFull(ReplicaLost):
+    """Too many requests wait at a replica that is well."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,12 @@ class _Choice(msgspec.Struct):
 
 class _Error(msgspec.Struct):
     message: Any = None
+    type: Any = None
     code: Any = None
+
+
+class _Refusal(msgspec.Struct):
+    error: _Error
 
 
 class _Event(msgspec.Struct):
@@ -182,17 +197,10 @@ async def opened(
       stall_timeout_s: longest silence.
 
     Raises:
-      ReplicaLost: no answer, or none to its end; also while the pieces are read.
+      ReplicaLost: no answer, or none to its end; also while the pieces are read. `ReplicaFull` where it takes none now.
       GatewayError: the replica refuses the request itself; also while the pieces are read.
     """
-    headers = {"Authorization": f"Bearer {target.token}", "Content-Type": "application/json"}
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=stall_timeout_s)
-    try:
-        response = await session.post(
-            target.url + _GENERATE, data=wanted.body(), headers=headers, timeout=timeout, allow_redirects=False
-        )
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise ReplicaLost(f"{target.name}: {error or type(error).__name__}") from error
+    response = await _asked(session, target, wanted, stall_timeout_s)
     try:
         if response.status != 200:
             raise await _refusal(response, target)
@@ -201,23 +209,49 @@ async def opened(
         response.close()
 
 
+async def _asked(
+    session: aiohttp.ClientSession, target: Target, wanted: Wanted, stall_timeout_s: float
+) -> aiohttp.ClientResponse:
+    """The head of a replica's answer.
+
+    A process that stood still finds its own timers over before it looks at its sockets. It then tries again, since that
+    says nothing of the replica.
+    """
+    headers = {"Authorization": f"Bearer {target.token}", "Content-Type": "application/json"}
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=stall_timeout_s)
+    url, body, late = target.url + _GENERATE, wanted.body(), 0
+    while True:
+        began_s = time.monotonic()
+        try:
+            return await session.post(url, data=body, headers=headers, timeout=timeout, allow_redirects=False)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            is_connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
+            late += is_connecting and time.monotonic() - began_s > _CONNECT_S + _LATE_S
+            if not is_connecting or not 0 < late <= _MAX_LATE:
+                raise ReplicaLost(f"{target.name}: {error or type(error).__name__}") from error
+
+
 async def _refusal(response: aiohttp.ClientResponse, target: Target) -> Exception:
     try:
         payload = await response.content.read(_MAX_ERROR_BYTES)
     except (aiohttp.ClientError, OSError, TimeoutError):
         payload = b""
+    error = _error(payload)
+    if (response.status, error.type) == _FULL:
+        return ReplicaFull(f"{target.name} has too many requests that wait")
     if response.status >= 500 or response.status in _OTHER_SERVER:
         return ReplicaLost(f"{target.name} answered {response.status}")
     if response.status == _BAD_REQUEST:
-        return _not_taken(_message(payload))
+        return _not_taken(error.message)
     return GatewayError(500, f"the model's server answered {response.status}", code="internal_error")
 
 
-def _message(payload: bytes) -> Any:
+def _error(payload: bytes) -> _Error:
+    """What an answer says of its error; nothing where it can't be read."""
     try:
-        return msgspec.json.decode(payload)["error"]["message"]
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
-        return None
+        return msgspec.json.decode(payload, type=_Refusal).error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Error()
 
 
 def _not_taken(message: Any) -> GatewayError:
@@ -261,6 +295,8 @@ def _choices(event: _Event, target: Target, may_be_schema: bool) -> Sequence[Pie
     if event.error is not None:
         if event.error.code == _BAD_REQUEST:  # what vLLM finds when the stream has begun
             raise _not_taken(event.error.message)
+        if (event.error.code, event.error.type) == _FULL:
+            raise ReplicaFull(f"{target.name} has too many requests that wait")
         if may_be_schema and event.error.message == _REQUEST_FAILED:
             raise invalid("the model's server can't follow the schema", "response_format")
         raise ReplicaLost(f"{target.name} ended an answer with an error")

@@ -35,7 +35,7 @@ class Script:
       tokens: in its place.
       token_s: pause before each token.
       status: of its answers; 200 streams.
-      error: that its streams say in place of an answer.
+      error: that its streams, or answers of another status, say in place of an answer.
       lost_after: breaks the connection off after so many tokens.
       finish: reason of each answer's end.
       version: that it says to have sampled; `row_version` is what its row says, the same where None.
@@ -80,7 +80,9 @@ class Replica:
             return web.Response(status=refused.status, body=refused.payload())
         self.script.asked.append(json.loads(body))
         if self.script.status != 200:
-            return web.json_response({"error": {"message": "refused here"}}, status=self.script.status)
+            return web.json_response(
+                {"error": self.script.error or {"message": "refused here"}}, status=self.script.status
+            )
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         self.script.running += 1

@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
+from serving_bridge.gateway import process, upstream
 from serving_bridge.text import Tokenizer
 from tests.support.gateway_requests import raw_request, until
 from tests.support.gateway_world import Script, World, running_gateway, text_of
@@ -128,6 +130,64 @@ def test_an_engine_that_dies_before_the_first_token_is_no_fault_of_the_schema(
             assert {status for status, _ in answers} == {200}
             assert dead.asked, "no conversation was its own"
             assert len(good.asked) == 12
+
+    asyncio.run(play())
+
+
+FULL = {"message": "The engine is currently busy and cannot accept new requests.", "type": "Service Unavailable"}
+
+
+@pytest.mark.parametrize(("status", "code"), [(503, 503), (200, 503)])
+def test_an_engine_whose_queue_is_full_is_no_lost_one(
+    status: int, code: int, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """vLLM's own bounds on what waits answer 503, before or in the stream; users are told 429."""
+
+    async def play() -> None:
+        full = Script(status=status, error={**FULL, "code": code})
+        async with running_gateway(tmp_path, tokenizer, full) as world:
+            for _ in range(5):
+                async with world.session.post(world.url + "/v1/chat/completions", json=CHAT) as response:
+                    error = (await response.json())["error"]
+                    assert (response.status, error["code"], error["type"]) == (429, "queue_full", "requests")
+                    assert response.headers["Retry-After"] == "1"
+            full.status, full.error = 200, None
+            assert (await world.ask())[0] == 200, "a full queue was held against its replica"
+
+    asyncio.run(play())
+
+
+def test_another_replica_answers_what_a_full_one_does_not_take(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    async def play() -> None:
+        full, good = Script(status=503, error={**FULL, "code": 503}), Script()
+        async with running_gateway(tmp_path, tokenizer, full, good) as world:
+            answers = [await world.ask(messages=[{"role": "user", "content": f"{i}"}]) for i in range(12)]
+            assert {status for status, _ in answers} == {200}
+            assert full.asked, "no conversation was its own"
+
+    asyncio.run(play())
+
+
+def test_a_gateway_that_stood_still_does_not_hold_that_against_its_replica(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overloaded process finds the timers of its connections over before it looks at their sockets."""
+    monkeypatch.setattr(upstream, "_CONNECT_S", 0.3)
+    stalls = iter([0.6] * 4)
+
+    class Stalling(aiohttp.TCPConnector):
+        async def _create_connection(self, *arguments: Any, **named: Any) -> Any:
+            asyncio.get_running_loop().call_soon(time.sleep, next(stalls, 0.0))
+            return await super()._create_connection(*arguments, **named)
+
+    def session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(connector=Stalling(limit=0))
+
+    monkeypatch.setattr(process, "client_session", session)
+
+    async def play() -> None:
+        async with running_gateway(tmp_path, tokenizer, Script()) as world:
+            assert [(await world.ask())[0] for _ in range(4)] == [200] * 4
 
     asyncio.run(play())
 
