@@ -251,6 +251,21 @@ def test_an_answer_that_lives_through_a_swap_has_both_versions(world: World, tmp
 
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
+def test_a_schema_that_vllm_can_not_compile_is_the_clients_fault(world: World, tmp_path: Path) -> None:
+    """By these words alone it differs from an engine that died; see `upstream`."""
+    version = world.update(world.model_a).version
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}
+
+    async def test(url: str) -> None:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            for _ in range(4):
+                with pytest.raises(openai.BadRequestError) as refused:
+                    await client.chat.completions.create(model="policy", messages=MESSAGES, response_format=schema)
+                assert refused.value.param == "response_format"
+
+    played(world, tmp_path, version, test)
+
+
 def test_schemathesis_finds_nothing_over_vllm(world: World, tmp_path: Path) -> None:
     program = schemathesis(tmp_path / "venv")
     version = world.update(world.model_a).version
