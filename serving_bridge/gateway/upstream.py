@@ -19,7 +19,7 @@ from learner_jax.contracts import MAX_RECORD_TEXT, quoted
 from serving_bridge.gateway.errors import GatewayError, invalid
 from serving_bridge.gateway.replicas import Target
 from serving_bridge.gateway.requests import Sampling
-from serving_bridge.vllm import version_named
+from serving_bridge.vllm import QUEUE_FULL, version_named
 
 _GENERATE = "/inference/v1/generate"
 _CONNECT_S = 2.0
@@ -31,8 +31,6 @@ _MAX_ERROR_BYTES = 64 << 10
 _BAD_REQUEST = 400
 #: what vLLM says of one request that ended in `FINISHED_ERROR`; a dead engine says something else
 _REQUEST_FAILED = "Internal server error"
-#: status and type of vLLM's error where its own bounds on waiting requests or tokens are reached
-_FULL = (503, "Service Unavailable")
 #: statuses of a server that another start's token, or another address, was meant for
 _OTHER_SERVER = (401, 421)
 
@@ -237,7 +235,7 @@ async def _refusal(response: aiohttp.ClientResponse, target: Target) -> Exceptio
     except (aiohttp.ClientError, OSError, TimeoutError):
         payload = b""
     error = _error(payload)
-    if (response.status, error.type) == _FULL:
+    if (response.status, error.type) == QUEUE_FULL:
         return ReplicaFull(f"{target.name} has too many requests that wait")
     if response.status >= 500 or response.status in _OTHER_SERVER:
         return ReplicaLost(f"{target.name} answered {response.status}")
@@ -295,7 +293,7 @@ def _choices(event: _Event, target: Target, may_be_schema: bool) -> Sequence[Pie
     if event.error is not None:
         if event.error.code == _BAD_REQUEST:  # what vLLM finds when the stream has begun
             raise _not_taken(event.error.message)
-        if (event.error.code, event.error.type) == _FULL:
+        if (event.error.code, event.error.type) == QUEUE_FULL:
             raise ReplicaFull(f"{target.name} has too many requests that wait")
         if may_be_schema and event.error.message == _REQUEST_FAILED:
             raise invalid("the model's server can't follow the schema", "response_format")

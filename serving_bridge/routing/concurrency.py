@@ -76,10 +76,15 @@ def adjusted(
     preempted = now.preemptions > before.preemptions and pressed
     queued = before.has_queue and now.has_queue and now.waiting >= before.waiting
     if preempted or queued:
-        value = max(at_least, math.floor(_DECREASE * limit.value))
-        return Limit(value, is_doubling=False), value < limit.value
+        smaller = cut(limit, at_least=at_least)
+        return smaller, smaller.value < limit.value
     used = in_flight >= _IN_USE * limit.value
     if not used or now.has_queue or now.kv_usage > _NEARLY_FULL:
         return limit, False
     grown = 2 * limit.value if limit.is_doubling else limit.value + at_least
     return Limit(min(at_most, grown), limit.is_doubling), False
+
+
+def cut(limit: Limit, *, at_least: int) -> Limit:
+    """The limit after a sign of too much."""
+    return Limit(max(at_least, math.floor(_DECREASE * limit.value)), is_doubling=False)

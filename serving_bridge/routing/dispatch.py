@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from learner_jax.runtime import StandingWait, Waits, WaitTimeoutError
-from serving_bridge.routing.concurrency import Limit, Load, adjusted
+from serving_bridge.routing.concurrency import Limit, Load, adjusted, cut
 from serving_bridge.routing.registry import ReplicaRow
 from serving_bridge.settings import RolloutSettings
-from serving_bridge.vllm import Aborted, Rejected, ReplicaError, VllmClient
+from serving_bridge.vllm import Aborted, Full, Rejected, ReplicaError, VllmClient
 
 _POLL_S = 1.0
 _POLL_TIMEOUT_S = 5.0
@@ -48,6 +48,7 @@ class Target:
       failures: of requests, in a row.
       avoided_s: how long it was avoided last.
       tripped_s: loop time since when it is, or was last, avoided.
+      cut_s: loop time at which it last said that it is full.
       is_open: whether it takes requests (is known and not avoided).
     """
 
@@ -60,6 +61,7 @@ class Target:
     failures: int = 0
     avoided_s: float = 0.0
     tripped_s: float = float("-inf")
+    cut_s: float = float("-inf")
     is_open: bool = False
     load: Load | None = None
     stamp: int = -1
@@ -181,6 +183,8 @@ class Dispatcher:
         if answered:
             target.failures, target.avoided_s = 0, 0.0
             self._totals[target.name] = (succeeded + 1, failed)
+        elif isinstance(error, Full):
+            self._is_full(target, slot.taken_s)
         elif error is not None and not isinstance(error, Rejected):
             if not isinstance(error, Aborted):
                 self._totals[target.name] = (succeeded, failed + 1)
@@ -219,10 +223,20 @@ class Dispatcher:
         )
         self._cuts += was_cut
         if limit != target.limit:
-            self._open_limit += (limit.value - target.limit.value) if target.is_open else 0
-            target.limit = limit
+            self._set_limit(target, limit)
             self._changed(target)
             self._wake()
+
+    def _set_limit(self, target: Target, limit: Limit) -> None:
+        self._open_limit += (limit.value - target.limit.value) if target.is_open else 0
+        target.limit = limit
+
+    def _is_full(self, target: Target, taken_s: float) -> None:
+        """Cuts the limit of a replica, which is well; once for all that was sent before it said so."""
+        if taken_s > target.cut_s:
+            target.cut_s = asyncio.get_running_loop().time()
+            self._set_limit(target, cut(target.limit, at_least=self._settings.min_concurrency))
+            self._cuts += 1
 
     def _strike(self, target: Target, taken_s: float) -> None:
         """Counts a failure. Those of requests that were sent before it was last avoided are old news."""

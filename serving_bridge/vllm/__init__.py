@@ -4,6 +4,7 @@ from serving_bridge.vllm.answers import (
     Aborted,
     Completion,
     Failed,
+    Full,
     Malformed,
     Rejected,
     ReplicaError,
@@ -30,17 +31,19 @@ from serving_bridge.vllm.server_options import (
     server_command,
     server_environment,
 )
-from serving_bridge.vllm.transport import Session, http_session
+from serving_bridge.vllm.transport import QUEUE_FULL, Session, http_session
 from serving_bridge.vllm.worker_status import WorkerStatus
 
 __all__ = [
     "DEFERRED",
+    "QUEUE_FULL",
     "SERVED_MODEL_NAME",
     "Aborted",
     "Access",
     "Completion",
     "EngineArgsError",
     "Failed",
+    "Full",
     "Malformed",
     "Platform",
     "Rejected",

@@ -43,6 +43,10 @@ class Failed(Unreachable):
     """The replica answered, with a failure of its own (5xx)."""
 
 
+class Full(Failed):
+    """Too many requests wait at a replica that is well, by the engine's own bounds."""
+
+
 class Unversioned(ReplicaError):
     """The replica answers with weights that no policy version names: it is stale."""
 

@@ -9,11 +9,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from serving_bridge.vllm.answers import Failed, Rejected, Superseded, Unreachable
+from serving_bridge.vllm.answers import Failed, Full, Rejected, Superseded, Unreachable
 
 GENERATE = "/inference/v1/generate"
 #: statuses of a server that another start's token, or another address, was meant for
 _OTHER_SERVER = (401, 421)
+#: status and type of vLLM's error where its bounds on waiting requests or tokens are reached
+QUEUE_FULL = (503, "Service Unavailable")
 #: status of a control request whose round another has followed
 _SUPERSEDED = 409
 
@@ -75,7 +77,8 @@ class Transport:
 
         Raises:
           Unreachable: no answer in time, or that of a server which another start's token is for.
-          Failed: an answer of 5xx.
+          Full: too many requests wait there.
+          Failed: another answer of 5xx.
           Superseded: an answer of 409.
           Rejected: any other.
         """
@@ -106,6 +109,8 @@ class Transport:
             raise Unreachable(f"{where}: no answer within {total_s} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(f"{where}: {error or type(error).__name__}") from error
+        if (status, _type(payload)) == QUEUE_FULL:
+            raise Full(f"{where}: {status} {_detail(payload)}")
         if status >= 500:
             raise Failed(f"{where}: {status} {_detail(payload)}")
         if status in _OTHER_SERVER:
@@ -115,6 +120,14 @@ class Transport:
         if not 200 <= status < 300:
             raise Rejected(f"{where}: {status} {_detail(payload)}")
         return payload
+
+
+def _type(payload: bytes) -> Any:
+    """The type of an error answer; None where it has none."""
+    try:
+        return msgspec.json.decode(payload)["error"]["type"]
+    except (msgspec.MsgspecError, UnicodeDecodeError, LookupError, TypeError):
+        return None
 
 
 def _detail(payload: bytes) -> str:

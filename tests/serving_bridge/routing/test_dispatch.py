@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from learner_jax.runtime.waits import Waits
+from serving_bridge.routing.concurrency import Limit
 from serving_bridge.routing.dispatch import Dispatcher, NoReplicaError, Slot
 from serving_bridge.routing.registry import ReplicaRow
 from serving_bridge.settings.serving import RolloutSettings
-from serving_bridge.vllm.answers import Aborted, Malformed, Rejected, Unreachable
+from serving_bridge.vllm.answers import Aborted, Full, Malformed, Rejected, Unreachable
 from serving_bridge.vllm.client import VllmClient
 from tests.support.rollout_world import FakeReplica, FakeSession, virtually
 
@@ -257,6 +258,28 @@ def test_aborted_and_wrong_requests_are_not_reported_as_failures() -> None:
         found.give_back(await found.take(1), answered=True)
         found.give_back(await found.take(1), Unreachable("away"))
         assert found.totals() == {"a": (1, 1)}
+
+    virtually(story())
+
+
+def test_a_full_replica_is_asked_for_less_and_is_no_failed_one() -> None:
+    async def story() -> None:
+        found = dispatcher(["a"], failures_to_avoid=2, min_concurrency=2)
+        found._set_limit(found._targets["a"], Limit(100))
+        for limit in (70, 49):
+            slots = [await found.take(1) for _ in range(9)]
+            await asyncio.sleep(0.1)
+            for slot in slots:  # all were sent before it said so: that is one sign, not nine
+                found.give_back(slot, Full("on purpose"))
+            assert found.loads() == {"a": (0, limit)}
+            await asyncio.sleep(0.1)
+        assert (found.totals(), found.take_cuts()) == ({}, 2)
+        slots = [await found.take(1) for _ in range(49)]
+        late = asyncio.ensure_future(found.take(1))
+        await asyncio.sleep(0.1)
+        assert not late.done()
+        found.give_back(slots[0], answered=True)
+        assert (await late).target.name == "a"
 
     virtually(story())
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serving_bridge.vllm.answers import Failed, Rejected, ReplicaError, Superseded, Unreachable
+from serving_bridge.vllm.answers import Failed, Full, Rejected, ReplicaError, Superseded, Unreachable
 from serving_bridge.vllm.transport import GENERATE, Transport
 from tests.support.rollout_world import virtually
 
@@ -65,6 +65,22 @@ def test_every_status_is_an_error_of_its_kind(status: int, error: type[ReplicaEr
     with pytest.raises(error, match=f"POST http://a/resume: {status} why") as caught:
         ask(Session(status, b'{"error": {"message": "why"}}'))
     assert type(caught.value) is error
+
+
+def test_a_full_queue_is_told_from_other_failures() -> None:
+    """By what vLLM's `QueueOverflowError` and `MaxQueuedTokensError` become."""
+    full = b'{"error": {"message": "busy", "type": "Service Unavailable", "param": null, "code": 503}}'
+    with pytest.raises(Full, match="503 busy"):
+        ask(Session(503, full))
+    for status, payload in [
+        (500, full),
+        (503, full.replace(b"Service Unav", b"ServiceUnav")),
+        (503, b"[1]"),
+        (503, b""),
+    ]:
+        with pytest.raises(Failed) as caught:
+            ask(Session(status, payload))
+        assert type(caught.value) is Failed
 
 
 @pytest.mark.parametrize(("payload", "said"), [(b'{"a": 1}', "{'a': 1}"), (b"<html>", "<html>"), (b"[1]", r"\[1\]")])
