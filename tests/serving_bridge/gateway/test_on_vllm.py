@@ -249,8 +249,6 @@ def test_an_answer_that_lives_through_a_swap_has_both_versions(world: World, tmp
     played(world, tmp_path, first, test)
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(1500)
 def test_a_schema_that_vllm_can_not_compile_is_the_clients_fault(world: World, tmp_path: Path) -> None:
     """By these words alone it differs from an engine that died; see `upstream`."""
     version = world.update(world.model_a).version
@@ -266,6 +264,8 @@ def test_a_schema_that_vllm_can_not_compile_is_the_clients_fault(world: World, t
     played(world, tmp_path, version, test)
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(1500)
 def test_schemathesis_finds_nothing_over_vllm(world: World, tmp_path: Path) -> None:
     program = schemathesis(tmp_path / "venv")
     version = world.update(world.model_a).version
