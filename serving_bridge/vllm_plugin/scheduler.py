@@ -32,6 +32,9 @@ from serving_bridge.vllm_plugin.training_share import TrainingShare
 from serving_bridge.vllm_plugin.unproven_outputs import UnprovenOutputs
 from serving_bridge.vllm_plugin.user_delays import UserDelays
 
+#: most tokens of held requests in a step with probes: long ones would put off the verdict, and gain little
+_BESIDE_TOKENS = 2048
+
 
 def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingScheduler:
     """What `--scheduler-cls` names: vLLM calls it as it would call a class."""
@@ -55,6 +58,7 @@ class ProbingScheduler(Scheduler):
     """
 
     _pause_state: PauseState
+    max_num_scheduled_tokens: int
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -104,7 +108,7 @@ class ProbingScheduler(Scheduler):
             state, self._is_proving = PauseState.UNPAUSED, True
         else:
             state = self._pause_state
-        with self._as_if(state), self._sharing.step(beside=len(probes)):
+        with self._as_if(state, probes), self._sharing.step(beside=len(probes)):
             return super().schedule(throttle_prefills)
 
     def update_from_output(
@@ -150,13 +154,17 @@ class ProbingScheduler(Scheduler):
         return frozenset(ids)
 
     @contextmanager
-    def _as_if(self, state: PauseState) -> Iterator[None]:
-        """Shows vLLM's `schedule` another state of the engine."""
-        kept, self._pause_state = self._pause_state, state
+    def _as_if(self, state: PauseState, probes: frozenset[str]) -> Iterator[None]:
+        """Shows vLLM's `schedule` another state of the engine, and room for few tokens besides those of probes."""
+        paused, tokens = self._pause_state, self.max_num_scheduled_tokens
+        self._pause_state = state
+        if probes:
+            own = sum(self.requests[name].num_tokens for name in probes)
+            self.max_num_scheduled_tokens = min(tokens, own + _BESIDE_TOKENS)
         try:
             yield
         finally:
-            self._pause_state = kept
+            self._pause_state, self.max_num_scheduled_tokens = paused, tokens
 
 
 class AsyncProbingScheduler(ProbingScheduler, AsyncScheduler):

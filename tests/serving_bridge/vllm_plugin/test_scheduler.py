@@ -40,7 +40,8 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
     def init(self: Any) -> None:
         self.policy, self.running, self.requests = "fcfs", [], {}
         self.waiting, self._pause_state = Queue(), PauseState.UNPAUSED
-        self.did, self.max_num_active_reqs = did, 64
+        self.did, self.max_num_active_reqs, self.max_num_scheduled_tokens = did, 64, 8192
+        self.budgets = []
 
     def add_request(self: Any, request: Any) -> None:
         self.requests[request.request_id] = request
@@ -52,6 +53,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def schedule(self: Any, throttle: bool = False) -> Any:
         names = [request.request_id for request in self.waiting]
+        self.budgets.append(self.max_num_scheduled_tokens)
         did.append((names, self._pause_state == PauseState.UNPAUSED, throttle))
         return "planned"
 
@@ -85,7 +87,8 @@ def pause(scheduler: Any) -> None:
 
 
 def add(scheduler: Any, name: str, max_tokens: int = 1) -> None:
-    scheduler.add_request(SimpleNamespace(request_id=f"generate-tokens-{name}", max_tokens=max_tokens, priority=30))
+    name = f"generate-tokens-{name}"
+    scheduler.add_request(SimpleNamespace(request_id=name, max_tokens=max_tokens, priority=30, num_tokens=7))
 
 
 def planned(scheduler: Any) -> tuple[list[str], bool]:
@@ -182,6 +185,17 @@ def test_a_pause_that_keeps_the_caches_runs_no_probe(scheduler: Any) -> None:
     scheduler.set_pause_state(other)
     add(scheduler, probe_ids(1, CONTROL)[0])
     assert scheduler.get_num_unfinished_requests() == 0
+
+
+def test_long_answers_do_not_put_a_proof_off(scheduler: Any) -> None:
+    pause(scheduler)
+    for name in probe_ids(2, CONTROL):
+        add(scheduler, name)
+    scheduler.schedule()
+    assert scheduler.budgets == [2 * 7 + 2048]
+    scheduler.set_pause_state(scheduler.states.UNPAUSED)
+    scheduler.schedule()
+    assert scheduler.budgets[1:] == [8192]
 
 
 def test_what_a_proof_left_in_the_cache_is_used_when_the_pause_ends(scheduler: Any) -> None:
