@@ -264,7 +264,8 @@ def test_damaged_folders_are_explained(stories_model: Path, tmp_path: Path) -> N
 
 
 def test_prompts_that_can_not_be_made_are_errors(stories_model: Path, created: Path) -> None:
-    with pytest.raises(TokenizerError, match=r"no chat template; set task\.chat to false"):
+    told = r"no chat template: name a chat model, or set chat = false, of \[task\] or the suite"
+    with pytest.raises(TokenizerError, match=told):
         load_tokenizer(stories_model).encode_prompt("hi", chat=True)
     with pytest.raises(TokenizerError, match="has no tokens"):
         load_tokenizer(created).encode_prompt("", chat=False)
