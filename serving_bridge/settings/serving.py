@@ -51,7 +51,12 @@ class ServingSettings(Settings):
         "beyond it training waits",
     )
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU's memory that a replica takes")
-    cpu_kv_cache_gib: int = Field(1, gt=0, description="KV cache on the CPU platform, GiB")
+    cpu_kv_cache_gib: int = Field(
+        1,
+        gt=0,
+        description="KV cache on the CPU platform, GiB; less where that is more than four times what `max_num_seqs` "
+        "sequences of `max_model_len` fill",
+    )
     threads: int = Field(1, gt=0, description="OpenMP threads of a replica on the CPU platform")
     tensor_parallel_size: int = Field(1, gt=0, description="GPUs that each layer of one replica is split over")
     pipeline_parallel_size: int = Field(1, gt=0, description="parts of the layers of one replica, each on its own GPUs")

@@ -71,10 +71,12 @@ def register() -> None:
         _compute_with_the_parameters()
         _use_parameters_as_tensors()
         _wait_without_spinning()
+        from serving_bridge.vllm_plugin.cache_memory import take_what_sequences_fill
         from serving_bridge.vllm_plugin.cpu_kernels import use_compiled_norms
         from serving_bridge.vllm_plugin.engine_start import fork_the_engine
 
         use_compiled_norms()
+        take_what_sequences_fill()
         fork_the_engine()
 
 
