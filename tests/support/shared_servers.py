@@ -14,6 +14,7 @@ FILES = (
     "tests/serving_bridge/rollout/test_verifiers_on_vllm.py",
     "tests/serving_bridge/gateway/test_on_vllm.py",
     "tests/serving_bridge/vllm_plugin/test_sharing_on_vllm.py",
+    "tests/serving_bridge/vllm_plugin/test_cache_memory.py",
     "tests/serving_bridge/fleet/test_weight_round_servers.py",
 )
 
