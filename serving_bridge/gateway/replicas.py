@@ -20,7 +20,7 @@ from serving_bridge.access import Keys
 from serving_bridge.gateway.arms import Rank
 from serving_bridge.gateway.errors import unavailable
 from serving_bridge.routing import ReplicaRow
-from serving_bridge.vllm import DEFERRED
+from serving_bridge.vllm import DEFERRED, USERS_KV_USAGE
 
 _FAILURES_TO_AVOID = 3
 _FIRST_AVOIDED_S, _MAX_AVOIDED_S = 1.0, 60.0
@@ -36,7 +36,7 @@ class Load:
     Attributes:
       requests: running and waiting.
       waiting: those of them that wait for room; training's that wait for users to be gone are none of them.
-      kv_usage: share of the KV cache in use, 0 to 1.
+      kv_usage: share of the KV cache that users hold, 0 to 1.
       queued_s: time that all requests since its start waited, together.
       begun: requests since its start that waited no longer.
     """
@@ -54,7 +54,7 @@ class Load:
         return Load(
             requests=found.get("vllm:num_requests_running", 0.0) + waiting,
             waiting=waiting - found.get(DEFERRED, 0.0),
-            kv_usage=found.get("vllm:kv_cache_usage_perc", 0.0),
+            kv_usage=found.get(USERS_KV_USAGE, found.get("vllm:kv_cache_usage_perc", 0.0)),
             queued_s=found.get("vllm:request_queue_time_seconds_sum", 0.0),
             begun=found.get("vllm:request_queue_time_seconds_count", 0.0),
         )
@@ -65,7 +65,7 @@ class Pressure:
     """How full the replicas are together.
 
     Attributes:
-      kv_usage: mean share of the KV caches in use.
+      kv_usage: mean share of the KV caches that users hold.
       queue_s: mean time that requests wait there.
     """
 

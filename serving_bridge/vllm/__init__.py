@@ -12,7 +12,7 @@ from serving_bridge.vllm.answers import (
     joined,
     version_named,
 )
-from serving_bridge.vllm.client import DEFERRED, VllmClient
+from serving_bridge.vllm.client import DEFERRED, USERS_KV_USAGE, VllmClient
 from serving_bridge.vllm.control import RoundControl, Swapped
 from serving_bridge.vllm.option_check import EngineArgsError, check_engine_args
 from serving_bridge.vllm.server_checks import (
@@ -38,6 +38,7 @@ __all__ = [
     "DEFERRED",
     "QUEUE_FULL",
     "SERVED_MODEL_NAME",
+    "USERS_KV_USAGE",
     "Aborted",
     "Access",
     "Completion",

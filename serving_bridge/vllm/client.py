@@ -35,9 +35,10 @@ from serving_bridge.vllm.answers import (
 from serving_bridge.vllm.control import RoundControl
 from serving_bridge.vllm.transport import GENERATE, Session, Transport
 from serving_bridge.vllm.worker_status import WorkerStatus, worker_status
-from serving_bridge.vllm_plugin import PackedAnswer
+from serving_bridge.vllm_plugin import USERS_KV_USAGE, PackedAnswer
 
 __all__ = [
+    "USERS_KV_USAGE",
     "Aborted",
     "Completion",
     "Failed",
@@ -59,7 +60,7 @@ _DEFERRED = re.compile(
 #: How often the time of a request that gives way to users may begin anew. Training gets about every ninth step.
 _MOST_TIMES = 10
 _LOOK_S = 5.0
-_METRIC = re.compile(r"^(vllm:[a-z0-9_]+)(?:\{[^}]*\})? ([-+.0-9a-zA-Z]+)$", re.MULTILINE)
+_METRIC = re.compile(r"^((?:vllm:|weir_)[a-z0-9_]+)(?:\{[^}]*\})? ([-+.0-9a-zA-Z]+)$", re.MULTILINE)
 
 
 class _Paused(msgspec.Struct):
@@ -217,9 +218,9 @@ class VllmClient:
         return version_named(name)
 
     async def metrics(self, *, timeout_s: float | None = None) -> dict[str, float]:
-        """vLLM's Prometheus metrics, name -> value summed over labels (e.g. `vllm:num_requests_running`).
+        """Prometheus metrics of vLLM and of the plugin, name -> value summed over labels.
 
-        One has a label beside that: `DEFERRED`.
+        One has a label beside its name: `DEFERRED`.
 
         Not read by prometheus_client: its parser takes 26 ms for vLLM's page, this half a millisecond, and a worker's
         event loop reads the page of every replica once a second.

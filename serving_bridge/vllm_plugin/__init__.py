@@ -23,6 +23,7 @@ __all__ = [
     "STORE_ROOT",
     "TRAINING_SLOWDOWN",
     "USERS_BELOW",
+    "USERS_KV_USAGE",
     "WORKER_EXTENSION",
     "PackedAnswer",
     "PackedChoice",
@@ -49,6 +50,8 @@ KEPT_VERSIONS = "WEIR_KEPT_VERSIONS"
 TRAINING_SLOWDOWN = "WEIR_TRAINING_SLOWDOWN"
 #: environment variable: requests whose priority is lower are users', the others give way to them
 USERS_BELOW = "WEIR_USERS_BELOW"
+#: metric of a server: share of the KV cache that users hold
+USERS_KV_USAGE = "weir_users_kv_cache_usage_ratio"
 #: program that runs a server's workers on a further host
 FURTHER_HOST = "serving_bridge.vllm_plugin.further_host"
 #: program that runs vLLM's server, loaded in less time

@@ -34,6 +34,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _JSON = b"application/json"
+_METRICS_ROUTE = "/metrics"
 
 
 class GateMiddleware:
@@ -73,6 +74,8 @@ class GateMiddleware:
         elif scope["path"] == ROUND_ROUTE:
             await _answer(send, 200, msgspec.json.encode({"fencing_token": self._fence.next_token()}))
         else:
+            if scope["path"] == _METRICS_ROUTE:
+                await _refresh_metrics(scope["app"].state.engine_client)
             scope["headers"] = without_request_id(scope["headers"])
             await self._app(scope, _again(body, receive), self._watched(send, call, entry.fencing_token))
 
@@ -150,6 +153,12 @@ async def _sample(engine: Any, asked: Generate, receive: Receive, send: Send) ->
         return
     status, payload = work.result()
     await _answer(send, status, payload, PACKED_TYPE if status == 200 else _JSON)
+
+
+async def _refresh_metrics(engine: Any) -> None:
+    from serving_bridge.vllm_plugin.users_memory import refresh  # its metric is registered only where vLLM runs
+
+    await refresh(engine)
 
 
 async def _refuse(send: Send, refused: Refused) -> None:

@@ -19,6 +19,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.engine.core import EngineCore
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -38,8 +39,13 @@ _BESIDE_TOKENS = 2048
 
 def make_scheduler(*, vllm_config: VllmConfig, **arguments: Any) -> ProbingScheduler:
     """What `--scheduler-cls` names: vLLM calls it as it would call a class."""
+    EngineCore.users_kv_usage = _users_kv_usage  # which the server can ask for by its name
     chosen = AsyncProbingScheduler if vllm_config.scheduler_config.async_scheduling else ProbingScheduler
     return chosen(vllm_config=vllm_config, **arguments)
+
+
+def _users_kv_usage(engine: EngineCore) -> float:
+    return engine.scheduler.users_kv_usage()
 
 
 class ProbingScheduler(Scheduler):
@@ -130,6 +136,10 @@ class ProbingScheduler(Scheduler):
             stats.num_running_reqs -= self._sharing.num_held
             stats.num_skipped_waiting_reqs += self._sharing.num_held
         return stats
+
+    def users_kv_usage(self) -> float:
+        """As `Sharing.users_kv_usage`."""
+        return self._sharing.users_kv_usage()
 
     def _give_up_unproven(self) -> None:
         """Ends what was in a step with probes, before weights can change; a step may still be on its way."""

@@ -21,6 +21,8 @@ from serving_bridge.vllm_plugin.user_delays import UserDelays
 
 #: Steps in a row in which no user got on; then nothing is held for one step, so that whatever they wait for can end.
 _FRUITLESS = 8
+#: The block that stands for tokens outside a window.
+_NULL = 0
 _READY = (RequestStatus.RUNNING, RequestStatus.WAITING, RequestStatus.PREEMPTED)
 
 
@@ -89,6 +91,13 @@ class Sharing:
             yield
         finally:
             scheduler.max_num_active_reqs = usual
+
+    def users_kv_usage(self) -> float:
+        """Share of the KV cache that users hold, 0 to 1: what training holds, they can have."""
+        manager = self._scheduler.kv_cache_manager
+        total = manager.block_pool.num_gpu_blocks - 1  # without the null block
+        held = {block for name in self._users for group in manager.get_block_ids(name) for block in group} - {_NULL}
+        return len(held) / total if total > 0 else 0.0
 
     def _most(self) -> int:
         """Answers of training that the next step may have."""

@@ -10,7 +10,7 @@ from serving_bridge.access import FreshKeys
 from serving_bridge.gateway.errors import GatewayError
 from serving_bridge.gateway.replicas import Load, Pressure, Replicas
 from serving_bridge.routing import ReplicaRow
-from serving_bridge.vllm import DEFERRED
+from serving_bridge.vllm import DEFERRED, USERS_KV_USAGE
 
 
 class Clock:
@@ -128,3 +128,9 @@ def test_pressure() -> None:
 def test_training_that_is_held_for_users_is_no_queue() -> None:
     waiting = {"vllm:num_requests_running": 3.0, "vllm:num_requests_waiting": 9.0, DEFERRED: 7.0}
     assert Load.of_metrics(waiting) == Load(requests=12.0, waiting=2.0, kv_usage=0.0)
+
+
+def test_memory_that_training_holds_sheds_no_user() -> None:
+    full = {"vllm:kv_cache_usage_perc": 0.97}
+    assert Load.of_metrics(full | {USERS_KV_USAGE: 0.25}).kv_usage == 0.25
+    assert Load.of_metrics(full).kv_usage == 0.97

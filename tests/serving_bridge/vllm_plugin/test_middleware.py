@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 
 from serving_bridge.access import Generate
 from serving_bridge.vllm_plugin.middleware import GateMiddleware
@@ -112,6 +113,26 @@ def test_a_request_reaches_the_server_whole_and_without_the_id_of_a_header(gate:
 def test_a_route_without_a_body_is_not_read_before_the_server_does(gate: GateMiddleware, app: App) -> None:
     assert run(gate, of_round(gate, http("/resume", token=CONTROL, length=0))) == []
     assert app.received == [request(b""), {"type": "http.disconnect"}]
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_metrics_have_the_memory_of_users_unless_the_engine_is_too_busy_to_say(
+    gate: GateMiddleware, app: App, monkeypatch: pytest.MonkeyPatch, is_busy: bool
+) -> None:
+    from serving_bridge.vllm_plugin import USERS_KV_USAGE, users_memory
+
+    async def ask(name: str) -> float:
+        assert name == "users_kv_usage"
+        await asyncio.sleep(is_busy)
+        return 0.25
+
+    monkeypatch.setattr(users_memory, "_PATIENCE_S", 0.05)
+    users_memory._gauge.set(0.5)
+    engine = SimpleNamespace(engine_core=SimpleNamespace(call_utility_async=ask))
+    scope = http("/metrics", length=0, method="GET", app=SimpleNamespace(state=SimpleNamespace(engine_client=engine)))
+    assert run(gate, scope) == []
+    assert app.scopes == [scope]
+    assert REGISTRY.get_sample_value(USERS_KV_USAGE) == (0.5 if is_busy else 0.25)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,9 @@ class Engine:
         self.pause_state = PauseState.UNPAUSED
         self.cache_config = SimpleNamespace(block_size=BLOCK_TOKENS)
         self.free_blocks = free_blocks
-        self.kv_cache_manager = SimpleNamespace(block_pool=self)
+        self.kv_cache_manager = SimpleNamespace(block_pool=self, get_block_ids=self.get_block_ids)
+        self.num_gpu_blocks = 101  # of which one stands for tokens outside a window
+        self.blocks: dict[str, tuple[list[int], ...]] = {}
         self.now_s = 0.0
         self.share = Share()
         clock = lambda: self.now_s  # noqa: E731  (monotonic and wall alike)
@@ -56,6 +58,9 @@ class Engine:
 
     def get_num_free_blocks(self) -> int:
         return self.free_blocks
+
+    def get_block_ids(self, name: str) -> tuple[list[int], ...]:
+        return self.blocks.get(name, ([],))
 
     def _request_blocks_can_be_freed(self, request: Any) -> bool:
         return not request.is_written
@@ -207,3 +212,14 @@ def test_trainings_time_in_the_queue_is_not_what_it_waited_for_users() -> None:
     engine.end(["u", "t0"], 0.0, new=("t0", "u"))
     assert new.events[0].timestamp == 5.0  # the last step that users were in began then
     assert engine.requests["u"].events[0].timestamp == 0.0
+
+
+def test_memory_of_users_is_counted_once_and_without_trainings() -> None:
+    engine = Engine()
+    for name, priority in (("u1", USER), ("u2", USER), ("t", TRAINING)):
+        engine.add(name, priority)
+    assert engine.sharing.users_kv_usage() == 0
+    engine.blocks = {"u1": ([1, 2, 3], [0, 4]), "u2": ([1, 2, 5], [0, 6]), "t": ([1, *range(7, 90)],)}
+    assert engine.sharing.users_kv_usage() == 0.06
+    engine.num_gpu_blocks = 1
+    assert engine.sharing.users_kv_usage() == 0

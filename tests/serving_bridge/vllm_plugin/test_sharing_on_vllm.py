@@ -10,7 +10,7 @@ import pytest
 
 from serving_bridge.settings.priorities import VLLM_PRIORITY
 from serving_bridge.vllm.answers import Completion
-from serving_bridge.vllm.client import DEFERRED
+from serving_bridge.vllm.client import DEFERRED, USERS_KV_USAGE
 from tests.support.weight_world import SETTINGS, TOLERANCE, World
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -29,9 +29,9 @@ def training(world: World, count: int) -> asyncio.Task[list[Completion]]:
     )  # fmt: skip
 
 
-async def user(world: World) -> Completion:
+async def user(world: World, tokens: int = USER_TOKENS) -> Completion:
     (answer,) = await world.client.generate(
-        [9, 8, 70], n=1, max_tokens=USER_TOKENS, stop_token_ids=(), timeout_s=120, greedy=True,
+        [9, 8, 70], n=1, max_tokens=tokens, stop_token_ids=(), timeout_s=120, greedy=True,
         priority=VLLM_PRIORITY["paid"],
     )  # fmt: skip
     return answer
@@ -85,3 +85,25 @@ def test_users_wait_for_no_place_of_trainings(world: World) -> None:
     assert is_first
     assert preemptions >= 1
     assert [answer.tokens.tolist() for answer in beside] == [answer.tokens.tolist() for answer in alone]
+
+
+def test_memory_that_training_holds_is_not_users(world: World) -> None:
+    world.update(world.model_a)
+
+    async def play() -> tuple[dict[str, float], list[float]]:
+        beside, seen = training(world, 16), []
+        await begun(world, beside)
+        alone = await world.client.metrics()
+        answering = asyncio.ensure_future(user(world, TRAINING_TOKENS))
+        while not answering.done():
+            seen.append((await world.client.metrics())[USERS_KV_USAGE])
+        await asyncio.gather(answering, beside)
+        return alone, [*seen, (await world.client.metrics())[USERS_KV_USAGE]]
+
+    alone, seen = world.run(play())
+    num_blocks = 4 * SETTINGS.max_num_seqs * SETTINGS.max_model_len // 32
+    most = -(-(3 + TRAINING_TOKENS) // 32) / (num_blocks - 1)
+    assert alone["vllm:kv_cache_usage_perc"] > most, "training holds more than a user can"
+    assert alone[USERS_KV_USAGE] == 0
+    assert 0 < max(seen) <= most * (1 + 1e-9)
+    assert seen[-1] == 0
