@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from learner_jax.runtime import WeirError
 from rewards.contracts import Outcome, Problem
 from serving_bridge.vllm import Completion
@@ -42,7 +40,7 @@ class Episode:
     @property
     def num_versions(self) -> int:
         """Policy versions that sampled it."""
-        return len(np.unique(np.concatenate([turn.answer.policy_version for turn in self.turns])))
+        return len(set().union(*(turn.answer.policy_version.tolist() for turn in self.turns)))
 
     @property
     def is_judged(self) -> bool:
