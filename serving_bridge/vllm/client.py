@@ -258,8 +258,8 @@ class VllmClient:
         asking = asyncio.ensure_future(request)
         try:
             for _ in range(_MOST_TIMES):
-                done, _ = await asyncio.wait([asking], timeout=timeout_s)
-                if done or not await self._holds():
+                await asyncio.wait([asking], timeout=timeout_s)
+                if asking.done() or not await self._holds(meanwhile=asking):
                     break
             if asking.done():
                 return asking.result()
@@ -270,12 +270,19 @@ class VllmClient:
                 with suppress(asyncio.CancelledError, ReplicaError):
                     await asking
 
-    async def _holds(self) -> bool:
-        """Whether answers are held there, since users go first."""
+    async def _holds(self, *, meanwhile: asyncio.Future[bytes]) -> bool:
+        """Whether answers are held there, since users go first; the look ends with the request."""
+        looking = asyncio.ensure_future(self.metrics())
+        both: list[asyncio.Future[Any]] = [meanwhile, looking]
         try:
-            return (await self.metrics(timeout_s=_LOOK_S)).get(DEFERRED, 0.0) > 0
+            await asyncio.wait(both, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            return looking.done() and looking.result().get(DEFERRED, 0.0) > 0
         except ReplicaError:
             return False
+        finally:
+            looking.cancel()
+            with suppress(asyncio.CancelledError, ReplicaError):
+                await looking
 
     def _read(self, decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T:
         try:

@@ -24,10 +24,11 @@ class Server:
 
     Args:
       looks: whether its metrics can be had.
+      look_s: how long they take.
     """
 
-    def __init__(self, ready_s: float, held_s: float, *, looks: bool = True) -> None:
-        self.ready_s, self.held_s, self.looks = ready_s, held_s, looks
+    def __init__(self, ready_s: float, held_s: float, *, looks: bool = True, look_s: float = 0.0) -> None:
+        self.ready_s, self.held_s, self.looks, self.look_s = ready_s, held_s, looks, look_s
         self.began_s = float("inf")
         self.broken_off = False
 
@@ -39,6 +40,7 @@ class Server:
             if url.endswith("/metrics"):
                 if not self.looks:
                     raise aiohttp.ClientConnectionError("gone")
+                await asyncio.sleep(self.look_s)
                 return f"{DEFERRED} {int(now_s < self.began_s + self.held_s)}\n".encode()
             try:
                 async with asyncio.timeout(timeout.total):
@@ -83,6 +85,11 @@ def test_what_is_held_no_more_is_late_and_nothing_is_held_for_ever(held_s: float
 
 def test_a_replica_that_says_nothing_holds_nothing() -> None:
     assert asked(Server(1000, 1000, looks=False), VLLM_PRIORITY["training"])[1] == 10
+
+
+def test_an_answer_that_comes_during_the_look_is_not_kept_waiting() -> None:
+    """As one that fails then: its place would be taken, and nothing asked for."""
+    assert asked(Server(11, 0, look_s=3), VLLM_PRIORITY["training"]) == ("answered", 11)
 
 
 def test_users_requests_are_never_held() -> None:
