@@ -71,6 +71,8 @@ async def start(
         max_num_seqs=16,
         start_timeout_s=900,
         probe_tolerance=TOLERANCE if dtype == "float32" else None,
+        # What is left of a prompt whose first block was kept is added up in another order.
+        engine_args={"enable-prefix-caching": False},
     )
     store, log_path = logs / "weights", logs / f"{name}.log"
     point = MeetingPoint(store / "replicas", name) if hosts > 1 else None
