@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from learner_jax.contracts import WeightFile
@@ -103,8 +105,9 @@ class FolderShelf:
         verify_file(self.folder(version) / file.name, file)
 
     def empty(self, version: int) -> None:
-        for path in sorted(self.folder(version).iterdir(), key=lambda path: path.name != MANIFEST_NAME):
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # of the folder
+            for path in sorted(self.folder(version).iterdir(), key=lambda path: path.name != MANIFEST_NAME):
+                path.unlink(missing_ok=True)
 
     def remove(self, version: int) -> None:
         folder = self.folder(version)
@@ -113,8 +116,9 @@ class FolderShelf:
             return
         for name in (MANIFEST_NAME, ANCHOR_MANIFEST_NAME):
             (folder / name).unlink(missing_ok=True)
-        sync_path(folder)
-        shutil.rmtree(folder)
+        with suppress(FileNotFoundError):
+            sync_path(folder)
+        shutil.rmtree(folder, onerror=_unless_shared)
 
     def want(self, version: int, reason: bytes) -> None:
         folder = self.root / WANTED
@@ -134,3 +138,10 @@ class FolderShelf:
             reason = str(error).encode()
         path.unlink(missing_ok=True)
         return reason
+
+
+def _unless_shared(function: object, path: str, problem: tuple[type[BaseException], BaseException, object]) -> None:
+    """Another fleet may remove the same folder, and a late learner may still write there: the next turn has it gone."""
+    error = problem[1]
+    if not (isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTEMPTY)):
+        raise error

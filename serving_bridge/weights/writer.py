@@ -143,8 +143,8 @@ class VersionWriter:
         if content_sha256(entries) != manifest.content_sha256:
             raise WeightIntegrityError(f"the tensors given as an anchor of version {version} are not its weights")
         shelf = self._store.shelf
-        shelf.open(version)
-        with _space_for(tensors, version, self._store.address):
+        with _place_for(tensors, version, self._store.address):
+            shelf.open(version)
             file = shelf.replace_tensors(version, ANCHOR_NAME, tensors)
         anchor = WeightManifest(
             schema=MANIFEST_SCHEMA,
@@ -184,7 +184,7 @@ class VersionWriter:
         shelf = self._store.shelf
         shelf.open(version)
         try:
-            with _space_for(tensors, version, self._store.address):
+            with _place_for(tensors, version, self._store.address):
                 file = shelf.write_tensors(version, file_name, tensors)
                 format_: Literal["full", "sparse"] = "full" if base_version is None else "sparse"
                 manifest = WeightManifest(
@@ -225,10 +225,15 @@ class VersionWriter:
 
 
 @contextmanager
-def _space_for(tensors: Mapping[str, Tensor], version: int, root: str) -> Iterator[None]:
-    """Says of a full disk what to do about it."""
+def _place_for(tensors: Mapping[str, Tensor], version: int, root: str) -> Iterator[None]:
+    """Says of a full disk, and of a folder that somebody removed, what to do about it."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"version {version} in {root} was removed while it was written: newer versions were published meanwhile, "
+            f"and it looked like what a crash had left; let only one learner run"
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -213,6 +213,60 @@ def test_a_full_disk_says_so_and_leaves_nothing_visible(
     assert VersionWriter(store).publish(tensors().items(), step=0, golden=[]).version == 2
 
 
+@pytest.mark.parametrize("at", ["begin", "weights", "manifest"])
+def test_a_version_that_was_collected_while_it_was_written_is_a_clear_error(
+    store: WeightStore, monkeypatch: pytest.MonkeyPatch, at: str
+):
+    """A learner that stood still is told so when it goes on; the one that took over published meanwhile."""
+    late, others = VersionWriter(store), VersionWriter(store)
+    version = late.claim()
+
+    def take_over() -> None:
+        for step in (1, 2):
+            others.publish(tensors(step).items(), step=step, golden=[])
+        store.collect(keep=2)
+
+    if at == "begin":
+        take_over()
+    else:
+        name = {"weights": "write_tensors", "manifest": "write_last"}[at]
+        real = getattr(store.shelf, name)
+
+        def write(*arguments: object) -> object:
+            if arguments[0] == version:
+                take_over()
+            return real(*arguments)
+
+        monkeypatch.setattr(store.shelf, name, write)
+    with pytest.raises(StoreError, match=r"version 1 in .* was removed while it was written.*only one learner"):
+        late.publish(tensors().items(), step=0, golden=[], version=version)
+    assert store.versions() == [2, 3]
+
+
+@pytest.mark.parametrize("also", ["removes", "writes"])
+def test_a_folder_that_another_process_removes_or_writes_to_is_no_error(
+    store: WeightStore, monkeypatch: pytest.MonkeyPatch, also: str
+):
+    VersionWriter(store).publish(tensors().items(), step=0, golden=[])
+    folder, real, is_first = store.folder(1), os.rmdir, True
+
+    def rmdir(*arguments: object, **options: object) -> None:
+        nonlocal is_first
+        if is_first and also == "removes":
+            is_first = False
+            store.shelf.remove(1)
+        elif is_first:
+            is_first = False
+            (folder / "late").touch()
+        real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    store.shelf.remove(1)
+    assert (store.claimed(), store.versions()) == ([1] if also == "writes" else [], [])
+    store.shelf.remove(1)
+    assert store.claimed() == []
+
+
 def test_a_store_takes_one_run_only(store: WeightStore):
     VersionWriter(store).publish(tensors().items(), step=0, golden=[])
     with pytest.raises(StoreError, match=r"belongs to run 'run', expected 'other'; set store.weights"):
@@ -268,7 +322,7 @@ def test_collect_deletes_the_manifest_first(store: WeightStore, monkeypatch: pyt
         VersionWriter(store).publish([("a", np.ones(2, np.float32))], step=step, golden=[])
     seen = []
 
-    def look(folder: Path) -> None:
+    def look(folder: Path, **_: object) -> None:
         seen.append(sorted(path.name for path in folder.iterdir()))
 
     monkeypatch.setattr("serving_bridge.weights.folder_shelf.shutil.rmtree", look)
