@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tomli_w
 
 from serving_bridge.telemetry.metrics_log import read_metrics
@@ -98,8 +99,13 @@ def run_and_kill(directory: Path, victim: str, *overrides: str) -> list[dict[str
         try:
             wait_for(lambda: has_checkpoint(run) or job.poll() is not None, timeout_s=480, what="a checkpoint")
             assert job.poll() is None, log.read_text()
-            (found,) = (pid for pid, c in processes_of(run).items() if victim in c and "guard.py" not in c)
-            os.kill(found, signal.SIGKILL)
+            found = {
+                pid for pid, command in processes_of(run).items() if victim in command and "guard.py" not in command
+            }
+            (first,) = (
+                pid for pid in found if psutil.Process(pid).ppid() not in found
+            )  # vLLM's server forks its engine
+            os.kill(first, signal.SIGKILL)
             assert job.wait(timeout=480) == 0, log.read_text()
         finally:
             job.kill()

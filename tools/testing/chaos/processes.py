@@ -47,8 +47,15 @@ def processes(folder: Path) -> list[Process]:
             command = " ".join(process.cmdline())
             roles = [role for part, role in _ROLES if part in command]
             guards = roles[1] if roles[:1] == ["guard"] and len(roles) > 1 else None
-            found.append(Process(process.pid, roles[0] if roles else "other", guards))
+            role = roles[0] if roles else "other"
+            found.append(Process(process.pid, "core" if role == "engine" and _is_forked(process) else role, guards))
     return found
+
+
+def _is_forked(process: psutil.Process) -> bool:
+    """Whether it has the command line of its parent, as vLLM's engine core has where its server forks it."""
+    parent = process.parent()
+    return parent is not None and parent.cmdline() == process.cmdline()
 
 
 def send(pids: list[int], number: int) -> None:

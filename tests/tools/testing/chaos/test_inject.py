@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tools.testing.chaos import damage
+from tools.testing.chaos import damage, processes
 from tools.testing.chaos.prepare import CONFIG
 
 
@@ -47,3 +51,22 @@ def test_the_way_back_is_read_from_the_refusal() -> None:
     assert refusal == text
     assert damage.way_back(text) == (6, "mv /r/9 /r/9.damaged")
     assert damage.refusal(text, Path("/r/8")) is None
+
+
+def test_an_engine_that_its_server_forked_is_no_second_server(tmp_path: Path) -> None:
+    """vLLM's engine core has its server's command line then, and faults are meant for one of the two."""
+    script = "import os, sys, time; child = os.fork(); print(child, flush=True) if child else None; time.sleep(60)"
+    server = subprocess.Popen(
+        [sys.executable, "-c", script, "vllm.entrypoints.openai.api_server"],
+        env=os.environ | {processes.MARK: str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None
+    core = int(server.stdout.readline())
+    try:
+        assert (processes.pids_of(tmp_path, "engine"), processes.pids_of(tmp_path, "core")) == ([server.pid], [core])
+    finally:
+        processes.send([core, server.pid], signal.SIGKILL)
+        server.wait(10)
+        server.stdout.close()
