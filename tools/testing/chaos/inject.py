@@ -12,12 +12,14 @@ import signal
 import subprocess
 import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from configs.schema import Config
 from learner_jax.runtime import Waits, WaitTimeoutError, WeirError, write_whole
+from serving_bridge.database import DiskFullError
 from serving_bridge.processes import python_module, with_own_packages
 from serving_bridge.queue import TrajectoryQueue
 from tools.assembly import RunPaths, build_keys, build_queue, build_registry, run_paths
@@ -330,10 +332,11 @@ async def _zombie(site: Site, fault: Fault) -> None:
 async def _redeliver(site: Site, fault: Fault) -> None:
     deadline = asyncio.get_running_loop().time() + fault.lasts_s
     while True:
-        site.groups[:] = deliveries.seen(site.open_queue, site.groups)
-        new = deliveries.deliver_again(site.open_queue, site.groups, site.draws)
-        if new:
-            raise ChaosError(f"the queue took {new} groups a second time")
+        with suppress(DiskFullError):  # by another fault at the same time
+            site.groups[:] = deliveries.seen(site.open_queue, site.groups)
+            new = deliveries.deliver_again(site.open_queue, site.groups, site.draws)
+            if new:
+                raise ChaosError(f"the queue took {new} groups a second time")
         if asyncio.get_running_loop().time() >= deadline:
             return
         await asyncio.sleep(0.2)

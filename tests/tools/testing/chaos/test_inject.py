@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
@@ -11,10 +12,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tools.testing.chaos import damage, processes
+from serving_bridge.database import DiskFullError
+from tests.support.rollout_world import virtually
+from tools.testing.chaos import damage, deliveries, processes
+from tools.testing.chaos.inject import _redeliver
 from tools.testing.chaos.prepare import CONFIG
 
 
@@ -70,3 +75,20 @@ def test_an_engine_that_its_server_forked_is_no_second_server(tmp_path: Path) ->
         processes.send([core, server.pid], signal.SIGKILL)
         server.wait(10)
         server.stdout.close()
+
+
+def test_groups_are_delivered_again_once_the_disk_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults come together, and this one asks the queue itself."""
+    times = []
+
+    def deliver_again(*_: object) -> int:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 1:
+            raise DiskFullError("full")
+        return 0
+
+    monkeypatch.setattr(deliveries, "seen", lambda open_queue, groups: groups)
+    monkeypatch.setattr(deliveries, "deliver_again", deliver_again)
+    site = SimpleNamespace(groups=[], open_queue=None, draws=random.Random(0))
+    virtually(_redeliver(site, SimpleNamespace(lasts_s=0.3)))  # type: ignore[arg-type]
+    assert len(times) == 3
