@@ -109,6 +109,7 @@ def run_and_kill(directory: Path, victim: str, *overrides: str) -> list[dict[str
             assert job.wait(timeout=480) == 0, log.read_text()
         finally:
             job.kill()
+            job.wait(30)
     wait_for(lambda: not processes_of(run), timeout_s=30, what="the end of all processes")
     return read_metrics(run / "metrics.jsonl")
 
